@@ -1,0 +1,404 @@
+"""What a row of preference data is, what is wrong with it, and the receipt that counts both.
+
+Every source, real or synthetic, yields ``Record``; ``check`` applies the rules that hold for all
+of them; ``Receipt`` says how many rows came in, how many were kept, and what became of the rest.
+
+Rows that a training run can do without are dropped and counted: empty or identical responses,
+exact duplicates, tied or single scores. What would make the numbers wrong stops the run: scores
+that are not finite, one id used for two texts, unpaired labels of one class only.
+"""
+
+import hashlib
+import json
+import math
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from alignjax.errors import UserError
+
+IDS_KEPT = 3  # how many ids a receipt remembers per reason
+
+
+class DataError(UserError):
+    """A data file, or a row of it, that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a dialogue. ``role`` is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+Prompt = str | tuple[Message, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One prompt with K responses, as text.
+
+    Pairs have K = 2 with ``responses[0]`` chosen and ``responses[1]`` rejected; lists have K = n
+    and ``scores``; unpaired rows K = 1 and ``desirable``; supervised rows K = 1 and neither. For a
+    conversational prompt the responses are contents of the assistant's next message.
+    """
+
+    id: str
+    prompt: Prompt
+    responses: tuple[str, ...]
+    scores: tuple[tuple[float, ...], ...] = ()  # K tuples of M floats, larger is better; or ()
+    objectives: tuple[str, ...] = ()  # the names of the M scores
+    desirable: tuple[bool, ...] = ()  # K labels, or ()
+    domain: str = ""
+    origin: str = ""  # "file:line" for messages; "" where the row is not from a file
+
+
+@dataclass
+class Receipt:
+    """Where the rows of a dataset went.
+
+    ``rows_in`` is counted where rows are read (a source adds one per row), ``kept`` where they are
+    written (``prepare``), and ``held_out`` by ``split_by_prompt``. The three are counted apart on
+    purpose: ``unaccounted`` is what they do not explain, and ``prepare.enforce`` refuses it.
+    """
+
+    rows_in: int = 0
+    kept: int = 0
+    held_out: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)  # reason -> rows
+    warned: dict[str, int] = field(default_factory=dict)  # reason -> rows kept in spite of it
+    ids: dict[str, list[str]] = field(default_factory=dict)  # reason -> first ids
+    labels: dict[str, int] = field(default_factory=dict)  # desirable/undesirable responses
+
+    def drop(self, reason: str, id: str) -> None:
+        """Counts one row that will not be used."""
+        self._count(self.dropped, reason, id)
+
+    def warn(self, reason: str, id: str) -> None:
+        """Counts one row that is used although something about it is noteworthy."""
+        self._count(self.warned, reason, id)
+
+    def _count(self, counts: dict[str, int], reason: str, id: str) -> None:
+        counts[reason] = counts.get(reason, 0) + 1
+        first = self.ids.setdefault(reason, [])
+        if len(first) < IDS_KEPT:
+            first.append(id)
+
+    @property
+    def dropped_total(self) -> int:
+        return sum(self.dropped.values())
+
+    @property
+    def unaccounted(self) -> int:
+        """Rows that were read and neither kept, nor held out, nor dropped with a reason."""
+        return self.rows_in - self.kept - self.held_out - self.dropped_total
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types, in a stable order."""
+        return {
+            "rows_in": self.rows_in,
+            "kept": self.kept,
+            "held_out": self.held_out,
+            "dropped": dict(sorted(self.dropped.items())),
+            "warned": dict(sorted(self.warned.items())),
+            "ids": {reason: list(ids) for reason, ids in sorted(self.ids.items())},
+            "labels": dict(sorted(self.labels.items())),
+        }
+
+    @classmethod
+    def from_dict(cls, counts: dict[str, Any]) -> "Receipt":
+        receipt = cls()
+        receipt.restore(counts)
+        return receipt
+
+    def restore(self, counts: dict[str, Any]) -> None:
+        """Overwrites every count with those of ``as_dict``."""
+        fresh = Receipt(
+            rows_in=int(counts["rows_in"]),
+            kept=int(counts["kept"]),
+            held_out=int(counts["held_out"]),
+            dropped=dict(counts["dropped"]),
+            warned=dict(counts["warned"]),
+            ids={reason: list(ids) for reason, ids in counts["ids"].items()},
+            labels=dict(counts["labels"]),
+        )
+        self.__dict__.update(fresh.__dict__)
+
+    def merge(self, other: "Receipt") -> None:
+        """Adds the counts of another receipt, e.g. of a second file or process."""
+        self.rows_in += other.rows_in
+        self.kept += other.kept
+        self.held_out += other.held_out
+        for mine, theirs in (
+            (self.dropped, other.dropped),
+            (self.warned, other.warned),
+            (self.labels, other.labels),
+        ):
+            for reason, count in theirs.items():
+                mine[reason] = mine.get(reason, 0) + count
+        for reason, ids in other.ids.items():
+            self.ids[reason] = (self.ids.get(reason, []) + ids)[:IDS_KEPT]
+
+    def render(self) -> str:
+        """A small table: counts, share of the rows read, and the first ids of each reason."""
+        rows = [("rows read", self.rows_in, ""), ("kept", self.kept, "")]
+        if self.held_out:
+            rows.append(("held out", self.held_out, ""))
+        if self.unaccounted:
+            rows.append(("UNACCOUNTED", self.unaccounted, ""))
+        for verb, counts in (("dropped", self.dropped), ("noted", self.warned)):
+            for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+                ids = self.ids.get(reason, [])
+                more = ", ..." if count > len(ids) else ""
+                rows.append((f"  {verb} {reason}", count, ", ".join(ids) + more))
+        width = max(len(name) for name, _, _ in rows)
+        digits = max(len(f"{count:,}") for _, count, _ in rows)
+        total = max(self.rows_in, 1)
+        lines = [
+            f"{name:<{width}}  {count:>{digits},}  {100 * count / total:6.2f}%  {ids}".rstrip()
+            for name, count, ids in rows
+        ]
+        good, bad = self.labels.get("desirable", 0), self.labels.get("undesirable", 0)
+        if good and bad:
+            rarer = "undesirable" if bad < good else "desirable"
+            ratio = max(good, bad) / min(good, bad)
+            lines.append(
+                f"labels: {good:,} desirable, {bad:,} undesirable ({ratio:.1f} to 1); "
+                f"a weight of {ratio:.2f} on the {rarer} ones balances them"
+            )
+        return "\n".join(lines)
+
+
+def check(records: Iterable[Record], receipt: Receipt) -> Iterator[Record]:
+    """Applies the rules common to every source; yields what is fit for training, in order.
+
+    Dropped and counted: ``empty_prompt``, ``empty_response``, ``identical_pair``, ``duplicate``
+    (same prompt, responses, scores, labels and domain as an earlier row), ``single_response`` and
+    ``tied_scores`` (scored lists that rank nothing). In scored lists, single responses that are
+    empty or repeat an earlier one are removed, and the row counted under
+    ``removed_empty_responses`` or ``removed_repeated_responses``. ``contradiction`` (A preferred
+    to B and B to A, or one response with both labels, in one domain) is counted for both rows,
+    which are kept.
+
+    Memory: about 100 bytes per row (digests), no text.
+
+    Raises:
+      DataError: a score that is not finite, scores or labels that do not fit the responses, one
+        id with two texts, or (at the end) unpaired labels of one class only.
+    """
+    seen_rows: set[bytes] = set()
+    seen_ids: dict[str, tuple[bytes, str]] = {}
+    preferred: dict[bytes, tuple[bytes, str]] = {}
+    for record in records:
+        _check_shape(record)
+        identity = _digest(_prompt_key(record.prompt), record.responses)
+        if record.id in seen_ids and seen_ids[record.id][0] != identity:
+            raise DataError(
+                f"duplicate id {record.id!r} with different text at {seen_ids[record.id][1]} and "
+                f"{_where(record)}"
+            )
+        seen_ids.setdefault(record.id, (identity, _where(record)))
+
+        kept, reason = _usable(record, receipt)
+        if kept is None:
+            receipt.drop(reason, record.id)
+            continue
+        row = _digest(identity, kept.scores, kept.objectives, kept.desirable, kept.domain)
+        if row in seen_rows:
+            receipt.drop("duplicate", record.id)
+            continue
+        seen_rows.add(row)
+        _note_contradiction(kept, preferred, receipt)
+        for label in kept.desirable:
+            name = "desirable" if label else "undesirable"
+            receipt.labels[name] = receipt.labels.get(name, 0) + 1
+        yield kept
+    if len(receipt.labels) == 1:
+        ((name, count),) = receipt.labels.items()
+        raise DataError(
+            f"all {count} labelled responses are {name}: unpaired data need both classes"
+        )
+
+
+def _where(record: Record) -> str:
+    return record.origin or f"row {record.id!r}"
+
+
+def _check_shape(record: Record) -> None:
+    """Raises DataError where scores or labels do not belong to the responses."""
+    size = len(record.responses)
+    if record.scores and len(record.scores) != size:
+        raise DataError(f"{_where(record)}: {len(record.scores)} scores for {size} responses")
+    if record.desirable and len(record.desirable) != size:
+        raise DataError(f"{_where(record)}: {len(record.desirable)} labels for {size} responses")
+    for index, scores in enumerate(record.scores):
+        if len(scores) != len(record.objectives):
+            raise DataError(
+                f"{_where(record)}: response {index} has {len(scores)} scores for the objectives "
+                f"{', '.join(record.objectives) or '(none named)'}"
+            )
+        for name, score in zip(record.objectives, scores, strict=True):
+            if not math.isfinite(score):
+                raise DataError(
+                    f"{_where(record)}: score {name!r} of response {index} is {score}, "
+                    "expected a finite number"
+                )
+
+
+def _usable(record: Record, receipt: Receipt) -> tuple[Record | None, str]:
+    """The record to keep, or None and the reason to drop it."""
+    empty_turns = isinstance(record.prompt, tuple) and not record.prompt
+    if empty_turns or (isinstance(record.prompt, str) and not record.prompt.strip()):
+        return None, "empty_prompt"
+    if record.scores:
+        return _usable_list(record, receipt)
+    if not record.responses or any(not text.strip() for text in record.responses):
+        return None, "empty_response"
+    if len(record.responses) > 1 and len(set(record.responses)) < len(record.responses):
+        return None, "identical_pair"
+    return record, ""
+
+
+def _usable_list(record: Record, receipt: Receipt) -> tuple[Record | None, str]:
+    """As ``_usable`` for scored lists, which can lose single responses and stay lists."""
+    keep, empty, repeated = [], False, False
+    seen: set[str] = set()
+    for index, text in enumerate(record.responses):
+        if not text.strip():
+            empty = True
+        elif text in seen:
+            repeated = True
+        else:
+            seen.add(text)
+            keep.append(index)
+    if not keep:
+        return None, "empty_response"
+    if len(keep) == 1:
+        return None, "identical_pair" if repeated else "single_response"
+    if len({record.scores[index] for index in keep}) == 1:
+        return None, "tied_scores"
+    if empty:
+        receipt.warn("removed_empty_responses", record.id)
+    if repeated:
+        receipt.warn("removed_repeated_responses", record.id)
+    return (take_responses(record, keep) if empty or repeated else record), ""
+
+
+def take_responses(record: Record, index: Sequence[int]) -> Record:
+    """The record with the responses ``index``, in that order, and what belongs to them."""
+    return replace(
+        record,
+        responses=tuple(record.responses[i] for i in index),
+        scores=tuple(record.scores[i] for i in index) if record.scores else (),
+        desirable=tuple(record.desirable[i] for i in index) if record.desirable else (),
+    )
+
+
+def _note_contradiction(
+    record: Record, preferred: dict[bytes, tuple[bytes, str]], receipt: Receipt
+) -> None:
+    """Counts two rows of one domain that say the opposite of each other."""
+    if record.desirable and len(record.responses) == 1:
+        verdict = _digest(record.desirable)
+    elif len(record.responses) == 2 and not record.scores:
+        verdict = _digest(record.responses)
+    else:
+        return
+    question = _digest(_prompt_key(record.prompt), sorted(record.responses), record.domain)
+    first = preferred.setdefault(question, (verdict, record.id))
+    if first[0] != verdict:
+        receipt.warn("contradiction", first[1])
+        receipt.warn("contradiction", record.id)
+
+
+def _prompt_key(prompt: Prompt) -> Any:
+    return prompt if isinstance(prompt, str) else [[turn.role, turn.content] for turn in prompt]
+
+
+def _digest(*parts: Any) -> bytes:
+    text = json.dumps([p.hex() if isinstance(p, bytes) else p for p in parts])
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def prompt_digest(prompt: Prompt) -> str:
+    """Hex digest of a prompt up to case, white space and Unicode compatibility forms.
+
+    Two rows with one digest count as the same prompt when data are split or compared.
+    """
+    turns = [prompt] if isinstance(prompt, str) else [f"{t.role}\n{t.content}" for t in prompt]
+    plain = [" ".join(unicodedata.normalize("NFKC", turn).casefold().split()) for turn in turns]
+    return _digest(plain).hex()
+
+
+def split_by_prompt(
+    records: Iterable[Record],
+    *,
+    seed: int,
+    eval_fraction: float = 0.0,
+    eval_size: int = 0,
+    receipt: Receipt | None = None,
+) -> tuple[list[Record], list[Record]]:
+    """Splits into (train, eval) so that no prompt, up to ``prompt_digest``, is on both sides.
+
+    With ``eval_fraction`` a prompt is held out when the hash of (seed, its digest), read as a
+    number in [0, 1), is below the fraction: the side of a row never changes when rows are added.
+    With ``eval_size`` the prompts of smallest hash are held out until at least that many rows
+    are; an appended row may then displace the last of them.
+
+    Args:
+      records: checked records.
+      seed: which of the possible splits.
+      eval_fraction: expected share of the prompts to hold out, in [0, 1).
+      eval_size: rows to hold out; set exactly one of the two. The prompt that crosses it is
+        held out whole.
+      receipt: counts the held-out rows, if given.
+
+    Raises:
+      DataError: both or none of the two given, out of range, or nothing left to train on.
+    """
+    if (eval_fraction > 0) == (eval_size > 0):
+        raise DataError("split: set exactly one of eval_fraction and eval_size above 0")
+    if not 0 <= eval_fraction < 1 or eval_size < 0:
+        raise DataError(
+            f"split: eval_fraction is {eval_fraction}, expected [0, 1); eval_size is {eval_size}"
+        )
+    records = list(records)
+    ranks = [_rank(seed, prompt_digest(record.prompt)) for record in records]
+    threshold = eval_fraction
+    if eval_size:
+        if eval_size >= len(records):
+            raise DataError(f"split: eval_size is {eval_size}, but there are {len(records)} rows")
+        threshold = math.nextafter(sorted(ranks)[eval_size - 1], 2.0)
+    train = [record for record, rank in zip(records, ranks, strict=True) if rank >= threshold]
+    held_out = [record for record, rank in zip(records, ranks, strict=True) if rank < threshold]
+    if not train:
+        raise DataError(f"split: all {len(records)} rows were held out, nothing left to train on")
+    if receipt is not None:
+        receipt.held_out += len(held_out)
+    return train, held_out
+
+
+def _rank(seed: int, digest: str) -> float:
+    return int.from_bytes(_digest(seed, digest)[:6], "big") / 2**48
+
+
+def check_no_overlap(train: Iterable[Record], held_out: Iterable[Record]) -> None:
+    """Refuses evaluation rows whose prompt is also trained on.
+
+    Raises:
+      DataError: with the number of such rows and the first ids.
+    """
+    trained = {prompt_digest(record.prompt) for record in train}
+    shared, total = [], 0
+    for record in held_out:
+        total += 1
+        if prompt_digest(record.prompt) in trained:
+            shared.append(record.id)
+    if shared:
+        first = ", ".join(shared[:IDS_KEPT]) + (", ..." if len(shared) > IDS_KEPT else "")
+        raise DataError(
+            f"{len(shared)} of {total} evaluation rows have a prompt that is also in the training "
+            f"data ({first})"
+        )
