@@ -1,0 +1,35 @@
+"""The errors a user can cause, each with the exit code the program ends with.
+
+0 done; 2 bad configuration or input; 3 bad checkpoint; 4 numerical stop; 128 + signal after a
+save asked for by a signal (130 Ctrl-C, 143 SIGTERM). The message is one line that names the file,
+line or field, what was wanted and what was found.
+"""
+
+
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad configuration or bad input."""
+
+    exit_code = 2
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be read, or that belongs to another run."""
+
+    exit_code = 3
+
+
+class NumericalError(UserError):
+    """Training stopped because losses or gradients kept being non-finite."""
+
+    exit_code = 4
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'beta'?)`` for the closest known name, or an empty string."""
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

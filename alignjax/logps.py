@@ -1,0 +1,74 @@
+"""Response log-probabilities: the only place where tokens become nats.
+
+The prompt runs once per batch row, whatever K is; the projection to the vocabulary runs over a
+few response positions at a time and is recomputed in the backward pass, so that no
+``[tokens, vocab]`` array of the whole batch ever exists.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from alignjax.models.config import ModelConfig
+from alignjax.models.transformer import Transformer, unembedding
+from alignjax.types import Array, Batch, Params
+
+
+def response_logps(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
+    """Summed log-probability of every response, ``log pi(response | prompt)``.
+
+    Args:
+      params: the network's parameters.
+      batch: B prompts with K responses each.
+      config: the network's shape; ``logits_chunk`` positions are projected at a time.
+
+    Returns:
+      ``[B, K]`` float32 nats; 0 for absent responses (length 0).
+    """
+    return token_logps(params, batch, config=config).sum(axis=-1)
+
+
+def token_logps(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
+    """Log-probability of every response token.
+
+    Returns:
+      ``[B, K, R]`` float32 nats; 0 at padding.
+    """
+    hidden = Transformer(config).apply(
+        {"params": params}, batch.prompt, batch.prompt_length, batch.response
+    )
+    # Padding may hold any id, also one outside the vocabulary: it is scored as id 0 and masked.
+    mask = jnp.arange(batch.response.shape[-1]) < batch.response_length[..., None]
+    target = jnp.where(mask, batch.response, 0)
+    logps = chunked_logps(
+        hidden, unembedding(params, config).astype(hidden.dtype), target, config.logits_chunk
+    )
+    return jnp.where(mask, logps, 0.0)
+
+
+def chunked_logps(hidden: Array, table: Array, target: Array, chunk: int) -> Array:
+    """``log softmax(hidden @ table.T)[target]`` without the whole ``[..., vocab]`` array.
+
+    Args:
+      hidden: ``[B, K, R, width]``.
+      table: ``[vocab, width]``.
+      target: ``[B, K, R]`` int32.
+      chunk: positions along R per step; the largest divisor of R up to it is used.
+
+    Returns:
+      ``[B, K, R]`` float32 nats.
+    """
+    b, k, r, width = hidden.shape
+    size = next(c for c in range(min(chunk, r), 0, -1) if r % c == 0)
+
+    @jax.checkpoint  # the logits of a chunk are cheaper to recompute than to keep
+    def one(hidden: Array, target: Array) -> Array:
+        logits = jnp.einsum("bkrd,vd->bkrv", hidden, table, preferred_element_type=jnp.float32)
+        chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    if size == r:
+        return one(hidden, target)
+    split_hidden = jnp.moveaxis(hidden.reshape(b, k, r // size, size, width), 2, 0)
+    split_target = jnp.moveaxis(target.reshape(b, k, r // size, size), 2, 0)
+    _, out = jax.lax.scan(lambda _, x: (None, one(*x)), None, (split_hidden, split_target))
+    return jnp.moveaxis(out, 0, 2).reshape(b, k, r)

@@ -1,0 +1,103 @@
+"""Where arrays live: one mesh, one table of rules, written once.
+
+The mesh has three axes, any of size 1: ``data`` (copies of the model), ``fsdp`` (parameters,
+optimizer state and batch rows split alike) and ``tensor`` (heads, feed-forward and vocabulary
+split). A rule names parameters by path; optimizer moments mirror the parameters' paths and so
+follow the same rules.
+"""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from alignjax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = P(("data", "fsdp"))  # how a batch is split over the mesh
+
+RULES: tuple[tuple[str, P], ...] = (
+    (r"embed/embedding$|(^|/)head$", P("tensor", "fsdp")),
+    (r"layers/(q|k|v|gate|up)/kernel$", P(None, "fsdp", "tensor")),
+    (r"layers/(o|down)/kernel$", P(None, "tensor", "fsdp")),
+    (r"layers/(q|k|v)/bias$", P(None, "tensor")),
+    (r"", P()),  # norms, counters, keys: everywhere
+)
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = None) -> Mesh:
+    """A ``(data, fsdp, tensor)`` mesh over the first ``data * fsdp * tensor`` devices.
+
+    Raises:
+      UserError: there are fewer devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    wanted = data * fsdp * tensor
+    if wanted > len(devices):
+        raise UserError(
+            f"mesh: data={data} x fsdp={fsdp} x tensor={tensor} wants {wanted} devices, "
+            f"found {len(devices)} ({devices[0].platform})"
+        )
+    # Auto axes: explicit ones, the library's new default, reject a plain embedding gather.
+    return jax.make_mesh(
+        (data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:wanted]
+    )
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """``layers/q/kernel`` for a key path of `jax.tree_util`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def shard_tree(tree: Any, mesh: Mesh) -> Any:
+    """The sharding of every leaf of a tree of arrays (or of their shapes), by `RULES`.
+
+    Raises:
+      UserError: a dimension does not divide by the mesh axes that split it.
+    """
+
+    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+        for size, axis in zip(leaf.shape, spec, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                raise UserError(
+                    f"mesh.{axis}={mesh.shape[axis]} does not divide {size}, a dimension of "
+                    f"{name} {tuple(leaf.shape)}"
+                )
+        return NamedSharding(mesh, spec if leaf.ndim else P())
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def abstract(tree: Any, sharding: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree: what a checkpoint is restored into."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, sharding
+    )
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """How every field of a batch is split: by rows over ``data`` and ``fsdp``."""
+    return NamedSharding(mesh, ROWS)
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split; batch sizes are multiples of it."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def put_rows(batch: Any, mesh: Mesh) -> Any:
+    """Host arrays with a leading row axis -> arrays on the mesh, split by rows.
+
+    Every process passes the global batch and keeps the rows of its own devices.
+    """
+    sharding = row_sharding(mesh)
+
+    def put(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, batch)

@@ -1,0 +1,167 @@
+"""One optimizer step and one evaluation step. They receive the objective; they import none.
+
+The order of `train_step` is the order of the mathematics: draw responses, score them under the
+reference (unless cached) and the policy, differentiate the weighted loss, update. Averages are
+carried as numerator and denominator in float32, so splitting a batch into micro-batches changes
+nothing but rounding.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from alignjax.types import Array, Batch, Logps, Loss, Metrics, Params, Select, TrainState
+
+Apply = Callable[[Params, Batch], Array]  # -> [B, K] response log-probabilities, nats
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
+    """A state at step 0."""
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(
+        step=zero,
+        params=params,
+        opt_state=optimizer.init(params),
+        key=key,
+        skipped=zero,
+        skipped_total=zero,
+    )
+
+
+def resolve(function: Callable[..., Any], step: Array) -> Callable[..., Any]:
+    """Replaces the schedules among a partial's keywords by their value at ``step``.
+
+    A keyword whose value is callable is taken for a schedule, ``step -> value``; a loss never
+    sees one.
+    """
+    if not isinstance(function, functools.partial):
+        return function
+    keywords = {k: v(step) if callable(v) else v for k, v in function.keywords.items()}
+    return functools.partial(function.func, *function.args, **keywords)
+
+
+def score(
+    params: Params, ref_params: Params | None, batch: Batch, *, apply: Apply
+) -> Logps:
+    """Log-probabilities under policy and reference; the cache wins over the reference's weights."""
+    reference = batch.ref_logps
+    if reference is None and ref_params is not None:
+        reference = apply(ref_params, batch)
+    if reference is not None:
+        reference = jax.lax.stop_gradient(reference)
+    return Logps(policy=apply(params, batch), reference=reference, length=batch.response_length)
+
+
+def weighted_sums(loss: Array, metrics: Metrics, weight: Array) -> tuple[Array, Metrics]:
+    """``sum_b weight_b x_b`` of the losses and of every metric, in float32.
+
+    Rows of weight 0 are left out by selection, so that whatever they hold changes nothing.
+    """
+
+    def total(x: Array) -> Array:
+        return jnp.sum(jnp.where(weight > 0, x.astype(jnp.float32) * weight, 0.0))
+
+    return total(loss), {name: total(x) for name, x in metrics.items()}
+
+
+def train_step(
+    state: TrainState,
+    ref_params: Params | None,
+    batch: Batch,
+    *,
+    apply: Apply,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    select: Select | None = None,
+    accumulate: int = 1,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One optimizer step.
+
+    Args:
+      state: the network being trained. Donate it.
+      ref_params: the frozen reference, or None when its log-probabilities come with the batch or
+        the loss uses none. Never donated.
+      batch: B prompts; B is a multiple of ``accumulate``.
+      apply: ``(params, batch) -> [B, K]`` response log-probabilities.
+      optimizer: an optax transformation.
+      loss: the objective, with hyperparameters bound; bound schedules are resolved here.
+      select: draws responses before the forward pass, with a key that depends on the step.
+      accumulate: micro-batches whose gradients are added up; exact for weighted means.
+
+    Returns:
+      The new state and scalars: ``loss``, ``grad_norm``, ``num_tokens`` (response tokens scored),
+      ``weight`` (rows that count), ``skipped`` (1 if the step was not finite) and the averages of
+      the objective's metrics. A step whose loss or gradient is not finite leaves parameters and
+      optimizer state as they were, bit for bit.
+    """
+    loss = resolve(loss, state.step)
+    if select is not None:
+        batch = resolve(select, state.step)(jax.random.fold_in(state.key, state.step), batch)
+
+    def objective(params: Params, part: Batch) -> tuple[Array, Metrics]:
+        losses, metrics = loss(score(params, ref_params, part, apply=apply), part)
+        return weighted_sums(losses, metrics, part.weight)
+
+    (total, metrics), grads = _accumulated(objective, state.params, batch, accumulate)
+    weight = batch.weight.sum()
+    grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9), grads)
+    norm = optax.global_norm(grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    finite = jnp.isfinite(total) & jnp.isfinite(norm)
+    # Selection, never multiplication by 0: 0 x NaN would write NaN into the weights.
+    keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+    bad = jnp.where(finite, 0, 1).astype(jnp.int32)
+    state = state.replace(
+        step=state.step + 1,
+        params=keep(params, state.params),
+        opt_state=keep(opt_state, state.opt_state),
+        skipped=jnp.where(finite, 0, state.skipped + 1),
+        skipped_total=state.skipped_total + bad,
+    )
+    averages = {name: x / jnp.maximum(weight, 1e-9) for name, x in metrics.items()}
+    tokens = jnp.sum(jnp.where(batch.weight[:, None] > 0, batch.response_length, 0))
+    return state, {
+        "loss": total / jnp.maximum(weight, 1e-9),
+        "grad_norm": norm,
+        "num_tokens": tokens,
+        "weight": weight,
+        "skipped": bad,
+        **averages,
+    }
+
+
+def _accumulated(
+    objective: Callable[[Params, Batch], tuple[Array, Metrics]],
+    params: Params,
+    batch: Batch,
+    parts: int,
+) -> tuple[tuple[Array, Metrics], Params]:
+    """Sums of losses, metrics and float32 gradients over ``parts`` micro-batches."""
+    gradient = jax.value_and_grad(objective, has_aux=True)
+    if parts == 1:
+        return gradient(params, batch)
+    # Row i goes to micro-batch i % parts: every device keeps the rows it holds.
+    split = jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1), batch
+    )
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], split))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, "float32")), shapes)
+
+    def body(carry: Any, part: Batch) -> tuple[Any, None]:
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), carry, gradient(params, part)), None
+
+    return jax.lax.scan(body, zeros, split)[0]
+
+
+def eval_step(
+    params: Params, ref_params: Params | None, batch: Batch, *, apply: Apply
+) -> tuple[Array, Array | None]:
+    """Policy and reference log-probabilities of all K responses, ``[B, K]`` nats each."""
+    logps = score(params, ref_params, batch, apply=apply)
+    return logps.policy, logps.reference
