@@ -1,0 +1,94 @@
+"""Direct Preference Optimization: preference pairs, without a reward model."""
+
+import jax
+
+from alignjax.types import Array, Batch, Logps, Metrics
+
+
+def loss(
+    logps: Logps, batch: Batch, *, beta: float = 0.1, label_smoothing: float = 0.0
+) -> tuple[Array, Metrics]:
+    """Fits the implicit reward to pairs by Bradley-Terry maximum likelihood.
+
+    Eq. 7, with the smoothing e of cDPO, Eq. 3::
+
+        loss = -(1 - e) log sigma(beta (T_w - T_l)) - e log sigma(-beta (T_w - T_l))
+
+    ================================  ======================================
+    paper                             code
+    ================================  ======================================
+    T = log pi_theta / pi_ref         ``logps.log_ratio``
+    y_w, y_l                          response 0 (chosen), 1 (rejected)
+    beta                              ``beta``
+    e                                 ``label_smoothing``
+    ================================  ======================================
+
+    Args:
+      logps: ``[B, 2]`` nats.
+      batch: not read: which response was chosen is its index.
+      beta: KL strength, reward per nat; > 0.
+      label_smoothing: probability that a label is wrong, in [0, 0.5).
+
+    Returns:
+      ``[B]`` losses in nats, log 2 where policy equals reference; `pair_metrics`.
+
+    Raises:
+      ValueError: K is not 2 (set ``select`` in the config), or there is no reference
+        (``reference.mode``).
+
+    Differs from the paper: no; label_smoothing=0 is Eq. 7.
+    From the authors' code: no; "ipo" and "reference_free" there are other objectives here.
+
+    >>> from alignjax.types import loss_inputs
+    >>> logps, batch = loss_inputs(policy=[[-4.0, -9.0]], reference=[[-5.0, -6.0]])
+    >>> losses, metrics = loss(logps, batch, beta=0.5)
+    >>> print(f"{losses[0]:.4f} {metrics['rewards/margins'][0]:.1f}")
+    0.1269 2.0
+
+    Reference: Rafailov et al., Direct Preference Optimization: Your Language Model is Secretly a
+    Reward Model, arXiv 2305.18290; code eric-mitchell/direct-preference-optimization@f8b8c0f.
+    """
+    check_pairs(logps, "dpo.loss")
+    reward = beta * logps.log_ratio
+    margin = reward[:, 0] - reward[:, 1]
+    losses = -(1 - label_smoothing) * jax.nn.log_sigmoid(
+        margin
+    ) - label_smoothing * jax.nn.log_sigmoid(-margin)
+    return losses, pair_metrics(reward, logps.policy)
+
+
+def check_pairs(logps: Logps, objective: str) -> None:
+    """Refuses batches that do not hold pairs.
+
+    Raises:
+      ValueError: K is not 2.
+    """
+    k = logps.policy.shape[1]
+    if k != 2:
+        raise ValueError(
+            f"{objective} compares 2 responses per prompt and the batch holds K={k}: set `select` "
+            "in the config to one that leaves a pair (such as hps.select), or use an objective "
+            "for lists (such as plackett_luce.loss) or for single responses (such as sft.loss)"
+        )
+
+
+def pair_metrics(reward: Array, policy: Array) -> Metrics:
+    """The metrics of a pair objective, under TRL's names.
+
+    Args:
+      reward: ``[B, 2]`` implicit rewards of the chosen and the rejected response.
+      policy: ``[B, 2]`` their log-probabilities under the policy, nats.
+
+    Returns:
+      Six entries ``[B]``. ``rewards/accuracies`` is 1 where the chosen response has the larger
+      reward, else 0: a tie counts as wrong.
+    """
+    margin = reward[:, 0] - reward[:, 1]
+    return {
+        "rewards/chosen": reward[:, 0],
+        "rewards/rejected": reward[:, 1],
+        "rewards/margins": margin,
+        "rewards/accuracies": (margin > 0).astype(reward.dtype),
+        "logps/chosen": policy[:, 0],
+        "logps/rejected": policy[:, 1],
+    }

@@ -1,0 +1,161 @@
+"""Plackett-Luce: lists of responses ranked by a score, in full or for the best one only."""
+
+import jax
+import jax.numpy as jnp
+
+from alignjax.objectives.dpo import pair_metrics
+from alignjax.types import Array, Batch, Logps, Metrics
+
+
+def loss(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metrics]:
+    """Fits the implicit reward to whole rankings by Plackett-Luce maximum likelihood.
+
+    HPS Eq. 4-5, responses in the order of decreasing score::
+
+        loss = sum_{j<n} [ log sum_{k>=j} exp(r_k) - r_j ],   r = beta T
+
+    ================================  ======================================
+    paper                             code
+    ================================  ======================================
+    T = log pi_theta / pi_ref         ``logps.log_ratio``
+    ranking y_1 > ... > y_n           decreasing ``batch.scores``
+    n                                 responses present, at most K
+    beta                              ``beta``
+    ================================  ======================================
+
+    Tied responses are not compared: each is chosen from itself and the responses scored strictly
+    lower. So the loss does not depend on how ties are sorted, equals the formula without ties, and
+    is 0 where all are tied. A response that is absent or whose score is not finite takes no part.
+
+    Args:
+      logps: ``[B, K]`` nats, K >= 2, in any order.
+      batch: ``scores [B, K]``, larger is better.
+      beta: KL strength, reward per nat; > 0.
+
+    Returns:
+      ``[B]`` losses in nats, log n! where policy equals reference and nothing is tied;
+      `list_metrics`.
+
+    Raises:
+      ValueError: see `ranking_scores`; or there is no reference (``reference.mode``).
+
+    Differs from the paper: it leaves ties open.
+    From the authors' code: LVLab-SMU/HPS@606b7ce publishes no ranking loss.
+
+    >>> from alignjax.types import loss_inputs
+    >>> logps, batch = loss_inputs([[-9.0, -4.0]], [[-6.0, -5.0]], scores=[[0.1, 0.8]])
+    >>> print(f"{loss(logps, batch, beta=0.5)[0][0]:.4f}")  # two responses: DPO
+    0.1269
+
+    Reference: Zou et al., HPS: Hard Preference Sampling for Human Preference Alignment, arXiv
+    2502.14400, Eq. 4-6; for DPO first in arXiv 2305.18290, appendix A.3.
+    """
+    best, negatives = best_and_negatives(batch)
+    reward = beta * logps.log_ratio
+    scores = ranking_scores(batch)
+    ranked = scores > -jnp.inf
+    # [B, j, k]: response j is chosen from itself and the responses k below it.
+    below = ranked[:, None, :] & (scores[:, None, :] < scores[:, :, None])
+    choice = below | jnp.eye(reward.shape[1], dtype=bool)
+    lead = reward[:, None, :] - reward[:, :, None]
+    terms = jnp.where(ranked, jax.nn.logsumexp(lead, axis=-1, where=choice), 0.0)
+    return terms.sum(axis=1), list_metrics(reward, logps.policy, best, negatives)
+
+
+def loss_top1(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metrics]:
+    """Fits the implicit reward to which response is the best of its list.
+
+    HPS Eq. 6, y_1 the response of the largest score::
+
+        loss = log sum_{i=1..n} exp(r_i) - r_1,   r = beta T
+
+    Symbols, arguments and errors are those of `loss`. Responses tied with the best one are left
+    out of the sum: nothing says that they are worse.
+
+    Returns:
+      ``[B]`` losses in nats, log n where policy equals reference, 0 for a list without a response
+      below the best; `list_metrics`.
+
+    Differs from the paper: it leaves ties open.
+    From the authors' code: LVLab-SMU/HPS@606b7ce publishes no list loss.
+
+    >>> from alignjax.types import loss_inputs
+    >>> logps, batch = loss_inputs([[-4.0, -7.0, -5.0]], [[-4.0, -7.0, -5.0]], scores=[[3, 2, 1]])
+    >>> print(f"{loss_top1(logps, batch)[0][0]:.4f}")  # log 3
+    1.0986
+    """
+    best, negatives = best_and_negatives(batch)
+    reward = beta * logps.log_ratio
+    lead = reward - jnp.take_along_axis(reward, best[:, None], axis=1)
+    is_best = jnp.arange(reward.shape[1]) == best[:, None]
+    losses = jax.nn.logsumexp(lead, axis=1, where=negatives | is_best)
+    return losses, list_metrics(reward, logps.policy, best, negatives)
+
+
+def ranking_scores(batch: Batch) -> Array:
+    """``[B, K]`` scores, without gradient, -inf for what takes no part in the ranking.
+
+    Raises:
+      ValueError: there is not exactly one score per response, or K < 2.
+    """
+    if batch.scores is None:
+        raise ValueError(
+            "ranking responses needs `scores`, and these data have none: use a source that gives "
+            "them, or a pair objective such as dpo.loss"
+        )
+    if batch.scores.ndim != 2:
+        raise ValueError(
+            f"ranking responses needs one score each, and these data have {batch.scores.shape[2]} "
+            "(scores [B, K, M]): combine the objectives into one score in the source"
+        )
+    if batch.scores.shape[1] < 2:
+        raise ValueError(
+            "ranking responses needs at least 2 per prompt, and the batch holds K=1: use lists "
+            "or pairs, or an objective for single responses such as sft.loss"
+        )
+    scores = jax.lax.stop_gradient(batch.scores)
+    return jnp.where(batch.present & jnp.isfinite(scores), scores, -jnp.inf)
+
+
+def best_and_negatives(batch: Batch) -> tuple[Array, Array]:
+    """The best response of every list, and the responses it is preferred to.
+
+    Responses tied with the best are not negatives. A response that is absent, or whose score is
+    not finite, is neither.
+
+    Returns:
+      ``[B]`` int32, the index of the largest score (the first one if tied; 0 for a prompt without
+      responses), and ``[B, K]`` bool.
+
+    Raises:
+      ValueError: see `ranking_scores`.
+    """
+    scores = ranking_scores(batch)
+    best = jnp.argmax(scores, axis=1).astype(jnp.int32)
+    return best, (scores > -jnp.inf) & (scores < scores.max(axis=1, keepdims=True))
+
+
+def list_metrics(reward: Array, policy: Array, best: Array, negatives: Array) -> Metrics:
+    """`pair_metrics` of the best response against the mean of its negatives.
+
+    Args:
+      reward: ``[B, K]`` implicit rewards.
+      policy: ``[B, K]`` log-probabilities under the policy, nats.
+      best: ``[B]`` index of the best response.
+      negatives: ``[B, K]`` bool.
+
+    Returns:
+      Six entries ``[B]``. ``rewards/accuracies`` is the share of the negatives whose reward is
+      below the best response's, a tie counting as wrong.
+    """
+    count = jnp.maximum(negatives.sum(axis=1), 1)
+
+    def against_mean(x: Array) -> Array:
+        mean = jnp.where(negatives, x, 0.0).sum(axis=1) / count
+        return jnp.stack([jnp.take_along_axis(x, best[:, None], axis=1)[:, 0], mean], axis=1)
+
+    pair = against_mean(reward)
+    right = negatives & (reward < pair[:, :1])
+    return pair_metrics(pair, against_mean(policy)) | {
+        "rewards/accuracies": right.sum(axis=1) / count
+    }

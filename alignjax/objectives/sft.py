@@ -1,0 +1,63 @@
+"""Supervised fine-tuning: imitate the responses; no preference and no reference."""
+
+import jax.numpy as jnp
+
+from alignjax.types import Array, Batch, Logps, Metrics, take_responses
+
+
+def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
+    """Fits the distribution that the responses were drawn from, by maximum likelihood.
+
+    Equation (no number in the paper), a mean over the responses a prompt has::
+
+        loss = -(1/|Y|) sum_{y in Y} log pi_theta(y|x)
+
+    ================================  ======================================
+    paper                             code
+    ================================  ======================================
+    log pi_theta(y|x)                 ``logps.policy``
+    Y                                 the K responses, absent ones left out
+    ================================  ======================================
+
+    All K responses are imitated alike: on pairs this fits the mixture of chosen and rejected,
+    which is the reference that mixture-based objectives assume. `select` keeps the chosen one.
+
+    Args:
+      logps: ``[B, K]`` nats, any K; ``reference`` is not read.
+      batch: ``response_length`` says which responses are present.
+
+    Returns:
+      ``[B]`` losses in nats per response (0 for a prompt without responses), and the metrics
+      ``nll`` (the same number) and ``nll_per_token`` (nats per response token, EOS included).
+
+    Differs from the paper: no.
+    From the authors' code: none is published. Most trainers average over the tokens of a batch,
+    so that long responses weigh more; here each prompt has weight 1.
+
+    >>> from alignjax.types import loss_inputs
+    >>> losses, metrics = loss(*loss_inputs([[-6.0, -2.0]], length=[[3, 1]]))
+    >>> print(losses, metrics["nll_per_token"])
+    [4.] [2.]
+
+    Reference: Ouyang et al., Training language models to follow instructions with human
+    feedback, arXiv 2203.02155, step 1.
+    """
+    nll = -jnp.where(batch.present, logps.policy, 0.0).sum(axis=1)
+    responses = jnp.maximum(batch.present.sum(axis=1), 1)  # 1 where a prompt has none: 0 / 1
+    tokens = jnp.maximum(logps.length.sum(axis=1), 1)
+    losses = nll / responses
+    return losses, {"nll": losses, "nll_per_token": nll / tokens}
+
+
+def select(key: Array, batch: Batch) -> Batch:
+    """Keeps the chosen response of a pair (index 0), so that the others cost no forward pass.
+
+    Args:
+      key: not used, nothing is random.
+      batch: K >= 1 responses per prompt.
+
+    Returns:
+      The batch with K' = 1.
+    """
+    del key
+    return take_responses(batch, jnp.zeros((batch.weight.shape[0], 1), jnp.int32))
