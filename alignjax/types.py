@@ -103,18 +103,16 @@ def take_responses(batch: Batch, index: Array) -> Batch:
       The batch with K' responses; every per-response field is gathered alike.
     """
 
-    def take(x: Array | None) -> Array | None:
-        if x is None:
-            return None
+    def take(x: Array) -> Array:
         return jnp.take_along_axis(x, index.reshape(index.shape + (1,) * (x.ndim - 2)), axis=1)
 
     return dataclasses.replace(
         batch,
         response=take(batch.response),
         response_length=take(batch.response_length),
-        scores=take(batch.scores),
-        desirable=take(batch.desirable),
-        ref_logps=take(batch.ref_logps),
+        scores=None if batch.scores is None else take(batch.scores),
+        desirable=None if batch.desirable is None else take(batch.desirable),
+        ref_logps=None if batch.ref_logps is None else take(batch.ref_logps),
     )
 
 
