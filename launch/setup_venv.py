@@ -75,7 +75,8 @@ def main() -> None:
     say("installing the packages pinned in requirements.txt (about 1.2 GB on disk)")
     pip(python, "-r", str(ROOT / "requirements.txt"))
     say("installing alignjax itself, as a link to this folder")
-    pip(python, "--no-deps", "--no-build-isolation", "--no-index", "-e", str(ROOT))
+    link = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index", "-e", str(ROOT))
+    pip(python, *link)
     stamp.write_text(digest)
     unfinished.unlink()
     say(f"done in {time.monotonic() - start:.0f} s")
@@ -132,7 +133,10 @@ def install_pip(python: pathlib.Path) -> None:
     try:
         links = Links()
         links.feed(read(page, context).decode())
-        names = {urllib.parse.unquote(urllib.parse.urlparse(x).path).split("/")[-1]: x for x in links.found}
+        names = {
+            urllib.parse.unquote(urllib.parse.urlparse(x).path).split("/")[-1]: x
+            for x in links.found
+        }
         if PIP_WHEEL not in names:
             raise OSError(f"the page lists no {PIP_WHEEL}")
         wheel = read(urllib.parse.urljoin(page, names[PIP_WHEEL]), context)
