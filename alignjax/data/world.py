@@ -131,22 +131,23 @@ def _cumulative(world: World, risk: int, alpha: float | None, tilt: float | None
     else:
         logs = mixture_log_probs(world, risk, alpha)
     cumulative = np.cumsum(np.exp(logs))
-    cumulative[-1] = 1.0  # a uniform number never falls behind the last response
-    return cumulative
+    return cumulative / cumulative[-1]  # ends with 1: no uniform number falls behind it
 
 
 def _draw(key: np.random.Generator, cumulative: np.ndarray) -> int:
     return int(np.searchsorted(cumulative, key.random(), side="right"))
 
 
-def _draw_another(key: np.random.Generator, cumulative: np.ndarray, taken: Sequence[int]) -> int:
-    """A draw from the distribution conditioned on none of ``taken``."""
-    place = _draw(key, cumulative)
+def _draw_another(
+    key: np.random.Generator, world: World, risk: int, tilt: float, taken: Sequence[int]
+) -> int:
+    """A draw from p_tilt conditioned on none of ``taken``."""
+    place = _draw(key, _cumulative(world, risk, None, tilt))
     if place not in taken:
         return place
-    probabilities = np.diff(cumulative, prepend=0.0)
-    probabilities[list(taken)] = 0.0
-    rest = np.cumsum(probabilities)
+    logs = tilted_log_probs(world, risk, tilt).copy()
+    logs[list(taken)] = -np.inf
+    rest = np.cumsum(np.exp(logs - logs.max()))  # relative to what is left, however rare
     return int(np.searchsorted(rest, key.random() * rest[-1], side="right"))
 
 
@@ -211,7 +212,6 @@ def pairs(
     alpha: float = 0.5,
     temperature: float = 0.1,
     cycle: float = 0.0,
-    objectives: tuple[str, ...] = (),
 ) -> Iterator[Record]:
     """Pairs, the preferred response first.
 
@@ -231,13 +231,11 @@ def pairs(
         scores count for nothing.
       cycle: log-odds added round neutral > curt > polite > neutral; with any but 0 no Bradley-Terry
         model describes the choices.
-      objectives: which of SCORES to put into the records (margins of multi-objective methods).
 
     Raises:
       UserError: a setting is out of its range.
     """
     _check_rows(size, seed, start)
-    columns = _check_columns(objectives)
     preference_at(world, 0, 0, 1, temperature=temperature, cycle=cycle)  # refuses bad settings
     for id, prompt, key in _rows(receipt, "pairs", size, seed, start):
         cumulative = _cumulative(world, prompt.risk, alpha, None)
@@ -250,8 +248,7 @@ def pairs(
             world, prompt.risk, first, second, temperature=temperature, cycle=cycle
         )
         places = [first, second] if key.random() < preferred else [second, first]
-        table = risk_scores(world, prompt.risk)[columns][:, places].T.tolist() if columns else ()
-        yield _record(id, prompt, places, score_rows=table, objectives=objectives)
+        yield _record(id, prompt, places)
 
 
 def unpaired(
@@ -330,8 +327,7 @@ def lists(
     for id, prompt, key in _rows(receipt, "lists", size, seed, start):
         places: list[int] = []
         for tilt in tilts:
-            cumulative = _cumulative(world, prompt.risk, None, tilt)
-            places.append(_draw_another(key, cumulative, places))
+            places.append(_draw_another(key, world, prompt.risk, tilt, places))
         places = [places[i] for i in key.permutation(responses)]
         table = risk_scores(world, prompt.risk)[columns][:, places].T
         if noise:
