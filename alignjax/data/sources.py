@@ -355,10 +355,13 @@ def _scores(
     row: Row, key: str, values: Sequence[Any], wanted: tuple[str, ...]
 ) -> tuple[tuple[str, ...], list[tuple[float, ...] | None]]:
     """The objectives' names and, per response, their numbers, or None where any is null."""
-    entries = [{key: value} if not isinstance(value, dict) else value for value in values]
+    entries: list[dict[str, Any]] = [
+        value if isinstance(value, dict) else {key: value} for value in values
+    ]
     known = next((tuple(entry) for entry in entries if None not in entry.values()), ())
     names = wanted or known or tuple(entries[0] if entries else ())
     numbers: list[tuple[float, ...] | None] = []
+    found: list[float]
     for index, entry in enumerate(entries):
         where = f"{key}[{index}]"
         found = []
@@ -372,7 +375,9 @@ def _scores(
             if value is not None and (
                 isinstance(value, bool) or not isinstance(value, int | float)
             ):
-                raise row.wrong(where if name == key else f"{where}.{name}", value, "a number")
+                raise row.wrong(
+                    where if name == key else f"{where}.{name}", value, "a number within 1e300"
+                )
             found.append(value)
         numbers.append(None if None in found else tuple(float(value) for value in found))
     return names, numbers
