@@ -136,7 +136,7 @@ def loss_inputs(
       drawn_from: ``[B]``.
 
     Returns:
-      Logps and a batch whose token ids are all 0: a loss never reads them.
+      Logps and a batch with one token id 0 instead of the tokens, which a loss never reads.
     """
 
     def array(x: Any, dtype: Any) -> Array | None:
@@ -148,7 +148,7 @@ def loss_inputs(
     batch = Batch(
         prompt=jnp.zeros((b, 1), jnp.int32),
         prompt_length=jnp.ones(b, jnp.int32),
-        response=jnp.zeros((b, k, max(int(length.max()), 1)), jnp.int32),
+        response=jnp.zeros((b, k, 1), jnp.int32),
         response_length=length,
         weight=jnp.ones(b),
         prompt_id=jnp.arange(b, dtype=jnp.int32),

@@ -1,4 +1,20 @@
-"""Plackett-Luce: lists of responses ranked by a score, in full or for the best one only."""
+"""Plackett-Luce: lists of responses ranked by a score, in full or for the best one only.
+
+================================  =============================================
+paper                             code
+================================  =============================================
+r = beta log pi_theta / pi_ref    ``beta * logps.log_ratio``
+ranking y_1 > ... > y_n           decreasing ``batch.scores``
+n                                 responses that take part, at most K
+beta                              ``beta``
+================================  =============================================
+
+A response that is absent, or whose score is not finite, takes no part in a ranking.
+
+Reference: Zou et al., HPS: Hard Preference Sampling for Human Preference Alignment, arXiv
+2502.14400, Eq. 4-6; code LVLab-SMU/HPS@606b7ce. For implicit rewards first in Rafailov et al.,
+Direct Preference Optimization, arXiv 2305.18290, appendix A.3.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +28,11 @@ def loss(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metri
 
     HPS Eq. 4-5, responses in the order of decreasing score::
 
-        loss = sum_{j<n} [ log sum_{k>=j} exp(r_k) - r_j ],   r = beta T
-
-    ================================  ======================================
-    paper                             code
-    ================================  ======================================
-    T = log pi_theta / pi_ref         ``logps.log_ratio``
-    ranking y_1 > ... > y_n           decreasing ``batch.scores``
-    n                                 responses present, at most K
-    beta                              ``beta``
-    ================================  ======================================
+        loss = sum_{j<n} [ log sum_{k>=j} exp(r_k) - r_j ]
 
     Tied responses are not compared: each is chosen from itself and the responses scored strictly
     lower. So the loss does not depend on how ties are sorted, equals the formula without ties, and
-    is 0 where all are tied. A response that is absent or whose score is not finite takes no part.
+    is 0 where all are tied.
 
     Args:
       logps: ``[B, K]`` nats, K >= 2, in any order.
@@ -40,15 +47,12 @@ def loss(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metri
       ValueError: see `ranking_scores`; or there is no reference (``reference.mode``).
 
     Differs from the paper: it leaves ties open.
-    From the authors' code: LVLab-SMU/HPS@606b7ce publishes no ranking loss.
+    From the authors' code: that has no ranking loss.
 
     >>> from alignjax.types import loss_inputs
     >>> logps, batch = loss_inputs([[-9.0, -4.0]], [[-6.0, -5.0]], scores=[[0.1, 0.8]])
     >>> print(f"{loss(logps, batch, beta=0.5)[0][0]:.4f}")  # two responses: DPO
     0.1269
-
-    Reference: Zou et al., HPS: Hard Preference Sampling for Human Preference Alignment, arXiv
-    2502.14400, Eq. 4-6; for DPO first in arXiv 2305.18290, appendix A.3.
     """
     best, negatives = best_and_negatives(batch)
     reward = beta * logps.log_ratio
@@ -67,17 +71,24 @@ def loss_top1(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, 
 
     HPS Eq. 6, y_1 the response of the largest score::
 
-        loss = log sum_{i=1..n} exp(r_i) - r_1,   r = beta T
+        loss = log sum_{i=1..n} exp(r_i) - r_1
 
-    Symbols, arguments and errors are those of `loss`. Responses tied with the best one are left
-    out of the sum: nothing says that they are worse.
+    Responses tied with the best one are left out of the sum: nothing says that they are worse.
+
+    Args:
+      logps: ``[B, K]`` nats, K >= 2, in any order.
+      batch: ``scores [B, K]``, larger is better.
+      beta: KL strength, reward per nat; > 0.
 
     Returns:
       ``[B]`` losses in nats, log n where policy equals reference, 0 for a list without a response
       below the best; `list_metrics`.
 
+    Raises:
+      ValueError: see `ranking_scores`; or there is no reference (``reference.mode``).
+
     Differs from the paper: it leaves ties open.
-    From the authors' code: LVLab-SMU/HPS@606b7ce publishes no list loss.
+    From the authors' code: that has no list loss.
 
     >>> from alignjax.types import loss_inputs
     >>> logps, batch = loss_inputs([[-4.0, -7.0, -5.0]], [[-4.0, -7.0, -5.0]], scores=[[3, 2, 1]])
