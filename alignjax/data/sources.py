@@ -371,15 +371,15 @@ def _scores(
                     f"{row.origin}: field {where!r} has no objective {name!r}"
                     f"{did_you_mean(name, entry)}; it has {', '.join(map(repr, entry)) or 'none'}"
                 )
-            value = entry.get(name)
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int | float)
-            ):
-                raise row.wrong(
-                    where if name == key else f"{where}.{name}", value, "a number within 1e300"
-                )
-            found.append(value)
-        numbers.append(None if None in found else tuple(float(value) for value in found))
+            score: Any = entry.get(name)
+            if score is None:
+                continue
+            if isinstance(score, bool) or not isinstance(score, int | float):
+                raise row.wrong(where if name == key else f"{where}.{name}", score, "a number")
+            if isinstance(score, int) and abs(score) > 10**300:
+                raise DataError(f"{row.origin}: field {where!r} is too large for a score")
+            found.append(float(score))
+        numbers.append(tuple(found) if len(found) == len(names) else None)
     return names, numbers
 
 
