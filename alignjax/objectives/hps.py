@@ -205,7 +205,7 @@ def curriculum(
     def gamma(step: Array) -> Array:
         if plateaus is None:
             fraction = jnp.minimum(step, total_steps) / total_steps
-        else:  # in integers: a plateau must not start a step late by rounding
+        else:  # in integers, exact where one plateau ends
             fraction = jnp.minimum(step * plateaus // total_steps, plateaus - 1) / plateaus
         return start + (stop - start) * fraction
 
