@@ -33,6 +33,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 OLDEST, NEWEST = (3, 11), (3, 14)
 PIP_WHEEL = "pip-26.3-py3-none-any.whl"
 PIP_SHA256 = "f3b60b20ffaadd4415ed7957212a38ac63fa4c5fa375bd0f4a797777940fad13"
+SYSTEM_SETTINGS = ("/etc/xdg/pip/pip.conf", "/etc/pip.conf")
 
 
 def main() -> None:
@@ -44,22 +45,29 @@ def main() -> None:
             f"{dotted(sys.version_info[:3])}: choose another with, for example, "
             "`make PYTHON=python3.12`"
         )
-    folder = pathlib.Path(sys.argv[1]).resolve()
-    # Two `make` at once would install into the same folder; the lock ends with this process.
+    # Two `make` at once would install into the same folder.
     lock = os.open(ROOT, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        set_up(pathlib.Path(sys.argv[1]).resolve())
+    finally:
+        os.close(lock)
+
+
+def set_up(folder: pathlib.Path) -> None:
+    """Creates or updates the environment; returns at once when the stamp says it is right."""
     stamp, unfinished = folder / "alignjax.stamp", folder / "alignjax.unfinished"
     digest = digest_of_inputs()
     if stamp.exists() and stamp.read_text() == digest and not unfinished.exists():
         return
     start = time.monotonic()
     python = folder / "bin" / "python"
-    if unfinished.exists():
-        say(f"the set-up of {folder} was interrupted: starting afresh")
+    if unfinished.exists() or ((folder / "pyvenv.cfg").exists() and not python.exists()):
+        say(f"{folder} was left half made, or its Python is gone: starting afresh")
         shutil.rmtree(folder)
     elif python.exists() and version_of(python) != dotted(sys.version_info[:2]):
         sys.exit(
-            f"{folder} belongs to Python {version_of(python) or '(which is gone)'}, and this is "
+            f"{folder} belongs to Python {version_of(python)}, and this is "
             f"{dotted(sys.version_info[:2])}: remove it (`make clean-venv`) or choose another "
             "folder (`make VENV=.venv-other`)"
         )
@@ -124,8 +132,8 @@ def pip(python: pathlib.Path, *arguments: str) -> None:
 
 def install_pip(python: pathlib.Path) -> None:
     """Installs pip from its wheel, which can run itself; the wheel's digest is checked."""
-    index, settings = index_url(), pip_settings()
-    page = f"{index.rstrip('/')}/pip/"
+    settings = pip_settings()
+    page = f"{index_url(settings)}/pip/"
     context = ssl.create_default_context()
     if settings.get("cert"):
         context.load_verify_locations(settings["cert"])
@@ -168,13 +176,12 @@ class Links(html.parser.HTMLParser):
 
 
 def pip_settings() -> dict[str, str]:
-    """pip's own settings in force for ``pip install``: files, weakest first, then environment."""
-    home, config = pathlib.Path.home(), os.environ.get("XDG_CONFIG_HOME")
-    files = ["/etc/xdg/pip/pip.conf", "/etc/pip.conf", home / ".pip/pip.conf"]
-    files += [pathlib.Path(config or home / ".config", "pip/pip.conf")]
-    files += [os.environ["PIP_CONFIG_FILE"]] if os.environ.get("PIP_CONFIG_FILE") else []
+    """The settings of pip in force for ``pip install``: files, weakest first, then environment."""
+    home = pathlib.Path.home()
+    config = pathlib.Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
     parser = configparser.RawConfigParser()
-    parser.read(files)
+    parser.read([*SYSTEM_SETTINGS, home / ".pip/pip.conf", config / "pip/pip.conf"])
+    parser.read(os.environ.get("PIP_CONFIG_FILE", ""))
     settings: dict[str, str] = {}
     for section in ("global", "install"):
         if parser.has_section(section):
@@ -185,8 +192,8 @@ def pip_settings() -> dict[str, str]:
     return settings
 
 
-def index_url() -> str:
-    return pip_settings().get("index-url", "https://pypi.org/simple").strip()
+def index_url(settings: dict[str, str]) -> str:
+    return settings.get("index-url", "https://pypi.org/simple").rstrip("/")
 
 
 def without_password(url: str) -> str:
