@@ -1,0 +1,171 @@
+"""The checks common to every source, the receipt, and splitting by prompt."""
+
+import math
+
+import pytest
+
+from alignjax.data import records
+from alignjax.data.records import DataError, Message, Receipt, Record, check
+
+
+def pair(id: str, chosen: str = "good", rejected: str = "bad", **fields) -> Record:
+    return Record(id=id, prompt=fields.pop("prompt", "ask"), responses=(chosen, rejected), **fields)
+
+
+def scored(id: str, responses: tuple[str, ...], scores: tuple[float, ...]) -> Record:
+    values = tuple((score,) for score in scores)
+    return Record(id=id, prompt="ask", responses=responses, scores=values, objectives=("q",))
+
+
+def labelled(id: str, response: str, label: bool) -> Record:
+    return Record(id=id, prompt="ask", responses=(response,), desirable=(label,))
+
+
+def run(*rows: Record) -> tuple[list[Record], Receipt]:
+    receipt = Receipt(rows_in=len(rows))
+    kept = list(check(rows, receipt))
+    receipt.kept = len(kept)
+    assert not receipt.unaccounted
+    return kept, receipt
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (pair("x", chosen=""), "empty_response"),
+        (pair("x", rejected=" \n\t"), "empty_response"),
+        (pair("x", "same", "same"), "identical_pair"),
+        (pair("x", prompt=" "), "empty_prompt"),
+        (pair("x", prompt=()), "empty_prompt"),
+        (scored("x", ("a",), (1.0,)), "single_response"),
+        (scored("x", ("a", "b"), (1.0, 1.0)), "tied_scores"),
+        (scored("x", ("a", "a"), (1.0, 2.0)), "identical_pair"),
+        (scored("x", ("a", ""), (1.0, 2.0)), "single_response"),
+        (scored("x", ("", " "), (1.0, 2.0)), "empty_response"),
+    ],
+)
+def test_useless_rows_are_dropped_by_reason(row, reason):
+    kept, receipt = run(pair("before"), row)
+    assert [r.id for r in kept] == ["before"]
+    assert receipt.dropped == {reason: 1}
+    assert receipt.ids[reason] == ["x"]
+
+
+def test_without_the_check_of_content_an_empty_response_gets_through(monkeypatch):
+    monkeypatch.setattr(records, "_usable", lambda record, receipt: (record, ""))
+    kept, receipt = run(pair("x", chosen=""))
+    assert len(kept) == 1
+    assert not receipt.dropped
+
+
+def test_lists_lose_single_responses_and_stay_lists():
+    kept, receipt = run(scored("x", ("a", "", "b", "a"), (1.0, 2.0, 3.0, 4.0)))
+    assert kept[0].responses == ("a", "b")
+    assert kept[0].scores == ((1.0,), (3.0,))
+    assert receipt.warned == {"removed_empty_responses": 1, "removed_repeated_responses": 1}
+
+
+def test_duplicates_keep_the_first_and_contradictions_report_both():
+    kept, receipt = run(pair("a"), pair("b"), pair("c", "bad", "good"), pair("d", domain="other"))
+    assert [row.id for row in kept] == ["a", "c", "d"]
+    assert receipt.dropped == {"duplicate": 1}
+    assert receipt.ids["contradiction"] == ["a", "c"]
+
+    _, receipt = run(labelled("a", "x", True), labelled("b", "x", False))
+    assert receipt.ids["contradiction"] == ["a", "b"]
+
+
+def test_one_id_for_two_texts_is_an_error_that_names_both_places():
+    rows = [pair("x", origin="f:10"), pair("x", "other", origin="f:57")]
+    with pytest.raises(DataError, match="duplicate id 'x' with different text at f:10 and f:57"):
+        run(*rows)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_scores_must_be_finite(value):
+    with pytest.raises(DataError, match=r"score 'q' of response 1 is .*, expected a finite number"):
+        run(scored("x", ("a", "b"), (1.0, value)))
+
+
+def test_scores_and_labels_must_fit_the_responses():
+    with pytest.raises(DataError, match="1 scores for 2 responses"):
+        run(Record(id="x", prompt="p", responses=("a", "b"), scores=((1.0,),), objectives=("q",)))
+    with pytest.raises(DataError, match="2 labels for 1 responses"):
+        run(Record(id="x", prompt="p", responses=("a",), desirable=(True, False)))
+    with pytest.raises(DataError, match="response 0 has 2 scores for the objectives q"):
+        run(Record(id="x", prompt="p", responses=("a",), scores=((1.0, 2.0),), objectives=("q",)))
+
+
+def test_unpaired_data_need_both_classes_and_imbalance_is_shown():
+    with pytest.raises(DataError, match="all 3 labelled responses are desirable"):
+        run(*(labelled(str(i), f"r{i}", True) for i in range(3)))
+    rows = [labelled(str(i), f"r{i}", i > 0) for i in range(10)]
+    _, receipt = run(*rows)
+    assert "9 desirable, 1 undesirable (9.0 to 1)" in receipt.render()
+    assert "a weight of 9.00 on the undesirable ones" in receipt.render()
+
+
+def test_receipt_round_trips_merges_and_reads_well():
+    receipt = Receipt(rows_in=1000, kept=994)
+    for i in range(5):
+        receipt.drop("empty_response", f"f:{i}")
+    receipt.warn("truncated_prompt", "f:9")
+    assert Receipt.from_dict(receipt.as_dict()) == receipt
+    assert receipt.render().splitlines() == [
+        "rows read                 1,000  100.00%",
+        "kept                        994   99.40%",
+        "UNACCOUNTED                   1    0.10%",
+        "  dropped empty_response      5    0.50%  f:0, f:1, f:2, ...",
+        "  noted truncated_prompt      1    0.10%  f:9",
+    ]
+    other = Receipt(rows_in=1)
+    other.drop("duplicate", "g:1")
+    receipt.merge(other)
+    assert receipt.dropped == {"empty_response": 5, "duplicate": 1}
+    assert receipt.rows_in == 1001
+
+
+def prompts(count: int) -> list[Record]:
+    return [pair(f"{i}/{j}", f"c{j}", prompt=f"Prompt {i}") for i in range(count) for j in (0, 1)]
+
+
+def test_split_keeps_prompts_together_and_is_stable_under_appending():
+    rows = prompts(200)
+    receipt = Receipt()
+    train, held_out = records.split_by_prompt(rows, seed=1, eval_fraction=0.2, receipt=receipt)
+    assert len(train) + len(held_out) == len(rows)
+    assert receipt.held_out == len(held_out)
+    assert 40 < len(held_out) < 130
+    records.check_no_overlap(train, held_out)
+    _, more = records.split_by_prompt(prompts(300), seed=1, eval_fraction=0.2)
+    assert [row.id for row in more[: len(held_out)]] == [row.id for row in held_out]
+    _, other = records.split_by_prompt(rows, seed=2, eval_fraction=0.2)
+    assert {row.id for row in other} != {row.id for row in held_out}
+
+
+def test_split_by_size_holds_out_whole_prompts():
+    train, held_out = records.split_by_prompt(prompts(50), seed=0, eval_size=9)
+    assert len(held_out) == 10
+    records.check_no_overlap(train, held_out)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{}, {"eval_fraction": 0.1, "eval_size": 1}, {"eval_size": 100}, {"eval_fraction": 1.5}],
+)
+def test_split_refuses_sizes_it_cannot_honour(sizes):
+    with pytest.raises(DataError, match=r"^split: "):
+        records.split_by_prompt(prompts(2), seed=0, **sizes)
+
+
+def test_overlap_is_found_up_to_case_and_white_space():
+    train = [pair("a", prompt="What is  this?")]
+    held_out = [pair("b", prompt="what is this?\n"), pair("c", prompt="else")]
+    with pytest.raises(DataError, match=r"1 of 2 evaluation rows .* training data \(b\)"):
+        records.check_no_overlap(train, held_out)
+
+
+def test_digest_of_a_dialogue_depends_on_roles():
+    as_user = (Message("user", "hi"),)
+    assert records.prompt_digest(as_user) != records.prompt_digest((Message("system", "hi"),))
+    assert records.prompt_digest(as_user) == records.prompt_digest((Message("user", " HI "),))

@@ -1,0 +1,340 @@
+"""Every reader on small crafted files, and on the real files with their known faulty rows."""
+
+import gzip
+import json
+
+import pytest
+
+from alignjax.data import records, sources
+from alignjax.data.records import DataError, Message, Receipt, check
+
+HUMAN = "\n\nHuman: "
+
+
+@pytest.fixture
+def write(tmp_path):
+    def rows_to_file(*rows: dict) -> str:
+        path = tmp_path / "d.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return rows_to_file
+
+
+def read(source, path: str, **keywords):
+    receipt = Receipt()
+    rows = list(check(source(receipt, path=path, **keywords), receipt))
+    receipt.kept = len(rows)
+    assert not receipt.unaccounted
+    return rows, receipt
+
+
+def user(text: str) -> dict:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+class TestHH:
+    def test_splits_at_the_last_turn(self, write):
+        start = f"{HUMAN}Hi\n\nAssistant: Yes.{HUMAN}Sure? Human: hm\n\nAssistant:"
+        path = write({"chosen": f"{start} Yes, I am", "rejected": f"{start} Yes"})
+        (row,), receipt = read(sources.hh, path)
+        assert row.prompt == start
+        assert row.responses == (" Yes, I am", " Yes")  # one is a prefix of the other
+        assert row.id == "d.jsonl:1"
+        assert receipt.warned == {"inline_marker": 1}
+
+    def test_faulty_rows_are_counted(self, write):
+        ask = f"{HUMAN}Hi\n\nAssistant:"
+        path = write(
+            {"chosen": f"{ask} a", "rejected": f"{ask} b"},
+            {"chosen": f"{ask} ", "rejected": f"{ask} b"},
+            {"chosen": f"{HUMAN}Ho\n\nAssistant: a", "rejected": f"{ask} b"},
+        )
+        rows, receipt = read(sources.hh, path)
+        assert len(rows) == 1
+        assert receipt.dropped == {"empty_response": 1, "context_mismatch": 1}
+
+    def test_text_without_turns_is_an_error(self, write):
+        with pytest.raises(DataError, match=r"d\.jsonl:1: field 'rejected' has no turn"):
+            read(sources.hh, write({"chosen": "\n\nAssistant: x", "rejected": "y"}))
+
+    def test_real_file(self, data_dir, monkeypatch):
+        monkeypatch.setattr(records, "IDS_KEPT", 100)
+        path = str(data_dir / "hh_harmless_base_test" / "test.jsonl.gz")
+        receipt = Receipt()
+        rows = {row.id: row for row in check(sources.hh(receipt, path=path), receipt)}
+        assert receipt.rows_in == 2312
+        assert receipt.dropped == {"empty_response": 4, "context_mismatch": 5}
+
+        def ids(*zero_based: int) -> list[str]:
+            return [f"test.jsonl.gz:{row + 1}" for row in zero_based]
+
+        assert receipt.ids["empty_response"] == ids(86, 516, 925, 1103)
+        assert receipt.ids["context_mismatch"] == ids(1254, 1688, 1950, 1952, 2036)
+        # 39 rows hold an inline "Human:" on the chosen side, 48 on either; 4 of these 48 are among
+        # the rows with different contexts.
+        assert receipt.warned == {"inline_marker": 44}
+        prefix = rows[ids(1609)[0]]  # the one row whose sides are prefixes and not empty
+        assert prefix.responses[0].startswith(prefix.responses[1]) or prefix.responses[
+            1
+        ].startswith(prefix.responses[0])
+        assert all(row.prompt.endswith("\n\nAssistant:") for row in rows.values())
+        assert all(text.startswith(" ") for row in rows.values() for text in row.responses)
+
+    def test_common_prefix_would_cut_responses_of_the_real_file(self, data_dir):
+        path = str(data_dir / "hh_harmless_base_test" / "test.jsonl.gz")
+        by_turn, _ = read(sources.trl, path)
+        by_prefix, _ = read(sources.trl, path, marker="(no such marker)")
+        prefix_of = {row.id: row.prompt for row in by_prefix}
+        longer = [row for row in by_turn if len(prefix_of[row.id]) > len(row.prompt)]
+        assert by_turn == read(sources.hh, path)[0]
+        assert len(longer) > 100  # rows that lose whole words of the response to the prompt
+
+
+class TestTRL:
+    @pytest.mark.parametrize(
+        ("chosen", "rejected", "prompt", "responses"),
+        [
+            ("The sky is blue", "The sky is green", "The sky is", (" blue", " green")),
+            ("The sky", "The sky is blue", "The", (" sky", " sky is blue")),
+            ("Say cats", "Say cars", "Say", (" cats", " cars")),
+            ("Q: x\nA: yes", "Q: x\nA: no", "Q: x\nA:", (" yes", " no")),
+            ("Q: x\nyes", "Q: x\nno", "Q: x\n", ("yes", "no")),
+            ("Say  a", "Say  b", "Say", ("  a", "  b")),
+            ("Hello there ", "Hello there", "Hello", (" there ", " there")),
+            (
+                "x\n\nAssistant: The a",
+                "x\n\nAssistant: The b",
+                "x\n\nAssistant:",
+                (" The a", " The b"),
+            ),
+        ],
+    )
+    def test_implicit_prompt_of_plain_text(self, write, chosen, rejected, prompt, responses):
+        (row,), _ = read(sources.trl, write({"chosen": chosen, "rejected": rejected}))
+        assert (row.prompt, row.responses) == (prompt, responses)
+
+    @pytest.mark.parametrize("sides", [("Paris ", "London"), ("Yes", "Yesterday"), ("a", "a")])
+    def test_no_implicit_prompt_is_made_up(self, write, sides):
+        rows, receipt = read(sources.trl, write({"chosen": sides[0], "rejected": sides[1]}))
+        assert not rows
+        assert receipt.dropped == {"no_common_prompt": 1}
+
+    def test_explicit_formats(self, write):
+        path = write(
+            {"prompt": "p", "chosen": " a", "rejected": " b", "margin": 1.0},
+            {"prompt": [user("p")], "chosen": [assistant("a")], "rejected": [assistant("b")]},
+            {"prompt": "q", "chosen": [user("q"), assistant("a")],
+             "rejected": [user("q"), assistant("b")]},
+            {"chosen": [user("r"), assistant("a")], "rejected": [user("r"), assistant("b")]},
+            {"chosen": [user("s"), assistant("a")], "rejected": [user("t"), assistant("b")]},
+        )  # fmt: skip
+        rows, receipt = read(sources.trl, path)
+        assert [row.prompt for row in rows] == [
+            "p",
+            *((Message("user", name),) for name in "pqr"),
+        ]
+        assert rows[0].responses == (" a", " b")
+        assert all(row.responses == ("a", "b") for row in rows[1:])
+        assert receipt.dropped == {"context_mismatch": 1}
+        assert receipt.warned == {"ignored_margin": 1}
+
+    def test_unpaired_supervised_and_messages(self, write):
+        path = write(
+            {"prompt": "p", "completion": "a", "label": True},
+            {"prompt": [user("p")], "completion": [assistant("a")], "label": False},
+            {"messages": [user("q"), assistant("b")], "label": True},
+        )
+        rows, _ = read(sources.trl, path)
+        assert [row.desirable for row in rows] == [(True,), (False,), (True,)]
+        assert rows[2].prompt == (Message("user", "q"),)
+        path = write({"prompt": "p", "completion": "a"}, {"messages": [user("q"), assistant("b")]})
+        rows, _ = read(sources.trl, path)
+        assert [(row.responses, row.desirable) for row in rows] == [(("a",), ()), (("b",), ())]
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ({"prompt": "p", "chosen": "a", "rejected": "b", "ref_chosen_logps": -1.0},
+             "column 'ref_chosen_logps' is not supported"),
+            ({"prompt": "p", "chosen": "a", "rejected": "b", "tools": [1]}, "column 'tools'"),
+            ({"prompt": "p", "chosen": "a", "rejected": None}, "field 'rejected' is null"),
+            ({"prompt": "p", "chosen": "a"}, "field 'rejected' is missing"),
+            ({"prompt": "p", "chosen": True, "rejected": True}, "'chosen' is bool, expected text"),
+            ({"prompt": "p", "chosen": "a", "rejected": [assistant("b")]},
+             "'rejected' is list, expected text as 'chosen' is"),
+            ({"prompt": "p", "completion": "a", "label": "yes"},
+             "'label' is text, expected true or false"),
+            ({"text": "p"}, "expected the columns 'chosen' and 'rejected'"),
+            ({"chosen": [user("a")], "rejected": [user("b")]},
+             "last message of 'chosen' is user's, expected assistant's"),
+            ({"chosen": [{"role": "usr", "content": "x"}], "rejected": []},
+             r"'chosen\[0\].role' is 'usr', expected one of .*did you mean 'user'"),
+            ({"chosen": [{"role": "user"}], "rejected": []}, r"'chosen\[0\]' has no 'content'"),
+            ({"prompt": "x", "chosen": [user("q"), assistant("a")],
+              "rejected": [user("q"), assistant("b")]}, "'prompt' differs from the messages"),
+        ],
+    )  # fmt: skip
+    def test_bad_rows_stop_with_file_line_and_field(self, write, row, message):
+        with pytest.raises(DataError, match=rf"d\.jsonl:1: .*{message}"):
+            read(sources.trl, write(row))
+
+    def test_real_kto_file(self, data_dir):
+        path = str(data_dir / "llamafactory_demos" / "kto_en_demo.json")
+        rows, receipt = read(sources.trl, path)
+        assert receipt.labels == {"desirable": 150, "undesirable": 150}
+        assert rows == read(sources.sharegpt, path)[0]
+
+
+class TestLists:
+    def test_scores_ranks_and_nulls(self, write):
+        path = write(
+            {"prompt": "p", "responses": ["a", "b", "c"], "scores": [1, None, 0.5]},
+            {"prompt": "q", "responses": ["a", "b"], "scores": [None, None]},
+        )
+        (row,), receipt = read(sources.lists, path)
+        assert (row.responses, row.scores) == (("a", "c"), ((1.0,), (0.5,)))
+        assert row.objectives == ("scores",)
+        assert receipt.warned == {"removed_null_scores": 1}
+        assert receipt.dropped == {"no_scores": 1}
+
+        path = write({"q": "p", "completions": ["a", "b"], "ranks": [1, 2], "kind": "k"})
+        (row,), _ = read(
+            sources.lists, path, prompt="q", responses="completions", scores="ranks",
+            larger_is_better=False, chat=True, domain="kind",
+        )  # fmt: skip
+        assert row.scores == ((-1.0,), (-2.0,))
+        assert (row.prompt, row.domain) == ((Message("user", "p"),), "k")
+
+    def test_several_objectives(self, write):
+        path = write(
+            {"prompt": "p", "responses": ["a", "b"], "scores": [{"x": 1, "y": 2}, {"y": 4, "x": 3}]}
+        )
+        (row,), _ = read(sources.lists, path)
+        assert (row.objectives, row.scores) == (("x", "y"), ((1.0, 2.0), (3.0, 4.0)))
+        (row,), _ = read(sources.lists, path, objectives=("y",))
+        assert row.scores == ((2.0,), (4.0,))
+        with pytest.raises(DataError, match=r"'scores\[0\]' has no objective 'yy'.*mean 'y'"):
+            read(sources.lists, path, objectives=("yy",))
+
+    @pytest.mark.parametrize(
+        ("scores", "message"),
+        [
+            ([1], r"'scores' has 1 entries for 2 responses"),
+            (["1", "2"], r"'scores\[0\]' is text, expected a number"),
+            ([True, 2], r"'scores\[0\]' is bool, expected a number"),
+            ([10**400, 2], r"'scores\[0\]' is too large"),
+            ([1, float("nan")], "is nan, expected a finite number"),
+            ({"a": 1}, "'scores' is object, expected a list"),
+        ],
+    )
+    def test_bad_scores(self, write, scores, message):
+        with pytest.raises(DataError, match=message):
+            read(sources.lists, write({"prompt": "p", "responses": ["a", "b"], "scores": scores}))
+
+    def test_shuffled_order_is_by_row_and_keeps_scores_with_responses(self, write):
+        texts = [f"r{i}" for i in range(8)]
+        path = write(
+            *({"prompt": f"p{i}", "responses": texts, "scores": list(range(8))} for i in range(20))
+        )
+        rows, _ = read(sources.lists, path, order_seed=0)
+        assert rows == read(sources.lists, path, order_seed=0)[0]
+        assert len({row.responses for row in rows}) > 15
+        assert all(
+            f"r{int(s)}" == t for r in rows for t, (s,) in zip(r.responses, r.scores, strict=True)
+        )
+        assert rows != read(sources.lists, path, order_seed=1)[0]
+
+    def test_real_best_of_16_file(self, data_dir):
+        path = str(data_dir / "alpacaeval_bon16_tulu2" / "bon16.jsonl.gz")
+        keywords = dict(scores="judge_preference", domain="dataset", chat=True)
+        rows, receipt = read(sources.lists, path, order_seed=0, **keywords)
+        assert receipt.rows_in == 648
+        assert receipt.dropped == {"identical_pair": 5}  # all sixteen responses are the same
+        assert receipt.warned == {"removed_null_scores": 648, "removed_repeated_responses": 21}
+        assert {row.domain for row in rows} == {"helpful_base", "oasst", "selfinstruct", "vicuna"}
+
+        def length_of_place(rows, place):
+            return sum(len(row.responses[place]) for row in rows if len(row.responses) == 11)
+
+        ordered, _ = read(sources.lists, path, **keywords)
+        assert length_of_place(ordered, 10) > 1.25 * length_of_place(ordered, 0)
+        assert length_of_place(rows, 10) < 1.25 * length_of_place(rows, 0)
+
+
+def test_pku(write):
+    row = {"prompt": "p", "response_0": "a", "response_1": "b",
+           "better_response_id": 0, "safer_response_id": 1}  # fmt: skip
+    assert read(sources.pku, write(row))[0][0].responses == ("a", "b")
+    safer = read(sources.pku, write(row), preference="safer", chat=False)[0][0]
+    assert (safer.prompt, safer.responses) == ("p", ("b", "a"))
+    with pytest.raises(DataError, match="'better_response_id' is 2, expected 0 or 1"):
+        read(sources.pku, write({**row, "better_response_id": 2}))
+    with pytest.raises(DataError, match="preference is 'best', expected 'better' or 'safer'"):
+        read(sources.pku, write(row), preference="best")
+
+
+def test_persona_real_files(data_dir):
+    folder = data_dir / "model_written_evals_persona"
+    rows, receipt = read(sources.persona, str(folder / "risk-*.jsonl.gz"))
+    assert receipt.rows_in == len(rows) == 2000
+    assert {row.domain for row in rows} == {"risk-averse", "risk-seeking"}
+    assert {row.responses for row in rows} == {(" Yes", " No"), (" No", " Yes")}
+
+
+def test_unpaired_real_file(data_dir):
+    path = str(data_dir / "halueval_general" / "general_data.jsonl.gz")
+    keywords = dict(prompt="user_query", response="chatgpt_response", label="hallucination")
+    rows, receipt = read(
+        sources.unpaired, path, desirable="no", undesirable="yes", chat=True, **keywords
+    )
+    assert len(rows) == 4507
+    assert receipt.labels == {"desirable": 3692, "undesirable": 815}
+    assert "4.5 to 1" in receipt.render()
+    with pytest.raises(DataError, match=r"'hallucination' is 'no', expected True \(desirable\)"):
+        read(sources.unpaired, path, **keywords)
+
+
+def test_unpaired_labels_are_compared_with_their_type(write):
+    rows = [{"prompt": "p", "completion": str(i), "label": i} for i in (0, 1)]
+    with pytest.raises(DataError, match="'label' is 0, expected True"):
+        read(sources.unpaired, write(*rows))
+    found, _ = read(sources.unpaired, write(*rows), desirable=1, undesirable=0)
+    assert [row.desirable for row in found] == [(False,), (True,)]
+
+
+@pytest.mark.parametrize(("language", "kept", "doubled"), [("en", 294, 5), ("zh", 289, 11)])
+def test_sharegpt_real_files(data_dir, language, kept, doubled):
+    path = str(data_dir / "llamafactory_demos" / f"dpo_{language}_demo.json")
+    rows, receipt = read(sources.sharegpt, path)
+    assert len(rows) == kept
+    assert receipt.dropped == {"duplicate": doubled}
+    assert all(row.prompt[-1].role == "user" for row in rows)
+    assert any(row.prompt[0].role == "system" for row in rows)
+
+
+def test_sharegpt_needs_assistants_on_both_sides(write):
+    row = {
+        "conversations": [{"from": "human", "value": "q"}],
+        "chosen": {"from": "gpt", "value": "a"},
+        "rejected": {"from": "human", "value": "b"},
+    }
+    with pytest.raises(DataError, match="last message of 'rejected' is user's"):
+        read(sources.sharegpt, write(row))
+
+
+def test_a_cut_real_file_is_refused(data_dir, tmp_path):
+    whole = (data_dir / "hh_harmless_base_test" / "test.jsonl.gz").read_bytes()
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="gzip data end early"):
+        read(sources.hh, str(cut))
+    content = gzip.decompress(whole)
+    plain = tmp_path / "cut.jsonl"
+    plain.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"cut\.jsonl:\d+: JSON ends early"):
+        read(sources.hh, str(plain))
