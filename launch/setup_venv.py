@@ -11,6 +11,8 @@ A stamp inside the environment holds a digest of everything the set-up depends o
 that was interrupted is started afresh, since half a package can look like a whole one.
 """
 
+from __future__ import annotations  # for a Python too old, which is to be told so in one line
+
 import base64
 import configparser
 import fcntl
@@ -57,11 +59,11 @@ def main() -> None:
 def set_up(folder: pathlib.Path) -> None:
     """Creates or updates the environment; returns at once when the stamp says it is right."""
     stamp, unfinished = folder / "alignjax.stamp", folder / "alignjax.unfinished"
-    digest = digest_of_inputs()
-    if stamp.exists() and stamp.read_text() == digest and not unfinished.exists():
+    python, digest = folder / "bin" / "python", digest_of_inputs()
+    finished = stamp.exists() and python.exists() and not unfinished.exists()
+    if finished and stamp.read_text() == digest:
         return
     start = time.monotonic()
-    python = folder / "bin" / "python"
     if unfinished.exists() or ((folder / "pyvenv.cfg").exists() and not python.exists()):
         say(f"{folder} was left half made, or its Python is gone: starting afresh")
         shutil.rmtree(folder)
