@@ -385,6 +385,15 @@ def test_pairs_have_the_exact_marginals():
         assert statistic > bound
 
 
+def test_marginals_leave_out_identical_pairs():
+    sharp = world.World(temperature=0.002)  # few responses have most of the mass
+    q = np.exp(world.log_probs(sharp, BENIGN, alpha=1.0))
+    assert (q**2).sum() > 0.05
+    chosen, rejected = world.pair_marginals(sharp, BENIGN, alpha=1.0, temperature=0.01, cycle=1.0)
+    both = (np.exp(chosen) + np.exp(rejected)) / 2
+    np.testing.assert_allclose(both, q * (1 - q) / (1 - (q**2).sum()), rtol=1e-9, atol=1e-15)
+
+
 # Sources.
 
 SOURCES = [
@@ -508,7 +517,7 @@ def test_hardness_brings_the_rest_of_a_list_closer_to_its_best():
 
 
 def test_long_lists_at_the_hardest_setting_stay_distinct():
-    sharp = world.World(temperature=0.01)
+    sharp = world.World(temperature=1e-5)  # what is left after the best few is e^-1000 as likely
     for row in rows(world.lists, size=3, seed=0, world=sharp, responses=64, hardness=8.0):
         assert len(set(row.responses)) == 64
 
