@@ -127,7 +127,8 @@ def create(folder: pathlib.Path) -> None:
 
 def pip(python: pathlib.Path, *arguments: str) -> None:
     command = [str(python), "-m", "pip", "--disable-pip-version-check", "install", *arguments]
-    code = subprocess.run(command).returncode
+    # setuptools warns about every editable installation, at length.
+    code = subprocess.run(command, env=os.environ | {"PYTHONWARNINGS": "ignore"}).returncode
     if code:
         sys.exit(f"set-up: pip stopped with exit code {code}; its last lines above say why")
 
