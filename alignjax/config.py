@@ -28,7 +28,6 @@ class DataConfig:
     path: str = ""  # file or glob, for sources that read files
     eval_path: str = ""  # file or glob of held-out rows; empty: split off the data, by prompt
     eval_fraction: float = 0.1  # share of prompts held out when eval_path is empty; in (0, 1)
-    eval_limit: int = 1000  # held-out rows kept at most
     max_prompt_tokens: int = 512  # longer prompts lose their beginning
     max_response_tokens: int = 512  # longer responses lose their end
     max_drop_fraction: float = 0.01  # stop when a larger share of the rows is dropped; in [0, 1]
@@ -126,7 +125,7 @@ class Config:
     optim: OptimConfig
     select: Callable[..., Any] | None = None  # (key, batch) -> batch with fewer responses
     tokenizer: TokenizerConfig = TokenizerConfig()
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig
     train: TrainConfig = TrainConfig()
     sft: SftConfig | None = None  # None: the policy starts from fresh parameters
     reference: ReferenceConfig = ReferenceConfig()
@@ -225,7 +224,8 @@ def load(path: str, overrides: list[str]) -> Config:
         there = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
         raise UserError(f"--config: no file {path}{did_you_mean(path, there)}")
     spec = importlib.util.spec_from_file_location(f"alignjax_config_{file.stem}", file)
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -5,7 +5,6 @@ save asked for by a signal (130 Ctrl-C, 143 SIGTERM). The message is one line th
 line or field, what was wanted and what was found.
 """
 
-
 from collections.abc import Iterable
 
 

@@ -21,14 +21,17 @@ Apply = Callable[[Params, Batch], Array]  # -> [B, K] response log-probabilities
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
     """A state at step 0."""
-    zero = jnp.zeros((), jnp.int32)
+
+    def zero() -> Array:  # each counter a buffer of its own: a step donates them all
+        return jnp.zeros((), jnp.int32)
+
     return TrainState(
-        step=zero,
+        step=zero(),
         params=params,
         opt_state=optimizer.init(params),
         key=key,
-        skipped=zero,
-        skipped_total=zero,
+        skipped=zero(),
+        skipped_total=zero(),
     )
 
 
@@ -44,9 +47,7 @@ def resolve(function: Callable[..., Any], step: Array) -> Callable[..., Any]:
     return functools.partial(function.func, *function.args, **keywords)
 
 
-def score(
-    params: Params, ref_params: Params | None, batch: Batch, *, apply: Apply
-) -> Logps:
+def score(params: Params, ref_params: Params | None, batch: Batch, *, apply: Apply) -> Logps:
     """Log-probabilities under policy and reference; the cache wins over the reference's weights."""
     reference = batch.ref_logps
     if reference is None and ref_params is not None:
@@ -93,10 +94,10 @@ def train_step(
       accumulate: micro-batches whose gradients are added up; exact for weighted means.
 
     Returns:
-      The new state and scalars: ``loss``, ``grad_norm``, ``num_tokens`` (response tokens scored),
-      ``weight`` (rows that count), ``skipped`` (1 if the step was not finite) and the averages of
-      the objective's metrics. A step whose loss or gradient is not finite leaves parameters and
-      optimizer state as they were, bit for bit.
+      The new state and scalars: ``loss``, ``grad_norm``, ``num_tokens`` (not padding; a prompt
+      counts once), ``weight`` (rows that count), ``skipped`` (1 if the step was not finite) and
+      the averages of the objective's metrics. A step whose loss or gradient is not finite leaves
+      parameters and optimizer state as they were, bit for bit.
     """
     loss = resolve(loss, state.step)
     if select is not None:
@@ -125,11 +126,11 @@ def train_step(
         skipped_total=state.skipped_total + bad,
     )
     averages = {name: x / jnp.maximum(weight, 1e-9) for name, x in metrics.items()}
-    tokens = jnp.sum(jnp.where(batch.weight[:, None] > 0, batch.response_length, 0))
+    tokens = jnp.where(batch.weight > 0, batch.prompt_length + batch.response_length.sum(1), 0)
     return state, {
         "loss": total / jnp.maximum(weight, 1e-9),
         "grad_norm": norm,
-        "num_tokens": tokens,
+        "num_tokens": tokens.sum(),
         "weight": weight,
         "skipped": bad,
         **averages,
@@ -151,7 +152,7 @@ def _accumulated(
         lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1), batch
     )
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], split))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, "float32")), shapes)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, "f4")), shapes)
 
     def body(carry: Any, part: Batch) -> tuple[Any, None]:
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), carry, gradient(params, part)), None

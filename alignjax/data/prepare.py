@@ -63,7 +63,10 @@ class Dataset:
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of a dataset with {len(self)} rows")
-        row = self._rows[int(index)]
+        try:
+            row = self._rows[int(index)]
+        except Exception as error:  # array_record's checksums, TFDS's decoder
+            raise _damaged(self.path, error) from None
         lengths = row["response_length"]
         ids = np.split(row["response_ids"], np.cumsum(lengths)[:-1])
         scores, labels = row["scores"], row["desirable"]
@@ -161,10 +164,14 @@ def open_dataset(path: str) -> Dataset:
             _rows=rows,
         )
     except Exception as error:  # whatever TFDS, numpy or json say about damaged files
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"{path}: damaged prepared data ({reason}); delete the folder to prepare it again"
-        ) from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: str, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())
+    return DataError(
+        f"{path}: damaged prepared data ({reason}); delete the folder to prepare it again"
+    )
 
 
 def enforce(receipt: Receipt, *, max_drop_fraction: float) -> None:

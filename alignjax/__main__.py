@@ -1,0 +1,110 @@
+"""Command line: ``python -m alignjax VERB --flag=value``.
+
+Heavy imports happen inside the verbs, so that help and mistakes in a config are quick.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+
+import alignjax
+from alignjax.errors import UserError, did_you_mean
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("config", "", "Python file with get_config(), e.g. configs/demo/dpo.py")
+flags.DEFINE_string("workdir", "", "folder of the run; started again, it resumes")
+flags.DEFINE_multi_string("set", [], "field=value, changes the config: --set loss.beta=0.2")
+flags.DEFINE_bool(
+    "allow_config_change", False, "go on from a checkpoint although the config changed"
+)
+
+VERBS = {
+    "run": "train and evaluate what --config says, in --workdir",
+    "demo": "run configs/demo/dpo.py (the embedded world, minutes on a laptop)",
+    "describe": "print the config as JSON, after --set, and stop",
+    "data": "read and check the data of --config, print the receipt, and stop",
+}
+
+
+def usage() -> str:
+    """What ``--help`` prints before the flags."""
+    verbs = "\n".join(f"  {name:<10}{text}" for name, text in VERBS.items())
+    return (
+        f"alignjax {alignjax.__version__}: align language models with human preferences.\n\n"
+        f"python -m alignjax VERB [--flag=value ...]\n\n{verbs}\n"
+    )
+
+
+def _quiet_libraries() -> None:
+    """Our own lines as they are; of the libraries' only warnings."""
+    import absl.logging
+
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    logging.getLogger().setLevel(logging.WARNING)
+    ours = logging.getLogger("alignjax")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+
+
+def _main(argv: Sequence[str]) -> int:
+    _quiet_libraries()
+    if len(argv) != 2:
+        raise UserError(f"wanted one verb out of {', '.join(VERBS)}, found {argv[1:] or 'none'}")
+    verb = argv[1]
+    if verb not in VERBS:
+        raise UserError(f"no verb {verb!r}{did_you_mean(verb, VERBS)}; verbs: {', '.join(VERBS)}")
+    path, workdir = FLAGS.config, FLAGS.workdir
+    if verb == "demo":
+        path, workdir = path or "configs/demo/dpo.py", workdir or "runs/demo"
+    if not path:
+        raise UserError(f"{verb} wants --config=FILE, e.g. --config=configs/demo/dpo.py")
+    if verb == "run" and not workdir:
+        raise UserError("run wants --workdir=FOLDER, e.g. --workdir=runs/first")
+
+    from alignjax import config as configs
+
+    config = configs.load(path, FLAGS.set)
+    if verb == "describe":
+        import json
+
+        print(json.dumps(configs.describe(config), indent=2))
+        return 0
+    # A larger pool than there are cores: CPU collectives can starve each other otherwise.
+    os.environ.setdefault("NPROC", "32")
+    from alignjax.recipes import align
+
+    if verb == "data":
+        align.show_data(config)
+        return 0
+    align.run(config, workdir, allow_config_change=FLAGS.allow_config_change)
+    return 0
+
+
+def main() -> None:
+    """Entry point: one-line errors, and the exit codes that `alignjax.errors` lists."""
+    if any(a in ("--help", "-h", "-help", "--helpfull") for a in sys.argv[1:]) or len(sys.argv) < 2:
+        print(usage())
+        print(FLAGS.main_module_help() or FLAGS.module_help("alignjax.__main__"))
+        raise SystemExit(0)
+    try:
+        argv = FLAGS(sys.argv)
+        app.run(_main, argv=list(argv))
+    except flags.Error as error:
+        print(f"alignjax: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except UserError as error:
+        print(f"alignjax: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("alignjax: stopped; the same command goes on from what is done", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

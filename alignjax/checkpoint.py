@@ -1,0 +1,144 @@
+"""Checkpoints: the state, the data position and the identity of everything that matters.
+
+One checkpoint holds a `TrainState` (parameters, optimizer, step, root key, counters) and a JSON
+record: the index of the next batch, and what the run is made of (config, data, tokenizer,
+reference). Restoring compares that record first and refuses another run's checkpoint. Saves are
+atomic: a killed save is never seen by a reader.
+"""
+
+import contextlib
+import hashlib
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from alignjax.errors import CheckpointError, UserError
+from alignjax.sharding import path_name
+
+FORMAT = 1  # raised when what a checkpoint holds changes
+
+
+@contextlib.contextmanager
+def open_store(directory: pathlib.Path, *, keep: int) -> Iterator[ocp.training.Checkpointer]:
+    """A directory of checkpoints; leaving the context waits for the last save.
+
+    Args:
+      directory: created if needed; what killed saves left behind is removed.
+      keep: newest checkpoints kept.
+    """
+    with _one_line(directory, "cannot be opened"):
+        directory.mkdir(parents=True, exist_ok=True)
+        store = ocp.training.Checkpointer(
+            directory.resolve(),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+    try:
+        yield store
+    finally:
+        with _one_line(directory, "the last save failed"):
+            store.close()
+
+
+def latest(store: ocp.training.Checkpointer) -> int | None:
+    """The newest complete step, None when there is none."""
+    return None if store.latest is None else int(store.latest.step)
+
+
+def save(store: ocp.training.Checkpointer, step: int, state: Any, record: dict[str, Any]) -> None:
+    """Starts a save; on return the state is copied off the devices and may be donated.
+
+    Raises:
+      CheckpointError: this save, or the one before it, could not be written.
+    """
+    with _one_line(store.directory, f"saving step {step} failed"):
+        store.wait()  # errors of the save before surface here, not at exit
+        store.save_checkpointables_async(
+            step, {"state": state, "record": {"format": FORMAT, **record}}, force=True
+        )
+
+
+def read_record(store: ocp.training.Checkpointer, step: int) -> dict[str, Any]:
+    """The JSON record of a checkpoint.
+
+    Raises:
+      CheckpointError: unreadable, or written in another format.
+    """
+    with _one_line(store.directory, f"step {step} cannot be read"):
+        record = store.load_checkpointables(step, {"record": None})["record"]
+    if record.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{store.directory}: step {step} has checkpoint format {record.get('format')}, "
+            f"this version reads {FORMAT}"
+        )
+    return record
+
+
+def restore(store: ocp.training.Checkpointer, step: int, target: Any) -> Any:
+    """The state of a checkpoint, laid out as ``target`` (shapes with shardings) says.
+
+    Raises:
+      CheckpointError: unreadable, or its arrays are not those of ``target``.
+    """
+    with _one_line(store.directory, f"step {step} cannot be restored"):
+        return store.load_checkpointables(step, {"state": target})["state"]
+
+
+def save_params(path: pathlib.Path, params: Any) -> None:
+    """Writes the parameters a stage ended with; atomic."""
+    with _one_line(path, "the parameters cannot be written"):
+        ocp.save_pytree(path.resolve(), params)
+
+
+def load_params(path: pathlib.Path, target: Any) -> Any:
+    """Reads them back, laid out as ``target`` (shapes with shardings) says."""
+    with _one_line(path, "the parameters cannot be read"):
+        return ocp.load_pytree(path.resolve(), target)
+
+
+def refuse_other(
+    store: ocp.training.Checkpointer, step: int, found: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    """Compares the identities in a record with those of the run about to continue from it.
+
+    Args:
+      store, step: where ``found`` was read, for the message.
+      found: the record's identities, name -> digest or description.
+      wanted: the same of this run.
+
+    Raises:
+      UserError: names each one that differs.
+    """
+    other = [name for name in wanted if found.get(name) != wanted[name]]
+    if other:
+        pairs = ", ".join(f"{n} {found.get(n)!r} (this run: {wanted[n]!r})" for n in other)
+        raise UserError(
+            f"{store.directory}: step {step} belongs to another run: {pairs}; "
+            "use another --workdir, or restore what changed"
+        )
+
+
+def tree_digest(tree: Any) -> str:
+    """SHA-256 over the path, dtype, shape and bytes of every array of a tree, 16 hex digits."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        digest.update(f"{path_name(path)} {array.dtype} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _one_line(directory: Any, what: str) -> Iterator[None]:
+    """Turns what the checkpoint library raises into one line that names the directory."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # the library raises many kinds; all mean the same to a user
+        reason = " ".join(str(error).split())[:500]
+        raise CheckpointError(f"{directory}: {what}: {type(error).__name__}: {reason}") from error

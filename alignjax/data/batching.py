@@ -1,0 +1,234 @@
+"""Rows -> batches: a few padded shapes, a plan of every batch, and arrays read ahead of the step.
+
+The plan of a whole run, which rows make up batch i, is a pure function of the rows' lengths and
+the seed. The data position is therefore one integer, the index of the next batch, whatever the
+number of devices, processes or reading threads.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from alignjax.data.prepare import Dataset
+from alignjax.types import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What the rows of a batch are padded to, in tokens."""
+
+    prompt: int
+    response: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Every batch of a run, in order."""
+
+    shapes: tuple[Shape, ...]
+    shape: np.ndarray  # [batches] index into shapes
+    rows: np.ndarray  # [batches, B] dataset rows; -1 fills up the last batch of a shape
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def row_count(self) -> int:
+        """Rows over all batches, fillers not counted."""
+        return int((self.rows >= 0).sum())
+
+
+def choose_shapes(
+    prompt_length: np.ndarray, response_length: np.ndarray, *, count: int, multiple: int
+) -> tuple[tuple[Shape, ...], np.ndarray]:
+    """Few shapes that waste little: splits the set of rows where that saves most padding.
+
+    Starts from one shape for all rows and splits greedily, by prompt or by response length at any
+    threshold, whichever leaves the fewest padded tokens.
+
+    Args:
+      prompt_length: ``[N]`` tokens.
+      response_length: ``[N, K]`` tokens; a row is as long as its longest response.
+      count: shapes at most; each one compiles once.
+      multiple: token counts are rounded up to a multiple of it.
+
+    Returns:
+      The shapes, shortest first, and ``[N]`` the shape of every row.
+    """
+    k = response_length.shape[1]
+    up = np.stack([prompt_length, response_length.max(axis=1)], axis=1)
+    up = np.maximum(-(-up // multiple) * multiple, multiple)
+
+    def cost(rows: np.ndarray) -> int:
+        if not len(rows):
+            return 0
+        prompt, response = up[rows].max(axis=0)
+        return len(rows) * int(prompt + k * response)
+
+    groups = [np.arange(len(up))]
+    while len(groups) < count:
+        best: tuple[int, int, np.ndarray, np.ndarray] | None = None
+        for i, rows in enumerate(groups):
+            whole = cost(rows)
+            for axis in (0, 1):
+                for edge in np.unique(up[rows, axis])[:-1]:
+                    short = up[rows, axis] <= edge
+                    low, high = rows[short], rows[~short]
+                    saved = whole - cost(low) - cost(high)
+                    if saved > 0 and (best is None or saved > best[0]):
+                        best = (saved, i, low, high)
+        if best is None:
+            break
+        _, i, low, high = best
+        groups[i : i + 1] = [low, high]
+    shapes = [Shape(*(int(x) for x in up[rows].max(axis=0))) for rows in groups]
+    order = sorted(range(len(groups)), key=lambda i: (shapes[i].prompt + k * shapes[i].response, i))
+    assignment = np.zeros(len(up), np.int32)
+    for rank, i in enumerate(order):
+        assignment[groups[i]] = rank
+    return tuple(shapes[i] for i in order), assignment
+
+
+def shuffled(rows: int, seed: int) -> Iterator[int]:
+    """Row indices for ever: every epoch holds each row once, in an order of its own."""
+    import grain
+
+    order = grain.MapDataset.range(rows).seed(seed).shuffle().repeat()
+    for position in range(np.iinfo(np.int64).max):
+        yield int(order[position])
+
+
+def plan_batches(
+    shapes: tuple[Shape, ...],
+    assignment: np.ndarray,
+    *,
+    batch_size: int,
+    order: Iterable[int],
+    rows: int = 0,
+    batches: int = 0,
+) -> Plan:
+    """Deals rows to batches, in order; each batch holds rows of one shape.
+
+    A batch leaves when its shape has ``batch_size`` rows waiting. Rows still waiting at the end of
+    an epoch come first in the next; those waiting at the very end leave in batches filled up with
+    rows of weight 0, so that over the run no row is lost.
+
+    Args:
+      shapes, assignment: from `choose_shapes`.
+      batch_size: rows per batch.
+      order: dataset rows, as often as they are to be used.
+      rows: stop after so many rows; 0: when ``order`` ends.
+      batches: stop after so many batches; 0: no limit. Rows then waiting are not used.
+    """
+    waiting: list[list[int]] = [[] for _ in shapes]
+    shape_of: list[int] = []
+    dealt: list[list[int]] = []
+    for position, row in enumerate(order):
+        if (rows and position == rows) or (batches and len(dealt) == batches):
+            break
+        queue = waiting[assignment[row]]
+        queue.append(row)
+        if len(queue) == batch_size:
+            shape_of.append(int(assignment[row]))
+            dealt.append(queue.copy())
+            queue.clear()
+    if not batches:
+        for shape, queue in enumerate(waiting):
+            if queue:
+                shape_of.append(shape)
+                dealt.append(queue + [-1] * (batch_size - len(queue)))
+    return Plan(
+        shapes, np.array(shape_of, np.int32), np.array(dealt, np.int64).reshape(-1, batch_size)
+    )
+
+
+def assemble(
+    dataset: Dataset, rows: np.ndarray, shape: Shape, ref_logps: np.ndarray | None = None
+) -> Batch:
+    """One batch of NumPy arrays.
+
+    Args:
+      dataset: the prepared rows.
+      rows: ``[B]`` row indices; -1 makes a row of weight 0.
+      shape: what to pad to; no row may be longer.
+      ref_logps: ``[N, K]`` float32 nats, the reference's log-probabilities of the whole dataset.
+    """
+    b, k = len(rows), dataset.response_length.shape[1]
+    prompt = np.zeros((b, shape.prompt), np.int32)
+    response = np.zeros((b, k, shape.response), np.int32)
+    prompt_length = np.ones(b, np.int32)
+    response_length = np.zeros((b, k), np.int32)
+    scores: np.ndarray | None = None
+    desirable: np.ndarray | None = None
+    for i, row in enumerate(rows):
+        if row < 0:
+            continue
+        example = dataset[int(row)]
+        ids = example.prompt_ids
+        prompt[i, shape.prompt - len(ids) :] = ids
+        prompt_length[i] = len(ids)
+        for j, ids in enumerate(example.response_ids):
+            response[i, j, : len(ids)] = ids
+            response_length[i, j] = len(ids)
+        if example.scores is not None:
+            if scores is None:
+                scores = np.zeros((b, k, example.scores.shape[1]), np.float32)
+            scores[i, : len(example.scores)] = example.scores
+        if example.desirable is not None:
+            if desirable is None:
+                desirable = np.zeros((b, k), bool)
+            desirable[i, : len(example.desirable)] = example.desirable
+    real = rows >= 0
+    if scores is not None and scores.shape[-1] == 1:
+        scores = scores[..., 0]
+    fields: dict[str, Any] = dict(
+        prompt=prompt,
+        prompt_length=prompt_length,
+        response=response,
+        response_length=response_length,
+        weight=real.astype(np.float32),
+        prompt_id=np.where(real, rows, 0).astype(np.int32),
+        scores=scores,
+        desirable=desirable,
+    )
+    if ref_logps is not None:
+        fields["ref_logps"] = np.where(real[:, None], ref_logps[rows], 0.0).astype(np.float32)
+    return Batch(**fields)
+
+
+def read(
+    dataset: Dataset, plan: Plan, *, start: int = 0, ref_logps: np.ndarray | None = None
+) -> Iterator[Batch]:
+    """The batches ``start, start + 1, ...`` of a plan, read ahead by background threads."""
+    import grain
+
+    def one(i: int) -> Batch:
+        return assemble(dataset, plan.rows[i], plan.shapes[plan.shape[i]], ref_logps)
+
+    ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+    yield from grain.MapDataset.range(start, len(plan)).map(one).to_iter_dataset(ahead)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucketed:
+    """A dataset with the shapes its rows are padded to."""
+
+    dataset: Dataset
+    shapes: tuple[Shape, ...]
+    assignment: np.ndarray  # [N] index into shapes
+
+    def in_order(self, batch_size: int) -> Plan:
+        """Every row once, no shuffling: for scoring and sampling."""
+        return plan_batches(
+            self.shapes, self.assignment, batch_size=batch_size, order=range(len(self.dataset))
+        )
+
+
+def bucket(dataset: Dataset, *, count: int, multiple: int) -> Bucketed:
+    """Chooses shapes for a dataset (see `choose_shapes`)."""
+    shapes, assignment = choose_shapes(
+        dataset.prompt_length, dataset.response_length, count=count, multiple=multiple
+    )
+    return Bucketed(dataset, shapes, assignment)

@@ -1,0 +1,119 @@
+"""What held-out rows and sampled responses say of a policy, with 95% intervals over prompts."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from alignjax.generate import Sample
+
+Z95 = 1.959964  # normal quantile
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean over prompts and the half-width of its 95% interval."""
+
+    mean: float
+    half_width: float
+    count: int  # prompts
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.half_width:.3f}"
+
+
+def mean_over_prompts(values: np.ndarray, prompts: Sequence[object]) -> Estimate:
+    """Mean with a 95% interval that treats rows of one prompt as one cluster.
+
+    The interval is ``1.96`` standard errors of the ratio estimator over prompts, so rows that
+    share a prompt are not counted as independent.
+
+    Args:
+      values: ``[N]``, NaN where a row says nothing.
+      prompts: ``[N]`` anything hashable that is equal for rows of one prompt.
+    """
+    said = ~np.isnan(values)
+    values = values[said]
+    if not len(values):
+        return Estimate(float("nan"), float("nan"), 0)
+    names = {name: i for i, name in enumerate(dict.fromkeys(np.asarray(prompts)[said].tolist()))}
+    group = np.array([names[p] for p in np.asarray(prompts)[said].tolist()])
+    mean = float(values.mean())
+    residual = np.bincount(group, weights=values - mean)
+    clusters = len(names)
+    if clusters < 2:
+        return Estimate(mean, float("nan"), clusters)
+    error = np.sqrt((residual**2).sum() * clusters / (clusters - 1)) / len(values)
+    return Estimate(mean, float(Z95 * error), clusters)
+
+
+def preferences(
+    policy: np.ndarray,
+    reference: np.ndarray | None,
+    length: np.ndarray,
+    scores: np.ndarray | None,
+    beta: float,
+) -> dict[str, np.ndarray]:
+    """How a policy's implicit rewards order the responses of each row.
+
+    Args:
+      policy, reference: ``[N, K]`` nats; without a reference the reward is ``beta * policy``.
+      length: ``[N, K]`` tokens, 0 = absent.
+      scores: ``[N, K]`` external scores, or None: index 0 is chosen and the rest are not.
+      beta: KL strength, for ``reward = beta * log_ratio``.
+
+    Returns:
+      ``[N]`` arrays: ``rewards/margins`` (best minus worst response), ``rewards/accuracies`` (share
+      of the row's ordered pairs that the reward orders alike; a tie of rewards is wrong, pairs of
+      equal score say nothing), ``rewards/chosen``, ``rewards/rejected`` (best and worst). NaN where
+      a row has no ordered pair.
+    """
+    reward = beta * (policy if reference is None else policy - reference)
+    n, k = reward.shape
+    present = length > 0
+    if scores is None:
+        scores = np.zeros((n, k))
+        scores[:, 0] = 1.0
+    better = scores[:, :, None] > scores[:, None, :]
+    better &= present[:, :, None] & present[:, None, :]
+    right = better & (reward[:, :, None] > reward[:, None, :])
+    pairs = better.sum((1, 2))
+    says = pairs > 0
+    row = np.arange(n)
+    best = np.where(present, scores, -np.inf).argmax(1)
+    worst = np.where(present, scores, np.inf).argmin(1)
+
+    def where_said(x: np.ndarray) -> np.ndarray:
+        return np.where(says, x, np.nan)
+
+    return {
+        "rewards/accuracies": where_said(right.sum((1, 2)) / np.maximum(pairs, 1)),
+        "rewards/margins": where_said(reward[row, best] - reward[row, worst]),
+        "rewards/chosen": where_said(reward[row, best]),
+        "rewards/rejected": where_said(reward[row, worst]),
+    }
+
+
+def judged(
+    samples: Sequence[Sample], judge: Callable[[str, str], dict[str, float]]
+) -> dict[str, Estimate]:
+    """Mean of every score of a judge over samples, rows of one prompt as one cluster.
+
+    A response that did not end is judged as it stands: it is what the policy said.
+    """
+    said = [judge(s.prompt, s.response) for s in samples]
+    prompts = [s.prompt for s in samples]
+    return {
+        name: mean_over_prompts(np.array([scores[name] for scores in said]), prompts)
+        for name in (said[0] if said else {})
+    }
+
+
+def kl_to_reference(samples: Sequence[Sample]) -> Estimate:
+    """``KL(policy || reference)`` per response, nats: mean log-ratio of the policy's own samples.
+
+    The samples must come at temperature 1 with nothing cut off, and hold the reference's
+    log-probabilities.
+    """
+    ratio = np.array([s.logps - s.reference for s in samples])
+    return mean_over_prompts(ratio, [s.prompt for s in samples])

@@ -1,0 +1,140 @@
+"""What a run tells: metrics.jsonl, TensorBoard, a progress bar. Values are fetched one step late.
+
+Fetching late keeps the device busy: while step t runs, the host reads the numbers of step t - 1.
+It also bounds how far the host runs ahead, which CPU collectives need.
+"""
+
+import contextlib
+import json
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from alignjax.errors import NumericalError
+
+
+class Writer:
+    """Appends metrics to ``metrics.jsonl`` (the source of truth) and to TensorBoard files."""
+
+    def __init__(self, workdir: pathlib.Path, *, after_step: int) -> None:
+        """Opens the files; lines of steps after ``after_step`` are removed: they run again."""
+        import tensorboardX
+
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._path = workdir / "metrics.jsonl"
+        if self._path.exists():
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) <= after_step]
+            self._path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=after_step + 1, flush_secs=30
+        )
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """One line: ``{"step": step, name: number, ...}``."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # cut short by a kill: dropped
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class Meter:
+    """Averages between log lines, throughput, and the stop on non-finite steps."""
+
+    def __init__(self, *, max_skipped: int) -> None:
+        self._max_skipped = max_skipped
+        self._bad: list[int] = []  # steps in a row that were not finite
+        self._start()
+
+    def _start(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._rows = self._counted = self._tokens = self._skipped = 0.0
+        self._since = time.perf_counter()
+
+    def add(self, step: int, scalars: dict[str, jax.Array]) -> dict[str, float]:
+        """Takes one step's scalars off the device.
+
+        Returns:
+          The scalars as numbers.
+
+        Raises:
+          NumericalError: ``max_skipped`` steps in a row were not finite.
+        """
+        values = {name: float(x) for name, x in jax.device_get(scalars).items()}
+        if values["skipped"]:
+            self._bad.append(step)
+            self._skipped += 1
+            if len(self._bad) >= self._max_skipped:
+                raise NumericalError(
+                    f"loss or gradient not finite in {len(self._bad)} steps in a row "
+                    f"({self._bad[0]} to {self._bad[-1]}; loss {values['loss']}, gradient norm "
+                    f"{values['grad_norm']}); the last checkpoint holds the parameters from "
+                    "before; lower optim.learning_rate or look at these batches"
+                )
+        else:
+            self._bad = []
+            for name, value in values.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value * values["weight"]
+            self._counted += values["weight"]
+        self._rows += values["weight"]
+        self._tokens += values["num_tokens"]
+        return values
+
+    def averages(self) -> dict[str, float]:
+        """Means since the last call, each step by its rows, and throughput per second.
+
+        Tokens are those that are not padding; a prompt counts once, whatever K is.
+        """
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        out = {name: total / max(self._counted, 1e-9) for name, total in self._sums.items()}
+        out["skipped"] = self._skipped
+        out["prompts_per_second"] = self._rows / seconds
+        out["tokens_per_second"] = self._tokens / seconds
+        self._start()
+        return out
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int, *, done: int = 0) -> Iterator[Any]:
+    """A progress bar with ETA; yields ``advance(n, **numbers)``. Silent bars where no terminal."""
+    import rich.console
+    import rich.progress as rp
+
+    console = rich.console.Console(stderr=True)
+    columns = (
+        rp.TextColumn(f"{title:<22}"),
+        rp.BarColumn(),
+        rp.MofNCompleteColumn(),
+        rp.TimeElapsedColumn(),
+        rp.TextColumn("ETA"),
+        rp.TimeRemainingColumn(),
+        rp.TextColumn("{task.fields[note]}"),
+    )
+    with rp.Progress(*columns, console=console, refresh_per_second=4) as bar:
+        task = bar.add_task(title, total=total, completed=done, note="")
+
+        def advance(n: int = 1, **numbers: float) -> None:
+            note = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
+            bar.update(task, advance=n, **({"note": note} if numbers else {}))
+
+        yield advance

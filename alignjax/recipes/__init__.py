@@ -1,0 +1,1 @@
+"""Programs of several stages. Each stage writes its result once; a rerun goes on after it."""

@@ -1,0 +1,160 @@
+"""The stage that every recipe begins with: from files or a generator to bucketed rows."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import pathlib
+from typing import Any
+
+from alignjax.config import Config, DataConfig, describe, keywords
+from alignjax.data import tokenizer as tokenizers
+from alignjax.data.batching import Bucketed, bucket
+from alignjax.data.files import fingerprint
+from alignjax.data.prepare import enforce, prepare
+from alignjax.data.records import Receipt, Record, check, check_no_overlap, split_by_prompt
+from alignjax.data.tokenizer import Tokenizer
+from alignjax.errors import UserError
+
+log = logging.getLogger("alignjax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Rows to train on, held-out rows of other prompts, and the tokenizer they went through."""
+
+    train: Bucketed
+    held_out: Bucketed
+    tokenizer: Tokenizer
+    receipt: dict[str, Any]  # what receipt.json says
+
+
+def read_records(data: DataConfig, path: str, receipt: Receipt) -> list[Record]:
+    """Reads and checks every record of a source.
+
+    Raises:
+      UserError: the source wants a path and none is given, or the other way round; or the data
+        are bad (file, line, field).
+    """
+    wants_path = "path" in keywords(_plain(data.source))
+    if wants_path and not path:
+        raise UserError(
+            f"data.path: {_plain(data.source).__name__} reads files; say which: --set data.path=..."
+        )
+    if path and not wants_path:
+        raise UserError(f"data.path: {_plain(data.source).__name__} reads no file, found {path!r}")
+    source = functools.partial(data.source, path=path) if wants_path else data.source
+    return list(check(source(receipt), receipt))
+
+
+def _plain(function: Any) -> Any:
+    return function.func if isinstance(function, functools.partial) else function
+
+
+def split(config: Config, receipts: dict[str, Receipt]) -> tuple[list[Record], list[Record]]:
+    """Training and held-out records; no prompt is on both sides."""
+    data = config.data
+    records = read_records(data, data.path, receipts["train"])
+    if not data.eval_path:
+        train, held_out = split_by_prompt(
+            records,
+            seed=config.train.seed,
+            eval_fraction=data.eval_fraction,
+            receipt=receipts["train"],
+        )
+        receipts["held_out"].rows_in = len(held_out)
+    else:
+        train = records
+        held_out = read_records(data, data.eval_path, receipts["held_out"])
+        check_no_overlap(train, held_out)
+    if not held_out:
+        raise UserError(
+            f"data.eval_fraction: {data.eval_fraction} of {len(records)} rows holds out none"
+        )
+    return train, held_out
+
+
+def load_tokenizer(config: Config, workdir: pathlib.Path, train: list[Record]) -> Tokenizer:
+    """The config's tokenizer, or one trained on the training records and kept in the workdir.
+
+    Raises:
+      UserError: it cannot be read, or has more ids than the model has embeddings.
+    """
+    settings = config.tokenizer
+    path = settings.path
+    if not path:
+        path = str(workdir / "tokenizer.model")
+        if not pathlib.Path(path).is_file():
+            texts = (text for record in train for text in _texts(record))
+            tokenizers.train_sentencepiece(texts, vocab_size=settings.vocab_size, path=path)
+    tokenizer = tokenizers.load(path, chat_template=settings.chat_template)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size: the tokenizer {path} has {tokenizer.vocab_size} ids, the model "
+            f"embeds {config.model.vocab_size}"
+        )
+    return tokenizer
+
+
+def _texts(record: Record) -> list[str]:
+    prompt = record.prompt
+    turns = [prompt] if isinstance(prompt, str) else [m.content for m in prompt]
+    return [*turns, *record.responses]
+
+
+def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
+    """Reads, checks, splits, tokenises and buckets the data; writes and prints the receipt.
+
+    Raises:
+      UserError: bad data, or more rows dropped than ``data.max_drop_fraction``.
+    """
+    data = config.data
+    receipts = {"train": Receipt(), "held_out": Receipt()}
+    train, held_out = split(config, receipts)
+    tokenizer = load_tokenizer(config, workdir, train)
+    cache = cache_dir(config, workdir)
+    files = {p: fingerprint(p) for p in (data.path, data.eval_path) if p}
+    sides = {}
+    for side, records in (("train", train), ("held_out", held_out)):
+        parts = {
+            "side": side,
+            "source": describe(data.source),
+            "files": list(files.values()),
+            "split": [data.eval_fraction, config.train.seed, bool(data.eval_path)],
+        }
+        identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        dataset = prepare(
+            records,
+            tokenizer,
+            cache_dir=cache,
+            max_prompt_tokens=data.max_prompt_tokens,
+            max_response_tokens=data.max_response_tokens,
+            receipt=receipts[side],
+            identity=identity,
+        )
+        sides[side] = bucket(dataset, count=data.buckets, multiple=data.pad_multiple)
+    receipt = {side: r.as_dict() for side, r in receipts.items()}
+    path = workdir / "receipt.json"
+    path.write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
+    for side, r in receipts.items():
+        log.info("data, %s:\n%s", side.replace("_", " "), r.render())
+    for r in receipts.values():
+        enforce(r, max_drop_fraction=data.max_drop_fraction)
+    for side, rows in sides.items():
+        log.info("%s shapes (prompt + K x response tokens): %s", side, _shapes(rows))
+    return Prepared(sides["train"], sides["held_out"], tokenizer, receipt)
+
+
+def _shapes(rows: Bucketed) -> str:
+    k = rows.dataset.response_length.shape[1]
+    counts = [int((rows.assignment == i).sum()) for i in range(len(rows.shapes))]
+    return ", ".join(
+        f"{s.prompt} + {k} x {s.response} ({n:,} rows)"
+        for s, n in zip(rows.shapes, counts, strict=True)
+    )
+
+
+def cache_dir(config: Config, workdir: pathlib.Path) -> pathlib.Path:
+    """Where prepared rows and reference log-probabilities are kept."""
+    return pathlib.Path(config.data.cache_dir or workdir / "cache")

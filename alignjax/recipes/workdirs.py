@@ -1,0 +1,110 @@
+"""The run's folder: who owns it, which config it belongs to, JSON files that are never half."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+import alignjax
+from alignjax.config import differences
+from alignjax.errors import UserError
+
+log = logging.getLogger("alignjax")
+
+# What may change between two starts of one run: it decides when, where and how it is measured,
+# not what is trained.
+FREE = (
+    "train.save_every",
+    "train.log_every",
+    "train.eval_every",
+    "train.keep",
+    "train.max_skipped",
+    "data.cache_dir",
+    "reference.mode",
+    "mesh.",
+    "evaluate.",
+    "model.remat",
+    "model.logits_chunk",
+)
+
+
+@contextlib.contextmanager
+def owned(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes the folder and keeps a second run out of it; the lock dies with the process.
+
+    Raises:
+      UserError: the folder cannot be written, or another run has it.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(f"--workdir: {workdir} cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise UserError(f"--workdir: {workdir} is in use by {lock.read() or '?'}") from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}")
+        lock.flush()
+        yield
+
+
+def write_config(workdir: pathlib.Path, description: dict[str, Any], *, allow_change: bool) -> None:
+    """Keeps the run's config; refuses another one, field by field, unless told otherwise.
+
+    Raises:
+      UserError: the folder belongs to a run that trains something else.
+    """
+    path = workdir / "config.json"
+    if path.is_file():
+        changes = [
+            change
+            for change in differences(read_json(path), description)
+            if not change.startswith(FREE)
+        ]
+        if changes and not allow_change:
+            raise UserError(
+                f"{workdir} holds a run of another config ({'; '.join(changes)}): use another "
+                "--workdir, or --allow_config_change to go on with the new one"
+            )
+        for change in changes:
+            log.warning("config changed: %s", change)
+    write_json(path, description)
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      UserError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes a JSON file in one step: readers see the old one or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "alignjax": alignjax.__version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in names},
+    }

@@ -1,0 +1,130 @@
+"""The reference's log-probabilities: computed once and kept on disk, or computed in every step.
+
+A cached table is keyed by everything it depends on: the reference's weights, the model's shape and
+dtype, and the prepared rows (which stand for data, tokenizer, template and truncation). Once it is
+full the reference's weights are not needed and are freed.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from alignjax.config import describe
+from alignjax.data.batching import Bucketed, read
+from alignjax.logps import response_logps
+from alignjax.metrics import progress
+from alignjax.models.config import ModelConfig
+from alignjax.sharding import put_rows
+from alignjax.types import Batch, Params
+
+log = logging.getLogger("alignjax")
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _score(params: Params, batch: Batch, *, config: ModelConfig) -> jax.Array:
+    return response_logps(params, batch, config=config)
+
+
+def dataset_logps(
+    params: Params, data: Bucketed, *, config: ModelConfig, batch_size: int, mesh: Mesh, title: str
+) -> np.ndarray:
+    """Log-probabilities of every response of a dataset under one network.
+
+    Returns:
+      ``[N, K]`` float32 nats; 0 for absent responses.
+    """
+    table = np.zeros(data.dataset.response_length.shape, np.float32)
+    plan = data.in_order(batch_size)
+    late: list[tuple[np.ndarray, jax.Array]] = []  # fetched one batch late, see metrics.py
+
+    def fetch() -> None:
+        rows, values = late.pop(0)
+        table[rows[rows >= 0]] = np.asarray(values)[rows >= 0]
+
+    with progress(title, len(data.dataset)) as advance:
+        for rows, batch in zip(plan.rows, read(data.dataset, plan), strict=True):
+            late.append((rows, _score(params, put_rows(batch, mesh), config=config)))
+            if len(late) > 1:
+                fetch()
+            advance(int((rows >= 0).sum()))
+        while late:
+            fetch()
+    return table
+
+
+def table_key(reference_digest: str, data: Bucketed, config: ModelConfig) -> str:
+    """What a cached table depends on, as 16 hex digits."""
+    shape = {k: v for k, v in describe(config).items() if k not in ("remat", "logits_chunk")}
+    parts = {"reference": reference_digest, "data": data.dataset.digest, "model": shape}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _table_path(cache_dir: pathlib.Path, key: str) -> pathlib.Path:
+    return cache_dir / "ref_logps" / f"{key}.npy"
+
+
+def is_cached(cache_dir: pathlib.Path, key: str) -> bool:
+    """Whether a table of this key is on disk."""
+    return _table_path(cache_dir, key).is_file()
+
+
+def cached_logps(
+    cache_dir: pathlib.Path, key: str, shape: tuple[int, ...], compute: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """A ``[N, K]`` table from ``cache_dir``, computed and written if it is not there and whole."""
+    path = _table_path(cache_dir, key)
+    check = path.with_suffix(".sha256")
+    if path.is_file() and check.is_file():
+        raw = path.read_bytes()
+        if hashlib.sha256(raw).hexdigest() == check.read_text(encoding="ascii").strip():
+            table = np.load(path, allow_pickle=False)
+            if table.shape == shape:
+                return table
+        log.warning("%s is damaged: computing it again", path)
+    table = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npy")
+    np.save(temporary, table, allow_pickle=False)
+    check.write_text(hashlib.sha256(temporary.read_bytes()).hexdigest() + "\n", encoding="ascii")
+    temporary.replace(path)  # last, so that a killed write leaves no table that looks whole
+    return table
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How the reference is had in this run, and why."""
+
+    mode: str  # cache | live | none
+    reason: str
+
+
+def choose(
+    mode: str, *, rows: int, responses: int, trained_rows: int, drawn: int, cached: bool
+) -> Choice:
+    """Picks the cheaper of caching all responses and scoring the drawn ones in every step.
+
+    Args:
+      mode: ``auto``, or what the config insists on.
+      rows: N, rows of the dataset.
+      responses: K, responses per row.
+      trained_rows: rows over the whole run, every epoch counted.
+      drawn: K', responses per row that a step scores (K without a ``select``).
+      cached: the table is on disk already.
+    """
+    cache, live = rows * responses, trained_rows * drawn
+    counts = f"{cache:,} response passes to cache, {live:,} live"
+    if mode != "auto":
+        return Choice(mode, f"reference.mode={mode}" + (f" ({counts})" if mode != "none" else ""))
+    if cached:
+        return Choice("cache", "found on disk")
+    # A tie goes to the cache: it frees the reference's weights, and other runs can reuse it.
+    return Choice("cache" if cache <= live else "live", counts)

@@ -1,0 +1,100 @@
+"""What a person looks at after a run: a table, a few samples, a picture."""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from alignjax.evaluate import Estimate
+from alignjax.generate import Sample
+from alignjax.metrics import read
+
+Table = dict[str, tuple[Estimate | None, Estimate | None]]  # name -> before, after
+
+
+def say(text: str) -> None:
+    """A line on standard output, as it is."""
+    sys.stdout.write(text + "\n")
+
+
+def print_table(table: Table, title: str) -> None:
+    """Before and after, one row a metric, with 95% half-widths."""
+    import rich.console
+    import rich.table
+
+    out = rich.table.Table(title=title, title_justify="left")
+    out.add_column("held-out", no_wrap=True)
+    for name in ("before", "after"):
+        out.add_column(name, justify="right", no_wrap=True)
+    for name, (before, after) in table.items():
+        out.add_row(name, *("-" if x is None else str(x) for x in (before, after)))
+    rich.console.Console().print(out)
+    say("± is the half-width of the 95% interval over prompts.")
+
+
+def print_samples(
+    before: Sequence[Sample], after: Sequence[Sample], judge: Any, *, count: int
+) -> None:
+    """The first response to each of the first prompts, before and after, with its true score."""
+    seen: set[str] = set()
+    for old, new in zip(before, after, strict=True):
+        if old.prompt in seen or len(seen) == count:
+            continue
+        seen.add(old.prompt)
+        say(f"\n{old.prompt.strip()}")
+        for name, sample in (("before", old), ("after ", new)):
+            scores = judge(sample.prompt, sample.response) if judge else {}
+            note = "".join(f"  [{k} {v:.2f}]" for k, v in list(scores.items())[:1])
+            say(f"  {name} |{sample.response}{note}")
+
+
+def plot(
+    workdir: pathlib.Path,
+    path: pathlib.Path,
+    scores: tuple[Sequence[float], Sequence[float]] | None,
+    score_name: str,
+) -> None:
+    """Training curves of a run and, where responses were judged, their scores before and after.
+
+    Args:
+      workdir: holds ``metrics.jsonl``.
+      path: the PNG to write.
+      scores: one score per sampled response, before and after; None draws no such panel.
+      score_name: what the scores are called.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = read(workdir / "metrics.jsonl")
+    panels = [
+        ("loss", ["loss"]),
+        ("reward", ["rewards/chosen", "rewards/rejected", "rewards/margins"]),
+        ("reward accuracy", ["rewards/accuracies", "eval_rewards/accuracies"]),
+    ]
+    panels = [
+        (title, [n for n in names if any(n in line for line in lines)]) for title, names in panels
+    ]
+    panels = [(title, names) for title, names in panels if names]
+    count = len(panels) + (scores is not None)
+    figure, axes = plt.subplots(1, count, figsize=(4.2 * count, 3.2), squeeze=False)
+    for axis, (title, names) in zip(axes[0], panels, strict=False):
+        for name in names:
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            marker = "o" if name.startswith("eval_") else None
+            axis.plot(*zip(*points, strict=True), label=name, marker=marker, linewidth=1.5)
+        axis.set_title(title)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    if scores is not None:
+        axis = axes[0][-1]
+        axis.hist(scores, bins=20, label=["before", "after"])
+        axis.set_title(f"{score_name} of sampled responses")
+        axis.set_xlabel(score_name)
+        axis.set_ylabel("responses")
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

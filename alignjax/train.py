@@ -1,0 +1,194 @@
+"""The training loop, top to bottom.
+
+One batch in, one step, its numbers fetched while the next step runs. Saves, stops and evaluations
+happen between steps only, so a run that is killed and started again goes on bit for bit.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import pathlib
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from alignjax import checkpoint, metrics
+from alignjax.data.batching import Bucketed, Plan, read
+from alignjax.errors import UserError
+from alignjax.sharding import abstract, put_rows, shard_tree
+from alignjax.step import Apply, init_state, train_step
+from alignjax.types import Array, Loss, Params, Select, TrainState
+
+log = logging.getLogger("alignjax")
+
+
+class StoppedError(UserError):
+    """A signal asked the run to stop, and the state was saved."""
+
+    def __init__(self, signum: int, step: int, workdir: pathlib.Path) -> None:
+        self.exit_code = 128 + signum
+        super().__init__(
+            f"{signal.Signals(signum).name}: saved step {step} in {workdir}; the same command "
+            "goes on from there"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one call of `fit` trains, and on what."""
+
+    name: str  # for the progress bar
+    workdir: pathlib.Path
+    plan: Plan  # every batch of the run
+    data: Bucketed
+    ref_logps: np.ndarray | None  # [N, K] nats, when cached
+    ref_params: Params | None  # when scored in every step
+    params_shape: Params  # shapes and dtypes of the parameters
+    apply: Apply
+    loss: Loss
+    select: Select | None
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    accumulate: int
+    mesh: Mesh
+    identity: dict[str, Any]  # what a checkpoint must have been made of to be continued
+    save_every: int
+    log_every: int
+    eval_every: int
+    keep: int
+    max_skipped: int
+
+
+def fit(
+    job: Job,
+    load_start: Callable[[], Params],
+    key: Array,
+    evaluate: Callable[[Params], dict[str, float]] | None = None,
+) -> tuple[TrainState, dict[str, int]]:
+    """Trains to the end of the plan, from the newest checkpoint if there is one.
+
+    Args:
+      job: what to train.
+      load_start: gives the parameters to start from, on the mesh, as buffers of its own; called
+        only when there is no checkpoint.
+      key: root PRNG key of the draws.
+      evaluate: called every ``eval_every`` steps; its numbers are logged under ``eval_`` names.
+
+    Returns:
+      The final state, and counts: steps, steps skipped, compiles, the step resumed from.
+
+    Raises:
+      StoppedError: SIGINT or SIGTERM came; the state is saved.
+      NumericalError: too many steps in a row were not finite.
+      CheckpointError: a checkpoint cannot be read or written.
+    """
+
+    def start(params: Params) -> TrainState:
+        return init_state(params, job.optimizer, key)
+
+    total = len(job.plan)
+    shapes = jax.eval_shape(start, job.params_shape)
+    sharding = shard_tree(shapes, job.mesh)
+    step_fn = jax.jit(
+        functools.partial(
+            train_step,
+            apply=job.apply,
+            optimizer=job.optimizer,
+            loss=job.loss,
+            select=job.select,
+            accumulate=job.accumulate,
+        ),
+        donate_argnums=0,
+        out_shardings=(sharding, None),
+    )
+    meter = metrics.Meter(max_skipped=job.max_skipped)
+    with checkpoint.open_store(job.workdir / "checkpoints", keep=job.keep) as store:
+        begin = checkpoint.latest(store)
+        if begin is None:
+            state = jax.jit(start, out_shardings=sharding, donate_argnums=0)(load_start())
+            begin = 0
+        else:
+            record = checkpoint.read_record(store, begin)
+            checkpoint.refuse_other(store, begin, record["identity"], job.identity)
+            state = checkpoint.restore(store, begin, abstract(shapes, sharding))
+            if begin == total:
+                log.info("%s: complete at step %d, nothing to do", job.name, total)
+            else:
+                log.info("%s: resuming from step %d of %d", job.name, begin, total)
+
+        def save(step: int) -> None:
+            record = {"identity": job.identity, "next_batch": step}
+            checkpoint.save(store, step, state, record)
+
+        def report(step: int) -> None:
+            values = meter.averages()
+            values["learning_rate"] = float(job.learning_rate(step - 1))
+            values["epoch"] = rows_done[step - 1] / len(job.data.dataset)
+            writer.write(step, values)
+
+        rows_done = np.cumsum((job.plan.rows >= 0).sum(axis=1))
+        writer = metrics.Writer(job.workdir, after_step=begin)
+        batches = read(job.data.dataset, job.plan, start=begin, ref_logps=job.ref_logps)
+        late: dict[str, Array] | None = None
+        with (
+            contextlib.closing(writer),
+            _signals() as caught,
+            metrics.progress(job.name, total, done=begin) as advance,
+        ):
+            for step in range(begin + 1, total + 1):
+                batch = put_rows(next(batches), job.mesh)
+                state, scalars = step_fn(state, job.ref_params, batch)
+                if late is not None:
+                    meter.add(step - 1, late)
+                late = scalars
+                stopping = bool(caught)  # looked at once: a signal may come at any line
+                at_end, logs = step == total, step % job.log_every == 0
+                evaluates = job.eval_every and step % job.eval_every == 0
+                saves = at_end or stopping or step % job.save_every == 0
+                if logs or at_end or evaluates or saves:  # these look at this very step
+                    values = meter.add(step, late)
+                    late = None
+                    advance(0, loss=values["loss"])
+                    if logs or at_end:
+                        report(step)
+                if evaluate is not None and evaluates:
+                    found = evaluate(state.params)
+                    writer.write(step, {f"eval_{k}": v for k, v in found.items()})
+                if saves:
+                    save(step)
+                advance(1)
+                if stopping and not at_end:
+                    store.wait()
+                    raise StoppedError(caught[0], step, job.workdir)
+    counts = {
+        "steps": total,
+        "resumed_from": begin,
+        "skipped_steps": int(state.skipped_total),
+        "compiles": step_fn._cache_size(),
+    }
+    return state, counts
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; the loop looks between steps."""
+    caught: list[int] = []
+
+    def note(signum: int, frame: object) -> None:
+        del frame
+        if not caught:
+            log.warning("%s: stopping after this step", signal.Signals(signum).name)
+        caught.append(signum)
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

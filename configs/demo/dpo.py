@@ -1,0 +1,46 @@
+"""Direct Preference Optimization in the embedded world, from nothing, on a laptop.
+
+Command:   make demo        (or: python -m alignjax demo)
+Hardware:  2 CPU cores
+Time:      TODO: measure
+Expect:    TODO: measure
+"""
+
+from functools import partial
+
+from alignjax import optim
+from alignjax.config import (
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    OptimConfig,
+    SftConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from alignjax.data import world
+from alignjax.models.config import ModelConfig
+from alignjax.objectives import dpo, sft
+
+
+def get_config() -> Config:
+    return Config(
+        data=DataConfig(
+            source=partial(world.pairs, size=12000, seed=0, temperature=0.1),
+            max_prompt_tokens=64,
+            max_response_tokens=64,
+            eval_fraction=0.05,
+            buckets=2,
+            pad_multiple=8,
+        ),
+        tokenizer=TokenizerConfig(vocab_size=512),
+        model=ModelConfig(
+            vocab_size=512, width=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp_width=352
+        ),
+        # The reference fits what the pairs were drawn from: both responses of each.
+        sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=1.0, batch_size=32),
+        loss=partial(dpo.loss, beta=0.1),
+        optim=OptimConfig(learning_rate=2e-4, schedule=optim.cosine),
+        train=TrainConfig(epochs=1.0, batch_size=32, eval_every=100),
+        evaluate=EvaluateConfig(judge=world.judge, prompts=128, samples=4, max_new_tokens=64),
+    )
