@@ -1,0 +1,414 @@
+"""Prepared datasets: content, truncation, cache, races, damage, and the rule on dropped rows."""
+
+import concurrent.futures
+import json
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+
+from alignjax.data import files, prepare, sources, tokenizer
+from alignjax.data.prepare import enforce
+from alignjax.data.records import DataError, Message, Receipt, Record, check
+from alignjax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def tok(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("sp") / "t.model")
+    texts = [f"number {i} is a fine number, he said\n" for i in range(100)]
+    tokenizer.train_sentencepiece(texts, vocab_size=400, path=path)
+    return tokenizer.load(path)
+
+
+def pairs(count: int) -> list[Record]:
+    return [
+        Record(
+            id=f"r{i}",
+            prompt=f"number {i}:",
+            responses=(f" {i} is fine", " he said" * (1 + i % 3)),
+            domain=f"d{i % 2}",
+        )
+        for i in range(count)
+    ]
+
+
+def make(rows, tok, folder, *, identity="x", prompt=64, response=64, receipt=None):
+    receipt = receipt or Receipt(rows_in=len(rows))
+    return prepare.prepare(
+        iter(rows),
+        tok,
+        cache_dir=str(folder),
+        max_prompt_tokens=prompt,
+        max_response_tokens=response,
+        receipt=receipt,
+        identity=identity,
+    )
+
+
+def test_rows_come_back_in_order_with_ids_and_text(tok, tmp_path):
+    rows = pairs(20)
+    receipt = Receipt(rows_in=20)
+    dataset = make(rows, tok, tmp_path, receipt=receipt)
+    assert len(dataset) == receipt.kept == 20
+    assert not receipt.unaccounted
+    assert not receipt.warned
+    assert dataset.objectives == ()
+    assert dataset.response_length.dtype == dataset.prompt_length.dtype == np.int32
+    for i, row in enumerate(rows):
+        example = dataset[i]
+        assert (example.id, example.domain) == (row.id, row.domain)
+        assert (example.prompt, example.responses) == (row.prompt, row.responses)
+        assert example.scores is None
+        assert example.desirable is None
+        encoded = tok.encode(row.prompt, row.responses)
+        np.testing.assert_array_equal(example.prompt_ids, encoded.prompt_ids)
+        assert dataset.prompt_length[i] == len(encoded.prompt_ids)
+        for k, ids in enumerate(encoded.response_ids):
+            np.testing.assert_array_equal(example.response_ids[k], ids)
+            assert example.response_ids[k].dtype == np.int32
+            assert dataset.response_length[i, k] == len(ids)
+    for index in (-1, 20):
+        with pytest.raises(IndexError):
+            dataset[index]
+
+
+def test_lists_labels_and_dialogues(tok, tmp_path):
+    lists = [
+        Record(
+            id=str(k),
+            prompt=(Message("user", "number"),),
+            responses=tuple(f"he{i}" for i in range(k)),
+            scores=tuple((float(i), 0.1) for i in range(k)),
+            objectives=("good", "short"),
+        )
+        for k in (2, 4, 3)
+    ]
+    dataset = make(lists, tok, tmp_path)
+    assert dataset.objectives == ("good", "short")
+    assert dataset.response_length.shape == (3, 4)
+    assert (dataset.response_length > 0).sum(axis=1).tolist() == [2, 4, 3]
+    example = dataset[1]
+    assert example.prompt == "User: number\nAssistant:"
+    assert example.scores.dtype == np.float32
+    np.testing.assert_array_equal(example.scores, np.float32([[i, 0.1] for i in range(4)]))
+
+    labels = [
+        Record(id=str(i), prompt="number", responses=(f" {i}",), desirable=(i > 0,)) for i in (0, 1)
+    ]
+    dataset = make(labels, tok, tmp_path, identity="labels")
+    assert [dataset[i].desirable.tolist() for i in (0, 1)] == [[False], [True]]
+    assert dataset[0].desirable.dtype == bool
+
+    with pytest.raises(DataError, match="0: is of another kind than the rows before it"):
+        make([*pairs(1), labels[0]], tok, tmp_path, identity="mixed")
+
+
+def test_truncation_keeps_the_prompts_end_and_the_responses_start(tok, tmp_path):
+    rows = [Record(id="a", prompt="number 1, " * 9 + "he said:", responses=(" is " * 9, " fine"))]
+    receipt = Receipt(rows_in=1)
+    example = make(rows, tok, tmp_path, prompt=6, response=4, receipt=receipt)[0]
+    whole = tok.encode(rows[0].prompt, rows[0].responses)
+    assert example.prompt_ids.tolist() == [tok.bos_id, *whole.prompt_ids[-5:]]
+    np.testing.assert_array_equal(example.response_ids[0], whole.response_ids[0][:4])
+    assert tok.eos_id not in example.response_ids[0]
+    assert example.response_ids[1][-1] == tok.eos_id
+    assert receipt.warned == {"truncated_prompt": 1, "truncated_response": 1}
+
+
+def test_what_truncation_makes_identical_is_dropped(tok, tmp_path):
+    same = " he said" * 8
+    rows = [
+        *pairs(1),
+        Record(id="cut", prompt="number", responses=(same + " fine", same + " 1")),
+    ]
+    receipt = Receipt(rows_in=2)
+    dataset = make(rows, tok, tmp_path, response=6, receipt=receipt)
+    assert [dataset[i].id for i in range(len(dataset))] == ["r0"]
+    assert receipt.dropped == {"identical_after_truncation": 1}
+    assert receipt.ids["identical_after_truncation"] == ["cut"]
+
+    scores = dict(scores=((1.0,), (2.0,), (3.0,)), objectives=("q",))
+    rows = [Record(id="l", prompt="p", responses=(same + "a", same + "b", " x"), **scores)]
+    receipt = Receipt(rows_in=1)
+    example = make(rows, tok, tmp_path, response=6, identity="list", receipt=receipt)[0]
+    assert example.responses == (same + "a", " x")
+    assert example.scores.tolist() == [[1.0], [3.0]]
+    assert receipt.warned["removed_identical_after_truncation"] == 1
+
+
+def test_without_that_rule_identical_rows_get_through(tok, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "_distinct", lambda record, ids: list(range(len(ids))))
+    same = " he said" * 8
+    rows = [Record(id="cut", prompt="number", responses=(same + " fine", same + " 1"))]
+    example = make(rows, tok, tmp_path, response=6)[0]
+    np.testing.assert_array_equal(example.response_ids[0], example.response_ids[1])
+
+
+def test_truncation_of_the_real_file_is_accounted_for(tok, tmp_path, data_dir):
+    path = str(data_dir / "hh_harmless_base_test" / "test.jsonl.gz")
+    receipt = Receipt()
+    rows = check(sources.hh(receipt, path=path), receipt)
+    dataset = make(rows, tok, tmp_path, prompt=64, response=4, receipt=receipt)
+    assert receipt.rows_in == 2312
+    assert receipt.dropped["identical_after_truncation"] > 50
+    assert not receipt.unaccounted
+    assert dataset.response_length.min() >= 1
+    assert dataset.response_length.max() == 4
+    assert dataset.prompt_length.max() == 64
+    with pytest.raises(DataError, match=r"of 2312 rows dropped .* identical_after_truncation \d+"):
+        enforce(receipt, max_drop_fraction=0.01)
+
+
+def test_special_and_lossy_text_is_noted(tok, tmp_path):
+    rows = [
+        Record(id="a", prompt="number</s>", responses=(" 1", " 2")),
+        Record(id="b", prompt="number", responses=(" 1", " 2")),
+    ]
+    receipt = Receipt(rows_in=2)
+    make(rows, tok, tmp_path, receipt=receipt)
+    assert receipt.ids == {"special_token_text": ["a"]}
+
+    import dataclasses
+
+    deaf = dataclasses.replace(tok, decode_ids=lambda ids: "", digest="deaf")
+    receipt = Receipt(rows_in=2)
+    make(rows, deaf, tmp_path, receipt=receipt)
+    assert receipt.warned["lossy_encoding"] == 2
+
+
+def test_a_second_call_only_opens_and_restores_the_receipt(tok, tmp_path):
+    receipt = Receipt(rows_in=7)
+    receipt.drop("empty_response", "f:1")
+    first = make(pairs(6), tok, tmp_path, receipt=receipt)
+
+    def untouched():
+        pytest.fail("records were read although the data are prepared")
+        yield
+
+    again = Receipt()
+    second = prepare.prepare(
+        untouched(), tok, cache_dir=str(tmp_path), max_prompt_tokens=64, max_response_tokens=64,
+        receipt=again, identity="x",
+    )  # fmt: skip
+    assert again == receipt
+    assert second.receipt == receipt.as_dict()
+    assert (second.path, second.digest) == (first.path, first.digest)
+    np.testing.assert_array_equal(second.prompt_length, first.prompt_length)
+    assert os.listdir(tmp_path) == [os.path.basename(first.path)]
+
+
+def test_identity_tokenizer_and_limits_each_make_another_dataset(tok, tmp_path):
+    import dataclasses
+
+    other = dataclasses.replace(tok, digest="other")
+    datasets = [
+        make(pairs(3), tok, tmp_path),
+        make(pairs(4), tok, tmp_path, identity={"source": "y"}),
+        make(pairs(3), other, tmp_path),
+        make(pairs(3), tok, tmp_path, prompt=3),
+        make(pairs(3), tok, tmp_path, response=3),
+    ]
+    assert len({dataset.path for dataset in datasets}) == 5
+    assert [len(dataset) for dataset in datasets] == [3, 4, 3, 3, 3]
+    # The digest is of the content: equal for equal ids, whatever made them.
+    assert datasets[0].digest == datasets[2].digest
+    assert len({dataset.digest for dataset in datasets}) == 4
+
+
+def test_content_digest_sees_ids_scores_and_order(tok, tmp_path):
+    rows = pairs(3)
+    digests = {
+        make(variant, tok, tmp_path, identity=name).digest
+        for name, variant in {
+            "same": rows,
+            "order": rows[::-1],
+            "swap": [Record(id="r0", prompt="number 0:", responses=rows[0].responses[::-1])],
+            "one": rows[:1],
+        }.items()
+    }
+    assert len(digests) == 4
+
+
+def test_errors_in_records_pass_through_unchanged(tok, tmp_path):
+    def broken():
+        yield from pairs(2)
+        raise DataError("data.jsonl:3: field 'x' is bool, expected text")
+
+    with pytest.raises(DataError, match=r"^data\.jsonl:3: field 'x' is bool, expected text$"):
+        prepare.prepare(
+            broken(), tok, cache_dir=str(tmp_path), max_prompt_tokens=64, max_response_tokens=64,
+            receipt=Receipt(), identity="x",
+        )  # fmt: skip
+    assert not os.listdir(tmp_path)
+
+    import dataclasses
+
+    refusing = dataclasses.replace(tok, chat_template="{{ raise_exception('no') }}")
+    row = Record(id="a", prompt=(Message("user", "x"),), responses=("y",), origin="f.jsonl:9")
+    with pytest.raises(DataError, match=r"^f\.jsonl:9: .* chat template refuses the dialogue: no$"):
+        make([row], refusing, tmp_path)
+
+
+def test_no_rows_left_is_an_error_with_the_receipt(tok, tmp_path):
+    receipt = Receipt(rows_in=1)
+    receipt.drop("empty_response", "f:1")
+    with pytest.raises(DataError, match=r"no rows left .* dropped empty_response 1 100.00% f:1"):
+        make([], tok, tmp_path, receipt=receipt)
+
+
+@pytest.mark.parametrize("limits", [dict(prompt=1), dict(response=0)])
+def test_limits_must_leave_room(tok, tmp_path, limits):
+    with pytest.raises(UserError, match=r"max_prompt_tokens is .*, expected at least 2"):
+        make(pairs(1), tok, tmp_path, **limits)
+
+
+def test_unwritable_folder_is_named(tok, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(UserError, match="file: prepared data cannot be written"):
+        make(pairs(1), tok, blocked)
+
+
+@pytest.mark.parametrize("name", ["meta.json", "prompt_length.npy", "response_length.npy"])
+def test_damage_is_found_when_opening(tok, tmp_path, name):
+    dataset = make(pairs(3), tok, tmp_path)
+    file = os.path.join(dataset.path, name)
+    with open(file, "r+b") as opened:
+        opened.truncate(os.path.getsize(file) // 2)
+    with pytest.raises(DataError, match=r"damaged prepared data .* delete the folder"):
+        make(pairs(3), tok, tmp_path)
+    os.unlink(file)
+    with pytest.raises(DataError, match="damaged prepared data"):
+        make(pairs(3), tok, tmp_path)
+
+
+def test_a_flipped_byte_in_the_rows_never_gives_other_numbers(tok, tmp_path):
+    dataset = make(pairs(100), tok, tmp_path)
+    wanted = [dataset[i].prompt_ids.tolist() for i in range(100)]
+    (file,) = tmp_path.glob("*/tfds/*/*/*.array_record*")
+    content = file.read_bytes()
+    detected = 0
+    used = np.flatnonzero(np.frombuffer(content, np.uint8))  # most of a small file is padding
+    for place in used[:: len(used) // 12]:
+        broken = bytearray(content)
+        broken[place] ^= 0x10
+        file.write_bytes(broken)
+        found = []
+        try:
+            opened = make(pairs(100), tok, tmp_path)
+            found.extend(opened[i].prompt_ids.tolist() for i in range(100))
+        except DataError as error:
+            assert "damaged prepared data" in str(error)  # noqa: PT017 (padding is not detected)
+            detected += 1
+        else:
+            assert found == wanted
+    assert detected >= 3
+
+
+KILLED = """
+import os, signal, sys
+from alignjax.data import prepare, tokenizer
+from alignjax.data.records import Receipt, Record
+def rows():
+    for i in range(100):
+        if i == 50:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield Record(id=str(i), prompt=f"number {i}:", responses=(" a", " b"))
+prepare.prepare(rows(), tokenizer.load(sys.argv[1]), cache_dir=sys.argv[2], max_prompt_tokens=64,
+    max_response_tokens=64, receipt=Receipt(), identity="x")
+"""
+
+
+def test_a_killed_preparation_never_looks_complete_and_is_cleaned_up(tok, tmp_path):
+    model = tok.template_name  # with the plain template, the model's own file
+    cache = tmp_path / "cache"
+    done = subprocess.run([sys.executable, "-c", KILLED, model, str(cache)], capture_output=True)
+    assert done.returncode == -9, done.stderr
+    left = os.listdir(cache)
+    assert len(left) == 2
+    assert all(name.startswith(".tmp-") for name in left)
+    dataset = make(pairs(3), tok, cache)
+    assert len(dataset) == 3
+    assert os.listdir(cache) == [os.path.basename(dataset.path)]
+
+
+def test_living_temporary_folders_are_left_alone(tmp_path):
+    with prepare._temporary_folder(str(tmp_path)) as mine:
+        with prepare._temporary_folder(str(tmp_path)) as other:
+            assert os.path.isdir(mine)
+            assert os.path.isdir(other)
+        assert os.path.isdir(mine)
+    assert not os.listdir(tmp_path)
+
+
+def test_stale_lock_files_go_after_a_day(tmp_path):
+    lock = tmp_path / ".tmp-1.lock"
+    lock.write_text("")
+    prepare._remove_abandoned(str(tmp_path))
+    assert lock.exists()
+    os.utime(lock, (time.time() - 2 * 86400,) * 2)
+    prepare._remove_abandoned(str(tmp_path))
+    assert not lock.exists()
+
+
+def test_the_second_of_two_preparations_at_once_uses_the_firsts(tok, tmp_path):
+    def slow():
+        yield pairs(1)[0]
+        make(pairs(4), tok, tmp_path)  # meanwhile, another one finishes
+        yield from pairs(4)[1:]
+
+    dataset = prepare.prepare(
+        slow(), tok, cache_dir=str(tmp_path), max_prompt_tokens=64, max_response_tokens=64,
+        receipt=Receipt(rows_in=4), identity="x",
+    )  # fmt: skip
+    assert len(dataset) == 4
+    assert os.listdir(tmp_path) == [os.path.basename(dataset.path)]
+
+
+def test_threads_read_the_same_rows(tok, tmp_path):
+    dataset = make(pairs(50), tok, tmp_path)
+    wanted = [int(i) for i in np.random.default_rng(0).integers(0, 50, 400)]
+    fresh = prepare.open_dataset(dataset.path)  # no reader is open yet when the threads start
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(fresh.__getitem__, wanted))
+    assert [example.id for example in found] == [f"r{i}" for i in wanted]
+    assert all(
+        len(e.prompt_ids) == dataset.prompt_length[i] for e, i in zip(found, wanted, strict=True)
+    )
+
+
+def test_enforce():
+    receipt = Receipt(rows_in=100, kept=94, held_out=2)
+    for i in range(4):
+        receipt.drop("empty_response", f"f:{i}")
+    enforce(receipt, max_drop_fraction=0.04)
+    message = (
+        r"4 of 100 rows dropped \(4.0%\), more than data.max_drop_fraction = 0.03 allows: "
+        r"empty_response 4 \(f:0, f:1, f:2, \.\.\.\)"
+    )
+    with pytest.raises(DataError, match=message):
+        enforce(receipt, max_drop_fraction=0.03)
+    receipt.kept -= 1
+    with pytest.raises(DataError, match="1 of 100 rows were neither kept, held out nor dropped"):
+        enforce(receipt, max_drop_fraction=1.0)
+
+
+def test_a_source_that_loses_a_row_is_noticed(tok, tmp_path, monkeypatch):
+    path = tmp_path / "d.jsonl"
+    row = {
+        "question": "q",
+        "answer_matching_behavior": " Yes",
+        "answer_not_matching_behavior": " No",
+    }
+    path.write_text("".join(json.dumps({**row, "question": f"q{i}"}) + "\n" for i in range(3)))
+    receipt = Receipt()
+    source = partial(sources.persona, path=str(path))
+    rows = [row for row in check(source(receipt), receipt) if row.prompt != "q1"]
+    make(rows, tok, tmp_path, identity=files.fingerprint(str(path)), receipt=receipt)
+    with pytest.raises(DataError, match="1 of 3 rows were neither"):
+        enforce(receipt, max_drop_fraction=0.5)
