@@ -269,34 +269,30 @@ def random_lists(b=64) -> Batch:
 
 def draw_follows_the_prompt(select):
     """The same draw in another slot, another batch size, a longer list, and on 8 devices."""
-    batch, key = random_lists(), jax.random.key(0)
-    drawn = np.asarray(select(key, batch, gamma=0.5).scores)
+    batch = random_lists()
+    draw = jax.jit(lambda batch: select(jax.random.key(0), batch, gamma=0.5))
+    drawn = np.asarray(draw(batch).scores)
     assert len(np.unique(np.argmax(drawn[:, 1:] == np.asarray(batch.scores), axis=1))) > 1
 
     order = np.random.default_rng(1).permutation(64)
-    moved = select(key, jax.tree.map(lambda x: x[order], batch), gamma=0.5)
+    moved = draw(jax.tree.map(lambda x: x[order], batch))
     np.testing.assert_array_equal(moved.scores, drawn[order])
 
     parts = [
-        select(key, jax.tree.map(lambda x, i=i: x[i : i + 16], batch), gamma=0.5).scores
-        for i in range(0, 64, 16)
+        draw(jax.tree.map(lambda x, i=i: x[i : i + 16], batch)).scores for i in range(0, 64, 16)
     ]
     np.testing.assert_array_equal(np.concatenate(parts), drawn)
 
     wider = take_responses(batch, jnp.tile(jnp.asarray([0, 1, 2, 3, 4, 0, 0, 0]), (64, 1)))
     length = wider.response_length.at[:, 5:].set(0)
     wider = wider.replace(response_length=length)
-    np.testing.assert_array_equal(select(key, wider, gamma=0.5).scores, drawn)
+    np.testing.assert_array_equal(draw(wider).scores, drawn)
 
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:8]), ("data",), axis_types=(AxisType.Auto,))
     rows = NamedSharding(mesh, PartitionSpec("data"))
-    compiled = jax.jit(lambda key, batch: select(key, batch, gamma=0.5))
-    sharded = compiled(key, jax.device_put(batch, rows))
+    sharded = draw(jax.device_put(batch, rows))
     assert len(sharded.scores.sharding.device_set) == 8
-    np.testing.assert_array_equal(sharded.scores, drawn)
-    chex.assert_trees_all_equal(
-        jax.device_get(sharded), jax.device_get(select(key, batch, gamma=0.5))
-    )
+    chex.assert_trees_all_equal(jax.device_get(sharded), jax.device_get(draw(batch)))
 
 
 def test_draw_follows_the_prompt():
