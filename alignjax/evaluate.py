@@ -117,3 +117,10 @@ def kl_to_reference(samples: Sequence[Sample]) -> Estimate:
     """
     ratio = np.array([s.logps - s.reference for s in samples])
     return mean_over_prompts(ratio, [s.prompt for s in samples])
+
+
+def tokens(samples: Sequence[Sample]) -> Estimate:
+    """Tokens per response, end-of-sequence included."""
+    return mean_over_prompts(
+        np.array([float(s.length) for s in samples]), [s.prompt for s in samples]
+    )

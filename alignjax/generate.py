@@ -70,9 +70,10 @@ def sample(
     b, k, r = len(prompt), samples, max_new_tokens
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(prompt_id)
     keys = jax.vmap(lambda q: jax.vmap(lambda j: jax.random.fold_in(q, j))(jnp.arange(k)))(keys)
-    hidden, cache = model.apply(
+    prefilled: Any = model.apply(
         {"params": params}, prompt, prompt_length, k, r, method=Transformer.prefill
     )
+    hidden, cache = prefilled
     hidden = jnp.broadcast_to(hidden[:, None], (b, k, hidden.shape[-1]))
 
     def draw(hidden: Array, t: Array) -> tuple[Array, Array]:
@@ -102,9 +103,10 @@ def sample(
         length = length + ~done
         total = total + jnp.where(done, 0.0, logps)
         done = done | (token == eos)
-        hidden, cache = model.apply(
+        decoded: Any = model.apply(
             {"params": params}, token, prompt_length, t, cache, method=Transformer.decode
         )
+        hidden, cache = decoded
         return t + 1, hidden, cache, out, length, total, done
 
     start = (
@@ -206,7 +208,8 @@ def respond(
             )
             reference = np.full(length.shape, np.nan, np.float32)
             if ref_params is not None:
-                scored = batch.replace(
+                scored = dataclasses.replace(
+                    batch,
                     response=tokens,
                     response_length=length,
                     scores=None,

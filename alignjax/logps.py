@@ -5,6 +5,8 @@ few response positions at a time and is recomputed in the backward pass, so that
 ``[tokens, vocab]`` array of the whole batch ever exists.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -33,7 +35,7 @@ def token_logps(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
     Returns:
       ``[B, K, R]`` float32 nats; 0 at padding.
     """
-    hidden = Transformer(config).apply(
+    hidden: Any = Transformer(config).apply(
         {"params": params}, batch.prompt, batch.prompt_length, batch.response
     )
     # Padding may hold any id, also one outside the vocabulary: it is scored as id 0 and masked.

@@ -135,6 +135,8 @@ def progress(title: str, total: int, *, done: int = 0) -> Iterator[Any]:
 
         def advance(n: int = 1, **numbers: float) -> None:
             note = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
-            bar.update(task, advance=n, **({"note": note} if numbers else {}))
+            bar.update(task, advance=n)
+            if numbers:
+                bar.update(task, note=note)
 
         yield advance

@@ -51,7 +51,7 @@ def print_samples(
 def plot(
     workdir: pathlib.Path,
     path: pathlib.Path,
-    scores: tuple[Sequence[float], Sequence[float]] | None,
+    scores: Sequence[Sequence[float]] | None,
     score_name: str,
 ) -> None:
     """Training curves of a run and, where responses were judged, their scores before and after.

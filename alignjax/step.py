@@ -6,6 +6,7 @@ carried as numerator and denominator in float32, so splitting a batch into micro
 nothing but rounding.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -118,7 +119,8 @@ def train_step(
     # Selection, never multiplication by 0: 0 x NaN would write NaN into the weights.
     keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
     bad = jnp.where(finite, 0, 1).astype(jnp.int32)
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=keep(params, state.params),
         opt_state=keep(opt_state, state.opt_state),

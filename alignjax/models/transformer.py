@@ -7,6 +7,8 @@
 Parameters live in a plain nested dict; ``sharding.py`` names them by path.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -64,7 +66,7 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(
         self, x: Array, view: View, cache: tuple[Array, ...] | None
-    ) -> tuple[Array, tuple[Array, ...] | None]:
+    ) -> tuple[Array, tuple[Array, ...]]:
         c = self.config
         types = dict(dtype=jnp.dtype(c.dtype), param_dtype=jnp.dtype(c.param_dtype))
 
@@ -84,19 +86,24 @@ class Layer(nn.Module):
             q = RMSNorm(c.norm_eps, name="q_norm", **types)(q)
             k = RMSNorm(c.norm_eps, name="k_norm", **types)(k)
         q, k = rotate(q, view.angle), rotate(k, view.angle)
-        mixed, cache = _mix(q, k, v, view, cache)
+        mixed, kept = _mix(q, k, v, view, cache)
         mixed = mixed.reshape(*x.shape[:2], c.heads * c.head_dim)
         x = x + dense("o", c.width, scale=residual)(mixed)
 
         h = RMSNorm(c.norm_eps, name="mlp_norm", **types)(x)
         h = nn.silu(dense("gate", c.mlp_width)(h)) * dense("up", c.mlp_width)(h)
-        return x + dense("down", c.width, scale=residual)(h), cache
+        return x + dense("down", c.width, scale=residual)(h), kept
 
 
 def _mix(
     q: Array, k: Array, v: Array, view: View, cache: tuple[Array, ...] | None
-) -> tuple[Array, tuple[Array, ...] | None]:
-    """Attention of one layer over ``[B, S, heads, D]`` tokens laid out as `View` says."""
+) -> tuple[Array, tuple[Array, ...]]:
+    """Attention of one layer over ``[B, S, heads, D]`` tokens laid out as `View` says.
+
+    Returns:
+      The mixed values and what a cache keeps: the prompt's keys and values after a full pass, the
+      updated cache while decoding.
+    """
     b, s = q.shape[:2]
     p, n = view.prompt_tokens, view.responses
 
@@ -104,6 +111,7 @@ def _mix(
         return x[:, p:].reshape(b, n, (s - p) // n, *x.shape[2:])
 
     if cache is not None:  # decoding: one token per response
+        assert view.position is not None
         prompt_key, prompt_value, own_key, own_value = cache
         own_key = jax.lax.dynamic_update_slice_in_dim(own_key, responses(k), view.position, 2)
         own_value = jax.lax.dynamic_update_slice_in_dim(own_value, responses(v), view.position, 2)
@@ -242,7 +250,7 @@ class Transformer(nn.Module):
         )
         old = (cache.prompt_key, cache.prompt_value, cache.key, cache.value)
         x, (_, _, key, value) = self.layers(self.embed(token), view, old)
-        return self.norm(x), cache.replace(key=key, value=value)
+        return self.norm(x), dataclasses.replace(cache, key=key, value=value)
 
 
 def prompt_positions(prompt_length: Array, p: int) -> Array:

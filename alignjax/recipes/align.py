@@ -284,6 +284,7 @@ def _order(rows: Bucketed) -> np.ndarray | None:
         return None
     table = np.full(rows.dataset.response_length.shape, np.nan)
     for i, example in enumerate(examples):
+        assert example.scores is not None
         table[i, : len(example.scores)] = example.scores[:, 0]
     return table
 
@@ -335,29 +336,23 @@ def _report(
     settings = config.evaluate
     # Before the first step the policy is the reference: every reward is 0 and all of them tie.
     table: report.Table = {
-        name: (evaluate.Estimate(0.0, 0.0, value.count), value)
+        name: (Estimate(0.0, 0.0, value.count), value)
         for name, value in preferences.items()
         if value.count
     }
-    scores = None
+    first, scores = "", None
     if before and settings.judge is not None:
-        old, new = (evaluate.judged(s, settings.judge) for s in (before, after))
+        judge = settings.judge
+        old, new = (evaluate.judged(x, judge) for x in (before, after))
         table |= {name: (old[name], new[name]) for name in old}
         first = next(iter(old))
-        scores = tuple(
-            [settings.judge(s.prompt, s.response)[first] for s in x] for x in (before, after)
-        )
-    whole = settings.temperature == 1 and settings.top_p == 1 and settings.top_k == 0
-    if after and whole:
-        start = evaluate.Estimate(0.0, 0.0, 0)
-        table["KL to reference, nats"] = (start, evaluate.kl_to_reference(after))
+        scores = [[judge(s.prompt, s.response)[first] for s in x] for x in (before, after)]
     if after:
-        table["response tokens"] = tuple(
-            evaluate.mean_over_prompts(
-                np.array([float(s.length) for s in x]), [s.prompt for s in x]
-            )
-            for x in (before, after)
-        )
+        whole = settings.temperature == 1 and settings.top_p == 1 and settings.top_k == 0
+        if whole:
+            start = Estimate(0.0, 0.0, 0)
+            table["KL to reference, nats"] = (start, evaluate.kl_to_reference(after))
+        table["response tokens"] = (evaluate.tokens(before), evaluate.tokens(after))
     summary = {
         "table": {
             name: {
@@ -373,7 +368,7 @@ def _report(
     }
     workdirs.write_json(workdir / "summary.json", summary)
     picture = workdir / "report.png"
-    report.plot(workdir, picture, scores, first if scores else "")
+    report.plot(workdir, picture, scores, first)
     report.print_samples(before, after, settings.judge, count=3)
     report.print_table(table, f"{workdir}: {counts['steps']} steps")
     report.say(f"plot: {picture}\nnumbers: {workdir / 'summary.json'}")

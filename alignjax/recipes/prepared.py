@@ -127,7 +127,7 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
         dataset = prepare(
             records,
             tokenizer,
-            cache_dir=cache,
+            cache_dir=str(cache),
             max_prompt_tokens=data.max_prompt_tokens,
             max_response_tokens=data.max_response_tokens,
             receipt=receipts[side],
