@@ -140,7 +140,7 @@ def index(script, monkeypatch, tmp_path):
             pass
 
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     host = f"127.0.0.1:{server.server_address[1]}"
     monkeypatch.setenv("PIP_INDEX_URL", f"http://me:p%2Bw@{host}/simple")
