@@ -36,8 +36,9 @@ def mean_over_prompts(values: np.ndarray, prompts: Sequence[object]) -> Estimate
     values = values[said]
     if not len(values):
         return Estimate(float("nan"), float("nan"), 0)
-    names = {name: i for i, name in enumerate(dict.fromkeys(np.asarray(prompts)[said].tolist()))}
-    group = np.array([names[p] for p in np.asarray(prompts)[said].tolist()])
+    saying = [prompt for prompt, says in zip(prompts, said, strict=True) if says]
+    names = {name: i for i, name in enumerate(dict.fromkeys(saying))}
+    group = np.array([names[prompt] for prompt in saying])
     mean = float(values.mean())
     residual = np.bincount(group, weights=values - mean)
     clusters = len(names)

@@ -35,12 +35,13 @@ def token_logps(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
     Returns:
       ``[B, K, R]`` float32 nats; 0 at padding.
     """
-    hidden: Any = Transformer(config).apply(
-        {"params": params}, batch.prompt, batch.prompt_length, batch.response
-    )
-    # Padding may hold any id, also one outside the vocabulary: it is scored as id 0 and masked.
+    # Padding may hold any id, also one outside the vocabulary, which the network would answer with
+    # NaN: it is run and scored as id 0, and masked.
     mask = jnp.arange(batch.response.shape[-1]) < batch.response_length[..., None]
     target = jnp.where(mask, batch.response, 0)
+    hidden: Any = Transformer(config).apply(
+        {"params": params}, batch.prompt, batch.prompt_length, target
+    )
     logps = chunked_logps(
         hidden, unembedding(params, config).astype(hidden.dtype), target, config.logits_chunk
     )

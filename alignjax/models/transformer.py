@@ -184,9 +184,9 @@ class Transformer(nn.Module):
         """Hidden states that predict the response tokens; the prompt is run once.
 
         Args:
-          prompt: ``[B, P]`` int32, left-padded.
+          prompt: ``[B, P]`` int32, left-padded with any ids.
           prompt_length: ``[B]`` int32, at least 1.
-          response: ``[B, K, R]`` int32, right-padded.
+          response: ``[B, K, R]`` int32, right-padded with ids of the vocabulary.
 
         Returns:
           ``[B, K, R, width]``: entry t is the normalised state *before* response token t, so its
@@ -203,6 +203,7 @@ class Transformer(nn.Module):
             prompt_tokens=p,
             responses=k,
         )
+        prompt = jnp.where(view.prompt_mask, prompt, 0)
         tokens = jnp.concatenate([prompt, response.reshape(b, k * r)], axis=1)
         x, _ = self.layers(self.embed(tokens), view, None)
         last = jnp.broadcast_to(x[:, None, p - 1 : p], (b, k, 1, x.shape[-1]))
@@ -220,7 +221,8 @@ class Transformer(nn.Module):
         view = View(
             angle=self._angle(position), prompt_mask=position >= 0, prompt_tokens=p, responses=1
         )
-        x, (prompt_key, prompt_value) = self.layers(self.embed(prompt), view, None)
+        tokens = jnp.where(view.prompt_mask, prompt, 0)
+        x, (prompt_key, prompt_value) = self.layers(self.embed(tokens), view, None)
         room = jnp.zeros((prompt_key.shape[0], b, k, r, *prompt_key.shape[3:]), prompt_key.dtype)
         cache = Cache(prompt_key=prompt_key, prompt_value=prompt_value, key=room, value=room)
         return self.norm(x[:, -1]), cache

@@ -1,0 +1,106 @@
+"""Small networks and ragged batches that several tests share, and float64 for exact comparisons."""
+
+import contextlib
+import dataclasses
+import types
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alignjax import logps
+from alignjax.models import attention, transformer
+from alignjax.models.config import ModelConfig, RopeScaling
+from alignjax.types import Batch, Params
+
+# Of the three wavelength bands of the scaling, head_dim 8 has dimensions in each.
+SCALING = RopeScaling(factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_length=64)
+
+# Unoptimised code: the tests compile much more than they compute.
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def model(**changes: Any) -> ModelConfig:
+    """A decoder of 2 layers, width 32, vocabulary 64."""
+    sizes: dict[str, Any] = dict(
+        vocab_size=64, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48
+    )
+    return ModelConfig(**{**sizes, **changes})
+
+
+def params(config: ModelConfig, seed: int = 0) -> Params:
+    """Parameters with every leaf drawn at random, so that a bias or a scale that is not used, or
+    used twice, shows.
+    """
+    shapes = jax.eval_shape(lambda: transformer.init_params(config, jax.random.key(0)))
+    rng = np.random.default_rng(seed)
+
+    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        x = rng.normal(0, 1, leaf.shape)
+        name = path[-1].key
+        if name == "scale":
+            return (1 + 0.2 * x).astype(leaf.dtype)
+        return (x * (0.3 if name == "bias" else leaf.shape[-2] ** -0.5)).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def batch(
+    prompt_length: Any, response_length: Any, *, p: int = 0, r: int = 0, seed: int = 0
+) -> Batch:
+    """A batch with these lengths, padded to at least p and r; id 0 is a token like any other.
+
+    The tokens of a row depend on its lengths and the seed, not on how much padding there is.
+    """
+    prompt_length = np.asarray(prompt_length, np.int32)
+    response_length = np.asarray(response_length, np.int32)
+    b, k = response_length.shape
+    p, r = max(p, prompt_length.max()), max(r, response_length.max())
+    prompt, response = np.zeros((b, p), np.int32), np.zeros((b, k, r), np.int32)
+    rng = np.random.default_rng(seed)
+    for i in range(b):
+        prompt[i, p - prompt_length[i] :] = rng.integers(0, 64, prompt_length[i])
+        for j in range(k):
+            n = response_length[i, j]
+            response[i, j, :n] = rng.integers(0, 64, n)
+    return Batch(
+        prompt=prompt,
+        prompt_length=prompt_length,
+        response=response,
+        response_length=response_length,
+        weight=np.ones(b, np.float32),
+        prompt_id=np.arange(b, dtype=np.int32) * 5 + 2,
+    )
+
+
+def ragged(k: int = 3, *, b: int = 3, p: int = 7, r: int = 6, seed: int = 0) -> Batch:
+    """Prompts of 1 to p tokens, responses of 0 (absent) to r tokens; each row has a response."""
+    rng = np.random.default_rng(seed)
+    prompts = rng.integers(1, p + 1, b)
+    prompts[: min(b, 2)] = [1, p][: min(b, 2)]
+    responses = rng.integers(1, r + 1, (b, k))
+    responses[0, 0] = r
+    if k > 1:
+        responses[-1, -1] = 0
+        responses[0, -1] = 1
+    return batch(prompts, responses, p=p, r=r, seed=seed)
+
+
+@contextlib.contextmanager
+def float64(config: ModelConfig, *modules: types.ModuleType) -> Iterator[ModelConfig]:
+    """The network in float64: every float32 that its code names is read as float64.
+
+    Yields a config that asks for float64, which configs of runs refuse.
+    """
+    wide = types.SimpleNamespace(**{**vars(jnp), "float32": jnp.float64})
+    exact = dataclasses.replace(config)
+    for field in ("dtype", "param_dtype"):
+        object.__setattr__(exact, field, "float64")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.enable_x64(True))
+        for module in (attention, transformer, logps, *modules):
+            stack.enter_context(mock.patch.object(module, "jnp", wide))
+        yield exact
