@@ -67,13 +67,14 @@ def _main(argv: Sequence[str]) -> int:
     if verb == "run" and not workdir:
         raise UserError("run wants --workdir=FOLDER, e.g. --workdir=runs/first")
 
-    from alignjax import config as configs
+    from alignjax import configfile
+    from alignjax.fields import describe
 
-    config = configs.load(path, FLAGS.set)
+    config = configfile.load(path, FLAGS.set)
     if verb == "describe":
         import json
 
-        print(json.dumps(configs.describe(config), indent=2))
+        print(json.dumps(describe(config), indent=2))
         return 0
     # A larger pool than there are cores: CPU collectives can starve each other otherwise.
     os.environ.setdefault("NPROC", "32")
@@ -99,7 +100,7 @@ def main() -> None:
         print(f"alignjax: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except UserError as error:
-        print(f"alignjax: {error}", file=sys.stderr)
+        print(f"alignjax: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         print("alignjax: stopped; the same command goes on from what is done", file=sys.stderr)

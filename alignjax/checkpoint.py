@@ -89,9 +89,9 @@ def restore(store: ocp.training.Checkpointer, step: int, target: Any) -> Any:
 
 
 def save_params(path: pathlib.Path, params: Any) -> None:
-    """Writes the parameters a stage ended with; atomic."""
+    """Writes the parameters a stage ended with, over older ones; atomic."""
     with _one_line(path, "the parameters cannot be written"):
-        ocp.save_pytree(path.resolve(), params)
+        ocp.save_pytree(path.resolve(), params, overwrite=True)
 
 
 def load_params(path: pathlib.Path, target: Any) -> Any:

@@ -1,22 +1,20 @@
-"""Configs: frozen dataclasses, overrides from the command line, and their description as data.
+"""What a run can be told: frozen dataclasses, checked when they are made.
 
-A config file is Python with one function, ``get_config() -> Config``. It imports the functions it
-uses and binds their hyperparameters with `functools.partial`: the import is the registry and the
-signature is the schema. ``--set loss.beta=0.2`` reaches dataclass fields and bound keywords alike.
+A config file (see `alignjax.configfile`) imports the functions it uses and binds their
+hyperparameters with `functools.partial`: the import is the registry and the signature is the
+schema.
 """
 
-import ast
 import dataclasses
 import functools
-import importlib.util
 import inspect
-import pathlib
-import types
+import math
 import typing
 from collections.abc import Callable
 from typing import Any
 
 from alignjax.errors import UserError, did_you_mean
+from alignjax.fields import fits, keywords, type_name
 from alignjax.models.config import ModelConfig
 
 
@@ -133,55 +131,103 @@ class Config:
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def __post_init__(self) -> None:
-        train, data = self.train, self.data
-        checks = (
-            (train.batch_size > 0, "train.batch_size", "a positive number"),
-            (
-                train.accumulate > 0 and train.batch_size % train.accumulate == 0,
-                "train.accumulate",
-                f"a divisor of train.batch_size ({train.batch_size})",
-            ),
-            (train.steps > 0 or train.epochs > 0, "train.epochs", "a positive number"),
-            (train.save_every > 0, "train.save_every", "a positive number"),
-            (train.log_every > 0, "train.log_every", "a positive number"),
-            (train.keep > 0, "train.keep", "a positive number"),
-            (self.optim.learning_rate >= 0, "optim.learning_rate", "a number >= 0"),
-            (0 <= self.optim.warmup_fraction < 1, "optim.warmup_fraction", "a number in [0, 1)"),
-            (0 < data.eval_fraction < 1, "data.eval_fraction", "a number in (0, 1)"),
-            (0 <= data.max_drop_fraction <= 1, "data.max_drop_fraction", "a number in [0, 1]"),
-            (data.max_prompt_tokens > 1, "data.max_prompt_tokens", "a number above 1"),
-            (data.max_response_tokens > 1, "data.max_response_tokens", "a number above 1"),
-            (data.buckets > 0, "data.buckets", "a positive number"),
-            (data.pad_multiple > 0, "data.pad_multiple", "a positive number"),
-            (
-                self.reference.mode in ("auto", "cache", "live", "none"),
-                "reference.mode",
-                "auto, cache, live or none",
-            ),
-            (min(dataclasses.astuple(self.mesh)) > 0, "mesh", "positive numbers"),
-            (0 < self.evaluate.top_p <= 1, "evaluate.top_p", "a number in (0, 1]"),
-            (self.evaluate.temperature >= 0, "evaluate.temperature", "a number >= 0"),
-        )
-        for ok, field, wanted in checks:
-            if not ok:
-                raise UserError(f"{field}: wanted {wanted}, found {get(self, field)!r}")
-        rows = self.mesh.data * self.mesh.fsdp
-        micro = train.batch_size // train.accumulate
-        if micro % rows:
-            raise UserError(
-                f"train.batch_size: wanted {train.batch_size} / accumulate {train.accumulate} to "
-                f"be a multiple of mesh.data x mesh.fsdp ({rows}), found {micro} rows"
-            )
-        if self.evaluate.batch_size % rows or (self.sft and self.sft.batch_size % rows):
-            raise UserError(
-                "evaluate.batch_size and sft.batch_size: wanted multiples of "
-                f"mesh.data x mesh.fsdp ({rows}), found {self.evaluate.batch_size} and "
-                f"{self.sft.batch_size if self.sft else '-'}"
-            )
-        for field in ("loss", "select", "data.source", "evaluate.judge", "sft.loss"):
+        _check_types(self, "")
+        _check_ranges(self)
+        _check_rows(self)
+        for field in ("loss", "select", "optim.schedule", "data.source", "evaluate.judge"):
             function = get(self, field)
             if function is not None:
                 check_keywords(function, field)
+        if self.sft is not None:
+            check_keywords(self.sft.loss, "sft.loss")
+
+
+def _check_types(value: Any, at: str) -> None:
+    """Python does not check annotations; a wrong type would surface far from the config."""
+    hints = typing.get_type_hints(type(value))
+    for field in dataclasses.fields(value):
+        path = f"{at}.{field.name}" if at else field.name
+        found, wanted = getattr(value, field.name), hints[field.name]
+        if not fits(found, wanted):
+            raise UserError(f"{path}: wanted {type_name(wanted)}, found {found!r}")
+        if dataclasses.is_dataclass(found):
+            _check_types(found, path)
+
+
+def _check_ranges(config: Config) -> None:
+    train, data, optim = config.train, config.data, config.optim
+    evaluate, sft = config.evaluate, config.sft
+    checks = [
+        (train.batch_size > 0, "train.batch_size", "a positive number"),
+        (
+            train.accumulate > 0 and train.batch_size % train.accumulate == 0,
+            "train.accumulate",
+            f"a divisor of train.batch_size ({train.batch_size})",
+        ),
+        (train.steps >= 0, "train.steps", "a number >= 0"),
+        (train.steps > 0 or 0 < train.epochs < math.inf, "train.epochs", "a positive number"),
+        (train.eval_every >= 0, "train.eval_every", "a number >= 0"),
+        (train.save_every > 0, "train.save_every", "a positive number"),
+        (train.log_every > 0, "train.log_every", "a positive number"),
+        (train.keep > 0, "train.keep", "a positive number"),
+        (train.max_skipped > 0, "train.max_skipped", "a positive number"),
+        (0 <= train.seed < 2**31, "train.seed", "a number in [0, 2^31)"),
+        (0 <= optim.learning_rate < math.inf, "optim.learning_rate", "a number >= 0"),
+        (0 <= optim.warmup_fraction < 1, "optim.warmup_fraction", "a number in [0, 1)"),
+        (0 <= optim.weight_decay < math.inf, "optim.weight_decay", "a number >= 0"),
+        (0 <= optim.b1 < 1, "optim.b1", "a number in [0, 1)"),
+        (0 <= optim.b2 < 1, "optim.b2", "a number in [0, 1)"),
+        (optim.eps > 0, "optim.eps", "a positive number"),
+        (optim.clip_norm is None or optim.clip_norm > 0, "optim.clip_norm", "a positive number"),
+        (0 < data.eval_fraction < 1, "data.eval_fraction", "a number in (0, 1)"),
+        (0 <= data.max_drop_fraction <= 1, "data.max_drop_fraction", "a number in [0, 1]"),
+        (data.max_prompt_tokens > 1, "data.max_prompt_tokens", "a number above 1"),
+        (data.max_response_tokens > 1, "data.max_response_tokens", "a number above 1"),
+        (data.buckets > 0, "data.buckets", "a positive number"),
+        (data.pad_multiple > 0, "data.pad_multiple", "a positive number"),
+        (config.tokenizer.vocab_size > 0, "tokenizer.vocab_size", "a positive number"),
+        (
+            config.reference.mode in ("auto", "cache", "live", "none"),
+            "reference.mode",
+            "auto, cache, live or none",
+        ),
+        (min(dataclasses.astuple(config.mesh)) > 0, "mesh", "positive numbers"),
+        (evaluate.prompts >= 0, "evaluate.prompts", "a number >= 0"),
+        (evaluate.samples > 0, "evaluate.samples", "a positive number"),
+        (evaluate.max_new_tokens > 0, "evaluate.max_new_tokens", "a positive number"),
+        (0 <= evaluate.temperature < math.inf, "evaluate.temperature", "a number >= 0"),
+        (0 < evaluate.top_p <= 1, "evaluate.top_p", "a number in (0, 1]"),
+        (evaluate.top_k >= 0, "evaluate.top_k", "a number >= 0"),
+        (evaluate.batch_size > 0, "evaluate.batch_size", "a positive number"),
+    ]
+    if sft is not None:
+        checks += [
+            (0 <= sft.learning_rate < math.inf, "sft.learning_rate", "a number >= 0"),
+            (sft.steps >= 0, "sft.steps", "a number >= 0"),
+            (sft.steps > 0 or 0 < sft.epochs < math.inf, "sft.epochs", "a positive number"),
+            (sft.batch_size > 0, "sft.batch_size", "a positive number"),
+        ]
+    for ok, field, wanted in checks:
+        if not ok:
+            raise UserError(f"{field}: wanted {wanted}, found {get(config, field)!r}")
+
+
+def _check_rows(config: Config) -> None:
+    """Every batch splits evenly over the devices that hold rows."""
+    rows = config.mesh.data * config.mesh.fsdp
+    micro = config.train.batch_size // config.train.accumulate
+    if micro % rows:
+        raise UserError(
+            f"train.batch_size: wanted {config.train.batch_size} / accumulate "
+            f"{config.train.accumulate} to be a multiple of mesh.data x mesh.fsdp ({rows}), found "
+            f"{micro} rows"
+        )
+    for field in ("evaluate.batch_size", "sft.batch_size"):
+        found = get(config, field)
+        if found is not None and found % rows:
+            raise UserError(
+                f"{field}: wanted a multiple of mesh.data x mesh.fsdp ({rows}), found {found}"
+            )
 
 
 def check_keywords(function: Callable[..., Any], field: str) -> None:
@@ -190,64 +236,31 @@ def check_keywords(function: Callable[..., Any], field: str) -> None:
     Raises:
       UserError: names the field, the function and the keyword, with the closest one it takes.
     """
-    if not callable(function):
-        raise UserError(f"{field}: wanted a function, found {function!r}")
-    bound = function.keywords if isinstance(function, functools.partial) else {}
-    plain = function.func if isinstance(function, functools.partial) else function
+    whole = function if isinstance(function, functools.partial) else functools.partial(function)
+    plain, bound = whole.func, whole.keywords
+    if not inspect.isfunction(plain):
+        raise UserError(f"{field}: wanted a function or a partial of one, found {function!r}")
+    if whole.args:
+        raise UserError(
+            f"{field}: {plain.__name__} is bound to {whole.args!r} by position; bind "
+            "hyperparameters by keyword"
+        )
     known = keywords(plain)
-    for name in bound:
+    for name, value in bound.items():
         if name not in known:
+            takes = ", ".join(known) or "none (keywords are what follows a * in its signature)"
             raise UserError(
                 f"{field}.{name}: {plain.__module__}.{plain.__name__} takes no such "
-                f"keyword{did_you_mean(name, known)}; it takes {', '.join(known)}"
+                f"keyword{did_you_mean(name, known)}; it takes {takes}"
             )
+        wanted = known[name].annotation
+        if not callable(value) and not fits(value, wanted):  # a callable is a schedule
+            raise UserError(f"{field}.{name}: wanted {type_name(wanted)}, found {value!r}")
     for name, parameter in known.items():
         # A source's path is bound later, from data.path.
-        if parameter.default is parameter.empty and name not in bound and name != "path":
+        later = field == "data.source" and name == "path"
+        if parameter.default is parameter.empty and name not in bound and not later:
             raise UserError(f"{field}.{name}: {plain.__name__} needs it; bind it with partial")
-
-
-def keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters of a function, by name."""
-    parameters = inspect.signature(function).parameters
-    return {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
-
-
-def load(path: str, overrides: list[str]) -> Config:
-    """Runs a config file's ``get_config()`` and applies ``field=value`` overrides.
-
-    Raises:
-      UserError: the file is missing or has no ``get_config``, or an override does not fit.
-    """
-    file = pathlib.Path(path)
-    if not file.is_file():
-        there = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
-        raise UserError(f"--config: no file {path}{did_you_mean(path, there)}")
-    spec = importlib.util.spec_from_file_location(f"alignjax_config_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, AttributeError, NameError, TypeError) as error:
-        raise UserError(f"--config: {path}: {type(error).__name__}: {error}") from error
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config: {path} defines no get_config()")
-    try:
-        config = module.get_config()
-    except (TypeError, AttributeError) as error:  # a field that does not exist, say
-        raise UserError(f"--config: {path}: {error}") from error
-    if not isinstance(config, Config):
-        raise UserError(
-            f"--config: {path}: get_config() returned {type(config).__name__}, wanted Config"
-        )
-    changes = []
-    for override in overrides:
-        field, found, text = override.partition("=")
-        if not found:
-            raise UserError(f"--set {override}: wanted field=value")
-        changes.append((field.strip(), text))
-    return _override(config, changes)
 
 
 def get(config: Any, field: str) -> Any:
@@ -258,110 +271,3 @@ def get(config: Any, field: str) -> Any:
         is_partial = isinstance(config, functools.partial)
         config = config.keywords[name] if is_partial else getattr(config, name)
     return config
-
-
-def _override(config: Config, changes: list[tuple[str, str]]) -> Config:
-    """All overrides at once: what must hold of a config must hold of the result only."""
-    tree: dict[str, Any] = {}
-    for field, text in changes:
-        node = tree
-        *parents, last = field.split(".")
-        for name in parents:
-            node = node.setdefault(name, {})
-            if not isinstance(node, dict):
-                raise UserError(f"--set {field}: {name} is already set to {node!r}")
-        node[last] = text
-    return _apply(config, tree, "")
-
-
-def _apply(value: Any, tree: dict[str, Any], at: str) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        hints = typing.get_type_hints(type(value))
-        known: Any = {f.name: hints[f.name] for f in dataclasses.fields(value)}
-        current = {name: getattr(value, name) for name in known}
-    elif isinstance(value, functools.partial) or inspect.isfunction(value):
-        function = value.func if isinstance(value, functools.partial) else value
-        bound = value.keywords if isinstance(value, functools.partial) else {}
-        parameters = keywords(function)
-        known = {name: p.annotation for name, p in parameters.items()}
-        current = {name: bound.get(name, p.default) for name, p in parameters.items()}
-    else:
-        raise UserError(f"--set {at}: it is {value!r} and has no fields")
-    changed = {}
-    for name, new in tree.items():
-        path = f"{at}.{name}" if at else name
-        if name not in known:
-            raise UserError(
-                f"--set {path}: no such field{did_you_mean(name, known)}; "
-                f"{at or 'the config'} has {', '.join(known)}"
-            )
-        if isinstance(new, dict):
-            changed[name] = _apply(current[name], new, path)
-        else:
-            changed[name] = _parse(new, known[name], path)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **changed)
-    if isinstance(value, functools.partial):
-        return functools.partial(value.func, *value.args, **{**value.keywords, **changed})
-    return functools.partial(value, **changed)
-
-
-def _parse(text: str, hint: Any, path: str) -> Any:
-    """A value of the annotated type from its text; numbers, booleans, None, text and tuples."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    for option in options:
-        plain = typing.get_origin(option) or option
-        if option in (None, type(None)) and value is None:
-            return None
-        if plain is str:
-            return value if isinstance(value, str) else text
-        if plain is bool and (isinstance(value, bool) or text.lower() in ("true", "false")):
-            return text.lower() == "true"
-        if plain is int and isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if plain is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        if plain is tuple and isinstance(value, (tuple, list)):
-            return tuple(value)
-        if plain is inspect.Parameter.empty:
-            return value
-    names = " | ".join(getattr(o, "__name__", str(o)) for o in options)
-    raise UserError(f"--set {path}: wanted {names}, found {text!r}")
-
-
-def describe(value: Any) -> Any:
-    """A config as JSON data: dataclasses as dicts, functions by name with what they bind.
-
-    Two configs that train differently describe differently; a closure (an optax schedule, say) is
-    described by its name and the values it closes over.
-    """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, functools.partial):
-        return {**describe(value.func), **{k: describe(v) for k, v in value.keywords.items()}}
-    if inspect.isfunction(value):
-        name = {"function": f"{value.__module__}.{value.__qualname__}"}
-        closed = inspect.getclosurevars(value).nonlocals
-        return {**name, **{k: describe(v) for k, v in sorted(closed.items())}}
-    if isinstance(value, (list, tuple)):
-        return [describe(v) for v in value]
-    if isinstance(value, dict):
-        return {str(k): describe(v) for k, v in value.items()}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return repr(value)
-
-
-def differences(old: Any, new: Any, at: str = "") -> list[str]:
-    """``field: old -> new`` for every leaf at which two descriptions differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        out = []
-        for name in sorted(set(old) | set(new)):
-            path = f"{at}.{name}" if at else name
-            out += differences(old.get(name), new.get(name), path)
-        return out
-    return [] if old == new else [f"{at}: {old!r} -> {new!r}"]

@@ -28,7 +28,9 @@ class Writer:
         if self._path.exists():
             lines = self._path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) <= after_step]
-            self._path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            temporary = self._path.with_name(self._path.name + ".tmp")
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            temporary.replace(self._path)  # a kill meanwhile must not cost the lines before
         self._file = self._path.open("a", encoding="utf-8")
         self._board = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=after_step + 1, flush_secs=30
@@ -70,6 +72,24 @@ class Meter:
         self._sums: dict[str, float] = {}
         self._rows = self._counted = self._tokens = self._skipped = 0.0
         self._since = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """What it has added up since the last line, as JSON data, for a checkpoint.
+
+        With it, a line that spans a stop is the one of the run that never stopped, save for the
+        throughput, which is of the time since the restart.
+        """
+        return {
+            "bad": list(self._bad),
+            "sums": dict(self._sums),
+            "counted": self._counted,
+            "skipped": self._skipped,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state`; the clock starts here."""
+        self._bad, self._sums = list(state["bad"]), dict(state["sums"])
+        self._counted, self._skipped = state["counted"], state["skipped"]
 
     def add(self, step: int, scalars: dict[str, jax.Array]) -> dict[str, float]:
         """Takes one step's scalars off the device.

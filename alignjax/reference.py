@@ -18,8 +18,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from alignjax.config import describe
 from alignjax.data.batching import Bucketed, read
+from alignjax.fields import describe
 from alignjax.logps import response_logps
 from alignjax.metrics import progress
 from alignjax.models.config import ModelConfig

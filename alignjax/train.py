@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from alignjax import checkpoint, metrics
 from alignjax.data.batching import Bucketed, Plan, read
 from alignjax.errors import UserError
+from alignjax.faults import fault_point
 from alignjax.sharding import abstract, put_rows, shard_tree
 from alignjax.step import Apply, init_state, train_step
 from alignjax.types import Array, Batch, Loss, Params, Select, TrainState
@@ -122,15 +123,23 @@ def fit(
         else:
             record = checkpoint.read_record(store, begin)
             checkpoint.refuse_other(store, begin, record["identity"], job.identity)
+            if begin > total:
+                raise UserError(
+                    f"{job.workdir}: its checkpoint is of step {begin}, the {job.name} now has "
+                    f"{total} steps: use another --workdir, or more steps"
+                )
             state = checkpoint.restore(store, begin, abstract(shapes, sharding))
+            meter.restore(record["meter"])
             if begin == total:
                 log.info("%s: complete at step %d, nothing to do", job.name, total)
             else:
                 log.info("%s: resuming from step %d of %d", job.name, begin, total)
 
         def save(step: int) -> None:
-            record = {"identity": job.identity, "next_batch": step}
+            fault_point("logged", f"{job.name}-{step}")
+            record = {"identity": job.identity, "next_batch": step, "meter": meter.state()}
             checkpoint.save(store, step, state, record)
+            fault_point("saving", f"{job.name}-{step}")
 
         def report(step: int) -> None:
             values = meter.averages()
@@ -150,6 +159,7 @@ def fit(
             for step in range(begin + 1, total + 1):
                 batch = put_rows(next(batches), job.mesh)
                 state, scalars = step_fn(state, job.ref_params, batch)
+                fault_point("step", f"{job.name}-{step}")
                 if late is not None:
                     meter.add(step - 1, late)
                 late = scalars
@@ -166,12 +176,15 @@ def fit(
                 if evaluate is not None and evaluates:
                     found = evaluate(state.params)
                     writer.write(step, {f"eval_{k}": v for k, v in found.items()})
+                    fault_point("evaluated", f"{job.name}-{step}")
                 if saves:
                     save(step)
                 advance(1)
-                if stopping and not at_end:
-                    store.wait()
-                    raise StoppedError(caught[0], step, job.workdir)
+                if stopping:
+                    break
+            if caught:  # at the end of the plan too: another stage would follow
+                store.wait()
+                raise StoppedError(caught[0], int(state.step), job.workdir)
     counts = {
         "steps": total,
         "resumed_from": begin,

@@ -25,10 +25,10 @@ LAYERS = (
         *("step", "game", "data", "checkpoint", "metrics", "evaluate", "generate", "score"),
         *("plan", "report", "pareto", "reference"),
     ),
-    ("logps", "optim", "sharding", "config"),
+    ("logps", "optim", "sharding", "config", "configfile"),
     ("models", "objectives"),
-    ("types",),
-    ("errors",),
+    ("types", "fields"),
+    ("errors", "faults"),
 )
 # Narrower than their layer: all of alignjax that these may import.
 ONLY = {

@@ -22,15 +22,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alignjax import checkpoint, evaluate, optim, reference, report, sharding, train
-from alignjax.config import Config, describe
+from alignjax.config import Config
 from alignjax.data.batching import Bucketed, Plan, plan_batches, shuffled
 from alignjax.evaluate import Estimate
+from alignjax.faults import fault_point
+from alignjax.fields import describe
 from alignjax.generate import Sample, respond
 from alignjax.logps import response_logps
 from alignjax.models.transformer import init_params
 from alignjax.recipes import workdirs
 from alignjax.recipes.prepared import Prepared, cache_dir, prepare_data
-from alignjax.recipes.signature import bound, check_loss, drawn_responses
+from alignjax.recipes.signature import bound, check_objectives, drawn_responses
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
@@ -55,8 +57,10 @@ def run(
     workdir = pathlib.Path(workdir)
     with workdirs.owned(workdir):
         workdirs.write_config(workdir, describe(config), allow_change=allow_config_change)
+        fault_point("config", "")
         data = prepare_data(config, workdir)
-        check_loss(config, data.train)
+        fault_point("data", "")
+        check_objectives(config, data.train)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         load_reference = _supervised(config, workdir, data, mesh)
         return _align(config, workdir, data, mesh, load_reference)
@@ -157,9 +161,11 @@ def _supervised(
     )
     job = _job("supervised", stage, workdir / "sft", data, mesh, "none")
     state, counts = train.fit(job, fresh, key)
-    result = workdir / "sft" / "params"
-    if not result.exists():
+    result, told = (workdir / "sft" / name for name in ("params", "summary.json"))
+    # The summary is written last: with it, the parameters of these very steps are there.
+    if not told.is_file() or workdirs.read_json(told)["steps"] != counts["steps"]:
         checkpoint.save_params(result, state.params)
+        fault_point("params", "")
         logps = _held_out_logps(config, data, mesh, state.params, "supervised, held out")
         tokens = data.held_out.dataset.response_length
         summary = {
@@ -167,7 +173,7 @@ def _supervised(
             "nll_per_token": float(-logps.sum() / tokens.sum()),
             **counts,
         }
-        workdirs.write_json(workdir / "sft" / "summary.json", summary)
+        workdirs.write_json(told, summary)
         log.info(
             "supervised: held-out loss %.4f nats per response, %.4f per token",
             summary["nll_per_response"],
@@ -237,6 +243,7 @@ def _align(
         ref_logps=table(data.train, "reference, train") if choice.mode == "cache" else None,
         ref_params=ref_params if choice.mode == "live" else None,
     )
+    fault_point("cached", "")
     before = _samples("before", config, workdir, data, mesh, ref_params, None, digest)
     del ref_params  # unless the choice is live, its memory is free from here on
 
@@ -301,7 +308,11 @@ def _samples(
 ) -> list[Sample]:
     """Sampled responses to held-out prompts; read back when the same ones were drawn before."""
     path = workdir / f"{name}.json"
-    key = {"params": digest, "evaluate": describe(config.evaluate)}
+    key = {
+        "params": digest,
+        "data": data.held_out.dataset.digest,
+        "evaluate": describe(config.evaluate),
+    }
     found = workdirs.read_json(path) if path.is_file() else {}
     if found.get("key") == key:
         return [Sample(**s) for s in found["samples"]]
@@ -319,6 +330,7 @@ def _samples(
         title=f"sampling, {name}",
     )
     workdirs.write_json(path, {"key": key, "samples": [dataclasses.asdict(s) for s in samples]})
+    fault_point("sampled", name)
     return samples
 
 
@@ -335,8 +347,9 @@ def _report(
     """Writes summary.json and report.png; prints the table, some samples and where things are."""
     settings = config.evaluate
     # Before the first step the policy is the reference: every reward is 0 and all of them tie.
+    # Without a reference, rewards are log-probabilities, and nothing was measured before.
     table: report.Table = {
-        name: (Estimate(0.0, 0.0, value.count), value)
+        name: (None if choice.mode == "none" else Estimate(0.0, 0.0, value.count), value)
         for name, value in preferences.items()
         if value.count
     }

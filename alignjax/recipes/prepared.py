@@ -8,7 +8,7 @@ import logging
 import pathlib
 from typing import Any
 
-from alignjax.config import Config, DataConfig, describe, keywords
+from alignjax.config import Config, DataConfig
 from alignjax.data import tokenizer as tokenizers
 from alignjax.data.batching import Bucketed, bucket
 from alignjax.data.files import fingerprint
@@ -16,6 +16,7 @@ from alignjax.data.prepare import enforce, prepare
 from alignjax.data.records import Receipt, Record, check, check_no_overlap, split_by_prompt
 from alignjax.data.tokenizer import Tokenizer
 from alignjax.errors import UserError
+from alignjax.fields import describe, keywords
 
 log = logging.getLogger("alignjax")
 

@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import pathlib
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -9,38 +11,74 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignjax.config import Config, keywords
+from alignjax.config import Config
 from alignjax.data.batching import Bucketed, assemble
 from alignjax.errors import UserError
+from alignjax.fields import keywords
 from alignjax.step import resolve
 from alignjax.types import Batch, Logps
 
+# What the step and the loop log under these names themselves.
+RESERVED = (
+    *("step", "loss", "grad_norm", "num_tokens", "weight", "skipped", "learning_rate", "epoch"),
+    *("prompts_per_second", "tokens_per_second"),
+)
 
-def check_loss(config: Config, rows: Bucketed) -> None:
-    """Traces ``select`` and ``loss`` once, on shapes alone.
+
+def check_objectives(config: Config, rows: Bucketed) -> None:
+    """Traces ``select`` and ``loss`` once, and the supervised stage's loss, on shapes alone.
 
     Raises:
-      UserError: they do not fit the data (K, scores, labels), or need a reference there is not.
+      UserError: they do not fit the data (K, scores, labels), need a reference there is not, or
+        return something else than ``[B]`` losses and named ``[B]`` metrics.
     """
     batch = _first_rows(config, rows)
+    if config.sft is not None:
+        _check("sft.loss", config.sft.loss, batch, reference=False)
+    if config.select is not None:
+        select = resolve(config.select, jnp.int32(0))
+        batch = _trace("select", config.select, select, jax.random.key(0), batch)
+        if not isinstance(batch, Batch):
+            raise UserError(f"select: {_name(config.select)} returns no Batch")
+    _check("loss", config.loss, batch, reference=config.reference.mode != "none")
 
-    def trace(batch: Batch) -> Any:
-        if config.select is not None:
-            batch = resolve(config.select, jnp.int32(0))(jax.random.key(0), batch)
-        zeros = jnp.zeros(batch.response_length.shape, jnp.float32)
-        none = config.reference.mode == "none"
-        logps = Logps(policy=zeros, reference=None if none else zeros, length=batch.response_length)
-        return resolve(config.loss, jnp.int32(0))(logps, batch)
 
-    try:
-        losses, metrics = jax.eval_shape(trace, batch)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{_name(config.loss)} on this data: {error}") from error
-    wrong = {n: x.shape for n, x in {"loss": losses, **metrics}.items() if x.shape != (2,)}
+def _check(field: str, loss: Callable[..., Any], batch: Any, *, reference: bool) -> None:
+    zeros = jax.ShapeDtypeStruct(batch.response_length.shape, jnp.float32)
+    logps = Logps(
+        policy=zeros, reference=zeros if reference else None, length=batch.response_length
+    )
+    found = _trace(field, loss, resolve(loss, jnp.int32(0)), logps, batch)
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
+        raise UserError(f"{field}: {_name(loss)} must return (losses, metrics), two values")
+    taken = [name for name in found[1] if name in RESERVED]
+    if taken:
+        raise UserError(
+            f"{field}: {_name(loss)} returns a metric {taken[0]!r}, a name that the step uses "
+            "itself; call it something else"
+        )
+    b = len(batch.response_length)
+    shapes = {n: getattr(x, "shape", type(x)) for n, x in {"loss": found[0], **found[1]}.items()}
+    wrong = {n: shape for n, shape in shapes.items() if shape != (b,)}
     if wrong:
         raise UserError(
-            f"{_name(config.loss)}: wanted one value per prompt, [B], found shapes {wrong} for B=2"
+            f"{field}: {_name(loss)}: wanted one value per prompt, [B], found shapes {wrong} for "
+            f"B={b}"
         )
+
+
+def _trace(field: str, function: Callable[..., Any], resolved: Any, *args: Any) -> Any:
+    try:
+        return jax.eval_shape(resolved, *args)
+    except Exception as error:  # a person's own objective may raise anything
+        what = " ".join(str(error).split())[:400]
+        if not isinstance(error, ValueError):  # ours say all there is to say in ValueErrors
+            plain = function.func if isinstance(function, functools.partial) else function
+            file = inspect.getsourcefile(plain)
+            frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+            at = f"{pathlib.Path(frames[-1].filename).name}:{frames[-1].lineno}: " if frames else ""
+            what = f"{at}{type(error).__name__}: {what}"
+        raise UserError(f"{field}: {_name(function)} on this data: {what}") from error
 
 
 def drawn_responses(config: Config, rows: Bucketed) -> int:

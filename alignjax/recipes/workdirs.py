@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import alignjax
-from alignjax.config import differences
 from alignjax.errors import UserError
+from alignjax.fields import differences
 
 log = logging.getLogger("alignjax")
 
@@ -61,11 +61,17 @@ def owned(workdir: pathlib.Path) -> Iterator[None]:
 def write_config(workdir: pathlib.Path, description: dict[str, Any], *, allow_change: bool) -> None:
     """Keeps the run's config; refuses another one, field by field, unless told otherwise.
 
+    A config binds from the first checkpoint on. Until then it may be mended freely, and what was
+    made of the old one (the tokenizer trained on its data) is removed.
+
     Raises:
       UserError: the folder belongs to a run that trains something else.
     """
     path = workdir / "config.json"
-    if path.is_file():
+    begun = any((workdir / p).is_dir() for p in ("checkpoints", "sft/checkpoints"))
+    if path.is_file() and not begun and read_json(path) != description:
+        (workdir / "tokenizer.model").unlink(missing_ok=True)
+    elif path.is_file():
         changes = [
             change
             for change in differences(read_json(path), description)

@@ -1,0 +1,44 @@
+"""Faults on purpose, so that tests can end a run at one exact place.
+
+``ALIGNJAX_FAULT=phase:place=kill`` sends this process SIGKILL when it first comes to that phase,
+``term`` and ``int`` send SIGTERM and SIGINT. Without the variable nothing happens.
+"""
+
+import os
+import signal
+
+# Where a run can be ended. The place is the job and the step, alignment-12, in the first four, the
+# name of the file for ``sampled``, and empty in the rest.
+PHASES = (
+    "step",  # a step is dispatched, its numbers are not fetched
+    "logged",  # a step is to be saved, nothing of it is
+    "saving",  # a save is started and goes on in the background
+    "evaluated",  # an evaluation during training is logged
+    "config",  # the config is written
+    "data",  # rows are prepared
+    "params",  # the supervised stage's parameters are written, its summary is not
+    "cached",  # the reference's table is written
+    "sampled",  # responses are sampled and written
+)
+SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
+
+
+def fault_point(phase: str, place: object) -> None:
+    """Ends the process here, if ``ALIGNJAX_FAULT`` asks for this phase and place.
+
+    Raises:
+      ValueError: the variable names no phase, or nothing that can be done.
+    """
+    asked = os.environ.get("ALIGNJAX_FAULT")
+    if not asked:
+        return
+    where, _, action = asked.partition("=")
+    wanted, _, at = where.partition(":")
+    if wanted not in PHASES or action not in SIGNALS:
+        raise ValueError(
+            f"ALIGNJAX_FAULT={asked}: wanted PHASE:PLACE=ACTION, with a phase out of "
+            f"{', '.join(PHASES)} and an action out of {', '.join(SIGNALS)}"
+        )
+    if (phase, str(place)) == (wanted, at):
+        os.environ["ALIGNJAX_FAULT"] = ""  # once
+        os.kill(os.getpid(), SIGNALS[action])

@@ -1,0 +1,159 @@
+"""Values against annotations: read from text, checked, and described as data."""
+
+import ast
+import collections.abc
+import dataclasses
+import functools
+import inspect
+import math
+import numbers
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from alignjax.errors import UserError
+
+
+def keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters of a function, by name, with annotations that are types."""
+    try:
+        signature = inspect.signature(function, eval_str=True)
+    except NameError:  # text that names what exists for a type checker only
+        signature = inspect.signature(function)
+    return {n: p for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; any other annotation is the only one."""
+    is_union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def type_name(hint: Any) -> str:
+    """``float | None`` and the like, as a person writes it."""
+
+    def name(option: Any) -> str:
+        if option is type(None):
+            return "None"
+        if typing.get_origin(option) is collections.abc.Callable:
+            return "a function"
+        return str(option) if typing.get_args(option) else getattr(option, "__name__", str(option))
+
+    return " | ".join(name(option) for option in _options(hint))
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the annotated type. An int is a float, a bool is neither."""
+    for option in _options(hint):
+        plain = typing.get_origin(option) or option
+        if plain in (int, float):
+            wanted = numbers.Integral if plain is int else numbers.Real
+            ok = isinstance(value, wanted) and not isinstance(value, bool)
+        elif plain in (None, type(None)):
+            ok = value is None
+        elif plain is tuple:
+            ok = isinstance(value, tuple) and all(
+                fits(x, h) for x, h in zip(value, _items(option, len(value)), strict=True)
+            )
+        elif plain is collections.abc.Callable:
+            ok = callable(value)
+        elif inspect.isclass(plain) and plain is not inspect.Parameter.empty:
+            ok = isinstance(value, plain)
+        else:  # Any, no annotation, or text: nothing is known
+            ok = True
+        if ok:
+            return True
+    return False
+
+
+def _items(hint: Any, count: int) -> list[Any]:
+    """The annotations of a tuple's items; too few or too many fit no value."""
+    args = typing.get_args(hint)
+    if not args:
+        return [Any] * count
+    if args[-1] is Ellipsis:
+        return [args[0]] * count
+    return list(args) if len(args) == count else [typing.Never] * count
+
+
+def parse(text: str, hint: Any, path: str) -> Any:
+    """A value of the annotated type from its text; numbers, booleans, None, text and tuples.
+
+    Raises:
+      UserError: the text is no such value; ``path`` is the field it was meant for.
+    """
+    text = text.strip()
+    for option in _options(hint):
+        try:
+            return _parse(text, option)
+        except (ValueError, SyntaxError):
+            continue
+    raise UserError(f"--set {path}: wanted {type_name(hint)}, found {text!r}")
+
+
+def _parse(text: str, option: Any) -> Any:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    plain = typing.get_origin(option) or option
+    if plain is str:
+        return value if isinstance(value, str) else text
+    if plain is tuple and isinstance(value, list | tuple):
+        value = tuple(
+            float(x) if h is float and fits(x, float) else x
+            for x, h in zip(value, _items(option, len(value)), strict=True)
+        )
+    if plain is collections.abc.Callable or dataclasses.is_dataclass(plain):
+        raise ValueError("a function or a group of fields has no text")
+    if not fits(value, option):
+        raise ValueError(text)
+    return float(value) if plain is float else value
+
+
+def describe(value: Any) -> Any:
+    """A config as JSON data: dataclasses as dicts, functions by name with what they bind.
+
+    Two configs that train differently describe differently; a closure (an optax schedule, say) is
+    described by its name and the values it closes over.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such number
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, functools.partial):
+        args = {"args": describe(value.args)} if value.args else {}
+        bound = {k: describe(v) for k, v in value.keywords.items()}
+        return {**describe(value.func), **args, **bound}
+    if inspect.ismethod(value):
+        return {**describe(value.__func__), "self": describe(value.__self__)}
+    if inspect.isfunction(value):
+        name = {"function": f"{value.__module__}.{value.__qualname__}"}
+        closed = inspect.getclosurevars(value).nonlocals
+        return {**name, **{k: describe(v) for k, v in sorted(closed.items())}}
+    if hasattr(value, "__wrapped__"):  # jitted, cached
+        return describe(value.__wrapped__)
+    if isinstance(value, type) or inspect.isbuiltin(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, list | tuple):
+        return [describe(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): describe(v) for k, v in value.items()}
+    if hasattr(value, "tolist"):  # an array: its repr would leave digits and items out
+        return describe(value.tolist())
+    # Never by repr, which may hold an address and would differ in every process.
+    return {"object": describe(type(value)), **describe(getattr(value, "__dict__", {}))}
+
+
+def differences(old: Any, new: Any, at: str = "") -> list[str]:
+    """``field: old -> new`` for every leaf at which two descriptions differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        out = []
+        for name in sorted(set(old) | set(new)):
+            path = f"{at}.{name}" if at else name
+            out += differences(old.get(name), new.get(name), path)
+        return out
+    return [] if old == new else [f"{at}: {old!r} -> {new!r}"]
