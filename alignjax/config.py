@@ -236,14 +236,15 @@ def check_keywords(function: Callable[..., Any], field: str) -> None:
     Raises:
       UserError: names the field, the function and the keyword, with the closest one it takes.
     """
-    whole = function if isinstance(function, functools.partial) else functools.partial(function)
-    plain, bound = whole.func, whole.keywords
+    plain, args, bound = function, (), {}
+    if isinstance(function, functools.partial):
+        plain, args, bound = function.func, function.args, function.keywords
     if not inspect.isfunction(plain):
         raise UserError(f"{field}: wanted a function or a partial of one, found {function!r}")
-    if whole.args:
+    if args:
         raise UserError(
-            f"{field}: {plain.__name__} is bound to {whole.args!r} by position; bind "
-            "hyperparameters by keyword"
+            f"{field}: {plain.__name__} is bound to {args!r} by position; bind hyperparameters "
+            "by keyword"
         )
     known = keywords(plain)
     for name, value in bound.items():

@@ -61,7 +61,7 @@ def fits(value: Any, hint: Any) -> bool:
         elif inspect.isclass(plain) and plain is not inspect.Parameter.empty:
             ok = isinstance(value, plain)
         else:  # Any, no annotation, or text: nothing is known
-            ok = True
+            ok = plain is not typing.Never
         if ok:
             return True
     return False

@@ -1,6 +1,7 @@
 """What every test relies on: a CPU with 8 virtual devices, and the real data where there is any."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Read when JAX makes its CPU client. On few cores the default thread pool is too small for
@@ -23,3 +24,28 @@ def data_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"needs the real data sets: no folder {path}; set ALIGNJAX_DATA")
     return path
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment of programs that tests start: what one of them compiled, the next ones reuse."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "NPROC": "32",
+    }
+
+
+@pytest.fixture
+def compiled_here(compiled: dict[str, str]) -> Iterator[None]:
+    """The same for the test's own process."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_compilation_cache_dir", compiled["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+    compilation_cache.reset_cache()

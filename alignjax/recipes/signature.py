@@ -44,7 +44,7 @@ def check_objectives(config: Config, rows: Bucketed) -> None:
 
 
 def _check(field: str, loss: Callable[..., Any], batch: Any, *, reference: bool) -> None:
-    zeros = jax.ShapeDtypeStruct(batch.response_length.shape, jnp.float32)
+    zeros: Any = jax.ShapeDtypeStruct(batch.response_length.shape, jnp.float32)
     logps = Logps(
         policy=zeros, reference=zeros if reference else None, length=batch.response_length
     )
