@@ -111,7 +111,7 @@ def train_step(
     (total, metrics), grads = _accumulated(objective, state.params, batch, accumulate)
     weight = batch.weight.sum()
     grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9), grads)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
