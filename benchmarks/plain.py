@@ -13,15 +13,23 @@ from alignjax.models.transformer import Transformer, View, unembedding
 from alignjax.types import Array, Batch, Params
 
 
-def plain_logps(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
-    """``[B, K]`` summed response log-probabilities, nats, prompt repeated and logits in full."""
+def plain_logps(
+    params: Params, batch: Batch, *, config: ModelConfig, total: int | None = None
+) -> Array:
+    """``[B, K]`` summed response log-probabilities, nats, prompt repeated and logits in full.
+
+    Args:
+      params, batch, config: as `alignjax.logps.response_logps` takes them.
+      total: tokens that sequences are padded to; at least the longest prompt + response. None:
+        P + R.
+    """
     b, k, r = batch.response.shape
     p = batch.prompt.shape[1]
     prompt = jnp.repeat(batch.prompt, k, axis=0)
     tokens = jnp.concatenate([prompt, batch.response.reshape(b * k, r)], axis=1)
     padding = p - jnp.repeat(batch.prompt_length, k)
     length = jnp.repeat(batch.prompt_length, k) + batch.response_length.reshape(-1)
-    tokens = jax.vmap(jnp.roll)(tokens, -padding)  # right-padded, as trainers have it
+    tokens = jax.vmap(jnp.roll)(tokens, -padding)[:, :total]  # right-padded, as trainers have it
 
     def hidden(model: Transformer, tokens: Array) -> Array:
         position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -39,6 +47,6 @@ def plain_logps(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
     )
     logps = jax.nn.log_softmax(logits[:, :-1], axis=-1)
     picked = jnp.take_along_axis(logps, tokens[:, 1:, None], axis=-1)[..., 0]
-    at = jnp.arange(1, p + r)
+    at = jnp.arange(1, tokens.shape[1])
     mask = (at >= (length - batch.response_length.reshape(-1))[:, None]) & (at < length[:, None])
     return jnp.where(mask, picked, 0.0).sum(axis=1).reshape(b, k)

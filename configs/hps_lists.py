@@ -1,0 +1,65 @@
+"""HPS on lists of sampled responses with judge scores: one hard negative drawn per prompt.
+
+The file holds 16 responses a prompt, 11 of them judged; those without a score are left out and
+counted. The order in the file goes with length and score, so it is shuffled.
+
+Command:   python -m alignjax run --config=configs/hps_lists.py --workdir=runs/hps \
+               --set data.path=/data/bon16.jsonl.gz
+Hardware:  2 CPU cores
+Time:      TODO: measure
+Expect:    TODO: measure
+"""
+
+from functools import partial
+
+from alignjax import optim
+from alignjax.config import (
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    OptimConfig,
+    SftConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from alignjax.data import sources
+from alignjax.models.config import ModelConfig
+from alignjax.objectives import hps, sft
+
+STEPS = 200
+
+
+def get_config() -> Config:
+    return Config(
+        data=DataConfig(
+            source=partial(
+                sources.lists,
+                responses="responses",
+                scores="judge_preference",
+                order_seed=0,
+                chat=True,
+            ),
+            eval_fraction=0.2,
+            max_prompt_tokens=96,
+            max_response_tokens=96,
+            buckets=2,
+        ),
+        tokenizer=TokenizerConfig(vocab_size=2048),
+        model=ModelConfig(
+            vocab_size=2048,
+            width=128,
+            layers=2,
+            heads=4,
+            kv_heads=2,
+            head_dim=32,
+            mlp_width=352,
+            logits_chunk=16,
+        ),
+        sft=SftConfig(loss=sft.loss, learning_rate=2e-3, epochs=1.0, batch_size=8),
+        # The paper's pair: draw by hardness, then Equation 8 with the one drawn response.
+        select=partial(hps.select, gamma=hps.curriculum(STEPS)),
+        loss=partial(hps.loss, beta=0.1),
+        optim=OptimConfig(learning_rate=2e-4, schedule=optim.cosine),
+        train=TrainConfig(steps=STEPS, batch_size=16, eval_every=50),
+        evaluate=EvaluateConfig(prompts=16, samples=2, max_new_tokens=64, batch_size=16),
+    )
