@@ -36,9 +36,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def compiled_here(compiled: dict[str, str]) -> Iterator[None]:
-    """The same for the test's own process."""
+    """The same for the process of the tests themselves, in one file."""
     from jax.experimental.compilation_cache import compilation_cache
 
     seconds = jax.config.jax_persistent_cache_min_compile_time_secs
