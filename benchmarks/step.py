@@ -28,7 +28,7 @@ import numpy as np
 import optax
 
 from alignjax.data import sources
-from alignjax.data.batching import Shape, assemble, bucket
+from alignjax.data.batching import Shape, assemble, bucket, plan_batches
 from alignjax.data.prepare import prepare
 from alignjax.data.records import Receipt, Record, check
 from alignjax.data.tokenizer import load, train_sentencepiece

@@ -1,0 +1,103 @@
+"""What a list of n responses costs: HPS draws one and scores two, Plackett-Luce scores all n.
+
+    python benchmarks/hps.py
+
+One table: seconds per step, relative to n = 2, for HPS (draw before the forward pass) and for
+Plackett-Luce with the prompt run once and repeated, prompts as long as responses. Settings
+alternate; times are medians.
+"""
+
+import functools
+import pathlib
+import sys
+import time
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from alignjax.logps import response_logps
+from alignjax.models.config import ModelConfig
+from alignjax.models.transformer import init_params
+from alignjax.objectives import hps, plackett_luce
+from alignjax.step import init_state, train_step
+from alignjax.types import Batch
+from benchmarks.plain import plain_logps
+
+MODEL = ModelConfig(vocab_size=2048, width=128, mlp_width=352, logits_chunk=16)
+PROMPTS, TOKENS = 8, 64
+REPEATS = 9
+
+
+def lists(n: int) -> Batch:
+    """Eight prompts with n scored responses each; all lengths equal, reference cached."""
+    rng = np.random.default_rng(0)
+    shape = (PROMPTS, n)
+    return Batch(
+        prompt=jnp.asarray(rng.integers(4, MODEL.vocab_size, (PROMPTS, TOKENS), np.int32)),
+        prompt_length=jnp.full(PROMPTS, TOKENS, jnp.int32),
+        response=jnp.asarray(rng.integers(4, MODEL.vocab_size, (*shape, TOKENS), np.int32)),
+        response_length=jnp.full(shape, TOKENS, jnp.int32),
+        weight=jnp.ones(PROMPTS),
+        prompt_id=jnp.arange(PROMPTS),
+        scores=jnp.asarray(rng.normal(size=shape), jnp.float32),
+        ref_logps=jnp.zeros(shape, jnp.float32),
+    )
+
+
+def compiled(name: str, n: int) -> Any:
+    """A function that runs one step and returns its seconds."""
+    how: dict[str, Any] = {
+        "hps": dict(apply=response_logps, loss=hps.loss, select=hps.select),
+        "pl, prompt once": dict(apply=response_logps, loss=plackett_luce.loss, select=None),
+        "pl, repeated": dict(apply=plain_logps, loss=plackett_luce.loss, select=None),
+    }[name]
+    select = how["select"]
+    optimizer = optax.adamw(1e-6)
+    params = jax.jit(functools.partial(init_params, MODEL))(jax.random.key(0))
+    state = init_state(params, optimizer, jax.random.key(1))
+    step = jax.jit(
+        functools.partial(
+            train_step,
+            apply=functools.partial(how["apply"], config=MODEL),
+            optimizer=optimizer,
+            loss=how["loss"],
+            select=None if select is None else functools.partial(select, gamma=1.0),
+        ),
+        donate_argnums=0,
+    )
+    box = [state]
+    batch = lists(n)
+
+    def run() -> float:
+        since = time.perf_counter()
+        box[0], scalars = step(box[0], None, batch)
+        jax.block_until_ready(scalars)
+        return time.perf_counter() - since
+
+    run()  # compiles
+    return run
+
+
+def main() -> None:
+    names, sizes = ("hps", "pl, prompt once", "pl, repeated"), (2, 4, 8, 16)
+    runs = {(name, n): compiled(name, n) for name in names for n in sizes}
+    times: dict[Any, list[float]] = {key: [] for key in runs}
+    for _ in range(REPEATS):
+        for key, run in runs.items():
+            times[key].append(run())
+    kind = jax.devices()[0].device_kind
+    print(f"{kind}, jax {jax.__version__}; {PROMPTS} prompts, {TOKENS} + n x {TOKENS} tokens")
+    print(f"{'ms per step (relative to n=2)':<30}" + "".join(f"{f'n={n}':>18}" for n in sizes))
+    for name in names:
+        base = np.median(times[name, 2])
+        cells = [np.median(times[name, n]) for n in sizes]
+        print(f"{name:<30}" + "".join(f"{c * 1e3:>10.1f} ({c / base:.2f})" for c in cells))
+
+
+if __name__ == "__main__":
+    main()
