@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignjax import logps
+from alignjax.data.prepare import Dataset
 from alignjax.models import attention, transformer
 from alignjax.models.config import ModelConfig, RopeScaling
 from alignjax.types import Batch, Params
@@ -32,9 +34,7 @@ def model(**changes: Any) -> ModelConfig:
 
 
 def params(config: ModelConfig, seed: int = 0) -> Params:
-    """Parameters with every leaf drawn at random, so that a bias or a scale that is not used, or
-    used twice, shows.
-    """
+    """Parameters with every leaf random: a bias that is not used, or used twice, shows."""
     shapes = jax.eval_shape(lambda: transformer.init_params(config, jax.random.key(0)))
     rng = np.random.default_rng(seed)
 
@@ -104,3 +104,47 @@ def float64(config: ModelConfig, *modules: types.ModuleType) -> Iterator[ModelCo
         for module in (attention, transformer, logps, *modules):
             stack.enter_context(mock.patch.object(module, "jnp", wide))
         yield exact
+
+
+def dataset(
+    rows: int,
+    *,
+    k: int = 2,
+    objectives: int = 1,
+    labels: bool = False,
+    longest: tuple[int, int] = (20, 12),
+    lists: bool = False,
+    seed: int = 0,
+) -> Dataset:
+    """Prepared rows in memory; ids are 1 to 63. ``lists``: rows hold 1 to k responses."""
+    rng = np.random.default_rng(seed)
+    kept, prompt_length = [], rng.integers(1, longest[0] + 1, rows).astype(np.int32)
+    response_length = rng.integers(1, longest[1] + 1, (rows, k)).astype(np.int32)
+    if lists:
+        response_length *= np.arange(k) < rng.integers(1, k + 1, (rows, 1))
+        response_length[0] = 1  # some row has all k
+    for i in range(rows):
+        lengths = response_length[i][response_length[i] > 0]
+        n = len(lengths)
+        kept.append(
+            {
+                "id": f"row{i}".encode(),
+                "domain": b"",
+                "prompt": f"prompt {i // 2}".encode(),  # every prompt twice
+                "responses": json.dumps([f"response {j}" for j in range(n)]).encode(),
+                "prompt_ids": rng.integers(1, 64, prompt_length[i]).astype(np.int32),
+                "response_ids": rng.integers(1, 64, lengths.sum()).astype(np.int32),
+                "response_length": lengths,
+                "scores": rng.normal(size=n * objectives).astype(np.float32),
+                "desirable": rng.integers(0, 2, n) if labels else np.zeros(0, np.int64),
+            }
+        )
+    return Dataset(
+        prompt_length=prompt_length,
+        response_length=response_length,
+        objectives=tuple(f"score{m}" for m in range(objectives)),
+        digest=f"digest of {rows} rows, seed {seed}",
+        receipt={},
+        path="memory",
+        _rows=kept,
+    )
