@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
@@ -85,19 +86,44 @@ def restore(store: ocp.training.Checkpointer, step: int, target: Any) -> Any:
       CheckpointError: unreadable, or its arrays are not those of ``target``.
     """
     with _one_line(store.directory, f"step {step} cannot be restored"):
+        _check_arrays(store.checkpointables_metadata(step).metadata["state"], target)
         return store.load_checkpointables(step, {"state": target})["state"]
 
 
 def save_params(path: pathlib.Path, params: Any) -> None:
     """Writes the parameters a stage ended with, over older ones; atomic."""
     with _one_line(path, "the parameters cannot be written"):
-        ocp.save_pytree(path.resolve(), params, overwrite=True)
+        ocp.save(path.resolve(), params, overwrite=True)
 
 
 def load_params(path: pathlib.Path, target: Any) -> Any:
     """Reads them back, laid out as ``target`` (shapes with shardings) says."""
     with _one_line(path, "the parameters cannot be read"):
-        return ocp.load_pytree(path.resolve(), target)
+        _check_arrays(ocp.metadata(path.resolve()).metadata, target)
+        return ocp.load(path.resolve(), target)
+
+
+def _check_arrays(saved: Any, target: Any) -> None:
+    """Compares shapes and dtypes first: the library names no array, and casts dtypes silently."""
+
+    def arrays(tree: Any) -> dict[str, str]:
+        def one(x: Any) -> str:
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                x = jax.eval_shape(jax.random.key_data, x)  # what a saved key consists of
+            return f"{tuple(x.shape)} {x.dtype}"
+
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {path_name(path): one(leaf) for path, leaf in leaves}
+
+    found, wanted = arrays(saved), arrays(target)
+    other = [
+        f"{name}: wanted {wanted.get(name, 'nothing')}, found {found.get(name, 'nothing')}"
+        for name in sorted(set(found) | set(wanted))
+        if found.get(name) != wanted.get(name)
+    ]
+    if other:
+        more = f"; and {len(other) - 5} more" if len(other) > 5 else ""
+        raise ValueError("; ".join(other[:5]) + more)
 
 
 def refuse_other(
