@@ -1,5 +1,6 @@
 """Whole runs at the smallest size, in this process and in others."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -9,7 +10,10 @@ import textwrap
 from functools import partial
 from typing import Any
 
-from alignjax import optim
+import jax
+import numpy as np
+
+from alignjax import checkpoint, optim, sharding, step
 from alignjax.config import (
     Config,
     DataConfig,
@@ -22,7 +26,9 @@ from alignjax.config import (
 from alignjax.configfile import load
 from alignjax.data import world
 from alignjax.models.config import ModelConfig
+from alignjax.models.transformer import init_params
 from alignjax.objectives import dpo, sft
+from alignjax.types import TrainState
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -87,6 +93,28 @@ def start(
 def environment(**env: str) -> dict[str, str]:
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
     return {**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **env}
+
+
+def stored(workdir: pathlib.Path, config: Config) -> TrainState:
+    """The state of a run's newest checkpoint."""
+
+    def start() -> TrainState:
+        params = init_params(config.model, jax.random.key(0))
+        return step.init_state(params, optim.make(config.optim, 1), jax.random.key(0))
+
+    shapes = jax.eval_shape(start)
+    target = sharding.abstract(shapes, sharding.shard_tree(shapes, sharding.make_mesh(1, 1, 1)))
+    with checkpoint.open_store(workdir / "checkpoints", keep=config.train.keep) as store:
+        newest = checkpoint.latest(store)
+        assert newest is not None
+        return checkpoint.restore(store, newest, target)
+
+
+def leaves(state: Any) -> dict[str, bytes]:
+    """The bytes of every array of a state, by its path."""
+    state = dataclasses.replace(state, key=jax.random.key_data(state.key))
+    found = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {sharding.path_name(path): np.asarray(x).tobytes() for path, x in found}
 
 
 def write(path: pathlib.Path, text: str) -> pathlib.Path:

@@ -1,0 +1,228 @@
+"""Whole programs killed at exact places and at random ones, and started again.
+
+The oracle is one run that nobody stops. Whatever happened in between, the run that was stopped
+ends with the same bits: parameters, optimizer, key, every line of metrics, every sample.
+"""
+
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from alignjax import faults
+from alignjax.configfile import load
+from alignjax.recipes import prepared
+from tests import runs
+
+OVERRIDES = (
+    *("train.steps=12", "train.save_every=3", "train.eval_every=6", "train.log_every=2"),
+    *("reference.mode=cache", "train.epochs=1"),
+)
+CONFIG = runs.changed(*OVERRIDES)
+KILLED = -signal.SIGKILL
+# Every phase, at a place that this run comes to.
+PLACES = {
+    "step": "alignment-8",
+    "logged": "alignment-6",
+    "saving": "alignment-9",
+    "evaluated": "alignment-6",
+    "config": "",
+    "data": "",
+    "params": "",
+    "cached": "",
+    "sampled": "after",
+}
+
+
+def run(workdir, env, **more):
+    return runs.start(*runs.run_arguments(workdir, *OVERRIDES), **env, **more)
+
+
+def leaves(workdir: pathlib.Path) -> dict[str, bytes]:
+    """Every array of the last checkpoint, by its path."""
+    return runs.leaves(runs.stored(workdir, CONFIG))
+
+
+def samples(workdir: pathlib.Path) -> list:
+    return [json.loads((workdir / f"{x}.json").read_text()) for x in ("before", "after")]
+
+
+def result(workdir: pathlib.Path) -> dict:
+    """What a run came to, without what tells how often it was started."""
+    summary = json.loads((workdir / "summary.json").read_text())
+    return {k: summary[k] for k in ("table", "steps", "skipped_steps", "receipt")}
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory, compiled):
+    workdir = tmp_path_factory.mktemp("clean")
+    done = run(workdir, compiled)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def assert_same(workdir, clean):
+    assert leaves(workdir) == leaves(clean)
+    assert runs.lines(workdir) == runs.lines(clean)
+    assert runs.lines(workdir / "sft") == runs.lines(clean / "sft")
+    assert samples(workdir) == samples(clean)
+    assert result(workdir) == result(clean)
+
+
+def test_the_oracle_is_the_whole_run(clean):
+    assert len(leaves(clean)) > 20
+    steps = [float.fromhex(x["step"]) for x in runs.lines(clean)]
+    assert steps == [2, 4, 6, 6, 8, 10, 12, 12]
+    assert [len(x["samples"]) for x in samples(clean)] == [4, 4]
+
+
+@pytest.mark.slow
+def test_killed_in_every_phase_it_ends_with_the_same_bits(clean, compiled, tmp_path):
+    """One run, killed nine times, each time a phase later."""
+    order = ("config", "data", "params", "cached", "logged", "evaluated", "step", "saving")
+    order = (*order, "sampled")
+    assert set(order) == set(PLACES) == set(faults.PHASES)
+    # `logged` and `evaluated` lie before the same checkpoint, of step 6: the run comes back to it.
+    for phase in order:
+        done = run(tmp_path, compiled, ALIGNJAX_FAULT=f"{phase}:{PLACES[phase]}=kill")
+        assert done.returncode == KILLED, (phase, done.returncode, done.stderr[-2000:])
+    done = run(tmp_path, compiled)
+    assert done.returncode == 0, done.stderr
+    assert not [p for p in (tmp_path / "checkpoints").iterdir() if not p.name.isdigit()]
+    assert_same(tmp_path, clean)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_bits(clean, compiled, tmp_path):
+    draw = random.Random(3)
+    kills = 0
+    while kills < 4:
+        program = subprocess.Popen(
+            runs.command(*runs.run_arguments(tmp_path, *OVERRIDES)),
+            cwd=runs.ROOT,
+            env=runs.environment(**compiled),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            program.communicate(timeout=draw.uniform(1.0, 3.5))
+        except subprocess.TimeoutExpired:
+            program.kill()
+            program.communicate()
+            kills += 1
+        else:
+            assert program.returncode == 0
+            break
+    done = run(tmp_path, compiled)
+    assert done.returncode == 0, done.stderr
+    assert kills  # the first one comes before any run can have ended
+    assert_same(tmp_path, clean)
+
+
+@pytest.mark.parametrize(
+    ("action", "code", "name"), [("term", 143, "SIGTERM"), ("int", 130, "SIGINT")]
+)
+def test_asked_to_stop_it_saves_first(action, code, name, clean, compiled, tmp_path):
+    done = run(tmp_path, compiled, ALIGNJAX_FAULT=f"step:alignment-7={action}")
+    assert done.returncode == code
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.fullmatch(rf"alignjax: {name}: saved step 7 in .*; the same command .*", last), last
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "checkpoints" / "7").is_dir()
+    done = run(tmp_path, compiled)
+    assert done.returncode == 0, done.stderr
+    assert "alignment: resuming from step 7 of 12" in done.stderr
+    assert_same(tmp_path, clean)
+
+
+def test_asked_twice_while_it_compiles_it_still_saves(compiled, tmp_path):
+    """Signals from outside, the first as soon as the loop listens."""
+    program = subprocess.Popen(
+        runs.command(*runs.run_arguments(tmp_path, *OVERRIDES)),
+        cwd=runs.ROOT,
+        env=runs.environment(**compiled),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until = time.monotonic() + 120
+        metrics = tmp_path / "sft" / "metrics.jsonl"
+        while not metrics.is_file() and time.monotonic() < until:
+            time.sleep(0.005)
+        program.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+        program.send_signal(signal.SIGTERM)
+        _, stderr = program.communicate(timeout=120)
+    finally:
+        program.kill()
+    assert program.returncode == 143, stderr
+    saved = re.search(r"SIGTERM: saved step (\d+) in .*sft", stderr)
+    assert saved, stderr
+    assert (tmp_path / "sft" / "checkpoints" / saved[1]).is_dir()
+
+
+def test_a_complete_run_started_again_changes_nothing(clean, compiled):
+    def content(path):
+        return {p: p.read_bytes() for p in path.rglob("*") if p.is_file() and p.name in kept}
+
+    kept = ("metrics.jsonl", "before.json", "after.json", "config.json", "receipt.json", "d")
+    before, arrays = content(clean), leaves(clean)
+    done = run(clean, compiled)
+    assert done.returncode == 0, done.stderr
+    assert "alignment: complete at step 12, nothing to do" in done.stderr
+    assert "supervised: complete at step 3, nothing to do" in done.stderr
+    assert content(clean) == before
+    assert leaves(clean) == arrays
+
+
+def test_every_row_is_trained_on_once_an_epoch(clean, tmp_path):
+    """The plan is a function of data and seed alone, and the oracle's metrics follow it."""
+    from alignjax.recipes import align
+
+    config = load(str(runs.ROOT / "tests" / "runs.py"), ["train.steps=0", "train.epochs=2"])
+    data = prepared.prepare_data(config, tmp_path)
+    plan = align._plan(config, data.train)
+    used = np.bincount(plan.rows[plan.rows >= 0], minlength=len(data.train.dataset))
+    assert used.tolist() == [2] * len(data.train.dataset)
+    again = align._plan(config, prepared.prepare_data(config, tmp_path).train)
+    np.testing.assert_array_equal(plan.rows, again.rows)
+
+
+def test_a_second_run_in_the_folder_is_kept_out(clean, compiled):
+    """The first one is stopped (not killed) where it owns the folder."""
+    import fcntl
+
+    with (clean / ".lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on here")
+        lock.flush()
+        done = run(clean, compiled)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert re.fullmatch(
+        rf"alignjax: --workdir: {clean} is in use by process {os.getpid()} on here", line
+    )
+
+
+@pytest.mark.parametrize("fault", ["nowhere:1=kill", "step:1=explode", "step", "=kill"])
+def test_a_fault_that_cannot_happen_is_refused(fault, monkeypatch):
+    monkeypatch.setenv("ALIGNJAX_FAULT", fault)
+    with pytest.raises(ValueError, match=r"wanted PHASE:PLACE=ACTION"):
+        faults.fault_point("step", "alignment-1")
+
+
+def test_no_fault_happens_elsewhere(monkeypatch):
+    monkeypatch.setenv("ALIGNJAX_FAULT", "step:alignment-2=kill")
+    for phase, place in (("step", "alignment-1"), ("saving", "alignment-2"), ("step", "x")):
+        faults.fault_point(phase, place)
+    monkeypatch.delenv("ALIGNJAX_FAULT")
+    faults.fault_point("step", "alignment-2")
