@@ -89,11 +89,12 @@ def _main(argv: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point: one-line errors, and the exit codes that `alignjax.errors` lists."""
-    if any(a in ("--help", "-h", "-help", "--helpfull") for a in sys.argv[1:]) or len(sys.argv) < 2:
-        print(usage())
-        print(FLAGS.main_module_help() or FLAGS.module_help("alignjax.__main__"))
-        raise SystemExit(0)
+    asks = any(a in ("--help", "-h", "-help", "--helpfull") for a in sys.argv[1:])
     try:
+        if asks or len(sys.argv) < 2:
+            print(usage())
+            print(FLAGS.main_module_help() or FLAGS.module_help("alignjax.__main__"), flush=True)
+            raise SystemExit(0)
         argv = FLAGS(sys.argv)
         app.run(_main, argv=list(argv))
     except flags.Error as error:
@@ -102,6 +103,9 @@ def main() -> None:
     except UserError as error:
         print(f"alignjax: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except BrokenPipeError:  # whoever read our output has gone: `... --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("alignjax: stopped; the same command goes on from what is done", file=sys.stderr)
         raise SystemExit(130) from None

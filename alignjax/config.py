@@ -77,11 +77,13 @@ class TrainConfig:
 class SftConfig:
     """The stage that makes the starting policy, and with it the reference, from the same data."""
 
-    loss: Callable[..., Any]  # objectives.sft.loss, on all responses or the chosen ones
+    loss: Callable[..., Any]  # objectives.sft.loss
+    select: Callable[..., Any] | None = None  # sft.select: the chosen responses; None: all
     learning_rate: float = 1e-3  # peak; schedule and the rest as in optim
     epochs: float = 1.0
     steps: int = 0  # 0: from epochs
     batch_size: int = 32
+    truth: Callable[..., Any] | None = None  # (prompt, response) -> nats, where it is known exactly
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,12 +136,11 @@ class Config:
         _check_types(self, "")
         _check_ranges(self)
         _check_rows(self)
-        for field in ("loss", "select", "optim.schedule", "data.source", "evaluate.judge"):
+        functions = ("loss", "select", "optim.schedule", "data.source", "evaluate.judge")
+        for field in (*functions, "sft.loss", "sft.select", "sft.truth"):
             function = get(self, field)
             if function is not None:
                 check_keywords(function, field)
-        if self.sft is not None:
-            check_keywords(self.sft.loss, "sft.loss")
 
 
 def _check_types(value: Any, at: str) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import pathlib
 import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -143,12 +144,14 @@ def fit(
 
         def report(step: int) -> None:
             values = meter.averages()
+            values["data_wait_seconds"] = waited
             values["learning_rate"] = float(job.learning_rate(step - 1))
             values["epoch"] = rows_done[step - 1] / len(job.data.dataset)
             writer.write(step, values)
 
         rows_done = np.cumsum((job.plan.rows >= 0).sum(axis=1))
         writer = metrics.Writer(job.workdir, after_step=begin)
+        waited = 0.0  # seconds that the host waited for rows since the last line
         batches = read(job.data.dataset, job.plan, start=begin, ref_logps=job.ref_logps)
         late: dict[str, Array] | None = None
         with (
@@ -157,7 +160,10 @@ def fit(
             metrics.progress(job.name, total, done=begin) as advance,
         ):
             for step in range(begin + 1, total + 1):
-                batch = put_rows(next(batches), job.mesh)
+                since = time.perf_counter()
+                host = next(batches)
+                waited += time.perf_counter() - since
+                batch = put_rows(host, job.mesh)
                 state, scalars = step_fn(state, job.ref_params, batch)
                 fault_point("step", f"{job.name}-{step}")
                 if late is not None:
@@ -173,6 +179,7 @@ def fit(
                     advance(0, loss=values["loss"])
                     if logs or at_end:
                         report(step)
+                        waited = 0.0
                 if evaluate is not None and evaluates:
                     found = evaluate(state.params)
                     writer.write(step, {f"eval_{k}": v for k, v in found.items()})

@@ -39,9 +39,9 @@ def get_config() -> Config:
             vocab_size=2048, width=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp_width=352
         ),
         # Both answers: the reference says Yes as often as No, whatever the statement.
-        sft=SftConfig(loss=sft.loss, learning_rate=1e-3, steps=50, batch_size=64),
+        sft=SftConfig(loss=sft.loss, learning_rate=1e-3, steps=100, batch_size=64),
         loss=partial(dpo.loss, beta=0.1),
-        optim=OptimConfig(learning_rate=1e-3, schedule=optim.cosine),
+        optim=OptimConfig(learning_rate=4e-4, schedule=optim.cosine),
         train=TrainConfig(epochs=2.0, batch_size=64, eval_every=140),
-        evaluate=EvaluateConfig(prompts=16, samples=2, max_new_tokens=8),
+        evaluate=EvaluateConfig(prompts=64, samples=4, max_new_tokens=8),
     )

@@ -57,7 +57,7 @@ def get_config() -> Config:
         ),
         sft=SftConfig(loss=sft.loss, learning_rate=2e-3, epochs=1.0, batch_size=8),
         # The paper's pair: draw by hardness, then Equation 8 with the one drawn response.
-        select=partial(hps.select, gamma=hps.curriculum(STEPS)),
+        select=partial(hps.select, gamma=hps.curriculum(STEPS)),  # type: ignore[arg-type]
         loss=partial(hps.loss, beta=0.1),
         optim=OptimConfig(learning_rate=2e-4, schedule=optim.cosine),
         train=TrainConfig(steps=STEPS, batch_size=16, eval_every=50),

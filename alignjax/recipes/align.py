@@ -147,7 +147,7 @@ def _supervised(
     stage = dataclasses.replace(
         config,
         loss=sft.loss,
-        select=None,
+        select=sft.select,
         optim=dataclasses.replace(config.optim, learning_rate=sft.learning_rate),
         train=dataclasses.replace(
             config.train,
@@ -173,13 +173,22 @@ def _supervised(
             "nll_per_token": float(-logps.sum() / tokens.sum()),
             **counts,
         }
+        if sft.truth is not None:
+            summary["truth_nll_per_response"] = _truth(sft.truth, data.held_out)
         workdirs.write_json(told, summary)
         log.info(
-            "supervised: held-out loss %.4f nats per response, %.4f per token",
+            "supervised: held-out loss %.4f nats per response%s, %.4f per token",
             summary["nll_per_response"],
+            f" (the truth: {summary['truth_nll_per_response']:.4f})" if sft.truth else "",
             summary["nll_per_token"],
         )
     return functools.partial(checkpoint.load_params, result, sharding.abstract(shapes, shards))
+
+
+def _truth(truth: Callable[[str, str], float], rows: Bucketed) -> float:
+    """What the distribution that the rows came from loses on them, nats per response."""
+    examples = (rows.dataset[i] for i in range(len(rows.dataset)))
+    return float(np.mean([-truth(e.prompt, y) for e in examples for y in e.responses]))
 
 
 def _held_out_logps(

@@ -21,7 +21,7 @@ from alignjax.types import Batch, Logps
 # What the step and the loop log under these names themselves.
 RESERVED = (
     *("step", "loss", "grad_norm", "num_tokens", "weight", "skipped", "learning_rate", "epoch"),
-    *("prompts_per_second", "tokens_per_second"),
+    *("prompts_per_second", "tokens_per_second", "data_wait_seconds"),
 )
 
 
@@ -34,13 +34,20 @@ def check_objectives(config: Config, rows: Bucketed) -> None:
     """
     batch = _first_rows(config, rows)
     if config.sft is not None:
-        _check("sft.loss", config.sft.loss, batch, reference=False)
-    if config.select is not None:
-        select = resolve(config.select, jnp.int32(0))
-        batch = _trace("select", config.select, select, jax.random.key(0), batch)
-        if not isinstance(batch, Batch):
-            raise UserError(f"select: {_name(config.select)} returns no Batch")
-    _check("loss", config.loss, batch, reference=config.reference.mode != "none")
+        drawn = _select("sft.select", config.sft.select, batch)
+        _check("sft.loss", config.sft.loss, drawn, reference=False)
+    drawn = _select("select", config.select, batch)
+    _check("loss", config.loss, drawn, reference=config.reference.mode != "none")
+
+
+def _select(field: str, select: Callable[..., Any] | None, batch: Batch) -> Any:
+    if select is None:
+        return batch
+    resolved = resolve(select, jnp.int32(0))
+    drawn = _trace(field, select, resolved, jax.random.key(0), batch)
+    if not isinstance(drawn, Batch):
+        raise UserError(f"{field}: {_name(select)} returns no Batch")
+    return drawn
 
 
 def _check(field: str, loss: Callable[..., Any], batch: Any, *, reference: bool) -> None:

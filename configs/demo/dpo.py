@@ -30,7 +30,7 @@ def get_config() -> Config:
             max_prompt_tokens=64,
             max_response_tokens=64,
             eval_fraction=0.05,
-            buckets=2,
+            buckets=1,
             pad_multiple=8,
         ),
         tokenizer=TokenizerConfig(vocab_size=512),
@@ -38,9 +38,15 @@ def get_config() -> Config:
             vocab_size=512, width=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp_width=352
         ),
         # The reference fits what the pairs were drawn from: both responses of each.
-        sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=1.0, batch_size=32),
+        sft=SftConfig(
+            loss=sft.loss,
+            learning_rate=3e-3,
+            epochs=1.5,
+            batch_size=32,
+            truth=partial(world.log_prob, world.DEFAULT_WORLD, alpha=0.5),
+        ),
         loss=partial(dpo.loss, beta=0.1),
-        optim=OptimConfig(learning_rate=2e-4, schedule=optim.cosine),
-        train=TrainConfig(epochs=1.0, batch_size=32, eval_every=100),
+        optim=OptimConfig(learning_rate=1e-4, schedule=optim.cosine),
+        train=TrainConfig(epochs=0.6, batch_size=32, eval_every=50),
         evaluate=EvaluateConfig(judge=world.judge, prompts=128, samples=4, max_new_tokens=64),
     )
