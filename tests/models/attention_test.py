@@ -106,9 +106,7 @@ def test_bfloat16_inputs_keep_float32_scores(monkeypatch):
 
     assert second_weight() == pytest.approx(wanted, abs=2**-8)
     einsum = jnp.einsum
-    monkeypatch.setattr(
-        attention.jnp, "einsum", lambda *x, preferred_element_type=None: einsum(*x)
-    )
+    monkeypatch.setattr(attention.jnp, "einsum", lambda *x, preferred_element_type=None: einsum(*x))
     assert second_weight() != pytest.approx(wanted, abs=2**-8), "the check cannot fail"
 
 
