@@ -28,11 +28,14 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment of programs that tests start: what one of them compiled, the next ones reuse."""
+    """Environment of programs that tests start: they compile with little optimisation, once.
+
+    What one of them compiled the next ones reuse. All that are compared get the same code.
+    """
     return {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "NPROC": "32",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
 
 
@@ -41,11 +44,15 @@ def compiled_here(compiled: dict[str, str]) -> Iterator[None]:
     """The same for the process of the tests themselves, in one file."""
     from jax.experimental.compilation_cache import compilation_cache
 
-    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_compilation_cache_dir", compiled["JAX_COMPILATION_CACHE_DIR"])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
-    compilation_cache.reset_cache()
+    here = {
+        "jax_compilation_cache_dir": compiled["JAX_COMPILATION_CACHE_DIR"],
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_disable_most_optimizations": True,
+    }
+    before = {name: jax.config.values[name] for name in here}
+    for settings in (here, before):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if settings is here:
+            yield

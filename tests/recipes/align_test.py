@@ -1,0 +1,304 @@
+"""The whole recipe at the smallest size: what it writes, and that its ways to one result agree."""
+
+import dataclasses
+import json
+import math
+import shutil
+from functools import partial
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from alignjax import checkpoint, metrics, optim, train
+from alignjax.config import Config, EvaluateConfig, MeshConfig
+from alignjax.data import sources, world
+from alignjax.errors import CheckpointError, UserError
+from alignjax.objectives import dpo, hps, sft
+from alignjax.recipes import align
+from tests import runs
+
+pytestmark = pytest.mark.usefixtures("compiled_here")
+
+STEPS = 8
+
+
+def config(*overrides: str, **changes) -> Config:
+    return dataclasses.replace(runs.changed("reference.mode=cache", *overrides), **changes)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, compiled_here):
+    """One run with the reference's table on disk: its folder and what it returned."""
+    workdir = tmp_path_factory.mktemp("base")
+    return workdir, align.run(config(), workdir)
+
+
+def column(workdir, name):
+    return [line[name] for line in metrics.read(workdir / "metrics.jsonl") if name in line]
+
+
+def test_step_0_is_at_the_reference(base):
+    first = metrics.read(base[0] / "metrics.jsonl")[0]
+    assert first["step"] == 1
+    assert abs(first["loss"] - math.log(2)) < 1e-6
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins"):
+        assert abs(first[name]) < 1e-6
+    assert first["rewards/accuracies"] == 0  # a tie counts as wrong
+    # and does not stay there: the rate is not 0, the numbers are not constants
+    # (the warm-up's first rate is 0: the first two steps are at the reference)
+    assert len(set(column(base[0], "loss"))) == STEPS - 1
+    assert column(base[0], "loss")[-1] != pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_every_line_holds_the_numbers_that_dashboards_know(base):
+    for line in metrics.read(base[0] / "metrics.jsonl"):
+        assert {
+            *("step", "epoch", "loss", "grad_norm", "learning_rate", "rewards/chosen"),
+            *("rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen"),
+            *("logps/rejected", "tokens_per_second", "prompts_per_second", "skipped"),
+        } <= set(line)
+    assert column(base[0], "epoch")[-1] == pytest.approx(
+        STEPS * 8 / base[1]["receipt"]["train"]["kept"]
+    )
+    schedule = optim.learning_rate(config().optim, STEPS)
+    wanted = [float(schedule(step)) for step in range(STEPS)]
+    assert column(base[0], "learning_rate") == pytest.approx(wanted)
+    board = list((base[0] / "tensorboard").glob("events*"))
+    assert board
+    assert b"rewards/margins" in b"".join(path.read_bytes() for path in board)
+
+
+def test_the_summary_says_what_came_of_it(base):
+    workdir, returned = base
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(returned))
+    assert summary["steps"] == STEPS
+    assert summary["skipped_steps"] == summary["resumed_from"] == 0
+    assert summary["reference"]["mode"] == "cache"
+    assert summary["versions"]["jax"] == jax.__version__
+    assert summary["receipt"] == json.loads((workdir / "receipt.json").read_text())
+    table = summary["table"]
+    for name in ("rewards/accuracies", "rewards/margins", "true_score", "KL to reference, nats"):
+        assert set(table[name]["after"]) == {"mean", "half_width", "count"}
+    assert table["rewards/accuracies"]["before"]["mean"] == 0
+    assert table["true_score"]["after"]["count"] == 2  # prompts
+    assert table["response tokens"]["after"]["mean"] <= 4
+    rows = summary["receipt"]["held_out"]["kept"]
+    assert 1 < table["rewards/margins"]["after"]["count"] <= rows
+
+
+def test_it_writes_what_its_docstring_lists(base):
+    names = {path.name for path in base[0].iterdir()}
+    listed = align.__doc__.split("\n\n", 2)[2]
+    for name in names - {".lock"}:
+        assert name in listed, f"{name} is written and not listed"
+    assert {"report.png", "summary.json", "before.json", "after.json"} <= names
+    assert (base[0] / "report.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_one_compile_for_each_shape(base):
+    assert base[1]["compiles"] == 1  # one bucket
+    assert json.loads((base[0] / "sft" / "summary.json").read_text())["compiles"] == 1
+
+
+def test_the_supervised_stage_starts_the_policy_and_is_its_reference(base, tmp_path):
+    """Zero learning rate: whatever was trained before stays, and no reward ever appears."""
+    workdir = tmp_path / "still"
+    found = align.run(config("optim.learning_rate=0", "train.steps=2"), workdir)
+    margins = found["table"]["rewards/margins"]["after"]
+    assert abs(margins["mean"]) < 1e-6
+    assert abs(found["table"]["KL to reference, nats"]["after"]["mean"]) < 1e-4
+    nll = [line["nll"] for line in metrics.read(workdir / "sft" / "metrics.jsonl")]
+    assert nll[-1] < nll[0]
+    policy = runs.stored(workdir, config()).params
+    start = runs.stored(workdir / "sft", config()).params
+    assert checkpoint.tree_digest(policy) == checkpoint.tree_digest(start)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tolerance"),
+    [
+        (["reference.mode=live"], 1e-5),
+        (["reference.mode=live", "train.accumulate=4"], 1e-5),
+        (["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"], 1e-5),
+    ],
+    ids=["live", "accumulated", "sharded"],
+)
+def test_other_ways_to_the_same_numbers_agree(overrides, tolerance, base, tmp_path):
+    found = align.run(config("evaluate.prompts=0", *overrides), tmp_path)
+    for name in ("loss", "rewards/margins", "grad_norm"):
+        np.testing.assert_allclose(
+            column(tmp_path, name), column(base[0], name), rtol=2e-4, atol=tolerance, err_msg=name
+        )
+    if "reference.mode=live" in overrides:
+        assert found["reference"]["mode"] == "live"
+        assert len(list((tmp_path / "cache" / "ref_logps").glob("*.npy"))) == 1  # held out
+    # The learning that the comparison is about is larger than its tolerance.
+    assert np.abs(column(tmp_path, "rewards/margins")).max() > 1e-2
+    sft_losses = [line["loss"] for line in metrics.read(tmp_path / "sft" / "metrics.jsonl")]
+    wanted = [line["loss"] for line in metrics.read(base[0] / "sft" / "metrics.jsonl")]
+    np.testing.assert_allclose(sft_losses, wanted, rtol=1e-5)
+
+
+def test_lists_with_a_draw_from_a_curriculum(tmp_path):
+    """HPS end to end; gamma ramps over the steps and the table is cheaper than live passes."""
+    data = dataclasses.replace(
+        runs.get_config().data, source=partial(world.lists, size=120, seed=0, responses=4)
+    )
+    gamma = optax.linear_schedule(-5.0, 5.0, 4)
+    settings = config(
+        "reference.mode=auto", "train.steps=4", "evaluate.prompts=0",
+        sft=None, data=data, select=partial(hps.select, gamma=gamma), loss=hps.loss,
+    )  # fmt: skip
+    found = align.run(settings, tmp_path)
+    lines = metrics.read(tmp_path / "metrics.jsonl")
+    assert len(lines) == 4
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    # 4 steps x 8 rows x 2 drawn passes against all rows x 4 responses.
+    assert found["reference"]["mode"] == "live"
+    assert "64 live" in found["reference"]["reason"]
+    described = json.loads((tmp_path / "config.json").read_text())["select"]
+    assert described["gamma"]["init_value"] == -5.0
+    assert 0 <= found["table"]["rewards/accuracies"]["after"]["mean"] <= 1
+
+
+def test_without_stages_that_nobody_asked_for(tmp_path):
+    """Supervised only, no reference, no judge, no samples."""
+    settings = config(
+        "train.steps=2", "reference.mode=none", "evaluate.prompts=0",
+        loss=sft.loss, sft=None, select=sft.select,
+        evaluate=EvaluateConfig(prompts=0, batch_size=8),
+    )  # fmt: skip
+    settings = dataclasses.replace(
+        settings, reference=dataclasses.replace(settings.reference, mode="none")
+    )
+    found = align.run(settings, tmp_path)
+    assert found["reference"]["mode"] == "none"
+    assert "KL to reference, nats" not in found["table"]
+    assert found["table"]["rewards/margins"]["before"] is None
+    names = {path.name for path in tmp_path.iterdir()}
+    assert not names & {"sft", "before.json", "after.json"}
+    assert not (tmp_path / "cache" / "ref_logps").exists()
+    assert metrics.read(tmp_path / "metrics.jsonl")[0]["nll"] > 0
+
+
+def test_held_out_rows_of_ones_own(tmp_path):
+    def write(name, numbers):
+        rows = [
+            {"prompt": f"Question {i}?", "chosen": f" Yes, {i}.", "rejected": f" No, {i}."}
+            for i in numbers
+        ]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    base = runs.get_config()
+    data = dataclasses.replace(
+        base.data, source=sources.trl, path=write("a.jsonl", range(40)),
+        eval_path=write("b.jsonl", range(40, 46)),
+    )  # fmt: skip
+    settings = config("train.steps=2", "evaluate.prompts=0", data=data, sft=None)
+    settings = dataclasses.replace(
+        settings, tokenizer=dataclasses.replace(settings.tokenizer, vocab_size=300)
+    )
+    found = align.run(settings, tmp_path / "w")
+    assert found["receipt"]["held_out"]["rows_in"] == 6
+    assert found["table"]["rewards/accuracies"]["after"]["count"] == 6
+
+
+# --- the reference stays
+
+
+def test_a_reference_that_changes_is_noticed(base, tmp_path, monkeypatch):
+    # Where its parameters are loaded again at the end, something else comes.
+    real, loads = align.checkpoint.load_params, [0]
+
+    def load_params(path, target):
+        loads[0] += 1
+        params = real(path, target)
+        return jax.tree.map(lambda x: x * 1.001, params) if loads[0] == 3 else params
+
+    monkeypatch.setattr(align.checkpoint, "load_params", load_params)
+    with pytest.raises(AssertionError, match="reference's parameters changed"):
+        align.run(config("evaluate.prompts=0"), tmp_path)
+
+
+def test_the_reference_is_what_it_was(base):
+    params = runs.stored(base[0] / "sft", config()).params
+    stored = align.checkpoint.load_params(base[0] / "sft" / "params", params)
+    assert checkpoint.tree_digest(params) == checkpoint.tree_digest(stored)
+    policy = runs.stored(base[0], config()).params
+    assert checkpoint.tree_digest(policy) != checkpoint.tree_digest(stored)
+
+
+# --- started again with something else
+
+
+@pytest.fixture(scope="module")
+def first_stage(tmp_path_factory, compiled_here):
+    """A run that ended after its first stage."""
+    workdir = tmp_path_factory.mktemp("first_stage")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(align, "_align", lambda *a: None)
+        align.run(config("evaluate.prompts=0"), workdir)
+    return workdir
+
+
+@pytest.fixture
+def stopped(first_stage, tmp_path):
+    return shutil.copytree(first_stage, tmp_path / "copy")
+
+
+def test_another_config_is_refused_or_told_to_be_taken(stopped, monkeypatch):
+    other = config("evaluate.prompts=0", "loss.beta=0.3", "train.steps=3")
+    message = r"loss\.beta: 0\.1 -> 0\.3; train\.steps: 8 -> 3\): .*--allow_config_change"
+    with pytest.raises(UserError, match=message) as caught:
+        align.run(other, stopped)
+    assert caught.value.exit_code == 2
+    monkeypatch.setattr(align, "_align", lambda config, *rest: config)
+    assert align.run(other, stopped, allow_config_change=True) is other
+    assert json.loads((stopped / "config.json").read_text())["loss"]["beta"] == 0.3
+
+
+def test_other_data_or_another_tokenizer_are_refused(stopped, monkeypatch):
+    settings = config("evaluate.prompts=0", "data.source.size=201")
+    with pytest.raises(UserError, match=r"belongs to another run: data '\w+' ") as caught:
+        align.run(settings, stopped, allow_config_change=True)
+    assert caught.value.exit_code == 2
+    assert not isinstance(caught.value, CheckpointError)
+    assert "\n" not in str(caught.value)
+
+    (stopped / "config.json").unlink()
+    model = stopped / "tokenizer.model"
+    from alignjax.data.tokenizer import train_sentencepiece
+
+    model.unlink()
+    texts = (f"{world.prompt_text(1, i)} and other words {i}" for i in range(300))
+    train_sentencepiece(texts, vocab_size=310, path=str(model))
+    with pytest.raises(UserError, match=r"belongs to another run: .*tokenizer '\w+' "):
+        align.run(config("evaluate.prompts=0"), stopped)
+    # Without the guard the parameters of one vocabulary go on with the ids of another.
+    monkeypatch.setattr(checkpoint, "refuse_other", lambda *a: None)
+    monkeypatch.setattr(align, "_align", lambda *a: "went on")
+    assert align.run(config("evaluate.prompts=0"), stopped) == "went on"
+
+
+def test_more_steps_of_the_first_stage_make_another_reference(stopped, monkeypatch):
+    monkeypatch.setattr(align, "_align", lambda *a: None)
+    before = runs.stored(stopped / "sft", config()).params
+    longer = config("evaluate.prompts=0", "sft.steps=5")
+    align.run(longer, stopped, allow_config_change=True)
+    after = runs.stored(stopped / "sft", longer).params
+    kept = checkpoint.load_params(stopped / "sft" / "params", after)
+    assert checkpoint.tree_digest(kept) == checkpoint.tree_digest(after)
+    assert checkpoint.tree_digest(kept) != checkpoint.tree_digest(before)
+
+
+def test_mesh_of_the_config_is_the_mesh_of_the_run(tmp_path, monkeypatch):
+    meshes = []
+    monkeypatch.setattr(train, "fit", lambda job, *rest: meshes.append(job.mesh) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        align.run(config(mesh=MeshConfig(data=2, fsdp=2, tensor=2)), tmp_path)
+    assert dict(meshes[0].shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dpo.loss is config().loss.func

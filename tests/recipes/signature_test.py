@@ -1,0 +1,120 @@
+"""Objectives tried on the data's shapes: what does not fit is told before anything is compiled."""
+
+import dataclasses
+from functools import partial
+
+import jax.numpy as jnp
+import optax
+import pytest
+
+from alignjax.data import world
+from alignjax.errors import UserError
+from alignjax.objectives import dpo, hps, plackett_luce, sft
+from alignjax.recipes import signature
+from alignjax.recipes.prepared import prepare_data
+from tests import runs
+
+LISTS = dataclasses.replace(
+    runs.get_config().data, source=partial(world.lists, size=60, seed=0, responses=4)
+)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return prepare_data(runs.get_config(), tmp_path_factory.mktemp("pairs")).train
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory):
+    config = runs.get_config(data=LISTS)
+    return prepare_data(config, tmp_path_factory.mktemp("lists")).train
+
+
+def scalar(logps, batch):
+    return logps.policy.mean(), {}
+
+
+def scalar_metric(logps, batch):
+    return logps.policy[:, 0], {"x": logps.policy.mean()}
+
+
+def no_metrics(logps, batch):
+    return logps.policy[:, 0]
+
+
+def taken(logps, batch):
+    return logps.policy[:, 0], {"weight": logps.policy[:, 0]}
+
+
+def mistaken(logps, batch):
+    return logps.polcy[:, 0], {}
+
+
+def misshapen(logps, batch):
+    return jnp.concatenate([logps.policy, logps.policy[0]]), {}
+
+
+def branching(logps, batch):
+    return (logps.policy[:, 0], {}) if logps.policy[0, 0] > 0 else (logps.policy[:, 1], {})
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (scalar, r"loss: .*scalar: wanted one value per prompt, \[B\], found shapes .*\(\)"),
+        (scalar_metric, r"wanted one value per prompt, \[B\], found shapes \{'x': \(\)\}"),
+        (no_metrics, r"no_metrics must return \(losses, metrics\)"),
+        (taken, r"returns a metric 'weight', a name that the step uses itself"),
+        (mistaken, r"signature_test\.py:\d+: AttributeError: .*'polcy'"),
+        (misshapen, r"loss: .*misshapen on this data: "),
+        (branching, r"signature_test\.py:\d+: TracerBoolConversionError: "),
+        (hps.loss, r"loss: .*hps\.loss on this data: "),
+    ],
+)
+def test_a_loss_that_does_not_fit_is_told_in_one_line(loss, message, pairs):
+    config = runs.get_config(loss=loss)
+    if loss is hps.loss:  # wants to know how many responses it was drawn from
+        config = dataclasses.replace(config, loss=plackett_luce.loss)
+        message = r"plackett_luce\.loss on this data: .*scores"
+    with pytest.raises(UserError, match=message) as caught:
+        signature.check_objectives(config, pairs)
+    assert "\n" not in str(caught.value)
+
+
+def test_k_and_reference_are_checked(pairs, lists):
+    with pytest.raises(UserError, match=r"K=4: set `select`"):
+        signature.check_objectives(runs.get_config(data=LISTS), lists)
+    with pytest.raises(UserError, match=r"set reference\.mode"):
+        signature.check_objectives(runs.changed("reference.mode=none"), pairs)
+    with pytest.raises(UserError, match=r"select: .*hps\.select on this data: .*scores"):
+        signature.check_objectives(runs.get_config(select=partial(hps.select, gamma=1.0)), pairs)
+
+
+def test_the_supervised_loss_is_checked_too(pairs):
+    stage = dataclasses.replace(runs.get_config().sft, loss=dpo.loss)
+    with pytest.raises(UserError, match=r"sft\.loss: .*dpo\.loss on this data: .*reference"):
+        signature.check_objectives(runs.get_config(sft=stage), pairs)
+
+
+def test_what_fits_passes(pairs, lists):
+    signature.check_objectives(runs.get_config(), pairs)
+    signature.check_objectives(runs.get_config(loss=sft.loss), pairs)
+    signature.check_objectives(runs.get_config(loss=plackett_luce.loss), lists)
+    gamma = optax.linear_schedule(-5.0, 5.0, 8)
+    config = runs.get_config(select=partial(hps.select, gamma=gamma), loss=hps.loss)
+    signature.check_objectives(config, lists)
+    assert signature.drawn_responses(config, lists) == 2
+    assert signature.drawn_responses(runs.get_config(), lists) == 4
+
+
+@pytest.mark.parametrize(
+    ("loss", "wanted"),
+    [
+        (dpo.loss, 0.1),
+        (partial(dpo.loss, beta=0.3), 0.3),
+        (partial(dpo.loss, beta=optax.linear_schedule(0.0, 0.7, 10)), 0.7),
+        (sft.loss, 1.0),
+    ],
+)
+def test_the_scale_of_rewards_is_the_losss(loss, wanted):
+    assert signature.bound(loss, "beta", 1.0) == pytest.approx(wanted)
