@@ -105,6 +105,7 @@ def test_a_saved_state_may_be_donated_at_once(tmp_path):
     with open_store(tmp_path, keep=1) as store:
         checkpoint.save(store, 1, state, {})
         overwrite(state)
+        store.wait()
         found = checkpoint.restore(store, 1, target({"x": jnp.asarray(wanted)}))
     np.testing.assert_array_equal(found["x"], wanted)
 

@@ -24,6 +24,8 @@ CONFIG = tiny.model(kv_heads=4, rope_scaling=tiny.SCALING)
 EOS, R = 5, 10
 KEY = jax.random.key(11)
 
+pytestmark = pytest.mark.usefixtures("compiled_here")
+
 
 @pytest.fixture(scope="module")
 def params():
@@ -141,7 +143,7 @@ def test_greedy_equals_taking_the_likeliest_token_by_the_scoring_path(params):
         np.testing.assert_array_equal(tokens[i, 0, :n], response[i, 0, :n])
 
 
-@pytest.mark.parametrize("order", [[2], [3, 1], [1, 3, 0, 2, 2, 1]])
+@pytest.mark.parametrize("order", [[2], [1, 3, 0, 2, 2, 1]])
 def test_draws_do_not_depend_on_the_batch(params, drawn, order):
     """Neither on its size, nor on the slot, nor on the other rows."""
     lengths = np.array([3, 7, 1, 5])[order]
