@@ -9,10 +9,12 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -20,6 +22,8 @@ from alignjax import faults
 from alignjax.configfile import load
 from alignjax.recipes import prepared
 from tests import runs
+
+pytestmark = pytest.mark.slow  # what train_test checks in one process, in whole programs
 
 OVERRIDES = (
     *("train.steps=12", "train.save_every=3", "train.eval_every=6", "train.log_every=2"),
@@ -83,7 +87,6 @@ def test_the_oracle_is_the_whole_run(clean):
     assert [len(x["samples"]) for x in samples(clean)] == [4, 4]
 
 
-@pytest.mark.slow
 def test_killed_in_every_phase_it_ends_with_the_same_bits(clean, compiled, tmp_path):
     """One run, killed nine times, each time a phase later."""
     order = ("config", "data", "params", "cached", "logged", "evaluated", "step", "saving")
@@ -99,7 +102,6 @@ def test_killed_in_every_phase_it_ends_with_the_same_bits(clean, compiled, tmp_p
     assert_same(tmp_path, clean)
 
 
-@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bits(clean, compiled, tmp_path):
     draw = random.Random(3)
     kills = 0
@@ -211,6 +213,47 @@ def test_a_second_run_in_the_folder_is_kept_out(clean, compiled):
     assert re.fullmatch(
         rf"alignjax: --workdir: {clean} is in use by process {os.getpid()} on here", line
     )
+
+
+def test_a_damaged_checkpoint_is_one_line(clean, compiled, tmp_path):
+    workdir = shutil.copytree(clean, tmp_path / "w")
+    for path in (workdir / "checkpoints" / "12" / "state").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[:9])
+    done = run(workdir, compiled)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 3, done.stderr
+    assert re.match(rf"alignjax: {workdir}/checkpoints: step 12 cannot be restored: ", last)
+    assert "Traceback" not in done.stderr
+
+
+def test_numbers_that_are_none_end_the_run_with_exit_code_4(compiled, tmp_path):
+    config = runs.write(
+        tmp_path / "c.py",
+        """
+        from functools import partial
+        import jax.numpy as jnp
+        from alignjax.objectives import dpo
+        from tests import runs
+
+        def loss(logps, batch, *, step: int):
+            losses, metrics = dpo.loss(logps, batch)
+            return jnp.where(step >= 4, jnp.nan, losses), metrics
+
+        def get_config():
+            return runs.get_config(loss=partial(loss, step=lambda step: step), sft=None)
+        """,
+    )
+    sets = ("train.max_skipped=2", "evaluate.prompts=0", "reference.mode=live")
+    arguments = [f"--config={config}", f"--workdir={tmp_path / 'w'}"]
+    done = runs.start("run", *arguments, *(f"--set={x}" for x in sets), **compiled)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 4, done.stderr
+    assert re.match(r"alignjax: loss or gradient not finite in 2 steps in a row \(5 to 6", last)
+    assert "Traceback" not in done.stderr
+    state = runs.stored(tmp_path / "w", CONFIG)
+    assert int(state.step) == 3
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.params, state.opt_state)))
 
 
 @pytest.mark.parametrize("fault", ["nowhere:1=kill", "step:1=explode", "step", "=kill"])

@@ -184,6 +184,26 @@ def test_it_compiles_once_for_every_shape(clean, tmp_path):
     assert fit(job(tmp_path, data=rows(count=1)))[1]["compiles"] == 1
 
 
+def test_the_compiler_agrees_with_the_count(tmp_path, caplog):
+    """A program is traced once and compiled once: what comes back from a step fits the next."""
+    with jax.log_compiles():
+        counts = fit(job(tmp_path))[1]
+        fit(job(tmp_path, save_every=5))  # complete
+    compiled = [r for r in caplog.records if "Compiling jit(one_step)" in r.getMessage()]
+    assert len(compiled) == counts["compiles"] == 2
+
+
+def test_resuming_compiles_no_more(tmp_path, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        stopping_after(patch, 5)
+        with pytest.raises(StopHereError):
+            fit(job(tmp_path))
+    with jax.log_compiles():
+        assert fit(job(tmp_path))[1]["compiles"] == 2
+    compiled = [r for r in caplog.records if "Compiling jit(one_step)" in r.getMessage()]
+    assert len(compiled) == 2
+
+
 def test_a_compile_more_is_counted(tmp_path):
     # What would compile in every step: a batch whose shape is its longest row's.
     data = rows(count=2)
@@ -400,6 +420,17 @@ def stored_state(workdir, step=None):
 
 def stored_equal(a, b):
     return checkpoint.tree_digest(bare(a)) == checkpoint.tree_digest(bare(b))
+
+
+def test_a_metric_of_the_steps_own_name_would_replace_its_number(tmp_path):
+    """Why such names are refused before a run (see `recipes.signature`)."""
+
+    def heavy(logps, batch):
+        return loss(logps, batch)[0], {"weight": jnp.full(batch.weight.shape, 1000.0)}
+
+    fit(job(tmp_path, loss=heavy, epochs=0.5))
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["weight"] == 1000  # not the rows of the batch
 
 
 # --- checkpoints that are damaged or half

@@ -11,12 +11,14 @@ import numpy as np
 import optax
 import pytest
 
-from alignjax import checkpoint, metrics, optim, train
+from alignjax import checkpoint, metrics, optim, reference, sharding, train
 from alignjax.config import Config, EvaluateConfig, MeshConfig
 from alignjax.data import sources, world
 from alignjax.errors import CheckpointError, UserError
+from alignjax.models.transformer import init_params
 from alignjax.objectives import dpo, hps, sft
 from alignjax.recipes import align
+from alignjax.recipes.prepared import prepare_data
 from tests import runs
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
@@ -103,6 +105,24 @@ def test_one_compile_for_each_shape(base):
     assert json.loads((base[0] / "sft" / "summary.json").read_text())["compiles"] == 1
 
 
+def test_scoring_compiles_once_for_each_shape(tmp_path):
+    settings = config("data.buckets=2", "model.layers=2")
+    data = prepare_data(settings, tmp_path).train
+    assert len(data.shapes) == 2
+    params = init_params(settings.model, jax.random.key(0))
+    before = reference._score._cache_size()
+    for _ in range(2):
+        reference.dataset_logps(
+            params,
+            data,
+            config=settings.model,
+            batch_size=8,
+            mesh=sharding.make_mesh(1, 1, 1),
+            title="",
+        )
+    assert reference._score._cache_size() - before == 2
+
+
 def test_the_supervised_stage_starts_the_policy_and_is_its_reference(base, tmp_path):
     """Zero learning rate: whatever was trained before stays, and no reward ever appears."""
     workdir = tmp_path / "still"
@@ -121,8 +141,8 @@ def test_the_supervised_stage_starts_the_policy_and_is_its_reference(base, tmp_p
     ("overrides", "tolerance"),
     [
         (["reference.mode=live"], 1e-5),
-        (["reference.mode=live", "train.accumulate=4"], 1e-5),
-        (["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"], 1e-5),
+        pytest.param(["reference.mode=live", "train.accumulate=4"], 1e-5, marks=pytest.mark.slow),
+        pytest.param(["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"], 1e-5, marks=pytest.mark.slow),
     ],
     ids=["live", "accumulated", "sharded"],
 )
@@ -142,6 +162,7 @@ def test_other_ways_to_the_same_numbers_agree(overrides, tolerance, base, tmp_pa
     np.testing.assert_allclose(sft_losses, wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_lists_with_a_draw_from_a_curriculum(tmp_path):
     """HPS end to end; gamma ramps over the steps and the table is cheaper than live passes."""
     data = dataclasses.replace(
@@ -164,6 +185,7 @@ def test_lists_with_a_draw_from_a_curriculum(tmp_path):
     assert 0 <= found["table"]["rewards/accuracies"]["after"]["mean"] <= 1
 
 
+@pytest.mark.slow
 def test_without_stages_that_nobody_asked_for(tmp_path):
     """Supervised only, no reference, no judge, no samples."""
     settings = config(
@@ -210,6 +232,7 @@ def test_held_out_rows_of_ones_own(tmp_path):
 # --- the reference stays
 
 
+@pytest.mark.slow
 def test_a_reference_that_changes_is_noticed(base, tmp_path, monkeypatch):
     # Where its parameters are loaded again at the end, something else comes.
     real, loads = align.checkpoint.load_params, [0]
@@ -284,6 +307,7 @@ def test_other_data_or_another_tokenizer_are_refused(stopped, monkeypatch):
     assert align.run(config("evaluate.prompts=0"), stopped) == "went on"
 
 
+@pytest.mark.slow
 def test_more_steps_of_the_first_stage_make_another_reference(stopped, monkeypatch):
     monkeypatch.setattr(align, "_align", lambda *a: None)
     before = runs.stored(stopped / "sft", config()).params
