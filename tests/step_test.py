@@ -17,6 +17,8 @@ from alignjax.objectives import dpo, hps
 from alignjax.step import eval_step, init_state, resolve, train_step, weighted_sums
 from alignjax.types import Logps, loss_inputs
 
+pytestmark = pytest.mark.usefixtures("compiled_here")
+
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1, weight_decay=0.01))
 SGD = optax.sgd(1.0)
 LOSS = functools.partial(dpo.loss, beta=0.5)
