@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import parameterized
 
 from alignjax.logps import chunked_logps, response_logps, token_logps
 from alignjax.models import transformer
@@ -175,8 +174,8 @@ def test_bfloat16_stays_close_to_float32():
 
 class VariantsTest(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
-    @parameterized.parameters(2)
-    def test_shapes_and_types(self, k):
+    def test_shapes_and_types(self):
+        k = 2
         config = tiny.model()
         batch = jax.tree.map(jnp.asarray, tiny.ragged(k, b=2))
         params = tiny.params(config)
