@@ -32,7 +32,11 @@ from alignjax.types import TrainState
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-TIMED = ("prompts_per_second", "tokens_per_second")  # what no two runs have alike
+TIMED = (
+    "prompts_per_second",
+    "tokens_per_second",
+    "data_wait_seconds",
+)  # what no two runs have alike
 
 
 def get_config(**changes: Any) -> Config:
