@@ -15,7 +15,7 @@ class UserError(Exception):
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be read, or that belongs to another run."""
+    """A checkpoint that cannot be read or written."""
 
     exit_code = 3
 

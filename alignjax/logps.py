@@ -1,8 +1,8 @@
 """Response log-probabilities: the only place where tokens become nats.
 
-The prompt runs once per batch row, whatever K is; the projection to the vocabulary runs over a
-few response positions at a time and is recomputed in the backward pass, so that no
-``[tokens, vocab]`` array of the whole batch ever exists.
+The prompt runs once per batch row, whatever K is; the projection to the vocabulary runs over
+``logits_chunk`` positions of each response at a time and is recomputed in the backward pass, so
+that no ``[tokens, vocab]`` array of a whole batch of longer responses ever exists.
 """
 
 from typing import Any
@@ -55,13 +55,13 @@ def chunked_logps(hidden: Array, table: Array, target: Array, chunk: int) -> Arr
       hidden: ``[B, K, R, width]``.
       table: ``[vocab, width]``.
       target: ``[B, K, R]`` int32.
-      chunk: positions along R per step; the largest divisor of R up to it is used.
+      chunk: positions along R at a time; at most ``[B, K, chunk, vocab]`` exists at once.
 
     Returns:
       ``[B, K, R]`` float32 nats.
     """
     b, k, r, width = hidden.shape
-    size = next(c for c in range(min(chunk, r), 0, -1) if r % c == 0)
+    size = min(chunk, r)
 
     @jax.checkpoint  # the logits of a chunk are cheaper to recompute than to keep
     def one(hidden: Array, target: Array) -> Array:
@@ -71,7 +71,10 @@ def chunked_logps(hidden: Array, table: Array, target: Array, chunk: int) -> Arr
 
     if size == r:
         return one(hidden, target)
-    split_hidden = jnp.moveaxis(hidden.reshape(b, k, r // size, size, width), 2, 0)
-    split_target = jnp.moveaxis(target.reshape(b, k, r // size, size), 2, 0)
+    parts = -(-r // size)
+    fill = ((0, 0), (0, 0), (0, parts * size - r))
+    hidden, target = jnp.pad(hidden, (*fill, (0, 0))), jnp.pad(target, fill)
+    split_hidden = jnp.moveaxis(hidden.reshape(b, k, parts, size, width), 2, 0)
+    split_target = jnp.moveaxis(target.reshape(b, k, parts, size), 2, 0)
     _, out = jax.lax.scan(lambda _, x: (None, one(*x)), None, (split_hidden, split_target))
-    return jnp.moveaxis(out, 0, 2).reshape(b, k, r)
+    return jnp.moveaxis(out, 0, 2).reshape(b, k, parts * size)[..., :r]

@@ -6,6 +6,7 @@ It also bounds how far the host runs ahead, which CPU collectives need.
 
 import contextlib
 import json
+import math
 import pathlib
 import time
 from collections.abc import Iterator
@@ -37,8 +38,9 @@ class Writer:
         )
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """One line: ``{"step": step, name: number, ...}``."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """One line: ``{"step": step, name: number, ...}``; null for what is not finite."""
+        finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)

@@ -32,7 +32,6 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, key: Arr
         opt_state=optimizer.init(params),
         key=key,
         skipped=zero(),
-        skipped_total=zero(),
     )
 
 
@@ -61,7 +60,7 @@ def score(params: Params, ref_params: Params | None, batch: Batch, *, apply: App
 def weighted_sums(loss: Array, metrics: Metrics, weight: Array) -> tuple[Array, Metrics]:
     """``sum_b weight_b x_b`` of the losses and of every metric, in float32.
 
-    Rows of weight 0 are left out by selection, so that whatever they hold changes nothing.
+    Rows of weight 0 are left out by selection: their values, NaN too, change nothing.
     """
 
     def total(x: Array) -> Array:
@@ -124,8 +123,7 @@ def train_step(
         step=state.step + 1,
         params=keep(params, state.params),
         opt_state=keep(opt_state, state.opt_state),
-        skipped=jnp.where(finite, 0, state.skipped + 1),
-        skipped_total=state.skipped_total + bad,
+        skipped=state.skipped + bad,
     )
     averages = {name: x / jnp.maximum(weight, 1e-9) for name, x in metrics.items()}
     tokens = jnp.where(batch.weight > 0, batch.prompt_length + batch.response_length.sum(1), 0)

@@ -195,7 +195,7 @@ def fit(
     counts = {
         "steps": total,
         "resumed_from": begin,
-        "skipped_steps": int(state.skipped_total),
+        "skipped_steps": int(state.skipped),
         "compiles": compiles,
     }
     return state, counts

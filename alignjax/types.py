@@ -84,8 +84,7 @@ class TrainState:
     params: Params
     opt_state: Any
     key: Array  # the root PRNG key, never split: step keys are ``fold_in(key, step)``
-    skipped: Array  # int32 scalar, steps skipped in a row because loss or gradient was not finite
-    skipped_total: Array  # int32 scalar, all steps skipped so far
+    skipped: Array  # int32 scalar, steps skipped so far because loss or gradient was not finite
 
 
 Loss = Callable[[Logps, Batch], tuple[Array, Metrics]]  # -> ([B] losses, {name: [B]})

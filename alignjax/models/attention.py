@@ -38,10 +38,10 @@ def attend(
     """
     b, k, t, h, d = query.shape
     groups = key.shape[3]
-    grouped = query.reshape(b, k, t, groups, h // groups, d) * jnp.asarray(d**-0.5, query.dtype)
+    grouped = query.reshape(b, k, t, groups, h // groups, d)
 
     def scores(equation: str, keys: Array) -> Array:
-        return jnp.einsum(equation, grouped, keys, preferred_element_type=jnp.float32)
+        return d**-0.5 * jnp.einsum(equation, grouped, keys, preferred_element_type=jnp.float32)
 
     own = scores("bktghd,bksgd->bkghts", key)
     own_mask = mask if mask.ndim == 2 else mask[:, :, None, None]

@@ -41,7 +41,7 @@ class ModelConfig:
     dtype: str = "float32"  # of activations and matmuls: float32 | bfloat16; reductions are float32
     param_dtype: str = "float32"  # of the stored parameters
     remat: str = "none"  # what the backward pass recomputes: none | dots (keep matmuls) | full
-    logits_chunk: int = 32  # response positions projected to the vocabulary at a time
+    logits_chunk: int = 16  # response positions projected to the vocabulary at a time
 
     def __post_init__(self) -> None:
         def require(ok: bool, field: str, wanted: str) -> None:

@@ -294,14 +294,17 @@ def _align(
 
 
 def _order(rows: Bucketed) -> np.ndarray | None:
-    """``[N, K]`` scores that order the held-out responses; None where index 0 is the chosen one."""
-    examples = [rows.dataset[i] for i in range(len(rows.dataset))]
-    if any(e.scores is None or e.scores.shape[1] != 1 for e in examples):
-        return None
+    """``[N, K]`` scores that order the held-out responses; None where index 0 is the chosen one.
+
+    Rows with several objectives have no one order: theirs are all NaN, and say nothing.
+    """
     table = np.full(rows.dataset.response_length.shape, np.nan)
-    for i, example in enumerate(examples):
-        assert example.scores is not None
-        table[i, : len(example.scores)] = example.scores[:, 0]
+    for i in range(len(rows.dataset)):
+        scores = rows.dataset[i].scores
+        if scores is None:
+            return None
+        if scores.shape[1] == 1:
+            table[i, : len(scores)] = scores[:, 0]
     return table
 
 

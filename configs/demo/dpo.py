@@ -23,6 +23,11 @@ from alignjax.models.config import ModelConfig
 from alignjax.objectives import dpo, sft
 
 
+def truth(prompt: str, response: str) -> float:
+    """Exact log-probability of what the pairs were drawn from: half p+, half p-."""
+    return world.log_prob(world.DEFAULT_WORLD, prompt, response, alpha=0.5)
+
+
 def get_config() -> Config:
     return Config(
         data=DataConfig(
@@ -30,12 +35,12 @@ def get_config() -> Config:
             max_prompt_tokens=64,
             max_response_tokens=64,
             eval_fraction=0.05,
-            buckets=1,
+            buckets=2,
             pad_multiple=8,
         ),
-        tokenizer=TokenizerConfig(vocab_size=512),
+        tokenizer=TokenizerConfig(vocab_size=768),
         model=ModelConfig(
-            vocab_size=512, width=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp_width=352
+            vocab_size=768, width=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp_width=352
         ),
         # The reference fits what the pairs were drawn from: both responses of each.
         sft=SftConfig(
@@ -43,10 +48,10 @@ def get_config() -> Config:
             learning_rate=3e-3,
             epochs=1.5,
             batch_size=32,
-            truth=partial(world.log_prob, world.DEFAULT_WORLD, alpha=0.5),
+            truth=truth,
         ),
         loss=partial(dpo.loss, beta=0.1),
-        optim=OptimConfig(learning_rate=1e-4, schedule=optim.cosine),
-        train=TrainConfig(epochs=0.6, batch_size=32, eval_every=50),
+        optim=OptimConfig(learning_rate=5e-5, schedule=optim.cosine),
+        train=TrainConfig(epochs=0.8, batch_size=32, eval_every=50),
         evaluate=EvaluateConfig(judge=world.judge, prompts=128, samples=4, max_new_tokens=64),
     )
