@@ -44,6 +44,8 @@ def _quiet_libraries() -> None:
 
     absl.logging.set_verbosity(absl.logging.WARNING)
     logging.getLogger().setLevel(logging.WARNING)
+    # Where one array of a checkpoint cannot be read, the others' failures would follow our line.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     ours = logging.getLogger("alignjax")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -101,6 +103,8 @@ def main() -> None:
         print(f"alignjax: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except UserError as error:
+        # All is said in this line; what a library tells of while the interpreter ends is noise.
+        sys.unraisablehook = lambda unraisable: None
         print(f"alignjax: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:  # whoever read our output has gone: `... --help | head`

@@ -223,7 +223,8 @@ def test_a_damaged_checkpoint_is_one_line(clean, compiled, tmp_path):
     done = run(workdir, compiled)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 3, done.stderr
-    assert re.match(rf"alignjax: {workdir}/checkpoints: step 12 cannot be restored: ", last)
+    message = rf"alignjax: {workdir}/checkpoints: step 12 cannot be restored: "
+    assert re.match(message, last), done.stderr
     assert "Traceback" not in done.stderr
 
 
