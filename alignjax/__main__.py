@@ -103,9 +103,11 @@ def main() -> None:
         print(f"alignjax: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except UserError as error:
-        # All is said in this line; what a library tells of while the interpreter ends is noise.
-        sys.unraisablehook = lambda unraisable: None
         print(f"alignjax: {' '.join(str(error).split())}", file=sys.stderr)
+        # All is said. Where a checkpoint is damaged, threads of the library go on to tell of reads
+        # that nobody waits for any more, past every hook that Python has.
+        sys.stderr.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:  # whoever read our output has gone: `... --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
