@@ -26,7 +26,7 @@ from alignjax.data import sources
 from alignjax.models.config import ModelConfig
 from alignjax.objectives import hps, sft
 
-STEPS = 200
+STEPS = 64  # two passes over the lists, as in the paper
 
 
 def get_config() -> Config:
@@ -59,7 +59,7 @@ def get_config() -> Config:
         # The paper's pair: draw by hardness, then Equation 8 with the one drawn response.
         select=partial(hps.select, gamma=hps.curriculum(STEPS)),  # type: ignore[arg-type]
         loss=partial(hps.loss, beta=0.1),
-        optim=OptimConfig(learning_rate=2e-4, schedule=optim.cosine),
-        train=TrainConfig(steps=STEPS, batch_size=16, eval_every=50),
+        optim=OptimConfig(learning_rate=5e-5, schedule=optim.cosine),
+        train=TrainConfig(steps=STEPS, batch_size=16, eval_every=32),
         evaluate=EvaluateConfig(prompts=16, samples=2, max_new_tokens=64, batch_size=16),
     )
