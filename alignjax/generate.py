@@ -17,12 +17,12 @@ from jax.sharding import Mesh
 from alignjax.config import EvaluateConfig
 from alignjax.data.batching import Bucketed, Shape, assemble, choose_shapes, plan_batches
 from alignjax.data.tokenizer import Tokenizer
-from alignjax.logps import response_logps
+from alignjax.logps import score_responses
 from alignjax.metrics import progress
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import Cache, Transformer, unembedding
 from alignjax.sharding import put_rows
-from alignjax.types import Array, Batch, Params
+from alignjax.types import Array, Params
 
 
 @functools.partial(
@@ -215,7 +215,7 @@ def respond(
                     scores=None,
                     desirable=None,
                 )
-                reference = np.asarray(_score(ref_params, scored, config=model))
+                reference = np.asarray(score_responses(ref_params, scored, config=model))
             ids, counts, nats = (np.asarray(x) for x in (tokens, length, logps))
             for i in np.flatnonzero(real):
                 prompt = data.dataset[int(picked[i])].prompt
@@ -232,11 +232,6 @@ def respond(
                 ]
             advance(int(real.sum()))
     return [s for i in sorted(out) for s in out[i]]
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _score(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
-    return response_logps(params, batch, config=config)
 
 
 def first_of_each_prompt(data: Bucketed, limit: int) -> list[int]:

@@ -29,6 +29,10 @@ def response_logps(params: Params, batch: Batch, *, config: ModelConfig) -> Arra
     return token_logps(params, batch, config=config).sum(axis=-1)
 
 
+# The same, compiled: for scoring outside a training step. One program per batch shape and model.
+score_responses = jax.jit(response_logps, static_argnames="config")
+
+
 def token_logps(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
     """Log-probability of every response token.
 

@@ -6,7 +6,6 @@ full the reference's weights are not needed and are freed.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
@@ -20,18 +19,13 @@ from jax.sharding import Mesh
 
 from alignjax.data.batching import Bucketed, read
 from alignjax.fields import describe
-from alignjax.logps import response_logps
+from alignjax.logps import score_responses
 from alignjax.metrics import progress
 from alignjax.models.config import ModelConfig
 from alignjax.sharding import put_rows
-from alignjax.types import Batch, Params
+from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _score(params: Params, batch: Batch, *, config: ModelConfig) -> jax.Array:
-    return response_logps(params, batch, config=config)
 
 
 def dataset_logps(
@@ -52,7 +46,7 @@ def dataset_logps(
 
     with progress(title, len(data.dataset)) as advance:
         for rows, batch in zip(plan.rows, read(data.dataset, plan), strict=True):
-            late.append((rows, _score(params, put_rows(batch, mesh), config=config)))
+            late.append((rows, score_responses(params, put_rows(batch, mesh), config=config)))
             if len(late) > 1:
                 fetch()
             advance(int((rows >= 0).sum()))

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from alignjax import checkpoint, metrics, optim, reference, sharding, train
+from alignjax import checkpoint, logps, metrics, optim, reference, sharding, train
 from alignjax.config import Config, EvaluateConfig, MeshConfig
 from alignjax.data import sources, world
 from alignjax.errors import CheckpointError, UserError
@@ -110,7 +110,7 @@ def test_scoring_compiles_once_for_each_shape(tmp_path):
     data = prepare_data(settings, tmp_path).train
     assert len(data.shapes) == 2
     params = init_params(settings.model, jax.random.key(0))
-    before = reference._score._cache_size()
+    before = logps.score_responses._cache_size()
     for _ in range(2):
         reference.dataset_logps(
             params,
@@ -120,7 +120,7 @@ def test_scoring_compiles_once_for_each_shape(tmp_path):
             mesh=sharding.make_mesh(1, 1, 1),
             title="",
         )
-    assert reference._score._cache_size() - before == 2
+    assert logps.score_responses._cache_size() - before == 2
 
 
 def test_the_supervised_stage_starts_the_policy_and_is_its_reference(base, tmp_path):
