@@ -78,8 +78,9 @@ def _main(argv: Sequence[str]) -> int:
 
         print(json.dumps(describe(config), indent=2))
         return 0
-    # A larger pool than there are cores: CPU collectives can starve each other otherwise.
-    os.environ.setdefault("NPROC", "32")
+    if max(config.mesh.data, config.mesh.fsdp, config.mesh.tensor) > 1:
+        # A larger pool than there are cores: CPU collectives can starve each other otherwise.
+        os.environ.setdefault("NPROC", "32")
     from alignjax.recipes import align
 
     if verb == "data":

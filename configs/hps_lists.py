@@ -6,8 +6,9 @@ counted. The order in the file goes with length and score, so it is shuffled.
 Command:   python -m alignjax run --config=configs/hps_lists.py --workdir=runs/hps \
                --set data.path=/data/bon16.jsonl.gz
 Hardware:  2 CPU cores
-Time:      TODO: measure
-Expect:    TODO: measure
+Time:      3 minutes, with other work on the machine
+Expect:    513 lists to train on and 130 held out: the reward orders 0.516 ± 0.025 of the held-out
+           pairs like the judge, which is not above chance (one seed; ± is the 95% interval)
 """
 
 from functools import partial
