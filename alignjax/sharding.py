@@ -85,11 +85,6 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, ROWS)
 
 
-def row_shards(mesh: Mesh) -> int:
-    """Into how many parts the rows of a batch are split; batch sizes are multiples of it."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
-
-
 def put_rows(batch: Any, mesh: Mesh) -> Any:
     """Host arrays with a leading row axis -> arrays on the mesh, split by rows.
 

@@ -1,4 +1,4 @@
-"""One optimizer step and one evaluation step. They receive the objective; they import none.
+"""One optimizer step. It receives the objective and imports none.
 
 The order of `train_step` is the order of the mathematics: draw responses, score them under the
 reference (unless cached) and the policy, differentiate the weighted loss, update. Averages are
@@ -158,11 +158,3 @@ def _accumulated(
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), carry, gradient(params, part)), None
 
     return jax.lax.scan(body, zeros, split)[0]
-
-
-def eval_step(
-    params: Params, ref_params: Params | None, batch: Batch, *, apply: Apply
-) -> tuple[Array, Array | None]:
-    """Policy and reference log-probabilities of all K responses, ``[B, K]`` nats each."""
-    logps = score(params, ref_params, batch, apply=apply)
-    return logps.policy, logps.reference

@@ -14,7 +14,7 @@ from absl.testing import parameterized
 from alignjax import step as step_module
 from alignjax.checkpoint import tree_digest
 from alignjax.objectives import dpo, hps
-from alignjax.step import eval_step, init_state, resolve, train_step, weighted_sums
+from alignjax.step import init_state, resolve, score, train_step, weighted_sums
 from alignjax.types import Logps, loss_inputs
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
@@ -343,15 +343,14 @@ def test_useful_tokens_count_a_prompt_once_and_fillers_never():
     assert float(scalars["weight"]) == 4.0
 
 
-class EvalTest(chex.TestCase):
+class ScoreTest(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
     @parameterized.parameters(True, False)
-    def test_eval_step(self, with_reference):
+    def test_score(self, with_reference):
         batch, params = make_batch(), make_params()
         ref = make_params(1) if with_reference else None
-        policy, reference = self.variant(functools.partial(eval_step, apply=apply))(
-            params, ref, batch
-        )
+        logps = self.variant(functools.partial(score, apply=apply))(params, ref, batch)
+        policy, reference = logps.policy, logps.reference
         np.testing.assert_allclose(policy, apply(params, batch), rtol=1e-6)
         if with_reference:
             np.testing.assert_allclose(reference, apply(ref, batch), rtol=1e-6)

@@ -5,7 +5,7 @@ Read it downwards: `run` is the order of events. What each stage writes into the
     config.json  receipt.json  tokenizer.model       what the run is made of
     sft/                                             the stage that makes the reference
     cache/                                           prepared rows, reference log-probabilities
-    before.json  after.json                          sampled responses, judged
+    before.json  after.json                          sampled responses
     metrics.jsonl  tensorboard/  checkpoints/        the alignment itself
     summary.json  report.png                         what came of it
 """
