@@ -1,5 +1,5 @@
 # make demo    the whole way, from random weights to an aligned model, on this machine's CPU
-# make test    every test          make check   the quick ones, under 3 minutes
+# make test    every test          make check   the quick ones
 # make lint    ruff and mypy       make format  let ruff rewrite what it can
 # make pins    choose new versions of the dependencies (needs uv); then run make test
 #
