@@ -104,11 +104,14 @@ def main() -> None:
         print(f"alignjax: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except UserError as error:
-        print(f"alignjax: {' '.join(str(error).split())}", file=sys.stderr)
-        # All is said. Where a checkpoint is damaged, threads of the library go on to tell of reads
-        # that nobody waits for any more, past every hook that Python has.
+        # All is said with this line. Where a checkpoint is damaged, threads of the library go on to
+        # tell of reads that nobody waits for any more, past every hook that Python has: they lose
+        # their stderr first, so that none of theirs can follow ours.
         sys.stderr.flush()
+        ours = os.dup(sys.stderr.fileno())
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        line = f"alignjax: {' '.join(str(error).split())}\n"
+        os.write(ours, line.encode(errors="backslashreplace"))
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:  # whoever read our output has gone: `... --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
