@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from alignjax.errors import UserError, did_you_mean
-from alignjax.fields import fits, keywords, type_name
+from alignjax.fields import fits, keywords, takes_function, type_name
 from alignjax.models.config import ModelConfig
 
 
@@ -256,8 +256,13 @@ def check_keywords(function: Callable[..., Any], field: str) -> None:
                 f"keyword{did_you_mean(name, known)}; it takes {takes}"
             )
         wanted = known[name].annotation
-        if not callable(value) and not fits(value, wanted):  # a callable is a schedule
+        is_schedule = callable(value) and not takes_function(wanted)
+        if not is_schedule and not fits(value, wanted):
             raise UserError(f"{field}.{name}: wanted {type_name(wanted)}, found {value!r}")
+        if takes_function(wanted) and (
+            inspect.isfunction(value) or isinstance(value, functools.partial)
+        ):
+            check_keywords(value, f"{field}.{name}")
     for name, parameter in known.items():
         # A source's path is bound later, from data.path.
         later = field == "data.source" and name == "path"

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from alignjax.fields import keywords, takes_function
 from alignjax.types import (
     Array,
     Batch,
@@ -50,12 +51,20 @@ def resolve(function: Callable[..., Any], step: Array) -> Callable[..., Any]:
     """Replaces the schedules among a partial's keywords by their value at ``step``.
 
     A keyword whose value is callable is taken for a schedule, ``step -> value``; a loss never
-    sees one.
+    sees one. Where the parameter is annotated as a function it is that function, and only the
+    schedules bound to it in turn are replaced.
     """
     if not isinstance(function, functools.partial):
         return function
-    keywords = {k: v(step) if callable(v) else v for k, v in function.keywords.items()}
-    return functools.partial(function.func, *function.args, **keywords)
+    known = keywords(function.func)
+
+    def at_step(name: str, value: Any) -> Any:
+        if name in known and takes_function(known[name].annotation):
+            return resolve(value, step)
+        return value(step) if callable(value) else value
+
+    bound = {name: at_step(name, value) for name, value in function.keywords.items()}
+    return functools.partial(function.func, *function.args, **bound)
 
 
 def score(params: Params, ref_params: Params | None, batch: Batch, *, apply: Apply) -> Logps:

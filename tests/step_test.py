@@ -178,6 +178,27 @@ def test_schedules_are_resolved_at_the_step():
     assert resolve(dpo.loss, jnp.zeros(())) is dpo.loss
 
 
+def test_a_parameter_annotated_as_a_function_is_given_the_function():
+    def shifted(logps, *, shift: float):
+        return logps.log_ratio + shift
+
+    def nested(step):
+        shift = functools.partial(shifted, shift=lambda step: 2.0 * step)
+        loss = functools.partial(dpo.loss, beta=lambda step: step / 4, implicit=shift)
+        return resolve(loss, step)
+
+    found = nested(jnp.float32(3.0))
+    assert found.keywords["beta"] == 0.75
+    assert found.keywords["implicit"].func is shifted
+    assert found.keywords["implicit"].keywords == {"shift": 6.0}
+    plain = functools.partial(dpo.loss, implicit=dpo.implicit)
+    assert resolve(plain, jnp.zeros(())).keywords == {"implicit": dpo.implicit}
+    _, metrics = jax.jit(lambda step, *case: nested(step)(*case))(
+        jnp.float32(3.0), *loss_inputs([[-1.0, -2.0]], [[-2.0, -2.0]])
+    )
+    assert float(metrics["rewards/chosen"][0]) == pytest.approx(0.75 * 7.0)
+
+
 def numbers(logps, batch):
     """A loss that tells which response was drawn: the first id of each row's rejected one."""
     first = batch.response[:, 1, 0].astype(jnp.float32)

@@ -3,7 +3,7 @@
 ================================  =============================================
 paper                             code
 ================================  =============================================
-r = beta log pi_theta / pi_ref    ``beta * logps.log_ratio``
+r = beta log pi_theta / pi_ref    ``beta * implicit(logps)``
 ranking y_1 > ... > y_n           decreasing ``batch.scores``
 n                                 responses that take part, at most K
 beta                              ``beta``
@@ -19,11 +19,13 @@ Direct Preference Optimization, arXiv 2305.18290, appendix A.3.
 import jax
 import jax.numpy as jnp
 
-from alignjax.objectives.dpo import pair_metrics
-from alignjax.types import Array, Batch, Logps, Metrics
+from alignjax.objectives import dpo
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
 
-def loss(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metrics]:
+def loss(
+    logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = dpo.implicit
+) -> tuple[Array, Metrics]:
     """Fits the implicit reward to whole rankings by Plackett-Luce maximum likelihood.
 
     HPS Eq. 4-5, responses in the order of decreasing score::
@@ -38,6 +40,7 @@ def loss(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metri
       logps: ``[B, K]`` nats, K >= 2, in any order.
       batch: ``scores [B, K]``, larger is better.
       beta: KL strength, reward per nat; > 0.
+      implicit: reward per unit of beta, as in dpo.loss.
 
     Returns:
       ``[B]`` losses in nats, log n! where policy equals reference and nothing is tied;
@@ -55,7 +58,7 @@ def loss(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metri
     0.1269
     """
     best, negatives = best_and_negatives(batch)
-    reward = beta * logps.log_ratio
+    reward = beta * implicit(logps)
     scores = ranking_scores(batch)
     ranked = scores > -jnp.inf
     # [B, j, k]: response j is chosen from itself and the responses k below it.
@@ -66,7 +69,9 @@ def loss(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metri
     return terms.sum(axis=1), list_metrics(reward, logps.policy, best, negatives)
 
 
-def loss_top1(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metrics]:
+def loss_top1(
+    logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = dpo.implicit
+) -> tuple[Array, Metrics]:
     """Fits the implicit reward to which response is the best of its list.
 
     HPS Eq. 6, y_1 the response of the largest score::
@@ -79,6 +84,7 @@ def loss_top1(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, 
       logps: ``[B, K]`` nats, K >= 2, in any order.
       batch: ``scores [B, K]``, larger is better.
       beta: KL strength, reward per nat; > 0.
+      implicit: reward per unit of beta, as in dpo.loss.
 
     Returns:
       ``[B]`` losses in nats, log n where policy equals reference, 0 for a list without a response
@@ -96,7 +102,7 @@ def loss_top1(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, 
     1.0986
     """
     best, negatives = best_and_negatives(batch)
-    reward = beta * logps.log_ratio
+    reward = beta * implicit(logps)
     lead = reward - jnp.take_along_axis(reward, best[:, None], axis=1)
     is_best = jnp.arange(reward.shape[1]) == best[:, None]
     losses = jax.nn.logsumexp(lead, axis=1, where=negatives | is_best)
@@ -147,7 +153,7 @@ def best_and_negatives(batch: Batch) -> tuple[Array, Array]:
 
 
 def list_metrics(reward: Array, policy: Array, best: Array, negatives: Array) -> Metrics:
-    """`pair_metrics` of the best response against the mean of its negatives.
+    """`dpo.pair_metrics` of the best response against the mean of its negatives.
 
     Args:
       reward: ``[B, K]`` implicit rewards.
@@ -167,6 +173,6 @@ def list_metrics(reward: Array, policy: Array, best: Array, negatives: Array) ->
 
     pair = against_mean(reward)
     right = negatives & (reward < pair[:, :1])
-    return pair_metrics(pair, against_mean(policy)) | {
+    return dpo.pair_metrics(pair, against_mean(policy)) | {
         "rewards/accuracies": right.sum(axis=1) / count
     }

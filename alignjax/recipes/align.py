@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -32,8 +33,8 @@ from alignjax.logps import response_logps
 from alignjax.models.transformer import init_params
 from alignjax.recipes import workdirs
 from alignjax.recipes.prepared import Prepared, cache_dir, prepare_data
-from alignjax.recipes.signature import bound, check_objectives, drawn_responses
-from alignjax.types import Params
+from alignjax.recipes.signature import check_objectives, drawn_responses, implicit_reward
+from alignjax.types import Logps, Params
 
 log = logging.getLogger("alignjax")
 
@@ -256,14 +257,19 @@ def _align(
     before = _samples("before", config, workdir, data, mesh, ref_params, None, digest)
     del ref_params  # unless the choice is live, its memory is free from here on
 
-    def measure(params: Params) -> dict[str, np.ndarray]:
-        return evaluate.preferences(
-            _held_out_logps(config, data, mesh, params, "  held-out rows"),
-            held_out_reference,
-            data.held_out.dataset.response_length,
-            _order(data.held_out),
-            beta=bound(config.loss, "beta", 1.0),
+    reward = implicit_reward(config.loss)
+
+    def preferences(policy: np.ndarray) -> dict[str, np.ndarray]:
+        length = data.held_out.dataset.response_length
+        logps = Logps(
+            policy=jnp.asarray(policy),
+            reference=None if held_out_reference is None else jnp.asarray(held_out_reference),
+            length=jnp.asarray(length),
         )
+        return evaluate.preferences(np.asarray(reward(logps)), length, _order(data.held_out))
+
+    def measure(params: Params) -> dict[str, np.ndarray]:
+        return preferences(_held_out_logps(config, data, mesh, params, "  held-out rows"))
 
     def means(params: Params) -> dict[str, float]:
         # A row may say nothing (NaN); where none does, there is nothing to log.
@@ -286,11 +292,17 @@ def _align(
     if checkpoint.tree_digest(ref_params) != digest:
         raise AssertionError("the reference's parameters changed during the run")
     prompts = [data.held_out.dataset[i].prompt for i in range(len(data.held_out.dataset))]
-    preferences = {
-        name: evaluate.mean_over_prompts(values, prompts)
-        for name, values in measure(state.params).items()
+    # At the start the policy is the reference; without one, nothing was measured before.
+    start = None if held_out_reference is None else preferences(held_out_reference)
+    end = measure(state.params)
+    rewards: report.Table = {
+        name: (
+            None if start is None else evaluate.mean_over_prompts(start[name], prompts),
+            evaluate.mean_over_prompts(values, prompts),
+        )
+        for name, values in end.items()
     }
-    return _report(config, workdir, data, counts, choice, preferences, before, after)
+    return _report(config, workdir, data, counts, choice, rewards, before, after)
 
 
 def _order(rows: Bucketed) -> np.ndarray | None:
@@ -352,18 +364,14 @@ def _report(
     data: Prepared,
     counts: dict[str, int],
     choice: reference.Choice,
-    preferences: dict[str, Estimate],
+    rewards: report.Table,
     before: list[Sample],
     after: list[Sample],
 ) -> dict[str, Any]:
     """Writes summary.json and report.png; prints the table, some samples and where things are."""
     settings = config.evaluate
-    # Before the first step the policy is the reference: every reward is 0 and all of them tie.
-    # Without a reference, rewards are log-probabilities, and nothing was measured before.
     table: report.Table = {
-        name: (None if choice.mode == "none" else Estimate(0.0, 0.0, value.count), value)
-        for name, value in preferences.items()
-        if value.count
+        name: (old, new) for name, (old, new) in rewards.items() if new is not None and new.count
     }
     first, scores = "", None
     if before and settings.judge is not None:

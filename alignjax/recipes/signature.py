@@ -16,7 +16,7 @@ from alignjax.data.batching import Bucketed, assemble
 from alignjax.errors import UserError
 from alignjax.fields import keywords
 from alignjax.step import resolve
-from alignjax.types import Batch, Logps
+from alignjax.types import Array, Batch, Logps
 
 # What the step and the loop log under these names themselves.
 RESERVED = (
@@ -107,15 +107,23 @@ def _name(function: Callable[..., Any]) -> str:
     return f"{plain.__module__}.{plain.__name__}"
 
 
-def bound(function: Callable[..., Any], name: str, default: float) -> float:
-    """A hyperparameter of a loss as a number: bound, by default, or ``default``; a schedule's end.
+def implicit_reward(loss: Callable[..., Any]) -> Callable[[Logps], Array]:
+    """``[B, K]`` rewards as the loss trains them: its ``beta`` times its ``implicit``.
 
-    Used for reporting rewards on the scale the loss trains them on.
+    Schedules stand at their end. A loss without ``beta`` has 1; one without ``implicit`` has the
+    log-ratio, or the log-probability where there is no reference.
     """
-    keyword = keywords(function.func if isinstance(function, functools.partial) else function)
-    found = function.keywords.get(name) if isinstance(function, functools.partial) else None
-    if found is None and name in keyword:
-        found = keyword[name].default
-    if found is None or found is inspect.Parameter.empty:
-        return default
-    return float(found(jnp.int32(np.iinfo(np.int32).max)) if callable(found) else found)
+    last = resolve(loss, jnp.int32(np.iinfo(np.int32).max))
+    bound = last.keywords if isinstance(last, functools.partial) else {}
+    known = keywords(last.func if isinstance(last, functools.partial) else last)
+
+    def hyperparameter(name: str, otherwise: Any) -> Any:
+        default = known[name].default if name in known else otherwise
+        return bound.get(name, default)
+
+    beta, implicit = hyperparameter("beta", 1.0), hyperparameter("implicit", _log_ratio)
+    return lambda logps: beta * implicit(logps)
+
+
+def _log_ratio(logps: Logps) -> Array:
+    return logps.policy if logps.reference is None else logps.log_ratio

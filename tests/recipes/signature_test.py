@@ -4,6 +4,7 @@ import dataclasses
 from functools import partial
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -12,6 +13,7 @@ from alignjax.errors import UserError
 from alignjax.objectives import dpo, hps, plackett_luce, sft
 from alignjax.recipes import signature
 from alignjax.recipes.prepared import prepare_data
+from alignjax.types import loss_inputs
 from tests import runs
 
 LISTS = dataclasses.replace(
@@ -107,14 +109,29 @@ def test_what_fits_passes(pairs, lists):
     assert signature.drawn_responses(runs.get_config(), lists) == 4
 
 
+def per_token(logps, *, scale: float = 1.0):
+    return scale * logps.policy / jnp.maximum(logps.length, 1)
+
+
 @pytest.mark.parametrize(
     ("loss", "wanted"),
     [
-        (dpo.loss, 0.1),
-        (partial(dpo.loss, beta=0.3), 0.3),
-        (partial(dpo.loss, beta=optax.linear_schedule(0.0, 0.7, 10)), 0.7),
-        (sft.loss, 1.0),
+        (dpo.loss, [0.2, -0.3]),
+        (partial(dpo.loss, beta=0.3), [0.6, -0.9]),
+        (partial(dpo.loss, beta=optax.linear_schedule(0.0, 0.7, 10)), [1.4, -2.1]),
+        (partial(plackett_luce.loss, beta=2.0, implicit=per_token), [-2.0, -4.0]),
+        (
+            partial(hps.loss, implicit=partial(per_token, scale=optax.linear_schedule(0, 5.0, 9))),
+            [-0.5, -1.0],
+        ),
+        (sft.loss, [2.0, -3.0]),
     ],
 )
-def test_the_scale_of_rewards_is_the_losss(loss, wanted):
-    assert signature.bound(loss, "beta", 1.0) == pytest.approx(wanted)
+def test_rewards_are_those_that_the_loss_trains(loss, wanted):
+    logps, _ = loss_inputs([[-4.0, -6.0]], [[-6.0, -3.0]], length=[[4, 3]])
+    np.testing.assert_allclose(signature.implicit_reward(loss)(logps), [wanted], rtol=1e-6)
+
+
+def test_without_a_reference_the_reward_is_the_log_probability():
+    logps, _ = loss_inputs([[-4.0, -6.0]])
+    np.testing.assert_array_equal(signature.implicit_reward(sft.loss)(logps), [[-4.0, -6.0]])
