@@ -16,9 +16,20 @@ import jax.numpy as jnp
 import optax
 
 from alignjax.fields import keywords, takes_function
-from alignjax.types import Array, Batch, Logps, Loss, Metrics, Params, Select, TrainState
+from alignjax.types import (
+    Array,
+    Batch,
+    Logps,
+    Loss,
+    Metrics,
+    Params,
+    RewardLoss,
+    Select,
+    TrainState,
+)
 
-Apply = Callable[[Params, Batch], Array]  # -> [B, K] response log-probabilities, nats
+Apply = Callable[[Params, Batch], Array]  # -> [B, K] response log-probabilities, nats; or scores
+Forward = Callable[..., Any]  # (params, ref_params, batch, *, apply) -> what the loss sees: `score`
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
@@ -66,6 +77,14 @@ def score(params: Params, ref_params: Params | None, batch: Batch, *, apply: App
     return Logps(policy=apply(params, batch), reference=reference, length=batch.response_length)
 
 
+def reward_scores(
+    params: Params, ref_params: Params | None, batch: Batch, *, apply: Apply
+) -> Array:
+    """What the loss of a reward model sees: ``[B, K]`` scores; there is no reference."""
+    del ref_params
+    return apply(params, batch)
+
+
 def weighted_sums(loss: Array, metrics: Metrics, weight: Array) -> tuple[Array, Metrics]:
     """``sum_b weight_b x_b`` of the losses and of every metric, in float32.
 
@@ -85,7 +104,8 @@ def train_step(
     *,
     apply: Apply,
     optimizer: optax.GradientTransformation,
-    loss: Loss,
+    loss: Loss | RewardLoss,
+    forward: Forward = score,
     select: Select | None = None,
     accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
@@ -96,9 +116,11 @@ def train_step(
       ref_params: the frozen reference, or None when its log-probabilities come with the batch or
         the loss uses none. Never donated.
       batch: B prompts; B is a multiple of ``accumulate``.
-      apply: ``(params, batch) -> [B, K]`` response log-probabilities.
+      apply: ``(params, batch) -> [B, K]`` response log-probabilities, or a reward model's scores.
       optimizer: an optax transformation.
       loss: the objective, with hyperparameters bound; bound schedules are resolved here.
+      forward: makes the loss's first argument: `score` for a policy, `reward_scores` for a reward
+        model.
       select: draws responses before the forward pass, with a key that depends on the step.
       accumulate: micro-batches whose gradients are added up; exact for weighted means.
 
@@ -113,7 +135,7 @@ def train_step(
         batch = resolve(select, state.step)(jax.random.fold_in(state.key, state.step), batch)
 
     def objective(params: Params, part: Batch) -> tuple[Array, Metrics]:
-        losses, metrics = loss(score(params, ref_params, part, apply=apply), part)
+        losses, metrics = loss(forward(params, ref_params, part, apply=apply), part)
         return weighted_sums(losses, metrics, part.weight)
 
     (total, metrics), grads = _accumulated(objective, state.params, batch, accumulate)

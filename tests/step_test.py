@@ -377,3 +377,20 @@ class ScoreTest(chex.TestCase):
             np.testing.assert_allclose(reference, apply(ref, batch), rtol=1e-6)
         else:
             assert reference is None
+
+
+def test_a_reward_models_loss_sees_scores_and_no_reference():
+    def margin(scores, batch):
+        return jax.nn.softplus(scores[:, 1] - scores[:, 0]), {"margin": scores[:, 0] - scores[:, 1]}
+
+    batch, params = make_batch(), make_params()
+    state = init_state(params, SGD, jax.random.key(7))
+    step = make_step(margin, optimizer=SGD, forward=step_module.reward_scores, accumulate=2)
+    new, scalars = step(state, None, batch)
+
+    def mean(params):
+        return jnp.average(margin(apply(params, batch), batch)[0], weights=batch.weight)
+
+    wanted, grads = jax.value_and_grad(mean)(params)
+    np.testing.assert_allclose(scalars["loss"], wanted, rtol=1e-6)
+    chex.assert_trees_all_close(new.params, jax.tree.map(jnp.subtract, params, grads), atol=1e-6)
