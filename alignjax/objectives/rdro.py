@@ -1,0 +1,177 @@
+"""Direct density ratio optimization by the relative ratio: unpaired labels, consistent for p+.
+
+================================  ==========================================================
+paper                             code
+================================  ==========================================================
+p+, p-                            where desirable and undesirable responses come from
+p_ref = alpha p+ + (1-alpha) p-   the reference: it has to fit *all* responses
+T = log pi_theta / p_ref          ``logps.log_ratio``; r_theta = exp(T) models p+ / p_ref
+D+, D- of N and M responses       ``batch.desirable`` where ``batch.present``
+alpha                             ``alpha``; by default ``desirable_fraction``
+N / (N + M)                       ``desirable_fraction``, of the training data, not of a batch
+================================  ==========================================================
+
+Reference: Takahashi et al., relative density ratio optimization, arXiv 2604.04410. Written from its
+equations; its published code served neither as a source nor as a source of numbers.
+"""
+
+import numbers
+
+import jax
+import jax.numpy as jnp
+
+from alignjax.types import Array, Batch, Logps, Metrics
+
+
+def loss(
+    logps: Logps,
+    batch: Batch,
+    *,
+    alpha: float | None = None,
+    desirable_fraction: float | None = None,
+    reduction: str = "class_mean",
+) -> tuple[Array, Metrics]:
+    """Fits pi_theta / p_ref to the bounded ratio p+ / p_ref, so that pi_theta tends to p+.
+
+    Eq. 18, class-wise means over the data, with sp = softplus::
+
+        loss = (1/N) sum_{D+} [(1 + alpha) sp(T) - T] + (1/M) sum_{D-} (1 - alpha) sp(T)
+
+    A row's loss is the sum over its responses of the bracket times 1/f where desirable and of
+    (1 - alpha) sp(T) times 1/(1 - f) where not, f the data's desirable fraction. Its mean over
+    random batches is Eq. 18 whatever a batch holds, one class only included. Rows of several
+    responses give Eq. 18 times the mean number of responses in a row: 1 for unpaired data, and a
+    constant that moves no optimum for lists. The gradient with respect to T is within (-1, alpha)
+    (desirable, 0 at T = log(1/alpha)) or (0, 1 - alpha), before the class weight.
+
+    Args:
+      logps: ``[B, K]`` nats, any K.
+      batch: ``desirable [B, K]``; absent responses count for nothing.
+      alpha: share of p+ in the reference, in (0, 1); None: ``desirable_fraction``.
+      desirable_fraction: desirable share of the training responses, in (0, 1). The recipe binds it.
+      reduction: ``class_mean``, Eq. 18; or ``batch_mean``, weight 1 for every response, the mean
+        over a mixed batch that published runs minimise. Its pointwise minimiser, p+ if f = 1/2
+        alone, is ``pi_theta / p_ref = f p+ / (f alpha p+ + (1 - f) (1 - alpha) p-)``.
+
+    Returns:
+      ``[B]`` losses in nats; `label_metrics`. Where policy equals reference, a response costs
+      (1 + alpha) log 2 (desirable) or (1 - alpha) log 2, times its class weight.
+
+    Raises:
+      ValueError: the data have no labels (``data.source``), there is no reference
+        (``reference.mode``), ``desirable_fraction`` is not given, or a value is out of range.
+
+    Differs from the paper: no. The class-wise means are taken by weights, right for each batch.
+    From the authors' code: as the paper describes its runs, those average over the mixed batch;
+    ``reduction="batch_mean"``.
+
+    >>> from alignjax.types import loss_inputs
+    >>> case = loss_inputs([[-4.0], [-9.0]], [[-5.0], [-6.0]], desirable=[[True], [False]])
+    >>> print("{:.4f} {:.4f}".format(*loss(*case, desirable_fraction=0.5)[0]))
+    1.9398 0.0486
+    """
+    alpha = mixture(alpha, desirable_fraction, "rdro.loss")
+    labels = desirable(batch, "rdro.loss")
+    ratio = logps.log_ratio
+    # sp(-T) + alpha sp(T) is (1 + alpha) sp(T) - T without the difference of large numbers.
+    good = jax.nn.softplus(-ratio) + alpha * jax.nn.softplus(ratio)
+    terms = jnp.where(labels, good, (1 - alpha) * jax.nn.softplus(ratio))
+    weights = class_weights(batch, desirable_fraction, reduction, "rdro.loss")
+    return (weights * terms).sum(axis=1), label_metrics(ratio, batch)
+
+
+def desirable(batch: Batch, objective: str) -> Array:
+    """``[B, K]`` bool labels.
+
+    Raises:
+      ValueError: the data have none.
+    """
+    if batch.desirable is None:
+        raise ValueError(
+            f"{objective} needs a label for every response, and these data have none: use a "
+            "source that gives `desirable` (sources.unpaired, world.unpaired, or sources.trl on "
+            "rows with `label`), or a pair objective such as dpo.loss"
+        )
+    return batch.desirable
+
+
+def class_weights(
+    batch: Batch, desirable_fraction: float | None, reduction: str, objective: str
+) -> Array:
+    """``[B, K]`` weights under which a mean over responses is a sum of class-wise means.
+
+    Args:
+      batch: ``desirable [B, K]``.
+      desirable_fraction: f, of the whole training data.
+      reduction: ``class_mean``: 1/f for desirable and 1/(1 - f) for undesirable responses;
+        ``batch_mean``: 1. Absent responses get 0.
+      objective: for messages.
+
+    Raises:
+      ValueError: no labels, no or a wrong fraction, another reduction.
+    """
+    labels = desirable(batch, objective)
+    fraction = _fraction(desirable_fraction, objective)
+    if reduction not in ("class_mean", "batch_mean"):
+        raise ValueError(
+            f"{objective}: reduction is {reduction!r}, expected 'class_mean' or 'batch_mean'"
+        )
+    weights: Array = jnp.ones(labels.shape)
+    if reduction == "class_mean":
+        weights = jnp.where(labels, 1 / fraction, 1 / (1 - fraction))
+    return jnp.where(batch.present, weights, 0.0)
+
+
+def mixture(alpha: float | None, desirable_fraction: float | None, objective: str) -> float:
+    """The share of p+ in the reference: alpha if given, else the desirable fraction.
+
+    Raises:
+      ValueError: neither is given, or it is outside (0, 1).
+    """
+    if alpha is None:
+        return _fraction(desirable_fraction, objective)
+    return inside_unit(alpha, "alpha", objective)
+
+
+def _fraction(desirable_fraction: float | None, objective: str) -> float:
+    if desirable_fraction is None:
+        raise ValueError(
+            f"{objective} weighs the classes by desirable_fraction, the desirable share of the "
+            "training responses, and it is not given: `alignjax run` binds it from the data; in a "
+            "direct call pass desirable_fraction=N / (N + M)"
+        )
+    return inside_unit(desirable_fraction, "desirable_fraction", objective)
+
+
+def inside_unit(value: float, name: str, objective: str) -> float:
+    """The value, which has to lie in (0, 1); a traced one is not looked at.
+
+    Raises:
+      ValueError: it does not.
+    """
+    if isinstance(value, numbers.Real) and not 0 < value < 1:
+        raise ValueError(f"{objective}: {name} is {value}, expected a number in (0, 1)")
+    return value
+
+
+def label_metrics(log_ratio: Array, batch: Batch) -> Metrics:
+    """What labelled responses did, per row, so that averages over rows can be divided.
+
+    Args:
+      log_ratio: ``[B, K]`` nats.
+      batch: ``desirable [B, K]``.
+
+    Returns:
+      Three entries ``[B]``: ``desirable``, the share of the row's responses that are;
+      ``log_ratio/desirable`` and ``log_ratio/undesirable``, the row's sum of T over that class
+      divided by all its responses. A class's mean is its average over ``desirable``'s, or over 1
+      less it.
+    """
+    count = jnp.maximum(batch.present.sum(axis=1), 1)
+    good = batch.present & desirable(batch, "label_metrics")
+    bad = batch.present & ~good
+    return {
+        "desirable": (good.sum(axis=1) / count).astype(log_ratio.dtype),
+        "log_ratio/desirable": jnp.where(good, log_ratio, 0.0).sum(axis=1) / count,
+        "log_ratio/undesirable": jnp.where(bad, log_ratio, 0.0).sum(axis=1) / count,
+    }
