@@ -69,11 +69,11 @@ class Variants(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
     @parameterized.named_parameters((name, name) for name in LOSSES)
     def test_value(self, name):
-        for case in checks.cases(RUNS[name]):
-            losses, metrics, *_ = checks.compiled(RUNS[name])(*case)
-            chex.assert_trees_all_close(
-                self.variant(RUNS[name])(*case), (losses, metrics), rtol=1e-5, atol=1e-6
-            )
+        case = checks.largest(RUNS[name])
+        losses, metrics, *_ = checks.compiled(RUNS[name])(*case)
+        chex.assert_trees_all_close(
+            self.variant(RUNS[name])(*case), (losses, metrics), rtol=1e-5, atol=1e-6
+        )
 
 
 # Mutants: each breaks one property that a hand-written loss easily breaks.
