@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 
+from alignjax.objectives import dpo
 from alignjax.objectives.plackett_luce import best_and_negatives, list_metrics, ranking_scores
-from alignjax.types import Array, Batch, Logps, Metrics
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
 
-def loss(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metrics]:
+def loss(
+    logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = dpo.implicit
+) -> tuple[Array, Metrics]:
     """Fits the implicit reward to all pairs of a list, those that matter to DCG most.
 
     The lambda loss, with s = beta T; tau(i) is the rank of s_i within its list, 1 the largest::
@@ -18,7 +21,7 @@ def loss(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metri
     ================================  ======================================
     paper                             code
     ================================  ======================================
-    T = log pi_theta / pi_ref         ``logps.log_ratio``
+    T = log pi_theta / pi_ref         ``implicit(logps)``
     psi_i, a label in [0, 1]          ``batch.scores``
     G_i = 2^psi_i - 1                 ``gain`` (the 1 cancels)
     tau(i)                            ``position``; no gradient
@@ -36,6 +39,7 @@ def loss(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metri
       batch: ``scores [B, K]``, larger is better. Their scale counts, by 2^psi: bring rewards into
         about [0, 1] first, as win rates are; from 128 on float32 overflows.
       beta: KL strength, reward per nat; > 0.
+      implicit: reward per unit of beta, as in dpo.loss.
 
     Returns:
       ``[B]`` losses, in nats times the weight; `plackett_luce.list_metrics`.
@@ -56,7 +60,7 @@ def loss(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metri
     2402.01878, section 3.
     """
     best, negatives = best_and_negatives(batch)
-    reward = beta * logps.log_ratio
+    reward = beta * implicit(logps)
     scores = ranking_scores(batch)
     ranked = scores > -jnp.inf
 

@@ -3,11 +3,16 @@
 import jax
 
 from alignjax.objectives import dpo
-from alignjax.types import Array, Batch, Logps, Metrics
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
 
 def loss(
-    logps: Logps, batch: Batch, *, beta: float = 0.1, flip_rate: float = 0.1
+    logps: Logps,
+    batch: Batch,
+    *,
+    beta: float = 0.1,
+    flip_rate: float = 0.1,
+    implicit: Implicit = dpo.implicit,
 ) -> tuple[Array, Metrics]:
     """Fits the implicit reward to the pairs as they were before some of them were flipped.
 
@@ -18,7 +23,7 @@ def loss(
     ================================  ======================================
     paper                             code
     ================================  ======================================
-    T = log pi_theta / pi_ref         ``logps.log_ratio``
+    T = log pi_theta / pi_ref         ``implicit(logps)``
     y_w, y_l, as labelled             response 0 (chosen), 1 (rejected)
     beta                              ``beta``
     epsilon                           ``flip_rate``
@@ -34,6 +39,7 @@ def loss(
       batch: not read: which response was chosen is its index.
       beta: KL strength, reward per nat; > 0.
       flip_rate: probability that a label is wrong, in [0, 0.5); 0 is `dpo.loss`.
+      implicit: reward per unit of beta, as in dpo.loss.
 
     Returns:
       ``[B]`` losses in nats, log 2 where policy equals reference, below 0 for large margins;
@@ -61,7 +67,7 @@ def loss(
             f"robust_dpo.loss: loss.flip_rate has to be in [0, 0.5), found {flip_rate}: labels "
             "that are wrong more often than right are to be swapped in the data"
         )
-    reward = beta * logps.log_ratio
+    reward = beta * implicit(logps)
     margin = reward[:, 0] - reward[:, 1]
     as_labelled, flipped = -jax.nn.log_sigmoid(margin), -jax.nn.log_sigmoid(-margin)
     losses = ((1 - flip_rate) * as_labelled - flip_rate * flipped) / (1 - 2 * flip_rate)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from alignjax.objectives import dpo
-from alignjax.types import Array, Batch, Logps, Metrics
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
 
 def loss(
@@ -63,11 +63,13 @@ def loss(
     return losses, dpo.pair_metrics(policy, policy) | {"nll": nll}
 
 
-def loss_hinge(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metrics]:
+def loss_hinge(
+    logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = dpo.implicit
+) -> tuple[Array, Metrics]:
     """Asks for a margin of 1 between the implicit rewards of chosen and rejected.
 
     The calibration term alone, on log-ratios instead of log-probabilities; T is
-    `types.Logps.log_ratio`::
+    ``implicit(logps)``, log pi_theta / pi_ref::
 
         loss = max(0, 1 - beta (T_w - T_l))
 
@@ -75,6 +77,7 @@ def loss_hinge(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array,
       logps: ``[B, 2]`` nats.
       batch: not read: which response was chosen is its index.
       beta: KL strength, reward per nat; the margin of the log-ratios is 1 / beta nats; > 0.
+      implicit: reward per unit of beta, as in dpo.loss.
 
     Returns:
       ``[B]`` losses, 1 where policy equals reference; `dpo.pair_metrics`.
@@ -93,6 +96,6 @@ def loss_hinge(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array,
     0.6000
     """
     dpo.check_pairs(logps, "slic.loss_hinge")
-    reward = beta * logps.log_ratio
+    reward = beta * implicit(logps)
     losses = jax.nn.relu(1.0 - (reward[:, 0] - reward[:, 1]))
     return losses, dpo.pair_metrics(reward, logps.policy)
