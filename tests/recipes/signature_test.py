@@ -105,7 +105,7 @@ def test_the_loss_of_a_reward_model_is_given_scores(pairs, lists):
 
     signature.check_objectives(config(pairs), pairs)
     signature.check_objectives(config(lists, data=LISTS), lists)
-    with pytest.raises(UserError, match=r"reward_loss: .*mistaken on this data: .*'polcy'"):
+    with pytest.raises(UserError, match=r"reward_loss: .*mistaken on this data: .*polcy"):
         signature.check_objectives(runs.get_config(loss=None, reward_loss=mistaken), pairs)
 
 
