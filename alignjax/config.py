@@ -121,7 +121,8 @@ class Config:
     """One run: data, model, objective, optimizer, evaluation."""
 
     data: DataConfig
-    loss: Callable[..., Any]  # (logps, batch) -> ([B] losses, metrics)
+    loss: Callable[..., Any] | None = None  # (logps, batch) -> ([B] losses, metrics): a policy
+    reward_loss: Callable[..., Any] | None = None  # the same of (scores, batch): a reward model
     optim: OptimConfig
     select: Callable[..., Any] | None = None  # (key, batch) -> batch with fewer responses
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -132,11 +133,31 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    @property
+    def objective(self) -> Callable[..., Any]:
+        """What the run minimises: the loss of its policy or of its reward model."""
+        function = self.reward_loss if self.loss is None else self.loss
+        assert function is not None  # see __post_init__
+        return function
+
     def __post_init__(self) -> None:
         _check_types(self, "")
+        if (self.loss is None) == (self.reward_loss is None):
+            found = "none" if self.loss is None else "both"
+            raise UserError(
+                "loss, reward_loss: wanted one of them (loss trains a policy, reward_loss a reward "
+                f"model), found {found}"
+            )
         _check_ranges(self)
         _check_rows(self)
-        functions = ("loss", "select", "optim.schedule", "data.source", "evaluate.judge")
+        functions = (
+            "loss",
+            "reward_loss",
+            "select",
+            "optim.schedule",
+            "data.source",
+            "evaluate.judge",
+        )
         for field in (*functions, "sft.loss", "sft.select", "sft.truth"):
             function = get(self, field)
             if function is not None:

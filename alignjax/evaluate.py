@@ -48,6 +48,15 @@ def mean_over_prompts(values: np.ndarray, prompts: Sequence[object]) -> Estimate
     return Estimate(mean, float(Z95 * error), clusters)
 
 
+def means(values: dict[str, np.ndarray]) -> dict[str, float]:
+    """Means of ``[N]`` arrays over the rows that say something (are not NaN).
+
+    Where none does, there is no entry.
+    """
+    found = {name: x[~np.isnan(x)] for name, x in values.items()}
+    return {name: float(x.mean()) for name, x in found.items() if len(x)}
+
+
 def preferences(
     reward: np.ndarray, length: np.ndarray, scores: np.ndarray | None
 ) -> dict[str, np.ndarray]:

@@ -282,6 +282,15 @@ def test_a_number_out_of_range_names_its_field(override):
         runs.changed(override)
 
 
+def test_a_run_trains_a_policy_or_a_reward_model():
+    trained = runs.get_config(loss=None, reward_loss=every_type)
+    assert trained.objective is every_type
+    assert runs.get_config().objective.func is dpo.loss
+    for changes, found in ((dict(loss=None), "none"), (dict(reward_loss=every_type), "both")):
+        with pytest.raises(UserError, match=rf"^loss, reward_loss: wanted one .*, found {found}$"):
+            runs.get_config(**changes)
+
+
 def test_epochs_count_only_without_steps():
     assert runs.changed("train.epochs=0").train.steps == 8
     with pytest.raises(UserError, match=r"train\.epochs"):

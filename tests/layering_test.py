@@ -23,7 +23,7 @@ LAYERS = (
     ("train",),
     (
         *("step", "game", "data", "checkpoint", "metrics", "evaluate", "generate", "score"),
-        *("plan", "report", "reference"),
+        *("plan", "report", "reference", "calibration"),
     ),
     ("logps", "optim", "sharding", "config", "configfile"),
     ("models", "objectives"),

@@ -95,7 +95,17 @@ def pair_metrics(reward: Array, policy: Array) -> Metrics:
       policy: ``[B, 2]`` their log-probabilities under the policy, nats.
 
     Returns:
-      Six entries ``[B]``. ``rewards/accuracies`` is 1 where the chosen response has the larger
+      `reward_metrics`, ``logps/chosen`` and ``logps/rejected``, each ``[B]``.
+    """
+    logps = {"logps/chosen": policy[:, 0], "logps/rejected": policy[:, 1]}
+    return reward_metrics(reward) | logps
+
+
+def reward_metrics(reward: Array) -> Metrics:
+    """What the rewards ``[B, 2]`` of a chosen and a rejected response say.
+
+    Returns:
+      Four entries ``[B]``. ``rewards/accuracies`` is 1 where the chosen response has the larger
       reward, else 0: a tie counts as wrong.
     """
     margin = reward[:, 0] - reward[:, 1]
@@ -104,6 +114,4 @@ def pair_metrics(reward: Array, policy: Array) -> Metrics:
         "rewards/rejected": reward[:, 1],
         "rewards/margins": margin,
         "rewards/accuracies": (margin > 0).astype(reward.dtype),
-        "logps/chosen": policy[:, 0],
-        "logps/rejected": policy[:, 1],
     }

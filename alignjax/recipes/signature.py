@@ -1,5 +1,6 @@
 """Tries the objective on the data's shapes before anything is compiled."""
 
+import dataclasses
 import functools
 import inspect
 import pathlib
@@ -35,9 +36,17 @@ def check_objectives(config: Config, rows: Bucketed) -> None:
     batch = _first_rows(config, rows)
     if config.sft is not None:
         drawn = _select("sft.select", config.sft.select, batch)
-        _check("sft.loss", config.sft.loss, drawn, reference=False)
+        _check("sft.loss", config.sft.loss, _logps(drawn, reference=False), drawn)
     drawn = _select("select", config.select, batch)
-    _check("loss", config.loss, drawn, reference=config.reference.mode != "none")
+    if config.reward_loss is None:
+        logps = _logps(drawn, reference=config.reference.mode != "none")
+        _check("loss", config.objective, logps, drawn)
+    else:
+        if drawn.scores is not None and drawn.scores.ndim == 3:  # it sees each objective by itself
+            one: Any = jax.ShapeDtypeStruct(drawn.scores.shape[:2], jnp.float32)
+            drawn = dataclasses.replace(drawn, scores=one)
+        scores = jax.ShapeDtypeStruct(drawn.response_length.shape, jnp.float32)
+        _check("reward_loss", config.reward_loss, scores, drawn)
 
 
 def _select(field: str, select: Callable[..., Any] | None, batch: Batch) -> Any:
@@ -50,12 +59,13 @@ def _select(field: str, select: Callable[..., Any] | None, batch: Batch) -> Any:
     return drawn
 
 
-def _check(field: str, loss: Callable[..., Any], batch: Any, *, reference: bool) -> None:
+def _logps(batch: Any, *, reference: bool) -> Logps:
     zeros: Any = jax.ShapeDtypeStruct(batch.response_length.shape, jnp.float32)
-    logps = Logps(
-        policy=zeros, reference=zeros if reference else None, length=batch.response_length
-    )
-    found = _trace(field, loss, resolve(loss, jnp.int32(0)), logps, batch)
+    return Logps(policy=zeros, reference=zeros if reference else None, length=batch.response_length)
+
+
+def _check(field: str, loss: Callable[..., Any], seen: Any, batch: Any) -> None:
+    found = _trace(field, loss, resolve(loss, jnp.int32(0)), seen, batch)
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
         raise UserError(f"{field}: {_name(loss)} must return (losses, metrics), two values")
     taken = [name for name in found[1] if name in RESERVED]

@@ -51,6 +51,16 @@ def make(k: int, m: int | None = None, *, seed: int = 0) -> tuple[Logps, Batch]:
     )
 
 
+@functools.cache
+def of_scores(reward_loss: Callable[..., tuple[Array, Metrics]]) -> Loss:
+    """A reward loss as a loss: the model's scores are what the policy's log-probabilities are."""
+
+    def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
+        return reward_loss(logps.policy, batch)
+
+    return loss
+
+
 def cases(loss: Loss) -> Iterator[tuple[Logps, Batch]]:
     """One batch for each K of 1, 2, 4 that the loss accepts, by not raising ValueError.
 
@@ -307,10 +317,11 @@ def check_lengths(loss: Loss) -> None:
         chex.assert_trees_all_equal(compiled(loss)(logps, other), compiled(loss)(logps, batch))
 
 
-def check_signature(loss: Loss) -> None:
-    """``(logps, batch, *, hyperparameters with defaults)``, nothing else."""
-    logps, batch, *hyper = inspect.signature(loss).parameters.values()
-    assert (logps.name, batch.name) == ("logps", "batch")
+def check_signature(loss: Callable[..., object]) -> None:
+    """``(logps, batch, *, hyperparameters with defaults)``; ``scores`` first for reward losses."""
+    first = "scores" if loss.__name__.startswith("reward_loss") else "logps"
+    seen, batch, *hyper = inspect.signature(loss).parameters.values()
+    assert (seen.name, batch.name) == (first, "batch")
     for p in hyper:
         assert p.kind is p.KEYWORD_ONLY, f"{p} has to be keyword-only"
         assert p.default is not p.empty, f"{p} has to have a default"

@@ -92,6 +92,23 @@ def test_k_and_reference_are_checked(pairs, lists):
         signature.check_objectives(runs.get_config(select=partial(hps.select, gamma=1.0)), pairs)
 
 
+def test_the_loss_of_a_reward_model_is_given_scores(pairs, lists):
+    def margin(scores, batch, *, wanted: tuple[int, ...]):
+        assert scores.shape == batch.response_length.shape == wanted
+        assert batch.scores is None or batch.scores.shape == wanted
+        return scores[:, 0] - scores[:, 1], {}
+
+    def config(rows, **changes):
+        wanted = (2, rows.dataset.response_length.shape[1])
+        loss = partial(margin, wanted=wanted)
+        return runs.get_config(loss=None, reward_loss=loss, **changes)
+
+    signature.check_objectives(config(pairs), pairs)
+    signature.check_objectives(config(lists, data=LISTS), lists)
+    with pytest.raises(UserError, match=r"reward_loss: .*mistaken on this data: .*polcy"):
+        signature.check_objectives(runs.get_config(loss=None, reward_loss=mistaken), pairs)
+
+
 def test_the_supervised_loss_is_checked_too(pairs):
     stage = dataclasses.replace(runs.get_config().sft, loss=dpo.loss)
     with pytest.raises(UserError, match=r"sft\.loss: .*dpo\.loss on this data: .*reference"):
