@@ -12,7 +12,19 @@ import jax
 import numpy as np
 import pytest
 
-from alignjax.objectives import cpo, dpo, ipo, orpo, robust_dpo, sft, slic
+from alignjax.objectives import (
+    cpo,
+    dpo,
+    exo,
+    ipo,
+    nca,
+    orpo,
+    robust_dpo,
+    sft,
+    simpo,
+    slic,
+    sppo,
+)
 from alignjax.types import loss_inputs
 
 RECORDED = json.loads((Path(__file__).parent / "trl_values.json").read_text())
@@ -35,6 +47,10 @@ PAIRS: dict[str, tuple[Callable[..., Any], Callable[[dict[str, Any]], dict[str, 
     "robust": (robust_dpo.loss, lambda h: beta(h) | {"flip_rate": h["label_smoothing"]}),
     "hinge": (slic.loss_hinge, beta),
     "ipo": (ipo.loss_mean, beta),
+    "exo_pair": (exo.loss, lambda h: beta(h) | {"label_smoothing": h["label_smoothing"]}),
+    "nca_pair": (nca.loss, beta),
+    "sppo_hard": (sppo.loss, beta),
+    "simpo": (simpo.loss, lambda h: beta(h) | {"gamma_beta_ratio": h["simpo_gamma"] / h["beta"]}),
     "cpo": (cpo.loss, lambda h: beta(h) | {"nll_weight": h["cpo_alpha"]}),
     "orpo": (orpo.loss, lambda h: {"odds_weight": h["beta"]}),
 }
@@ -51,7 +67,7 @@ def test_pairs(name):
     np.testing.assert_allclose(ours(name), LOSSES[name]["values"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["ipo", "cpo", "orpo"])
+@pytest.mark.parametrize("name", ["ipo", "simpo", "cpo", "orpo"])
 def test_lengths_are_noticed(name):
     """The recorded pairs are ragged: as if each response were one token, the values differ."""
     changed = ours(name, length=np.ones((4, 2), int))
