@@ -75,6 +75,11 @@ class Logps:
         log_ratio = self.policy - jax.lax.stop_gradient(self.reference)
         return jnp.where(self.length > 0, log_ratio, 0.0)
 
+    @property
+    def per_token(self) -> Array:
+        """``[B, K]`` mean log-probability of a response's tokens, nats; 0 for absent responses."""
+        return jnp.where(self.length > 0, self.policy / jnp.maximum(self.length, 1), 0.0)
+
 
 @flax.struct.dataclass(kw_only=True)
 class TrainState:

@@ -22,7 +22,7 @@ def loss(logps: Logps, batch: Batch, *, odds_weight: float = 0.1) -> tuple[Array
     ================================  ======================================
     paper                             code
     ================================  ======================================
-    log P(y|x), Eq. 3                 ``per_token(logps)``
+    log P(y|x), Eq. 3                 ``logps.per_token``
     y_w, y_l                          response 0 (chosen), 1 (rejected)
     log odds(y|x), Eq. 4              ``log_odds``
     lambda                            ``odds_weight``
@@ -55,7 +55,7 @@ def loss(logps: Logps, batch: Batch, *, odds_weight: float = 0.1) -> tuple[Array
     arXiv 2403.07691; code xfactlab/orpo@0f0abfe, src/orpo_trainer.py.
     """
     dpo.check_pairs(logps, "orpo.loss")
-    score = per_token(logps)
+    score = logps.per_token
     odds = log_odds(score)
     ratio = odds[:, 0] - odds[:, 1]
     compared = (logps.length > 0).all(axis=1)
@@ -63,12 +63,6 @@ def loss(logps: Logps, batch: Batch, *, odds_weight: float = 0.1) -> tuple[Array
     losses = nll - odds_weight * jnp.where(compared, jax.nn.log_sigmoid(ratio), 0.0)
     metrics = dpo.pair_metrics(odds_weight * score, logps.policy)
     return losses, metrics | {"nll_per_token": nll, "log_odds_ratio": ratio}
-
-
-def per_token(logps: Logps) -> Array:
-    """``[B, K]`` mean log-probability of a response's tokens, nats; 0 for an absent response."""
-    present = logps.length > 0
-    return jnp.where(present, logps.policy, 0.0) / jnp.maximum(logps.length, 1)
 
 
 def log_odds(score: Array) -> Array:

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-from alignjax.objectives.orpo import per_token
 from alignjax.objectives.plackett_luce import best_and_negatives, list_metrics, ranking_scores
 from alignjax.objectives.rrhf import best_nll
 from alignjax.types import Array, Batch, Logps, Metrics
@@ -20,7 +19,7 @@ def loss(logps: Logps, batch: Batch, *, nll_weight: float = 0.05) -> tuple[Array
     ================================  ======================================
     paper                             code
     ================================  ======================================
-    r_pi(x, y), here p                ``per_token(logps)``
+    r_pi(x, y), here p                ``logps.per_token``
     s = log pi_theta(y|x)             ``logps.policy``
     r(x, y), the reward model's       ``batch.scores``
     n                                 responses that take part, at most K
@@ -59,7 +58,7 @@ def loss(logps: Logps, batch: Batch, *, nll_weight: float = 0.05) -> tuple[Array
     best, negatives = best_and_negatives(batch)
     scores = ranking_scores(batch)
     ranked = scores > -jnp.inf
-    p = per_token(logps)
+    p = logps.per_token
     # [B, k, i]: response k is chosen from itself and the responses i below it.
     below = ranked[:, None, :] & (scores[:, None, :] < scores[:, :, None])
     gap = jnp.where(below, scores[:, :, None] - scores[:, None, :], 0.0)

@@ -1,7 +1,6 @@
 """Simple Preference Optimization: the log-probability per token as the reward, no reference."""
 
 import jax
-import jax.numpy as jnp
 
 from alignjax.objectives import dpo
 from alignjax.types import Array, Batch, Implicit, Logps, Metrics
@@ -12,7 +11,7 @@ def implicit(logps: Logps) -> Array:
 
     Under other losses this drops their reference: ``partial(hps.loss, implicit=simpo.implicit)``.
     """
-    return jnp.where(logps.length > 0, logps.policy / jnp.maximum(logps.length, 1), 0.0)
+    return logps.per_token
 
 
 def loss(
