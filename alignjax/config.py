@@ -123,7 +123,8 @@ class Config:
     data: DataConfig
     loss: Callable[..., Any]  # (logps, batch) -> ([B] losses, metrics)
     optim: OptimConfig
-    select: Callable[..., Any] | None = None  # (key, batch) -> batch with fewer responses
+    select: Callable[..., Any] | None = None  # (key, batch) -> batch with other responses
+    baseline: Callable[..., Any] | None = None  # (logps, batch) -> [B], averaged for the loss
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig
     train: TrainConfig = TrainConfig()
@@ -136,7 +137,14 @@ class Config:
         _check_types(self, "")
         _check_ranges(self)
         _check_rows(self)
-        functions = ("loss", "select", "optim.schedule", "data.source", "evaluate.judge")
+        functions = (
+            "loss",
+            "select",
+            "baseline",
+            "optim.schedule",
+            "data.source",
+            "evaluate.judge",
+        )
         for field in (*functions, "sft.loss", "sft.select", "sft.truth"):
             function = get(self, field)
             if function is not None:

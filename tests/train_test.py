@@ -108,6 +108,7 @@ def job(workdir, *, epochs: float = 2.0, **changes) -> train.Job:
         apply=apply,
         loss=loss,
         select=draw,
+        baseline=None,
         optimizer=optax.adam(schedule),
         learning_rate=schedule,
         accumulate=1,

@@ -32,7 +32,13 @@ from alignjax.logps import response_logps
 from alignjax.models.transformer import init_params
 from alignjax.recipes import workdirs
 from alignjax.recipes.prepared import Prepared, cache_dir, prepare_data
-from alignjax.recipes.signature import bound, check_objectives, drawn_responses
+from alignjax.recipes.signature import (
+    bind_fraction,
+    bound,
+    check_objectives,
+    drawn_responses,
+    keeps_cache,
+)
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
@@ -60,6 +66,7 @@ def run(
         fault_point("config", "")
         data = prepare_data(config, workdir)
         fault_point("data", "")
+        config = bind_fraction(config, data.train)
         check_objectives(config, data.train)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         load_reference = _supervised(config, workdir, data, mesh)
@@ -98,6 +105,7 @@ def _job(
         apply=functools.partial(response_logps, config=config.model),
         loss=config.loss,
         select=config.select,
+        baseline=config.baseline,
         optimizer=optim.make(config.optim, steps),
         learning_rate=optim.learning_rate(config.optim, steps),
         accumulate=config.train.accumulate,
@@ -148,6 +156,7 @@ def _supervised(
         config,
         loss=sft.loss,
         select=sft.select,
+        baseline=None,
         optim=dataclasses.replace(config.optim, learning_rate=sft.learning_rate),
         train=dataclasses.replace(
             config.train,
@@ -239,6 +248,7 @@ def _align(
         responses=responses,
         trained_rows=job.plan.row_count,
         drawn=drawn_responses(config, data.train),
+        cacheable=keeps_cache(config, data.train),
         cached=reference.is_cached(
             cache_dir(config, workdir), reference.table_key(digest, data.train, config.model)
         ),
@@ -387,6 +397,7 @@ def _report(
             for name, pair in table.items()
         },
         "reference": dataclasses.asdict(choice),
+        "loss": describe(config.loss),
         **counts,
         "receipt": data.receipt,
         "versions": workdirs.versions(),
