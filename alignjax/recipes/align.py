@@ -267,13 +267,19 @@ def _align(
     del ref_params  # unless the choice is live, its memory is free from here on
 
     def measure(params: Params) -> dict[str, np.ndarray]:
-        return evaluate.preferences(
-            _held_out_logps(config, data, mesh, params, "  held-out rows"),
+        policy = _held_out_logps(config, data, mesh, params, "  held-out rows")
+        length = data.held_out.dataset.response_length
+        found = evaluate.preferences(
+            policy,
             held_out_reference,
-            data.held_out.dataset.response_length,
+            length,
             _order(data.held_out),
             beta=bound(config.loss, "beta", 1.0),
         )
+        labels = _labels(data.held_out)
+        if labels is None:
+            return found
+        return found | evaluate.labelled(policy, held_out_reference, labels, length)
 
     def means(params: Params) -> dict[str, float]:
         # A row may say nothing (NaN); where none does, there is nothing to log.
@@ -304,17 +310,30 @@ def _align(
 
 
 def _order(rows: Bucketed) -> np.ndarray | None:
-    """``[N, K]`` scores that order the held-out responses; None where index 0 is the chosen one.
+    """``[N, K]`` scores or labels that order the held-out responses; None: index 0 is chosen.
 
     Rows with several objectives have no one order: theirs are all NaN, and say nothing.
     """
+    labels = _labels(rows)
     table = np.full(rows.dataset.response_length.shape, np.nan)
     for i in range(len(rows.dataset)):
         scores = rows.dataset[i].scores
         if scores is None:
-            return None
+            return None if labels is None else labels.astype(np.float64)
         if scores.shape[1] == 1:
             table[i, : len(scores)] = scores[:, 0]
+    return table
+
+
+def _labels(rows: Bucketed) -> np.ndarray | None:
+    """``[N, K]`` which responses are desirable; None without labels."""
+    if not sum(rows.dataset.labels):
+        return None
+    table = np.zeros(rows.dataset.response_length.shape, bool)
+    for i in range(len(rows.dataset)):
+        found = rows.dataset[i].desirable
+        assert found is not None  # preparation refuses rows of several kinds
+        table[i, : len(found)] = found
     return table
 
 
