@@ -81,12 +81,13 @@ def _main(argv: Sequence[str]) -> int:
     if max(config.mesh.data, config.mesh.fsdp, config.mesh.tensor) > 1:
         # A larger pool than there are cores: CPU collectives can starve each other otherwise.
         os.environ.setdefault("NPROC", "32")
-    from alignjax.recipes import align
+    from alignjax.recipes import align, reward
 
     if verb == "data":
         align.show_data(config)
         return 0
-    align.run(config, workdir, allow_config_change=FLAGS.allow_config_change)
+    recipe = align if config.reward_loss is None else reward
+    recipe.run(config, workdir, allow_config_change=FLAGS.allow_config_change)
     return 0
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from alignjax.errors import UserError, did_you_mean
-from alignjax.fields import fits, keywords, type_name
+from alignjax.fields import fits, keywords, takes_function, type_name
 from alignjax.models.config import ModelConfig
 
 
@@ -121,7 +121,8 @@ class Config:
     """One run: data, model, objective, optimizer, evaluation."""
 
     data: DataConfig
-    loss: Callable[..., Any]  # (logps, batch) -> ([B] losses, metrics)
+    loss: Callable[..., Any] | None = None  # (logps, batch) -> ([B] losses, metrics): a policy
+    reward_loss: Callable[..., Any] | None = None  # the same of (scores, batch): a reward model
     optim: OptimConfig
     select: Callable[..., Any] | None = None  # (key, batch) -> batch with other responses
     baseline: Callable[..., Any] | None = None  # (logps, batch) -> [B], averaged for the loss
@@ -133,12 +134,28 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    @property
+    def objective(self) -> Callable[..., Any]:
+        """What the run minimises: the loss of its policy or of its reward model."""
+        function = self.reward_loss if self.loss is None else self.loss
+        assert function is not None  # see __post_init__
+        return function
+
     def __post_init__(self) -> None:
         _check_types(self, "")
+        if (self.loss is None) == (self.reward_loss is None):
+            found = "none" if self.loss is None else "both"
+            raise UserError(
+                "loss, reward_loss: wanted one of them (loss trains a policy, reward_loss a reward "
+                f"model), found {found}"
+            )
+        if self.reward_loss is not None and self.baseline is not None:
+            raise UserError("baseline: wanted None with reward_loss; a baseline is of log-ratios")
         _check_ranges(self)
         _check_rows(self)
         functions = (
             "loss",
+            "reward_loss",
             "select",
             "baseline",
             "optim.schedule",
@@ -264,8 +281,13 @@ def check_keywords(function: Callable[..., Any], field: str) -> None:
                 f"keyword{did_you_mean(name, known)}; it takes {takes}"
             )
         wanted = known[name].annotation
-        if not callable(value) and not fits(value, wanted):  # a callable is a schedule
+        is_schedule = callable(value) and not takes_function(wanted)
+        if not is_schedule and not fits(value, wanted):
             raise UserError(f"{field}.{name}: wanted {type_name(wanted)}, found {value!r}")
+        if takes_function(wanted) and (
+            inspect.isfunction(value) or isinstance(value, functools.partial)
+        ):
+            check_keywords(value, f"{field}.{name}")
     for name, parameter in known.items():
         # A source's path is bound later, from data.path.
         later = field == "data.source" and name == "path"

@@ -48,20 +48,24 @@ def mean_over_prompts(values: np.ndarray, prompts: Sequence[object]) -> Estimate
     return Estimate(mean, float(Z95 * error), clusters)
 
 
+def means(values: dict[str, np.ndarray]) -> dict[str, float]:
+    """Means of ``[N]`` arrays over the rows that say something (are not NaN).
+
+    Where none does, there is no entry.
+    """
+    found = {name: x[~np.isnan(x)] for name, x in values.items()}
+    return {name: float(x.mean()) for name, x in found.items() if len(x)}
+
+
 def preferences(
-    policy: np.ndarray,
-    reference: np.ndarray | None,
-    length: np.ndarray,
-    scores: np.ndarray | None,
-    beta: float,
+    reward: np.ndarray, length: np.ndarray, scores: np.ndarray | None
 ) -> dict[str, np.ndarray]:
-    """How a policy's implicit rewards order the responses of each row.
+    """How rewards order the responses of each row.
 
     Args:
-      policy, reference: ``[N, K]`` nats; without a reference the reward is ``beta * policy``.
+      reward: ``[N, K]``, implicit or explicit.
       length: ``[N, K]`` tokens, 0 = absent.
       scores: ``[N, K]`` external scores, or None: index 0 is chosen and the rest are not.
-      beta: KL strength, for ``reward = beta * log_ratio``.
 
     Returns:
       ``[N]`` arrays: ``rewards/margins`` (best minus worst response), ``rewards/accuracies`` (share
@@ -69,7 +73,6 @@ def preferences(
       equal score say nothing), ``rewards/chosen``, ``rewards/rejected`` (best and worst). NaN where
       a row has no ordered pair.
     """
-    reward = beta * (policy if reference is None else policy - reference)
     n, k = reward.shape
     present = length > 0
     if scores is None:

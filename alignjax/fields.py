@@ -30,6 +30,11 @@ def _options(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if is_union else (hint,)
 
 
+def takes_function(hint: Any) -> bool:
+    """Whether a parameter annotated like this is given a function, and not a number or a text."""
+    return any(typing.get_origin(o) is collections.abc.Callable for o in _options(hint))
+
+
 def type_name(hint: Any) -> str:
     """``float | None`` and the like, as a person writes it."""
 

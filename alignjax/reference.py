@@ -13,7 +13,6 @@ import os
 import pathlib
 from collections.abc import Callable
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -23,7 +22,7 @@ from alignjax.logps import score_responses
 from alignjax.metrics import progress
 from alignjax.models.config import ModelConfig
 from alignjax.sharding import put_rows
-from alignjax.types import Params
+from alignjax.types import Array, Batch, Params
 
 log = logging.getLogger("alignjax")
 
@@ -36,22 +35,52 @@ def dataset_logps(
     Returns:
       ``[N, K]`` float32 nats; 0 for absent responses.
     """
-    table = np.zeros(data.dataset.response_length.shape, np.float32)
+    return dataset_table(
+        lambda batch: score_responses(params, batch, config=config),
+        data,
+        batch_size=batch_size,
+        mesh=mesh,
+        title=title,
+    )
+
+
+def dataset_table(
+    function: Callable[[Batch], Array], data: Bucketed, *, batch_size: int, mesh: Mesh, title: str
+) -> np.ndarray:
+    """What a compiled function says of every response of a dataset, with a progress bar.
+
+    Args:
+      function: ``batch -> [B, K]``, or ``[B, K, M]``.
+      data: N >= 1 rows.
+      batch_size: prompts at a time.
+      mesh: where the batches go.
+      title: of the progress bar.
+
+    Returns:
+      ``[N, K]`` or ``[N, K, M]`` float32.
+    """
+    table: np.ndarray | None = None
     plan = data.in_order(batch_size)
-    late: list[tuple[np.ndarray, jax.Array]] = []  # fetched one batch late, see metrics.py
+    late: list[tuple[np.ndarray, Array]] = []  # fetched one batch late, see metrics.py
 
     def fetch() -> None:
+        nonlocal table
         rows, values = late.pop(0)
-        table[rows[rows >= 0]] = np.asarray(values)[rows >= 0]
+        found = np.asarray(values)
+        if table is None:
+            k = data.dataset.response_length.shape[1]
+            table = np.zeros((len(data.dataset), k, *found.shape[2:]), np.float32)
+        table[rows[rows >= 0]] = found[rows >= 0]
 
     with progress(title, len(data.dataset)) as advance:
         for rows, batch in zip(plan.rows, read(data.dataset, plan), strict=True):
-            late.append((rows, score_responses(params, put_rows(batch, mesh), config=config)))
+            late.append((rows, function(put_rows(batch, mesh))))
             if len(late) > 1:
                 fetch()
             advance(int((rows >= 0).sum()))
         while late:
             fetch()
+    assert table is not None
     return table
 
 

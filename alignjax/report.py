@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from alignjax.calibration import Bins
 from alignjax.evaluate import Estimate
 from alignjax.generate import Sample
 from alignjax.metrics import read
@@ -19,17 +20,23 @@ def say(text: str) -> None:
 
 def print_table(table: Table, title: str) -> None:
     """Before and after, one row a metric, with 95% half-widths."""
+    rows = {name: ["-" if x is None else str(x) for x in pair] for name, pair in table.items()}
+    print_rows(rows, ("held-out", "before", "after"), title)
+    say("± is the half-width of the 95% interval over prompts.")
+
+
+def print_rows(rows: dict[str, list[str]], columns: Sequence[str], title: str) -> None:
+    """A table of texts: names to the left, numbers to the right."""
     import rich.console
     import rich.table
 
     out = rich.table.Table(title=title, title_justify="left")
-    out.add_column("held-out", no_wrap=True)
-    for name in ("before", "after"):
+    out.add_column(columns[0], no_wrap=True)
+    for name in columns[1:]:
         out.add_column(name, justify="right", no_wrap=True)
-    for name, (before, after) in table.items():
-        out.add_row(name, *("-" if x is None else str(x) for x in (before, after)))
+    for name, cells in rows.items():
+        out.add_row(name, *cells)
     rich.console.Console().print(out)
-    say("± is the half-width of the 95% interval over prompts.")
 
 
 def print_samples(
@@ -94,6 +101,34 @@ def plot(
         axis.set_title(f"{score_name} of sampled responses")
         axis.set_xlabel(score_name)
         axis.set_ylabel("responses")
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_reliability(path: pathlib.Path, bins: dict[str, tuple[Bins, Bins]]) -> None:
+    """Reliability diagrams: how often the preferred response came first, by predicted probability.
+
+    Args:
+      path: the PNG to write.
+      bins: objective -> bins before and after temperature scaling; one panel each.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(bins), figsize=(4.2 * len(bins), 4.0), squeeze=False)
+    for axis, (name, pair) in zip(axes[0], bins.items(), strict=True):
+        axis.plot([0, 1], [0, 1], color="gray", linewidth=1, label="calibrated")
+        for label, found in zip(("before", "after"), pair, strict=True):
+            some = found.count > 0
+            axis.plot(found.predicted[some], found.happened[some], marker="o", label=label)
+        axis.set_title(name)
+        axis.set_xlabel("predicted probability of preference")
+        axis.set_ylabel("share preferred")
+        axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -24,6 +24,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"layers/(q|k|v|gate|up)/kernel$", P(None, "fsdp", "tensor")),
     (r"layers/(o|down)/kernel$", P(None, "tensor", "fsdp")),
     (r"layers/(q|k|v)/bias$", P(None, "tensor")),
+    (r"(^|/)reward/kernel$", P("fsdp")),
     (r"", P()),  # norms, counters, keys: everywhere
 )
 

@@ -15,9 +15,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from alignjax.types import Array, Baseline, Batch, Logps, Loss, Metrics, Params, Select, TrainState
+from alignjax.fields import keywords, takes_function
+from alignjax.types import (
+    Array,
+    Baseline,
+    Batch,
+    Logps,
+    Loss,
+    Metrics,
+    Params,
+    RewardLoss,
+    Select,
+    TrainState,
+)
 
-Apply = Callable[[Params, Batch], Array]  # -> [B, K] response log-probabilities, nats
+Apply = Callable[[Params, Batch], Array]  # -> [B, K] response log-probabilities, nats; or scores
+Forward = Callable[..., Any]  # (params, ref_params, batch, *, apply) -> what the loss sees: `score`
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
@@ -41,12 +54,20 @@ def resolve(function: Callable[..., Any], step: Array) -> Callable[..., Any]:
     """Replaces the schedules among a partial's keywords by their value at ``step``.
 
     A keyword whose value is callable is taken for a schedule, ``step -> value``; a loss never
-    sees one.
+    sees one. Where the parameter is annotated as a function it is that function, and only the
+    schedules bound to it in turn are replaced.
     """
     if not isinstance(function, functools.partial):
         return function
-    keywords = {k: v(step) if callable(v) else v for k, v in function.keywords.items()}
-    return functools.partial(function.func, *function.args, **keywords)
+    known = keywords(function.func)
+
+    def at_step(name: str, value: Any) -> Any:
+        if name in known and takes_function(known[name].annotation):
+            return resolve(value, step)
+        return value(step) if callable(value) else value
+
+    bound = {name: at_step(name, value) for name, value in function.keywords.items()}
+    return functools.partial(function.func, *function.args, **bound)
 
 
 def score(params: Params, ref_params: Params | None, batch: Batch, *, apply: Apply) -> Logps:
@@ -57,6 +78,14 @@ def score(params: Params, ref_params: Params | None, batch: Batch, *, apply: App
     if reference is not None:
         reference = jax.lax.stop_gradient(reference)
     return Logps(policy=apply(params, batch), reference=reference, length=batch.response_length)
+
+
+def reward_scores(
+    params: Params, ref_params: Params | None, batch: Batch, *, apply: Apply
+) -> Array:
+    """What the loss of a reward model sees: ``[B, K]`` scores; there is no reference."""
+    del ref_params
+    return apply(params, batch)
 
 
 def weighted_sums(loss: Array, metrics: Metrics, weight: Array) -> tuple[Array, Metrics]:
@@ -78,7 +107,8 @@ def train_step(
     *,
     apply: Apply,
     optimizer: optax.GradientTransformation,
-    loss: Loss,
+    loss: Loss | RewardLoss,
+    forward: Forward = score,
     select: Select | None = None,
     baseline: Baseline | None = None,
     accumulate: int = 1,
@@ -90,9 +120,11 @@ def train_step(
       ref_params: the frozen reference, or None when its log-probabilities come with the batch or
         the loss uses none. Never donated.
       batch: B prompts; B is a multiple of ``accumulate``.
-      apply: ``(params, batch) -> [B, K]`` response log-probabilities.
+      apply: ``(params, batch) -> [B, K]`` response log-probabilities, or a reward model's scores.
       optimizer: an optax transformation.
       loss: the objective, with hyperparameters bound; bound schedules are resolved here.
+      forward: makes the loss's first argument: `score` for a policy, `reward_scores` for a reward
+        model.
       select: draws responses before the forward pass, with a key that depends on the step.
       baseline: values whose mean over the global batch the loss reads, without gradient. With
         ``accumulate`` = 1 it costs no forward pass; else one more over policy and live reference,
@@ -116,16 +148,16 @@ def train_step(
         if accumulate > 1:
             whole = _mean_baseline(
                 baseline,
-                functools.partial(score, state.params, ref_params, apply=apply),
+                functools.partial(forward, state.params, ref_params, apply=apply),
                 batch,
                 accumulate,
             )
 
     def objective(params: Params, part: Batch) -> tuple[Array, Metrics]:
-        logps = score(params, ref_params, part, apply=apply)
+        seen = forward(params, ref_params, part, apply=apply)
         told: Metrics = {}
         if baseline is not None:
-            mean = _mean(*_sums(baseline, logps, part)) if whole is None else whole
+            mean = _mean(*_sums(baseline, seen, part)) if whole is None else whole
             mean = jax.lax.stop_gradient(mean)
             so_far = _running(state, mean, batch.weight.sum())
             told = {
@@ -133,7 +165,7 @@ def train_step(
                 "running_baseline": jnp.broadcast_to(so_far, part.weight.shape),
             }
             part = dataclasses.replace(part, **told)
-        losses, metrics = loss(logps, part)
+        losses, metrics = loss(seen, part)
         return weighted_sums(losses, metrics | told, part.weight)
 
     (total, metrics), grads = _accumulated(objective, state.params, batch, accumulate)

@@ -23,8 +23,8 @@ from alignjax.data.batching import Bucketed, Plan, read
 from alignjax.errors import UserError
 from alignjax.faults import fault_point
 from alignjax.sharding import abstract, put_rows, shard_tree
-from alignjax.step import Apply, init_state, train_step
-from alignjax.types import Array, Baseline, Batch, Loss, Params, Select, TrainState
+from alignjax.step import Apply, Forward, init_state, score, train_step
+from alignjax.types import Array, Baseline, Batch, Loss, Params, RewardLoss, Select, TrainState
 
 log = logging.getLogger("alignjax")
 
@@ -52,7 +52,7 @@ class Job:
     ref_params: Params | None  # when scored in every step
     params_shape: Params  # shapes and dtypes of the parameters
     apply: Apply
-    loss: Loss
+    loss: Loss | RewardLoss
     select: Select | None
     baseline: Baseline | None
     optimizer: optax.GradientTransformation
@@ -65,6 +65,7 @@ class Job:
     eval_every: int
     keep: int
     max_skipped: int
+    forward: Forward = score  # a policy's; `step.reward_scores`: a reward model's
 
 
 def fit(
@@ -111,6 +112,7 @@ def fit(
             apply=job.apply,
             optimizer=job.optimizer,
             loss=job.loss,
+            forward=job.forward,
             select=job.select,
             baseline=job.baseline,
             accumulate=job.accumulate,

@@ -92,7 +92,9 @@ class TrainState:
 
 
 Loss = Callable[[Logps, Batch], tuple[Array, Metrics]]  # -> ([B] losses, {name: [B]})
+RewardLoss = Callable[[Array, Batch], tuple[Array, Metrics]]  # the same of [B, K] scores
 Select = Callable[[Array, Batch], Batch]  # (key, batch with K responses) -> batch with K'
+Implicit = Callable[[Logps], Array]  # -> [B, K] implicit rewards per unit of beta, nats
 # -> [B]; the step averages it over the whole global batch, without gradient, for the loss to read
 Baseline = Callable[[Logps, Batch], Array]
 

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import optax
@@ -19,6 +20,7 @@ from alignjax.errors import UserError
 from alignjax.fields import describe, differences, parse
 from alignjax.models.config import ModelConfig, RopeScaling
 from alignjax.objectives import dpo, hps
+from alignjax.types import Array, Logps
 from tests import runs
 
 CONFIGS = sorted((runs.ROOT / "configs").rglob("*.py"))
@@ -41,8 +43,13 @@ def every_type(
     limit: float | None = None,
     either: "int | str" = 0,
     free=None,
+    implicit: Callable[[Logps], Array] = dpo.implicit,
 ):
     """A loss with a hyperparameter of every type."""
+
+
+def scaled(logps, *, scale: float, shift: float = 0.0):
+    """An implicit reward with a hyperparameter that has to be bound."""
 
 
 @pytest.mark.parametrize(
@@ -180,6 +187,14 @@ def test_a_field_and_a_part_of_it_are_not_both_set():
         (hps.select, r"loss\.gamma: select needs it; bind it with partial"),
         ("dpo", r"loss: wanted a function.*, found 'dpo'"),
         (functools.partial(every_type, count=1.0), r"loss\.count: wanted int, found 1\.0"),
+        (functools.partial(dpo.loss, implicit=0.5),
+         r"loss\.implicit: wanted a function, found 0\.5"),
+        (functools.partial(dpo.loss, implicit=scaled),
+         r"loss\.implicit\.scale: scaled needs it; bind it with partial"),
+        (functools.partial(dpo.loss, implicit=functools.partial(scaled, scale=1.0, sift=2.0)),
+         r"loss\.implicit\.sift: .*scaled takes no such keyword \(did you mean 'shift'\?\)"),
+        (functools.partial(dpo.loss, implicit=functools.partial(scaled, scale="1")),
+         r"loss\.implicit\.scale: wanted float, found '1'"),
         (functools.partial(beside, loss=1), r"loss\.loss: .* takes no such keyword"),
     ],
 )  # fmt: skip
@@ -191,7 +206,33 @@ def test_a_bound_function_is_checked(function, message):
 
 
 def test_schedules_fit_any_hyperparameter():
-    check_keywords(functools.partial(dpo.loss, beta=optax.constant_schedule(0.1)), "loss")
+    schedule = optax.constant_schedule(0.1)
+    check_keywords(functools.partial(dpo.loss, beta=schedule), "loss")
+    nested = functools.partial(scaled, scale=schedule)
+    check_keywords(functools.partial(dpo.loss, implicit=nested), "loss")
+
+
+def test_an_override_reaches_the_keywords_of_a_bound_function():
+    nested = functools.partial(scaled, scale=1.0)
+    config = runs.get_config(loss=functools.partial(dpo.loss, beta=0.2, implicit=nested))
+    changed = configfile._override(config, [("loss.implicit.scale", "3"), ("loss.beta", "0.5")])
+    assert configs.get(changed, "loss.implicit.scale") == 3.0
+    assert changed.loss.keywords["beta"] == 0.5
+    assert changed.loss.keywords["implicit"].func is scaled
+    assert differences(describe(config), describe(changed)) == [
+        "loss.beta: 0.2 -> 0.5",
+        "loss.implicit.scale: 1.0 -> 3.0",
+    ]
+    # The function itself has no text; and the keywords of a default are reached as well.
+    for override, message in (
+        ("loss.implicit=scaled", r"--set loss\.implicit: wanted a function, found 'scaled'"),
+        ("loss.implicit.scale=x", r"--set loss\.implicit\.scale: no such field; .* has none"),
+    ):
+        with pytest.raises(UserError, match=message):
+            runs.changed(override)
+    unbound = functools.partial(every_type, implicit=scaled)
+    found = configfile._apply(unbound, {"implicit": {"shift": "2"}}, "loss")
+    assert found.keywords["implicit"].keywords == {"shift": 2.0}
 
 
 def leaves(config):
@@ -239,6 +280,15 @@ def test_a_number_out_of_range_names_its_field(override):
     field = "mesh" if field.startswith("mesh") else field
     with pytest.raises(UserError, match=rf"{field}: wanted .*, found "):
         runs.changed(override)
+
+
+def test_a_run_trains_a_policy_or_a_reward_model():
+    trained = runs.get_config(loss=None, reward_loss=every_type)
+    assert trained.objective is every_type
+    assert runs.get_config().objective.func is dpo.loss
+    for changes, found in ((dict(loss=None), "none"), (dict(reward_loss=every_type), "both")):
+        with pytest.raises(UserError, match=rf"^loss, reward_loss: wanted one .*, found {found}$"):
+            runs.get_config(**changes)
 
 
 def test_epochs_count_only_without_steps():

@@ -87,25 +87,20 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 def test_pairs():
     policy = np.array([[-1.0, -4.0], [-3.0, -2.0], [-2.0, -2.0]])
     reference = np.array([[-2.0, -3.0], [-2.0, -2.0], [-1.0, -1.0]])
-    found = preferences(policy, reference, np.ones((3, 2), int), None, beta=0.5)
+    found = preferences(0.5 * (policy - reference), np.ones((3, 2), int), None)
     assert found["rewards/chosen"].tolist() == [0.5, -0.5, -0.5]
     assert found["rewards/rejected"].tolist() == [-0.5, 0.0, -0.5]
     assert found["rewards/margins"].tolist() == [1.0, -0.5, 0.0]
     assert found["rewards/accuracies"].tolist() == [1.0, 0.0, 0.0]  # a tie is wrong
 
 
-def test_without_a_reference_the_reward_is_the_log_probability():
-    policy = np.array([[-1.0, -4.0]])
-    found = preferences(policy, None, np.ones((1, 2), int), None, beta=0.5)
-    assert found["rewards/margins"].tolist() == [1.5]
-
-
 def test_lists_with_absent_responses_ties_and_nothing_to_compare():
-    zeros = np.zeros((4, 3))
-    policy = np.array([[-1.0, -2.0, -3.0], [-3.0, -1.0, 99.0], [-1.0, -2.0, -3.0], [-1.0, 0, 0]])
+    reward = 2 * np.array(
+        [[-1.0, -2.0, -3.0], [-3.0, -1.0, 99.0], [-1.0, -2.0, -3.0], [-1.0, 0, 0]]
+    )
     length = np.array([[4, 4, 4], [4, 4, 0], [4, 4, 4], [4, 0, 0]])
     scores = np.array([[0.0, 2.0, 1.0], [1.0, 0.0, NAN], [1.0, 1.0, 0.0], [5.0, NAN, NAN]])
-    found = preferences(policy, zeros, length, scores, beta=2.0)
+    found = preferences(reward, length, scores)
     # Row 0: pairs 1>2 right, 1>0 wrong, 2>0 wrong. Row 1: 0>1 wrong. Row 2: 0>2, 1>2 right; the
     # tie says nothing. Row 3: one response.
     np.testing.assert_allclose(found["rewards/accuracies"], [1 / 3, 0.0, 1.0, NAN])
@@ -115,10 +110,8 @@ def test_lists_with_absent_responses_ties_and_nothing_to_compare():
 
 
 def test_single_responses_and_equal_scores_say_nothing():
-    one = preferences(np.array([[-1.0]]), None, np.ones((1, 1), int), None, beta=1.0)
-    tied = preferences(
-        np.array([[-1.0, -2.0]]), None, np.ones((1, 2), int), np.ones((1, 2)), beta=1.0
-    )
+    one = preferences(np.array([[-1.0]]), np.ones((1, 1), int), None)
+    tied = preferences(np.array([[-1.0, -2.0]]), np.ones((1, 2), int), np.ones((1, 2)))
     for found in (one, tied):
         assert all(np.isnan(values).all() for values in found.values())
 

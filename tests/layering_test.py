@@ -23,16 +23,16 @@ LAYERS = (
     ("train",),
     (
         *("step", "game", "data", "checkpoint", "metrics", "evaluate", "generate", "score"),
-        *("plan", "report", "pareto", "reference"),
+        *("plan", "report", "reference", "calibration"),
     ),
     ("logps", "optim", "sharding", "config", "configfile"),
     ("models", "objectives"),
     ("types", "fields"),
-    ("errors", "faults"),
+    ("errors", "faults", "pareto"),
 )
 # Narrower than their layer: all of alignjax that these may import.
 ONLY = {
-    "objectives": {"objectives", "types", "errors"},
+    "objectives": {"objectives", "types", "errors", "pareto"},
     "models": {"models", "types", "errors"},
     "data": {"data", "types", "errors"},
 }

@@ -187,14 +187,14 @@ def test_a_complete_run_started_again_changes_nothing(clean, compiled):
 
 def test_every_row_is_trained_on_once_an_epoch(clean, tmp_path):
     """The plan is a function of data and seed alone, and the oracle's metrics follow it."""
-    from alignjax.recipes import align
+    from alignjax.recipes import stages
 
     config = load(str(runs.ROOT / "tests" / "runs.py"), ["train.steps=0", "train.epochs=2"])
     data = prepared.prepare_data(config, tmp_path)
-    plan = align._plan(config, data.train)
+    plan = stages.run_plan(config, data.train)
     used = np.bincount(plan.rows[plan.rows >= 0], minlength=len(data.train.dataset))
     assert used.tolist() == [2] * len(data.train.dataset)
-    again = align._plan(config, prepared.prepare_data(config, tmp_path).train)
+    again = stages.run_plan(config, prepared.prepare_data(config, tmp_path).train)
     np.testing.assert_array_equal(plan.rows, again.rows)
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests import runs
 
 HINGE = """
-    reward = beta * logps.log_ratio
+    reward = beta * implicit(logps)
     margin = reward[:, 0] - reward[:, 1]
     losses = jax.nn.relu(slack - margin)
     return losses, {**pair_metrics(reward, logps.policy), "hinge/active": (losses > 0) * 1.0}
@@ -35,7 +35,7 @@ def folder(tmp_path):
     shutil.copy(runs.ROOT / "configs" / "demo" / "dpo.py", tmp_path / "my_run.py")
 
     objective = (tmp_path / "hinge.py").read_text()
-    begin = objective.index("    reward = beta * logps.log_ratio\n")
+    begin = objective.index("    reward = beta * implicit(logps)\n")
     end = objective.index("\n\n\ndef check_pairs")
     objective = objective[:begin] + HINGE.strip("\n") + objective[end:]
     objective = objective.replace("def loss(", "def hinge_loss(")

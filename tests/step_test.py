@@ -273,6 +273,27 @@ def test_schedules_are_resolved_at_the_step():
     assert resolve(dpo.loss, jnp.zeros(())) is dpo.loss
 
 
+def test_a_parameter_annotated_as_a_function_is_given_the_function():
+    def shifted(logps, *, shift: float):
+        return logps.log_ratio + shift
+
+    def nested(step):
+        shift = functools.partial(shifted, shift=lambda step: 2.0 * step)
+        loss = functools.partial(dpo.loss, beta=lambda step: step / 4, implicit=shift)
+        return resolve(loss, step)
+
+    found = nested(jnp.float32(3.0))
+    assert found.keywords["beta"] == 0.75
+    assert found.keywords["implicit"].func is shifted
+    assert found.keywords["implicit"].keywords == {"shift": 6.0}
+    plain = functools.partial(dpo.loss, implicit=dpo.implicit)
+    assert resolve(plain, jnp.zeros(())).keywords == {"implicit": dpo.implicit}
+    _, metrics = jax.jit(lambda step, *case: nested(step)(*case))(
+        jnp.float32(3.0), *loss_inputs([[-1.0, -2.0]], [[-2.0, -2.0]])
+    )
+    assert float(metrics["rewards/chosen"][0]) == pytest.approx(0.75 * 7.0)
+
+
 def numbers(logps, batch):
     """A loss that tells which response was drawn: the first id of each row's rejected one."""
     first = batch.response[:, 1, 0].astype(jnp.float32)
@@ -451,3 +472,20 @@ class ScoreTest(chex.TestCase):
             np.testing.assert_allclose(reference, apply(ref, batch), rtol=1e-6)
         else:
             assert reference is None
+
+
+def test_a_reward_models_loss_sees_scores_and_no_reference():
+    def margin(scores, batch):
+        return jax.nn.softplus(scores[:, 1] - scores[:, 0]), {"margin": scores[:, 0] - scores[:, 1]}
+
+    batch, params = make_batch(), make_params()
+    state = init_state(params, SGD, jax.random.key(7))
+    step = make_step(margin, optimizer=SGD, forward=step_module.reward_scores, accumulate=2)
+    new, scalars = step(state, None, batch)
+
+    def mean(params):
+        return jnp.average(margin(apply(params, batch), batch)[0], weights=batch.weight)
+
+    wanted, grads = jax.value_and_grad(mean)(params)
+    np.testing.assert_allclose(scalars["loss"], wanted, rtol=1e-6)
+    chex.assert_trees_all_close(new.params, jax.tree.map(jnp.subtract, params, grads), atol=1e-6)

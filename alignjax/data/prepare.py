@@ -15,14 +15,14 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from alignjax.data.records import DataError, Receipt, Record, take_responses
-from alignjax.data.tokenizer import Tokenizer
+from alignjax.data.tokenizer import Encoded, Tokenizer
 from alignjax.errors import UserError
 
 FORMAT = 2  # part of the key; raise it when the same input is written differently
@@ -138,6 +138,49 @@ def prepare(
     return dataset
 
 
+def in_memory(
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    *,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+) -> Dataset:
+    """Tokenises and cuts records as `prepare` does, keeps all of them, and writes nothing.
+
+    For rows that are read once, to be scored: row i is record i, its response j response j.
+    Scores and labels are left out.
+
+    Raises:
+      DataError: a record has no responses, or a conversation does not fit the chat template.
+    """
+    rows = []
+    for record in records:
+        if not record.responses:
+            raise DataError(f"{record.origin or record.id}: has no responses")
+        try:
+            encoded = tokenizer.encode(record.prompt, record.responses)
+        except UserError as error:
+            raise DataError(f"{record.origin or record.id}: {error}") from None
+        plain = replace(record, scores=(), objectives=(), desirable=())
+        ids = _cut(encoded, tokenizer, max_prompt_tokens, max_response_tokens)
+        rows.append(_Row(plain, tokenizer.render(record.prompt), *ids))
+    columns = _Columns(objectives=())
+    kept = [
+        {name: x.encode() if isinstance(x, str) else x for name, x in row.items()}
+        for row in columns.through(iter(rows))
+    ]
+    return Dataset(
+        prompt_length=np.asarray(columns.prompt_length, np.int32),
+        response_length=columns.lengths(),
+        objectives=(),
+        labels=(0, 0),
+        digest=columns.digest.hexdigest(),
+        receipt={},
+        path="memory",
+        _rows=kept,
+    )
+
+
 def open_dataset(path: str) -> Dataset:
     """Opens the folder of a prepared dataset.
 
@@ -229,12 +272,9 @@ def _encode(
         if isinstance(record.prompt, str) and not _lossless(tokenizer, record, encoded):
             receipt.warn("lossy_encoding", record.id)
 
-        prompt_ids = encoded.prompt_ids
-        if len(prompt_ids) > max_prompt:
+        if len(encoded.prompt_ids) > max_prompt:
             receipt.warn("truncated_prompt", record.id)
-            start = prompt_ids[:1] if tokenizer.bos_id is not None else prompt_ids[:0]
-            prompt_ids = np.concatenate([start, prompt_ids[len(start) - max_prompt :]])
-        response_ids = [ids[:max_response] for ids in encoded.response_ids]
+        prompt_ids, response_ids = _cut(encoded, tokenizer, max_prompt, max_response)
         keep = _distinct(record, response_ids)
         if keep is None:
             receipt.drop("identical_after_truncation", record.id)
@@ -247,6 +287,17 @@ def _encode(
             response_ids = [response_ids[index] for index in keep]
         receipt.kept += 1
         yield _Row(record, tokenizer.render(record.prompt), prompt_ids, response_ids)
+
+
+def _cut(
+    encoded: Encoded, tokenizer: Tokenizer, max_prompt: int, max_response: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Prompt ids without their beginning, response ids without their end, where too long."""
+    prompt_ids = encoded.prompt_ids
+    if len(prompt_ids) > max_prompt:
+        start = prompt_ids[:1] if tokenizer.bos_id is not None else prompt_ids[:0]
+        prompt_ids = np.concatenate([start, prompt_ids[len(start) - max_prompt :]])
+    return prompt_ids, [ids[:max_response] for ids in encoded.response_ids]
 
 
 def _lossless(tokenizer: Tokenizer, record: Record, encoded: Any) -> bool:
@@ -277,11 +328,7 @@ def _write(rows: Iterator[_Row], cache_dir: str, path: str, receipt: Receipt) ->
     with _temporary_folder(cache_dir) as folder:
         columns = _Columns(objectives=first.record.objectives)
         location = _write_rows(columns.through(_chain(first, rows)), folder)
-        count = max(map(len, columns.response_length))
-        lengths = np.zeros((len(columns.response_length), count), np.int32)
-        for row, responses in zip(lengths, columns.response_length, strict=True):
-            row[: len(responses)] = responses
-        np.save(os.path.join(folder, "response_length.npy"), lengths)
+        np.save(os.path.join(folder, "response_length.npy"), columns.lengths())
         np.save(
             os.path.join(folder, "prompt_length.npy"), np.asarray(columns.prompt_length, np.int32)
         )
@@ -322,6 +369,14 @@ class _Columns:
     undesirable: int = 0
     digest: Any = field(default_factory=hashlib.sha256)
     kind: tuple[bool, bool] | None = None
+
+    def lengths(self) -> np.ndarray:
+        """``[N, K]`` int32, 0 where a row has fewer than K responses."""
+        count = max(map(len, self.response_length))
+        table = np.zeros((len(self.response_length), count), np.int32)
+        for row, responses in zip(table, self.response_length, strict=True):
+            row[: len(responses)] = responses
+        return table
 
     def through(self, rows: Iterator[_Row]) -> Iterator[dict[str, Any]]:
         """Yields what TFDS stores of each row. Only flat arrays: nested ones need TensorFlow."""

@@ -194,6 +194,32 @@ class Transformer(nn.Module):
         """
         b, k, r = response.shape
         p = prompt.shape[1]
+        x = self._run(prompt, prompt_length, response)
+        last = jnp.broadcast_to(x[:, None, p - 1 : p], (b, k, 1, x.shape[-1]))
+        x = jnp.concatenate([last, x[:, p:].reshape(b, k, r, -1)[:, :, :-1]], axis=2)
+        return self.norm(x)
+
+    def last(
+        self, prompt: Array, prompt_length: Array, response: Array, response_length: Array
+    ) -> Array:
+        """States at the last token of every response, all of it read; the prompt is run once.
+
+        Args:
+          prompt, prompt_length, response: as for a call.
+          response_length: ``[B, K]`` int32.
+
+        Returns:
+          ``[B, K, width]``, normalised; meaningless where the length is 0.
+        """
+        b, k, r = response.shape
+        x = self._run(prompt, prompt_length, response)[:, prompt.shape[1] :].reshape(b, k, r, -1)
+        index = jnp.maximum(response_length - 1, 0)[..., None, None]
+        return self.norm(jnp.take_along_axis(x, index, axis=2)[:, :, 0])
+
+    def _run(self, prompt: Array, prompt_length: Array, response: Array) -> Array:
+        """``[B, P + K*R, width]`` states at every token, not normalised."""
+        b, k, r = response.shape
+        p = prompt.shape[1]
         before = prompt_positions(prompt_length, p)
         after = prompt_length[:, None] + jnp.arange(r)
         position = jnp.concatenate([before, jnp.tile(after, (1, k))], axis=1)
@@ -206,9 +232,7 @@ class Transformer(nn.Module):
         prompt = jnp.where(view.prompt_mask, prompt, 0)
         tokens = jnp.concatenate([prompt, response.reshape(b, k * r)], axis=1)
         x, _ = self.layers(self.embed(tokens), view, None)
-        last = jnp.broadcast_to(x[:, None, p - 1 : p], (b, k, 1, x.shape[-1]))
-        x = jnp.concatenate([last, x[:, p:].reshape(b, k, r, -1)[:, :, :-1]], axis=2)
-        return self.norm(x)
+        return x
 
     def prefill(self, prompt: Array, prompt_length: Array, k: int, r: int) -> tuple[Array, Cache]:
         """Runs the prompt and makes room for K responses of R tokens.

@@ -2,11 +2,25 @@
 
 import jax
 
-from alignjax.types import Array, Batch, Logps, Metrics
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics
+
+
+def implicit(logps: Logps) -> Array:
+    """``[B, K]`` implicit reward per unit of beta, nats: log pi_theta / pi_ref.
+
+    Raises:
+      ValueError: there is no reference (``reference.mode``).
+    """
+    return logps.log_ratio
 
 
 def loss(
-    logps: Logps, batch: Batch, *, beta: float = 0.1, label_smoothing: float = 0.0
+    logps: Logps,
+    batch: Batch,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    implicit: Implicit = implicit,
 ) -> tuple[Array, Metrics]:
     """Fits the implicit reward to pairs by Bradley-Terry maximum likelihood.
 
@@ -17,7 +31,7 @@ def loss(
     ================================  ======================================
     paper                             code
     ================================  ======================================
-    T = log pi_theta / pi_ref         ``logps.log_ratio``
+    T = log pi_theta / pi_ref         ``implicit(logps)``
     y_w, y_l                          response 0 (chosen), 1 (rejected)
     beta                              ``beta``
     e                                 ``label_smoothing``
@@ -28,6 +42,7 @@ def loss(
       batch: not read: which response was chosen is its index.
       beta: KL strength, reward per nat; > 0.
       label_smoothing: probability that a label is wrong, in [0, 0.5).
+      implicit: T, or another objective's reward per unit of beta, such as simpo.implicit.
 
     Returns:
       ``[B]`` losses in nats, log 2 where policy equals reference; `pair_metrics`.
@@ -49,7 +64,7 @@ def loss(
     Reward Model, arXiv 2305.18290; code eric-mitchell/direct-preference-optimization@f8b8c0f.
     """
     check_pairs(logps, "dpo.loss")
-    reward = beta * logps.log_ratio
+    reward = beta * implicit(logps)
     margin = reward[:, 0] - reward[:, 1]
     losses = -(1 - label_smoothing) * jax.nn.log_sigmoid(
         margin
@@ -80,7 +95,17 @@ def pair_metrics(reward: Array, policy: Array) -> Metrics:
       policy: ``[B, 2]`` their log-probabilities under the policy, nats.
 
     Returns:
-      Six entries ``[B]``. ``rewards/accuracies`` is 1 where the chosen response has the larger
+      `reward_metrics`, ``logps/chosen`` and ``logps/rejected``, each ``[B]``.
+    """
+    logps = {"logps/chosen": policy[:, 0], "logps/rejected": policy[:, 1]}
+    return reward_metrics(reward) | logps
+
+
+def reward_metrics(reward: Array) -> Metrics:
+    """What the rewards ``[B, 2]`` of a chosen and a rejected response say.
+
+    Returns:
+      Four entries ``[B]``. ``rewards/accuracies`` is 1 where the chosen response has the larger
       reward, else 0: a tie counts as wrong.
     """
     margin = reward[:, 0] - reward[:, 1]
@@ -89,6 +114,4 @@ def pair_metrics(reward: Array, policy: Array) -> Metrics:
         "rewards/rejected": reward[:, 1],
         "rewards/margins": margin,
         "rewards/accuracies": (margin > 0).astype(reward.dtype),
-        "logps/chosen": policy[:, 0],
-        "logps/rejected": policy[:, 1],
     }

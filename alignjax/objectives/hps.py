@@ -3,7 +3,7 @@
 ================================  ==========================================================
 paper                             code
 ================================  ==========================================================
-r = beta log pi_theta / pi_ref    ``beta * logps.log_ratio`` (log Z(x) cancels)
+r = beta log pi_theta / pi_ref    ``beta * implicit(logps)`` (log Z(x) cancels)
 y_1                               the response of the largest score; index 0 after `select`
 q_i ~ exp(gamma r_est,i), i >= 2  softmax of ``gamma * batch.scores`` over the negatives
 N = n - 1                         number of negatives; ``batch.drawn_from`` after `select`
@@ -27,10 +27,12 @@ import jax.numpy as jnp
 
 from alignjax.objectives import dpo
 from alignjax.objectives.plackett_luce import best_and_negatives, list_metrics, ranking_scores
-from alignjax.types import Array, Batch, Logps, Metrics, take_responses
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics, take_responses
 
 
-def loss(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metrics]:
+def loss(
+    logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = dpo.implicit
+) -> tuple[Array, Metrics]:
     """Fits the implicit reward to "the best beats a hard negative", one negative per prompt.
 
     Eq. 8 with its expectation replaced by the one drawn response y_s, which leaves the inner
@@ -42,6 +44,7 @@ def loss(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metri
       logps: ``[B, 2]`` nats, as `select` leaves them: best, drawn.
       batch: ``drawn_from [B]``, the N that response 1 was drawn from.
       beta: KL strength, reward per nat; > 0.
+      implicit: reward per unit of beta, as in dpo.loss.
 
     Returns:
       ``[B]`` losses in nats, log(1 + N) where policy equals reference; `dpo.pair_metrics` and
@@ -66,14 +69,19 @@ def loss(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metri
             "hps.loss needs to know how many responses the rejected one was drawn from: set "
             "`select` to hps.select in the config, or use dpo.loss for pairs that come as pairs"
         )
-    reward = beta * logps.log_ratio
+    reward = beta * implicit(logps)
     negatives = jnp.maximum(batch.drawn_from, 1).astype(reward.dtype)  # 0 only in rows of weight 0
     losses = jax.nn.softplus(jnp.log(negatives) + reward[:, 1] - reward[:, 0])
     return losses, dpo.pair_metrics(reward, logps.policy) | {"negatives": negatives}
 
 
 def loss_full(
-    logps: Logps, batch: Batch, *, beta: float = 0.1, gamma: float = 1.0
+    logps: Logps,
+    batch: Batch,
+    *,
+    beta: float = 0.1,
+    gamma: float = 1.0,
+    implicit: Implicit = dpo.implicit,
 ) -> tuple[Array, Metrics]:
     """Fits the implicit reward to "the best beats hard negatives", all of them, weighted by q.
 
@@ -87,6 +95,7 @@ def loss_full(
       batch: ``scores [B, K]``, larger is better.
       beta: KL strength, reward per nat; > 0.
       gamma: hardness per unit of score: > 0 weighs the best-scored negatives up, < 0 down.
+      implicit: reward per unit of beta, as in dpo.loss.
 
     Returns:
       ``[B]`` losses in nats, log(1 + N) where policy equals reference, 0 for a list without a
@@ -104,7 +113,7 @@ def loss_full(
     1.0986
     """
     best, negatives = best_and_negatives(batch)
-    reward = beta * logps.log_ratio
+    reward = beta * implicit(logps)
     count = negatives.sum(axis=1)
     lead = reward - jnp.take_along_axis(reward, best[:, None], axis=1)
     log_expectation = jax.nn.logsumexp(_log_q(batch, negatives, gamma) + lead, axis=1)
@@ -114,7 +123,12 @@ def loss_full(
 
 
 def loss_published(
-    logps: Logps, batch: Batch, *, beta: float = 0.25, label_smoothing: float = 0.1
+    logps: Logps,
+    batch: Batch,
+    *,
+    beta: float = 0.25,
+    label_smoothing: float = 0.1,
+    implicit: Implicit = dpo.implicit,
 ) -> tuple[Array, Metrics]:
     """Fits the implicit reward to the drawn pair alone, as the authors' code does.
 
@@ -127,6 +141,7 @@ def loss_published(
       batch: not read.
       beta: KL strength; 0.25 is the code's value (the paper's is 0.1).
       label_smoothing: e in [0, 0.5); 0.1 is the code's value (the paper has none).
+      implicit: reward per unit of beta, as in dpo.loss.
 
     Returns:
       ``[B]`` losses in nats, log 2 where policy equals reference; `dpo.pair_metrics`.
@@ -144,7 +159,7 @@ def loss_published(
     >>> print(f"{loss_published(logps, batch, beta=0.5, label_smoothing=0.0)[0][0]:.4f}")
     0.1269
     """
-    return dpo.loss(logps, batch, beta=beta, label_smoothing=label_smoothing)
+    return dpo.loss(logps, batch, beta=beta, label_smoothing=label_smoothing, implicit=implicit)
 
 
 def select(key: Array, batch: Batch, *, gamma: float) -> Batch:

@@ -3,7 +3,7 @@
 ================================  =============================================
 paper                             code
 ================================  =============================================
-r = beta log pi_theta / pi_ref    ``beta * logps.log_ratio``
+r = beta log pi_theta / pi_ref    ``beta * implicit(logps)``
 ranking y_1 > ... > y_n           decreasing ``batch.scores``
 n                                 responses that take part, at most K
 beta                              ``beta``
@@ -19,11 +19,13 @@ Direct Preference Optimization, arXiv 2305.18290, appendix A.3.
 import jax
 import jax.numpy as jnp
 
-from alignjax.objectives.dpo import pair_metrics
-from alignjax.types import Array, Batch, Logps, Metrics
+from alignjax.objectives import dpo
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
 
-def loss(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metrics]:
+def loss(
+    logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = dpo.implicit
+) -> tuple[Array, Metrics]:
     """Fits the implicit reward to whole rankings by Plackett-Luce maximum likelihood.
 
     HPS Eq. 4-5, responses in the order of decreasing score::
@@ -38,6 +40,7 @@ def loss(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metri
       logps: ``[B, K]`` nats, K >= 2, in any order.
       batch: ``scores [B, K]``, larger is better.
       beta: KL strength, reward per nat; > 0.
+      implicit: reward per unit of beta, as in dpo.loss.
 
     Returns:
       ``[B]`` losses in nats, log n! where policy equals reference and nothing is tied;
@@ -55,18 +58,52 @@ def loss(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metri
     0.1269
     """
     best, negatives = best_and_negatives(batch)
-    reward = beta * logps.log_ratio
-    scores = ranking_scores(batch)
-    ranked = scores > -jnp.inf
+    reward = beta * implicit(logps)
+    return _ranking(reward, batch), list_metrics(reward, logps.policy, best, negatives)
+
+
+def reward_loss(scores: Array, batch: Batch) -> tuple[Array, Metrics]:
+    """Fits a reward model to whole rankings by Plackett-Luce maximum likelihood.
+
+    As `loss`, with the model's scores f for the rewards::
+
+        loss = sum_{j<n} [ log sum_{k>=j} exp(f_k) - f_j ]
+
+    Args:
+      scores: ``[B, K]`` the model's rewards, K >= 2, in any order; gradients flow through them.
+      batch: ``scores [B, K]``, the external ones, larger is better; ties as in `loss`.
+
+    Returns:
+      ``[B]`` losses in nats; the entries of `list_metrics` that are about rewards.
+
+    Raises:
+      ValueError: see `ranking_scores`.
+
+    Differs from the paper: it ranks implicit rewards; its first use for reward models is Ouyang et
+    al., arXiv 2203.02155, with pairs.
+    From the authors' code: that trains no reward model.
+
+    >>> from alignjax.types import loss_inputs
+    >>> _, batch = loss_inputs([[0.0, 0.0, 0.0]], scores=[[3, 2, 1]])
+    >>> print(f"{reward_loss(batch.scores * 0.0, batch)[0][0]:.4f}")  # log 3!
+    1.7918
+    """
+    best, negatives = best_and_negatives(batch)
+    return _ranking(scores, batch), list_reward_metrics(scores, best, negatives)
+
+
+def _ranking(reward: Array, batch: Batch) -> Array:
+    """``[B]`` -log of the probability that rewards ``[B, K]`` give to the order of the scores."""
     # [B, j, k]: response j is chosen from itself and the responses k below it.
-    below = ranked[:, None, :] & (scores[:, None, :] < scores[:, :, None])
-    choice = below | jnp.eye(reward.shape[1], dtype=bool)
+    choice = ordered_pairs(batch) | jnp.eye(reward.shape[1], dtype=bool)
     lead = reward[:, None, :] - reward[:, :, None]
-    terms = jnp.where(ranked, jax.nn.logsumexp(lead, axis=-1, where=choice), 0.0)
-    return terms.sum(axis=1), list_metrics(reward, logps.policy, best, negatives)
+    terms = jax.nn.logsumexp(lead, axis=-1, where=choice)
+    return jnp.where(ranking_scores(batch) > -jnp.inf, terms, 0.0).sum(axis=1)
 
 
-def loss_top1(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metrics]:
+def loss_top1(
+    logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = dpo.implicit
+) -> tuple[Array, Metrics]:
     """Fits the implicit reward to which response is the best of its list.
 
     HPS Eq. 6, y_1 the response of the largest score::
@@ -79,6 +116,7 @@ def loss_top1(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, 
       logps: ``[B, K]`` nats, K >= 2, in any order.
       batch: ``scores [B, K]``, larger is better.
       beta: KL strength, reward per nat; > 0.
+      implicit: reward per unit of beta, as in dpo.loss.
 
     Returns:
       ``[B]`` losses in nats, log n where policy equals reference, 0 for a list without a response
@@ -96,7 +134,7 @@ def loss_top1(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, 
     1.0986
     """
     best, negatives = best_and_negatives(batch)
-    reward = beta * logps.log_ratio
+    reward = beta * implicit(logps)
     lead = reward - jnp.take_along_axis(reward, best[:, None], axis=1)
     is_best = jnp.arange(reward.shape[1]) == best[:, None]
     losses = jax.nn.logsumexp(lead, axis=1, where=negatives | is_best)
@@ -146,8 +184,25 @@ def best_and_negatives(batch: Batch) -> tuple[Array, Array]:
     return best, (scores > -jnp.inf) & (scores < scores.max(axis=1, keepdims=True))
 
 
+def ordered_pairs(batch: Batch) -> Array:
+    """``[B, K, K]`` bool: whether response i is preferred to response j, by strictly larger score.
+
+    Raises:
+      ValueError: see `ranking_scores`.
+    """
+    scores = ranking_scores(batch)
+    return (scores[:, None, :] > -jnp.inf) & (scores[:, None, :] < scores[:, :, None])
+
+
+def log_shares(x: Array, ranked: Array) -> Array:
+    """``[B, K]`` log-softmax of x over the responses that take part, 0 for the others."""
+    among = ranked | ~ranked.any(axis=1, keepdims=True)  # nothing is divided by 0
+    x = jnp.where(ranked, x, 0.0)
+    return jnp.where(ranked, jax.nn.log_softmax(x, axis=1, where=among), 0.0)
+
+
 def list_metrics(reward: Array, policy: Array, best: Array, negatives: Array) -> Metrics:
-    """`pair_metrics` of the best response against the mean of its negatives.
+    """`dpo.pair_metrics` of the best response against the mean of its negatives.
 
     Args:
       reward: ``[B, K]`` implicit rewards.
@@ -156,17 +211,27 @@ def list_metrics(reward: Array, policy: Array, best: Array, negatives: Array) ->
       negatives: ``[B, K]`` bool.
 
     Returns:
-      Six entries ``[B]``. ``rewards/accuracies`` is the share of the negatives whose reward is
+      `list_reward_metrics`, ``logps/chosen`` and ``logps/rejected``, each ``[B]``.
+    """
+    pair = dpo.pair_metrics(*(_against_mean(x, best, negatives) for x in (reward, policy)))
+    return pair | list_reward_metrics(reward, best, negatives)
+
+
+def list_reward_metrics(reward: Array, best: Array, negatives: Array) -> Metrics:
+    """`dpo.reward_metrics` of the best response against the mean of its negatives.
+
+    Returns:
+      Four entries ``[B]``. ``rewards/accuracies`` is the share of the negatives whose reward is
       below the best response's, a tie counting as wrong.
     """
-    count = jnp.maximum(negatives.sum(axis=1), 1)
-
-    def against_mean(x: Array) -> Array:
-        mean = jnp.where(negatives, x, 0.0).sum(axis=1) / count
-        return jnp.stack([jnp.take_along_axis(x, best[:, None], axis=1)[:, 0], mean], axis=1)
-
-    pair = against_mean(reward)
+    pair = _against_mean(reward, best, negatives)
     right = negatives & (reward < pair[:, :1])
-    return pair_metrics(pair, against_mean(policy)) | {
-        "rewards/accuracies": right.sum(axis=1) / count
-    }
+    share = right.sum(axis=1) / jnp.maximum(negatives.sum(axis=1), 1)
+    return dpo.reward_metrics(pair) | {"rewards/accuracies": share.astype(reward.dtype)}
+
+
+def _against_mean(x: Array, best: Array, negatives: Array) -> Array:
+    """``[B, 2]`` x of the best response and its mean over the negatives."""
+    count = jnp.maximum(negatives.sum(axis=1), 1)
+    mean = jnp.where(negatives, x, 0.0).sum(axis=1) / count
+    return jnp.stack([jnp.take_along_axis(x, best[:, None], axis=1)[:, 0], mean], axis=1)

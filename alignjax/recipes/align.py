@@ -11,35 +11,33 @@ Read it downwards: `run` is the order of events. What each stage writes into the
 """
 
 import dataclasses
-import functools
 import logging
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from alignjax import checkpoint, evaluate, optim, reference, report, sharding, train
+from alignjax import checkpoint, evaluate, reference, report, sharding, train
 from alignjax.config import Config
-from alignjax.data.batching import Bucketed, Plan, plan_batches, shuffled
+from alignjax.data.batching import Bucketed
 from alignjax.evaluate import Estimate
 from alignjax.faults import fault_point
 from alignjax.fields import describe
 from alignjax.generate import Sample, respond
-from alignjax.logps import response_logps
-from alignjax.models.transformer import init_params
-from alignjax.recipes import workdirs
+from alignjax.recipes import stages, workdirs
 from alignjax.recipes.prepared import Prepared, cache_dir, prepare_data
 from alignjax.recipes.signature import (
     bind_fraction,
-    bound,
     check_objectives,
     drawn_responses,
+    implicit_reward,
     keeps_cache,
 )
-from alignjax.types import Params
+from alignjax.types import Logps, Params
 
 log = logging.getLogger("alignjax")
 
@@ -69,7 +67,7 @@ def run(
         config = bind_fraction(config, data.train)
         check_objectives(config, data.train)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-        load_reference = _supervised(config, workdir, data, mesh)
+        load_reference = stages.supervised(config, workdir, data, mesh)
         return _align(config, workdir, data, mesh, load_reference)
 
 
@@ -86,133 +84,6 @@ def show_data(config: Config) -> None:
                 report.say(f"  [{i}]{response}")
 
 
-def _job(
-    name: str, config: Config, workdir: pathlib.Path, data: Prepared, mesh: Mesh, digest: str
-) -> train.Job:
-    """What `train.fit` needs, from a config whose ``loss``, ``optim`` and ``train`` count."""
-    plan = _plan(config, data.train)
-    steps = len(plan)
-    return train.Job(
-        name=name,
-        workdir=workdir,
-        plan=plan,
-        data=data.train,
-        ref_logps=None,
-        ref_params=None,
-        params_shape=jax.eval_shape(
-            functools.partial(init_params, config.model), jax.random.key(0)
-        ),
-        apply=functools.partial(response_logps, config=config.model),
-        loss=config.loss,
-        select=config.select,
-        baseline=config.baseline,
-        optimizer=optim.make(config.optim, steps),
-        learning_rate=optim.learning_rate(config.optim, steps),
-        accumulate=config.train.accumulate,
-        mesh=mesh,
-        identity={
-            "data": data.train.dataset.digest,
-            "tokenizer": data.tokenizer.digest,
-            "reference": digest,
-        },
-        save_every=config.train.save_every,
-        log_every=config.train.log_every,
-        eval_every=config.train.eval_every,
-        keep=config.train.keep,
-        max_skipped=config.train.max_skipped,
-    )
-
-
-def _plan(config: Config, rows: Bucketed) -> Plan:
-    """Every batch of the run: a pure function of the rows' lengths, the sizes and the seed."""
-    count = len(rows.dataset)
-    return plan_batches(
-        rows.shapes,
-        rows.assignment,
-        batch_size=config.train.batch_size,
-        order=shuffled(count, config.train.seed),
-        rows=0 if config.train.steps else max(1, round(config.train.epochs * count)),
-        batches=config.train.steps,
-    )
-
-
-def _supervised(
-    config: Config, workdir: pathlib.Path, data: Prepared, mesh: Mesh
-) -> Callable[[], Params]:
-    """Runs the supervised stage, if there is one.
-
-    Returns:
-      What loads the parameters it ended with: those of the reference and of the policy's start.
-    """
-    key = jax.random.key(config.train.seed)
-    init = functools.partial(init_params, config.model, key)
-    shapes = jax.eval_shape(init)
-    shards = sharding.shard_tree(shapes, mesh)
-    fresh = jax.jit(init, out_shardings=shards)
-    sft = config.sft
-    if sft is None:
-        return fresh
-    stage = dataclasses.replace(
-        config,
-        loss=sft.loss,
-        select=sft.select,
-        baseline=None,
-        optim=dataclasses.replace(config.optim, learning_rate=sft.learning_rate),
-        train=dataclasses.replace(
-            config.train,
-            epochs=sft.epochs,
-            steps=sft.steps,
-            batch_size=sft.batch_size,
-            accumulate=1,
-            eval_every=0,
-        ),
-        sft=None,
-    )
-    job = _job("supervised", stage, workdir / "sft", data, mesh, "none")
-    state, counts = train.fit(job, fresh, key)
-    result, told = (workdir / "sft" / name for name in ("params", "summary.json"))
-    # The summary is written last: with it, the parameters of these very steps are there.
-    if not told.is_file() or workdirs.read_json(told)["steps"] != counts["steps"]:
-        checkpoint.save_params(result, state.params)
-        fault_point("params", "")
-        logps = _held_out_logps(config, data, mesh, state.params, "supervised, held out")
-        tokens = data.held_out.dataset.response_length
-        summary = {
-            "nll_per_response": float(-logps[tokens > 0].mean()),
-            "nll_per_token": float(-logps.sum() / tokens.sum()),
-            **counts,
-        }
-        if sft.truth is not None:
-            summary["truth_nll_per_response"] = _truth(sft.truth, data.held_out)
-        workdirs.write_json(told, summary)
-        log.info(
-            "supervised: held-out loss %.4f nats per response%s, %.4f per token",
-            summary["nll_per_response"],
-            f" (the truth: {summary['truth_nll_per_response']:.4f})" if sft.truth else "",
-            summary["nll_per_token"],
-        )
-    return functools.partial(checkpoint.load_params, result, sharding.abstract(shapes, shards))
-
-
-def _truth(truth: Callable[[str, str], float], rows: Bucketed) -> float:
-    """What the distribution that the rows came from loses on them, nats per response."""
-    examples = (rows.dataset[i] for i in range(len(rows.dataset)))
-    return float(np.mean([-truth(e.prompt, y) for e in examples for y in e.responses]))
-
-
-def _held_out_logps(
-    config: Config, data: Prepared, mesh: Mesh, params: Params, title: str
-) -> np.ndarray:
-    return reference.dataset_logps(
-        params,
-        data.held_out,
-        config=config.model,
-        batch_size=config.evaluate.batch_size,
-        mesh=mesh,
-        title=title,
-    )
-
-
 def _align(
     config: Config,
     workdir: pathlib.Path,
@@ -224,7 +95,7 @@ def _align(
     key = jax.random.key(config.train.seed)
     ref_params = load_reference()
     digest = checkpoint.tree_digest(ref_params)
-    job = _job("alignment", config, workdir, data, mesh, digest)
+    job = stages.make_job("alignment", config, workdir, data, mesh, digest)
 
     def table(rows: Bucketed, title: str) -> np.ndarray:
         return reference.cached_logps(
@@ -266,25 +137,28 @@ def _align(
     before = _samples("before", config, workdir, data, mesh, ref_params, None, digest)
     del ref_params  # unless the choice is live, its memory is free from here on
 
-    def measure(params: Params) -> dict[str, np.ndarray]:
-        policy = _held_out_logps(config, data, mesh, params, "  held-out rows")
+    reward = implicit_reward(config.objective)
+    labels = stages.held_out_labels(data.held_out)
+
+    def preferences(policy: np.ndarray) -> dict[str, np.ndarray]:
         length = data.held_out.dataset.response_length
-        found = evaluate.preferences(
-            policy,
-            held_out_reference,
-            length,
-            _order(data.held_out),
-            beta=bound(config.loss, "beta", 1.0),
+        logps = Logps(
+            policy=jnp.asarray(policy),
+            reference=None if held_out_reference is None else jnp.asarray(held_out_reference),
+            length=jnp.asarray(length),
         )
-        labels = _labels(data.held_out)
+        found = evaluate.preferences(
+            np.asarray(reward(logps)), length, stages.held_out_order(data.held_out)
+        )
         if labels is None:
             return found
         return found | evaluate.labelled(policy, held_out_reference, labels, length)
 
+    def measure(params: Params) -> dict[str, np.ndarray]:
+        return preferences(stages.held_out_logps(config, data, mesh, params, "  held-out rows"))
+
     def means(params: Params) -> dict[str, float]:
-        # A row may say nothing (NaN); where none does, there is nothing to log.
-        found = {name: values[~np.isnan(values)] for name, values in measure(params).items()}
-        return {name: float(values.mean()) for name, values in found.items() if len(values)}
+        return evaluate.means(measure(params))
 
     state, counts = train.fit(job, load_reference, key, means)
     job = dataclasses.replace(job, ref_params=None)
@@ -302,39 +176,17 @@ def _align(
     if checkpoint.tree_digest(ref_params) != digest:
         raise AssertionError("the reference's parameters changed during the run")
     prompts = [data.held_out.dataset[i].prompt for i in range(len(data.held_out.dataset))]
-    preferences = {
-        name: evaluate.mean_over_prompts(values, prompts)
-        for name, values in measure(state.params).items()
+    # At the start the policy is the reference; without one, nothing was measured before.
+    start = None if held_out_reference is None else preferences(held_out_reference)
+    end = measure(state.params)
+    rewards: report.Table = {
+        name: (
+            None if start is None else evaluate.mean_over_prompts(start[name], prompts),
+            evaluate.mean_over_prompts(values, prompts),
+        )
+        for name, values in end.items()
     }
-    return _report(config, workdir, data, counts, choice, preferences, before, after)
-
-
-def _order(rows: Bucketed) -> np.ndarray | None:
-    """``[N, K]`` scores or labels that order the held-out responses; None: index 0 is chosen.
-
-    Rows with several objectives have no one order: theirs are all NaN, and say nothing.
-    """
-    labels = _labels(rows)
-    table = np.full(rows.dataset.response_length.shape, np.nan)
-    for i in range(len(rows.dataset)):
-        scores = rows.dataset[i].scores
-        if scores is None:
-            return None if labels is None else labels.astype(np.float64)
-        if scores.shape[1] == 1:
-            table[i, : len(scores)] = scores[:, 0]
-    return table
-
-
-def _labels(rows: Bucketed) -> np.ndarray | None:
-    """``[N, K]`` which responses are desirable; None without labels."""
-    if not sum(rows.dataset.labels):
-        return None
-    table = np.zeros(rows.dataset.response_length.shape, bool)
-    for i in range(len(rows.dataset)):
-        found = rows.dataset[i].desirable
-        assert found is not None  # preparation refuses rows of several kinds
-        table[i, : len(found)] = found
-    return table
+    return _report(config, workdir, data, counts, choice, rewards, before, after)
 
 
 def _samples(
@@ -381,18 +233,14 @@ def _report(
     data: Prepared,
     counts: dict[str, int],
     choice: reference.Choice,
-    preferences: dict[str, Estimate],
+    rewards: report.Table,
     before: list[Sample],
     after: list[Sample],
 ) -> dict[str, Any]:
     """Writes summary.json and report.png; prints the table, some samples and where things are."""
     settings = config.evaluate
-    # Before the first step the policy is the reference: every reward is 0 and all of them tie.
-    # Without a reference, rewards are log-probabilities, and nothing was measured before.
     table: report.Table = {
-        name: (None if choice.mode == "none" else Estimate(0.0, 0.0, value.count), value)
-        for name, value in preferences.items()
-        if value.count
+        name: (old, new) for name, (old, new) in rewards.items() if new is not None and new.count
     }
     first, scores = "", None
     if before and settings.judge is not None:

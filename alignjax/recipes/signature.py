@@ -18,7 +18,7 @@ from alignjax.data.batching import Bucketed, assemble
 from alignjax.errors import UserError
 from alignjax.fields import keywords
 from alignjax.step import resolve
-from alignjax.types import Batch, Logps
+from alignjax.types import Array, Batch, Logps
 
 log = logging.getLogger("alignjax")
 
@@ -41,7 +41,7 @@ def check_objectives(config: Config, rows: Bucketed) -> None:
     batch = _first_rows(config, rows)
     if config.sft is not None:
         drawn = _select("sft.select", config.sft.select, batch)
-        _check("sft.loss", config.sft.loss, drawn, reference=False)
+        _check("sft.loss", config.sft.loss, _logps(drawn, reference=False), drawn)
     drawn = _select("select", config.select, batch)
     with_reference = config.reference.mode != "none"
     if (
@@ -53,9 +53,17 @@ def check_objectives(config: Config, rows: Bucketed) -> None:
             f"reference.mode: wanted auto, live or none, found 'cache': {_name(config.select)} "
             "adds responses whose log-probabilities are in no cache"
         )
-    if config.baseline is not None:
-        drawn = _baseline(config.baseline, drawn, reference=with_reference)
-    _check("loss", config.loss, drawn, reference=with_reference)
+    if config.reward_loss is None:
+        logps = _logps(drawn, reference=with_reference)
+        if config.baseline is not None:
+            drawn = _baseline(config.baseline, logps, drawn)
+        _check("loss", config.objective, logps, drawn)
+    else:
+        if drawn.scores is not None and drawn.scores.ndim == 3:  # it sees each objective by itself
+            one: Any = jax.ShapeDtypeStruct(drawn.scores.shape[:2], jnp.float32)
+            drawn = dataclasses.replace(drawn, scores=one)
+        scores = jax.ShapeDtypeStruct(drawn.response_length.shape, jnp.float32)
+        _check("reward_loss", config.reward_loss, scores, drawn)
 
 
 def _select(field: str, select: Callable[..., Any] | None, batch: Batch) -> Any:
@@ -73,9 +81,8 @@ def _logps(batch: Any, *, reference: bool) -> Logps:
     return Logps(policy=zeros, reference=zeros if reference else None, length=batch.response_length)
 
 
-def _baseline(baseline: Callable[..., Any], batch: Any, *, reference: bool) -> Batch:
+def _baseline(baseline: Callable[..., Any], logps: Logps, batch: Any) -> Batch:
     """The batch as the loss sees it, with the baseline's averages."""
-    logps = _logps(batch, reference=reference)
     found = _trace("baseline", baseline, resolve(baseline, jnp.int32(0)), logps, batch)
     shape = getattr(found, "shape", type(found))
     if shape != batch.weight.shape:
@@ -87,9 +94,8 @@ def _baseline(baseline: Callable[..., Any], batch: Any, *, reference: bool) -> B
     return dataclasses.replace(batch, baseline=mean, running_baseline=mean)
 
 
-def _check(field: str, loss: Callable[..., Any], batch: Any, *, reference: bool) -> None:
-    logps = _logps(batch, reference=reference)
-    found = _trace(field, loss, resolve(loss, jnp.int32(0)), logps, batch)
+def _check(field: str, loss: Callable[..., Any], seen: Any, batch: Any) -> None:
+    found = _trace(field, loss, resolve(loss, jnp.int32(0)), seen, batch)
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
         raise UserError(f"{field}: {_name(loss)} must return (losses, metrics), two values")
     taken = [name for name in found[1] if name in RESERVED]
@@ -194,15 +200,23 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
     return function.func if isinstance(function, functools.partial) else function
 
 
-def bound(function: Callable[..., Any], name: str, default: float) -> float:
-    """A hyperparameter of a loss as a number: bound, by default, or ``default``; a schedule's end.
+def implicit_reward(loss: Callable[..., Any]) -> Callable[[Logps], Array]:
+    """``[B, K]`` rewards as the loss trains them: its ``beta`` times its ``implicit``.
 
-    Used for reporting rewards on the scale the loss trains them on.
+    Schedules stand at their end. A loss without ``beta`` has 1; one without ``implicit`` has the
+    log-ratio, or the log-probability where there is no reference.
     """
-    keyword = keywords(function.func if isinstance(function, functools.partial) else function)
-    found = function.keywords.get(name) if isinstance(function, functools.partial) else None
-    if found is None and name in keyword:
-        found = keyword[name].default
-    if found is None or found is inspect.Parameter.empty:
-        return default
-    return float(found(jnp.int32(np.iinfo(np.int32).max)) if callable(found) else found)
+    last = resolve(loss, jnp.int32(np.iinfo(np.int32).max))
+    bound = last.keywords if isinstance(last, functools.partial) else {}
+    known = keywords(last.func if isinstance(last, functools.partial) else last)
+
+    def hyperparameter(name: str, otherwise: Any) -> Any:
+        default = known[name].default if name in known else otherwise
+        return bound.get(name, default)
+
+    beta, implicit = hyperparameter("beta", 1.0), hyperparameter("implicit", _log_ratio)
+    return lambda logps: beta * implicit(logps)
+
+
+def _log_ratio(logps: Logps) -> Array:
+    return logps.policy if logps.reference is None else logps.log_ratio

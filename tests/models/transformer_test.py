@@ -21,8 +21,8 @@ EVERYTHING = dict(
 )
 
 
-def decoder_by_loops(params, config, tokens):
-    """``[T, vocab]`` log-probabilities of what follows each token: one sequence, one head a time.
+def states_by_loops(params, config, tokens):
+    """``[T, width]`` normalised states at each token: one sequence, one head at a time.
 
     Llama and Qwen as their papers and weights have it: pre-norm blocks, rotated queries and keys
     (halves convention), one key/value head per group of query heads, SwiGLU.
@@ -68,8 +68,13 @@ def decoder_by_loops(params, config, tokens):
             gated = gate / (1 + np.exp(-gate)) * linear(h, weights["up"], layer)
             after.append(x + linear(gated, weights["down"], layer))
         stream = after
-    table = p["embed"]["embedding"] if c.tied_embeddings else p["head"]
-    logits = np.array([norm(x, p["norm"]["scale"]) @ table.T for x in stream])
+    return np.array([norm(x, p["norm"]["scale"]) for x in stream])
+
+
+def decoder_by_loops(params, config, tokens):
+    """``[T, vocab]`` log-probabilities of what follows each token."""
+    table = params["embed"]["embedding"] if config.tied_embeddings else params["head"]
+    logits = states_by_loops(params, config, tokens) @ np.asarray(table, np.float64).T
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 

@@ -1,7 +1,8 @@
 """Every loss of every file in alignjax/objectives passes every check; each mutant fails its own.
 
-A new file is found by itself: each function called ``loss`` or ``loss_*`` is run with its default
-hyperparameters, and what the recipe binds, on the batches that it accepts.
+A new file is found by itself: each function called ``loss``, ``loss_*`` or ``reward_loss*`` is run
+with its default hyperparameters on the batches that it accepts. The losses of reward models see the
+model's scores where the others see the policy's log-probabilities.
 """
 
 import functools
@@ -10,6 +11,7 @@ import inspect
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import chex
 import jax
@@ -19,7 +21,7 @@ import pytest
 from absl.testing import parameterized
 
 import alignjax.objectives
-from alignjax.objectives import dpo, plackett_luce
+from alignjax.objectives import bradley_terry, dpo, plackett_luce
 from alignjax.types import Array, Batch, Logps, Loss, Metrics
 from tests.objectives import checks
 
@@ -28,13 +30,13 @@ MODULES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem != "__init__")
 CHECKS = [f for name, f in vars(checks).items() if name.startswith("check_")]
 
 
-def losses_of(name: str) -> dict[str, Loss]:
+def losses_of(name: str) -> dict[str, Callable[..., Any]]:
     """The losses that one file of the folder defines, by ``file.function``."""
     module = importlib.import_module(f"alignjax.objectives.{name}")
     return {
         f"{name}.{key}": value
         for key, value in vars(module).items()
-        if callable(value) and (key == "loss" or key.startswith("loss_"))
+        if callable(value) and (key == "loss" or key.startswith(("loss_", "reward_loss")))
     }
 
 
@@ -44,7 +46,11 @@ def as_run(loss: Loss) -> Loss:
     return functools.partial(loss, desirable_fraction=0.3) if takes else loss
 
 
-LOSSES = {key: value for name in MODULES for key, value in losses_of(name).items()}
+DEFINED = {key: value for name in MODULES for key, value in losses_of(name).items()}
+LOSSES: dict[str, Loss] = {
+    key: checks.of_scores(value) if ".reward_loss" in key else value
+    for key, value in DEFINED.items()
+}
 RUNS = {key: as_run(loss) for key, loss in LOSSES.items()}  # made once: what they compile is kept
 
 
@@ -58,9 +64,15 @@ def test_every_file_has_a_loss(name):
 def test_conformance(check, name):
     if check is checks.check_docstring:
         module = importlib.import_module(f"alignjax.objectives.{name.split('.')[0]}")
-        check(LOSSES[name], module.__doc__ or "")
+        check(DEFINED[name], module.__doc__ or "")
+    elif check is checks.check_signature:
+        check(DEFINED[name])
     else:
-        check(LOSSES[name] if check is checks.check_signature else RUNS[name])
+        check(RUNS[name])
+
+
+def test_reward_losses_are_found():
+    assert {"bradley_terry.reward_loss", "plackett_luce.reward_loss"} <= set(LOSSES)
 
 
 class Variants(chex.TestCase):
@@ -69,11 +81,11 @@ class Variants(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
     @parameterized.named_parameters((name, name) for name in LOSSES)
     def test_value(self, name):
-        for case in checks.cases(RUNS[name]):
-            losses, metrics, *_ = checks.compiled(RUNS[name])(*case)
-            chex.assert_trees_all_close(
-                self.variant(RUNS[name])(*case), (losses, metrics), rtol=1e-5, atol=1e-6
-            )
+        case = checks.largest(RUNS[name])
+        losses, metrics, *_ = checks.compiled(RUNS[name])(*case)
+        chex.assert_trees_all_close(
+            self.variant(RUNS[name])(*case), (losses, metrics), rtol=1e-5, atol=1e-6
+        )
 
 
 # Mutants: each breaks one property that a hand-written loss easily breaks.
@@ -194,6 +206,29 @@ def no_default(logps: Logps, batch: Batch, *, beta: float) -> tuple[Array, Metri
     return dpo.loss(logps, batch, beta=beta)
 
 
+def reward_loss_flipped(scores: Array, batch: Batch) -> tuple[Array, Metrics]:
+    losses, metrics = bradley_terry.reward_loss(scores, batch)
+    return -losses, metrics
+
+
+def reward_loss_of_sigmoid(scores: Array, batch: Batch) -> tuple[Array, Metrics]:
+    return -jnp.log(jax.nn.sigmoid(scores[:, 0] - scores[:, -1])), {}
+
+
+def reward_loss_of_absent(scores: Array, batch: Batch) -> tuple[Array, Metrics]:
+    everything = jnp.maximum(batch.response_length, 1)
+    return bradley_terry.reward_loss(scores, batch.replace(response_length=everything))
+
+
+def reward_loss_through_labels(scores: Array, batch: Batch) -> tuple[Array, Metrics]:
+    losses, metrics = bradley_terry.reward_loss(scores, batch)
+    return losses * jnp.exp(batch.scores.max(axis=1)), metrics
+
+
+def reward_loss_of_logps(logps: Array, batch: Batch) -> tuple[Array, Metrics]:
+    return bradley_terry.reward_loss(logps, batch)
+
+
 def picky(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
     raise ValueError("never the right batch")
 
@@ -230,6 +265,11 @@ MUTANTS = [
     (checks.check_signature, keywords),
     (checks.check_signature, positional),
     (checks.check_signature, no_default),
+    (checks.check_direction, checks.of_scores(reward_loss_flipped)),
+    (checks.check_finite, checks.of_scores(reward_loss_of_sigmoid)),
+    (checks.check_absent, checks.of_scores(reward_loss_of_absent)),
+    (checks.check_constants, checks.of_scores(reward_loss_through_labels)),
+    (checks.check_signature, reward_loss_of_logps),
     (checks.check_docstring, without("::")),
     (checks.check_docstring, without("Returns:")),
     (checks.check_docstring, without("Differs from the paper:")),

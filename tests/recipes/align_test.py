@@ -206,6 +206,20 @@ def test_without_stages_that_nobody_asked_for(tmp_path):
     assert metrics.read(tmp_path / "metrics.jsonl")[0]["nll"] > 0
 
 
+def test_held_out_rewards_are_those_of_the_loss(base, tmp_path):
+    """A reward with a length term orders held-out rows before the first step already."""
+    reward = partial(dpo.loss, beta=0.1, implicit=shorter_is_better)
+    settings = config("train.steps=1", "evaluate.prompts=0", loss=reward, sft=None)
+    before = align.run(settings, tmp_path)["table"]["rewards/margins"]["before"]["mean"]
+    rows = prepare_data(settings, tmp_path).held_out.dataset.response_length
+    assert before == pytest.approx(0.1 * float((rows[:, 1] - rows[:, 0]).mean()), rel=1e-5)
+    assert base[1]["table"]["rewards/margins"]["before"]["mean"] == 0.0
+
+
+def shorter_is_better(logps):
+    return logps.log_ratio - logps.length
+
+
 def test_held_out_rows_of_ones_own(tmp_path):
     def write(name, numbers):
         rows = [

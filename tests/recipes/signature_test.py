@@ -15,6 +15,7 @@ from alignjax.errors import UserError
 from alignjax.objectives import bco, dpo, hps, kto, plackett_luce, rdro, sft
 from alignjax.recipes import signature
 from alignjax.recipes.prepared import prepare_data
+from alignjax.types import loss_inputs
 from tests import runs
 
 LISTS = dataclasses.replace(
@@ -100,6 +101,23 @@ def test_k_and_reference_are_checked(pairs, lists):
         signature.check_objectives(runs.changed("reference.mode=none"), pairs)
     with pytest.raises(UserError, match=r"select: .*hps\.select on this data: .*scores"):
         signature.check_objectives(runs.get_config(select=partial(hps.select, gamma=1.0)), pairs)
+
+
+def test_the_loss_of_a_reward_model_is_given_scores(pairs, lists):
+    def margin(scores, batch, *, wanted: tuple[int, ...]):
+        assert scores.shape == batch.response_length.shape == wanted
+        assert batch.scores is None or batch.scores.shape == wanted
+        return scores[:, 0] - scores[:, 1], {}
+
+    def config(rows, **changes):
+        wanted = (2, rows.dataset.response_length.shape[1])
+        loss = partial(margin, wanted=wanted)
+        return runs.get_config(loss=None, reward_loss=loss, **changes)
+
+    signature.check_objectives(config(pairs), pairs)
+    signature.check_objectives(config(lists, data=LISTS), lists)
+    with pytest.raises(UserError, match=r"reward_loss: .*mistaken on this data: .*polcy"):
+        signature.check_objectives(runs.get_config(loss=None, reward_loss=mistaken), pairs)
 
 
 def test_the_supervised_loss_is_checked_too(pairs):
@@ -199,14 +217,29 @@ def test_responses_of_other_rows_are_in_no_cache(unpaired, pairs):
         signature.check_objectives(cached, unpaired.train)
 
 
+def per_token(logps, *, scale: float = 1.0):
+    return scale * logps.policy / jnp.maximum(logps.length, 1)
+
+
 @pytest.mark.parametrize(
     ("loss", "wanted"),
     [
-        (dpo.loss, 0.1),
-        (partial(dpo.loss, beta=0.3), 0.3),
-        (partial(dpo.loss, beta=optax.linear_schedule(0.0, 0.7, 10)), 0.7),
-        (sft.loss, 1.0),
+        (dpo.loss, [0.2, -0.3]),
+        (partial(dpo.loss, beta=0.3), [0.6, -0.9]),
+        (partial(dpo.loss, beta=optax.linear_schedule(0.0, 0.7, 10)), [1.4, -2.1]),
+        (partial(plackett_luce.loss, beta=2.0, implicit=per_token), [-2.0, -4.0]),
+        (
+            partial(hps.loss, implicit=partial(per_token, scale=optax.linear_schedule(0, 5.0, 9))),
+            [-0.5, -1.0],
+        ),
+        (sft.loss, [2.0, -3.0]),
     ],
 )
-def test_the_scale_of_rewards_is_the_losss(loss, wanted):
-    assert signature.bound(loss, "beta", 1.0) == pytest.approx(wanted)
+def test_rewards_are_those_that_the_loss_trains(loss, wanted):
+    logps, _ = loss_inputs([[-4.0, -6.0]], [[-6.0, -3.0]], length=[[4, 3]])
+    np.testing.assert_allclose(signature.implicit_reward(loss)(logps), [wanted], rtol=1e-6)
+
+
+def test_without_a_reference_the_reward_is_the_log_probability():
+    logps, _ = loss_inputs([[-4.0, -6.0]])
+    np.testing.assert_array_equal(signature.implicit_reward(sft.loss)(logps), [[-4.0, -6.0]])

@@ -1,0 +1,174 @@
+"""Scores of responses: from a trained reward model, or from a judge that is a plain function.
+
+A `Scorer` takes records and returns one array per record. Configs bind one with
+`functools.partial`:
+
+    scorer=partial(score.reward_model, path="runs/rm")
+    scorer=partial(score.judged, judge=world.judge, name="true_score")
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from alignjax import checkpoint, sharding
+from alignjax.data import tokenizer as tokenizers
+from alignjax.data.batching import bucket
+from alignjax.data.prepare import in_memory
+from alignjax.data.records import DataError, Record
+from alignjax.data.tokenizer import Tokenizer
+from alignjax.errors import UserError, did_you_mean
+from alignjax.models import reward_head
+from alignjax.models.config import ModelConfig, RopeScaling
+from alignjax.reference import dataset_table
+from alignjax.types import Params
+
+Scorer = Callable[[Sequence[Record]], list[np.ndarray]]  # for each record [k] or [k, M] float32
+Judge = Callable[[str, str], dict[str, float]]  # (prompt, response) -> {name: score}
+
+
+def judged(
+    records: Sequence[Record], *, judge: Judge, name: str | tuple[str, ...]
+) -> list[np.ndarray]:
+    """Scores by a function of the texts, such as the embedded world's truth.
+
+    Args:
+      records: their prompts are plain text.
+      judge: ``(prompt, response) -> {name: score}``.
+      name: which of its scores, larger is better; a tuple of M names for M objectives.
+
+    Returns:
+      For each record ``[k]`` float32, or ``[k, M]`` where ``name`` is a tuple.
+
+    Raises:
+      DataError: a prompt is a conversation, or the judge has no such score.
+    """
+    names = (name,) if isinstance(name, str) else name
+    found = []
+    for record in records:
+        if not isinstance(record.prompt, str):
+            raise DataError(
+                f"{record.origin or record.id}: the prompt is a conversation, and a judge reads "
+                "plain text"
+            )
+        rows = [judge(record.prompt, response) for response in record.responses]
+        for row in rows:
+            for wanted in names:
+                if wanted not in row:
+                    raise DataError(
+                        f"name: the judge gives no score {wanted!r}{did_you_mean(wanted, row)}; "
+                        f"it gives {', '.join(row)}"
+                    )
+        scores = np.array([[row[n] for n in names] for row in rows], np.float32)
+        scores = scores.reshape(len(rows), len(names))
+        found.append(scores[:, 0] if isinstance(name, str) else scores)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModel:
+    """What a finished run of the reward recipe left, without its parameters."""
+
+    path: pathlib.Path
+    model: ModelConfig
+    tokenizer: Tokenizer
+    objectives: tuple[str, ...]  # names of the M scores; () for one score without a name
+    data: dict[str, Any]  # the run's config field ``data``: token limits and padding
+    digest: str  # of the parameters
+
+
+def reward_model(records: Sequence[Record], *, path: str, batch_size: int = 32) -> list[np.ndarray]:
+    """Scores by a trained reward model, with a progress bar; one compile per padded shape.
+
+    Texts over the run's token limits are cut as in training: prompts lose their beginning,
+    responses their end.
+
+    Args:
+      records: prompts as the model was trained on, with any number of responses.
+      path: the workdir of a finished run whose config has a ``reward_loss``.
+      batch_size: prompts at a time.
+
+    Returns:
+      For each record ``[k]`` float32, or ``[k, M]`` where the model has M > 1 objectives.
+
+    Raises:
+      UserError: the folder holds no finished reward model, or another tokenizer than it was
+        trained with; or batch_size is below 1.
+      CheckpointError: the parameters cannot be read, or do not fit the config.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size: wanted a positive number, found {batch_size}")
+    found = find_reward_model(path)
+    params = _load_params(found)
+    if not records:
+        return []
+    dataset = in_memory(
+        records,
+        found.tokenizer,
+        max_prompt_tokens=found.data["max_prompt_tokens"],
+        max_response_tokens=found.data["max_response_tokens"],
+    )
+    table = dataset_table(
+        lambda batch: reward_head.score_responses(params, batch, config=found.model),
+        bucket(dataset, count=found.data["buckets"], multiple=found.data["pad_multiple"]),
+        batch_size=batch_size,
+        mesh=sharding.make_mesh(1, 1, 1),
+        title=f"scoring, {found.path.name}",
+    )
+    return [table[i, : len(record.responses)] for i, record in enumerate(records)]
+
+
+def find_reward_model(path: str) -> RewardModel:
+    """Reads what a reward run says of itself; see `reward_model` for what is refused."""
+    folder = pathlib.Path(path)
+    config = _read_json(folder, "config.json", "holds no run")
+    if config.get("reward_loss") is None:
+        raise UserError(
+            f"{folder} holds a policy, not a reward model: its config has no reward_loss"
+        )
+    summary = _read_json(folder, "summary.json", "holds a run that has not finished")
+    trained = folder / "tokenizer.model"
+    settings = config["tokenizer"]
+    tokenizer = tokenizers.load(
+        settings["path"] or str(trained), chat_template=settings["chat_template"]
+    )
+    said = summary["reward_model"]
+    if tokenizer.digest != said["tokenizer"]:
+        raise UserError(
+            f"{folder}: the reward model was trained with tokenizer {said['tokenizer'][:12]}, "
+            f"{settings['path'] or trained} is {tokenizer.digest[:12]}"
+        )
+    scaling = config["model"]["rope_scaling"]
+    model = ModelConfig(
+        **{
+            **config["model"],
+            "rope_scaling": None if scaling is None else RopeScaling(**scaling),
+        }
+    )
+    return RewardModel(
+        folder, model, tokenizer, tuple(said["objectives"]), config["data"], said["params"]
+    )
+
+
+def _load_params(found: RewardModel) -> Params:
+    objectives = max(1, len(found.objectives))
+    init = functools.partial(reward_head.init_params, found.model, objectives=objectives)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    layout = sharding.shard_tree(shapes, sharding.make_mesh(1, 1, 1))
+    return checkpoint.load_params(found.path / "params", sharding.abstract(shapes, layout))
+
+
+def _read_json(folder: pathlib.Path, name: str, otherwise: str) -> dict[str, Any]:
+    file = folder / name
+    if not file.is_file():
+        raise UserError(f"{folder} {otherwise}: no {name} in it")
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
