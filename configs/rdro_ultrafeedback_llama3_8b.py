@@ -16,8 +16,6 @@ Time:      TODO measure
 Expect:    TODO measure; the paper reports an AlpacaEval length-controlled win rate of 17.3
 """
 
-from functools import partial
-
 from alignjax import optim
 from alignjax.config import (
     Config,
@@ -55,7 +53,7 @@ def get_config() -> Config:
             logits_chunk=128,
         ),
         sft=SftConfig(loss=sft.loss, learning_rate=5e-6, epochs=1.0, batch_size=128),
-        loss=partial(rdro.loss, reduction="class_mean"),
+        loss=rdro.loss,  # alpha and the class weights are counted in the data
         optim=OptimConfig(
             learning_rate=5e-7, schedule=optim.cosine, warmup_fraction=0.1, clip_norm=1.0
         ),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from alignjax.objectives import ddro, rdro
+from alignjax.objectives import ddro, rdro, sft
 from alignjax.types import loss_inputs
 
 N = 7  # responses
@@ -117,6 +117,19 @@ def test_the_other_minimiser_is_the_one_that_the_docstring_states(alpha, f):
         )
     )
     np.testing.assert_allclose(np.exp(found), exact, rtol=1e-7)
+
+
+def test_supervised_fine_tuning_on_all_responses_fits_the_mixture():
+    """The reference that the theory assumes: `sft.loss` without `sft.select` reads no label."""
+    plus, minus = truth()
+    mixture = 0.3 * plus + 0.7 * minus
+
+    def objective(logits):
+        logps, batch = loss_inputs(jax.nn.log_softmax(logits)[:, None])
+        return (mixture * sft.loss(logps, batch)[0]).sum() + 0.5 * logits.mean() ** 2
+
+    found = np.asarray(jax.nn.softmax(minimiser(objective)))
+    np.testing.assert_allclose(found, mixture, atol=1e-9)
 
 
 # Eq. 15 and 17, the Bregman divergence

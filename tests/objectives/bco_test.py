@@ -1,11 +1,14 @@
 """BCO against NumPy in float64; the shift; the density ratio."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from alignjax.objectives import bco
+from alignjax.step import resolve
 from alignjax.types import loss_inputs
 
 F = 0.25
@@ -61,3 +64,11 @@ def test_what_is_missing_is_named():
             call(logps, batch.replace(running_baseline=jnp.zeros(1)))
         with pytest.raises(ValueError, match=r"needs a label for every response"):
             call(logps, batch.replace(desirable=None), desirable_fraction=F)
+
+
+def test_a_density_ratio_is_no_schedule():
+    def ratio(batch):
+        return batch.weight
+
+    bound = resolve(partial(bco.loss, density_ratio=ratio), jnp.int32(0))
+    assert bound.keywords["density_ratio"] is ratio
