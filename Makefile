@@ -9,6 +9,8 @@
 PYTHON ?= python3
 VENV ?= .venv$(patsubst python3.%,-3.%,$(filter python3.%,$(notdir $(PYTHON))))
 BIN := $(VENV)/bin
+# As many processes as cores, at most four: each needs a few GB.
+PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test check lint format pins setup clean-venv
 
@@ -16,10 +18,10 @@ demo: setup
 	$(BIN)/python -m alignjax demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .

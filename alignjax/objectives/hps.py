@@ -112,14 +112,57 @@ def loss_full(
     >>> print(f"{loss_full(logps, batch)[0][0]:.4f}")  # log(1 + N)
     1.0986
     """
-    best, negatives = best_and_negatives(batch)
     reward = beta * implicit(logps)
-    count = negatives.sum(axis=1)
-    lead = reward - jnp.take_along_axis(reward, best[:, None], axis=1)
-    log_expectation = jax.nn.logsumexp(_log_q(batch, negatives, gamma) + lead, axis=1)
-    losses = jax.nn.softplus(jnp.log(jnp.maximum(count, 1.0)) + log_expectation)
+    losses = _expected(reward, batch, gamma)
+    best, negatives = best_and_negatives(batch)
     metrics = list_metrics(reward, logps.policy, best, negatives)
-    return jnp.where(count > 0, losses, 0.0), metrics | {"negatives": count.astype(reward.dtype)}
+    return losses, metrics | {"negatives": negatives.sum(axis=1).astype(reward.dtype)}
+
+
+def loss_two_valid(
+    logps: Logps,
+    batch: Batch,
+    *,
+    beta: float = 0.1,
+    gamma: float = 1.0,
+    second_weight: float = 1.0,
+    implicit: Implicit = dpo.implicit,
+) -> tuple[Array, Metrics]:
+    """Fits the implicit reward to "two responses are right, the best one before the second".
+
+    Appendix E, with L(y; Y) the loss of Eq. 8 for y against the negatives Y::
+
+        loss = L(y_1; {y_2, ..., y_n}) + lambda L(y_2; {y_3, ..., y_n})
+
+    Args:
+      logps: ``[B, K]`` nats, K >= 2, in any order.
+      batch: ``scores [B, K]``, larger is better; y_1 and y_2 have the two largest.
+      beta: KL strength, reward per nat; > 0.
+      gamma: hardness per unit of score, as in `loss_full`, for both terms.
+      second_weight: lambda, >= 0; 0 is `loss_full`.
+      implicit: reward per unit of beta, as in dpo.loss.
+
+    Returns:
+      ``[B]`` losses in nats, log(1 + N) + lambda log N where policy equals reference and nothing
+      is tied; the metrics of `loss_full`.
+
+    Raises:
+      ValueError: see `plackett_luce.ranking_scores`; or there is no reference.
+
+    Differs from the paper: it leaves lambda and ties open. What ties with y_1 or y_2 is no negative
+    of that one; y_2 may tie with y_1.
+    From the authors' code: that has no second valid response.
+
+    >>> from alignjax.types import loss_inputs
+    >>> logps, batch = loss_inputs([[-4.0, -7.0, -5.0]], [[-4.0, -7.0, -5.0]], scores=[[3, 2, 1]])
+    >>> print(f"{loss_two_valid(logps, batch)[0][0]:.4f}")  # log 3 + log 2
+    1.7918
+    """
+    first, metrics = loss_full(logps, batch, beta=beta, gamma=gamma, implicit=implicit)
+    best, _ = best_and_negatives(batch)
+    is_best = jnp.arange(logps.policy.shape[1]) == best[:, None]
+    rest = dataclasses.replace(batch, scores=jnp.where(is_best, -jnp.inf, ranking_scores(batch)))
+    return first + second_weight * _expected(beta * implicit(logps), rest, gamma), metrics
 
 
 def loss_published(
@@ -225,6 +268,16 @@ def curriculum(
         return start + (stop - start) * fraction
 
     return gamma
+
+
+def _expected(reward: Array, batch: Batch, gamma: float) -> Array:
+    """``[B]`` Eq. 8 with its expectation, for rewards ``[B, K]``; 0 without a negative."""
+    best, negatives = best_and_negatives(batch)
+    count = negatives.sum(axis=1)
+    lead = reward - jnp.take_along_axis(reward, best[:, None], axis=1)
+    log_expectation = jax.nn.logsumexp(_log_q(batch, negatives, gamma) + lead, axis=1)
+    losses = jax.nn.softplus(jnp.log(jnp.maximum(count, 1.0)) + log_expectation)
+    return jnp.where(count > 0, losses, 0.0)
 
 
 def _log_q(batch: Batch, negatives: Array, gamma: float) -> Array:

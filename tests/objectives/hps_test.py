@@ -1,5 +1,7 @@
 """The three forms of the loss against NumPy in float64; what select keeps, draws and refuses."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from absl.testing import parameterized
 
 from alignjax.objectives import dpo, hps
 from alignjax.types import loss_inputs
-from tests.objectives import checks
+from tests.objectives import checks, golden
 
 
 def lists(k=5, b=16, seed=0):
@@ -67,6 +69,43 @@ def test_full_expectation_leaves_out_ties_with_the_best_and_absent_responses():
     short = hps.loss_full(*loss_inputs(policy[:, :3], reference[:, :3], scores=scores[:, :3]))
     np.testing.assert_allclose(losses, short[0], rtol=1e-5)
     np.testing.assert_array_equal(metrics["negatives"], 2.0)
+
+
+def against(reward, scores, first, rest, gamma):
+    """Eq. 8 for one response and its negatives."""
+    q = np.exp(gamma * scores[rest])
+    expectation = (q * np.exp(reward[rest])).sum() / q.sum()
+    return np.log1p(len(rest) * expectation / np.exp(reward[first]))
+
+
+def two_valid(policy, reference, _, scores):
+    reward, order = 0.2 * (policy - reference), np.argsort(-scores)
+    terms = [against(reward, scores, order[i], order[i + 1 :], 0.7) for i in (0, 1)]
+    return terms[0] + 0.3 * terms[1]
+
+
+def test_two_valid_responses():
+    loss = functools.partial(hps.loss_two_valid, beta=0.2, gamma=0.7, second_weight=0.3)
+    golden.check(loss, two_valid, golden.rows(5))
+
+
+def test_a_second_valid_response_of_no_weight_gives_the_loss_of_one():
+    case = loss_inputs(*lists()[:2], scores=lists()[2])
+    one = hps.loss_full(*case, gamma=0.7)
+    two = hps.loss_two_valid(*case, gamma=0.7, second_weight=0.0)
+    chex.assert_trees_all_equal(two, one)
+    assert (hps.loss_two_valid(*case, gamma=0.7)[0] > one[0]).all()
+    # Pairs have no third response: nothing is worse than the second.
+    pairs = loss_inputs(*(x[:, :2] for x in lists()[:2]), scores=lists()[2][:, :2])
+    chex.assert_trees_all_equal(hps.loss_two_valid(*pairs), hps.loss_full(*pairs))
+
+
+def test_the_second_of_two_tied_at_the_top_is_no_negative_of_the_first():
+    case = loss_inputs([[-1.0, -2.0, -3.0]], [[-2.0] * 3], scores=[[1.0, 1.0, 0.0]])
+    losses, _ = hps.loss_two_valid(*case, beta=1.0)
+    np.testing.assert_allclose(
+        losses[0], np.log1p(np.exp(-2.0)) + np.log1p(np.exp(-1.0)), rtol=1e-5
+    )
 
 
 def test_a_list_without_a_negative_teaches_nothing():

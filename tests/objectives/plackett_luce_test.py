@@ -58,7 +58,7 @@ class Golden(chex.TestCase):
                 np.testing.assert_allclose(metrics[name][b], value, rtol=1e-4, atol=1e-6)
 
     @chex.variants(with_jit=True, without_jit=True)
-    @parameterized.parameters(plackett_luce.loss, plackett_luce.loss_top1)
+    @parameterized.named_parameters(("all", plackett_luce.loss), ("top1", plackett_luce.loss_top1))
     def test_two_responses_are_dpo(self, loss):
         policy, reference, scores = lists(k=2)
         order = np.argsort(-scores, axis=1)
