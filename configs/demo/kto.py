@@ -2,8 +2,8 @@
 
 Command:   python -m alignjax run --config=configs/demo/kto.py --workdir=runs/kto
 Hardware:  2 CPU cores
-Time:      TODO
-Expect:    TODO
+Time:      TODO measure
+Expect:    TODO measure
 """
 
 from functools import partial

@@ -5,8 +5,8 @@ The supervised stage imitates *all* responses (no ``sft.select``), so the refere
 
 Command:   python -m alignjax run --config=configs/demo/rdro.py --workdir=runs/rdro
 Hardware:  2 CPU cores
-Time:      TODO
-Expect:    TODO
+Time:      TODO measure
+Expect:    TODO measure
 """
 
 from functools import partial
