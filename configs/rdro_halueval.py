@@ -7,8 +7,11 @@ hallucination.
 Command:   python -m alignjax run --config=configs/rdro_halueval.py --workdir=runs/halueval \
                --set data.path=/data/halueval/general_data.jsonl.gz
 Hardware:  2 CPU cores
-Time:      TODO
-Expect:    TODO
+Time:      16 minutes beside a dozen other programs, 2.4 minutes of processor time
+Expect:    3,286 desirable and 729 undesirable responses to train on, class weights 1.2219 and
+           5.5075; 126 steps, none skipped, gradient norm 11 to 18 (averages over 10 steps), loss
+           1.38 to 1.51; on 492 held-out rows the log-ratio is 0.076 ± 0.051 where desirable and
+           -0.103 ± 0.141 where not (one seed; ± is the 95% interval over prompts)
 """
 
 from functools import partial
