@@ -20,7 +20,7 @@ from orbax.checkpoint import v1 as ocp
 from alignjax.errors import CheckpointError, UserError
 from alignjax.sharding import path_name
 
-FORMAT = 1  # raised when what a checkpoint holds changes
+FORMAT = 2  # raised when what a checkpoint holds changes
 
 
 @contextlib.contextmanager

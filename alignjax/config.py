@@ -124,7 +124,8 @@ class Config:
     loss: Callable[..., Any] | None = None  # (logps, batch) -> ([B] losses, metrics): a policy
     reward_loss: Callable[..., Any] | None = None  # the same of (scores, batch): a reward model
     optim: OptimConfig
-    select: Callable[..., Any] | None = None  # (key, batch) -> batch with fewer responses
+    select: Callable[..., Any] | None = None  # (key, batch) -> batch with other responses
+    baseline: Callable[..., Any] | None = None  # (logps, batch) -> [B], averaged for the loss
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig
     train: TrainConfig = TrainConfig()
@@ -148,12 +149,15 @@ class Config:
                 "loss, reward_loss: wanted one of them (loss trains a policy, reward_loss a reward "
                 f"model), found {found}"
             )
+        if self.reward_loss is not None and self.baseline is not None:
+            raise UserError("baseline: wanted None with reward_loss; a baseline is of log-ratios")
         _check_ranges(self)
         _check_rows(self)
         functions = (
             "loss",
             "reward_loss",
             "select",
+            "baseline",
             "optim.schedule",
             "data.source",
             "evaluate.judge",

@@ -98,6 +98,38 @@ def preferences(
     }
 
 
+def labelled(
+    policy: np.ndarray, reference: np.ndarray | None, desirable: np.ndarray, length: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What a policy did to labelled responses, in nats and as a ranking over all rows.
+
+    Args:
+      policy, reference: ``[N, K]`` nats; without a reference log-probabilities stand for ratios.
+      desirable: ``[N, K]`` bool.
+      length: ``[N, K]`` tokens, 0 = absent.
+
+    Returns:
+      ``[N]`` arrays: ``log_ratio/desirable`` and ``log_ratio/undesirable``, the row's mean over the
+      class; ``labels/accuracies``, the share of the undesirable responses of all rows that have a
+      smaller log-ratio than the row's desirable ones (a tie is wrong). NaN where a row has none.
+    """
+    ratio = policy if reference is None else policy - reference
+    good, bad = desirable & (length > 0), ~desirable & (length > 0)
+
+    def mean(values: np.ndarray, among: np.ndarray) -> np.ndarray:
+        count = among.sum(axis=1)
+        total = np.where(among, values, 0.0).sum(axis=1)
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+    others = np.sort(ratio[bad])
+    below = np.searchsorted(others, ratio, side="left") / max(len(others), 1)
+    return {
+        "log_ratio/desirable": mean(ratio, good),
+        "log_ratio/undesirable": mean(ratio, bad),
+        "labels/accuracies": mean(below, good & (len(others) > 0)),
+    }
+
+
 def judged(
     samples: Sequence[Sample], judge: Callable[[str, str], dict[str, float]]
 ) -> dict[str, Estimate]:

@@ -131,7 +131,14 @@ class Choice:
 
 
 def choose(
-    mode: str, *, rows: int, responses: int, trained_rows: int, drawn: int, cached: bool
+    mode: str,
+    *,
+    rows: int,
+    responses: int,
+    trained_rows: int,
+    drawn: int,
+    cacheable: bool,
+    cached: bool,
 ) -> Choice:
     """Picks the cheaper of caching all responses and scoring the drawn ones in every step.
 
@@ -141,12 +148,15 @@ def choose(
       responses: K, responses per row.
       trained_rows: rows over the whole run, every epoch counted.
       drawn: K', responses per row that a step scores (K without a ``select``).
+      cacheable: the drawn responses are the row's own; others are in no cache.
       cached: the table is on disk already.
     """
     cache, live = rows * responses, trained_rows * drawn
     counts = f"{cache:,} response passes to cache, {live:,} live"
     if mode != "auto":
         return Choice(mode, f"reference.mode={mode}" + (f" ({counts})" if mode != "none" else ""))
+    if not cacheable:
+        return Choice("live", "select adds responses that are in no cache")
     if cached:
         return Choice("cache", "found on disk")
     # A tie goes to the cache: it frees the reference's weights, and other runs can reuse it.

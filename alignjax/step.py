@@ -18,6 +18,7 @@ import optax
 from alignjax.fields import keywords, takes_function
 from alignjax.types import (
     Array,
+    Baseline,
     Batch,
     Logps,
     Loss,
@@ -44,6 +45,8 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, key: Arr
         opt_state=optimizer.init(params),
         key=key,
         skipped=zero(),
+        baseline=jnp.zeros((), jnp.float32),
+        baseline_weight=jnp.zeros((), jnp.float32),
     )
 
 
@@ -107,6 +110,7 @@ def train_step(
     loss: Loss | RewardLoss,
     forward: Forward = score,
     select: Select | None = None,
+    baseline: Baseline | None = None,
     accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimizer step.
@@ -122,21 +126,47 @@ def train_step(
       forward: makes the loss's first argument: `score` for a policy, `reward_scores` for a reward
         model.
       select: draws responses before the forward pass, with a key that depends on the step.
+      baseline: values whose mean over the global batch the loss reads, without gradient. With
+        ``accumulate`` = 1 it costs no forward pass; else one more over policy and live reference,
+        since the first micro-batch's gradient depends on the last one's value.
       accumulate: micro-batches whose gradients are added up; exact for weighted means.
 
     Returns:
       The new state and scalars: ``loss``, ``grad_norm``, ``num_tokens`` (not padding; a prompt
       counts once), ``weight`` (rows that count), ``skipped`` (1 if the step was not finite) and
-      the averages of the objective's metrics. A step whose loss or gradient is not finite leaves
+      the averages of the objective's metrics, and with a baseline ``baseline`` and
+      ``running_baseline``. A step whose loss or gradient is not finite leaves
       parameters and optimizer state as they were, bit for bit.
     """
     loss = resolve(loss, state.step)
     if select is not None:
         batch = resolve(select, state.step)(jax.random.fold_in(state.key, state.step), batch)
 
+    whole = None
+    if baseline is not None:
+        baseline = resolve(baseline, state.step)
+        if accumulate > 1:
+            whole = _mean_baseline(
+                baseline,
+                functools.partial(forward, state.params, ref_params, apply=apply),
+                batch,
+                accumulate,
+            )
+
     def objective(params: Params, part: Batch) -> tuple[Array, Metrics]:
-        losses, metrics = loss(forward(params, ref_params, part, apply=apply), part)
-        return weighted_sums(losses, metrics, part.weight)
+        seen = forward(params, ref_params, part, apply=apply)
+        told: Metrics = {}
+        if baseline is not None:
+            mean = _mean(*_sums(baseline, seen, part)) if whole is None else whole
+            mean = jax.lax.stop_gradient(mean)
+            so_far = _running(state, mean, batch.weight.sum())
+            told = {
+                "baseline": jnp.broadcast_to(mean, part.weight.shape),
+                "running_baseline": jnp.broadcast_to(so_far, part.weight.shape),
+            }
+            part = dataclasses.replace(part, **told)
+        losses, metrics = loss(seen, part)
+        return weighted_sums(losses, metrics | told, part.weight)
 
     (total, metrics), grads = _accumulated(objective, state.params, batch, accumulate)
     weight = batch.weight.sum()
@@ -145,7 +175,11 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
+    averages = {name: x / jnp.maximum(weight, 1e-9) for name, x in metrics.items()}
     finite = jnp.isfinite(total) & jnp.isfinite(norm)
+    if baseline is not None:
+        finite &= jnp.isfinite(averages["baseline"])
+    before = state
     # Selection, never multiplication by 0: 0 x NaN would write NaN into the weights.
     keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
     bad = jnp.where(finite, 0, 1).astype(jnp.int32)
@@ -156,7 +190,13 @@ def train_step(
         opt_state=keep(opt_state, state.opt_state),
         skipped=state.skipped + bad,
     )
-    averages = {name: x / jnp.maximum(weight, 1e-9) for name, x in metrics.items()}
+    if baseline is not None:
+        so_far = _running(before, averages["baseline"], weight)
+        state = dataclasses.replace(
+            state,
+            baseline=keep(so_far, before.baseline),
+            baseline_weight=keep(before.baseline_weight + weight, before.baseline_weight),
+        )
     tokens = jnp.where(batch.weight > 0, batch.prompt_length + batch.response_length.sum(1), 0)
     return state, {
         "loss": total / jnp.maximum(weight, 1e-9),
@@ -166,6 +206,44 @@ def train_step(
         "skipped": bad,
         **averages,
     }
+
+
+def _sums(baseline: Baseline, logps: Logps, batch: Batch) -> tuple[Array, Array]:
+    """The baseline's weighted sum over rows, and the weight."""
+    total, _ = weighted_sums(baseline(logps, batch), {}, batch.weight)
+    return total, batch.weight.sum()
+
+
+def _mean(total: Array, weight: Array) -> Array:
+    return total / jnp.maximum(weight, 1e-9)
+
+
+def _running(state: TrainState, mean: Array, weight: Array) -> Array:
+    """The mean over all rows so far, those of this step included."""
+    share = weight / jnp.maximum(state.baseline_weight + weight, 1e-9)
+    return state.baseline + share * (mean - state.baseline)
+
+
+def _mean_baseline(
+    baseline: Baseline, score: Callable[[Batch], Logps], batch: Batch, parts: int
+) -> Array:
+    """The baseline's mean over all micro-batches, without gradient."""
+
+    def body(carry: tuple[Array, Array], part: Batch) -> tuple[tuple[Array, Array], None]:
+        return jax.tree.map(jnp.add, carry, _sums(baseline, score(part), part)), None
+
+    zeros = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
+    return _mean(*jax.lax.scan(body, zeros, _split(batch, parts))[0])
+
+
+def _split(batch: Batch, parts: int) -> Batch:
+    """``[B, ...]`` -> ``[parts, B / parts, ...]``; row i goes to micro-batch i % parts.
+
+    So every device keeps the rows it holds.
+    """
+    return jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1), batch
+    )
 
 
 def _accumulated(
@@ -178,10 +256,7 @@ def _accumulated(
     gradient = jax.value_and_grad(objective, has_aux=True)
     if parts == 1:
         return gradient(params, batch)
-    # Row i goes to micro-batch i % parts: every device keeps the rows it holds.
-    split = jax.tree.map(
-        lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1), batch
-    )
+    split = _split(batch, parts)
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], split))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, "f4")), shapes)
 

@@ -24,7 +24,7 @@ from alignjax.errors import UserError
 from alignjax.faults import fault_point
 from alignjax.sharding import abstract, put_rows, shard_tree
 from alignjax.step import Apply, Forward, init_state, score, train_step
-from alignjax.types import Array, Batch, Loss, Params, RewardLoss, Select, TrainState
+from alignjax.types import Array, Baseline, Batch, Loss, Params, RewardLoss, Select, TrainState
 
 log = logging.getLogger("alignjax")
 
@@ -54,6 +54,7 @@ class Job:
     apply: Apply
     loss: Loss | RewardLoss
     select: Select | None
+    baseline: Baseline | None
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
     accumulate: int
@@ -113,6 +114,7 @@ def fit(
             loss=job.loss,
             forward=job.forward,
             select=job.select,
+            baseline=job.baseline,
             accumulate=job.accumulate,
         )
 

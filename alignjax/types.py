@@ -42,6 +42,8 @@ class Batch:
     desirable: Array | None = None  # [B, K] bool, unpaired label; None: no labels
     ref_logps: Array | None = None  # [B, K] nats, when taken from the cache
     drawn_from: Array | None = None  # [B] int32, responses that index 1 was drawn from; by a select
+    baseline: Array | None = None  # [B] one number in all rows: see `Baseline`; by the step
+    running_baseline: Array | None = None  # [B] the same, mean over all steps so far, this included
 
     @property
     def present(self) -> Array:
@@ -90,12 +92,16 @@ class TrainState:
     opt_state: Any
     key: Array  # the root PRNG key, never split: step keys are ``fold_in(key, step)``
     skipped: Array  # int32 scalar, steps skipped so far because loss or gradient was not finite
+    baseline: Array  # float32 scalar, mean of the baseline over all rows so far; 0 without one
+    baseline_weight: Array  # float32 scalar, the weight of those rows
 
 
 Loss = Callable[[Logps, Batch], tuple[Array, Metrics]]  # -> ([B] losses, {name: [B]})
 RewardLoss = Callable[[Array, Batch], tuple[Array, Metrics]]  # the same of [B, K] scores
 Select = Callable[[Array, Batch], Batch]  # (key, batch with K responses) -> batch with K'
 Implicit = Callable[[Logps], Array]  # -> [B, K] implicit rewards per unit of beta, nats
+# -> [B]; the step averages it over the whole global batch, without gradient, for the loss to read
+Baseline = Callable[[Logps, Batch], Array]
 
 
 def take_responses(batch: Batch, index: Array) -> Batch:
@@ -130,6 +136,8 @@ def loss_inputs(
     scores: Any = None,
     desirable: Any = None,
     drawn_from: Any = None,
+    baseline: float | None = None,
+    running_baseline: float | None = None,
 ) -> tuple[Logps, Batch]:
     """The two arguments of a loss from plain numbers: for notebooks, docstrings and tests.
 
@@ -140,6 +148,7 @@ def loss_inputs(
       scores: ``[B, K]`` or ``[B, K, M]``.
       desirable: ``[B, K]`` bool.
       drawn_from: ``[B]``.
+      baseline, running_baseline: the number in every row.
 
     Returns:
       Logps and a batch with one token id 0 instead of the tokens, which a loss never reads.
@@ -161,5 +170,7 @@ def loss_inputs(
         scores=array(scores, float),
         desirable=array(desirable, bool),
         drawn_from=array(drawn_from, jnp.int32),
+        baseline=None if baseline is None else jnp.full(b, baseline, float),
+        running_baseline=None if running_baseline is None else jnp.full(b, running_baseline, float),
     )
     return Logps(policy=policy, reference=array(reference, float), length=length), batch

@@ -142,3 +142,18 @@ def test_a_judge_sees_every_sample_with_its_prompt():
         by_brute_force([1.0, 0.0, 1.0], ["a", "a", "b"])[1]
     )
     assert evaluate.judged([], lambda prompt, response: {}) == {}
+
+
+def test_labelled_responses_are_ranked_over_all_rows():
+    ratio = np.array([[1.0, 0.0], [-2.0, 3.0], [0.5, 9.0], [-1.0, 0.5]])
+    desirable = np.array([[1, 0], [0, 0], [1, 1], [0, 0]], bool)
+    length = np.array([[1, 1], [1, 1], [1, 0], [1, 1]])
+    reference = np.full((4, 2), -7.0)
+    found = evaluate.labelled(ratio + reference, reference, desirable, length)
+    nan = np.nan
+    np.testing.assert_allclose(found["log_ratio/desirable"], [1.0, nan, 0.5, nan])
+    np.testing.assert_allclose(found["log_ratio/undesirable"], [0.0, 0.5, nan, -0.25])
+    # Undesirable: 0, -2, 3, -1, 0.5. Below 1: four of five; below 0.5, a tie being wrong: three.
+    np.testing.assert_allclose(found["labels/accuracies"], [0.8, nan, 0.6, nan])
+    alone = evaluate.labelled(ratio, None, np.ones((4, 2), bool), length)
+    assert np.isnan(alone["labels/accuracies"]).all()

@@ -134,7 +134,7 @@ def test_a_write_that_is_killed_leaves_no_table(tmp_path, monkeypatch):
     np.testing.assert_array_equal(cached_logps(tmp_path, "key", (3, 2), lambda: values), values)
 
 
-COUNTS = dict(rows=100, responses=16, trained_rows=100, drawn=2, cached=False)
+COUNTS = dict(rows=100, responses=16, trained_rows=100, drawn=2, cacheable=True, cached=False)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +145,7 @@ COUNTS = dict(rows=100, responses=16, trained_rows=100, drawn=2, cached=False)
         ("auto", dict(trained_rows=800), "cache"),  # a tie
         ("auto", dict(responses=2), "cache"),
         ("auto", dict(cached=True), "cache"),
+        ("auto", dict(cached=True, cacheable=False), "live"),
         ("cache", {}, "cache"),
         ("live", dict(cached=True), "live"),
         ("none", {}, "none"),

@@ -16,7 +16,7 @@ from alignjax.errors import UserError
 from alignjax.logps import response_logps
 from alignjax.models import reward_head
 from alignjax.models.transformer import init_params
-from alignjax.objectives import dpo
+from alignjax.objectives import dpo, kto
 from alignjax.sharding import make_mesh, path_name, put_rows, shard_tree
 from alignjax.step import init_state, train_step
 from benchmarks.plain import plain_logps
@@ -167,6 +167,32 @@ def two_steps(mesh_shape, logps=response_logps, accumulate=1, live=True, rows=No
     for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(layout), strict=True):
         assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim)
     return jax.device_get((state.params, out))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_baseline_is_of_the_batch_over_all_devices(accumulate):
+    """KTO's partner of a row may lie on another device, and its mean is over all of them."""
+
+    def kto_step(mesh):
+        step = functools.partial(
+            train_step,
+            apply=lambda params, b: params * b.response.sum(axis=-1) / 64,
+            optimizer=optax.sgd(1.0),
+            loss=functools.partial(kto.loss, beta=1.0),
+            select=kto.select,
+            baseline=kto.baseline,
+            accumulate=accumulate,
+        )
+        state = init_state(jnp.float32(1.0), optax.sgd(1.0), jax.random.key(0))
+        batch = tiny.ragged(1, b=16).replace(
+            weight=np.arange(16, dtype=np.float32) % 3, desirable=np.arange(16)[:, None] % 2 == 0
+        )
+        state, scalars = jax.jit(step)(state, jnp.float32(0.2), put_rows(batch, mesh))
+        return jax.device_get((state.params, state.baseline, scalars))
+
+    single, sharded = kto_step(make_mesh(1, 1, 1)), kto_step(make_mesh(4, 2, 1))
+    assert_same_steps(sharded, single)
+    assert abs(single[1]) > 0.1
 
 
 def vars_of(config):

@@ -13,7 +13,7 @@ from absl.testing import parameterized
 
 from alignjax import step as step_module
 from alignjax.checkpoint import tree_digest
-from alignjax.objectives import dpo, hps
+from alignjax.objectives import bco, dpo, hps, kto
 from alignjax.step import init_state, resolve, score, train_step, weighted_sums
 from alignjax.types import Logps, loss_inputs
 
@@ -156,6 +156,101 @@ def test_accumulated_gradients_of_bfloat16_parameters_add_up_in_float32():
     state = init_state(jnp.zeros((), jnp.bfloat16), SGD, jax.random.key(0))
     _, scalars = make_step(linear, accumulate=8, apply=row_apply, optimizer=SGD)(state, None, batch)
     assert float(scalars["grad_norm"]) == float(sizes.mean())
+
+
+def labelled(weight=UNEVEN, k=1):
+    labels = np.arange(B * k).reshape(B, k) % 3 == 0
+    return make_batch(weight, k=k).replace(desirable=jnp.asarray(labels))
+
+
+def reads_both(logps, batch):
+    """A loss in which both averages count."""
+    shift = 0.3 * batch.baseline + 0.7 * batch.running_baseline
+    return jax.nn.softplus(logps.log_ratio.sum(axis=1) - shift), {}
+
+
+def first(logps, batch):
+    return logps.log_ratio[:, 0] + 0.01 * batch.prompt_id
+
+
+KTO = dict(loss=kto.loss, select=kto.select, baseline=kto.baseline)
+BCO = dict(
+    loss=functools.partial(bco.loss, desirable_fraction=0.3),
+    baseline=functools.partial(bco.baseline, desirable_fraction=0.3),
+)
+
+
+def after(steps, parts=1, jit=True, **keywords):
+    """The state and the scalars after some steps of plain descent on other batches each."""
+    state = init_state(make_params(), SGD, jax.random.key(7))
+    step = make_step(optimizer=SGD, accumulate=parts, jit=jit, **keywords)
+    step = step if jit else jax.jit(step)
+    for seed in range(steps):
+        batch = labelled().replace(prompt_id=jnp.arange(B, dtype=jnp.int32) * 3 + seed)
+        state, scalars = step(state, make_params(1), batch)
+    return dataclasses.replace(state, key=None), scalars
+
+
+def test_the_baseline_is_the_mean_over_the_rows_that_count_and_has_no_gradient():
+    batch, ref, params = labelled(), make_params(1), make_params()
+    seen = make_step(lambda logps, b: (logps.policy[:, 0], {"seen": b.baseline}), baseline=first)
+    _, scalars = seen(make_state(), ref, batch)
+    logps = score(params, ref, batch, apply=apply)
+    wanted = np.average(np.asarray(first(logps, batch), np.float64), weights=UNEVEN)
+    for name in ("baseline", "running_baseline", "seen"):
+        np.testing.assert_allclose(scalars[name], wanted, rtol=1e-5)
+    fixed = batch.replace(baseline=jnp.full(B, wanted), running_baseline=jnp.full(B, wanted))
+    run = functools.partial(make_step, reads_both, optimizer=SGD)
+    state = init_state(params, SGD, jax.random.key(7))
+    chex.assert_trees_all_close(
+        run(baseline=first)(state, ref, batch)[0].params,
+        run()(state, ref, fixed)[0].params,
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+@pytest.mark.parametrize(
+    "keywords", [dict(loss=reads_both, baseline=first), KTO, BCO], ids=["both", "kto", "bco"]
+)
+def test_the_baseline_of_micro_batches_is_that_of_the_whole_batch(keywords, parts):
+    whole, accumulated = after(2, **keywords), after(2, parts, **keywords)
+    chex.assert_trees_all_close(accumulated, whole, rtol=2e-5, atol=2e-6)
+
+
+def test_a_baseline_of_every_micro_batch_alone_would_show(monkeypatch):
+    whole = after(2, loss=reads_both, baseline=first)
+    monkeypatch.setattr(step_module, "_mean_baseline", lambda *_: None)
+    alone = after(2, 2, jit=False, loss=reads_both, baseline=first)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(alone, whole, rtol=1e-3, atol=1e-4)
+
+
+def test_the_running_baseline_is_the_mean_over_all_rows_so_far():
+    """Over steps of different weight, too; one without any, and a skipped one, change nothing."""
+    rng = np.random.default_rng(0)
+    levels, weights = rng.normal(size=5), [UNEVEN, np.ones(B), np.zeros(B), UNEVEN, np.ones(B)]
+    levels[4] = np.nan
+
+    def level(logps, batch):
+        return batch.scores[:, 0] + 0 * logps.policy[:, 0]
+
+    step = make_step(lambda logps, b: (logps.policy[:, 0], {}), baseline=level)
+    state, total, count = make_state(), 0.0, 0.0
+    for value, weight in zip(levels, weights, strict=True):
+        batch = make_batch(weight, k=1).replace(scores=jnp.full((B, 1), value))
+        state, scalars = step(state, None, batch)
+        if np.isfinite(value):
+            total, count = total + value * np.sum(weight), count + np.sum(weight)
+        assert int(scalars["skipped"]) == (not np.isfinite(value))
+        np.testing.assert_allclose(state.baseline, total / count, rtol=1e-5)
+        np.testing.assert_allclose(state.baseline_weight, count)
+
+
+def test_a_run_without_a_baseline_keeps_none():
+    state, scalars = make_step()(make_state(), make_params(1), make_batch())
+    assert "baseline" not in scalars
+    assert float(state.baseline) == float(state.baseline_weight) == 0
 
 
 def test_schedules_are_resolved_at_the_step():

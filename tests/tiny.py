@@ -143,8 +143,14 @@ def dataset(
         prompt_length=prompt_length,
         response_length=response_length,
         objectives=tuple(f"score{m}" for m in range(objectives)),
+        labels=_labels(kept),
         digest=f"digest of {rows} rows, seed {seed}",
         receipt={},
         path="memory",
         _rows=kept,
     )
+
+
+def _labels(rows: list[dict[str, Any]]) -> tuple[int, int]:
+    labels = np.concatenate([row["desirable"] for row in rows])
+    return int(labels.sum()), int(len(labels) - labels.sum())

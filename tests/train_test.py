@@ -69,8 +69,14 @@ def apply(params, batch):
     return jnp.where(here, logits, 0).sum(-1)
 
 
+def level(logps, batch):
+    """A baseline: how likely the first response is."""
+    return logps.policy[:, 0]
+
+
 def loss(logps, batch):
     margin = logps.policy[:, 0] - logps.policy[:, 1]
+    margin -= 0.1 * batch.baseline + 0.2 * batch.running_baseline
     return -jax.nn.log_sigmoid(margin), {"rewards/margins": margin}
 
 
@@ -108,6 +114,7 @@ def job(workdir, *, epochs: float = 2.0, **changes) -> train.Job:
         apply=apply,
         loss=loss,
         select=draw,
+        baseline=level,
         optimizer=optax.adam(schedule),
         learning_rate=schedule,
         accumulate=1,
@@ -173,6 +180,7 @@ def test_the_run_covers_what_resuming_has_to_get_right(clean):
     state, counts, lines, _ = clean
     assert counts["steps"] == len(job(None).plan) == int(state.step) == TOTAL
     assert counts["skipped_steps"] == 0
+    assert abs(float(state.baseline)) > 0.1  # what the loss reads of the steps before
     assert counts["resumed_from"] == 0
     assert len(job(None).plan.shapes) == 2
     assert (job(None).plan.rows == -1).any()  # batches that are filled up

@@ -25,7 +25,7 @@ from alignjax.data.records import DataError, Receipt, Record, take_responses
 from alignjax.data.tokenizer import Encoded, Tokenizer
 from alignjax.errors import UserError
 
-FORMAT = 1  # part of the key; raise it when the same input is written differently
+FORMAT = 2  # part of the key; raise it when the same input is written differently
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +52,7 @@ class Dataset:
     prompt_length: np.ndarray  # [N] int32
     response_length: np.ndarray  # [N, K] int32, K the largest of all rows; 0 marks an absent one
     objectives: tuple[str, ...]  # names of the M scores; () without scores
+    labels: tuple[int, int]  # desirable and undesirable responses; (0, 0) without labels
     digest: str  # hex sha256 of all ids, scores, labels and row ids
     receipt: Mapping[str, Any]  # Receipt.as_dict()
     path: str
@@ -172,6 +173,7 @@ def in_memory(
         prompt_length=np.asarray(columns.prompt_length, np.int32),
         response_length=columns.lengths(),
         objectives=(),
+        labels=(0, 0),
         digest=columns.digest.hexdigest(),
         receipt={},
         path="memory",
@@ -200,6 +202,7 @@ def open_dataset(path: str) -> Dataset:
             prompt_length=prompt_length,
             response_length=response_length,
             objectives=tuple(meta["objectives"]),
+            labels=tuple(meta["labels"]),
             digest=meta["digest"],
             receipt=meta["receipt"],
             path=path,
@@ -332,6 +335,7 @@ def _write(rows: Iterator[_Row], cache_dir: str, path: str, receipt: Receipt) ->
         meta = {
             "rows": os.path.relpath(location, folder),
             "objectives": list(columns.objectives),
+            "labels": [columns.desirable, columns.undesirable],
             "digest": columns.digest.hexdigest(),
             "receipt": receipt.as_dict(),
         }
@@ -361,6 +365,8 @@ class _Columns:
     objectives: tuple[str, ...]
     prompt_length: list[int] = field(default_factory=list)
     response_length: list[list[int]] = field(default_factory=list)
+    desirable: int = 0  # responses with that label
+    undesirable: int = 0
     digest: Any = field(default_factory=hashlib.sha256)
     kind: tuple[bool, bool] | None = None
 
@@ -387,6 +393,8 @@ class _Columns:
             lengths = [len(ids) for ids in row.response_ids]
             self.prompt_length.append(len(row.prompt_ids))
             self.response_length.append(lengths)
+            self.desirable += sum(record.desirable)
+            self.undesirable += len(record.desirable) - sum(record.desirable)
             arrays = {
                 "prompt_ids": row.prompt_ids,
                 "response_ids": np.concatenate(row.response_ids),

@@ -70,8 +70,8 @@ def loss(
     >>> print("{:.4f} {:.4f}".format(*loss(*case, desirable_fraction=0.5)[0]))
     1.9398 0.0486
     """
-    alpha = mixture(alpha, desirable_fraction, "rdro.loss")
     labels = desirable(batch, "rdro.loss")
+    alpha = mixture(alpha, desirable_fraction, "rdro.loss")
     ratio = logps.log_ratio
     # sp(-T) + alpha sp(T) is (1 + alpha) sp(T) - T without the difference of large numbers.
     good = jax.nn.softplus(-ratio) + alpha * jax.nn.softplus(ratio)
@@ -84,13 +84,19 @@ def desirable(batch: Batch, objective: str) -> Array:
     """``[B, K]`` bool labels.
 
     Raises:
-      ValueError: the data have none.
+      ValueError: the data have none, or not one for every response.
     """
     if batch.desirable is None:
         raise ValueError(
             f"{objective} needs a label for every response, and these data have none: use a "
             "source that gives `desirable` (sources.unpaired, world.unpaired, or sources.trl on "
             "rows with `label`), or a pair objective such as dpo.loss"
+        )
+    labels, responses = batch.desirable.shape[1], batch.response_length.shape[1]
+    if labels != responses:
+        raise ValueError(
+            f"{objective}: {responses} responses and {labels} labels a prompt: `select` appends "
+            "responses that another objective reads (kto.select: kto.loss)"
         )
     return batch.desirable
 

@@ -30,7 +30,13 @@ from alignjax.fields import describe
 from alignjax.generate import Sample, respond
 from alignjax.recipes import stages, workdirs
 from alignjax.recipes.prepared import Prepared, cache_dir, prepare_data
-from alignjax.recipes.signature import check_objectives, drawn_responses, implicit_reward
+from alignjax.recipes.signature import (
+    bind_fraction,
+    check_objectives,
+    drawn_responses,
+    implicit_reward,
+    keeps_cache,
+)
 from alignjax.types import Logps, Params
 
 log = logging.getLogger("alignjax")
@@ -58,6 +64,7 @@ def run(
         fault_point("config", "")
         data = prepare_data(config, workdir)
         fault_point("data", "")
+        config = bind_fraction(config, data.train)
         check_objectives(config, data.train)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         load_reference = stages.supervised(config, workdir, data, mesh)
@@ -112,6 +119,7 @@ def _align(
         responses=responses,
         trained_rows=job.plan.row_count,
         drawn=drawn_responses(config, data.train),
+        cacheable=keeps_cache(config, data.train),
         cached=reference.is_cached(
             cache_dir(config, workdir), reference.table_key(digest, data.train, config.model)
         ),
@@ -130,6 +138,7 @@ def _align(
     del ref_params  # unless the choice is live, its memory is free from here on
 
     reward = implicit_reward(config.objective)
+    labels = stages.held_out_labels(data.held_out)
 
     def preferences(policy: np.ndarray) -> dict[str, np.ndarray]:
         length = data.held_out.dataset.response_length
@@ -138,9 +147,12 @@ def _align(
             reference=None if held_out_reference is None else jnp.asarray(held_out_reference),
             length=jnp.asarray(length),
         )
-        return evaluate.preferences(
+        found = evaluate.preferences(
             np.asarray(reward(logps)), length, stages.held_out_order(data.held_out)
         )
+        if labels is None:
+            return found
+        return found | evaluate.labelled(policy, held_out_reference, labels, length)
 
     def measure(params: Params) -> dict[str, np.ndarray]:
         return preferences(stages.held_out_logps(config, data, mesh, params, "  held-out rows"))
@@ -252,6 +264,7 @@ def _report(
             for name, pair in table.items()
         },
         "reference": dataclasses.asdict(choice),
+        "loss": describe(config.loss),
         **counts,
         "receipt": data.receipt,
         "versions": workdirs.versions(),

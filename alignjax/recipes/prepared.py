@@ -135,7 +135,7 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
             identity=identity,
         )
         sides[side] = bucket(dataset, count=data.buckets, multiple=data.pad_multiple)
-    receipt = {side: r.as_dict() for side, r in receipts.items()}
+    receipt = {side: r.as_dict() | _labels(sides[side]) for side, r in receipts.items()}
     path = workdir / "receipt.json"
     path.write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
     for side, r in receipts.items():
@@ -145,6 +145,17 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
     for side, rows in sides.items():
         log.info("%s shapes (prompt + K x response tokens): %s", side, _shapes(rows))
     return Prepared(sides["train"], sides["held_out"], tokenizer, receipt)
+
+
+def _labels(rows: Bucketed) -> dict[str, Any]:
+    """What is labelled among the rows kept; a receipt's ``labels`` are of all that were read."""
+    good, bad = rows.dataset.labels
+    if not good + bad:
+        return {}
+    share = good / (good + bad)
+    return {
+        "kept_labels": {"desirable": good, "undesirable": bad, "desirable_fraction": share},
+    }
 
 
 def _shapes(rows: Bucketed) -> str:

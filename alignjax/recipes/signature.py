@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import logging
 import pathlib
 import traceback
 from collections.abc import Callable
@@ -19,27 +20,43 @@ from alignjax.fields import keywords
 from alignjax.step import resolve
 from alignjax.types import Array, Batch, Logps
 
+log = logging.getLogger("alignjax")
+
 # What the step and the loop log under these names themselves.
 RESERVED = (
     *("step", "loss", "grad_norm", "num_tokens", "weight", "skipped", "learning_rate", "epoch"),
+    *("baseline", "running_baseline"),
     *("prompts_per_second", "tokens_per_second", "data_wait_seconds"),
 )
 
 
 def check_objectives(config: Config, rows: Bucketed) -> None:
-    """Traces ``select`` and ``loss`` once, and the supervised stage's loss, on shapes alone.
+    """Traces ``select``, ``baseline`` and ``loss`` on shapes alone, and the supervised stage's.
 
     Raises:
       UserError: they do not fit the data (K, scores, labels), need a reference there is not, or
-        return something else than ``[B]`` losses and named ``[B]`` metrics.
+        return something else than ``[B]`` losses and named ``[B]`` metrics; or ``select`` adds
+        responses that are in no cache, and ``reference.mode`` asks for the cache.
     """
     batch = _first_rows(config, rows)
     if config.sft is not None:
         drawn = _select("sft.select", config.sft.select, batch)
         _check("sft.loss", config.sft.loss, _logps(drawn, reference=False), drawn)
     drawn = _select("select", config.select, batch)
+    with_reference = config.reference.mode != "none"
+    if (
+        config.select is not None
+        and config.reference.mode == "cache"
+        and not keeps_cache(config, rows)
+    ):
+        raise UserError(
+            f"reference.mode: wanted auto, live or none, found 'cache': {_name(config.select)} "
+            "adds responses whose log-probabilities are in no cache"
+        )
     if config.reward_loss is None:
-        logps = _logps(drawn, reference=config.reference.mode != "none")
+        logps = _logps(drawn, reference=with_reference)
+        if config.baseline is not None:
+            drawn = _baseline(config.baseline, logps, drawn)
         _check("loss", config.objective, logps, drawn)
     else:
         if drawn.scores is not None and drawn.scores.ndim == 3:  # it sees each objective by itself
@@ -62,6 +79,19 @@ def _select(field: str, select: Callable[..., Any] | None, batch: Batch) -> Any:
 def _logps(batch: Any, *, reference: bool) -> Logps:
     zeros: Any = jax.ShapeDtypeStruct(batch.response_length.shape, jnp.float32)
     return Logps(policy=zeros, reference=zeros if reference else None, length=batch.response_length)
+
+
+def _baseline(baseline: Callable[..., Any], logps: Logps, batch: Any) -> Batch:
+    """The batch as the loss sees it, with the baseline's averages."""
+    found = _trace("baseline", baseline, resolve(baseline, jnp.int32(0)), logps, batch)
+    shape = getattr(found, "shape", type(found))
+    if shape != batch.weight.shape:
+        raise UserError(
+            f"baseline: {_name(baseline)}: wanted one value per prompt, [B], found {shape} for "
+            f"B={len(batch.weight)}"
+        )
+    mean: Any = jax.ShapeDtypeStruct(batch.weight.shape, jnp.float32)
+    return dataclasses.replace(batch, baseline=mean, running_baseline=mean)
 
 
 def _check(field: str, loss: Callable[..., Any], seen: Any, batch: Any) -> None:
@@ -107,14 +137,67 @@ def drawn_responses(config: Config, rows: Bucketed) -> int:
     return jax.eval_shape(select, jax.random.key(0), batch).response.shape[1]
 
 
+def keeps_cache(config: Config, rows: Bucketed) -> bool:
+    """Whether the responses that a step scores are the row's own, as a cache holds them."""
+    batch = _first_rows(config, rows)
+    if config.select is None:
+        return True
+    zeros: Any = np.zeros(batch.response_length.shape, np.float32)
+    cached = dataclasses.replace(batch, ref_logps=zeros)
+    select = resolve(config.select, jnp.int32(0))
+    return jax.eval_shape(select, jax.random.key(0), cached).ref_logps is not None
+
+
+def bind_fraction(config: Config, rows: Bucketed) -> Config:
+    """Binds ``desirable_fraction`` of ``loss`` and ``baseline`` to that of the training responses.
+
+    A value that the config binds wins.
+
+    Raises:
+      UserError: all labelled training responses are of one class.
+    """
+    good, bad = rows.dataset.labels
+    if not good + bad:
+        return config
+    if not good or not bad:
+        raise UserError(
+            f"data: all {good + bad} labelled training responses are "
+            f"{'desirable' if good else 'undesirable'}: unpaired data need both classes"
+        )
+    fraction = good / (good + bad)
+    changes: dict[str, Any] = {}
+    for field in ("loss", "baseline"):
+        function = getattr(config, field)
+        if function is None or "desirable_fraction" not in keywords(_plain(function)):
+            continue
+        given = function.keywords if isinstance(function, functools.partial) else {}
+        if given.get("desirable_fraction") is None:
+            changes[field] = functools.partial(function, desirable_fraction=fraction)
+    log.info(
+        "labels: %s desirable and %s undesirable training responses, desirable fraction %.6f; "
+        "class weights %.4f and %.4f%s",
+        f"{good:,}",
+        f"{bad:,}",
+        fraction,
+        1 / fraction,
+        1 / (1 - fraction),
+        "" if "loss" in changes else " (not bound to the loss)",
+    )
+    return dataclasses.replace(config, **changes)
+
+
 def _first_rows(config: Config, rows: Bucketed) -> Batch:
     picked = np.flatnonzero(rows.assignment == rows.assignment[0])[:1].repeat(2)
     return assemble(rows.dataset, picked, rows.shapes[rows.assignment[0]])
 
 
 def _name(function: Callable[..., Any]) -> str:
-    plain = function.func if isinstance(function, functools.partial) else function
+    plain = _plain(function)
     return f"{plain.__module__}.{plain.__name__}"
+
+
+def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function.func if isinstance(function, functools.partial) else function
 
 
 def implicit_reward(loss: Callable[..., Any]) -> Callable[[Logps], Array]:

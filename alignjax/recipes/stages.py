@@ -42,6 +42,7 @@ def make_job(
         apply=functools.partial(response_logps, config=config.model),
         loss=config.objective,
         select=config.select,
+        baseline=config.baseline,
         optimizer=optim.make(config.optim, steps),
         learning_rate=optim.learning_rate(config.optim, steps),
         accumulate=config.train.accumulate,
@@ -93,6 +94,7 @@ def supervised(
         loss=sft.loss,
         reward_loss=None,
         select=sft.select,
+        baseline=None,
         optim=dataclasses.replace(config.optim, learning_rate=sft.learning_rate),
         train=dataclasses.replace(
             config.train,
@@ -154,11 +156,24 @@ def held_out_order(rows: Bucketed) -> np.ndarray | None:
 
     Rows with several objectives have no one order: theirs are all NaN, and say nothing.
     """
+    labels = held_out_labels(rows)
     table = np.full(rows.dataset.response_length.shape, np.nan)
     for i in range(len(rows.dataset)):
         scores = rows.dataset[i].scores
         if scores is None:
-            return None
+            return None if labels is None else labels.astype(np.float64)
         if scores.shape[1] == 1:
             table[i, : len(scores)] = scores[:, 0]
+    return table
+
+
+def held_out_labels(rows: Bucketed) -> np.ndarray | None:
+    """``[N, K]`` which responses are desirable; None without labels."""
+    if not sum(rows.dataset.labels):
+        return None
+    table = np.zeros(rows.dataset.response_length.shape, bool)
+    for i in range(len(rows.dataset)):
+        found = rows.dataset[i].desirable
+        assert found is not None  # preparation refuses rows of several kinds
+        table[i, : len(found)] = found
     return table

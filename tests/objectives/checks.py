@@ -44,6 +44,8 @@ def make(k: int, m: int | None = None, *, seed: int = 0) -> tuple[Logps, Batch]:
         scores=scores,
         desirable=desirable,
         drawn_from=np.full(B, 3),
+        baseline=0.3,
+        running_baseline=-0.2,
     )
     ids = rng.integers(0, 4, (B, k, 6))  # id 0 is a token like any other
     return logps, batch.replace(

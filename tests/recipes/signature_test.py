@@ -1,6 +1,7 @@
 """Objectives tried on the data's shapes: what does not fit is told before anything is compiled."""
 
 import dataclasses
+import logging
 from functools import partial
 
 import jax.numpy as jnp
@@ -8,9 +9,10 @@ import numpy as np
 import optax
 import pytest
 
+from alignjax.config import ReferenceConfig
 from alignjax.data import world
 from alignjax.errors import UserError
-from alignjax.objectives import dpo, hps, plackett_luce, sft
+from alignjax.objectives import bco, dpo, hps, kto, plackett_luce, rdro, sft
 from alignjax.recipes import signature
 from alignjax.recipes.prepared import prepare_data
 from alignjax.types import loss_inputs
@@ -30,6 +32,15 @@ def pairs(tmp_path_factory):
 def lists(tmp_path_factory):
     config = runs.get_config(data=LISTS)
     return prepare_data(config, tmp_path_factory.mktemp("lists")).train
+
+
+@pytest.fixture(scope="module")
+def unpaired(tmp_path_factory):
+    data = dataclasses.replace(
+        runs.get_config().data,
+        source=partial(world.unpaired, size=60, seed=0, desirable_fraction=0.3),
+    )
+    return prepare_data(runs.get_config(data=data), tmp_path_factory.mktemp("unpaired"))
 
 
 def scalar(logps, batch):
@@ -124,6 +135,86 @@ def test_what_fits_passes(pairs, lists):
     signature.check_objectives(config, lists)
     assert signature.drawn_responses(config, lists) == 2
     assert signature.drawn_responses(runs.get_config(), lists) == 4
+
+
+def share(rows):
+    labels = [rows.dataset[i].desirable[0] for i in range(len(rows.dataset))]
+    return np.mean(labels)
+
+
+def test_the_desirable_fraction_is_that_of_the_training_responses(unpaired, caplog):
+    rows, wanted = unpaired.train, share(unpaired.train)
+    config = runs.get_config(loss=rdro.loss, baseline=partial(bco.baseline, reduction="batch_mean"))
+    with caplog.at_level(logging.INFO):
+        found = signature.bind_fraction(config, rows)
+    assert found.loss.keywords == {"desirable_fraction": wanted}
+    assert found.baseline.keywords == {"desirable_fraction": wanted, "reduction": "batch_mean"}
+    assert f"class weights {1 / wanted:.4f} and {1 / (1 - wanted):.4f}" in caplog.text
+    assert unpaired.receipt["train"]["kept_labels"]["desirable_fraction"] == wanted
+    assert wanted != share(unpaired.held_out)
+    bound = partial(rdro.loss, desirable_fraction=0.25, alpha=0.4)
+    assert signature.bind_fraction(runs.get_config(loss=bound), rows).loss == bound
+
+
+def test_what_takes_no_fraction_is_left_alone(unpaired, pairs):
+    config = runs.get_config()
+    assert signature.bind_fraction(config, unpaired.train).loss is config.loss
+    config = runs.get_config(loss=rdro.loss)
+    assert signature.bind_fraction(config, pairs) is config
+    with pytest.raises(UserError, match=r"rdro\.loss needs a label for every response"):
+        signature.check_objectives(config, pairs)
+
+
+@pytest.mark.parametrize(("labels", "name"), [((7, 0), "desirable"), ((0, 7), "undesirable")])
+def test_one_class_only_is_refused(unpaired, labels, name):
+    dataset = dataclasses.replace(unpaired.train.dataset, labels=labels)
+    rows = dataclasses.replace(unpaired.train, dataset=dataset)
+    with pytest.raises(UserError, match=rf"all 7 labelled training responses are {name}: "):
+        signature.bind_fraction(runs.get_config(loss=kto.loss), rows)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        (dict(alpha=1.0), r"loss: .*rdro\.loss on this data: .*alpha is 1\.0, expected"),
+        (
+            dict(desirable_fraction=1.5),
+            r"desirable_fraction is 1\.5, expected a number in \(0, 1\)",
+        ),
+        (dict(reduction="sum"), r"reduction is 'sum', expected 'class_mean' or 'batch_mean'"),
+    ],
+)
+def test_values_out_of_range_are_told_before_anything_is_compiled(unpaired, keywords, message):
+    config = runs.get_config(loss=partial(rdro.loss, **keywords))
+    with pytest.raises(UserError, match=message) as caught:
+        signature.check_objectives(signature.bind_fraction(config, unpaired.train), unpaired.train)
+    assert "\n" not in str(caught.value)
+
+
+KTO = dict(loss=kto.loss, select=kto.select, baseline=kto.baseline)
+
+
+def test_baselines_are_tried_too(unpaired):
+    signature.check_objectives(runs.get_config(**KTO), unpaired.train)
+    for missing, message in (
+        ("select", r"baseline: .*kto\.baseline on this data: .*set `select` to kto\.select"),
+        ("baseline", r"loss: .*kto\.loss on this data: .*set `select` to kto\.select and"),
+    ):
+        with pytest.raises(UserError, match=message):
+            signature.check_objectives(runs.get_config(**{**KTO, missing: None}), unpaired.train)
+    wrong = {**KTO, "baseline": lambda logps, batch: logps.policy}
+    with pytest.raises(UserError, match=r"baseline: .*wanted one value per prompt.*\(2, 2\)"):
+        signature.check_objectives(runs.get_config(**wrong), unpaired.train)
+
+
+def test_responses_of_other_rows_are_in_no_cache(unpaired, pairs):
+    config = runs.get_config(**KTO)
+    assert not signature.keeps_cache(config, unpaired.train)
+    assert signature.keeps_cache(runs.get_config(), pairs)
+    assert signature.keeps_cache(runs.get_config(loss=sft.loss, select=sft.select), pairs)
+    cached = dataclasses.replace(config, reference=ReferenceConfig(mode="cache"))
+    with pytest.raises(UserError, match=r"reference\.mode: wanted auto, live or none, found 'cach"):
+        signature.check_objectives(cached, unpaired.train)
 
 
 def per_token(logps, *, scale: float = 1.0):
