@@ -2,8 +2,10 @@
 
 Command:   python -m alignjax run --config=configs/rm_world.py --workdir=runs/rm
 Hardware:  2 CPU cores
-Time:      TODO
-Expect:    TODO
+Time:      1.5 minutes of CPU time; 5 minutes by the clock on a machine with much other work
+Expect:    8,998 pairs to train on and 1,002 held out by prompt: held-out accuracy 0.741 ± 0.027
+           (the true score itself agrees with 0.787 of these noisy labels); temperature 0.98, ECE
+           0.047, where chance alone makes 0.031 of 501 pairs (seed 0; ± is the 95% interval)
 """
 
 from functools import partial
