@@ -20,10 +20,14 @@ flags.DEFINE_multi_string("set", [], "field=value, changes the config: --set los
 flags.DEFINE_bool(
     "allow_config_change", False, "go on from a checkpoint although the config changed"
 )
+flags.DEFINE_string("records", "", "JSON lines with prompt and responses, for score")
+flags.DEFINE_multi_string("reward_model", [], "workdir of a reward model's run, for score")
+flags.DEFINE_string("out", "", "the .jsonl that score writes")
 
 VERBS = {
     "run": "train and evaluate what --config says, in --workdir",
     "demo": "run configs/demo/dpo.py (the embedded world, minutes on a laptop)",
+    "score": "score the responses in --records with every --reward_model, into --out",
     "describe": "print the config as JSON, after --set, and stop",
     "data": "read and check the data of --config, print the receipt, and stop",
 }
@@ -61,6 +65,8 @@ def _main(argv: Sequence[str]) -> int:
     verb = argv[1]
     if verb not in VERBS:
         raise UserError(f"no verb {verb!r}{did_you_mean(verb, VERBS)}; verbs: {', '.join(VERBS)}")
+    if verb == "score":
+        return _score()
     path, workdir = FLAGS.config, FLAGS.workdir
     if verb == "demo":
         path, workdir = path or "configs/demo/dpo.py", workdir or "runs/demo"
@@ -88,6 +94,19 @@ def _main(argv: Sequence[str]) -> int:
         return 0
     recipe = align if config.reward_loss is None else reward
     recipe.run(config, workdir, allow_config_change=FLAGS.allow_config_change)
+    return 0
+
+
+def _score() -> int:
+    for flag in ("records", "reward_model", "out"):
+        if not FLAGS[flag].value:
+            raise UserError(
+                f"score wants --{flag}, e.g. --records=lists.jsonl --reward_model=runs/rm "
+                "--out=scored.jsonl"
+            )
+    from alignjax.recipes import scoring
+
+    scoring.run(FLAGS.records, FLAGS.reward_model, FLAGS.out)
     return 0
 
 

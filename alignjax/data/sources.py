@@ -339,7 +339,7 @@ def lists(
         yield Record(
             id=row.id,
             origin=row.origin,
-            prompt=_prompt(row, prompt, chat),
+            prompt=prompt_of(row, prompt, chat),
             responses=tuple(texts[index] for index in order),
             scores=tuple(tuple(sign * score for score in numbers[index] or ()) for index in order),
             objectives=names,
@@ -383,7 +383,8 @@ def _scores(
     return names, numbers
 
 
-def _prompt(row: Row, key: str, chat: bool) -> Prompt:
+def prompt_of(row: Row, key: str, chat: bool) -> Prompt:
+    """A field that holds a list of messages or a text; with ``chat`` the text is a user's."""
     if isinstance(row.get(key), list):
         return _messages(row, key)
     return (Message("user", row.text(key)),) if chat else row.text(key)
@@ -410,7 +411,7 @@ def pku(
             raise DataError(f"{row.origin}: field {key!r} is {chosen!r}, expected 0 or 1")
         responses = (row.text(f"response_{chosen}"), row.text(f"response_{1 - chosen}"))
         yield Record(
-            id=row.id, origin=row.origin, prompt=_prompt(row, "prompt", chat), responses=responses
+            id=row.id, origin=row.origin, prompt=prompt_of(row, "prompt", chat), responses=responses
         )
 
 
@@ -469,7 +470,7 @@ def unpaired(
         yield Record(
             id=row.id,
             origin=row.origin,
-            prompt=_prompt(row, prompt, chat),
+            prompt=prompt_of(row, prompt, chat),
             responses=(row.text(response),),
             desirable=(matches[0],),
         )

@@ -11,7 +11,7 @@ alpha                             ``alpha``; by default ``desirable_fraction``
 N / (N + M)                       ``desirable_fraction``, of the training data, not of a batch
 ================================  ==========================================================
 
-Reference: Takahashi et al., relative density ratio optimization, arXiv 2604.04410. Written from its
+Reference: Relative Density Ratio Optimization, arXiv 2604.04410. Written from its
 equations; its published code served neither as a source nor as a source of numbers.
 """
 

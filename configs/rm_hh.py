@@ -1,0 +1,50 @@
+"""A reward model of human preferences: Anthropic's HH-RLHF, a small model trained from nothing.
+
+Command:   python -m alignjax run --config=configs/rm_hh.py --workdir=runs/rm_hh \
+               --set data.path='/data/hh/*.jsonl.gz'
+Hardware:  2 CPU cores
+Time:      TODO
+Expect:    TODO
+"""
+
+from functools import partial
+
+from alignjax import optim
+from alignjax.config import (
+    Config,
+    DataConfig,
+    OptimConfig,
+    SftConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from alignjax.data import sources
+from alignjax.models.config import ModelConfig
+from alignjax.objectives import bradley_terry, sft
+
+
+def get_config() -> Config:
+    return Config(
+        data=DataConfig(
+            source=sources.hh,
+            eval_fraction=0.2,
+            max_prompt_tokens=256,
+            max_response_tokens=128,
+            buckets=3,
+        ),
+        tokenizer=TokenizerConfig(vocab_size=2048),
+        model=ModelConfig(
+            vocab_size=2048,
+            width=128,
+            layers=2,
+            heads=4,
+            kv_heads=2,
+            head_dim=32,
+            mlp_width=352,
+            logits_chunk=16,
+        ),
+        sft=SftConfig(loss=sft.loss, learning_rate=2e-3, epochs=1.0, batch_size=32),
+        reward_loss=partial(bradley_terry.reward_loss, margin=0.0),
+        optim=OptimConfig(learning_rate=1e-3, schedule=optim.cosine),
+        train=TrainConfig(epochs=1.0, batch_size=32, eval_every=30),
+    )
