@@ -52,10 +52,7 @@ def fails(*arguments, message, code=2, quiet=True, **more):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["rnu"],
-            r"no verb 'rnu' \(did you mean 'run'\?\); verbs: run, demo, score, ",
-        ),
+        (["rnu"], r"no verb 'rnu' \(did you mean 'run'\?\); verbs: run, demo, score, "),
         (["run", "demo"], r"wanted one verb"),
         (["run"], r"run wants --config=FILE"),
         (["run", f"--config={runs.__file__}"], r"run wants --workdir=FOLDER"),
