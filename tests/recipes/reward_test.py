@@ -248,7 +248,7 @@ def test_the_program_writes_lists_that_sources_read(base, compiled, tmp_path):
     flags = (f"--records={rows}", f"--reward_model={base[0]}", f"--out={out}")
     done = runs.start("score", *flags, **compiled)
     assert done.returncode == 0, done.stderr
-    assert "12 responses to 3 prompts" in done.stdout
+    assert "12 responses to 3 prompts" in " ".join(done.stdout.split())  # a long path wraps
     written = [json.loads(line) for line in out.read_text().splitlines()]
     wanted = score.reward_model(records(), path=str(base[0]))
     for row, given, scores in zip(written, unscored(), wanted, strict=True):
