@@ -20,16 +20,40 @@ flags.DEFINE_multi_string("set", [], "field=value, changes the config: --set los
 flags.DEFINE_bool(
     "allow_config_change", False, "go on from a checkpoint although the config changed"
 )
-flags.DEFINE_string("records", "", "JSON lines with prompt and responses, for score")
-flags.DEFINE_multi_string("reward_model", [], "workdir of a reward model's run, for score")
-flags.DEFINE_string("out", "", "the .jsonl that score writes")
+flags.DEFINE_string("records", "", "JSON lines with prompt and responses, for score, evaluate")
+flags.DEFINE_multi_string(
+    "reward_model", [], "workdir of a reward model's run, for score, evaluate"
+)
+flags.DEFINE_string("out", "", "what score, generate (.jsonl) or compare (.png) writes")
+flags.DEFINE_string("against", "", "responses to the same prompts as --records, for evaluate")
+flags.DEFINE_float("tie", 0.0, "scores that differ by at most this tie, for evaluate")
+flags.DEFINE_string("prompts", "", "JSON lines with prompt, for generate; else held-out ones")
+flags.DEFINE_integer("samples", None, "responses per prompt, for generate", lower_bound=1)
+flags.DEFINE_float("temperature", None, "of generate; 0: greedy", lower_bound=0.0)
+flags.DEFINE_list("runs", [], "workdirs, with commas between them, for compare")
 
 VERBS = {
     "run": "train and evaluate what --config says, in --workdir",
     "demo": "run configs/demo/dpo.py (the embedded world, minutes on a laptop)",
+    "generate": "sample responses of the policy in --workdir, into --out",
+    "evaluate": "measure the run in --workdir again; or win rates of --records --against a file",
+    "compare": "metrics of --runs at equal steps and at equal KL, drawn into --out",
     "score": "score the responses in --records with every --reward_model, into --out",
     "describe": "print the config as JSON, after --set, and stop",
     "data": "read and check the data of --config, print the receipt, and stop",
+}
+
+
+CONFIG = ("config", "set")
+READS = {  # which flags mean something to which verb
+    "run": (*CONFIG, "workdir", "allow_config_change"),
+    "demo": (*CONFIG, "workdir", "allow_config_change"),
+    "generate": (*CONFIG, "workdir", "out", "prompts", "samples", "temperature"),
+    "evaluate": (*CONFIG, "workdir", "records", "against", "reward_model", "tie", "out"),
+    "compare": ("runs", "out"),
+    "score": ("records", "reward_model", "out"),
+    "describe": CONFIG,
+    "data": CONFIG,
 }
 
 
@@ -65,6 +89,15 @@ def _main(argv: Sequence[str]) -> int:
     verb = argv[1]
     if verb not in VERBS:
         raise UserError(f"no verb {verb!r}{did_you_mean(verb, VERBS)}; verbs: {', '.join(VERBS)}")
+    for flag in sorted({name for names in READS.values() for name in names} - {*READS[verb]}):
+        if FLAGS[flag].present:
+            raise UserError(f"{verb} takes no --{flag}; it takes --{', --'.join(READS[verb])}")
+    if verb == "generate":
+        return _generate()
+    if verb == "evaluate":
+        return _evaluate()
+    if verb == "compare":
+        return _compare()
     if verb == "score":
         return _score()
     path, workdir = FLAGS.config, FLAGS.workdir
@@ -87,13 +120,78 @@ def _main(argv: Sequence[str]) -> int:
     if max(config.mesh.data, config.mesh.fsdp, config.mesh.tensor) > 1:
         # A larger pool than there are cores: CPU collectives can starve each other otherwise.
         os.environ.setdefault("NPROC", "32")
-    from alignjax.recipes import align, reward
+    from alignjax.recipes import align, finished, reward
 
     if verb == "data":
         align.show_data(config)
         return 0
     recipe = align if config.reward_loss is None else reward
     recipe.run(config, workdir, allow_config_change=FLAGS.allow_config_change)
+    finished.note_origin(workdir, path, FLAGS.set)
+    return 0
+
+
+def _want(verb: str, *wanted: str, example: str) -> None:
+    for flag in wanted:
+        if not FLAGS[flag].value:
+            raise UserError(f"{verb} wants --{flag}, e.g. {example}")
+
+
+def _generate() -> int:
+    _want("generate", "workdir", "out", example="--workdir=runs/first --out=said.jsonl")
+    from alignjax.recipes import finished, sampling
+
+    config = finished.config_of(FLAGS.workdir, FLAGS.config, FLAGS.set)
+    sampling.run(
+        config,
+        FLAGS.workdir,
+        FLAGS.out,
+        prompts=FLAGS.prompts,
+        samples=FLAGS.samples,
+        temperature=FLAGS.temperature,
+    )
+    return 0
+
+
+def _evaluate() -> int:
+    files = FLAGS.records or FLAGS.against
+    if bool(files) == bool(FLAGS.workdir):
+        raise UserError(
+            "evaluate wants either --workdir=RUN, or --records=A.jsonl --against=B.jsonl"
+        )
+    if files:
+        _want("evaluate", "records", "against", example="--records=A.jsonl --against=B.jsonl")
+        if FLAGS.reward_model and FLAGS.config:
+            raise UserError("evaluate: scores come from --reward_model or from --config, not both")
+        from alignjax import configfile
+        from alignjax.recipes import winrates
+
+        config = configfile.load(FLAGS.config, FLAGS.set) if FLAGS.config else None
+        winrates.run(
+            FLAGS.records,
+            FLAGS.against,
+            reward_models=FLAGS.reward_model,
+            config=config,
+            tie=FLAGS.tie,
+            out=FLAGS.out,
+        )
+        return 0
+    for flag in ("reward_model", "tie", "out"):
+        if FLAGS[flag].present:
+            raise UserError(f"evaluate --workdir takes no --{flag}: it goes with --records")
+    from alignjax.recipes import align, finished
+
+    config = finished.config_of(FLAGS.workdir, FLAGS.config, FLAGS.set)
+    finished.require_complete(FLAGS.workdir)
+    align.run(config, FLAGS.workdir)
+    return 0
+
+
+def _compare() -> int:
+    _want("compare", "runs", "out", example="--runs=runs/dpo,runs/hps --out=compared.png")
+    from alignjax.recipes import comparing
+
+    comparing.run(FLAGS.runs, FLAGS.out)
     return 0
 
 

@@ -65,7 +65,7 @@ class TrainConfig:
     steps: int = 0  # optimizer steps; 0: from epochs
     batch_size: int = 8  # prompts per optimizer step, over all devices
     accumulate: int = 1  # micro-batches per step; divides batch_size
-    eval_every: int = 0  # steps between evaluations; 0: at the end only
+    eval_every: int = 0  # steps between lines of the history, which has one at the end; 0: no line
     save_every: int = 200  # steps between checkpoints; one is always written at the end
     keep: int = 2  # checkpoints kept
     log_every: int = 10  # steps between lines of metrics.jsonl
@@ -84,6 +84,21 @@ class SftConfig:
     steps: int = 0  # 0: from epochs
     batch_size: int = 32
     truth: Callable[..., Any] | None = None  # (prompt, response) -> nats, where it is known exactly
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CandidatesConfig:
+    """Lists to align on: responses of the supervised policy to every prompt, and their scores."""
+
+    scorers: tuple[Callable[..., Any], ...]  # alignjax.score; a response gets their mean
+    samples: int = 8  # responses per prompt
+    keep_own: bool = False  # the data's own responses come first in the list
+    max_new_tokens: int = 64  # one cut for lack of room is kept as it stands, and counted
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all ids
+    batch_size: int = 32  # prompts per batch; what is kept when a run is killed is whole batches
+    max_drop_fraction: float = 0.1  # stop when a larger share of prompts gives no list; in [0, 1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,8 +122,11 @@ class EvaluateConfig:
     """What is measured before and after. Accuracy and margins need only held-out rows."""
 
     judge: Callable[..., Any] | None = None  # (prompt, response) -> {name: score}; needs samples
+    scorers: tuple[Callable[..., Any], ...] = ()  # alignjax.score: models not trained against
     prompts: int = 128  # held-out prompts that responses are sampled for; 0: no sampling
     samples: int = 4  # responses per prompt
+    best_of: int = 0  # the best of a prompt's first so many samples is reported; 0: of all
+    during: int = 16  # prompts sampled at every evaluation during training; 0: none
     max_new_tokens: int = 64
     temperature: float = 1.0  # 0: greedy
     top_p: float = 1.0
@@ -130,6 +148,7 @@ class Config:
     model: ModelConfig
     train: TrainConfig = TrainConfig()
     sft: SftConfig | None = None  # None: the policy starts from fresh parameters
+    candidates: CandidatesConfig | None = None  # None: aligned on the data as they are
     reference: ReferenceConfig = ReferenceConfig()
     mesh: MeshConfig = MeshConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -166,6 +185,9 @@ class Config:
             function = get(self, field)
             if function is not None:
                 check_keywords(function, field)
+        for field in ("evaluate.scorers", "candidates.scorers"):
+            for i, scorer in enumerate(get(self, field) or ()):
+                check_keywords(scorer, f"{field}[{i}]")
 
 
 def _check_types(value: Any, at: str) -> None:
@@ -219,13 +241,26 @@ def _check_ranges(config: Config) -> None:
         ),
         (min(dataclasses.astuple(config.mesh)) > 0, "mesh", "positive numbers"),
         (evaluate.prompts >= 0, "evaluate.prompts", "a number >= 0"),
-        (evaluate.samples > 0, "evaluate.samples", "a positive number"),
-        (evaluate.max_new_tokens > 0, "evaluate.max_new_tokens", "a positive number"),
-        (0 <= evaluate.temperature < math.inf, "evaluate.temperature", "a number >= 0"),
-        (0 < evaluate.top_p <= 1, "evaluate.top_p", "a number in (0, 1]"),
-        (evaluate.top_k >= 0, "evaluate.top_k", "a number >= 0"),
-        (evaluate.batch_size > 0, "evaluate.batch_size", "a positive number"),
+        (
+            0 <= evaluate.best_of <= evaluate.samples,
+            "evaluate.best_of",
+            f"a number in [0, {evaluate.samples}], evaluate.samples",
+        ),
+        (evaluate.during >= 0, "evaluate.during", "a number >= 0"),
+        *_sampling_checks("evaluate", evaluate),
     ]
+    if config.candidates is not None:
+        share = config.candidates.max_drop_fraction
+        checks += [
+            (0 <= share <= 1, "candidates.max_drop_fraction", "a number in [0, 1]"),
+            (bool(config.candidates.scorers), "candidates.scorers", "at least one scorer"),
+            (
+                config.loss is not None,
+                "candidates",
+                "none where there is a reward_loss: lists are made for a policy",
+            ),
+            *_sampling_checks("candidates", config.candidates),
+        ]
     if sft is not None:
         checks += [
             (0 <= sft.learning_rate < math.inf, "sft.learning_rate", "a number >= 0"),
@@ -238,6 +273,19 @@ def _check_ranges(config: Config) -> None:
             raise UserError(f"{field}: wanted {wanted}, found {get(config, field)!r}")
 
 
+def _sampling_checks(
+    field: str, settings: EvaluateConfig | CandidatesConfig
+) -> list[tuple[bool, str, str]]:
+    return [
+        (settings.samples > 0, f"{field}.samples", "a positive number"),
+        (settings.max_new_tokens > 0, f"{field}.max_new_tokens", "a positive number"),
+        (0 <= settings.temperature < math.inf, f"{field}.temperature", "a number >= 0"),
+        (0 < settings.top_p <= 1, f"{field}.top_p", "a number in (0, 1]"),
+        (settings.top_k >= 0, f"{field}.top_k", "a number >= 0"),
+        (settings.batch_size > 0, f"{field}.batch_size", "a positive number"),
+    ]
+
+
 def _check_rows(config: Config) -> None:
     """Every batch splits evenly over the devices that hold rows."""
     rows = config.mesh.data * config.mesh.fsdp
@@ -248,7 +296,7 @@ def _check_rows(config: Config) -> None:
             f"{config.train.accumulate} to be a multiple of mesh.data x mesh.fsdp ({rows}), found "
             f"{micro} rows"
         )
-    for field in ("evaluate.batch_size", "sft.batch_size"):
+    for field in ("evaluate.batch_size", "sft.batch_size", "candidates.batch_size"):
         found = get(config, field)
         if found is not None and found % rows:
             raise UserError(

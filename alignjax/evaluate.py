@@ -73,19 +73,16 @@ def preferences(
       equal score say nothing), ``rewards/chosen``, ``rewards/rejected`` (best and worst). NaN where
       a row has no ordered pair.
     """
-    n, k = reward.shape
+    n = len(reward)
     present = length > 0
-    if scores is None:
-        scores = np.zeros((n, k))
-        scores[:, 0] = 1.0
+    scores = _scores(length, scores)
     better = scores[:, :, None] > scores[:, None, :]
     better &= present[:, :, None] & present[:, None, :]
     right = better & (reward[:, :, None] > reward[:, None, :])
     pairs = better.sum((1, 2))
     says = pairs > 0
     row = np.arange(n)
-    best = np.where(present, scores, -np.inf).argmax(1)
-    worst = np.where(present, scores, np.inf).argmin(1)
+    best, worst = _best_and_worst(length, scores)
 
     def where_said(x: np.ndarray) -> np.ndarray:
         return np.where(says, x, np.nan)
@@ -96,6 +93,67 @@ def preferences(
         "rewards/chosen": where_said(reward[row, best]),
         "rewards/rejected": where_said(reward[row, worst]),
     }
+
+
+def _scores(length: np.ndarray, scores: np.ndarray | None) -> np.ndarray:
+    if scores is None:
+        scores = np.zeros(length.shape)
+        scores[:, 0] = 1.0
+    return scores
+
+
+def _best_and_worst(length: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    present = length > 0
+    return (
+        np.where(present, scores, -np.inf).argmax(1),
+        np.where(present, scores, np.inf).argmin(1),
+    )
+
+
+def margins(
+    policy: np.ndarray, reference: np.ndarray, length: np.ndarray, scores: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """What the HPS paper's tables report of preferred and dispreferred held-out responses.
+
+    With T = log pi - log pi_ref, for the best (y_w) and the worst (y_l) response of each row::
+
+        RM_DPO   = T(y_w) - T(y_l)                        without beta
+        RM_R-DPO = RM_DPO - 0.01 (|y_w| - |y_l|)
+        winner_log_ratio = T(y_w)                         what the paper calls KL
+
+    ``winner_log_ratio`` is no divergence from the reference: y_w is not sampled from the policy.
+
+    Args:
+      policy, reference: ``[N, K]`` nats.
+      length: ``[N, K]`` tokens, 0 = absent.
+      scores: ``[N, K]``, or None: index 0 is the best, the next one the worst.
+
+    Returns:
+      ``[N]`` arrays by these names; NaN where a row has no two responses of different score.
+    """
+    ratio = policy - reference
+    scores = _scores(length, scores)
+    best, worst = _best_and_worst(length, scores)
+    row = np.arange(len(ratio))
+    says = scores[row, best] > scores[row, worst]
+    margin = ratio[row, best] - ratio[row, worst]
+    longer = (length[row, best] - length[row, worst]).astype(np.float64)
+    found = {
+        "RM_DPO": margin,
+        "RM_R-DPO": margin - 0.01 * longer,
+        "winner_log_ratio": ratio[row, best],
+    }
+    return {name: np.where(says, x, np.nan) for name, x in found.items()}
+
+
+def best_of(scores: np.ndarray, first: int = 0) -> np.ndarray:
+    """``[P]`` index of the best of each row's first so many scores (0: all); the first of equals.
+
+    Args:
+      scores: ``[P, S]``, larger is better.
+      first: N of "best of N".
+    """
+    return scores[:, : first or scores.shape[1]].argmax(axis=1)
 
 
 def labelled(
@@ -146,13 +204,12 @@ def judged(
 
 
 def kl_to_reference(samples: Sequence[Sample]) -> Estimate:
-    """``KL(policy || reference)`` per response, nats: mean log-ratio of the policy's own samples.
+    """``KL(policy || reference)`` per response, nats, along the policy's own samples.
 
-    The samples must come at temperature 1 with nothing cut off, and hold the reference's
-    log-probabilities.
+    The samples must come at temperature 1 with no ids cut off, and with a reference. Of responses
+    that did not end it is the divergence up to there.
     """
-    ratio = np.array([s.logps - s.reference for s in samples])
-    return mean_over_prompts(ratio, [s.prompt for s in samples])
+    return mean_over_prompts(np.array([s.kl for s in samples]), [s.prompt for s in samples])
 
 
 def tokens(samples: Sequence[Sample]) -> Estimate:

@@ -8,7 +8,7 @@ import os
 import signal
 
 # Where a run can be ended. The place is the job and the step, alignment-12, in the first four, the
-# name of the file for ``sampled``, and empty in the rest.
+# name of the file for ``generated``, ``scored`` and ``sampled``, and empty in the rest.
 PHASES = (
     "step",  # a step is dispatched, its numbers are not fetched
     "logged",  # a step is to be saved, nothing of it is
@@ -17,6 +17,9 @@ PHASES = (
     "config",  # the config is written
     "data",  # rows are prepared
     "params",  # the supervised stage's parameters are written, its summary is not
+    "generated",  # a batch of candidates is written
+    "scored",  # the scores of some of them are written
+    "listed",  # the lists are written, what they are made of is not
     "cached",  # the reference's table is written
     "sampled",  # responses are sampled and written
 )

@@ -7,6 +7,7 @@ neither on the batch it is in nor on the number of devices.
 
 import dataclasses
 import functools
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,15 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from alignjax.config import EvaluateConfig
-from alignjax.data.batching import Bucketed, Shape, assemble, choose_shapes, plan_batches
+from alignjax import kl
+from alignjax.config import CandidatesConfig, EvaluateConfig
+from alignjax.data.batching import Bucketed, choose_shapes, plan_batches
 from alignjax.data.tokenizer import Tokenizer
-from alignjax.logps import score_responses
 from alignjax.metrics import progress
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import Cache, Transformer, unembedding
 from alignjax.sharding import put_rows
-from alignjax.types import Array, Params
+from alignjax.types import Array, Batch, Params
 
 
 @functools.partial(
@@ -153,45 +154,101 @@ class Sample:
     ended: bool  # by an end-of-sequence token, rather than for lack of room
     logps: float  # nats under the policy that sampled it, temperature 1
     reference: float  # nats under the reference; NaN when none was given
+    kl: float  # nats from the reference, summed over its tokens; see `kl.against`
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Question:
+    """A prompt to respond to."""
+
+    number: int  # seeds its randomness; a row of the dataset
+    prompt: str
+    ids: np.ndarray  # [P] int32
+
+
+def questions(data: Bucketed, limit: int) -> list[Question]:
+    """The first distinct prompts of a dataset, at most ``limit``, numbered by their row."""
+    found = []
+    for row in first_of_each_prompt(data, limit):
+        example = data.dataset[row]
+        found.append(Question(row, example.prompt, example.prompt_ids))
+    return found
 
 
 def respond(
     params: Params,
     ref_params: Params | None,
-    data: Bucketed,
+    asked: Sequence[Question],
     *,
     model: ModelConfig,
     tokenizer: Tokenizer,
-    settings: EvaluateConfig,
+    settings: EvaluateConfig | CandidatesConfig,
     key: Array,
     mesh: Mesh,
     title: str,
 ) -> list[Sample]:
-    """Samples responses to the first distinct prompts of a dataset.
+    """Samples responses to prompts.
 
     Args:
       params: the policy.
       ref_params: a network whose log-probabilities of the samples are wanted too, or None.
-      data: where the prompts come from.
-      settings: how many prompts and responses, and how to draw them.
+      asked: the prompts.
+      settings: how many responses to each, and how to draw them.
 
     Returns:
-      ``settings.samples`` responses per prompt, in the dataset's order.
+      ``settings.samples`` responses per prompt, in the order of ``asked``.
     """
-    rows = np.array(first_of_each_prompt(data, settings.prompts), np.int64)
-    lengths = data.dataset.prompt_length[rows]
-    shapes, assignment = choose_shapes(
-        lengths, np.ones((len(rows), 1), np.int64), count=2, multiple=16
-    )
-    plan = plan_batches(shapes, assignment, batch_size=settings.batch_size, order=range(len(rows)))
     out: dict[int, list[Sample]] = {}
-    longest = int(data.dataset.response_length.max())
-    with progress(title, len(rows)) as advance:
-        for shape, chosen in zip(plan.shape, plan.rows, strict=True):
+    for _, found in respond_in_batches(
+        params,
+        ref_params,
+        asked,
+        model=model,
+        tokenizer=tokenizer,
+        settings=settings,
+        key=key,
+        mesh=mesh,
+        title=title,
+    ):
+        out |= found
+    return [s for i in sorted(out) for s in out[i]]
+
+
+def respond_in_batches(
+    params: Params,
+    ref_params: Params | None,
+    asked: Sequence[Question],
+    *,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    settings: EvaluateConfig | CandidatesConfig,
+    key: Array,
+    mesh: Mesh,
+    title: str,
+    done: Container[int] = (),
+) -> Iterator[tuple[int, dict[int, list[Sample]]]]:
+    """As `respond`, batch by batch: for work that is kept as it goes.
+
+    Which prompts batch i holds depends on ``asked`` and ``settings.batch_size`` alone.
+
+    Args:
+      done: numbers of batches to leave out.
+
+    Yields:
+      The number of a batch, and the samples of each of its prompts by index into ``asked``.
+    """
+    lengths = np.array([len(q.ids) for q in asked], np.int64)
+    shapes, assignment = choose_shapes(
+        lengths, np.ones((len(asked), 1), np.int64), count=2, multiple=16
+    )
+    plan = plan_batches(shapes, assignment, batch_size=settings.batch_size, order=range(len(asked)))
+    with progress(title, len(asked)) as advance:
+        for number, (shape, chosen) in enumerate(zip(plan.shape, plan.rows, strict=True)):
             real = chosen >= 0
-            picked = np.where(real, rows[chosen], -1)
-            host = assemble(data.dataset, picked, Shape(shapes[shape].prompt, longest))
-            batch = put_rows(host, mesh)
+            if number in done:
+                advance(int(real.sum()))
+                continue
+            batch = put_rows(_prompts_only(asked, chosen, shapes[shape].prompt), mesh)
             tokens, length, logps = sample(
                 params,
                 batch.prompt,
@@ -206,32 +263,51 @@ def respond(
                 top_p=settings.top_p,
                 top_k=settings.top_k,
             )
-            reference = np.full(length.shape, np.nan, np.float32)
+            reference = divergence = np.full(length.shape, np.nan, np.float32)
             if ref_params is not None:
-                scored = dataclasses.replace(
-                    batch,
-                    response=tokens,
-                    response_length=length,
-                    scores=None,
-                    desirable=None,
-                )
-                reference = np.asarray(score_responses(ref_params, scored, config=model))
+                scored = dataclasses.replace(batch, response=tokens, response_length=length)
+                found = kl.against(params, ref_params, scored, config=model)
+                reference, divergence = (np.asarray(x) for x in found)
             ids, counts, nats = (np.asarray(x) for x in (tokens, length, logps))
-            for i in np.flatnonzero(real):
-                prompt = data.dataset[int(picked[i])].prompt
-                out[int(chosen[i])] = [
-                    Sample(
-                        prompt=prompt,
-                        response=tokenizer.decode(ids[i, j, : counts[i, j]].tolist()),
-                        length=int(counts[i, j]),
-                        ended=bool(ids[i, j, counts[i, j] - 1] == tokenizer.eos_id),
-                        logps=float(nats[i, j]),
-                        reference=float(reference[i, j]),
-                    )
-                    for j in range(settings.samples)
-                ]
+            yield (
+                number,
+                {
+                    int(chosen[i]): [
+                        Sample(
+                            prompt=asked[chosen[i]].prompt,
+                            response=tokenizer.decode(ids[i, j, : counts[i, j]].tolist()),
+                            length=int(counts[i, j]),
+                            ended=bool(ids[i, j, counts[i, j] - 1] == tokenizer.eos_id),
+                            logps=float(nats[i, j]),
+                            reference=float(reference[i, j]),
+                            kl=float(divergence[i, j]),
+                        )
+                        for j in range(settings.samples)
+                    ]
+                    for i in np.flatnonzero(real)
+                },
+            )
             advance(int(real.sum()))
-    return [s for i in sorted(out) for s in out[i]]
+
+
+def _prompts_only(asked: Sequence[Question], chosen: np.ndarray, length: int) -> Batch:
+    """A batch without responses; where ``chosen`` is -1, of an empty prompt and weight 0."""
+    b = len(chosen)
+    prompt, prompt_length = np.zeros((b, length), np.int32), np.ones(b, np.int32)
+    numbers = np.zeros(b, np.int32)
+    for i in np.flatnonzero(chosen >= 0):
+        question = asked[chosen[i]]
+        prompt[i, length - len(question.ids) :] = question.ids
+        prompt_length[i], numbers[i] = len(question.ids), question.number
+    fields: dict[str, Any] = dict(
+        prompt=prompt,
+        prompt_length=prompt_length,
+        response=np.zeros((b, 1, 1), np.int32),
+        response_length=np.zeros((b, 1), np.int32),
+        weight=(chosen >= 0).astype(np.float32),
+        prompt_id=numbers,
+    )
+    return Batch(**fields)
 
 
 def first_of_each_prompt(data: Bucketed, limit: int) -> list[int]:

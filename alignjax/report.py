@@ -133,3 +133,28 @@ def plot_reliability(path: pathlib.Path, bins: dict[str, tuple[Bins, Bins]]) -> 
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def plot_histories(
+    runs: dict[str, list[dict[str, float]]], metrics: Sequence[str], path: pathlib.Path
+) -> None:
+    """Every metric against the step and, below, against the KL; a line per run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = (("step", "step"), ("kl", "KL to the reference, nats"))
+    figure, axes = plt.subplots(2, len(metrics), figsize=(3.6 * len(metrics), 6.0), squeeze=False)
+    for column, metric in enumerate(metrics):
+        for axis, (x, label) in zip(axes[:, column], rows, strict=True):
+            for name, history in runs.items():
+                points = [(p[x], p[metric]) for p in history if x in p and metric in p]
+                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+            axis.set_title(metric)
+            axis.set_xlabel(label)
+            axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

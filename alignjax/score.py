@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from alignjax import checkpoint, sharding
+from alignjax import sharding
 from alignjax.data import tokenizer as tokenizers
 from alignjax.data.batching import bucket
 from alignjax.data.prepare import in_memory
@@ -157,6 +157,8 @@ def find_reward_model(path: str) -> RewardModel:
 
 
 def _load_params(found: RewardModel) -> Params:
+    from alignjax import checkpoint  # slow to import, and configs import this file
+
     objectives = max(1, len(found.objectives))
     init = functools.partial(reward_head.init_params, found.model, objectives=objectives)
     shapes = jax.eval_shape(init, jax.random.key(0))

@@ -81,7 +81,8 @@ def fit(
       load_start: gives the parameters to start from, on the mesh, as buffers of its own; called
         only when there is no checkpoint.
       key: root PRNG key of the draws.
-      evaluate: called every ``eval_every`` steps; its numbers are logged under ``eval_`` names.
+      evaluate: called every ``eval_every`` steps and after the last one, if that is not 0; its
+        numbers are logged under ``eval_`` names.
 
     Returns:
       The final state, and counts: steps, steps skipped, compiles, the step resumed from.
@@ -175,7 +176,7 @@ def fit(
                 late = scalars
                 stopping = bool(caught)  # looked at once: a signal may come at any line
                 at_end, logs = step == total, step % job.log_every == 0
-                evaluates = job.eval_every and step % job.eval_every == 0
+                evaluates = job.eval_every and (at_end or step % job.eval_every == 0)
                 saves = at_end or stopping or step % job.save_every == 0
                 if logs or at_end or evaluates or saves:  # these look at this very step
                     values = meter.add(step, late)

@@ -52,11 +52,13 @@ def fails(*arguments, message, code=2, quiet=True, **more):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["rnu"], r"no verb 'rnu' \(did you mean 'run'\?\); verbs: run, demo, score, "),
+        (
+            ["rnu"],
+            r"no verb 'rnu' \(did you mean 'run'\?\); verbs: run, demo, generate, evaluate, ",
+        ),
         (["run", "demo"], r"wanted one verb"),
         (["run"], r"run wants --config=FILE"),
         (["run", f"--config={runs.__file__}"], r"run wants --workdir=FOLDER"),
-        (["score", "--records=a.jsonl"], r"score wants --reward_model, e.g. --records="),
         (["run", "--confg=x.py"], r"Unknown command line flag 'confg'\. Did you mean: config"),
         (["describe", "--config=configs/demo/dop.py"], r"no file .*dop\.py \(did you mean '"),
         (["describe", f"--config={runs.__file__}", "--set=loss.betta=1"], r"did you mean 'beta'"),

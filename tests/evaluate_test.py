@@ -116,20 +116,64 @@ def test_single_responses_and_equal_scores_say_nothing():
         assert all(np.isnan(values).all() for values in found.values())
 
 
-def sample(prompt, response, *, logps=0.0, reference=0.0, length=1):
-    return Sample(prompt, response, length, True, logps, reference)
+@pytest.mark.parametrize("seed", range(3))
+def test_margins_equal_the_loops(seed):
+    rng = np.random.default_rng(seed)
+    policy, reference = rng.normal(size=(2, 9, 4))
+    length = rng.integers(0, 30, (9, 4)) * rng.integers(0, 2, (9, 4))
+    length[:, 0] += 1
+    scores = rng.integers(0, 3, (9, 4)).astype(float)
+    scores[0] = NAN  # several objectives: no one order
+    found = evaluate.margins(policy, reference, length, scores)
+    said = 0
+    for i in range(9):
+        there = [j for j in range(4) if length[i, j]]
+        best = max(there, key=lambda j: (scores[i, j], -j))
+        worst = min(there, key=lambda j: (scores[i, j], j))
+        if not scores[i, best] > scores[i, worst]:
+            assert all(np.isnan(x[i]) for x in found.values())
+            continue
+        said += 1
+        winner, loser = (policy[i, j] - reference[i, j] for j in (best, worst))
+        assert found["RM_DPO"][i] == pytest.approx(winner - loser)
+        longer = length[i, best] - length[i, worst]
+        assert found["RM_R-DPO"][i] == pytest.approx(winner - loser - 0.01 * longer)
+        assert found["winner_log_ratio"][i] == pytest.approx(winner)
+    assert 2 < said < 9
+
+
+def test_margins_of_pairs_are_those_of_chosen_and_rejected():
+    found = evaluate.margins(
+        np.array([[-1.0, -9.0]]), np.array([[-2.0, -4.0]]), np.array([[30, 10]]), None
+    )
+    assert found["RM_DPO"].tolist() == [6.0]
+    assert found["RM_R-DPO"].tolist() == [pytest.approx(5.8)]
+    assert found["winner_log_ratio"].tolist() == [1.0]
+
+
+def test_the_best_of_the_first_so_many():
+    scores = np.array([[1.0, 3.0, 3.0, 9.0], [2.0, 1.0, 0.0, -1.0]])
+    assert evaluate.best_of(scores).tolist() == [3, 0]
+    assert evaluate.best_of(scores, 3).tolist() == [1, 0]
+    assert evaluate.best_of(scores, 1).tolist() == [0, 0]
+
+
+def sample(prompt, response, *, kl=0.0, length=1):
+    return Sample(prompt, response, length, True, -1.0, -1.0, kl)
 
 
 SAMPLES = [
-    sample("a", "yes", logps=-1.0, reference=-2.0, length=3),
-    sample("a", "no", logps=-1.0, reference=-1.5, length=5),
-    sample("b", "yes", logps=-3.0, reference=-3.0, length=7),
+    sample("a", "yes", kl=1.0, length=3),
+    sample("a", "no", kl=0.5, length=5),
+    sample("b", "yes", kl=0.0, length=7),
 ]
 
 
-def test_kl_is_the_mean_log_ratio_over_prompts():
-    assert evaluate.kl_to_reference(SAMPLES).mean == pytest.approx((1.0 + 0.5 + 0.0) / 3)
-    assert evaluate.kl_to_reference(SAMPLES).count == 2
+def test_kl_is_the_mean_over_samples_with_prompts_as_clusters():
+    found = evaluate.kl_to_reference(SAMPLES)
+    assert found.mean == pytest.approx((1.0 + 0.5 + 0.0) / 3)
+    assert found.half_width == pytest.approx(by_brute_force([1.0, 0.5, 0.0], "aab")[1])
+    assert found.count == 2
     assert evaluate.tokens(SAMPLES).mean == pytest.approx(5.0)
 
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 from alignjax.config import EvaluateConfig
 from alignjax.data.batching import bucket
-from alignjax.generate import filter_logits, first_of_each_prompt, respond, sample
+from alignjax.generate import filter_logits, first_of_each_prompt, questions, respond, sample
 from alignjax.logps import response_logps
 from alignjax.models.transformer import Transformer, unembedding
 from alignjax.sharding import make_mesh, put_rows, shard_tree
@@ -271,7 +271,7 @@ def respond_to(params, ref_params, data, **changes):
     return respond(
         params,
         ref_params,
-        bucket(data, count=2, multiple=8),
+        questions(bucket(data, count=2, multiple=8), settings.prompts),
         model=CONFIG,
         tokenizer=Words(),
         settings=settings,
@@ -291,11 +291,12 @@ def test_responses_to_the_first_of_each_prompt(params):
     assert [s.prompt for s in found] == [f"prompt {i}" for i in range(5) for _ in range(2)]
     for s in found:
         assert s.logps == pytest.approx(s.reference, abs=1e-4)  # the same network
+        assert s.kl == pytest.approx(0, abs=1e-4)
         assert len(s.response.split()) == s.length - s.ended
         assert s.ended or s.length == 6
     assert {s.ended for s in found} == {True, False}
     for one, other in zip(found, respond_to(bent, None, data, batch_size=8), strict=True):
-        numbers = dict(logps=one.logps, reference=one.reference)
+        numbers = dict(logps=one.logps, reference=one.reference, kl=one.kl)
         assert dataclasses.replace(other, **numbers) == one
         assert one.logps == pytest.approx(other.logps, abs=1e-4)
-        assert np.isnan(other.reference)  # none was given
+        assert np.isnan([other.reference, other.kl]).all()  # none was given

@@ -24,8 +24,9 @@ LAYERS = (
     (
         *("step", "game", "data", "checkpoint", "metrics", "evaluate", "generate", "score"),
         *("plan", "report", "reference", "calibration"),
+        *("text_metrics", "winrate", "history"),
     ),
-    ("logps", "optim", "sharding", "config", "configfile"),
+    ("logps", "kl", "optim", "sharding", "config", "configfile"),
     ("models", "objectives"),
     ("types", "fields"),
     ("errors", "faults", "pareto"),

@@ -90,7 +90,13 @@ def test_the_table_prints_values_with_intervals(capsys, monkeypatch):
 
 def sample(prompt, response):
     return Sample(
-        prompt=prompt, response=response, ended=True, length=3, logps=-1.0, reference=-1.0
+        prompt=prompt,
+        response=response,
+        ended=True,
+        length=3,
+        logps=-1.0,
+        reference=-1.0,
+        kl=0.0,
     )
 
 

@@ -292,7 +292,10 @@ def test_how_often_it_saves_and_evaluates_changes_nothing_trained(clean, tmp_pat
     found = runs.lines(tmp_path)
     assert [x for x in found if "loss" in x] == clean[2]
     evals = [x for x in found if "eval_rewards/accuracies" in x]
-    assert [float.fromhex(x["step"]) for x in evals] == [5, 10][: len(calls)]
+    total = int(state.step)
+    assert total % 5
+    assert [float.fromhex(x["step"]) for x in evals] == [*range(5, total, 5), total]
+    assert len(calls) == len(evals)
 
 
 def test_a_complete_run_is_left_as_it_is(clean, tmp_path):

@@ -219,12 +219,15 @@ def _damaged(path: str, error: Exception) -> DataError:
     )
 
 
-def enforce(receipt: Receipt, *, max_drop_fraction: float) -> None:
+def enforce(
+    receipt: Receipt, *, max_drop_fraction: float, field: str = "data.max_drop_fraction"
+) -> None:
     """Refuses to train on what is left of a dataset that lost too many rows.
 
     Args:
       receipt: counts after ``prepare``.
       max_drop_fraction: largest share of the rows read that may be dropped, in [0, 1].
+      field: the config field that says so, for the message.
 
     Raises:
       DataError: with every reason, its count and first ids; or rows that no count explains.
@@ -243,7 +246,7 @@ def enforce(receipt: Receipt, *, max_drop_fraction: float) -> None:
         )
         raise DataError(
             f"{dropped} of {total} rows dropped ({dropped / total:.1%}), more than "
-            f"data.max_drop_fraction = {max_drop_fraction:g} allows: {reasons}"
+            f"{field} = {max_drop_fraction:g} allows: {reasons}"
         )
 
 

@@ -4,6 +4,7 @@ Read it downwards: `run` is the order of events. What each stage writes into the
 
     config.json  receipt.json  tokenizer.model       what the run is made of
     sft/                                             the stage that makes the reference
+    candidates/                                      sampled and scored lists, where asked for
     cache/                                           prepared rows, reference log-probabilities
     before.json  after.json                          sampled responses
     metrics.jsonl  tensorboard/  checkpoints/        the alignment itself
@@ -11,13 +12,13 @@ Read it downwards: `run` is the order of events. What each stage writes into the
 """
 
 import dataclasses
+import functools
 import logging
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -27,17 +28,15 @@ from alignjax.data.batching import Bucketed
 from alignjax.evaluate import Estimate
 from alignjax.faults import fault_point
 from alignjax.fields import describe
-from alignjax.generate import Sample, respond
-from alignjax.recipes import stages, workdirs
+from alignjax.recipes import candidates, evaluation, stages, workdirs
 from alignjax.recipes.prepared import Prepared, cache_dir, prepare_data
 from alignjax.recipes.signature import (
     bind_fraction,
     check_objectives,
     drawn_responses,
-    implicit_reward,
     keeps_cache,
 )
-from alignjax.types import Logps, Params
+from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
 
@@ -68,6 +67,8 @@ def run(
         check_objectives(config, data.train)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         load_reference = stages.supervised(config, workdir, data, mesh)
+        if config.candidates is not None:
+            data = candidates.make(config, workdir, data, mesh, load_reference)
         return _align(config, workdir, data, mesh, load_reference)
 
 
@@ -134,145 +135,48 @@ def _align(
         ref_params=ref_params if choice.mode == "live" else None,
     )
     fault_point("cached", "")
-    before = _samples("before", config, workdir, data, mesh, ref_params, None, digest)
+    sample = functools.partial(
+        evaluation.samples_of, config=config, workdir=workdir, data=data, mesh=mesh
+    )
+    before = sample("before", params=ref_params, ref_params=None, digest=digest)
+    live = ref_params if choice.mode == "live" else None
     del ref_params  # unless the choice is live, its memory is free from here on
 
-    reward = implicit_reward(config.objective)
-    labels = stages.held_out_labels(data.held_out)
+    def during(params: Params) -> dict[str, float]:
+        # A reference that was put away is read again for the moment: the KL needs it.
+        of = load_reference() if live is None and config.evaluate.during else live
+        return evaluation.during(config, data, mesh, params, of, held_out_reference)
 
-    def preferences(policy: np.ndarray) -> dict[str, np.ndarray]:
-        length = data.held_out.dataset.response_length
-        logps = Logps(
-            policy=jnp.asarray(policy),
-            reference=None if held_out_reference is None else jnp.asarray(held_out_reference),
-            length=jnp.asarray(length),
-        )
-        found = evaluate.preferences(
-            np.asarray(reward(logps)), length, stages.held_out_order(data.held_out)
-        )
-        if labels is None:
-            return found
-        return found | evaluate.labelled(policy, held_out_reference, labels, length)
-
-    def measure(params: Params) -> dict[str, np.ndarray]:
-        return preferences(stages.held_out_logps(config, data, mesh, params, "  held-out rows"))
-
-    def means(params: Params) -> dict[str, float]:
-        return evaluate.means(measure(params))
-
-    state, counts = train.fit(job, load_reference, key, means)
+    state, counts = train.fit(job, load_reference, key, during)
     job = dataclasses.replace(job, ref_params=None)
     ref_params = load_reference()
-    after = _samples(
+    after = sample(
         "after",
-        config,
-        workdir,
-        data,
-        mesh,
-        state.params,
-        ref_params,
-        checkpoint.tree_digest(state.params),
+        params=state.params,
+        ref_params=ref_params,
+        digest=checkpoint.tree_digest(state.params),
     )
     if checkpoint.tree_digest(ref_params) != digest:
         raise AssertionError("the reference's parameters changed during the run")
     prompts = [data.held_out.dataset[i].prompt for i in range(len(data.held_out.dataset))]
-    # At the start the policy is the reference; without one, nothing was measured before.
-    start = None if held_out_reference is None else preferences(held_out_reference)
-    end = measure(state.params)
-    rewards: report.Table = {
-        name: (
-            None if start is None else evaluate.mean_over_prompts(start[name], prompts),
-            evaluate.mean_over_prompts(values, prompts),
-        )
-        for name, values in end.items()
-    }
-    return _report(config, workdir, data, counts, choice, rewards, before, after)
-
-
-def _samples(
-    name: str,
-    config: Config,
-    workdir: pathlib.Path,
-    data: Prepared,
-    mesh: Mesh,
-    params: Params,
-    ref_params: Params | None,
-    digest: str,
-) -> list[Sample]:
-    """Sampled responses to held-out prompts; read back when the same ones were drawn before."""
-    path = workdir / f"{name}.json"
-    key = {
-        "params": digest,
-        "data": data.held_out.dataset.digest,
-        "evaluate": describe(config.evaluate),
-    }
-    found = workdirs.read_json(path) if path.is_file() else {}
-    if found.get("key") == key:
-        return [Sample(**s) for s in found["samples"]]
-    if not config.evaluate.prompts:
-        return []
-    samples = respond(
-        params,
-        ref_params,
-        data.held_out,
-        model=config.model,
-        tokenizer=data.tokenizer,
-        settings=config.evaluate,
-        key=jax.random.key(config.train.seed),
-        mesh=mesh,
-        title=f"sampling, {name}",
-    )
-    workdirs.write_json(path, {"key": key, "samples": [dataclasses.asdict(s) for s in samples]})
-    fault_point("sampled", name)
-    return samples
-
-
-def _report(
-    config: Config,
-    workdir: pathlib.Path,
-    data: Prepared,
-    counts: dict[str, int],
-    choice: reference.Choice,
-    rewards: report.Table,
-    before: list[Sample],
-    after: list[Sample],
-) -> dict[str, Any]:
-    """Writes summary.json and report.png; prints the table, some samples and where things are."""
-    settings = config.evaluate
-    table: report.Table = {
-        name: (old, new) for name, (old, new) in rewards.items() if new is not None and new.count
-    }
-    first, scores = "", None
-    if before and settings.judge is not None:
-        judge = settings.judge
-        old, new = (evaluate.judged(x, judge) for x in (before, after))
-        table |= {name: (old[name], new[name]) for name in old}
-        first = next(iter(old))
-        scores = [[judge(s.prompt, s.response)[first] for s in x] for x in (before, after)]
+    policy = stages.held_out_logps(config, data, mesh, state.params, "  held-out rows")
+    end = evaluation.held_out(config, data, policy, held_out_reference)
+    table_of: report.Table = {}
+    for name, values in end.items():
+        table_of[name] = (None, evaluate.mean_over_prompts(values, prompts))
+    if held_out_reference is not None:  # at the start the policy is the reference
+        start = evaluation.held_out(config, data, held_out_reference, held_out_reference)
+        for name, values in start.items():
+            table_of[name] = (evaluate.mean_over_prompts(values, prompts), table_of[name][1])
     if after:
-        whole = settings.temperature == 1 and settings.top_p == 1 and settings.top_k == 0
-        if whole:
-            start = Estimate(0.0, 0.0, 0)
-            table["KL to reference, nats"] = (start, evaluate.kl_to_reference(after))
-        table["response tokens"] = (evaluate.tokens(before), evaluate.tokens(after))
-    summary = {
-        "table": {
-            name: {
-                side: None if x is None else dataclasses.asdict(x)
-                for side, x in zip(("before", "after"), pair, strict=True)
-            }
-            for name, pair in table.items()
-        },
+        old, new = (evaluation.sampled(config, data, x) for x in (before, after))
+        table_of |= {name: (old[name], new[name]) for name in new}
+    divergence = evaluation.kl(config, data, mesh, state.params, ref_params, after)
+    if divergence is not None:
+        table_of[evaluation.KL] = (Estimate(0.0, 0.0, 0), divergence)
+    rest = {
         "reference": dataclasses.asdict(choice),
         "loss": describe(config.loss),
         **counts,
-        "receipt": data.receipt,
-        "versions": workdirs.versions(),
     }
-    workdirs.write_json(workdir / "summary.json", summary)
-    picture = workdir / "report.png"
-    report.plot(workdir, picture, scores, first)
-    report.print_samples(before, after, settings.judge, count=3)
-    report.print_table(table, f"{workdir}: {counts['steps']} steps")
-    report.say(f"plot: {picture}\nnumbers: {workdir / 'summary.json'}")
-    return summary
+    return evaluation.write(config, workdir, data, table_of, before, after, rest)

@@ -27,6 +27,8 @@ class Prepared:
 
     train: Bucketed
     held_out: Bucketed
+    asked: Bucketed  # held-out rows as they were read: prompts to sample for, preferred responses
+    asked_records: dict[str, Record]  # the same as text, by id
     tokenizer: Tokenizer
     receipt: dict[str, Any]  # what receipt.json says
 
@@ -144,7 +146,14 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
         enforce(r, max_drop_fraction=data.max_drop_fraction)
     for side, rows in sides.items():
         log.info("%s shapes (prompt + K x response tokens): %s", side, _shapes(rows))
-    return Prepared(sides["train"], sides["held_out"], tokenizer, receipt)
+    return Prepared(
+        train=sides["train"],
+        held_out=sides["held_out"],
+        asked=sides["held_out"],
+        asked_records={record.id: record for record in held_out},
+        tokenizer=tokenizer,
+        receipt=receipt,
+    )
 
 
 def _labels(rows: Bucketed) -> dict[str, Any]:

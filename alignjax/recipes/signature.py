@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignjax.config import Config
+from alignjax.config import CandidatesConfig, Config
 from alignjax.data.batching import Bucketed, assemble
 from alignjax.errors import UserError
 from alignjax.fields import keywords
@@ -42,6 +42,8 @@ def check_objectives(config: Config, rows: Bucketed) -> None:
     if config.sft is not None:
         drawn = _select("sft.select", config.sft.select, batch)
         _check("sft.loss", config.sft.loss, _logps(drawn, reference=False), drawn)
+    if config.candidates is not None:
+        batch = _as_lists(batch, config.candidates)
     drawn = _select("select", config.select, batch)
     with_reference = config.reference.mode != "none"
     if (
@@ -64,6 +66,19 @@ def check_objectives(config: Config, rows: Bucketed) -> None:
             drawn = dataclasses.replace(drawn, scores=one)
         scores = jax.ShapeDtypeStruct(drawn.response_length.shape, jnp.float32)
         _check("reward_loss", config.reward_loss, scores, drawn)
+
+
+def _as_lists(batch: Batch, settings: CandidatesConfig) -> Batch:
+    """What the candidates stage will make of the data, in shape: scored lists."""
+    k = settings.samples + (batch.response.shape[1] if settings.keep_own else 0)
+    b, _, r = batch.response.shape
+    arrays: dict[str, Any] = dict(
+        response=np.zeros((b, k, r), np.int32),
+        response_length=np.ones((b, k), np.int32),
+        scores=np.zeros((b, k), np.float32),
+        desirable=None,
+    )
+    return dataclasses.replace(batch, **arrays)
 
 
 def _select(field: str, select: Callable[..., Any] | None, batch: Batch) -> Any:

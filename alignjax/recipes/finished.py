@@ -1,0 +1,95 @@
+"""Runs that have ended: their config and their policy, from the workdir."""
+
+import pathlib
+
+import jax
+
+from alignjax import checkpoint, configfile, optim, sharding
+from alignjax.config import Config
+from alignjax.errors import UserError
+from alignjax.fields import describe, differences
+from alignjax.models.transformer import init_params
+from alignjax.recipes import workdirs
+from alignjax.step import init_state
+from alignjax.types import Params, TrainState
+
+ORIGIN = "config_file.json"
+
+
+def note_origin(workdir: str, path: str, overrides: list[str]) -> None:
+    """Keeps which file and which ``--set`` a run's config came from."""
+    origin = {"path": str(pathlib.Path(path).resolve()), "set": overrides}
+    workdirs.write_json(pathlib.Path(workdir) / ORIGIN, origin)
+
+
+def config_of(workdir: str, path: str, overrides: list[str]) -> Config:
+    """The config of a finished run of a policy.
+
+    Args:
+      workdir: the run's folder.
+      path: a config file; empty: the one that the run was started with.
+      overrides: changes to it; what was trained cannot be changed.
+
+    Raises:
+      UserError: no such run, not finished, of a reward model, or of another config than the file
+        now says.
+    """
+    folder = pathlib.Path(workdir)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"--workdir: {workdir} holds no run")
+    if not (folder / "summary.json").is_file():
+        raise UserError(f"--workdir: {workdir} holds a run that has not ended; go on with run")
+    if not path:
+        if not (folder / ORIGIN).is_file():
+            raise UserError(f"{workdir} does not say which config it came from: give --config=FILE")
+        origin = workdirs.read_json(folder / ORIGIN)
+        path, overrides = origin["path"], [*origin["set"], *overrides]
+    config = configfile.load(path, overrides)
+    if config.loss is None:
+        raise UserError(f"--workdir: {workdir} holds a reward model, wanted a policy")
+    changes = differences(workdirs.read_json(folder / "config.json"), describe(config))
+    other = [change for change in changes if not change.startswith(workdirs.FREE)]
+    if other:
+        raise UserError(f"{workdir} holds a run of another config than {path} ({'; '.join(other)})")
+    return config
+
+
+def require_complete(workdir: str) -> None:
+    """Sees that the last checkpoint of a finished run is there: going on would train nothing.
+
+    Raises:
+      UserError: it is not, or the folder is in use.
+    """
+    with workdirs.owned(pathlib.Path(workdir)):
+        _last_step(pathlib.Path(workdir))
+
+
+def _last_step(folder: pathlib.Path) -> int:
+    steps = int(workdirs.read_json(folder / "summary.json")["steps"])
+    with checkpoint.open_store(folder / "checkpoints", keep=1_000_000) as store:
+        newest = checkpoint.latest(store)
+    if newest != steps:
+        raise UserError(
+            f"--workdir: {folder} ended with step {steps}, and its newest checkpoint is of "
+            f"{'none' if newest is None else f'step {newest}'}; go on with run"
+        )
+    return steps
+
+
+def load_policy(config: Config, workdir: str) -> Params:
+    """The parameters that a finished run ended with, on the config's mesh.
+
+    Raises:
+      UserError: the checkpoint is not there. The folder is to be `workdirs.owned`.
+    """
+    steps = _last_step(pathlib.Path(workdir))
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+
+    def start() -> TrainState:
+        params = init_params(config.model, jax.random.key(0))
+        return init_state(params, optim.make(config.optim, steps), jax.random.key(0))
+
+    shapes = jax.eval_shape(start)
+    target = sharding.abstract(shapes, sharding.shard_tree(shapes, mesh))
+    with checkpoint.open_store(pathlib.Path(workdir) / "checkpoints", keep=1_000_000) as store:
+        return checkpoint.restore(store, steps, target).params
