@@ -44,6 +44,7 @@ class Batch:
     drawn_from: Array | None = None  # [B] int32, responses that index 1 was drawn from; by a select
     baseline: Array | None = None  # [B] one number in all rows: see `Baseline`; by the step
     running_baseline: Array | None = None  # [B] the same, mean over all steps so far, this included
+    adversarial: Array | None = None  # [B] bool, a golden response and the policy's samples
 
     @property
     def present(self) -> Array:
@@ -138,6 +139,7 @@ def loss_inputs(
     drawn_from: Any = None,
     baseline: float | None = None,
     running_baseline: float | None = None,
+    adversarial: Any = None,
 ) -> tuple[Logps, Batch]:
     """The two arguments of a loss from plain numbers: for notebooks, docstrings and tests.
 
@@ -149,6 +151,7 @@ def loss_inputs(
       desirable: ``[B, K]`` bool.
       drawn_from: ``[B]``.
       baseline, running_baseline: the number in every row.
+      adversarial: ``[B]`` bool.
 
     Returns:
       Logps and a batch with one token id 0 instead of the tokens, which a loss never reads.
@@ -172,5 +175,6 @@ def loss_inputs(
         drawn_from=array(drawn_from, jnp.int32),
         baseline=None if baseline is None else jnp.full(b, baseline, float),
         running_baseline=None if running_baseline is None else jnp.full(b, running_baseline, float),
+        adversarial=array(adversarial, bool),
     )
     return Logps(policy=policy, reference=array(reference, float), length=length), batch

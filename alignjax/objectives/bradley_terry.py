@@ -66,7 +66,7 @@ def loss(
     0.1269
     """
     reward = beta * implicit(logps)
-    batch = _with_scores(batch, "bradley_terry.loss")
+    batch = with_scores(batch, "bradley_terry.loss")
     best, negatives = best_and_negatives(batch)
     return _mean_over_pairs(reward, batch, 0.0), list_metrics(reward, logps.policy, best, negatives)
 
@@ -104,7 +104,7 @@ def reward_loss(scores: Array, batch: Batch, *, margin: float = 0.0) -> tuple[Ar
     >>> print(f"{reward_loss(jnp.array([[2.0, 0.0]]), batch)[0][0]:.4f}")
     0.1269
     """
-    batch = _with_scores(batch, "bradley_terry.reward_loss")
+    batch = with_scores(batch, "bradley_terry.reward_loss")
     best, negatives = best_and_negatives(batch)
     return _mean_over_pairs(scores, batch, margin), list_reward_metrics(scores, best, negatives)
 
@@ -158,13 +158,12 @@ def select_random(key: Array, batch: Batch) -> Batch:
     return _pair(batch, better, worse, pairs.any(axis=(1, 2)))
 
 
-def _pair(batch: Batch, first: Array, second: Array, differ: Array) -> Batch:
-    pair = take_responses(batch, jnp.stack([first, second], axis=1))
-    return dataclasses.replace(pair, weight=jnp.where(differ, batch.weight, 0.0))
+def with_scores(batch: Batch, objective: str) -> Batch:
+    """Pairs without scores get 1 for the chosen response and 0 for the rejected one.
 
-
-def _with_scores(batch: Batch, objective: str) -> Batch:
-    """Pairs without scores get 1 for the chosen response and 0 for the rejected one."""
+    Raises:
+      ValueError: there are no scores and K is not 2.
+    """
     if batch.scores is not None:
         return batch
     b, k = batch.response_length.shape
@@ -174,6 +173,11 @@ def _with_scores(batch: Batch, objective: str) -> Batch:
             "a source that gives them, or pairs"
         )
     return dataclasses.replace(batch, scores=jnp.tile(jnp.array([1.0, 0.0]), (b, 1)))
+
+
+def _pair(batch: Batch, first: Array, second: Array, differ: Array) -> Batch:
+    pair = take_responses(batch, jnp.stack([first, second], axis=1))
+    return dataclasses.replace(pair, weight=jnp.where(differ, batch.weight, 0.0))
 
 
 def _mean_over_pairs(reward: Array, batch: Batch, margin: float) -> Array:

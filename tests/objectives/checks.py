@@ -46,6 +46,7 @@ def make(k: int, m: int | None = None, *, seed: int = 0) -> tuple[Logps, Batch]:
         drawn_from=np.full(B, 3),
         baseline=0.3,
         running_baseline=-0.2,
+        adversarial=np.arange(B) % 3 == 0,
     )
     ids = rng.integers(0, 4, (B, k, 6))  # id 0 is a token like any other
     return logps, batch.replace(

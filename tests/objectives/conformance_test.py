@@ -72,7 +72,8 @@ def test_conformance(check, name):
 
 
 def test_reward_losses_are_found():
-    assert {"bradley_terry.reward_loss", "plackett_luce.reward_loss"} <= set(LOSSES)
+    files = ("apo", "bradley_terry", "plackett_luce")
+    assert {f"{name}.reward_loss" for name in files} | {"apo.reward_loss_diff"} <= set(LOSSES)
 
 
 class Variants(chex.TestCase):
