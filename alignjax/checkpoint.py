@@ -1,9 +1,9 @@
 """Checkpoints: the state, the data position and the identity of everything that matters.
 
-One checkpoint holds a `TrainState` (parameters, optimizer, step, root key, counters) and a JSON
-record: the index of the next batch, and what the run is made of (config, data, tokenizer,
-reference). Restoring compares that record first and refuses another run's checkpoint. Saves are
-atomic: a killed save is never seen by a reader.
+One checkpoint holds a `TrainState` (parameters, optimizer, step, root key, counters), or the two
+of a `GameState`, and a JSON record: the index of the next batch, and what the run is made of
+(config, data, tokenizer, reference). Restoring compares that record first and refuses another
+run's checkpoint. Saves are atomic: a killed save is never seen by a reader.
 """
 
 import contextlib

@@ -97,6 +97,19 @@ class TrainState:
     baseline_weight: Array  # float32 scalar, the weight of those rows
 
 
+@flax.struct.dataclass(kw_only=True)
+class GameState:
+    """A policy and the reward model it plays against, each with an optimizer of its own."""
+
+    policy: TrainState
+    reward: TrainState
+
+    @property
+    def step(self) -> Array:
+        """int32 scalar, turns taken by either player: what `game.player` decides by."""
+        return self.policy.step + self.reward.step
+
+
 Loss = Callable[[Logps, Batch], tuple[Array, Metrics]]  # -> ([B] losses, {name: [B]})
 RewardLoss = Callable[[Array, Batch], tuple[Array, Metrics]]  # the same of [B, K] scores
 Select = Callable[[Array, Batch], Batch]  # (key, batch with K responses) -> batch with K'
