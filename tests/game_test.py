@@ -12,9 +12,11 @@ import pytest
 
 from alignjax import checkpoint, game, sharding
 from alignjax.errors import UserError
+from alignjax.models import reward_head, transformer
 from alignjax.objectives import apo, bradley_terry, dpo
 from alignjax.step import init_state, reward_scores, train_step
 from alignjax.types import GameState, loss_inputs
+from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
 
@@ -208,6 +210,23 @@ def test_a_step_that_is_not_finite_is_a_turn_taken():
 
 def nan_loss(logps, batch):
     return (logps.policy * batch.scores).sum(axis=1), {}
+
+
+def test_both_players_are_laid_out_as_each_alone():
+    config = tiny.model(tied_embeddings=False)
+    mesh = sharding.make_mesh(2, 2, 2)
+
+    def states():
+        key = jax.random.key(0)
+        models = transformer.init_params(config, key), reward_head.init_params(config, key)
+        return [init_state(x, OPTIMIZER, key) for x in models]
+
+    policy, reward = jax.eval_shape(states)
+    found = sharding.shard_tree(GameState(policy=policy, reward=reward), mesh)
+    assert found.policy == sharding.shard_tree(policy, mesh)
+    assert found.reward == sharding.shard_tree(reward, mesh)
+    assert found.reward.params["reward"]["kernel"].spec[0] == "fsdp"
+    assert tuple(found.policy.params["head"].spec) == ("tensor", "fsdp")
 
 
 # Whose turn it is

@@ -73,7 +73,8 @@ def reward_loss(
     Raises:
       ValueError: see `bradley_terry.reward_loss`.
 
-    Differs from the paper: it weighs two means over data sets by beta_2, see above.
+    Differs from the paper: it weighs two means over data sets, see above; that its beta_2 is the
+    human term's is our reading.
     From the authors' code: rm_kl_coeff is pair_weight (1), apo_loss_coeff / apo_sample_num is
     sample_weight (0.1 / 4; for K samples set 0.1 / K). Its mean is over the pairs of a micro-batch,
     the same for micro-batches of one row, which it was run with.
