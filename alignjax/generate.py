@@ -20,6 +20,7 @@ from alignjax.config import CandidatesConfig, EvaluateConfig
 from alignjax.data.batching import Bucketed, choose_shapes, plan_batches
 from alignjax.data.tokenizer import Tokenizer
 from alignjax.metrics import progress
+from alignjax.models.attention import soft_cap
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import Cache, Transformer, unembedding
 from alignjax.sharding import put_rows
@@ -81,6 +82,7 @@ def sample(
         logits = jnp.einsum(
             "bkd,vd->bkv", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
         )
+        logits = soft_cap(logits, config.logit_softcap)
         if temperature == 0:
             token = jnp.argmax(logits, axis=-1)
         else:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from alignjax.models.attention import soft_cap
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import Transformer, unembedding
 from alignjax.types import Array, Batch, Params
@@ -47,12 +48,18 @@ def token_logps(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
         {"params": params}, batch.prompt, batch.prompt_length, target
     )
     logps = chunked_logps(
-        hidden, unembedding(params, config).astype(hidden.dtype), target, config.logits_chunk
+        hidden,
+        unembedding(params, config).astype(hidden.dtype),
+        target,
+        config.logits_chunk,
+        config.logit_softcap,
     )
     return jnp.where(mask, logps, 0.0)
 
 
-def chunked_logps(hidden: Array, table: Array, target: Array, chunk: int) -> Array:
+def chunked_logps(
+    hidden: Array, table: Array, target: Array, chunk: int, softcap: float | None = None
+) -> Array:
     """``log softmax(hidden @ table.T)[target]`` without the whole ``[..., vocab]`` array.
 
     Args:
@@ -60,6 +67,7 @@ def chunked_logps(hidden: Array, table: Array, target: Array, chunk: int) -> Arr
       table: ``[vocab, width]``.
       target: ``[B, K, R]`` int32.
       chunk: positions along R at a time; at most ``[B, K, chunk, vocab]`` exists at once.
+      softcap: of the logits, see `attention.soft_cap`.
 
     Returns:
       ``[B, K, R]`` float32 nats.
@@ -70,6 +78,7 @@ def chunked_logps(hidden: Array, table: Array, target: Array, chunk: int) -> Arr
     @jax.checkpoint  # the logits of a chunk are cheaper to recompute than to keep
     def one(hidden: Array, target: Array) -> Array:
         logits = jnp.einsum("bkrd,vd->bkrv", hidden, table, preferred_element_type=jnp.float32)
+        logits = soft_cap(logits, softcap)
         chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 

@@ -8,6 +8,7 @@ parameters and same layers as the library's path, which must give the same numbe
 import jax
 import jax.numpy as jnp
 
+from alignjax.models.attention import soft_cap
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import Transformer, View, unembedding
 from alignjax.types import Array, Batch, Params
@@ -34,17 +35,18 @@ def plain_logps(
     def hidden(model: Transformer, tokens: Array) -> Array:
         position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         view = View(
-            angle=model._angle(position),
+            **model._angles(position),
             prompt_mask=position < length[:, None],
             prompt_tokens=tokens.shape[1],
             responses=1,
         )
-        return model.norm(model.layers(model.embed(tokens), view, None)[0])
+        return model.norm(model._run(tokens, view, None)[0])
 
     x = Transformer(config).apply({"params": params}, tokens, method=hidden)
     logits = jnp.einsum("btd,vd->btv", x, unembedding(params, config).astype(x.dtype)).astype(
         jnp.float32
     )
+    logits = soft_cap(logits, config.logit_softcap)
     logps = jax.nn.log_softmax(logits[:, :-1], axis=-1)
     picked = jnp.take_along_axis(logps, tokens[:, 1:, None], axis=-1)[..., 0]
     at = jnp.arange(1, tokens.shape[1])

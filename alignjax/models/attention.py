@@ -23,6 +23,8 @@ def attend(
     shared_key: Array | None = None,
     shared_value: Array | None = None,
     shared_mask: Array | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> Array:
     """Softmax attention over a sequence's own tokens and, jointly, a shared prefix.
 
@@ -31,7 +33,10 @@ def attend(
       key, value: ``[B, K, S, G, D]``, the sequences' own tokens; G divides H (grouped queries).
       mask: ``[T, S]`` or ``[B, K, T, S]`` bool, True where a query may look at an own token.
       shared_key, shared_value: ``[B, P, G, D]``, the prefix that all K sequences share.
-      shared_mask: ``[B, P]`` bool, True at real prefix tokens. All three or none.
+      shared_mask: ``[B, P]`` or ``[B, T, P]`` bool, True where a query may look at a prefix token.
+        All three or none.
+      scale: what scores are multiplied by; None: ``D ** -0.5``.
+      softcap: c in ``c * tanh(score / c)``; None: scores as they are.
 
     Returns:
       ``[B, K, T, H, D]``. Scores and softmax are float32 whatever the input type.
@@ -41,7 +46,8 @@ def attend(
     grouped = query.reshape(b, k, t, groups, h // groups, d)
 
     def scores(equation: str, keys: Array) -> Array:
-        return d**-0.5 * jnp.einsum(equation, grouped, keys, preferred_element_type=jnp.float32)
+        raw = jnp.einsum(equation, grouped, keys, preferred_element_type=jnp.float32)
+        return soft_cap((d**-0.5 if scale is None else scale) * raw, softcap)
 
     own = scores("bktghd,bksgd->bkghts", key)
     own_mask = mask if mask.ndim == 2 else mask[:, :, None, None]
@@ -52,7 +58,8 @@ def attend(
         return out.reshape(b, k, t, h, d)
 
     prefix = scores("bktghd,bsgd->bkghts", shared_key)
-    prefix = jnp.where(shared_mask[:, None, None, None, None, :], prefix, _MASKED)
+    each = shared_mask[:, None] if shared_mask.ndim == 2 else shared_mask  # [B, 1 or T, P]
+    prefix = jnp.where(each[:, None, None, None], prefix, _MASKED)
     # One softmax over both parts, without joining them: the parts have different batch axes.
     top = jnp.maximum(prefix.max(-1, keepdims=True), own.max(-1, keepdims=True))
     top = jax.lax.stop_gradient(top)
@@ -64,17 +71,25 @@ def attend(
     return out.reshape(b, k, t, h, d)
 
 
+def soft_cap(x: Array, cap: float | None) -> Array:
+    """``cap * tanh(x / cap)``: nearly x where x is small, never beyond the cap; None: x itself."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Array:
     """``[head_dim / 2]`` float32 angular frequencies, radians per token.
 
-    With ``scaling``, wavelengths longer than ``original_length / low_freq_factor`` are stretched by
-    ``factor``, those shorter than ``original_length / high_freq_factor`` are kept, and those
-    between are interpolated linearly in ``original_length / wavelength``.
+    With ``scaling`` of kind linear, all are divided by ``factor``. With llama3, wavelengths longer
+    than ``original_length / low_freq_factor`` are stretched by ``factor``, those shorter than
+    ``original_length / high_freq_factor`` are kept, and those between are interpolated linearly in
+    ``original_length / wavelength``.
     """
     exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     frequency = 1.0 / theta**exponent
     if scaling is None:
         return frequency
+    if scaling.kind == "linear":
+        return frequency / scaling.factor
     turns = scaling.original_length * frequency / (2 * jnp.pi)  # within the original context
     span = scaling.high_freq_factor - scaling.low_freq_factor
     keep = jnp.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""The shape of a decoder: one frozen dataclass that covers Llama 2/3 and Qwen 2/2.5/3.
+"""The shape of a decoder: one frozen dataclass for Llama, Mistral, Qwen and Gemma.
 
 Kept apart from the flax modules so that reading a config imports neither flax nor an accelerator.
 """
@@ -9,13 +9,16 @@ from alignjax.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
+ROPE_SCALINGS = ("llama3", "linear")
+ACTIVATIONS = ("silu", "gelu_tanh")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """Llama 3's frequency scaling for contexts longer than those trained on."""
+    """Frequency scaling for contexts longer than those trained on; the last three are llama3's."""
 
-    factor: float = 8.0  # how much the slow frequencies are slowed down; >= 1
+    kind: str = "llama3"  # llama3: slow frequencies only | linear: all of them alike
+    factor: float = 8.0  # how much frequencies are slowed down; >= 1
     low_freq_factor: float = 1.0  # wavelengths above original_length / this are scaled fully
     high_freq_factor: float = 4.0  # wavelengths below original_length / this are left alone
     original_length: int = 8192  # tokens, the context of the unscaled model
@@ -23,7 +26,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+    """A decoder-only transformer: RMSNorm, rotary positions, grouped queries, gated MLP."""
 
     vocab_size: int = 512  # rows of the embedding; at least the tokenizer's number of ids
     width: int = 128  # size of the residual stream
@@ -33,11 +36,21 @@ class ModelConfig:
     head_dim: int = 32  # size of one head; even
     mlp_width: int = 352  # inner size of the gated feed-forward block
     rope_theta: float = 10000.0  # base of the rotary wavelengths
-    rope_scaling: RopeScaling | None = None  # Llama 3.1 and later
+    rope_scaling: RopeScaling | None = None  # Llama 3.1 and later, Gemma 3
+    window: int | None = None  # tokens a query sees, itself included (Mistral, Gemma); None: all
+    full_every: int = 0  # every n-th layer sees all tokens in spite of window (Gemma); 0: none does
+    window_rope_theta: float | None = None  # rope_theta of layers with a window, unscaled (Gemma 3)
     norm_eps: float = 1e-6
     qkv_bias: bool = False  # Qwen 2 and 2.5
-    qk_norm: bool = False  # Qwen 3: RMSNorm on each query and key head
+    qk_norm: bool = False  # Qwen 3, Gemma 3: RMSNorm on each query and key head
     tied_embeddings: bool = True  # the output head is the transposed embedding
+    activation: str = "silu"  # of the feed-forward gate: silu | gelu_tanh (Gemma)
+    query_scalar: float | None = None  # scores are divided by its root; None: head_dim
+    attention_softcap: float | None = None  # c * tanh(score / c) on attention scores (Gemma 2)
+    logit_softcap: float | None = None  # the same on logits (Gemma 2)
+    norm_plus_one: bool = False  # norms multiply by 1 + scale (Gemma)
+    sandwich_norms: bool = False  # a norm after attention and feed-forward as well (Gemma 2 and 3)
+    scaled_embeddings: bool = False  # embeddings times the root of width (Gemma)
     dtype: str = "float32"  # of activations and matmuls: float32 | bfloat16; reductions are float32
     param_dtype: str = "float32"  # of the stored parameters
     remat: str = "none"  # what the backward pass recomputes: none | dots (keep matmuls) | full
@@ -53,6 +66,18 @@ class ModelConfig:
             require(getattr(self, field) > 0, field, "a positive number")
         require(self.heads % self.kv_heads == 0, "kv_heads", f"a divisor of heads ({self.heads})")
         require(self.head_dim > 0 and self.head_dim % 2 == 0, "head_dim", "an even positive number")
+        optional = ("window", "window_rope_theta", "query_scalar")
+        for field in (*optional, "attention_softcap", "logit_softcap"):
+            value = getattr(self, field)
+            require(value is None or value > 0, field, "a positive number or None")
+        require(self.full_every >= 0, "full_every", "a number >= 0")
+        require(self.window is not None or not self.full_every, "full_every", "0 without a window")
+        local = self.window_rope_theta is None or self.window is not None
+        require(local, "window_rope_theta", "None without a window")
+        require(self.activation in ACTIVATIONS, "activation", " or ".join(ACTIVATIONS))
+        scaling = self.rope_scaling
+        known = scaling is None or scaling.kind in ROPE_SCALINGS
+        require(known, "rope_scaling", f"kind {' or '.join(ROPE_SCALINGS)}")
         require(self.dtype in DTYPES, "dtype", " or ".join(DTYPES))
         require(self.param_dtype in DTYPES, "param_dtype", " or ".join(DTYPES))
         require(self.remat in REMAT, "remat", " or ".join(REMAT))

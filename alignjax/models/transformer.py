@@ -8,6 +8,7 @@ Parameters live in a plain nested dict; ``sharding.py`` names them by path.
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import flax.struct
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from alignjax.models.attention import attend, rope_frequencies, rotate
-from alignjax.models.config import ModelConfig
+from alignjax.models.config import ModelConfig, RopeScaling
 from alignjax.types import Array, Params
 
 _POLICIES = {
@@ -39,6 +40,7 @@ class View:
     """What the tokens of one pass see: the same for every layer."""
 
     angle: Array  # [B, S, D/2] float32, rotary angle of each token
+    window_angle: Array | None  # the same for layers with a window, where theirs differ
     prompt_mask: Array  # [B, P] bool, True at real prompt tokens
     position: Array | None = None  # int32 scalar: response token being decoded; None in a full pass
     prompt_tokens: int = flax.struct.field(pytree_node=False)  # P in a full pass, 0 while decoding
@@ -47,15 +49,18 @@ class View:
 
 class RMSNorm(nn.Module):
     eps: float
+    plus_one: bool
     dtype: jnp.dtype
     param_dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        init = nn.initializers.zeros if self.plus_one else nn.initializers.ones
+        scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
+        scale = scale.astype(jnp.float32) + (1.0 if self.plus_one else 0.0)
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
-        return (x * scale.astype(jnp.float32)).astype(self.dtype)
+        return (x * scale).astype(self.dtype)
 
 
 class Layer(nn.Module):
@@ -65,8 +70,9 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, view: View, cache: tuple[Array, ...] | None
+        self, x: Array, view: View, cache: tuple[Array, ...] | None, full: Array | None
     ) -> tuple[Array, tuple[Array, ...]]:
+        """``full`` is a bool scalar, whether this layer has no window; None: no layer differs."""
         c = self.config
         types = dict(dtype=jnp.dtype(c.dtype), param_dtype=jnp.dtype(c.param_dtype))
 
@@ -74,8 +80,11 @@ class Layer(nn.Module):
             init = nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
             return nn.Dense(features, use_bias=use_bias, kernel_init=init, name=name, **types)
 
+        def norm(name: str) -> RMSNorm:
+            return RMSNorm(c.norm_eps, c.norm_plus_one, name=name, **types)
+
         residual = 1.0 / (2 * c.layers)  # variance of what a block adds, so that depth is harmless
-        h = RMSNorm(c.norm_eps, name="attention_norm", **types)(x)
+        h = norm("attention_norm")(x)
 
         def heads(name: str, count: int) -> Array:
             y = dense(name, count * c.head_dim, use_bias=c.qkv_bias)(h)
@@ -83,22 +92,37 @@ class Layer(nn.Module):
 
         q, k, v = heads("q", c.heads), heads("k", c.kv_heads), heads("v", c.kv_heads)
         if c.qk_norm:
-            q = RMSNorm(c.norm_eps, name="q_norm", **types)(q)
-            k = RMSNorm(c.norm_eps, name="k_norm", **types)(k)
-        q, k = rotate(q, view.angle), rotate(k, view.angle)
-        mixed, kept = _mix(q, k, v, view, cache)
+            q, k = norm("q_norm")(q), norm("k_norm")(k)
+        angle = view.angle
+        if view.window_angle is not None:
+            angle = view.window_angle if full is None else jnp.where(full, angle, view.window_angle)
+        q, k = rotate(q, angle), rotate(k, angle)
+        mixed, kept = _mix(q, k, v, view, cache, c, full)
         mixed = mixed.reshape(*x.shape[:2], c.heads * c.head_dim)
-        x = x + dense("o", c.width, scale=residual)(mixed)
+        added = dense("o", c.width, scale=residual)(mixed)
+        x = x + (norm("attention_out_norm")(added) if c.sandwich_norms else added)
 
-        h = RMSNorm(c.norm_eps, name="mlp_norm", **types)(x)
-        h = nn.silu(dense("gate", c.mlp_width)(h)) * dense("up", c.mlp_width)(h)
-        return x + dense("down", c.width, scale=residual)(h), kept
+        h = norm("mlp_norm")(x)
+        gate = dense("gate", c.mlp_width)(h)
+        gate = nn.silu(gate) if c.activation == "silu" else nn.gelu(gate, approximate=True)
+        h = gate * dense("up", c.mlp_width)(h)
+        added = dense("down", c.width, scale=residual)(h)
+        return x + (norm("mlp_out_norm")(added) if c.sandwich_norms else added), kept
 
 
 def _mix(
-    q: Array, k: Array, v: Array, view: View, cache: tuple[Array, ...] | None
+    q: Array,
+    k: Array,
+    v: Array,
+    view: View,
+    cache: tuple[Array, ...] | None,
+    config: ModelConfig,
+    full: Array | None,
 ) -> tuple[Array, tuple[Array, ...]]:
     """Attention of one layer over ``[B, S, heads, D]`` tokens laid out as `View` says.
+
+    Prompts are padded on the left, so prompt token j is ``P + t - j`` tokens before response token
+    t in every row: a window needs no positions.
 
     Returns:
       The mixed values and what a cache keeps: the prompt's keys and values after a full pass, the
@@ -106,6 +130,27 @@ def _mix(
     """
     b, s = q.shape[:2]
     p, n = view.prompt_tokens, view.responses
+    mix = functools.partial(
+        attend,
+        scale=None if config.query_scalar is None else config.query_scalar**-0.5,
+        softcap=config.attention_softcap,
+    )
+
+    def seen(query: Array, key: Array) -> Array:
+        """Whether queries at these places of a sequence see keys at those."""
+        distance = query[:, None] - key
+        if config.window is None:
+            return distance >= 0
+        near = distance < config.window
+        return (distance >= 0) & (near if full is None else near | full)
+
+    def prompt_seen(query: Array) -> Array:
+        """The same for the prompt's tokens; queries count from the first response token."""
+        mask = view.prompt_mask
+        if config.window is None:
+            return mask
+        size = mask.shape[1]
+        return mask[:, None] & seen(size + query, jnp.arange(size))
 
     def responses(x: Array) -> Array:  # [B, K*R, heads, D] -> [B, K, R, heads, D]
         return x[:, p:].reshape(b, n, (s - p) // n, *x.shape[2:])
@@ -115,31 +160,31 @@ def _mix(
         prompt_key, prompt_value, own_key, own_value = cache
         own_key = jax.lax.dynamic_update_slice_in_dim(own_key, responses(k), view.position, 2)
         own_value = jax.lax.dynamic_update_slice_in_dim(own_value, responses(v), view.position, 2)
-        mask = jnp.arange(own_key.shape[2])[None, :] <= view.position
-        out = attend(
+        now = jnp.atleast_1d(view.position)
+        out = mix(
             responses(q),
             own_key,
             own_value,
-            mask,
+            seen(now, jnp.arange(own_key.shape[2])),
             shared_key=prompt_key,
             shared_value=prompt_value,
-            shared_mask=view.prompt_mask,
+            shared_mask=prompt_seen(now),
         )
         return out, (prompt_key, prompt_value, own_key, own_value)
 
     prompt_k, prompt_v = k[:, :p], v[:, :p]
-    causal = jnp.tril(jnp.ones((p, p), bool)) & view.prompt_mask[:, None, None, :]
-    out = attend(q[:, None, :p], prompt_k[:, None], prompt_v[:, None], causal)[:, 0]
+    causal = seen(jnp.arange(p), jnp.arange(p)) & view.prompt_mask[:, None, None, :]
+    out = mix(q[:, None, :p], prompt_k[:, None], prompt_v[:, None], causal)[:, 0]
     if s > p:
-        r = (s - p) // n
-        tail = attend(
+        place = jnp.arange((s - p) // n)
+        tail = mix(
             responses(q),
             responses(k),
             responses(v),
-            jnp.tril(jnp.ones((r, r), bool)),
+            seen(place, place),
             shared_key=prompt_k,
             shared_value=prompt_v,
-            shared_mask=view.prompt_mask,
+            shared_mask=prompt_seen(place),
         )
         out = jnp.concatenate([out, tail.reshape(b, s - p, *tail.shape[3:])], axis=1)
     return out, (prompt_k, prompt_v)
@@ -163,10 +208,10 @@ class Transformer(nn.Module):
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0),
+            in_axes=(nn.broadcast, 0, 0),
             length=c.layers,
         )(c)
-        self.norm = RMSNorm(c.norm_eps, **types)
+        self.norm = RMSNorm(c.norm_eps, c.norm_plus_one, **types)
         if not c.tied_embeddings:
             self.head = self.param(
                 "head",
@@ -175,10 +220,32 @@ class Transformer(nn.Module):
                 jnp.dtype(c.param_dtype),
             )
 
-    def _angle(self, position: Array) -> Array:
+    def _angles(self, position: Array) -> dict[str, Array | None]:
+        """The rotary angles of a `View`: of all layers, and of those with a window."""
         c = self.config
-        frequency = rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
-        return position[..., None].astype(jnp.float32) * frequency
+
+        def angle(theta: float, scaling: RopeScaling | None) -> Array:
+            frequency = rope_frequencies(c.head_dim, theta, scaling)
+            return position[..., None].astype(jnp.float32) * frequency
+
+        local = c.window_rope_theta
+        return dict(
+            angle=angle(c.rope_theta, c.rope_scaling),
+            window_angle=None if local is None else angle(local, None),
+        )
+
+    def _run(
+        self, tokens: Array, view: View, cache: tuple[Array, ...] | None
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """All layers over ``[B, S]`` tokens: ``[B, S, width]`` states, and what layers keep."""
+        c = self.config
+        x = self.embed(tokens)
+        if c.scaled_embeddings:
+            x = x * jnp.asarray(c.width**0.5, x.dtype)
+        full = None
+        if c.full_every:
+            full = jnp.arange(c.layers) % c.full_every == c.full_every - 1
+        return self.layers(x, view, cache, full)
 
     def __call__(self, prompt: Array, prompt_length: Array, response: Array) -> Array:
         """Hidden states that predict the response tokens; the prompt is run once.
@@ -224,14 +291,14 @@ class Transformer(nn.Module):
         after = prompt_length[:, None] + jnp.arange(r)
         position = jnp.concatenate([before, jnp.tile(after, (1, k))], axis=1)
         view = View(
-            angle=self._angle(position),
+            **self._angles(position),
             prompt_mask=before >= 0,
             prompt_tokens=p,
             responses=k,
         )
         prompt = jnp.where(view.prompt_mask, prompt, 0)
         tokens = jnp.concatenate([prompt, response.reshape(b, k * r)], axis=1)
-        x, _ = self.layers(self.embed(tokens), view, None)
+        x, _ = self._run(tokens, view, None)
         return x
 
     def prefill(self, prompt: Array, prompt_length: Array, k: int, r: int) -> tuple[Array, Cache]:
@@ -243,10 +310,10 @@ class Transformer(nn.Module):
         b, p = prompt.shape
         position = prompt_positions(prompt_length, p)
         view = View(
-            angle=self._angle(position), prompt_mask=position >= 0, prompt_tokens=p, responses=1
+            **self._angles(position), prompt_mask=position >= 0, prompt_tokens=p, responses=1
         )
         tokens = jnp.where(view.prompt_mask, prompt, 0)
-        x, (prompt_key, prompt_value) = self.layers(self.embed(tokens), view, None)
+        x, (prompt_key, prompt_value) = self._run(tokens, view, None)
         room = jnp.zeros((prompt_key.shape[0], b, k, r, *prompt_key.shape[3:]), prompt_key.dtype)
         cache = Cache(prompt_key=prompt_key, prompt_value=prompt_value, key=room, value=room)
         return self.norm(x[:, -1]), cache
@@ -266,16 +333,15 @@ class Transformer(nn.Module):
           ``[B, K, width]`` states that predict the next token, and the cache.
         """
         p = cache.prompt_key.shape[2]
-        angle = self._angle(jnp.broadcast_to(prompt_length[:, None] + position, token.shape))
         view = View(
-            angle=angle,
+            **self._angles(jnp.broadcast_to(prompt_length[:, None] + position, token.shape)),
             prompt_mask=prompt_positions(prompt_length, p) >= 0,
             position=position,
             prompt_tokens=0,
             responses=token.shape[1],
         )
         old = (cache.prompt_key, cache.prompt_value, cache.key, cache.value)
-        x, (_, _, key, value) = self.layers(self.embed(token), view, old)
+        x, (_, _, key, value) = self._run(token, view, old)
         return self.norm(x), dataclasses.replace(cache, key=key, value=value)
 
 

@@ -116,7 +116,9 @@ def frequencies_by_definition(head_dim, theta, scaling):
     for i in range(head_dim // 2):
         frequency = theta ** (-2 * i / head_dim)
         wavelength = 2 * math.pi / frequency
-        if scaling is None or wavelength < scaling.original_length / scaling.high_freq_factor:
+        if scaling is not None and scaling.kind == "linear":
+            out.append(frequency / scaling.factor)
+        elif scaling is None or wavelength < scaling.original_length / scaling.high_freq_factor:
             out.append(frequency)
         elif wavelength > scaling.original_length / scaling.low_freq_factor:
             out.append(frequency / scaling.factor)

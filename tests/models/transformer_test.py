@@ -1,6 +1,8 @@
 """The decoder against one written in NumPy loops, and its three ways to run against each other."""
 
+import functools
 import math
+import re
 
 import chex
 import jax
@@ -9,10 +11,11 @@ import numpy as np
 import pytest
 
 from alignjax.errors import UserError
-from alignjax.logps import token_logps
+from alignjax.logps import response_logps, token_logps
 from alignjax.models import transformer
-from alignjax.models.config import ModelConfig
+from alignjax.models.config import ModelConfig, RopeScaling
 from alignjax.models.transformer import Transformer, init_params, unembedding
+from benchmarks.plain import plain_logps
 from tests import tiny
 from tests.models.attention_test import frequencies_by_definition
 
@@ -21,31 +24,69 @@ EVERYTHING = dict(
 )
 
 
+# What the families add, in windows short enough to cut prompts and responses of `tiny.ragged`.
+MISTRAL = dict(tied_embeddings=False, window=4)
+GEMMA = dict(
+    full_every=2,
+    query_scalar=6.0,
+    activation="gelu_tanh",
+    norm_plus_one=True,
+    sandwich_norms=True,
+    scaled_embeddings=True,
+)
+GEMMA_2 = dict(**GEMMA, window=3, attention_softcap=1.5, logit_softcap=2.0)
+GEMMA_3 = dict(
+    **GEMMA,
+    window=5,
+    qk_norm=True,
+    window_rope_theta=100.0,
+    rope_scaling=RopeScaling(kind="linear", factor=8.0),
+)
+FAMILIES = {"everything": EVERYTHING, "mistral": MISTRAL, "gemma2": GEMMA_2, "gemma3": GEMMA_3}
+
+
+def capped(x, cap):
+    return x if cap is None else cap * np.tanh(x / cap)
+
+
 def states_by_loops(params, config, tokens):
     """``[T, width]`` normalised states at each token: one sequence, one head at a time.
 
-    Llama and Qwen as their papers and weights have it: pre-norm blocks, rotated queries and keys
-    (halves convention), one key/value head per group of query heads, SwiGLU.
+    As the families' papers and weights have it: pre-norm blocks, rotated queries and keys (halves
+    convention), one key/value head per group of query heads, a gated feed-forward block; what
+    Mistral and Gemma add where the config says so.
     """
     c, d = config, config.head_dim
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
     def norm(x, scale):
-        return x / math.sqrt(np.mean(x**2) + c.norm_eps) * scale
+        return x / math.sqrt(np.mean(x**2) + c.norm_eps) * (scale + c.norm_plus_one)
 
     def linear(x, weights, layer):
         bias = weights["bias"][layer] if "bias" in weights else 0.0
         return x @ weights["kernel"][layer] + bias
 
-    frequency = frequencies_by_definition(d, c.rope_theta, c.rope_scaling)
-
     def rotated(x, position):
         turned = (x[: d // 2] + 1j * x[d // 2 :]) * np.exp(1j * position * frequency)
         return np.concatenate([turned.real, turned.imag])
 
-    stream = [p["embed"]["embedding"][t] for t in tokens]
+    def gate(x):
+        if c.activation == "silu":
+            return x / (1 + np.exp(-x))
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    def after_block(x, name, layer):
+        return norm(x, weights[name]["scale"][layer]) if c.sandwich_norms else x
+
+    scale = math.sqrt(c.width) if c.scaled_embeddings else 1.0
+    stream = [scale * p["embed"]["embedding"][t] for t in tokens]
     weights = p["layers"]
     for layer in range(c.layers):
+        limited = c.window is not None and not (c.full_every and (layer + 1) % c.full_every == 0)
+        theta, scaling = c.rope_theta, c.rope_scaling
+        if limited and c.window_rope_theta is not None:
+            theta, scaling = c.window_rope_theta, None
+        frequency = frequencies_by_definition(d, theta, scaling)
         keys, values, after = [], [], []
         for position, x in enumerate(stream):
             h = norm(x, weights["attention_norm"]["scale"][layer])
@@ -59,14 +100,17 @@ def states_by_loops(params, config, tokens):
             for head in range(c.heads):
                 group = head // (c.heads // c.kv_heads)
                 query = rotated(q[head], position)
-                scores = np.array([query @ key[group] for key in keys]) / math.sqrt(d)
+                first = max(0, position + 1 - c.window) if limited else 0
+                scores = np.array([query @ key[group] for key in keys[first:]])
+                scores = capped(scores / math.sqrt(c.query_scalar or d), c.attention_softcap)
                 weight = np.exp(scores - scores.max())
-                mixed.append(weight / weight.sum() @ np.array([v[group] for v in values]))
-            x = x + linear(np.concatenate(mixed), weights["o"], layer)
+                mixed.append(weight / weight.sum() @ np.array([v[group] for v in values[first:]]))
+            added = linear(np.concatenate(mixed), weights["o"], layer)
+            x = x + after_block(added, "attention_out_norm", layer)
             h = norm(x, weights["mlp_norm"]["scale"][layer])
-            gate = linear(h, weights["gate"], layer)
-            gated = gate / (1 + np.exp(-gate)) * linear(h, weights["up"], layer)
-            after.append(x + linear(gated, weights["down"], layer))
+            gated = gate(linear(h, weights["gate"], layer)) * linear(h, weights["up"], layer)
+            added = linear(gated, weights["down"], layer)
+            after.append(x + after_block(added, "mlp_out_norm", layer))
         stream = after
     return np.array([norm(x, p["norm"]["scale"]) for x in stream])
 
@@ -75,6 +119,7 @@ def decoder_by_loops(params, config, tokens):
     """``[T, vocab]`` log-probabilities of what follows each token."""
     table = params["embed"]["embedding"] if config.tied_embeddings else params["head"]
     logits = states_by_loops(params, config, tokens) @ np.asarray(table, np.float64).T
+    logits = capped(logits, config.logit_softcap)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
@@ -91,8 +136,13 @@ def logps_by_loops(params, config, batch):
 
 @pytest.mark.parametrize(
     "changes",
-    [EVERYTHING, dict(kv_heads=1), dict(kv_heads=4, qkv_bias=True), dict(qk_norm=True, layers=1)],
-    ids=["everything", "one key head", "as many key heads", "one layer"],
+    [
+        *FAMILIES.values(),
+        dict(kv_heads=1),
+        dict(kv_heads=4, qkv_bias=True),
+        dict(qk_norm=True, layers=1),
+    ],
+    ids=[*FAMILIES, "one key head", "as many key heads", "one layer"],
 )
 def test_equals_the_decoder_by_loops_in_float64(changes):
     config = tiny.model(**changes)
@@ -105,16 +155,37 @@ def test_equals_the_decoder_by_loops_in_float64(changes):
 
 
 @pytest.mark.parametrize(
-    "mutant", [dict(norm_eps=1e-3), dict(rope_theta=9000.0), dict(rope_scaling=None)]
+    ("family", "mutant"),
+    [
+        ("everything", dict(norm_eps=1e-3)),
+        ("everything", dict(rope_theta=9000.0)),
+        ("everything", dict(rope_scaling=None)),
+        ("mistral", dict(window=5)),
+        ("gemma2", dict(full_every=3)),
+        ("gemma2", dict(attention_softcap=1.6)),
+        ("gemma2", dict(logit_softcap=2.1)),
+        ("gemma2", dict(activation="silu")),
+        ("gemma3", dict(window_rope_theta=110.0)),
+        ("gemma3", dict(query_scalar=7.0)),
+    ],
+    ids=str,
 )
-def test_the_comparison_sees_small_differences(mutant):
-    config = tiny.model(**EVERYTHING)
+def test_the_comparison_sees_small_differences(family, mutant):
+    params = tiny.params(tiny.model(**FAMILIES[family]))
+    found = fast_logps(params, tiny.model(**{**FAMILIES[family], **mutant}))
+    assert np.abs(found - family_logps(family)).max() > 1e-4
+
+
+@functools.cache
+def family_logps(family):
+    config = tiny.model(**FAMILIES[family])
+    return fast_logps(tiny.params(config), config)
+
+
+def fast_logps(params, config):
     batch = tiny.ragged(2)
-    params = tiny.params(config)
-    wanted = logps_by_loops(params, config, batch)
-    changed = tiny.model(**{**EVERYTHING, **mutant})
-    found = token_logps(params, batch, config=changed)
-    assert np.abs(found - wanted).max() > 1e-4
+    score = jax.jit(lambda p: token_logps(p, batch, config=config), compiler_options=tiny.FAST)
+    return score(params)
 
 
 def test_parameters_are_float32_and_of_the_stated_shapes():
@@ -181,13 +252,13 @@ def decoded(params, config, batch):
     return jnp.stack([*states, *rest], axis=2)
 
 
-@pytest.mark.parametrize("changes", [{}, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize("changes", [{}, *FAMILIES.values()], ids=["plain", *FAMILIES])
 def test_decoding_token_by_token_equals_one_pass(changes):
     config = tiny.model(**changes)
     batch = tiny.ragged(3)
     params = tiny.params(config)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=tiny.FAST)
     def both(params):
         whole = Transformer(config).apply(
             {"params": params}, batch.prompt, batch.prompt_length, batch.response
@@ -203,15 +274,32 @@ def test_decoding_one_position_late_is_noticed(monkeypatch):
     config = tiny.model()
     batch = tiny.ragged(3)
     params = tiny.params(config)
-    positions = transformer.Transformer._angle
+    angles = transformer.Transformer._angles
     wanted = decoded(params, config, batch)
     monkeypatch.setattr(
         transformer.Transformer,
-        "_angle",
-        lambda self, position: positions(self, position + (position.shape[1] == 3)),  # K = 3
+        "_angles",
+        lambda self, position: angles(self, position + (position.shape[1] == 3)),  # K = 3
     )
     real = np.arange(batch.response.shape[2]) < batch.response_length[..., None]
     assert np.abs(decoded(params, config, batch)[real] - wanted[real]).max() > 1e-3
+
+
+@pytest.mark.parametrize("family", [MISTRAL, GEMMA_2, GEMMA_3], ids=["mistral", "gemma2", "gemma3"])
+def test_a_window_counts_tokens_whatever_the_padding(family):
+    config = tiny.model(**family)
+    params = tiny.params(config)
+    lengths = [2, 7, 5], [[6, 1], [2, 3], [4, 0]]
+    narrow, wide = tiny.batch(*lengths), tiny.batch(*lengths, p=12, r=9)
+
+    @functools.partial(jax.jit, compiler_options=tiny.FAST)
+    def scores(params):
+        once = [response_logps(params, batch, config=config) for batch in (narrow, wide)]
+        return [*once, plain_logps(params, wide, config=config)]
+
+    first, *rest = scores(params)
+    for found in rest:
+        np.testing.assert_allclose(found, first, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -224,8 +312,16 @@ def test_decoding_one_position_late_is_noticed(monkeypatch):
         ("param_dtype", "int8"),
         ("remat", "some"),
         ("logits_chunk", 0),
+        ("window", 0),
+        ("full_every", 2),
+        ("window_rope_theta", 100.0),
+        ("activation", "relu"),
+        ("logit_softcap", -1.0),
+        ("rope_scaling", RopeScaling(kind="yarn")),
     ],
 )
 def test_a_config_that_cannot_be_built_is_refused(field, value):
-    with pytest.raises(UserError, match=rf"^model\.{field}: wanted .*, found {value!r}$"):
+    with pytest.raises(
+        UserError, match=rf"^model\.{field}: wanted .*, found {re.escape(repr(value))}$"
+    ):
         ModelConfig(**{field: value})
