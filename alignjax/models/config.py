@@ -28,6 +28,7 @@ class RopeScaling:
 class ModelConfig:
     """A decoder-only transformer: RMSNorm, rotary positions, grouped queries, gated MLP."""
 
+    path: str = ""  # folder of a model to start from; it says all down to scaled_embeddings
     vocab_size: int = 512  # rows of the embedding; at least the tokenizer's number of ids
     width: int = 128  # size of the residual stream
     layers: int = 2

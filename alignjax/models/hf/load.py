@@ -1,0 +1,250 @@
+"""A model's folder to parameters on their devices, one tensor at a time.
+
+Every tensor is copied from the file into the shards of one layer, and those into the stacked
+parameters on the devices: the host holds one tensor, never the model. All is checked before the
+first byte of a tensor is read. Nothing is unpickled and no code of a model is run.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import pathlib
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from alignjax.errors import UserError
+from alignjax.models.config import ModelConfig
+from alignjax.models.hf import configjson, tensorfile
+from alignjax.models.hf.families import OTHER_TENSORS, tensor_name
+from alignjax.models.hf.tensorfile import Tensor
+from alignjax.types import Array, Params
+
+log = logging.getLogger("alignjax")
+
+MAX_JSON = 16 * 2**20  # bytes of config.json or of an index
+INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+def resolve(config: ModelConfig) -> ModelConfig:
+    """The config with the shape of the model in ``config.path``, where there is one.
+
+    Raises:
+      UserError: the folder's config.json is missing or not supported, or ``config`` sets a field
+        of the shape to something else.
+    """
+    if not config.path:
+        return config
+    folder = pathlib.Path(config.path)
+    found = configjson.shape_fields(read_config(folder))
+    given, default = configjson.shape_fields(config), configjson.shape_fields(ModelConfig())
+    for name, value in given.items():
+        if value not in (default[name], found[name]):
+            raise UserError(
+                f"model.{name}: wanted nothing or {found[name]!r}, as {folder}/config.json says, "
+                f"found {value!r}"
+            )
+    return dataclasses.replace(config, **found)
+
+
+def read_config(folder: pathlib.Path) -> ModelConfig:
+    """The shape that a folder's config.json describes."""
+    content = read_json(folder / "config.json")
+    if content.get("auto_map"):
+        log.warning("%s: auto_map is ignored: code of a model is never run", folder / "config.json")
+    return configjson.read(content, str(folder / "config.json"))
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+    """A JSON object from a file of bounded size.
+
+    Raises:
+      UserError: missing, too large, or something else.
+    """
+    if not file.is_file():
+        near = "" if file.parent.is_dir() else f" (no folder {file.parent})"
+        raise UserError(f"{file}: no such file{near}; wanted a folder as transformers saves it")
+    if file.stat().st_size > MAX_JSON:
+        raise UserError(f"{file}: wanted at most {MAX_JSON // 2**20} MiB")
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: wanted a JSON object, found {type(content).__name__}")
+    return content
+
+
+def find_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
+    """Every tensor of a folder: of ``model.safetensors``, or of the files that the index names.
+
+    Raises:
+      UserError: no such files (pickles are not opened), a damaged one, one outside the folder, or
+        an index that does not agree with them.
+    """
+    if (folder / INDEX).is_file():
+        weights = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weights, dict) or not all(isinstance(x, str) for x in weights.values()):
+            raise UserError(f"{folder / INDEX}: weight_map: wanted tensor names with file names")
+        names = sorted(set(weights.values()))
+    elif (folder / "model.safetensors").is_file():
+        names, weights = ["model.safetensors"], None
+    else:
+        there = sorted(f.name for f in folder.glob("*")) if folder.is_dir() else []
+        pickles = [name for name in there if name.endswith(PICKLES)]
+        if pickles:
+            raise UserError(
+                f"{folder}: {pickles[0]} is a pickle, which can run code, and is not opened; "
+                'convert it where you trust it: python -c "from transformers import '
+                f"AutoModelForCausalLM as M; M.from_pretrained('{folder}').save_pretrained('NEW')\""
+            )
+        raise UserError(f"{folder}: holds neither model.safetensors nor {INDEX}")
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        for tensor, entry in tensorfile.read_header(_inside(folder, name)).items():
+            if tensor in tensors:
+                raise UserError(
+                    f"{entry.file}: tensor {tensor!r}: is in {tensors[tensor].file} too"
+                )
+            tensors[tensor] = entry
+    if weights is not None:
+        for tensor in sorted(set(weights) | set(tensors)):
+            found = tensors[tensor].file.name if tensor in tensors else "none"
+            if found != weights.get(tensor):
+                raise UserError(
+                    f"{folder / INDEX}: tensor {tensor!r}: named in {weights.get(tensor)}, found "
+                    f"in {found}"
+                )
+    return tensors
+
+
+def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """A file of the folder itself; of links only those of a hub cache are followed."""
+    file = folder / name
+    plain = name == pathlib.PurePath(name).name and name not in ("", ".", "..") and "\\" not in name
+    homes = [folder.resolve()]
+    if folder.resolve().parent.name == "snapshots":  # files there are links to ../../blobs
+        homes.append(folder.resolve().parent.parent / "blobs")
+    if not plain or file.resolve().parent not in homes:
+        raise UserError(f"{folder}: {name!r:.200}: shard path leaves the model directory")
+    if not file.is_file():
+        raise UserError(f"{folder}: {name!r:.200}: the index names this file, and it is missing")
+    return file
+
+
+def load_params(folder: pathlib.Path, target: Params, config: ModelConfig) -> Params:
+    """Reads a model into arrays laid out as ``target`` says.
+
+    Args:
+      folder: as transformers saves a model.
+      target: `jax.ShapeDtypeStruct` with shardings, in the tree of ``init_params``. Values are
+        converted to its dtypes; to float32 that is exact.
+      config: the network, see `resolve`.
+
+    Raises:
+      UserError: names every tensor that is missing, left over, or of another shape or kind.
+    """
+    tensors = find_tensors(folder)
+    check_tensors(folder, tensors, target, config)
+
+    def leaf(path: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        tensor, transposed = tensor_name(name, config), name.endswith("kernel")
+        sharding: Any = like.sharding
+
+        def one(which: str, shape: tuple[int, ...], sharding: NamedSharding) -> Array:
+            view = tensors[which].open()
+            view = view.T if transposed else view
+            return jax.make_array_from_callback(  # a copy: the file is let go of
+                shape, sharding, lambda index: np.array(view[index], like.dtype, order="C")
+            )
+
+        if "{}" not in tensor:
+            return one(tensor, like.shape, sharding)
+        of_layer = NamedSharding(sharding.mesh, P(*sharding.spec[1:]))
+        stack, put = _stacking(like.shape, like.dtype, sharding)
+        for i in range(like.shape[0]):
+            stack = put(stack, one(tensor.format(i), like.shape[1:], of_layer), i)
+        return stack
+
+    return jax.tree_util.tree_map_with_path(leaf, target)
+
+
+def _stacking(shape: tuple[int, ...], dtype: Any, sharding: Any) -> tuple[Array, Any]:
+    """Zeros on the devices, and what writes one layer into them in place."""
+    put = jax.jit(
+        functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0),
+        donate_argnums=0,
+        out_shardings=sharding,
+    )
+    return jax.jit(lambda: jax.numpy.zeros(shape, dtype), out_shardings=sharding)(), put
+
+
+def wanted_tensors(target: Params, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every tensor of a model, in the files' orientation."""
+    wanted: dict[str, tuple[int, ...]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(target):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        tensor, shape = tensor_name(name, config), tuple(leaf.shape)
+        stacked = "{}" in tensor
+        shape = shape[1:] if stacked else shape
+        shape = shape[::-1] if name.endswith("kernel") else shape
+        wanted.update({tensor.format(i): shape for i in range(leaf.shape[0] if stacked else 1)})
+    return wanted
+
+
+def check_tensors(
+    folder: pathlib.Path, tensors: dict[str, Tensor], target: Params, config: ModelConfig
+) -> None:
+    """Compares what a folder holds with what the network has; one error lists every difference.
+
+    Raises:
+      UserError: see `load_params`.
+    """
+    wanted = wanted_tensors(target, config)
+    head, embedding = OTHER_TENSORS["head"], OTHER_TENSORS["embed/embedding"]
+    # A tied head may be stored as well, and rotary frequencies once were; both follow.
+    again = {name for name in tensors if name.endswith("rotary_emb.inv_freq")}
+    if config.tied_embeddings and head in tensors and embedding in tensors:
+        if not _equal(tensors[head], tensors[embedding]):
+            raise UserError(
+                f"{folder}: config.json ties the head to the embedding, and {head} differs from "
+                f"{embedding}"
+            )
+        again.add(head)
+    faults = []
+    for name in sorted(set(wanted) | set(tensors) - again, key=_by_number):
+        found = tensors.get(name)
+        have = "none" if found is None else f"{found.dtype} {list(found.shape)}"
+        want = f"a float {list(wanted[name])}" if name in wanted else "none"
+        if found is None or name not in wanted or found.shape != wanted[name]:
+            turned = found and name in wanted and found.shape == wanted[name][::-1]
+            faults.append(f"{name}: wanted {want}, found {have}{' (transposed)' if turned else ''}")
+        elif found.dtype not in tensorfile.FLOATS:
+            faults.append(f"{name}: wanted {want}, found {have}")
+    if faults:
+        more = f"; and {len(faults) - 20} more" if len(faults) > 20 else ""
+        raise UserError(
+            f"{folder}: {len(faults)} tensors do not fit config.json: "
+            f"{'; '.join(faults[:20])}{more}"
+        )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    x, y = a.open(), b.open()
+    return all(
+        x[i : i + 1024].tobytes() == y[i : i + 1024].tobytes() for i in range(0, len(x), 1024)
+    )
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Sorts layer 10 after layer 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
