@@ -31,6 +31,9 @@ flags.DEFINE_string("prompts", "", "JSON lines with prompt, for generate; else h
 flags.DEFINE_integer("samples", None, "responses per prompt, for generate", lower_bound=1)
 flags.DEFINE_float("temperature", None, "of generate; 0: greedy", lower_bound=0.0)
 flags.DEFINE_list("runs", [], "workdirs, with commas between them, for compare")
+flags.DEFINE_string("from", "", "import: folder of a model as transformers saves it")
+flags.DEFINE_string("to", "", "import, export: folder to write; it must not exist")
+flags.DEFINE_string("dtype", "", "export: float32 | bfloat16; by default the parameters' own")
 
 VERBS = {
     "run": "train and evaluate what --config says, in --workdir",
@@ -41,6 +44,8 @@ VERBS = {
     "score": "score the responses in --records with every --reward_model, into --out",
     "describe": "print the config as JSON, after --set, and stop",
     "data": "read and check the data of --config, print the receipt, and stop",
+    "import": "read a model --from a folder as transformers saves it, write it --to another",
+    "export": "write the policy of a run (--workdir) --to a folder that transformers loads",
 }
 
 
@@ -54,6 +59,8 @@ READS = {  # which flags mean something to which verb
     "score": ("records", "reward_model", "out"),
     "describe": CONFIG,
     "data": CONFIG,
+    "import": ("from", "to"),
+    "export": ("workdir", "to", "dtype"),
 }
 
 
@@ -100,6 +107,8 @@ def _main(argv: Sequence[str]) -> int:
         return _compare()
     if verb == "score":
         return _score()
+    if verb in ("import", "export"):
+        return _exchange(verb)
     path, workdir = FLAGS.config, FLAGS.workdir
     if verb == "demo":
         path, workdir = path or "configs/demo/dpo.py", workdir or "runs/demo"
@@ -205,6 +214,23 @@ def _score() -> int:
     from alignjax.recipes import scoring
 
     scoring.run(FLAGS.records, FLAGS.reward_model, FLAGS.out)
+    return 0
+
+
+def _exchange(verb: str) -> int:
+    """Models in and out."""
+    source = FLAGS["from"].value if verb == "import" else FLAGS.workdir
+    if not source or not FLAGS.to:
+        given = "--from" if verb == "import" else "--workdir"
+        raise UserError(f"{verb} wants {given}=FOLDER and --to=FOLDER")
+    if verb == "import":
+        from alignjax.recipes import pretrained
+
+        pretrained.import_model(source, FLAGS.to)
+    else:
+        from alignjax.recipes import export
+
+        export.export(source, FLAGS.to, dtype=FLAGS.dtype)
     return 0
 
 

@@ -90,6 +90,21 @@ def restore(store: ocp.training.Checkpointer, step: int, target: Any) -> Any:
         return store.load_checkpointables(step, {"state": target})["state"]
 
 
+def restore_params(store: ocp.training.Checkpointer, step: int, target: Any) -> Any:
+    """The parameters alone of a checkpoint's state; the optimizer's state is not read.
+
+    Raises:
+      CheckpointError: unreadable, or its parameters are not those of ``target``.
+    """
+    with _one_line(store.directory, f"step {step} cannot be restored"):
+        saved = store.checkpointables_metadata(step).metadata["state"]
+        _check_arrays(saved["params"], target)
+        with ocp.Context() as context:
+            context.pytree.loading.partial_load = True
+            state = store.load_checkpointables(step, {"state": {"params": target}})["state"]
+        return state["params"]
+
+
 def save_params(path: pathlib.Path, params: Any) -> None:
     """Writes the parameters a stage ended with, over older ones; atomic."""
     with _one_line(path, "the parameters cannot be written"):

@@ -40,7 +40,7 @@ def plain_logps(
             prompt_tokens=tokens.shape[1],
             responses=1,
         )
-        return model.norm(model._run(tokens, view, None)[0])
+        return model.norm(model._through(tokens, view, None)[0])
 
     x = Transformer(config).apply({"params": params}, tokens, method=hidden)
     logits = jnp.einsum("btd,vd->btv", x, unembedding(params, config).astype(x.dtype)).astype(

@@ -234,7 +234,7 @@ class Transformer(nn.Module):
             window_angle=None if local is None else angle(local, None),
         )
 
-    def _run(
+    def _through(
         self, tokens: Array, view: View, cache: tuple[Array, ...] | None
     ) -> tuple[Array, tuple[Array, ...]]:
         """All layers over ``[B, S]`` tokens: ``[B, S, width]`` states, and what layers keep."""
@@ -298,7 +298,7 @@ class Transformer(nn.Module):
         )
         prompt = jnp.where(view.prompt_mask, prompt, 0)
         tokens = jnp.concatenate([prompt, response.reshape(b, k * r)], axis=1)
-        x, _ = self._run(tokens, view, None)
+        x, _ = self._through(tokens, view, None)
         return x
 
     def prefill(self, prompt: Array, prompt_length: Array, k: int, r: int) -> tuple[Array, Cache]:
@@ -313,7 +313,7 @@ class Transformer(nn.Module):
             **self._angles(position), prompt_mask=position >= 0, prompt_tokens=p, responses=1
         )
         tokens = jnp.where(view.prompt_mask, prompt, 0)
-        x, (prompt_key, prompt_value) = self._run(tokens, view, None)
+        x, (prompt_key, prompt_value) = self._through(tokens, view, None)
         room = jnp.zeros((prompt_key.shape[0], b, k, r, *prompt_key.shape[3:]), prompt_key.dtype)
         cache = Cache(prompt_key=prompt_key, prompt_value=prompt_value, key=room, value=room)
         return self.norm(x[:, -1]), cache
@@ -341,7 +341,7 @@ class Transformer(nn.Module):
             responses=token.shape[1],
         )
         old = (cache.prompt_key, cache.prompt_value, cache.key, cache.value)
-        x, (_, _, key, value) = self._run(token, view, old)
+        x, (_, _, key, value) = self._through(token, view, old)
         return self.norm(x), dataclasses.replace(cache, key=key, value=value)
 
 

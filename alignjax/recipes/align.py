@@ -3,6 +3,7 @@
 Read it downwards: `run` is the order of events. What each stage writes into the workdir:
 
     config.json  receipt.json  tokenizer.model       what the run is made of
+    pretrained/                                      what came with the model of model.path
     sft/                                             the stage that makes the reference
     candidates/                                      sampled and scored lists, where asked for
     cache/                                           prepared rows, reference log-probabilities
@@ -28,7 +29,7 @@ from alignjax.data.batching import Bucketed
 from alignjax.evaluate import Estimate
 from alignjax.faults import fault_point
 from alignjax.fields import describe
-from alignjax.recipes import candidates, evaluation, stages, workdirs
+from alignjax.recipes import candidates, evaluation, pretrained, stages, workdirs
 from alignjax.recipes.prepared import Prepared, cache_dir, prepare_data
 from alignjax.recipes.signature import (
     bind_fraction,
@@ -57,9 +58,10 @@ def run(
     Raises:
       UserError: see `alignjax.errors` for the kinds and their exit codes.
     """
-    workdir = pathlib.Path(workdir)
+    workdir, config = pathlib.Path(workdir), pretrained.resolve(config)
     with workdirs.owned(workdir):
         workdirs.write_config(workdir, describe(config), allow_change=allow_config_change)
+        pretrained.keep_files(config, workdir)
         fault_point("config", "")
         data = prepare_data(config, workdir)
         fault_point("data", "")
@@ -76,6 +78,7 @@ def show_data(config: Config) -> None:
     """Reads, checks and prints the receipt of the data, and the first rows; trains nothing."""
     import tempfile
 
+    config = pretrained.resolve(config)
     with tempfile.TemporaryDirectory() as folder:
         data = prepare_data(config, pathlib.Path(folder))
         for row in range(min(2, len(data.train.dataset))):

@@ -9,7 +9,7 @@ from alignjax.config import Config
 from alignjax.errors import UserError
 from alignjax.fields import describe, differences
 from alignjax.models.transformer import init_params
-from alignjax.recipes import workdirs
+from alignjax.recipes import pretrained, workdirs
 from alignjax.step import init_state
 from alignjax.types import Params, TrainState
 
@@ -47,6 +47,7 @@ def config_of(workdir: str, path: str, overrides: list[str]) -> Config:
     config = configfile.load(path, overrides)
     if config.loss is None:
         raise UserError(f"--workdir: {workdir} holds a reward model, wanted a policy")
+    config = pretrained.resolve(config)
     changes = differences(workdirs.read_json(folder / "config.json"), describe(config))
     other = [change for change in changes if not change.startswith(workdirs.FREE)]
     if other:

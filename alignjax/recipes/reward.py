@@ -3,6 +3,7 @@
 Read it downwards: `run` is the order of events. What each stage writes into the workdir:
 
     config.json  receipt.json  tokenizer.model       what the run is made of
+    pretrained/                                      what came with the model of model.path
     sft/                                             the language model it starts from
     cache/                                           prepared rows
     metrics.jsonl  tensorboard/  checkpoints/        the training itself
@@ -30,7 +31,7 @@ from alignjax.errors import UserError
 from alignjax.faults import fault_point
 from alignjax.fields import describe
 from alignjax.models import reward_head
-from alignjax.recipes import stages, workdirs
+from alignjax.recipes import pretrained, stages, workdirs
 from alignjax.recipes.prepared import Prepared, prepare_data
 from alignjax.recipes.signature import check_objectives
 from alignjax.step import reward_scores
@@ -55,9 +56,10 @@ def run(
     Raises:
       UserError: see `alignjax.errors` for the kinds and their exit codes.
     """
-    workdir = pathlib.Path(workdir)
+    workdir, config = pathlib.Path(workdir), pretrained.resolve(config)
     with workdirs.owned(workdir):
         workdirs.write_config(workdir, describe(config), allow_change=allow_config_change)
+        pretrained.keep_files(config, workdir)
         fault_point("config", "")
         data = prepare_data(config, workdir)
         fault_point("data", "")

@@ -16,7 +16,7 @@ from alignjax.data.batching import Bucketed, Plan, plan_batches, shuffled
 from alignjax.faults import fault_point
 from alignjax.logps import response_logps
 from alignjax.models.transformer import init_params
-from alignjax.recipes import workdirs
+from alignjax.recipes import pretrained, workdirs
 from alignjax.recipes.prepared import Prepared
 from alignjax.types import Params
 
@@ -85,7 +85,9 @@ def supervised(
     init = functools.partial(init_params, config.model, key)
     shapes = jax.eval_shape(init)
     shards = sharding.shard_tree(shapes, mesh)
-    fresh = jax.jit(init, out_shardings=shards)
+    fresh: Callable[[], Params] = jax.jit(init, out_shardings=shards)
+    if config.model.path:
+        fresh = functools.partial(pretrained.load, config.model, mesh)
     sft = config.sft
     if sft is None:
         return fresh

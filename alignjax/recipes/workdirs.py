@@ -29,6 +29,8 @@ FREE = (
     "reference.mode",
     "mesh.",
     "evaluate.",
+    "model.path",  # what is in it counts: the reference's and the tokenizer's digests
+    "tokenizer.path",
     "model.remat",
     "model.logits_chunk",
 )

@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -107,7 +108,7 @@ def find_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
         raise UserError(f"{folder}: holds neither model.safetensors nor {INDEX}")
     tensors: dict[str, Tensor] = {}
     for name in names:
-        for tensor, entry in tensorfile.read_header(_inside(folder, name)).items():
+        for tensor, entry in tensorfile.read_header(inside(folder, name)).items():
             if tensor in tensors:
                 raise UserError(
                     f"{entry.file}: tensor {tensor!r}: is in {tensors[tensor].file} too"
@@ -124,7 +125,7 @@ def find_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
+def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
     """A file of the folder itself; of links only those of a hub cache are followed."""
     file = folder / name
     plain = name == pathlib.PurePath(name).name and name not in ("", ".", "..") and "\\" not in name
@@ -168,22 +169,24 @@ def load_params(folder: pathlib.Path, target: Params, config: ModelConfig) -> Pa
         if "{}" not in tensor:
             return one(tensor, like.shape, sharding)
         of_layer = NamedSharding(sharding.mesh, P(*sharding.spec[1:]))
-        stack, put = _stacking(like.shape, like.dtype, sharding)
+        stack = _zeros(like.shape, like.dtype, sharding)
         for i in range(like.shape[0]):
-            stack = put(stack, one(tensor.format(i), like.shape[1:], of_layer), i)
+            layer = one(tensor.format(i), like.shape[1:], of_layer)
+            stack = _writer(sharding)(stack, layer, i)
         return stack
 
     return jax.tree_util.tree_map_with_path(leaf, target)
 
 
-def _stacking(shape: tuple[int, ...], dtype: Any, sharding: Any) -> tuple[Array, Any]:
-    """Zeros on the devices, and what writes one layer into them in place."""
-    put = jax.jit(
-        functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0),
-        donate_argnums=0,
-        out_shardings=sharding,
-    )
-    return jax.jit(lambda: jax.numpy.zeros(shape, dtype), out_shardings=sharding)(), put
+@functools.cache
+def _writer(sharding: NamedSharding) -> Any:
+    """``(stack, layer, i) -> stack`` with the layer written into it, in place."""
+    write = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
+    return jax.jit(write, donate_argnums=0, out_shardings=sharding)
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> Array:
+    return jnp.zeros(shape, dtype, device=sharding)
 
 
 def wanted_tensors(target: Params, config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,146 @@
+"""A run's policy as a folder that transformers and other tools load, with a model card."""
+
+import json
+import logging
+import pathlib
+from typing import Any
+
+import alignjax
+from alignjax import checkpoint, sharding
+from alignjax.data import tokenizer as tokenizers
+from alignjax.errors import UserError
+from alignjax.models.config import DTYPES, ModelConfig, RopeScaling
+from alignjax.models.hf.save import save_model, write_json
+from alignjax.recipes import pretrained
+from alignjax.recipes.workdirs import read_json, versions
+
+log = logging.getLogger("alignjax")
+
+
+def export(workdir: str, to: str, *, dtype: str = "") -> None:
+    """Writes the policy of a run's newest checkpoint.
+
+    Args:
+      workdir: a run's folder.
+      to: a folder that does not exist yet; it appears when all is in it.
+      dtype: of the stored tensors; empty: the parameters' own, which makes it bit-equal.
+
+    Raises:
+      UserError: no such run, nothing trained yet, a model of no family, or ``to`` exists.
+    """
+    run = pathlib.Path(workdir)
+    if not (run / "config.json").is_file():
+        raise UserError(f"--workdir: {workdir} holds no run (no config.json)")
+    config = read_json(run / "config.json")
+    if dtype not in ("", *DTYPES):
+        raise UserError(f"--dtype: wanted {' or '.join(DTYPES)}, found {dtype!r}")
+    if config.get("reward_loss") is not None:
+        raise UserError(f"{workdir}: a reward model cannot be exported yet")
+    model = model_config(config, run)
+    with checkpoint.open_store(run / "checkpoints", keep=10**9) as store:
+        step = checkpoint.latest(store)
+        if step is None:
+            raise UserError(f"{workdir}: no checkpoint yet; run it first")
+        record = checkpoint.read_record(store, step)
+        shapes = pretrained.target(model, sharding.make_mesh(1, 1, 1))
+        params = checkpoint.restore_params(store, step, shapes)
+    with pretrained.new_folder(to) as made:
+        kept = run / "pretrained"
+        _tokenizer_files(config["tokenizer"], run, made)
+        original = read_json(kept / "config.json") if kept.is_dir() else _limits(config)
+        if kept.is_dir():
+            pretrained.copy_files(kept, made, ("generation_config.json",))
+        save_model(made, params, model, dtype=dtype or model.param_dtype, original=original)
+        card = model_card(config, record, step, run.resolve().name)
+        (made / "README.md").write_text(card, encoding="utf-8")
+    log.info("%s: step %d of %s", to, step, workdir)
+
+
+def model_config(config: dict[str, Any], run: pathlib.Path) -> ModelConfig:
+    """The ModelConfig in a run's config.json."""
+    fields = dict(config["model"])
+    if fields.get("rope_scaling"):
+        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+    try:
+        return ModelConfig(**fields)
+    except TypeError as error:
+        raise UserError(f"{run / 'config.json'}: model: of another version ({error})") from None
+
+
+def _limits(config: dict[str, Any]) -> dict[str, Any]:
+    """The longest text a model trained from nothing has seen."""
+    data = config["data"]
+    return {
+        "max_position_embeddings": data["max_prompt_tokens"] + data["max_response_tokens"],
+    }
+
+
+def _tokenizer_files(settings: dict[str, Any], run: pathlib.Path, made: pathlib.Path) -> None:
+    """The files the run's tokenizer was read from, and what tools need to read them alike."""
+    kept = run / "pretrained"
+    path = kept if kept.is_dir() else pathlib.Path(settings["path"] or run / "tokenizer.model")
+    tokenizer = tokenizers.load(str(path), chat_template=settings["chat_template"])
+    if path.is_dir():
+        pretrained.copy_files(path, made, pretrained.TOKENIZER_FILES)
+    else:
+        pretrained.copy_files(path.parent, made, (path.name,))
+    if settings["chat_template"]:
+        (made / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
+    if not (made / "tokenizer_config.json").is_file():
+        write_json(made / "tokenizer_config.json", _tokenizer_config(tokenizer))
+
+
+def _tokenizer_config(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "LlamaTokenizer",
+        "legacy": False,
+        "add_prefix_space": False,
+        "add_bos_token": tokenizer.bos_id is not None,
+        "add_eos_token": False,
+        "chat_template": tokenizer.chat_template,
+        **{k: v for k, v in tokenizer.special_tokens.items() if isinstance(v, str)},
+    }
+
+
+def model_card(config: dict[str, Any], record: dict[str, Any], step: int, name: str) -> str:
+    """README.md: how the model was made, and of what."""
+    loss = config.get("loss") or {}
+    identity = record["identity"]
+    base = pathlib.PurePath(config["model"].get("path") or "").name
+    told = "\n".join(f"- {key} {value}" for key, value in versions().items())
+    return f"""---
+library_name: transformers
+tags: [alignjax]
+---
+
+# {name}
+
+Aligned with alignjax {alignjax.__version__}: `{loss.get("function", "?")}`, {step:,} steps.
+
+| | |
+|---|---|
+| method | `{json.dumps(loss)}` |
+| started from | {f"`{base}`" if base else "random parameters"} |
+| reference's parameters | `{identity["reference"]}` |
+| training data | `{identity["data"]}` |
+| tokenizer | `{identity["tokenizer"]}` |
+
+The digests name contents: the same data, tokenizer and reference give the same ones.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```
+
+## Versions
+
+{told}
+
+## Config
+
+```json
+{json.dumps(config, indent=2)}
+```
+"""

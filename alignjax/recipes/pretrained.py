@@ -1,0 +1,153 @@
+"""Models that runs start from and end in: folders as transformers saves them, and imported ones.
+
+An imported folder holds what came with the model (config.json, the tokenizer's files), and the
+parameters as a checkpoint of ours in ``params/``; ``imported.json`` says in which dtype.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import jax
+from jax.sharding import Mesh
+
+from alignjax import checkpoint, sharding
+from alignjax.config import Config
+from alignjax.data import tokenizer as tokenizers
+from alignjax.errors import UserError
+from alignjax.models.config import ModelConfig
+from alignjax.models.hf import load as hf
+from alignjax.models.hf.save import write_json
+from alignjax.models.transformer import init_params
+from alignjax.recipes.workdirs import read_json
+from alignjax.types import Params
+
+log = logging.getLogger("alignjax")
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "spiece.model", "tokenizer_config.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "chat_template.jinja"),
+)
+MODEL_FILES = ("config.json", "generation_config.json")
+
+
+def resolve(config: Config) -> Config:
+    """The config with the shape and, unless it names another, the tokenizer of ``model.path``.
+
+    Raises:
+      UserError: see `alignjax.models.hf.load.resolve`.
+    """
+    model = hf.resolve(config.model)
+    tokenizer = config.tokenizer
+    if model.path and not tokenizer.path:
+        tokenizer = dataclasses.replace(tokenizer, path=model.path)
+    return dataclasses.replace(config, model=model, tokenizer=tokenizer)
+
+
+def target(config: ModelConfig, mesh: Mesh) -> Params:
+    """Shapes, dtypes and shardings of a model's parameters."""
+    shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+    return sharding.abstract(shapes, sharding.shard_tree(shapes, mesh))
+
+
+def load(config: ModelConfig, mesh: Mesh) -> Params:
+    """The parameters in ``config.path``, in ``config.param_dtype``, on the mesh."""
+    folder = pathlib.Path(config.path)
+    if not (folder / "imported.json").is_file():
+        return hf.load_params(folder, target(config, mesh), config)
+    stored = dataclasses.replace(
+        config, param_dtype=read_json(folder / "imported.json")["param_dtype"]
+    )
+    params = checkpoint.load_params(folder / "params", target(stored, mesh))
+    return jax.tree.map(lambda x: x.astype(config.param_dtype), params)
+
+
+def import_model(source: str, to: str) -> None:
+    """Reads a folder as transformers saves it and writes an imported one.
+
+    Args:
+      source: config.json, safetensors, tokenizer files.
+      to: a folder that does not exist yet; it appears when all is in it.
+
+    Raises:
+      UserError: the model is not supported or damaged; the tokenizer has more ids than the
+        embedding has rows; ``to`` exists.
+    """
+    folder = pathlib.Path(source)
+    config = dataclasses.replace(hf.read_config(folder), path=source)
+    kinds = {tensor.dtype for tensor in hf.find_tensors(folder).values()}
+    config = dataclasses.replace(config, param_dtype="bfloat16" if kinds == {"BF16"} else "float32")
+    with new_folder(to) as made:
+        copy_files(folder, made, (*MODEL_FILES, *TOKENIZER_FILES))
+        if any((made / name).is_file() for name in TOKENIZER_FILES[:3]):
+            tokenizer = tokenizers.load(str(made))
+            check_ids(source, tokenizer.vocab_size, config)
+        else:
+            log.info("%s: holds no tokenizer; set tokenizer.path in configs", folder)
+        params = load(config, sharding.make_mesh(1, 1, 1))
+        checkpoint.save_params(made / "params", params)
+        write_json(made / "imported.json", {"format": 1, "param_dtype": config.param_dtype})
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    log.info("%s: %s parameters in %s", to, f"{count:,}", config.param_dtype)
+
+
+def check_ids(name: str, ids: int, config: ModelConfig) -> None:
+    """Refuses a tokenizer with more ids than the model embeds."""
+    if ids > config.vocab_size:
+        raise UserError(
+            f"model.vocab_size: the tokenizer {name} has {ids} ids, the model embeds "
+            f"{config.vocab_size}"
+        )
+
+
+def keep_files(config: Config, workdir: pathlib.Path) -> None:
+    """Copies what came with the model, and its tokenizer, into the run's ``pretrained/``."""
+    kept = workdir / "pretrained"
+    if not config.model.path or kept.is_dir():
+        return
+    with new_folder(str(kept)) as made:
+        copy_files(pathlib.Path(config.model.path), made, MODEL_FILES)
+        path = pathlib.Path(config.tokenizer.path)
+        names = TOKENIZER_FILES if path.is_dir() else (path.name,)
+        copy_files(path if path.is_dir() else path.parent, made, names)
+
+
+def copy_files(source: pathlib.Path, to: pathlib.Path, names: tuple[str, ...]) -> None:
+    """Copies those of the files that are there; links that leave the folder are refused."""
+    for name in names:
+        if os.path.lexists(source / name):
+            shutil.copyfile(hf.inside(source, name), to / name)
+
+
+@contextlib.contextmanager
+def new_folder(path: str) -> Iterator[pathlib.Path]:
+    """A folder that appears under its name only when the block has filled it.
+
+    Raises:
+      UserError: it exists and holds something, or cannot be written.
+    """
+    final = pathlib.Path(path).absolute()
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise UserError(f"{path}: exists already; name a new folder")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        made = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    try:
+        made.chmod(0o755)
+        yield made
+        for file in made.iterdir():
+            if file.is_file():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+        os.replace(made, final)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise

@@ -1,0 +1,323 @@
+"""What transformers says of small random models; needs torch and transformers, not alignjax.
+
+    python tests/parity/reference.py make FOLDER           models, tokenizers and what they answer
+    python tests/parity/reference.py logits MODEL INPUT OUT   what a saved model answers
+
+`parity_test.py` beside this file compares alignjax with the first's output, which is committed in
+``data/``; ``make test-parity`` makes it afresh and uses the second on what alignjax exported.
+"""
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+import tokenizers
+import torch
+import transformers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+SIZES: dict[str, Any] = dict(
+    vocab_size=64,
+    hidden_size=16,
+    intermediate_size=24,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    num_hidden_layers=2,
+    max_position_embeddings=64,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+)
+LLAMA_3_ROPE = dict(
+    rope_type="llama3",
+    factor=4.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=32,
+)
+GEMMA = dict(
+    hidden_activation="gelu_pytorch_tanh", query_pre_attn_scalar=6, final_logit_softcapping=2.0
+)
+# Every option of a family, in windows that are shorter than the prompts.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama2": ("Llama", dict(num_key_value_heads=4, head_dim=4, rms_norm_eps=1e-5)),
+    "llama32": (
+        "Llama",
+        dict(
+            rope_parameters=dict(rope_theta=500.0, **LLAMA_3_ROPE),
+            tie_word_embeddings=True,
+            rms_norm_eps=1e-5,
+        ),
+    ),
+    "mistral": ("Mistral", dict(sliding_window=4)),
+    "qwen2": ("Qwen2", dict(head_dim=None)),
+    "qwen25_window": (
+        "Qwen2",
+        dict(
+            head_dim=None,
+            tie_word_embeddings=True,
+            use_sliding_window=True,
+            sliding_window=5,
+            max_window_layers=0,
+        ),
+    ),
+    "qwen3": ("Qwen3", dict(rope_parameters=dict(rope_theta=1e6, rope_type="default"))),
+    "gemma2": (
+        "Gemma2",
+        dict(**GEMMA, num_hidden_layers=3, sliding_window=3, attn_logit_softcapping=1.5),
+    ),
+    "gemma3": (
+        "Gemma3",
+        dict(
+            **GEMMA,
+            num_hidden_layers=4,
+            sliding_window=5,
+            sliding_window_pattern=3,
+            rope_parameters={
+                "full_attention": dict(rope_type="linear", factor=8.0, rope_theta=1e6),
+                "sliding_attention": dict(rope_type="default", rope_theta=100.0),
+            },
+        ),
+    ),
+}
+PROMPT_LENGTHS, RESPONSE_LENGTHS = (9, 1, 5), ((6, 2), (3, 6), (1, 4))
+NEW_TOKENS = 8
+# A model with a tokenizer, for the way from a folder to an aligned model that is exported.
+STORY = ("Qwen2", dict(vocab_size=352, head_dim=None, tie_word_embeddings=True))
+
+
+def batch(vocab: int) -> dict[str, np.ndarray]:
+    """Ragged prompts, padded on the left, with two ragged responses each, padded on the right."""
+    rng = np.random.default_rng(0)
+    prompt = np.zeros((3, max(PROMPT_LENGTHS)), np.int32)
+    response = np.zeros((3, 2, max(map(max, RESPONSE_LENGTHS))), np.int32)
+    for i, n in enumerate(PROMPT_LENGTHS):
+        prompt[i, -n:] = rng.integers(3, vocab, n)
+        for j, m in enumerate(RESPONSE_LENGTHS[i]):
+            response[i, j, :m] = rng.integers(3, vocab, m)
+    return dict(
+        prompt=prompt,
+        prompt_length=np.array(PROMPT_LENGTHS, np.int32),
+        response=response,
+        response_length=np.array(RESPONSE_LENGTHS, np.int32),
+    )
+
+
+def make_model(name: str) -> Any:
+    """A model of a family, all its parameters drawn and rounded to bfloat16."""
+    kind, options = {**FAMILIES, "story": STORY}[name]
+    config_class = getattr(transformers, {"Gemma3": "Gemma3TextConfig"}.get(kind, f"{kind}Config"))
+    sizes = {k: v for k, v in {**SIZES, **options}.items() if v is not None}
+    config = config_class(**sizes, attn_implementation="eager", dtype="float32")
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    rng = np.random.default_rng(sum(name.encode()))
+    with torch.no_grad():
+        for key, value in sorted(model.named_parameters()):
+            x = rng.normal(size=tuple(value.shape))
+            if value.ndim == 2:
+                x *= 1.5 * value.shape[1] ** -0.5
+            elif key.endswith("bias"):
+                x *= 0.3
+            else:  # of a norm
+                x = 0.2 * x + (0.0 if kind.startswith("Gemma") else 1.0)
+            value.copy_(torch.tensor(x, dtype=torch.bfloat16))
+    return model
+
+
+def answers(model: Any, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Logits before every response token, summed log-probabilities, greedy continuations."""
+    b, k, r = inputs["response"].shape
+    p = inputs["prompt"].shape[1]
+    prompt = np.repeat(inputs["prompt"], k, axis=0)
+    tokens = torch.tensor(np.concatenate([prompt, inputs["response"].reshape(b * k, r)], 1)).long()
+    place = np.arange(p + r) - (p - np.repeat(inputs["prompt_length"], k))[:, None]
+    ends = np.repeat(inputs["prompt_length"], k) + inputs["response_length"].reshape(-1)
+    mask = torch.tensor((place >= 0) & (place < ends[:, None])).long()
+    with torch.no_grad():
+        logits = model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=torch.tensor(np.maximum(place, 0)).long(),
+        ).logits.float()[:, p - 1 : -1]
+        logps = logits.log_softmax(-1).gather(-1, tokens[:, p:, None])[..., 0]
+        real = torch.arange(r) < torch.tensor(inputs["response_length"].reshape(-1, 1))
+        greedy = model.generate(
+            input_ids=torch.tensor(inputs["prompt"]).long(),
+            attention_mask=torch.tensor(place[::k, :p] >= 0).long(),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )[:, p:]
+    return dict(
+        logits=np.where(real[..., None], logits, 0).reshape(b, k, r, -1).astype(np.float32),
+        logps=np.where(real, logps, 0).sum(1).reshape(b, k).astype(np.float32),
+        greedy=greedy.numpy().astype(np.int32),
+    )
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+HEADERS = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + "
+    "'<|end_header_id|>\\n\\n' + m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"
+    "{% endif %}"
+)
+INST = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{{ '[INST] ' + m['content'] + ' [/INST]' }}{% else %}{{ ' ' + m['content'] + eos_token }}"
+    "{% endif %}{% endfor %}"
+)
+TURNS = (
+    "{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == "
+    "'assistant' else m['role']) + '\\n' + m['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
+)
+CORPUS = [
+    "How can I move an old mirror on a tight budget? First make a plan, then do one part a time.",
+    "Tell me, please: what's 12 + 345? It's 357. Grüße aus Köln! \n\n  indented\tand tabbed",
+] * 4
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    "llama3": dict(
+        template=HEADERS,
+        bos="<|begin_of_text|>",
+        eos="<|eot_id|>",
+        more=["<|start_header_id|>", "<|end_header_id|>"],
+    ),
+    "qwen": dict(template=CHATML, bos=None, eos="<|im_end|>", more=["<|im_start|>"]),
+    "mistral": dict(template=INST, bos="<s>", eos="</s>", more=["<unk>"]),
+    "gemma": dict(
+        template=TURNS, bos="<bos>", eos="<eos>", more=["<unk>", "<start_of_turn>", "<end_of_turn>"]
+    ),
+}
+TEXTS = [
+    "Hello there.",
+    " leading space and trailing ",
+    "Two\nlines, 1234567 numbers; don't!",
+    "Unseen: 語 🙂 é\u0301",
+    "",
+]
+DIALOGUES = [
+    [{"role": "user", "content": "How do I move a mirror?"}],
+    [
+        {"role": "user", "content": "  Please plan.  "},
+        {"role": "assistant", "content": "First,\nmake a plan."},
+        {"role": "user", "content": "What's next? 語"},
+    ],
+]
+REPLY = "Then do one part."
+
+
+def make_tokenizer(name: str) -> Any:
+    """Byte-level as Llama 3's and Qwen's, or with spaces as pieces as Mistral's and Gemma's."""
+    own = TOKENIZERS[name]
+    special = [x for x in (own["bos"], own["eos"], *own["more"]) if x]
+    if name in ("llama3", "qwen"):
+        tokenizer = tokenizers.Tokenizer(models.BPE())
+        words = r"'s|'t| ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+        split = pre_tokenizers.Split(tokenizers.Regex(words), "isolated")
+        whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, whole])
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    else:
+        tokenizer = tokenizers.Tokenizer(
+            models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+        )
+        spaces = normalizers.Replace(" ", "▁")
+        prefix = [normalizers.Prepend("▁")] if name == "mistral" else []
+        tokenizer.normalizer = normalizers.Sequence([*prefix, spaces])
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        strip = [decoders.Strip(" ", 1, 0)] if name == "mistral" else []
+        tokenizer.decoder = decoders.Sequence([*steps, *strip])
+        special += [f"<0x{byte:02X}>" for byte in range(256)]
+        alphabet = []
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(alphabet) + len(special) + 60,
+        special_tokens=special,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    if name not in ("llama3", "qwen"):  # bytes are pieces like any other
+        settings = json.loads(tokenizer.to_str())
+        settings["added_tokens"] = [
+            t for t in settings["added_tokens"] if "<0x" not in t["content"]
+        ]
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(settings))
+    if own["bos"]:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{own['bos']} $A",
+            special_tokens=[(own["bos"], tokenizer.token_to_id(own["bos"]))],
+        )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=own["bos"],
+        eos_token=own["eos"],
+        chat_template=own["template"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tokenizer_answers(tokenizer: Any) -> dict[str, Any]:
+    """Ids of texts, and dialogues rendered and as ids, with a reply's ids after them."""
+    dialogues = []
+    for turns in DIALOGUES:
+        whole = [*turns, {"role": "assistant", "content": REPLY}]
+        render = tokenizer.apply_chat_template
+        before = render(turns, tokenize=False, add_generation_prompt=True)
+        after = render(whole, tokenize=False)
+        ids = render(turns, add_generation_prompt=True, return_dict=False)
+        both = render(whole, return_dict=False)
+        dialogues.append(dict(turns=turns, rendered=before, whole=after, ids=ids, whole_ids=both))
+    texts = [dict(text=text, ids=tokenizer(text)["input_ids"]) for text in TEXTS]
+    return dict(texts=texts, dialogues=dialogues, reply=REPLY)
+
+
+def make(folder: pathlib.Path) -> None:
+    """Writes every model and tokenizer with what it answers."""
+    make_model("story").to(torch.bfloat16).save_pretrained(folder / "story")
+    for name in FAMILIES:
+        model = make_model(name)
+        inputs = batch(model.config.vocab_size)
+        found = answers(model, inputs)
+        model.to(torch.bfloat16).save_pretrained(folder / name)
+        np.savez_compressed(folder / name / "answers.npz", **inputs, **found)
+    for name in TOKENIZERS:
+        tokenizer = make_tokenizer(name)
+        tokenizer.save_pretrained(folder / "tokenizers" / name)
+        file = folder / "tokenizers" / name / "tokenizer.json"  # as compact as it can be
+        file.write_text(json.dumps(json.loads(file.read_text()), ensure_ascii=False))
+        if name == "qwen":
+            tokenizer.save_pretrained(folder / "story")
+        text = json.dumps(tokenizer_answers(tokenizer), ensure_ascii=False, indent=1)
+        (folder / "tokenizers" / name / "answers.json").write_text(text + "\n")
+
+
+def logits(model_folder: str, inputs: str, out: str) -> None:
+    """Answers of a saved model, in fp32, and its tokenizer's if it has one."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        model_folder, dtype="float32", attn_implementation="eager"
+    ).eval()
+    with np.load(inputs) as given:
+        found = answers(model, {key: given[key] for key in batch(64)})
+    np.savez_compressed(out, **found)
+    if (pathlib.Path(model_folder) / "tokenizer_config.json").is_file():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
+        text = json.dumps(tokenizer_answers(tokenizer), ensure_ascii=False)
+        pathlib.Path(out + ".json").write_text(text)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["make"] and len(sys.argv) == 3:
+        make(pathlib.Path(sys.argv[2]))
+    elif sys.argv[1:2] == ["logits"] and len(sys.argv) == 5:
+        logits(*sys.argv[2:])
+    else:
+        raise SystemExit(__doc__)
