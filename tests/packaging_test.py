@@ -62,14 +62,22 @@ def test_the_lock_names_the_public_index_only():
     assert hosts == {"pypi.org", "files.pythonhosted.org"}
 
 
-# Runs in an environment of its own, see its docstring: torch and TRL are declared nowhere.
-APART = ROOT / "tests/parity/trl_values.py"
+PARITY = ROOT / "tests" / "parity"
+# Run in environments of their own, see their docstrings: torch and TRL are declared nowhere.
+APART = {PARITY / "trl_values.py", PARITY / "reference.py"}
+
+
+def test_the_parity_script_has_its_packages_pinned():
+    pinned = (PARITY / "requirements.txt").read_text()
+    for package in ("torch", "transformers", "tokenizers", "numpy"):
+        assert re.search(rf"^import {package}\b", (PARITY / "reference.py").read_text(), re.M)
+        assert re.search(rf"^{package}==[\d.]+$", pinned, re.M)
 
 
 def imported_packages(folder: str) -> set[str]:
     """Third-party top-level packages imported anywhere under a folder of the repository."""
     names: set[str] = set()
-    for path in {*(ROOT / folder).rglob("*.py")} - {APART}:
+    for path in {*(ROOT / folder).rglob("*.py")} - APART:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 names |= {alias.name.split(".")[0] for alias in node.names}

@@ -160,8 +160,9 @@ def answers(model: Any, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] }}"
+    "{{ '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 HEADERS = (
     "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + "

@@ -5,7 +5,6 @@ import re
 import time
 import tracemalloc
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -120,23 +119,3 @@ def test_writing_and_reading_back_is_exact(dtype, tmp_path):
         opened = found[name].open()
         assert opened.shape == wanted.shape
         assert opened.tobytes() == wanted.tobytes()
-
-
-def test_files_are_those_of_the_safetensors_library(tmp_path):
-    safetensors_numpy = pytest.importorskip("safetensors.numpy")
-    arrays = {
-        "b": np.arange(6, dtype=np.float32).reshape(2, 3),
-        "a": np.arange(4, dtype=np.float16),
-        "c": np.asarray([1.5, -2.0], jnp.bfloat16),
-    }
-    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
-    safetensors_numpy.save_file(arrays, theirs)
-    found = tensorfile.read_header(theirs)
-    assert {name: x.open().tobytes() for name, x in found.items()} == {
-        name: x.tobytes() for name, x in arrays.items()
-    }
-    tensorfile.write(ours, [(n, x.dtype, x.shape, lambda x=x: x) for n, x in arrays.items()])
-    again = safetensors_numpy.load_file(ours)
-    assert {n: (x.dtype, x.tobytes()) for n, x in again.items()} == {
-        n: (x.dtype, x.tobytes()) for n, x in arrays.items()
-    }
