@@ -148,6 +148,9 @@ def new_folder(path: str) -> Iterator[pathlib.Path]:
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
         os.replace(made, final)
+    except OSError as error:
+        shutil.rmtree(made, ignore_errors=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise

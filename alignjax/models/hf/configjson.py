@@ -173,13 +173,17 @@ def _window(own: Json, family: Family, layers: int, file: str) -> Json:
     return {**window, "full_every": every}
 
 
-def write(config: ModelConfig) -> Json:
-    """A config.json that describes the network, of the first family that can.
+def write(config: ModelConfig, family: str = "") -> Json:
+    """A config.json that describes the network.
+
+    Args:
+      config: the network.
+      family: the ``model_type`` to prefer; some networks are of several.
 
     Raises:
       UserError: no family has this combination of options.
     """
-    for kind in FAMILIES:
+    for kind in sorted(FAMILIES, key=lambda kind: kind != family):
         content = _fields(config, kind)
         try:
             same = shape_fields(read(content, "")) == shape_fields(config)

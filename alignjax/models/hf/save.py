@@ -12,14 +12,13 @@ import numpy as np
 from alignjax.errors import UserError
 from alignjax.models.config import ModelConfig
 from alignjax.models.hf import configjson, tensorfile
-from alignjax.models.hf.families import tensor_name
+from alignjax.models.hf.families import ASIDE, tensor_name
 from alignjax.models.hf.load import INDEX
 from alignjax.types import Array, Params
 
 SHARD_BYTES = 5 * 10**9  # of one file, at most, unless one tensor is larger
 
-# Other spellings of what is written anew, and what must not be: code, and numbers of a context.
-_DROPPED = ("rope_parameters", "dtype", "auto_map", "transformers_version")
+_DROPPED = ("dtype", "auto_map", "transformers_version", "_name_or_path")  # not true any more
 
 
 def save_model(
@@ -38,15 +37,15 @@ def save_model(
       params: the tree of ``init_params``, on any devices of this process.
       config: the network.
       dtype: of the stored tensors: float32 | bfloat16.
-      original: a config.json whose fields that ModelConfig does not have are kept (token ids, the
-        context's length); empty: none.
+      original: the config.json the network came with, for its family and for what is no part of
+        the computation (token ids, the context's length); empty: none.
       shard_bytes: largest file.
 
     Raises:
       UserError: no family has this combination of options.
     """
-    content = configjson.write(config)
-    kept = {k: v for k, v in original.items() if k not in _DROPPED}
+    content = configjson.write(config, original.get("model_type", ""))
+    kept = {k: v for k, v in original.items() if k in ASIDE and k not in _DROPPED}
     content = {**kept, **content, "torch_dtype": dtype}
     write_json(folder / "config.json", content)
     sources = _sources(params, config, np.dtype(dtype))
