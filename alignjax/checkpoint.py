@@ -99,8 +99,9 @@ def restore_params(store: ocp.training.Checkpointer, step: int, target: Any) -> 
     with _one_line(store.directory, f"step {step} cannot be restored"):
         saved = store.checkpointables_metadata(step).metadata["state"]
         _check_arrays(saved["params"], target)
-        with ocp.Context() as context:
-            context.pytree.loading.partial_load = True
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with context:
             state = store.load_checkpointables(step, {"state": {"params": target}})["state"]
         return state["params"]
 

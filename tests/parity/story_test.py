@@ -1,0 +1,129 @@
+"""docs/models.md, line by line: a folder, two steps, an exported folder with the same numbers."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from alignjax import checkpoint, sharding
+from alignjax.models.config import ModelConfig
+from alignjax.models.hf import load
+from alignjax.recipes import export, pretrained
+from tests import runs
+from tests.parity.parity_test import HERE, PYTHON, answers, as_batch, ask, compare, ours
+
+DOCS = (runs.ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+SMALL = (
+    *("train.steps=2", "train.batch_size=4", "train.accumulate=2", "train.log_every=1"),
+    *("optim.learning_rate=0.01", "model.dtype=float32", "model.remat=none"),
+    *("data.max_prompt_tokens=32", "data.max_response_tokens=16", "data.pad_multiple=8"),
+    *("data.buckets=1", "data.eval_fraction=0.3", "evaluate.prompts=0", "evaluate.batch_size=4"),
+)
+
+
+def block(language):
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", DOCS, re.M | re.S)
+    return next(text for kind, text in blocks if kind == language)
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory, compiled):
+    """A folder in which every command of the page has been run."""
+    folder = tmp_path_factory.mktemp("story")
+    shutil.copytree(HERE / "data" / "story", folder / "my-model")
+    (folder / "my_config.py").write_text(block("python"))
+    pair = json.loads(block("json"))
+    rows = [
+        {**pair, "prompt": f"{i} {pair['prompt']}", "chosen": "A plan. " * (i + 1)}
+        for i in range(8)
+    ]
+    lines = [json.dumps(row) for row in rows]
+    (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    commands = [x for x in block("").splitlines() if x.startswith("python -m alignjax ")]
+    imports = re.search(r"`python -m alignjax (import [^`]*)`", DOCS)[1]
+    assert [c.split()[3] for c in commands] == ["data", "run", "export"]
+    for command in [*commands, f"python -m alignjax {imports}"]:
+        verb, *rest = command.split()[3:]
+        sets = [f"--set={x}" for x in SMALL] if verb in ("data", "run") else []
+        done = runs.start(verb, *rest, *sets, cwd=folder, **compiled)
+        assert done.returncode == 0, done.stderr
+        assert (verb == "import") == ("parameters in bfloat16" in done.stderr)
+    return folder
+
+
+def params_of(folder):
+    config = load.resolve(ModelConfig(path=str(folder)))
+    return config, pretrained.load(config, sharding.make_mesh(1, 1, 1))
+
+
+def trained(story):
+    run = story / "runs" / "mine"
+    config = export.model_config(json.loads((run / "config.json").read_text()), run)
+    with checkpoint.open_store(run / "checkpoints", keep=9) as store:
+        step = checkpoint.latest(store)
+        target = pretrained.target(config, sharding.make_mesh(1, 1, 1))
+        return step, config, checkpoint.restore_params(store, step, target)
+
+
+def test_what_was_trained_is_what_was_exported(story):
+    step, config, params = trained(story)
+    assert step == 2
+    again, same = params_of(story / "my-model-aligned")
+    assert dataclasses.replace(again, path=config.path) == config
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+    _, start = params_of(story / "my-model")
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), start, params)
+    assert all(jax.tree.leaves(changed)), "the policy did not move"
+
+
+def test_an_imported_folder_is_the_folder(story):
+    config, params = params_of(story / "imported")
+    wanted_config, wanted = params_of(story / "my-model")
+    assert dataclasses.replace(config, path="") == dataclasses.replace(wanted_config, path="")
+    jax.tree.map(np.testing.assert_array_equal, params, wanted)
+    names = {p.name for p in (story / "imported").iterdir()}
+    assert names >= {"config.json", "tokenizer.json", "chat_template.jinja", "params"}
+
+
+def test_the_exported_folder_is_complete(story):
+    folder = story / "my-model-aligned"
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (folder / name).read_bytes() == (story / "my-model" / name).read_bytes()
+    assert (folder / "generation_config.json").is_file()
+    content = json.loads((folder / "config.json").read_text())
+    source = json.loads((story / "my-model" / "config.json").read_text())
+    for key in ("model_type", "architectures", "eos_token_id", "max_position_embeddings"):
+        assert content[key] == source[key]
+    card = (folder / "README.md").read_text()
+    record = json.loads((story / "runs" / "mine" / "config.json").read_text())
+    for said in ("alignjax.objectives.dpo.loss", "my-model", '"learning_rate": 0.01'):
+        assert said in card
+    assert record["loss"]["beta"] == 0.1
+    assert re.search(r"training data \| `[0-9a-f]{16,}`", card)
+    assert {p.name for p in story.iterdir() if p.name.startswith(".")} == set()
+
+
+def test_transformers_loads_it_and_answers_alike(story, tmp_path):
+    if not PYTHON:
+        pytest.skip("needs torch and transformers: make test-parity")
+    folder, out = story / "my-model-aligned", tmp_path / "out.npz"
+    given = HERE / "data" / "llama2" / "answers.npz"
+    ask("logits", folder, given, out)
+    config, params = params_of(folder)
+    with np.load(out) as found:
+        compare(config, params, {**answers(given.parent), **found})
+    texts = (HERE / "data" / "tokenizers" / "qwen" / "answers.json").read_text(encoding="utf-8")
+    assert json.loads(pathlib.Path(f"{out}.json").read_text()) == json.loads(texts)
+
+
+def test_the_steps_changed_the_answers(story):
+    found = answers(HERE / "data" / "llama2")
+    config, start = params_of(story / "my-model")
+    _, end = params_of(story / "my-model-aligned")
+    before, after = (ours(params, as_batch(found), config)[1] for params in (start, end))
+    assert np.abs(np.asarray(before) - np.asarray(after)).max() > 1e-3
