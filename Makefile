@@ -1,6 +1,7 @@
 # make demo    the whole way, from random weights to an aligned model, on this machine's CPU
 # make test    every test          make check   the quick ones
 # make lint    ruff and mypy       make format  let ruff rewrite what it can
+# make test-parity  compare with torch and transformers, in an environment of their own (4 GB)
 # make pins    choose new versions of the dependencies (needs uv); then run make test
 #
 # Each target first sets up a virtual environment, which takes about a minute the first time and
@@ -11,14 +12,23 @@ VENV ?= .venv$(patsubst python3.%,-3.%,$(filter python3.%,$(notdir $(PYTHON))))
 BIN := $(VENV)/bin
 # As many processes as cores, at most four: each needs a few GB.
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
+PARITY := .venv-parity
 
-.PHONY: demo test check lint format pins setup clean-venv
+.PHONY: demo test test-parity check lint format pins setup clean-venv
 
 demo: setup
 	$(BIN)/python -m alignjax demo
 
 test: setup
 	$(BIN)/python -m pytest $(PARALLEL)
+
+test-parity: setup $(PARITY)/done
+	ALIGNJAX_PARITY_PYTHON=$(PARITY)/bin/python $(BIN)/python -m pytest tests/parity
+
+$(PARITY)/done: tests/parity/requirements.txt
+	$(BIN)/python -m venv --without-pip $(PARITY)
+	$(BIN)/python -m pip --python $(PARITY) install -r $<
+	touch $@
 
 check: setup
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"

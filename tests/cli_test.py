@@ -58,6 +58,15 @@ def fails(*arguments, message, code=2, quiet=True, **more):
         ),
         (["run", "demo"], r"wanted one verb"),
         (["run"], r"run wants --config=FILE"),
+        (["import", "--from=x"], r"import wants --from=FOLDER and --to=FOLDER"),
+        (
+            ["import", "--from=none", "--to=y"],
+            r"none/config\.json: no such file \(no folder",
+        ),
+        (
+            ["export", "--workdir=none", "--to=y"],
+            r"--workdir: none holds no run \(no config",
+        ),
         (["run", f"--config={runs.__file__}"], r"run wants --workdir=FOLDER"),
         (["run", "--confg=x.py"], r"Unknown command line flag 'confg'\. Did you mean: config"),
         (["describe", "--config=configs/demo/dop.py"], r"no file .*dop\.py \(did you mean '"),

@@ -11,7 +11,7 @@ from alignjax.data import tokenizer as tokenizers
 from alignjax.errors import UserError
 from alignjax.models.config import DTYPES, ModelConfig, RopeScaling
 from alignjax.models.hf.save import save_model, write_json
-from alignjax.recipes import pretrained
+from alignjax.recipes import pretrained, workdirs
 from alignjax.recipes.workdirs import read_json, versions
 
 log = logging.getLogger("alignjax")
@@ -37,7 +37,11 @@ def export(workdir: str, to: str, *, dtype: str = "") -> None:
     if config.get("reward_loss") is not None:
         raise UserError(f"{workdir}: a reward model cannot be exported yet")
     model = model_config(config, run)
-    with checkpoint.open_store(run / "checkpoints", keep=10**9) as store:
+    # Opening the checkpoints removes what a killed save left, so no run may be saving.
+    with (
+        workdirs.owned(run),
+        checkpoint.open_store(run / "checkpoints", keep=10**9) as store,
+    ):
         step = checkpoint.latest(store)
         if step is None:
             raise UserError(f"{workdir}: no checkpoint yet; run it first")
@@ -46,10 +50,12 @@ def export(workdir: str, to: str, *, dtype: str = "") -> None:
         params = checkpoint.restore_params(store, step, shapes)
     with pretrained.new_folder(to) as made:
         kept = run / "pretrained"
-        _tokenizer_files(config["tokenizer"], run, made)
-        original = read_json(kept / "config.json") if kept.is_dir() else _limits(config)
+        tokenizer = _tokenizer_files(config["tokenizer"], run, made)
         if kept.is_dir():
+            original = read_json(kept / "config.json")
             pretrained.copy_files(kept, made, ("generation_config.json",))
+        else:
+            original = _own(config["data"], tokenizer)
         save_model(made, params, model, dtype=dtype or model.param_dtype, original=original)
         card = model_card(config, record, step, run.resolve().name)
         (made / "README.md").write_text(card, encoding="utf-8")
@@ -67,15 +73,20 @@ def model_config(config: dict[str, Any], run: pathlib.Path) -> ModelConfig:
         raise UserError(f"{run / 'config.json'}: model: of another version ({error})") from None
 
 
-def _limits(config: dict[str, Any]) -> dict[str, Any]:
-    """The longest text a model trained from nothing has seen."""
-    data = config["data"]
+def _own(data: dict[str, Any], tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
+    """What config.json says beside the network's shape, for a model trained from nothing."""
     return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+        # the longest text it has seen
         "max_position_embeddings": data["max_prompt_tokens"] + data["max_response_tokens"],
     }
 
 
-def _tokenizer_files(settings: dict[str, Any], run: pathlib.Path, made: pathlib.Path) -> None:
+def _tokenizer_files(
+    settings: dict[str, Any], run: pathlib.Path, made: pathlib.Path
+) -> tokenizers.Tokenizer:
     """The files the run's tokenizer was read from, and what tools need to read them alike."""
     kept = run / "pretrained"
     path = kept if kept.is_dir() else pathlib.Path(settings["path"] or run / "tokenizer.model")
@@ -88,6 +99,7 @@ def _tokenizer_files(settings: dict[str, Any], run: pathlib.Path, made: pathlib.
         (made / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
     if not (made / "tokenizer_config.json").is_file():
         write_json(made / "tokenizer_config.json", _tokenizer_config(tokenizer))
+    return tokenizer
 
 
 def _tokenizer_config(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
@@ -102,11 +114,21 @@ def _tokenizer_config(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
     }
 
 
+def _without_folders(value: Any, key: str = "") -> Any:
+    """A config without the folders of the machine it ran on: paths keep their last part."""
+    if isinstance(value, dict):
+        return {k: _without_folders(v, k) for k, v in value.items()}
+    if key in ("path", "eval_path", "cache_dir", "chat_template") and isinstance(value, str):
+        return value if "{" in value else pathlib.PurePath(value).name
+    return value
+
+
 def model_card(config: dict[str, Any], record: dict[str, Any], step: int, name: str) -> str:
     """README.md: how the model was made, and of what."""
     loss = config.get("loss") or {}
+    config = _without_folders(config)
     identity = record["identity"]
-    base = pathlib.PurePath(config["model"].get("path") or "").name
+    base = config["model"].get("path")
     told = "\n".join(f"- {key} {value}" for key, value in versions().items())
     return f"""---
 library_name: transformers

@@ -25,6 +25,7 @@ from alignjax.models.config import ModelConfig
 from alignjax.models.hf import load as hf
 from alignjax.models.hf.save import write_json
 from alignjax.models.transformer import init_params
+from alignjax.recipes.prepared import check_ids
 from alignjax.recipes.workdirs import read_json
 from alignjax.types import Params
 
@@ -86,8 +87,7 @@ def import_model(source: str, to: str) -> None:
     with new_folder(to) as made:
         copy_files(folder, made, (*MODEL_FILES, *TOKENIZER_FILES))
         if any((made / name).is_file() for name in TOKENIZER_FILES[:3]):
-            tokenizer = tokenizers.load(str(made))
-            check_ids(source, tokenizer.vocab_size, config)
+            check_ids(source, tokenizers.load(str(made)).vocab_size, config)
         else:
             log.info("%s: holds no tokenizer; set tokenizer.path in configs", folder)
         params = load(config, sharding.make_mesh(1, 1, 1))
@@ -95,15 +95,6 @@ def import_model(source: str, to: str) -> None:
         write_json(made / "imported.json", {"format": 1, "param_dtype": config.param_dtype})
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     log.info("%s: %s parameters in %s", to, f"{count:,}", config.param_dtype)
-
-
-def check_ids(name: str, ids: int, config: ModelConfig) -> None:
-    """Refuses a tokenizer with more ids than the model embeds."""
-    if ids > config.vocab_size:
-        raise UserError(
-            f"model.vocab_size: the tokenizer {name} has {ids} ids, the model embeds "
-            f"{config.vocab_size}"
-        )
 
 
 def keep_files(config: Config, workdir: pathlib.Path) -> None:

@@ -221,7 +221,14 @@ def make_tokenizer(name: str) -> Any:
     special = [x for x in (own["bos"], own["eos"], *own["more"]) if x]
     if name in ("llama3", "qwen"):
         tokenizer = tokenizers.Tokenizer(models.BPE())
-        words = r"'s|'t| ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+        # transformers splits Qwen's words by a rule of its own, whatever the file says: this one.
+        digits = r"\p{N}" if name == "qwen" else r"\p{N}{1,3}"
+        words = (
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + "|"
+            r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        )
+        if name == "qwen":
+            tokenizer.normalizer = normalizers.NFC()
         split = pre_tokenizers.Split(tokenizers.Regex(words), "isolated")
         whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, whole])

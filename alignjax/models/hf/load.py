@@ -1,7 +1,7 @@
 """A model's folder to parameters on their devices, one tensor at a time.
 
-Every tensor is copied from the file into the shards of one layer, and those into the stacked
-parameters on the devices: the host holds one tensor, never the model. All is checked before the
+Tensors are copied from the file, a layer's or some rows at a time, and written into their place in
+the parameters on the devices: the host holds a piece, never the model. All is checked before the
 first byte of a tensor is read. Nothing is unpickled and no code of a model is run.
 """
 
@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import pathlib
 import re
 from typing import Any
@@ -28,6 +29,7 @@ from alignjax.types import Array, Params
 
 log = logging.getLogger("alignjax")
 
+PIECE = 2**27  # bytes of a parameter that are sent to the devices at a time, or one layer's
 MAX_JSON = 16 * 2**20  # bytes of config.json or of an index
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -156,37 +158,52 @@ def load_params(folder: pathlib.Path, target: Params, config: ModelConfig) -> Pa
 
     def leaf(path: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> Array:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        tensor, transposed = tensor_name(name, config), name.endswith("kernel")
-        sharding: Any = like.sharding
-
-        def one(which: str, shape: tuple[int, ...], sharding: NamedSharding) -> Array:
-            view = tensors[which].open()
-            view = view.T if transposed else view
-            return jax.make_array_from_callback(  # a copy: the file is let go of
-                shape, sharding, lambda index: np.array(view[index], like.dtype, order="C")
-            )
-
-        if "{}" not in tensor:
-            return one(tensor, like.shape, sharding)
-        of_layer = NamedSharding(sharding.mesh, P(*sharding.spec[1:]))
-        stack = _zeros(like.shape, like.dtype, sharding)
-        for i in range(like.shape[0]):
-            layer = one(tensor.format(i), like.shape[1:], of_layer)
-            stack = _writer(sharding)(stack, layer, i)
-        return stack
+        return _read_leaf(tensors, tensor_name(name, config), name.endswith("kernel"), like)
 
     return jax.tree_util.tree_map_with_path(leaf, target)
 
 
+def _read_leaf(
+    tensors: dict[str, Tensor], name: str, transposed: bool, like: jax.ShapeDtypeStruct
+) -> Array:
+    """One parameter, a layer at a time where layers are stacked, else some rows at a time."""
+    sharding: Any = like.sharding
+    shape, stacked = like.shape, "{}" in name
+    share = sharding.shard_shape(shape)[0]  # rows, or layers, on one device
+    row_bytes = math.prod(shape[1:]) * (shape[0] // share) * like.dtype.itemsize
+    step = 1 if stacked else min(share, max(1, PIECE // row_bytes))
+
+    def piece(begin: int) -> Array:
+        """Rows ``begin`` to ``begin + step`` of every device's share."""
+
+        def part(index: Any) -> np.ndarray:
+            view = tensors[name.format(begin)].open()
+            view = view.T if transposed else view
+            if stacked:
+                return np.array(view[index[1:]], like.dtype, order="C")[None]
+            first = (index[0].start or 0) // step * share + begin
+            rows = (slice(first, first + step), *index[1:])
+            return np.array(view[rows], like.dtype, order="C")  # a copy: the file is let go of
+
+        size = (shape[0] // share * step, *shape[1:])
+        return jax.make_array_from_callback(size, sharding, part)
+
+    if step == share:
+        return piece(0)
+    whole = jnp.zeros(shape, like.dtype, device=sharding)
+    for begin in range(0, share, step):
+        begin = min(begin, share - step)  # the last rows may be written twice
+        whole = _writer(sharding)(whole, piece(begin), begin)
+    return whole
+
+
 @functools.cache
 def _writer(sharding: NamedSharding) -> Any:
-    """``(stack, layer, i) -> stack`` with the layer written into it, in place."""
-    write = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
-    return jax.jit(write, donate_argnums=0, out_shardings=sharding)
-
-
-def _zeros(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> Array:
-    return jnp.zeros(shape, dtype, device=sharding)
+    """``(whole, piece, begin) -> whole`` with the piece in it, every device in its own share."""
+    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0)
+    spec = sharding.spec
+    shared = jax.shard_map(write, mesh=sharding.mesh, in_specs=(spec, spec, P()), out_specs=spec)
+    return jax.jit(shared, donate_argnums=0)
 
 
 def wanted_tensors(target: Params, config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -218,6 +218,19 @@ def test_shards_hold_what_one_device_holds(family):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.float32)), one, split)
 
 
+@pytest.mark.parametrize("devices", [(1, 1, 1), (1, 2, 4)])
+def test_large_tensors_are_read_some_rows_at_a_time(devices, monkeypatch):
+    wanted = read(DATA / "llama2")
+    written = []
+    writer = load._writer
+    monkeypatch.setattr(load, "PIECE", 5 * 16 * 4 * devices[2])  # 5 rows of a device's share
+    monkeypatch.setattr(load, "_writer", lambda *x: written.append(x) or writer(*x))
+    split = read(DATA / "llama2", sharding.make_mesh(*devices))
+    jax.tree.map(np.testing.assert_array_equal, split, wanted)
+    stacked = 9 * 2
+    assert len(written) == stacked + 2 * -(-64 // devices[2] // 5)  # embedding and head
+
+
 def test_half_an_export_is_no_folder(tmp_path, monkeypatch):
     config = tiny.model()
     params = tiny.params(config)

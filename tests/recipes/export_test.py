@@ -1,0 +1,86 @@
+"""What is exported from a run that began with nothing, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from alignjax.data import tokenizer as tokenizers
+from alignjax.errors import UserError
+from alignjax.models.config import ModelConfig
+from alignjax.models.hf import load, tensorfile
+from alignjax.recipes import align, export, prepared
+from tests import runs, tiny
+
+pytestmark = pytest.mark.usefixtures("compiled_here")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder, of a config that names folders of a machine."""
+    folder = tmp_path_factory.mktemp("run") / "mine"
+    cache = str(folder.parent / "secret" / "cache")
+    align.run(
+        runs.changed("sft=None", "train.steps=1", "evaluate.prompts=0", f"data.cache_dir={cache}"),
+        folder,
+    )
+    return folder
+
+
+def test_a_model_from_nothing_is_exported_with_its_tokenizer(run, tmp_path):
+    to = tmp_path / "out"
+    export.export(str(run), str(to), dtype="bfloat16")
+    tensors = load.find_tensors(to)
+    assert {x.dtype for x in tensors.values()} == {"BF16"}
+    stored = runs.stored(run, runs.get_config()).params["embed"]["embedding"]
+    found = tensors["model.embed_tokens.weight"].open()
+    np.testing.assert_array_equal(found, np.asarray(stored).astype(tensorfile.DTYPES["BF16"]))
+    config = load.resolve(ModelConfig(path=str(to)))
+    assert (config.vocab_size, config.layers) == (320, 1)
+    ours, theirs = tokenizers.load(str(run / "tokenizer.model")), tokenizers.load(str(to))
+    assert theirs.encode("Hello\n there", ()).prompt_ids.tolist() == (
+        ours.encode("Hello\n there", ()).prompt_ids.tolist()
+    )
+    content = json.loads((to / "config.json").read_text())
+    assert content["eos_token_id"] == ours.eos_id
+    assert content["bos_token_id"] == ours.bos_id
+    assert content["max_position_embeddings"] == 80
+    card = (to / "README.md").read_text()
+    assert "random parameters" in card
+    assert '"cache_dir": "cache"' in card
+    assert "secret" not in card
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(dtype="int8"), r"--dtype: wanted float32 or bfloat16, found 'int8'"),
+        (dict(to="run"), r"exists already; name a new folder"),
+    ],
+)
+def test_what_cannot_be_written_is_said_first(run, changes, said, tmp_path):
+    to = run if changes.pop("to", "") else tmp_path / "out"
+    with pytest.raises(UserError, match=said):
+        export.export(str(run), str(to), **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_a_checkpoint_has_nothing_to_export(run, tmp_path):
+    (tmp_path / "config.json").write_text((run / "config.json").read_text())
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        export.export(str(tmp_path), str(tmp_path / "out"))
+    content = json.loads((run / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**content, "reward_loss": {"function": "x"}}))
+    with pytest.raises(UserError, match="a reward model cannot be exported yet"):
+        export.export(str(tmp_path), str(tmp_path / "out"))
+    content["model"]["new_field"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"config\.json: model: of another version .*new_field"):
+        export.export(str(tmp_path), str(tmp_path / "out"))
+
+
+def test_a_tokenizer_with_more_ids_than_the_embedding_is_refused():
+    config = tiny.model()
+    prepared.check_ids("x", config.vocab_size, config)
+    with pytest.raises(UserError, match="the tokenizer x has 65 ids, the model embeds 64"):
+        prepared.check_ids("x", config.vocab_size + 1, config)
