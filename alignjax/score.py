@@ -18,14 +18,18 @@ import jax
 import numpy as np
 
 from alignjax import sharding
+from alignjax.config import DataConfig
 from alignjax.data import tokenizer as tokenizers
 from alignjax.data.batching import bucket
+from alignjax.data.files import fingerprint
 from alignjax.data.prepare import in_memory
 from alignjax.data.records import DataError, Record
 from alignjax.data.tokenizer import Tokenizer
 from alignjax.errors import UserError, did_you_mean
 from alignjax.models import reward_head
 from alignjax.models.config import ModelConfig, RopeScaling
+from alignjax.models.hf import configjson
+from alignjax.models.hf import load as hf
 from alignjax.reference import dataset_table
 from alignjax.types import Params
 
@@ -91,7 +95,8 @@ def reward_model(records: Sequence[Record], *, path: str, batch_size: int = 32) 
 
     Args:
       records: prompts as the model was trained on, with any number of responses.
-      path: the workdir of a finished run whose config has a ``reward_loss``.
+      path: the workdir of a finished run whose config has a ``reward_loss``, or a folder of a
+        ``...ForSequenceClassification`` as transformers saves it.
       batch_size: prompts at a time.
 
     Returns:
@@ -128,6 +133,8 @@ def find_reward_model(path: str) -> RewardModel:
     """Reads what a reward run says of itself; see `reward_model` for what is refused."""
     folder = pathlib.Path(path)
     config = _read_json(folder, "config.json", "holds no run")
+    if "model_type" in config:
+        return _find_foreign(folder, config)
     if config.get("reward_loss") is None:
         raise UserError(
             f"{folder} holds a policy, not a reward model: its config has no reward_loss"
@@ -156,6 +163,21 @@ def find_reward_model(path: str) -> RewardModel:
     )
 
 
+def _find_foreign(folder: pathlib.Path, config: dict[str, Any]) -> RewardModel:
+    """A reward model that was not trained here; texts are cut to the limits a config has."""
+    model = hf.read_config(folder, reward=True)
+    names = configjson.labels(config, str(folder / "config.json"))
+    data = DataConfig(source=find_reward_model)  # its defaults; the source is not read
+    return RewardModel(
+        folder,
+        dataclasses.replace(model, path=str(folder)),
+        tokenizers.load(str(folder)),
+        names if len(names) > 1 else (),
+        {k: v for k, v in dataclasses.asdict(data).items() if k != "source"},
+        fingerprint(str(folder / "*.safetensors")),
+    )
+
+
 def _load_params(found: RewardModel) -> Params:
     from alignjax import checkpoint  # slow to import, and configs import this file
 
@@ -163,7 +185,10 @@ def _load_params(found: RewardModel) -> Params:
     init = functools.partial(reward_head.init_params, found.model, objectives=objectives)
     shapes = jax.eval_shape(init, jax.random.key(0))
     layout = sharding.shard_tree(shapes, sharding.make_mesh(1, 1, 1))
-    return checkpoint.load_params(found.path / "params", sharding.abstract(shapes, layout))
+    target = sharding.abstract(shapes, layout)
+    if not (found.path / "params").is_dir():
+        return hf.load_params(found.path, target, found.model)
+    return checkpoint.load_params(found.path / "params", target)
 
 
 def _read_json(folder: pathlib.Path, name: str, otherwise: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A run's policy as a folder that transformers and other tools load, with a model card."""
+"""A run's policy or reward model as a folder that transformers loads, with a model card."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ log = logging.getLogger("alignjax")
 
 
 def export(workdir: str, to: str, *, dtype: str = "") -> None:
-    """Writes the policy of a run's newest checkpoint.
+    """Writes the policy, or the reward model, of a run's newest checkpoint.
 
     Args:
       workdir: a run's folder.
@@ -34,9 +34,9 @@ def export(workdir: str, to: str, *, dtype: str = "") -> None:
     config = read_json(run / "config.json")
     if dtype not in ("", *DTYPES):
         raise UserError(f"--dtype: wanted {' or '.join(DTYPES)}, found {dtype!r}")
-    if config.get("reward_loss") is not None:
-        raise UserError(f"{workdir}: a reward model cannot be exported yet")
     model = model_config(config, run)
+    reward = config.get("reward_loss") is not None
+    outputs = _outputs(run) if reward else ()
     # Opening the checkpoints removes what a killed save left, so no run may be saving.
     with (
         workdirs.owned(run),
@@ -46,7 +46,8 @@ def export(workdir: str, to: str, *, dtype: str = "") -> None:
         if step is None:
             raise UserError(f"{workdir}: no checkpoint yet; run it first")
         record = checkpoint.read_record(store, step)
-        shapes = pretrained.target(model, sharding.make_mesh(1, 1, 1))
+        mesh = sharding.make_mesh(1, 1, 1)
+        shapes = pretrained.target(model, mesh, objectives=len(outputs))
         params = checkpoint.restore_params(store, step, shapes)
     with pretrained.new_folder(to) as made:
         kept = run / "pretrained"
@@ -56,7 +57,17 @@ def export(workdir: str, to: str, *, dtype: str = "") -> None:
             pretrained.copy_files(kept, made, ("generation_config.json",))
         else:
             original = _own(config["data"], tokenizer)
-        save_model(made, params, model, dtype=dtype or model.param_dtype, original=original)
+        # transformers reads a score before the padding: an EOS that pads would be passed over.
+        if reward and original.get("pad_token_id") == tokenizer.eos_id:
+            original["pad_token_id"] = None
+        save_model(
+            made,
+            params,
+            model,
+            dtype=dtype or model.param_dtype,
+            original=original,
+            outputs=outputs,
+        )
         card = model_card(config, record, step, run.resolve().name)
         (made / "README.md").write_text(card, encoding="utf-8")
     log.info("%s: step %d of %s", to, step, workdir)
@@ -71,6 +82,13 @@ def model_config(config: dict[str, Any], run: pathlib.Path) -> ModelConfig:
         return ModelConfig(**fields)
     except TypeError as error:
         raise UserError(f"{run / 'config.json'}: model: of another version ({error})") from None
+
+
+def _outputs(run: pathlib.Path) -> tuple[str, ...]:
+    """Names of a reward model's outputs."""
+    if not (run / "summary.json").is_file():
+        raise UserError(f"{run}: holds a run that has not ended; go on with run")
+    return tuple(read_json(run / "summary.json")["reward_model"]["objectives"]) or ("reward",)
 
 
 def _own(data: dict[str, Any], tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
@@ -125,7 +143,8 @@ def _without_folders(value: Any, key: str = "") -> Any:
 
 def model_card(config: dict[str, Any], record: dict[str, Any], step: int, name: str) -> str:
     """README.md: how the model was made, and of what."""
-    loss = config.get("loss") or {}
+    loss = config.get("loss") or config.get("reward_loss") or {}
+    kind = "CausalLM" if config.get("loss") else "SequenceClassification"
     config = _without_folders(config)
     identity = record["identity"]
     base = config["model"].get("path")
@@ -150,9 +169,9 @@ Aligned with alignjax {alignjax.__version__}: `{loss.get("function", "?")}`, {st
 The digests name contents: the same data, tokenizer and reference give the same ones.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelFor{kind}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("FOLDER")
+model = AutoModelFor{kind}.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
 

@@ -21,7 +21,9 @@ from alignjax import checkpoint, sharding
 from alignjax.config import Config
 from alignjax.data import tokenizer as tokenizers
 from alignjax.errors import UserError
+from alignjax.models import reward_head
 from alignjax.models.config import ModelConfig
+from alignjax.models.hf import configjson
 from alignjax.models.hf import load as hf
 from alignjax.models.hf.save import write_json
 from alignjax.models.transformer import init_params
@@ -51,9 +53,12 @@ def resolve(config: Config) -> Config:
     return dataclasses.replace(config, model=model, tokenizer=tokenizer)
 
 
-def target(config: ModelConfig, mesh: Mesh) -> Params:
-    """Shapes, dtypes and shardings of a model's parameters."""
-    shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+def target(config: ModelConfig, mesh: Mesh, *, objectives: int = 0) -> Params:
+    """Shapes, dtypes, shardings of a policy's parameters, or a reward model's with M outputs."""
+    init = functools.partial(init_params, config)
+    if objectives:
+        init = functools.partial(reward_head.init_params, config, objectives=objectives)
+    shapes = jax.eval_shape(init, jax.random.key(0))
     return sharding.abstract(shapes, sharding.shard_tree(shapes, mesh))
 
 
@@ -81,6 +86,11 @@ def import_model(source: str, to: str) -> None:
         embedding has rows; ``to`` exists.
     """
     folder = pathlib.Path(source)
+    if configjson.labels(hf.read_json(folder / "config.json"), source):
+        raise UserError(
+            f"{source}: holds a reward model: give the folder itself to score.reward_model or "
+            "--reward_model"
+        )
     config = dataclasses.replace(hf.read_config(folder), path=source)
     kinds = {tensor.dtype for tensor in hf.find_tensors(folder).values()}
     config = dataclasses.replace(config, param_dtype="bfloat16" if kinds == {"BF16"} else "float32")

@@ -19,11 +19,13 @@ import pytest
 from alignjax import sharding
 from alignjax.data import tokenizer as tokenizers
 from alignjax.data.records import Message
+from alignjax.errors import UserError
 from alignjax.generate import sample
 from alignjax.logps import response_logps
+from alignjax.models import reward_head
 from alignjax.models.attention import soft_cap
 from alignjax.models.config import ModelConfig
-from alignjax.models.hf import load
+from alignjax.models.hf import configjson, load
 from alignjax.models.hf.save import save_model
 from alignjax.models.transformer import Transformer, unembedding
 from alignjax.recipes import pretrained
@@ -147,6 +149,30 @@ def test_what_is_exported_is_read_back_bit_for_bit(family, reference, tmp_path):
         ask("logits", tmp_path, reference / family / "answers.npz", out)
         with np.load(out) as found:
             compare(config, params, {**answers(reference / family), **found})
+
+
+def test_scores_of_a_reward_model(reference, tmp_path):
+    folder = reference / "reward"
+    content = load.read_json(folder / "config.json")
+    assert configjson.labels(content, "") == ("helpful", "harmless", "concise")
+    config = load.read_config(folder, reward=True)
+    target = pretrained.target(config, sharding.make_mesh(1, 1, 1), objectives=3)
+    params = load.load_params(folder, target, config)
+    with np.load(folder / "scores.npz") as opened:
+        found = dict(opened)
+    ours = reward_head.score_responses(params, as_batch(found), config=config)
+    np.testing.assert_allclose(ours, found["scores"], **CLOSE)
+    outputs = configjson.labels(content, "")
+    save_model(tmp_path, params, config, dtype="float32", original=content, outputs=outputs)
+    assert load.read_config(tmp_path, reward=True) == config
+    jax.tree.map(np.testing.assert_array_equal, load.load_params(tmp_path, target, config), params)
+    with pytest.raises(UserError, match="architectures: wanted MistralForCausalLM, found"):
+        load.read_config(tmp_path)
+    if PYTHON:
+        ask("logits", tmp_path, folder / "scores.npz", tmp_path / "out.npz")
+        with np.load(tmp_path / "out.npz") as theirs:
+            np.testing.assert_allclose(ours, theirs["scores"], **CLOSE)
+            assert tuple(theirs["names"]) == outputs
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

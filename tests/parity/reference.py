@@ -85,6 +85,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 PROMPT_LENGTHS, RESPONSE_LENGTHS = (9, 1, 5), ((6, 2), (3, 6), (1, 4))
 NEW_TOKENS = 8
+OUTPUTS = ("helpful", "harmless", "concise")
 # A model with a tokenizer, for the way from a folder to an aligned model that is exported.
 STORY = ("Qwen2", dict(vocab_size=352, head_dim=None, tie_word_embeddings=True))
 
@@ -113,6 +114,23 @@ def make_model(name: str) -> Any:
     sizes = {k: v for k, v in {**SIZES, **options}.items() if v is not None}
     config = config_class(**sizes, attn_implementation="eager", dtype="float32")
     model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    draw(model, name)
+    return model
+
+
+def make_reward_model() -> Any:
+    """Mistral with a window and a head of three outputs."""
+    sizes = {**SIZES, "sliding_window": 4, "num_labels": 3}
+    config = transformers.MistralConfig(**sizes, attn_implementation="eager", dtype="float32")
+    config.id2label = dict(enumerate(OUTPUTS))
+    model = transformers.MistralForSequenceClassification(config).eval()
+    draw(model, "reward")
+    return model
+
+
+def draw(model: Any, name: str) -> None:
+    """Gives every parameter its values."""
+    kind = type(model).__name__
     rng = np.random.default_rng(sum(name.encode()))
     with torch.no_grad():
         for key, value in sorted(model.named_parameters()):
@@ -124,11 +142,10 @@ def make_model(name: str) -> Any:
             else:  # of a norm
                 x = 0.2 * x + (0.0 if kind.startswith("Gemma") else 1.0)
             value.copy_(torch.tensor(x, dtype=torch.bfloat16))
-    return model
 
 
-def answers(model: Any, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Logits before every response token, summed log-probabilities, greedy continuations."""
+def whole(inputs: dict[str, np.ndarray]) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+    """Every prompt with every response in one row, and the place of each token; negative: none."""
     b, k, r = inputs["response"].shape
     p = inputs["prompt"].shape[1]
     prompt = np.repeat(inputs["prompt"], k, axis=0)
@@ -136,12 +153,25 @@ def answers(model: Any, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     place = np.arange(p + r) - (p - np.repeat(inputs["prompt_length"], k))[:, None]
     ends = np.repeat(inputs["prompt_length"], k) + inputs["response_length"].reshape(-1)
     mask = torch.tensor((place >= 0) & (place < ends[:, None])).long()
+    position = torch.tensor(np.maximum(place, 0)).long()
+    return dict(input_ids=tokens, attention_mask=mask, position_ids=position), place
+
+
+def scores(model: Any, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Outputs of a reward model for every response."""
     with torch.no_grad():
-        logits = model(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=torch.tensor(np.maximum(place, 0)).long(),
-        ).logits.float()[:, p - 1 : -1]
+        found = model(**whole(inputs)[0]).logits.float().numpy()
+    return found.reshape(*inputs["response_length"].shape, -1)
+
+
+def answers(model: Any, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Logits before every response token, summed log-probabilities, greedy continuations."""
+    b, k, r = inputs["response"].shape
+    p = inputs["prompt"].shape[1]
+    given, place = whole(inputs)
+    tokens = given["input_ids"]
+    with torch.no_grad():
+        logits = model(**given).logits.float()[:, p - 1 : -1]
         logps = logits.log_softmax(-1).gather(-1, tokens[:, p:, None])[..., 0]
         real = torch.arange(r) < torch.tensor(inputs["response_length"].reshape(-1, 1))
         greedy = model.generate(
@@ -290,6 +320,10 @@ def tokenizer_answers(tokenizer: Any) -> dict[str, Any]:
 
 def make(folder: pathlib.Path) -> None:
     """Writes every model and tokenizer with what it answers."""
+    reward, inputs = make_reward_model(), batch(SIZES["vocab_size"])
+    found = scores(reward, inputs)
+    reward.to(torch.bfloat16).save_pretrained(folder / "reward")
+    np.savez_compressed(folder / "reward" / "scores.npz", **inputs, scores=found)
     make_model("story").to(torch.bfloat16).save_pretrained(folder / "story")
     for name in FAMILIES:
         model = make_model(name)
@@ -310,12 +344,18 @@ def make(folder: pathlib.Path) -> None:
 
 def logits(model_folder: str, inputs: str, out: str) -> None:
     """Answers of a saved model, in fp32, and its tokenizer's if it has one."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        model_folder, dtype="float32", attn_implementation="eager"
-    ).eval()
-    with np.load(inputs) as given:
-        found = answers(model, {key: given[key] for key in batch(64)})
-    np.savez_compressed(out, **found)
+    with np.load(inputs) as opened:
+        given = {key: opened[key] for key in batch(64)}
+    options = dict(dtype="float32", attn_implementation="eager")
+    config = transformers.AutoConfig.from_pretrained(model_folder)
+    if config.architectures[0].endswith("ForSequenceClassification"):
+        kind: Any = transformers.AutoModelForSequenceClassification
+        model = kind.from_pretrained(model_folder, **options).eval()
+        names = [config.id2label[i] for i in range(config.num_labels)]
+        np.savez_compressed(out, scores=scores(model, given), names=names)
+        return
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_folder, **options).eval()
+    np.savez_compressed(out, **answers(model, given))
     if (pathlib.Path(model_folder) / "tokenizer_config.json").is_file():
         tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
         text = json.dumps(tokenizer_answers(tokenizer), ensure_ascii=False)

@@ -35,8 +35,28 @@ def shape_fields(config: ModelConfig) -> Json:
     return {name: getattr(config, name) for name in _SHAPE}
 
 
-def read(content: Json, file: str) -> ModelConfig:
+def labels(content: Json, file: str) -> tuple[str, ...]:
+    """The names of a reward model's outputs, empty for a language model.
+
+    Raises:
+      UserError: its outputs are not numbered from 0.
+    """
+    architectures = content.get("architectures")
+    if not str(architectures).endswith("ForSequenceClassification']"):
+        return ()
+    names = content.get("id2label", {"0": "", "1": ""})  # transformers leaves out two
+    numbered = isinstance(names, dict) and list(names) == [str(i) for i in range(len(names))]
+    if not numbered or not 0 < len(names) <= 1024:
+        raise UserError(f"{file}: id2label: wanted names of outputs 0, 1, ..., found {names!r:.80}")
+    return tuple(map(str, names.values()))
+
+
+def read(content: Json, file: str, *, reward: bool = False) -> ModelConfig:
     """The network that a config.json describes; how it is run is left at the defaults.
+
+    Args:
+      content, file: the JSON object, and where it is from.
+      reward: a reward model's is wanted, not a policy's.
 
     Raises:
       UserError: the family or an option is not supported, or a field is missing or of a wrong type.
@@ -48,17 +68,16 @@ def read(content: Json, file: str) -> ModelConfig:
             f"{file}: model_type: {kind!r:.80} is not supported{near}; {', '.join(FAMILIES)} are"
         )
     family = FAMILIES[kind]
+    wanted = family.classifier if reward else family.architecture
     architectures = content.get("architectures") or [family.architecture]
-    if architectures != [family.architecture]:
-        raise UserError(
-            f"{file}: architectures: wanted {family.architecture}, found {architectures!r:.80}"
-        )
+    if architectures != [wanted]:
+        raise UserError(f"{file}: architectures: wanted {wanted}, found {architectures!r:.80}")
     for key, value in content.items():
         known = key in ASIDE or key in _READ or key in family.optional
         if key in family.only:
             if value not in (None, family.only[key]):
-                wanted = family.only[key]
-                raise UserError(f"{file}: {key}: wanted {wanted!r}, found {value!r:.80}")
+                only = family.only[key]
+                raise UserError(f"{file}: {key}: wanted {only!r}, found {value!r:.80}")
         # None and false switch an option off, also one that is newer than this code.
         elif not known and value is not None and value is not False:
             raise UserError(f"{file}: {key}: this option is not supported (found {value!r:.80})")
@@ -173,12 +192,13 @@ def _window(own: Json, family: Family, layers: int, file: str) -> Json:
     return {**window, "full_every": every}
 
 
-def write(config: ModelConfig, family: str = "") -> Json:
+def write(config: ModelConfig, family: str = "", outputs: tuple[str, ...] = ()) -> Json:
     """A config.json that describes the network.
 
     Args:
       config: the network.
       family: the ``model_type`` to prefer; some networks are of several.
+      outputs: the names of a reward model's outputs; empty: it is a policy's.
 
     Raises:
       UserError: no family has this combination of options.
@@ -189,6 +209,11 @@ def write(config: ModelConfig, family: str = "") -> Json:
             same = shape_fields(read(content, "")) == shape_fields(config)
         except UserError:
             same = False
+        if same and outputs:
+            content["architectures"] = [FAMILIES[kind].classifier]
+            content["id2label"] = {str(i): name for i, name in enumerate(outputs)}
+            content["label2id"] = {name: i for i, name in enumerate(outputs)}
+            content["problem_type"] = "regression"
         if same:
             return content
     raise UserError(f"model: no family of {', '.join(FAMILIES)} has this combination of options")

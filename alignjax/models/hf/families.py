@@ -12,7 +12,8 @@ class Family:
     """What the models of one ``model_type`` have in common.
 
     Attributes:
-      architecture: the class of the policy that config.json names.
+      architecture: the class of a policy that config.json names.
+      classifier: the class of a reward model.
       fixed: fields of ModelConfig that every model of the family has with this value.
       optional: fields of config.json that only some families have, with what holds where one is
         left out.
@@ -20,6 +21,7 @@ class Family:
     """
 
     architecture: str
+    classifier: str
     fixed: Mapping[str, Any]
     optional: Mapping[str, Any]
     only: Mapping[str, Any]
@@ -48,20 +50,38 @@ _GEMMA_OPTIONAL = {
 }
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family("LlamaForCausalLM", {}, {}, _LLAMA_ONLY),
-    "mistral": Family("MistralForCausalLM", {}, {"sliding_window": 4096}, _LLAMA_ONLY),
-    "qwen2": Family("Qwen2ForCausalLM", {"qkv_bias": True}, _QWEN_WINDOW, {"hidden_act": "silu"}),
+    "llama": Family("LlamaForCausalLM", "LlamaForSequenceClassification", {}, {}, _LLAMA_ONLY),
+    "mistral": Family(
+        "MistralForCausalLM",
+        "MistralForSequenceClassification",
+        {},
+        {"sliding_window": 4096},
+        _LLAMA_ONLY,
+    ),
+    "qwen2": Family(
+        "Qwen2ForCausalLM",
+        "Qwen2ForSequenceClassification",
+        {"qkv_bias": True},
+        _QWEN_WINDOW,
+        {"hidden_act": "silu"},
+    ),
     "qwen3": Family(
-        "Qwen3ForCausalLM", {"qk_norm": True}, {**_QWEN_WINDOW, "head_dim": 128}, _LLAMA_ONLY
+        "Qwen3ForCausalLM",
+        "Qwen3ForSequenceClassification",
+        {"qk_norm": True},
+        {**_QWEN_WINDOW, "head_dim": 128},
+        _LLAMA_ONLY,
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",
+        "Gemma2ForSequenceClassification",
         _GEMMA_FIXED,
         {**_GEMMA_OPTIONAL, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
         _GEMMA_ONLY,
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
+        "Gemma3TextForSequenceClassification",
         {**_GEMMA_FIXED, "qk_norm": True},
         {
             **_GEMMA_OPTIONAL,
@@ -110,6 +130,7 @@ OTHER_TENSORS = {
     "embed/embedding": "model.embed_tokens.weight",
     "norm/scale": "model.norm.weight",
     "head": "lm_head.weight",
+    "reward/kernel": "score.weight",
 }
 
 

@@ -56,12 +56,12 @@ def resolve(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, **found)
 
 
-def read_config(folder: pathlib.Path) -> ModelConfig:
-    """The shape that a folder's config.json describes."""
+def read_config(folder: pathlib.Path, *, reward: bool = False) -> ModelConfig:
+    """The shape that a folder's config.json describes, of a policy or a reward model."""
     content = read_json(folder / "config.json")
     if content.get("auto_map"):
         log.warning("%s: auto_map is ignored: code of a model is never run", folder / "config.json")
-    return configjson.read(content, str(folder / "config.json"))
+    return configjson.read(content, str(folder / "config.json"), reward=reward)
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:

@@ -28,23 +28,26 @@ def save_model(
     *,
     dtype: str,
     original: dict[str, Any],
+    outputs: tuple[str, ...] = (),
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes config.json, then the tensors, one at a time, then the index.
 
     Args:
       folder: exists; the caller renames it when all is there.
-      params: the tree of ``init_params``, on any devices of this process.
+      params: the tree of ``init_params``, a policy's or a reward model's, on any devices of this
+        process.
       config: the network.
       dtype: of the stored tensors: float32 | bfloat16.
       original: the config.json the network came with, for its family and for what is no part of
         the computation (token ids, the context's length); empty: none.
+      outputs: the names of a reward model's outputs.
       shard_bytes: largest file.
 
     Raises:
       UserError: no family has this combination of options.
     """
-    content = configjson.write(config, original.get("model_type", ""))
+    content = configjson.write(config, original.get("model_type", ""), outputs)
     kept = {k: v for k, v in original.items() if k in ASIDE and k not in _DROPPED}
     content = {**kept, **content, "torch_dtype": dtype}
     write_json(folder / "config.json", content)
