@@ -168,10 +168,12 @@ def _find_foreign(folder: pathlib.Path, config: dict[str, Any]) -> RewardModel:
     model = hf.read_config(folder, reward=True)
     names = configjson.labels(config, str(folder / "config.json"))
     data = DataConfig(source=find_reward_model)  # its defaults; the source is not read
+    tokenizer = tokenizers.load(str(folder))
+    tokenizers.check_ids(str(folder), tokenizer.vocab_size, model.vocab_size)
     return RewardModel(
         folder,
         dataclasses.replace(model, path=str(folder)),
-        tokenizers.load(str(folder)),
+        tokenizer,
         names if len(names) > 1 else (),
         {k: v for k, v in dataclasses.asdict(data).items() if k != "source"},
         fingerprint(str(folder / "*.safetensors")),

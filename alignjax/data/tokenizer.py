@@ -251,6 +251,14 @@ def load(
     )
 
 
+def check_ids(name: str, ids: int, rows: int) -> None:
+    """Refuses a tokenizer, by its name in the message, with more ids than an embedding has rows."""
+    if ids > rows:
+        raise UserError(
+            f"model.vocab_size: the tokenizer {name} has {ids} ids, the model embeds {rows}"
+        )
+
+
 @dataclass(frozen=True)
 class _Parts:
     """What the two kinds of tokenizer have in common."""

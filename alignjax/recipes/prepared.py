@@ -17,7 +17,6 @@ from alignjax.data.records import Receipt, Record, check, check_no_overlap, spli
 from alignjax.data.tokenizer import Tokenizer
 from alignjax.errors import UserError
 from alignjax.fields import describe, keywords
-from alignjax.models.config import ModelConfig
 
 log = logging.getLogger("alignjax")
 
@@ -93,17 +92,8 @@ def load_tokenizer(config: Config, workdir: pathlib.Path, train: list[Record]) -
             texts = (text for record in train for text in _texts(record))
             tokenizers.train_sentencepiece(texts, vocab_size=settings.vocab_size, path=path)
     tokenizer = tokenizers.load(path, chat_template=settings.chat_template)
-    check_ids(path, tokenizer.vocab_size, config.model)
+    tokenizers.check_ids(path, tokenizer.vocab_size, config.model.vocab_size)
     return tokenizer
-
-
-def check_ids(tokenizer: str, ids: int, model: ModelConfig) -> None:
-    """Refuses a tokenizer, named by its path, with more ids than the model embeds."""
-    if ids > model.vocab_size:
-        raise UserError(
-            f"model.vocab_size: the tokenizer {tokenizer} has {ids} ids, the model embeds "
-            f"{model.vocab_size}"
-        )
 
 
 def _texts(record: Record) -> list[str]:

@@ -27,7 +27,6 @@ from alignjax.models.hf import configjson
 from alignjax.models.hf import load as hf
 from alignjax.models.hf.save import write_json
 from alignjax.models.transformer import init_params
-from alignjax.recipes.prepared import check_ids
 from alignjax.recipes.workdirs import read_json
 from alignjax.types import Params
 
@@ -97,7 +96,8 @@ def import_model(source: str, to: str) -> None:
     with new_folder(to) as made:
         copy_files(folder, made, (*MODEL_FILES, *TOKENIZER_FILES))
         if any((made / name).is_file() for name in TOKENIZER_FILES[:3]):
-            check_ids(source, tokenizers.load(str(made)).vocab_size, config)
+            ids = tokenizers.load(str(made)).vocab_size
+            tokenizers.check_ids(source, ids, config.vocab_size)
         else:
             log.info("%s: holds no tokenizer; set tokenizer.path in configs", folder)
         params = load(config, sharding.make_mesh(1, 1, 1))

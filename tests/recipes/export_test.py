@@ -1,18 +1,25 @@
 """What is exported from a run that began with nothing, and what is refused."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+from alignjax import score
 from alignjax.data import tokenizer as tokenizers
+from alignjax.data.records import Record
 from alignjax.errors import UserError
+from alignjax.models import reward_head
 from alignjax.models.config import ModelConfig
 from alignjax.models.hf import load, tensorfile
-from alignjax.recipes import align, export, prepared
+from alignjax.models.hf.save import save_model
+from alignjax.recipes import align, export, pretrained
 from tests import runs, tiny
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
+
+STORY = runs.ROOT / "tests" / "parity" / "data" / "story"
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +78,7 @@ def test_a_run_without_a_checkpoint_has_nothing_to_export(run, tmp_path):
         export.export(str(tmp_path), str(tmp_path / "out"))
     content = json.loads((run / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**content, "reward_loss": {"function": "x"}}))
-    with pytest.raises(UserError, match="a reward model cannot be exported yet"):
+    with pytest.raises(UserError, match="holds a run that has not ended"):
         export.export(str(tmp_path), str(tmp_path / "out"))
     content["model"]["new_field"] = 1
     (tmp_path / "config.json").write_text(json.dumps(content))
@@ -80,7 +87,30 @@ def test_a_run_without_a_checkpoint_has_nothing_to_export(run, tmp_path):
 
 
 def test_a_tokenizer_with_more_ids_than_the_embedding_is_refused():
-    config = tiny.model()
-    prepared.check_ids("x", config.vocab_size, config)
+    tokenizers.check_ids("x", 64, 64)
     with pytest.raises(UserError, match="the tokenizer x has 65 ids, the model embeds 64"):
-        prepared.check_ids("x", config.vocab_size + 1, config)
+        tokenizers.check_ids("x", 65, 64)
+
+
+def test_a_folder_of_a_reward_model_scores_and_is_no_policy(tmp_path):
+    config, names = tiny.model(vocab_size=352), ("helpful", "harmless")
+    params = reward_head.from_language_model(tiny.params(config), objectives=len(names))
+    kernel = np.random.default_rng(0).normal(size=(32, len(names))).astype(np.float32)
+    params["reward"] = {"kernel": kernel}
+    with pretrained.new_folder(str(tmp_path / "rm")) as made:
+        save_model(made, params, config, dtype="float32", original={}, outputs=names)
+        pretrained.copy_files(STORY, made, pretrained.TOKENIZER_FILES)
+    texts = ("A plan.", "No idea at all.")
+    record = Record(id="a", origin="", prompt="How do I move?", responses=texts)
+    (found,) = score.reward_model([record], path=str(tmp_path / "rm"), batch_size=1)
+    encoded = tokenizers.load(str(STORY)).encode(record.prompt, texts)
+    lengths = [len(ids) for ids in encoded.response_ids]
+    batch = tiny.batch([len(encoded.prompt_ids)], [lengths])
+    response = np.zeros_like(batch.response)
+    for j, ids in enumerate(encoded.response_ids):
+        response[0, j, : len(ids)] = ids
+    batch = dataclasses.replace(batch, prompt=encoded.prompt_ids[None], response=response)
+    wanted = reward_head.score_responses(params, batch, config=config)[0]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match="holds a reward model: give the folder itself"):
+        pretrained.import_model(str(tmp_path / "rm"), str(tmp_path / "imported"))
