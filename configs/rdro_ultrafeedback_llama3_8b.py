@@ -1,20 +1,22 @@
 """RDRO with the paper's settings: Llama 3.1 8B Instruct on UltraFeedback's unpaired labels.
 
 The data are ``trl-lib/ultrafeedback-gpt-3.5-turbo-helpfulness`` as JSON lines with ``prompt``,
-``completion`` and ``label`` (6,088 preferred and 9,644 other responses in the paper), the tokenizer
-the model's own ``tokenizer.json``. alpha, 0.387 there, is counted in the data.
+``completion`` and ``label`` (6,088 preferred and 9,644 other responses in the paper), the model and its tokenizer
+a folder (docs/models.md). alpha, 0.387 there, is counted in the data.
 
-This release reads no pretrained weights, so the supervised stage trains from nothing here; a
-serious run starts from the model's. The stage imitates all responses, since the theory wants the
-reference to be the mixture that the responses were drawn from.
+As in the paper the reference is the model itself. The theory wants it to be the mixture that the
+responses were drawn from; to fit that first, add an ``sft`` stage (`configs/demo/rdro.py`), which
+imitates all responses.
 
 Command:   python -m alignjax run --config=configs/rdro_ultrafeedback_llama3_8b.py \
                --workdir=runs/rdro_8b --set data.path='/data/ultrafeedback/*.jsonl' \
-               --set tokenizer.path=/models/llama-3.1-8b-instruct
+               --set model.path=/models/llama-3.1-8b-instruct
 Hardware:  8 GPUs of 80 GB; not run here
 Time:      TODO measure
 Expect:    TODO measure; the paper reports an AlpacaEval length-controlled win rate of 17.3
 """
+
+import dataclasses
 
 from alignjax import optim
 from alignjax.config import (
@@ -23,36 +25,19 @@ from alignjax.config import (
     EvaluateConfig,
     MeshConfig,
     OptimConfig,
-    SftConfig,
     TrainConfig,
 )
 from alignjax.data import sources
-from alignjax.models.config import ModelConfig, RopeScaling
-from alignjax.objectives import rdro, sft
+from alignjax.models import presets
+from alignjax.objectives import rdro
 
 
 def get_config() -> Config:
     return Config(
         data=DataConfig(source=sources.trl, max_prompt_tokens=512, max_response_tokens=512),
-        model=ModelConfig(
-            vocab_size=128256,
-            width=4096,
-            layers=32,
-            heads=32,
-            kv_heads=8,
-            head_dim=128,
-            mlp_width=14336,
-            rope_theta=500000.0,
-            rope_scaling=RopeScaling(
-                factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_length=8192
-            ),
-            norm_eps=1e-5,
-            tied_embeddings=False,
-            dtype="bfloat16",
-            remat="full",
-            logits_chunk=128,
+        model=dataclasses.replace(
+            presets.llama31_8b(), dtype="bfloat16", remat="full", logits_chunk=128
         ),
-        sft=SftConfig(loss=sft.loss, learning_rate=5e-6, epochs=1.0, batch_size=128),
         loss=rdro.loss,  # alpha and the class weights are counted in the data
         optim=OptimConfig(
             learning_rate=5e-7, schedule=optim.cosine, warmup_fraction=0.1, clip_norm=1.0
