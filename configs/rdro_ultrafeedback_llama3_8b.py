@@ -1,8 +1,8 @@
 """RDRO with the paper's settings: Llama 3.1 8B Instruct on UltraFeedback's unpaired labels.
 
 The data are ``trl-lib/ultrafeedback-gpt-3.5-turbo-helpfulness`` as JSON lines with ``prompt``,
-``completion`` and ``label`` (6,088 preferred and 9,644 other responses in the paper), the model and its tokenizer
-a folder (docs/models.md). alpha, 0.387 there, is counted in the data.
+``completion`` and ``label`` (6,088 preferred and 9,644 other responses in the paper), the model and
+its tokenizer a folder (docs/models.md). alpha, 0.387 there, is counted in the data.
 
 As in the paper the reference is the model itself. The theory wants it to be the mixture that the
 responses were drawn from; to fit that first, add an ``sft`` stage (`configs/demo/rdro.py`), which

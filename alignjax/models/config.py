@@ -23,6 +23,11 @@ class RopeScaling:
     high_freq_factor: float = 4.0  # wavelengths below original_length / this are left alone
     original_length: int = 8192  # tokens, the context of the unscaled model
 
+    def __post_init__(self) -> None:
+        if self.kind not in ROPE_SCALINGS:
+            wanted = " or ".join(ROPE_SCALINGS)
+            raise UserError(f"model.rope_scaling.kind: wanted {wanted}, found {self.kind!r}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -76,9 +81,6 @@ class ModelConfig:
         local = self.window_rope_theta is None or self.window is not None
         require(local, "window_rope_theta", "None without a window")
         require(self.activation in ACTIVATIONS, "activation", " or ".join(ACTIVATIONS))
-        scaling = self.rope_scaling
-        known = scaling is None or scaling.kind in ROPE_SCALINGS
-        require(known, "rope_scaling", f"kind {' or '.join(ROPE_SCALINGS)}")
         require(self.dtype in DTYPES, "dtype", " or ".join(DTYPES))
         require(self.param_dtype in DTYPES, "param_dtype", " or ".join(DTYPES))
         require(self.remat in REMAT, "remat", " or ".join(REMAT))

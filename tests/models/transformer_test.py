@@ -317,7 +317,6 @@ def test_a_window_counts_tokens_whatever_the_padding(family):
         ("window_rope_theta", 100.0),
         ("activation", "relu"),
         ("logit_softcap", -1.0),
-        ("rope_scaling", RopeScaling(kind="yarn")),
     ],
 )
 def test_a_config_that_cannot_be_built_is_refused(field, value):
@@ -325,3 +324,8 @@ def test_a_config_that_cannot_be_built_is_refused(field, value):
         UserError, match=rf"^model\.{field}: wanted .*, found {re.escape(repr(value))}$"
     ):
         ModelConfig(**{field: value})
+
+
+def test_an_unknown_rotary_scaling_is_refused():
+    with pytest.raises(UserError, match=r"^model\.rope_scaling\.kind: wanted .*, found 'yarn'$"):
+        RopeScaling(kind="yarn")
