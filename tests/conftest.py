@@ -25,9 +25,6 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax
 import pytest
 
-# Needs torch and TRL, which only whoever renews the recorded numbers installs.
-collect_ignore = ["parity/trl_values.py"]
-
 # Set here rather than in XLA_FLAGS, so that programs which tests start see one device as usual.
 jax.config.update("jax_num_cpu_devices", 8)
 
