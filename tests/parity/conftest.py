@@ -1,3 +1,3 @@
-"""Two programs, not tests: they import torch, which only whoever renews recorded numbers installs."""
+"""Two files here are programs, and import torch: whoever renews recorded numbers installs it."""
 
 collect_ignore = ["reference.py", "trl_values.py"]
