@@ -1,0 +1,137 @@
+"""What labelled data lead to: p+ for RDRO at the rate 1/sqrt(N), another policy for DPO and KTO.
+
+Tables of logits on enumerable responses, fitted with the shipped losses (`benchmarks.tabular`); the
+longer version of each claim is benchmarks/consistency.py.
+"""
+
+from functools import partial
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from alignjax.objectives import ddro, dpo, kto, rdro
+from benchmarks import tabular
+from benchmarks.tabular import labelled_rows, labelled_weights, minimise, total_variation
+
+CYCLIC = tabular.preferences(temperature=1.0, cycle=2.0)
+P, M = CYCLIC.preferred, CYCLIC.rejected
+RDRO = partial(rdro.loss, desirable_fraction=0.5)
+SIZES = (1_000, 10_000, 100_000)
+SEEDS = 8
+STEPS = 600  # enough: with all of p+ and p- as weights the distance is below 1e-9
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def trained(loss, rows, weight, log_ref=None, baseline=None):
+    """``[S, X, n]`` log-probabilities after training from the mixture, or another reference."""
+    log_ref = np.log(CYCLIC.q) if log_ref is None else log_ref
+    return minimise(loss, rows, np.asarray(weight), log_ref, baseline, steps=STEPS)[0]
+
+
+def tv(*how, **more):
+    """``[S]`` distances to p+."""
+    return total_variation(trained(*how, **more), P)
+
+
+@pytest.fixture(scope="module")
+def by_rdro():
+    """What RDRO makes of samples of each size, and of three data sets with other references."""
+    with jax.enable_x64(True):
+        weights = [tabular.sample(CYCLIC.pairs, size, SEEDS)[0] for size in SIZES]
+        counts = weights[1][0].reshape(2, *P.shape) + 1e-9
+        everything = labelled_weights(P, M, 0.5)
+        references = np.stack([CYCLIC.q, P, counts.sum(axis=0) / counts.sum(axis=(0, 2))[:, None]])
+        found = trained(
+            RDRO,
+            labelled_rows(),
+            np.concatenate([*weights, [everything, everything, weights[1][0]]]),
+            np.log(np.concatenate([np.tile(CYCLIC.q, (len(SIZES) * SEEDS, 1, 1)), references])),
+        )
+    mixture, preferred_only, same_rows = found[-3:]
+    return {
+        "tv": total_variation(found[:-3], P).reshape(len(SIZES), SEEDS),
+        "everything": total_variation(mixture, P),
+        "preferred only": total_variation(preferred_only, P),
+        "same rows": np.exp(same_rows),
+        "imitated": counts[0] / counts[0].sum(axis=1, keepdims=True),
+    }
+
+
+def test_no_bradley_terry_model_describes_the_cycle():
+    """Round a cycle of three kinds the log-odds sum to 0 under every such model."""
+    odds = np.log(CYCLIC.beats / (1 - CYCLIC.beats))[0]
+    np.testing.assert_allclose(odds[0, 2] + odds[2, 1] + odds[1, 0], 3 * 2.0, rtol=1e-12)
+    plain = tabular.preferences(temperature=1.0, cycle=0.0)
+    odds = np.log(plain.beats / (1 - plain.beats))[0]
+    np.testing.assert_allclose(odds[0, 2] + odds[2, 1] + odds[1, 0], 0.0, atol=1e-12)
+    np.testing.assert_allclose((CYCLIC.preferred + CYCLIC.rejected) / 2, CYCLIC.q, rtol=1e-12)
+
+
+def test_the_distance_to_p_plus_falls_with_the_square_root_of_the_sample(by_rdro):
+    slope = np.polyfit(np.log(SIZES), np.log(by_rdro["tv"]), 1)[0]
+    half = scipy.stats.t.ppf(0.975, SEEDS - 1) * slope.std(ddof=1) / np.sqrt(SEEDS)
+    assert half < 0.05
+    assert abs(slope.mean() + 0.5) < max(half, 0.03)  # 0.03: at N = 1,000 TV is not small yet
+    assert by_rdro["everything"] < 1e-9
+    assert by_rdro["tv"][-1].max() < 0.1 * total_variation(np.log(CYCLIC.q), P)
+
+
+@pytest.mark.parametrize("beta", [0.1, 2.0])
+def test_dpo_stays_away_from_p_plus_under_cyclic_preferences(by_rdro, beta):
+    """At the usual beta, and at the one that is best in hindsight, which nobody can know."""
+    pairs = tabular.sample(CYCLIC.pairs, SIZES[-1], 2)[1]
+    found = tv(partial(dpo.loss, beta=beta), tabular.pair_rows(), pairs)
+    assert found.min() > 2 * by_rdro["tv"][-1].max()
+
+
+@pytest.mark.parametrize("beta", [0.1, 8.0])
+def test_kto_stays_away_from_p_plus_under_cyclic_preferences(by_rdro, beta):
+    labelled = tabular.sample(CYCLIC.pairs, SIZES[-1], 2)[0]
+    loss = partial(kto.loss, beta=beta)
+    found = tv(loss, tabular.mismatched_rows(), labelled, baseline=kto.baseline)
+    assert found.min() > 2 * by_rdro["tv"][-1].max()
+    assert found.min() > total_variation(np.log(CYCLIC.q), P)  # farther than where it began
+
+
+def unbalanced(**reduction):
+    """TV at infinitely many rows, a fifth of them and of the reference from p+."""
+    loss = partial(rdro.loss, desirable_fraction=0.2, **reduction)
+    weight = labelled_weights(P, M, 0.2)[None]
+    return tv(loss, labelled_rows(), weight, np.log(0.2 * P + 0.8 * M))[0]
+
+
+def test_class_means_lead_to_p_plus_where_the_classes_are_unbalanced():
+    assert unbalanced() < 1e-6
+
+
+def test_without_the_reweighting_they_do_not():
+    with mock.patch.object(rdro, "class_weights", lambda batch, *_: jnp.ones(batch.present.shape)):
+        patched = unbalanced()
+    assert patched > 0.1
+    assert patched == pytest.approx(unbalanced(reduction="batch_mean"), rel=1e-6)
+
+
+def test_ddro_leads_to_p_plus_and_its_transform_does_not():
+    weight = labelled_weights(P, M, 0.5)[None]
+    assert tv(partial(ddro.loss, desirable_fraction=0.5), labelled_rows(), weight)[0] < 1e-6
+    transformed = partial(ddro.loss_log_sigmoid, desirable_fraction=0.5)
+    assert tv(transformed, labelled_rows(), weight)[0] > 0.1
+
+
+def test_a_reference_that_is_not_the_mixture_is_not_corrected(by_rdro):
+    """The learned ratio multiplies whatever the reference is: this one began at p+ and left it."""
+    assert by_rdro["preferred only"] > 0.05
+
+
+def test_with_a_reference_fitted_on_the_same_rows_it_imitates_the_preferred_ones(by_rdro):
+    """The ratio of two empirical distributions, times the one below, is the one above."""
+    np.testing.assert_allclose(by_rdro["same rows"], by_rdro["imitated"], atol=1e-5)
