@@ -1,0 +1,268 @@
+"""Which objectives lead a small language model to the preferred distribution of the embedded world.
+
+    python benchmarks/consistency_world.py --out=runs/consistency --seeds=0,1,2
+
+The 128 prompts about one thing and one request, all 2,160 responses to each; pairs with cyclic
+preferences, both responses labelled. p+ is what preferred responses are distributed as, p- what
+rejected ones are, and a supervised stage fits their mixture: the reference. Every method then goes
+through the recipe on the same pairs. "TV" is the total variation between the policy and p+ over all
+responses to one held-out prompt of each risk. Prints a table; writes ``world.json``.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+import jax
+import numpy as np
+
+from alignjax import checkpoint, optim, sharding, step
+from alignjax.config import (
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    OptimConfig,
+    SftConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from alignjax.data import world, world_text
+from alignjax.data.records import Receipt, Record
+from alignjax.data.world_preference import preference_at
+from alignjax.logps import score_responses
+from alignjax.models.config import ModelConfig
+from alignjax.models.transformer import init_params
+from alignjax.objectives import bco, ddro, dpo, kto, rdro, sft
+from alignjax.recipes import align, prepared
+from alignjax.types import Batch, Params
+
+PREFERENCE: dict[str, float] = dict(temperature=0.05, cycle=2.0)
+PROMPTS = [
+    world_text.Prompt("guitar", "clean", *rest)
+    for rest in itertools.product(
+        range(len(world_text.TAILS)), world_text.ADJECTIVES, range(len(world_text.FORMS))
+    )
+]
+METHODS: dict[str, dict[str, Any]] = {  # fields of Config
+    "RDRO": dict(loss=rdro.loss),
+    "DDRO": dict(loss=ddro.loss),
+    "DDRO, log-sigmoid": dict(loss=ddro.loss_log_sigmoid),
+    "KTO, beta 0.1": dict(loss=kto.loss, select=kto.select, baseline=kto.baseline),
+    "BCO, beta 0.1": dict(loss=bco.loss, baseline=bco.baseline),
+    "DPO, beta 0.1": dict(loss=partial(dpo.loss, beta=0.1)),
+    "DPO, beta 2": dict(loss=partial(dpo.loss, beta=2.0)),
+    "SFT on the preferred": dict(loss=sft.loss, select=sft.select),
+}
+
+
+def labelled_pairs(receipt: Receipt, *, size: int, seed: int) -> Iterator[Record]:
+    """`world.pairs` under cyclic preferences for `PROMPTS`, each response with its label."""
+    key = np.random.default_rng(seed)
+    for i in range(size):
+        receipt.rows_in += 1
+        prompt = PROMPTS[key.integers(len(PROMPTS))]
+        said = world_text.render_prompt(prompt)
+        first = second = 0
+        while first == second:
+            first, second = np.searchsorted(_cumulative(prompt.risk), key.random(2))
+        odds = preference_at(world.DEFAULT_WORLD, prompt.risk, first, second, **PREFERENCE)
+        places = (first, second) if key.random() < odds else (second, first)
+        yield Record(
+            id=f"pair-{i}",
+            prompt=said,
+            responses=tuple(world_text.render(prompt, world_text.LATENTS[j]) for j in places),
+            desirable=(True, False),
+        )
+
+
+@functools.cache
+def _cumulative(risk: int) -> np.ndarray:
+    """``[n]`` distribution function of what is compared: half p+ of the world, half p-."""
+    said = next(world_text.render_prompt(p) for p in PROMPTS if p.risk == risk)
+    total = np.cumsum(np.exp(world.log_probs(world.DEFAULT_WORLD, said, alpha=0.5)))
+    return total / total[-1]
+
+
+def config(method: dict[str, Any], size: int, seed: int, cache: pathlib.Path) -> Config:
+    """One run; its data and its supervised stage are the same for every method."""
+    return Config(
+        data=DataConfig(
+            source=partial(labelled_pairs, size=size, seed=seed),
+            max_prompt_tokens=32,
+            max_response_tokens=64,
+            max_drop_fraction=0.02,
+            buckets=1,
+            pad_multiple=8,
+            cache_dir=str(cache),
+        ),
+        tokenizer=TokenizerConfig(vocab_size=640),
+        model=ModelConfig(
+            vocab_size=640, width=64, layers=1, heads=2, kv_heads=2, head_dim=32, mlp_width=176
+        ),
+        sft=SftConfig(loss=sft.loss, learning_rate=4e-3, epochs=2.0, batch_size=64),
+        optim=OptimConfig(learning_rate=1e-3, schedule=optim.cosine),
+        train=TrainConfig(batch_size=64, seed=seed, save_every=10**6),
+        evaluate=EvaluateConfig(prompts=0, batch_size=64),
+        **method,
+    )
+
+
+def trained(run: Config, workdir: pathlib.Path) -> Params:
+    """The policy at a run's end."""
+
+    def start() -> Any:
+        params = init_params(run.model, jax.random.key(0))
+        return step.init_state(params, optim.make(run.optim, 1), jax.random.key(0))
+
+    with checkpoint.open_store(workdir / "checkpoints", keep=1) as store:
+        return checkpoint.restore(store, checkpoint.latest(store), _target(start)).params
+
+
+def reference(run: Config, workdir: pathlib.Path) -> Params:
+    """What the supervised stage ended with."""
+    return checkpoint.load_params(
+        workdir / "sft" / "params", _target(lambda: init_params(run.model, jax.random.key(0)))
+    )
+
+
+def _target(start: Any) -> Any:
+    shapes = jax.eval_shape(start)
+    return sharding.abstract(shapes, sharding.shard_tree(shapes, sharding.make_mesh(1, 1, 1)))
+
+
+def enumerated(params: Params, run: Config, tokenizer: Any, prompt: str) -> np.ndarray:
+    """``[2160]`` log-probabilities of every response to a prompt."""
+    encoded = tokenizer.encode(prompt, world.enumerate_responses(prompt))
+    length = np.array([len(ids) for ids in encoded.response_ids], np.int32)
+    response = np.zeros((len(length), length.max()), np.int32)
+    for row, ids in zip(response, encoded.response_ids, strict=True):
+        row[: len(ids)] = ids
+    prompt_ids = np.zeros((1, 32), np.int32)  # left-padded; none is longer
+    prompt_ids[0, -len(encoded.prompt_ids) :] = encoded.prompt_ids
+    out = []
+    for part in np.split(np.arange(len(length)), 9):
+        batch = Batch(
+            prompt=prompt_ids,
+            prompt_length=np.array([len(encoded.prompt_ids)], np.int32),
+            response=response[None, part],
+            response_length=length[None, part],
+            weight=np.ones(1, np.float32),
+            prompt_id=np.zeros(1, np.int32),
+        )
+        out.append(score_responses(params, batch, config=run.model)[0])
+    return np.concatenate(out).astype(float)
+
+
+def held_out_prompts(data: prepared.Prepared) -> list[str]:
+    """The first held-out prompt of each risk."""
+    rows = data.held_out.dataset
+    held_out = {rows[i].prompt for i in range(len(rows))}
+    found = {p.risk: said for p in PROMPTS if (said := world_text.render_prompt(p)) in held_out}
+    return [found[risk] for risk in sorted(found)]
+
+
+def distances(params: Params, run: Config, tokenizer: Any, prompts: list[str]) -> dict[str, float]:
+    """Means over prompts: TV to p+ and to the mixture, and the share of malformed text."""
+    rows = []
+    for prompt in prompts:
+        plus, minus = world.pair_marginals(world.DEFAULT_WORLD, prompt, alpha=0.5, **PREFERENCE)
+        found = enumerated(params, run, tokenizer, prompt)
+        mixture = np.logaddexp(plus, minus) - np.log(2)
+        rows.append(
+            {
+                "to p+": world.total_variation(found, plus),
+                "to the mixture": world.total_variation(found, mixture),
+                "mixture to p+": world.total_variation(mixture, plus),
+                "malformed": 1 - float(np.exp(found).sum()),
+            }
+        )
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def traces(workdir: pathlib.Path, beta: float) -> dict[str, list[float]]:
+    """Loss, gradient norm and mean log-ratio of each class, every ten steps."""
+    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [x for x in lines if "loss" in x]
+    out = {name: [x[name] for x in lines] for name in ("step", "loss", "grad_norm")}
+    # Half of a row's responses are desirable, and `label_metrics` divides by all of them.
+    for ours, label, pair in (
+        ("preferred", "log_ratio/desirable", "rewards/chosen"),
+        ("rejected", "log_ratio/undesirable", "rewards/rejected"),
+    ):
+        if label in lines[0]:
+            out[ours] = [2 * x[label] for x in lines]
+        elif pair in lines[0]:
+            out[ours] = [x[pair] / beta for x in lines]
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--seeds", default="0,1,2", help="of the data, the model and the shuffling")
+    parser.add_argument("--size", type=int, default=12_000, help="pairs, held-out ones included")
+    parser.add_argument("--methods", default="", help="semicolons between; default: all")
+    arguments = parser.parse_args()
+    names = arguments.methods.split(";") if arguments.methods else list(METHODS)
+    # The methods of all seeds share programs: what is compiled once is kept.
+    jax.config.update("jax_compilation_cache_dir", str(arguments.out / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    path = arguments.out / "world.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for seed in map(int, arguments.seeds.split(",")):
+        base = arguments.out / f"{arguments.size}-{seed}"
+        for name in names:
+            key = f"{name}/{arguments.size}/{seed}"
+            if key in found:
+                continue
+            run = config(METHODS[name], arguments.size, seed, base / "cache")
+            workdir = base / name.replace(", ", "-").replace(" ", "-")
+            earlier = [x for x in base.glob("*/sft") if x.parent != workdir]
+            if earlier and not workdir.exists():  # the same stage on the same data
+                shutil.copytree(earlier[0], workdir / "sft")
+                shutil.copy(earlier[0].parent / "tokenizer.model", workdir)
+            began = time.perf_counter()
+            align.run(run, workdir)
+            data = prepared.prepare_data(run, workdir)
+            prompts = held_out_prompts(data)
+            beta = run.loss.keywords["beta"] if name.startswith("DPO") else 1.0
+            found[key] = {
+                "policy": distances(trained(run, workdir), run, data.tokenizer, prompts),
+                "reference": distances(reference(run, workdir), run, data.tokenizer, prompts),
+                "traces": traces(workdir, beta),
+                "seconds": time.perf_counter() - began,
+                "prompts": prompts,
+            }
+            path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            print(key, found[key]["policy"], "reference", found[key]["reference"], flush=True)
+    table(found)
+
+
+def table(found: dict[str, Any]) -> None:
+    """Prints the mean and the standard deviation over seeds."""
+    groups: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for key, result in found.items():
+        name, size, _ = key.split("/")
+        groups.setdefault((size, name), []).append(result["policy"])
+        groups.setdefault((size, " the reference"), []).append(result["reference"])
+    for (size, name), rows in sorted(groups.items()):
+        cells = []
+        for column in rows[0]:
+            values = sorted({row[column] for row in rows})  # the reference comes once per method
+            sd = np.std(values, ddof=1) if len(values) > 1 else float("nan")
+            cells.append(f"{column} {np.mean(values):.3f} ± {sd:.3f}")
+        print(f"{int(size):>7,} pairs  {name:<22} " + "   ".join(cells))
+
+
+if __name__ == "__main__":
+    main()
