@@ -2,11 +2,12 @@
 
     python benchmarks/consistency_world.py --out=runs/consistency --seeds=0,1,2
 
-The 128 prompts about one thing and one request, all 2,160 responses to each; pairs with cyclic
-preferences, both responses labelled. p+ is what preferred responses are distributed as, p- what
-rejected ones are, and a supervised stage fits their mixture: the reference. Every method then goes
-through the recipe on the same pairs. "TV" is the total variation between the policy and p+ over all
-responses to one held-out prompt of each risk. Prints a table; writes ``world.json``.
+The 128 prompts about one thing and one request, and the 432 responses to each that have at most one
+detail; pairs with cyclic preferences, both responses labelled. p+ is what preferred responses are
+distributed as, p- what rejected ones are, and a supervised stage fits their mixture: the reference.
+Every method then goes through the recipe on the same pairs. "TV" is the total variation between the
+policy and p+ over all texts, at one held-out prompt of each risk. Prints a table; writes
+``world.json``; continues where it was stopped.
 """
 
 import argparse
@@ -38,7 +39,6 @@ from alignjax.config import (
 )
 from alignjax.data import world, world_text
 from alignjax.data.records import Receipt, Record
-from alignjax.data.world_preference import preference_at
 from alignjax.logps import score_responses
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import init_params
@@ -53,65 +53,80 @@ PROMPTS = [
         range(len(world_text.TAILS)), world_text.ADJECTIVES, range(len(world_text.FORMS))
     )
 ]
-METHODS: dict[str, dict[str, Any]] = {  # fields of Config
-    "RDRO": dict(loss=rdro.loss),
-    "DDRO": dict(loss=ddro.loss),
-    "DDRO, log-sigmoid": dict(loss=ddro.loss_log_sigmoid),
-    "KTO, beta 0.1": dict(loss=kto.loss, select=kto.select, baseline=kto.baseline),
-    "BCO, beta 0.1": dict(loss=bco.loss, baseline=bco.baseline),
-    "DPO, beta 0.1": dict(loss=partial(dpo.loss, beta=0.1)),
-    "DPO, beta 2": dict(loss=partial(dpo.loss, beta=2.0)),
-    "SFT on the preferred": dict(loss=sft.loss, select=sft.select),
+SAID = [i for i, latent in enumerate(world_text.LATENTS) if latent.verbosity <= 1]
+KTO: dict[str, Any] = dict(loss=kto.loss, select=kto.select, baseline=kto.baseline)
+METHODS: dict[str, tuple[float, dict[str, Any]]] = {  # learning rate, fields of Config
+    "RDRO": (1e-3, dict(loss=rdro.loss)),
+    "DDRO": (1e-3, dict(loss=ddro.loss)),
+    "DDRO, log-sigmoid": (1e-3, dict(loss=ddro.loss_log_sigmoid)),
+    "KTO, beta 0.1": (1e-3, KTO),
+    "KTO, beta 0.1, rate 1e-4": (1e-4, KTO),
+    "BCO, beta 0.1": (1e-3, dict(loss=bco.loss, baseline=bco.baseline)),
+    "DPO, beta 0.1": (1e-3, dict(loss=partial(dpo.loss, beta=0.1))),
+    "DPO, beta 0.1, rate 1e-4": (1e-4, dict(loss=partial(dpo.loss, beta=0.1))),
+    "DPO, beta 2": (1e-3, dict(loss=partial(dpo.loss, beta=2.0))),
+    "SFT on the preferred": (1e-3, dict(loss=sft.loss, select=sft.select)),
 }
 
 
+@functools.cache
+def pairs(risk: int) -> np.ndarray:
+    """``[n, n]`` the probability of (preferred, rejected) for prompts of this risk.
+
+    As in `world.pairs`: two different responses of the world's mixture, then a choice.
+    """
+    prompt = next(world_text.render_prompt(p) for p in PROMPTS if p.risk == risk)
+    q = np.exp(world.log_probs(world.DEFAULT_WORLD, prompt, alpha=0.5)[SAID])
+    together = np.outer(q, q)
+    np.fill_diagonal(together, 0.0)
+    beats = world.preference_matrix(world.DEFAULT_WORLD, prompt, **PREFERENCE)
+    return 2 * together / together.sum() * beats[np.ix_(SAID, SAID)]
+
+
+def responses(prompt: world_text.Prompt) -> list[str]:
+    """The n responses that can be said, in the order of every ``[n]``."""
+    return [world_text.render(prompt, world_text.LATENTS[i]) for i in SAID]
+
+
 def labelled_pairs(receipt: Receipt, *, size: int, seed: int) -> Iterator[Record]:
-    """`world.pairs` under cyclic preferences for `PROMPTS`, each response with its label."""
+    """Pairs for `PROMPTS`, the preferred response first, each response with its label."""
     key = np.random.default_rng(seed)
+    cumulative = {risk: np.cumsum(pairs(risk)) for risk in range(len(world_text.RISKS))}
+    said = {prompt: responses(prompt) for prompt in PROMPTS}
     for i in range(size):
         receipt.rows_in += 1
         prompt = PROMPTS[key.integers(len(PROMPTS))]
-        said = world_text.render_prompt(prompt)
-        first = second = 0
-        while first == second:
-            first, second = np.searchsorted(_cumulative(prompt.risk), key.random(2))
-        odds = preference_at(world.DEFAULT_WORLD, prompt.risk, first, second, **PREFERENCE)
-        places = (first, second) if key.random() < odds else (second, first)
+        place = np.searchsorted(cumulative[prompt.risk], key.random(), side="right")
+        preferred, rejected = divmod(int(place), len(SAID))
         yield Record(
             id=f"pair-{i}",
-            prompt=said,
-            responses=tuple(world_text.render(prompt, world_text.LATENTS[j]) for j in places),
+            prompt=world_text.render_prompt(prompt),
+            responses=(said[prompt][preferred], said[prompt][rejected]),
             desirable=(True, False),
+            domain=f"draw {i}",  # the same pair drawn again is no duplicate
         )
 
 
-@functools.cache
-def _cumulative(risk: int) -> np.ndarray:
-    """``[n]`` distribution function of what is compared: half p+ of the world, half p-."""
-    said = next(world_text.render_prompt(p) for p in PROMPTS if p.risk == risk)
-    total = np.cumsum(np.exp(world.log_probs(world.DEFAULT_WORLD, said, alpha=0.5)))
-    return total / total[-1]
-
-
-def config(method: dict[str, Any], size: int, seed: int, cache: pathlib.Path) -> Config:
+def config(name: str, size: int, seed: int, cache: pathlib.Path) -> Config:
     """One run; its data and its supervised stage are the same for every method."""
+    rate, method = METHODS[name]
     return Config(
         data=DataConfig(
             source=partial(labelled_pairs, size=size, seed=seed),
             max_prompt_tokens=32,
-            max_response_tokens=64,
+            max_response_tokens=48,
             max_drop_fraction=0.02,
             buckets=1,
             pad_multiple=8,
             cache_dir=str(cache),
         ),
-        tokenizer=TokenizerConfig(vocab_size=640),
+        tokenizer=TokenizerConfig(vocab_size=576),
         model=ModelConfig(
-            vocab_size=640, width=64, layers=1, heads=2, kv_heads=2, head_dim=32, mlp_width=176
+            vocab_size=576, width=64, layers=1, heads=2, kv_heads=2, head_dim=32, mlp_width=176
         ),
-        sft=SftConfig(loss=sft.loss, learning_rate=4e-3, epochs=2.0, batch_size=64),
-        optim=OptimConfig(learning_rate=1e-3, schedule=optim.cosine),
-        train=TrainConfig(batch_size=64, seed=seed, save_every=10**6),
+        sft=SftConfig(loss=sft.loss, learning_rate=4e-3, epochs=3.0, batch_size=32),
+        optim=OptimConfig(learning_rate=rate, schedule=optim.cosine),
+        train=TrainConfig(batch_size=32, seed=seed, save_every=10**6),
         evaluate=EvaluateConfig(prompts=0, batch_size=64),
         **method,
     )
@@ -140,42 +155,43 @@ def _target(start: Any) -> Any:
     return sharding.abstract(shapes, sharding.shard_tree(shapes, sharding.make_mesh(1, 1, 1)))
 
 
-def enumerated(params: Params, run: Config, tokenizer: Any, prompt: str) -> np.ndarray:
-    """``[2160]`` log-probabilities of every response to a prompt."""
-    encoded = tokenizer.encode(prompt, world.enumerate_responses(prompt))
+def enumerated(
+    params: Params, run: Config, tokenizer: Any, prompt: world_text.Prompt
+) -> np.ndarray:
+    """``[n]`` log-probabilities of every response to a prompt."""
+    encoded = tokenizer.encode(world_text.render_prompt(prompt), responses(prompt))
     length = np.array([len(ids) for ids in encoded.response_ids], np.int32)
     response = np.zeros((len(length), length.max()), np.int32)
     for row, ids in zip(response, encoded.response_ids, strict=True):
         row[: len(ids)] = ids
     prompt_ids = np.zeros((1, 32), np.int32)  # left-padded; none is longer
     prompt_ids[0, -len(encoded.prompt_ids) :] = encoded.prompt_ids
-    out = []
-    for part in np.split(np.arange(len(length)), 9):
-        batch = Batch(
-            prompt=prompt_ids,
-            prompt_length=np.array([len(encoded.prompt_ids)], np.int32),
-            response=response[None, part],
-            response_length=length[None, part],
-            weight=np.ones(1, np.float32),
-            prompt_id=np.zeros(1, np.int32),
-        )
-        out.append(score_responses(params, batch, config=run.model)[0])
-    return np.concatenate(out).astype(float)
+    batch = Batch(
+        prompt=prompt_ids,
+        prompt_length=np.array([len(encoded.prompt_ids)], np.int32),
+        response=response[None],
+        response_length=length[None],
+        weight=np.ones(1, np.float32),
+        prompt_id=np.zeros(1, np.int32),
+    )
+    return np.asarray(score_responses(params, batch, config=run.model)[0], float)
 
 
-def held_out_prompts(data: prepared.Prepared) -> list[str]:
-    """The first held-out prompt of each risk."""
+def held_out_prompts(data: prepared.Prepared) -> list[world_text.Prompt]:
+    """One held-out prompt of each risk."""
     rows = data.held_out.dataset
     held_out = {rows[i].prompt for i in range(len(rows))}
-    found = {p.risk: said for p in PROMPTS if (said := world_text.render_prompt(p)) in held_out}
+    found = {p.risk: p for p in PROMPTS if world_text.render_prompt(p) in held_out}
     return [found[risk] for risk in sorted(found)]
 
 
-def distances(params: Params, run: Config, tokenizer: Any, prompts: list[str]) -> dict[str, float]:
+def distances(
+    params: Params, run: Config, tokenizer: Any, prompts: list[world_text.Prompt]
+) -> dict[str, float]:
     """Means over prompts: TV to p+ and to the mixture, and the share of malformed text."""
     rows = []
     for prompt in prompts:
-        plus, minus = world.pair_marginals(world.DEFAULT_WORLD, prompt, alpha=0.5, **PREFERENCE)
+        plus, minus = (np.log(pairs(prompt.risk).sum(axis=axis)) for axis in (1, 0))
         found = enumerated(params, run, tokenizer, prompt)
         mixture = np.logaddexp(plus, minus) - np.log(2)
         rows.append(
@@ -210,7 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--seeds", default="0,1,2", help="of the data, the model and the shuffling")
-    parser.add_argument("--size", type=int, default=12_000, help="pairs, held-out ones included")
+    parser.add_argument("--size", type=int, default=16_000, help="pairs, held-out ones included")
     parser.add_argument("--methods", default="", help="semicolons between; default: all")
     arguments = parser.parse_args()
     names = arguments.methods.split(";") if arguments.methods else list(METHODS)
@@ -225,7 +241,7 @@ def main() -> None:
             key = f"{name}/{arguments.size}/{seed}"
             if key in found:
                 continue
-            run = config(METHODS[name], arguments.size, seed, base / "cache")
+            run = config(name, arguments.size, seed, base / "cache")
             workdir = base / name.replace(", ", "-").replace(" ", "-")
             earlier = [x for x in base.glob("*/sft") if x.parent != workdir]
             if earlier and not workdir.exists():  # the same stage on the same data
@@ -241,7 +257,7 @@ def main() -> None:
                 "reference": distances(reference(run, workdir), run, data.tokenizer, prompts),
                 "traces": traces(workdir, beta),
                 "seconds": time.perf_counter() - began,
-                "prompts": prompts,
+                "prompts": [world_text.render_prompt(prompt) for prompt in prompts],
             }
             path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             print(key, found[key]["policy"], "reference", found[key]["reference"], flush=True)
@@ -250,18 +266,21 @@ def main() -> None:
 
 def table(found: dict[str, Any]) -> None:
     """Prints the mean and the standard deviation over seeds."""
-    groups: dict[tuple[str, str], list[dict[str, float]]] = {}
+    groups: dict[str, list[dict[str, float]]] = {}
     for key, result in found.items():
         name, size, _ = key.split("/")
-        groups.setdefault((size, name), []).append(result["policy"])
-        groups.setdefault((size, " the reference"), []).append(result["reference"])
-    for (size, name), rows in sorted(groups.items()):
+        groups.setdefault(f"{int(size):>7,} pairs  {name}", []).append(result["policy"])
+        if name == "RDRO":  # every method of a seed has the same one
+            groups.setdefault(f"{int(size):>7,} pairs  the reference", []).append(
+                result["reference"]
+            )
+    for title, rows in sorted(groups.items()):
         cells = []
         for column in rows[0]:
-            values = sorted({row[column] for row in rows})  # the reference comes once per method
+            values = [row[column] for row in rows]
             sd = np.std(values, ddof=1) if len(values) > 1 else float("nan")
             cells.append(f"{column} {np.mean(values):.3f} ± {sd:.3f}")
-        print(f"{int(size):>7,} pairs  {name:<22} " + "   ".join(cells))
+        print(f"{title:<40} {len(rows)} seeds  " + "   ".join(cells))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import optax
 
 from alignjax.types import Array, Baseline, Batch, Logps, Loss, loss_inputs
 
-PROMPTS, RESPONSES = 4, 24
+PROMPTS, RESPONSES = SHAPE = (4, 24)  # X, n
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,16 +69,17 @@ def _rows(index: np.ndarray, desirable: np.ndarray | None = None) -> Rows:
     return Rows(index, loss_inputs(np.zeros(index.shape), desirable=desirable)[1])
 
 
-def labelled_rows() -> Rows:
+def labelled_rows(shape: tuple[int, int] = SHAPE) -> Rows:
     """Each response once as a desirable row and once as an undesirable one, K = 1."""
-    places = np.arange(PROMPTS * RESPONSES)
+    places = np.arange(shape[0] * shape[1])
     return _rows(np.tile(places, 2)[:, None], np.repeat([True, False], len(places))[:, None])
 
 
-def mismatched_rows() -> Rows:
+def mismatched_rows(shape: tuple[int, int] = SHAPE) -> Rows:
     """`labelled_rows`, beside each the same response to the next prompt, as `kto.select` does."""
-    rows = labelled_rows()
-    index = np.concatenate([rows.index, (rows.index + RESPONSES) % (PROMPTS * RESPONSES)], axis=1)
+    rows = labelled_rows(shape)
+    other = (rows.index + shape[1]) % (shape[0] * shape[1])
+    index = np.concatenate([rows.index, other], axis=1)
     return _rows(index, np.asarray(rows.batch.desirable))
 
 
@@ -166,7 +167,7 @@ def minimise(
         (logits, _, _), traces = jax.lax.scan(step, carry, jnp.arange(steps))
         return jax.nn.log_softmax(logits, axis=-1), traces
 
-    references = np.broadcast_to(log_ref, (len(weight), PROMPTS, RESPONSES))
+    references = np.broadcast_to(log_ref, (len(weight), *log_ref.shape[-2:]))
     found, traces = jax.jit(jax.vmap(one))(jnp.asarray(weight), jnp.asarray(references))
     return np.asarray(found), {name: np.asarray(x) for name, x in traces.items()}
 

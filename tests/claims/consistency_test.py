@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from alignjax.data import world
 from alignjax.objectives import ddro, dpo, kto, rdro
 from benchmarks import tabular
 from benchmarks.tabular import labelled_rows, labelled_weights, minimise, total_variation
@@ -100,6 +101,28 @@ def test_kto_stays_away_from_p_plus_under_cyclic_preferences(by_rdro, beta):
     found = tv(loss, tabular.mismatched_rows(), labelled, baseline=kto.baseline)
     assert found.min() > 2 * by_rdro["tv"][-1].max()
     assert found.min() > total_variation(np.log(CYCLIC.q), P)  # farther than where it began
+
+
+def test_in_the_embedded_world_rdro_ends_at_p_plus_and_kto_does_not():
+    """All 2,160 responses to a prompt of each risk, cyclic preferences, a million labels."""
+    prompts = [
+        next(p for p in map(partial(world.prompt_text, 0), range(99)) if end in p)
+        for end in ("beginner", "boss", "stole")
+    ]
+    setting = dict(alpha=0.5, temperature=0.05, cycle=2.0)
+    marginals = [world.pair_marginals(world.DEFAULT_WORLD, p, **setting) for p in prompts]
+    p, m = np.exp(np.array(marginals)).swapaxes(0, 1)
+    everything = labelled_weights(p, m, 0.5) / len(prompts)
+    sample = np.random.default_rng(0).multinomial(1_000_000, everything / everything.sum())
+    log_ref = np.log((p + m) / 2)
+    weight = np.stack([everything, sample])
+
+    def distance(loss, rows, baseline=None):
+        return total_variation(trained(loss, rows, weight, log_ref, baseline), p)
+
+    everything, sampled = distance(RDRO, labelled_rows(p.shape))
+    assert everything < 1e-4
+    assert distance(kto.loss, tabular.mismatched_rows(p.shape), kto.baseline).min() > 2 * sampled
 
 
 def unbalanced(**reduction):
