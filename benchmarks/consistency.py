@@ -19,7 +19,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import jax
 import numpy as np
-import scipy.stats
 
 from alignjax.objectives import bco, ddro, dpo, kto, rdro, sft
 from alignjax.types import Baseline, Batch, Logps, Loss, loss_inputs
@@ -42,6 +41,7 @@ KINDS = {
 }
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 SEEDS = 20
+T95 = 2.093  # 97.5% quantile of Student's t with SEEDS - 1 degrees of freedom
 BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 FRACTIONS = (0.2, 0.39, 0.5, 0.8)
 
@@ -97,14 +97,20 @@ def consistency(kind: Preferences) -> dict[str, Any]:
     return {
         "reference": float(total_variation(log_ref, kind.preferred)),
         "by_beta": by_beta,
-        "runs": {name: {"tv": x, "slope": slope(np.array(x))} for name, x in runs.items()},
+        "runs": {
+            name: {"tv": x, "slopes": [slope(np.array(x), i) for i in range(len(SIZES) - 1)]}
+            for name, x in runs.items()
+        },
     }
 
 
-def slope(tv: np.ndarray) -> dict[str, float]:
-    """Slope of log TV in log N, and its 95% t-interval over seeds; ``tv`` is ``[sizes, seeds]``."""
-    each = np.polyfit(np.log(SIZES), np.log(tv), 1)[0]
-    half = scipy.stats.t.ppf(0.975, len(each) - 1) * each.std(ddof=1) / np.sqrt(len(each))
+def slope(tv: np.ndarray, begin: int) -> dict[str, float]:
+    """Slope of log TV in log N from ``SIZES[begin]`` on, with its 95% t-interval over seeds.
+
+    ``tv`` is ``[sizes, seeds]``.
+    """
+    each = np.polyfit(np.log(SIZES[begin:]), np.log(tv[begin:]), 1)[0]
+    half = T95 * each.std(ddof=1) / np.sqrt(len(each))
     return {"mean": float(each.mean()), "half_width": float(half)}
 
 
@@ -278,17 +284,23 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "tabular.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for name, result in found["consistency"].items():
-        rows = {"the reference itself": dict.fromkeys(map(str, SIZES), result["reference"])}
+        sizes = [f"N = {size:,}" for size in SIZES]
+        rows = {"the reference": dict.fromkeys(sizes, result["reference"])}
+        slopes = {}
         for method, run in result["runs"].items():
-            rows[method] = {
-                str(size): float(np.mean(tv)) for size, tv in zip(SIZES, run["tv"], strict=True)
-            }
-            rows[method] |= {"sd at the largest": float(np.std(run["tv"][-1], ddof=1))}
-            rows[method] |= {"slope": run["slope"]["mean"], "+-": run["slope"]["half_width"]}
-        rows["the reference itself"] |= {"sd at the largest": 0.0, "slope": 0.0, "+-": 0.0}
-        table(f"TV to p+ by number of labelled responses, {name}, {SEEDS} seeds", rows)
+            tv = np.array(run["tv"])
+            rows[method] = dict(zip(sizes, tv.mean(axis=1).tolist(), strict=True))
+            slopes[method] = {"sd at the largest": float(tv[-1].std(ddof=1))}
+            for size, one in zip(SIZES, run["slopes"], strict=False):
+                slopes[method] |= {
+                    f"slope, {size:,} on": one["mean"],
+                    f"± ({size:,})": one["half_width"],
+                }
+        table(f"TV to p+ by the number of labelled responses, {name}, {SEEDS} seeds", rows)
+        table("their spread and slopes", slopes)
         betas = {
-            method: {str(b): x for b, x in row.items()} for method, row in result["by_beta"].items()
+            method: {str(beta): x for beta, x in row.items()}
+            for method, row in result["by_beta"].items()
         }
         table(f"the same at {SIZES[-1]:,}, by beta", betas)
     table("TV by reduction", {f"f = alpha = {row['fraction']}": row for row in found["reductions"]})

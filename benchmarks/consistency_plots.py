@@ -59,9 +59,9 @@ def weighting(found: dict[str, Any], path: pathlib.Path) -> None:
 
 def traces(found: dict[str, Any], path: pathlib.Path) -> None:
     """Gradient norm and mean log-ratio of each class through training, first seed."""
-    methods = ("RDRO", "DDRO", "DDRO, log-sigmoid", "KTO, beta 0.1", "DPO, beta 0.1")
+    methods = ("RDRO", "DDRO", "KTO, beta 0.1", "DPO, beta 0.1, rate 1e-4")
     figure, axes = plt.subplots(1, 3, figsize=(7.5, 2.6))
-    for color, method in zip(("C0", "C1", "C4", "C2", "C3"), methods, strict=True):
+    for color, method in zip(("C0", "C1", "C2", "C3"), methods, strict=True):
         data = next(x["traces"] for key, x in found.items() if key.split("/")[0] == method)
         axes[0].plot(data["step"], data["grad_norm"], color=color, label=method)
         axes[1].plot(data["step"], data["preferred"], color=color)
