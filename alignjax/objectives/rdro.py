@@ -51,7 +51,8 @@ def loss(
       desirable_fraction: desirable share of the training responses, in (0, 1). The recipe binds it.
       reduction: ``class_mean``, Eq. 18; or ``batch_mean``, weight 1 for every response, the mean
         over a mixed batch that published runs minimise. Its pointwise minimiser, p+ if f = 1/2
-        alone, is ``pi_theta / p_ref = f p+ / (f alpha p+ + (1 - f) (1 - alpha) p-)``.
+        alone, is ``pi_theta / p_ref = f p+ / (f alpha p+ + (1 - f) (1 - alpha) p-)``; a policy
+        sums to 1 and ends still farther off (docs/papers/rdro.md).
 
     Returns:
       ``[B]`` losses in nats; `label_metrics`. Where policy equals reference, a response costs
