@@ -208,8 +208,9 @@ def _first_rows(config: Config, rows: Bucketed) -> Batch:
 def implicit_reward(loss: Callable[..., Any]) -> Callable[[Logps], Array]:
     """``[B, K]`` rewards as the loss trains them: its ``beta`` times its ``implicit``.
 
-    Schedules stand at their end. A loss without ``beta`` has 1; one without ``implicit`` has the
-    log-ratio, or the log-probability where there is no reference.
+    Schedules stand at their end. A loss without ``beta`` has 1. One that does not take ``implicit``
+    has that of its own file, with those keywords that the two share, as losses without a reference
+    do; else the log-ratio, or the log-probability where there is no reference.
     """
     last = resolve(loss, jnp.int32(np.iinfo(np.int32).max))
     bound = last.keywords if isinstance(last, functools.partial) else {}
@@ -219,7 +220,11 @@ def implicit_reward(loss: Callable[..., Any]) -> Callable[[Logps], Array]:
         default = known[name].default if name in known else otherwise
         return bound.get(name, default)
 
-    beta, implicit = hyperparameter("beta", 1.0), hyperparameter("implicit", _log_ratio)
+    own = getattr(inspect.getmodule(plain(last)), "implicit", None)
+    if own is not None:
+        shared = [name for name in keywords(own) if name in known]
+        own = functools.partial(own, **{name: hyperparameter(name, None) for name in shared})
+    beta, implicit = hyperparameter("beta", 1.0), hyperparameter("implicit", own or _log_ratio)
     return lambda logps: beta * implicit(logps)
 
 

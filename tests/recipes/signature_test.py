@@ -12,7 +12,20 @@ import pytest
 from alignjax.config import EvaluateConfig, ReferenceConfig
 from alignjax.data import world
 from alignjax.errors import UserError
-from alignjax.objectives import bco, dpo, hps, kto, plackett_luce, rdro, sft
+from alignjax.objectives import (
+    bco,
+    cpo,
+    dpo,
+    hps,
+    kto,
+    orpo,
+    plackett_luce,
+    pro,
+    rdro,
+    rrhf,
+    sft,
+    slic,
+)
 from alignjax.recipes import signature
 from alignjax.recipes.prepared import prepare_data
 from alignjax.types import loss_inputs
@@ -234,6 +247,13 @@ def per_token(logps, *, scale: float = 1.0):
             [-0.5, -1.0],
         ),
         (sft.loss, [2.0, -3.0]),
+        (kto.loss, [0.2, -0.3]),
+        (partial(cpo.loss, beta=0.5), [-2.0, -3.0]),
+        (slic.loss, [-4.0, -6.0]),
+        (orpo.loss, [-1.0, -2.0]),
+        (pro.loss, [-1.0, -2.0]),
+        (rrhf.loss, [-1.0, -2.0]),
+        (partial(rrhf.loss, length_penalty=0.0), [-4.0, -6.0]),
     ],
 )
 def test_rewards_are_those_that_the_loss_trains(loss, wanted):
