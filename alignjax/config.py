@@ -168,8 +168,13 @@ class Config:
                 "loss, reward_loss: wanted one of them (loss trains a policy, reward_loss a reward "
                 f"model), found {found}"
             )
-        if self.reward_loss is not None and self.baseline is not None:
-            raise UserError("baseline: wanted None with reward_loss; a baseline is of log-ratios")
+        if self.reward_loss is not None:
+            for field in ("baseline", "candidates", "evaluate.judge", "evaluate.scorers"):
+                if get(self, field):
+                    raise UserError(
+                        f"{field}: wanted none with reward_loss; it is for policies, and would not "
+                        "be read"
+                    )
         _check_ranges(self)
         _check_rows(self)
         functions = (
@@ -254,11 +259,6 @@ def _check_ranges(config: Config) -> None:
         checks += [
             (0 <= share <= 1, "candidates.max_drop_fraction", "a number in [0, 1]"),
             (bool(config.candidates.scorers), "candidates.scorers", "at least one scorer"),
-            (
-                config.loss is not None,
-                "candidates",
-                "none where there is a reward_loss: lists are made for a policy",
-            ),
             *_sampling_checks("candidates", config.candidates),
         ]
     if sft is not None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from alignjax.config import Config
 from alignjax.errors import UserError, did_you_mean
-from alignjax.fields import keywords, parse
+from alignjax.fields import keywords, parse, plain
 
 
 def load(path: str, overrides: list[str]) -> Config:
@@ -116,9 +116,8 @@ def _apply(value: Any, tree: dict[str, Any], at: str) -> Any:
         known: Any = {f.name: hints[f.name] for f in dataclasses.fields(value)}
         current = {name: getattr(value, name) for name in known}
     elif isinstance(value, functools.partial) or inspect.isfunction(value):
-        function = value.func if isinstance(value, functools.partial) else value
         bound = value.keywords if isinstance(value, functools.partial) else {}
-        parameters = keywords(function)
+        parameters = keywords(plain(value))
         known = {name: p.annotation for name, p in parameters.items()}
         current = {name: bound.get(name, p.default) for name, p in parameters.items()}
     else:

@@ -1,7 +1,7 @@
 """What held-out rows and sampled responses say of a policy, with 95% intervals over prompts."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -185,21 +185,6 @@ def labelled(
         "log_ratio/desirable": mean(ratio, good),
         "log_ratio/undesirable": mean(ratio, bad),
         "labels/accuracies": mean(below, good & (len(others) > 0)),
-    }
-
-
-def judged(
-    samples: Sequence[Sample], judge: Callable[[str, str], dict[str, float]]
-) -> dict[str, Estimate]:
-    """Mean of every score of a judge over samples, rows of one prompt as one cluster.
-
-    A response that did not end is judged as it stands: it is what the policy said.
-    """
-    said = [judge(s.prompt, s.response) for s in samples]
-    prompts = [s.prompt for s in samples]
-    return {
-        name: mean_over_prompts(np.array([scores[name] for scores in said]), prompts)
-        for name in (said[0] if said else {})
     }
 
 

@@ -15,6 +15,16 @@ from typing import Any
 from alignjax.errors import UserError
 
 
+def plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function under a partial, or the function itself."""
+    return function.func if isinstance(function, functools.partial) else function
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """``module.name`` of a function or of the one under a partial, for messages."""
+    return f"{plain(function).__module__}.{plain(function).__name__}"
+
+
 def keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The keyword-only parameters of a function, by name, with annotations that are types."""
     try:

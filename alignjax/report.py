@@ -36,7 +36,10 @@ def print_rows(rows: dict[str, list[str]], columns: Sequence[str], title: str) -
         out.add_column(name, justify="right", no_wrap=True)
     for name, cells in rows.items():
         out.add_row(name, *cells)
-    rich.console.Console().print(out)
+    console = rich.console.Console()
+    # Where there is little room, and in a pipe, lines get long: cells would lose their numbers.
+    needed = console.measure(out, options=console.options.update(max_width=1000)).maximum
+    rich.console.Console(width=max(console.width, needed)).print(out)
 
 
 def print_samples(

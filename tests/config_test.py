@@ -14,12 +14,19 @@ import pytest
 from flax import traverse_util
 
 from alignjax import config as configs
-from alignjax import configfile, optim
-from alignjax.config import Config, DataConfig, check_keywords
+from alignjax import configfile, optim, score
+from alignjax.config import (
+    CandidatesConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    check_keywords,
+)
+from alignjax.data import world
 from alignjax.errors import UserError
 from alignjax.fields import describe, differences, parse
 from alignjax.models.config import ModelConfig, RopeScaling
-from alignjax.objectives import dpo, hps
+from alignjax.objectives import dpo, hps, kto
 from alignjax.types import Array, Logps
 from tests import runs
 
@@ -283,12 +290,21 @@ def test_a_number_out_of_range_names_its_field(override):
 
 
 def test_a_run_trains_a_policy_or_a_reward_model():
-    trained = runs.get_config(loss=None, reward_loss=every_type)
-    assert trained.objective is every_type
+    parts = dict(loss=None, reward_loss=every_type, evaluate=EvaluateConfig())
+    assert runs.get_config(**parts).objective is every_type
     assert runs.get_config().objective.func is dpo.loss
     for changes, found in ((dict(loss=None), "none"), (dict(reward_loss=every_type), "both")):
         with pytest.raises(UserError, match=rf"^loss, reward_loss: wanted one .*, found {found}$"):
             runs.get_config(**changes)
+    scorers = (functools.partial(score.reward_model, path="runs/rm"),)
+    for field, changes in (
+        ("baseline", dict(baseline=kto.baseline)),
+        ("candidates", dict(candidates=CandidatesConfig(scorers=scorers))),
+        ("evaluate.judge", dict(evaluate=EvaluateConfig(judge=world.judge))),
+        ("evaluate.scorers", dict(evaluate=EvaluateConfig(scorers=scorers))),
+    ):
+        with pytest.raises(UserError, match=rf"^{field}: wanted none with reward_loss"):
+            runs.get_config(**{**parts, **changes})
 
 
 def test_epochs_count_only_without_steps():

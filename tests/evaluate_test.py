@@ -177,17 +177,6 @@ def test_kl_is_the_mean_over_samples_with_prompts_as_clusters():
     assert evaluate.tokens(SAMPLES).mean == pytest.approx(5.0)
 
 
-def test_a_judge_sees_every_sample_with_its_prompt():
-    found = evaluate.judged(
-        SAMPLES, lambda prompt, response: {"yes": float(response == "yes"), "b": prompt == "b"}
-    )
-    assert {name: x.mean for name, x in found.items()} == pytest.approx({"yes": 2 / 3, "b": 1 / 3})
-    assert found["yes"].half_width == pytest.approx(
-        by_brute_force([1.0, 0.0, 1.0], ["a", "a", "b"])[1]
-    )
-    assert evaluate.judged([], lambda prompt, response: {}) == {}
-
-
 def test_labelled_responses_are_ranked_over_all_rows():
     ratio = np.array([[1.0, 0.0], [-2.0, 3.0], [0.5, 9.0], [-1.0, 0.5]])
     desirable = np.array([[1, 0], [0, 0], [1, 1], [0, 0]], bool)

@@ -29,6 +29,14 @@ LINES = [
 ] + [{"step": 8, "eval_rewards/accuracies": 0.75}]
 
 
+def test_a_table_keeps_its_numbers_where_there_is_little_room(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    report.print_rows({"a long name": ["0.250 [0.125, 0.375]"] * 3}, ("x", "a", "b", "c"), "title")
+    out = capsys.readouterr().out
+    assert "a long name" in out
+    assert out.count("0.375]") == 3
+
+
 def drawn(monkeypatch):
     """The figures that are saved, kept open to be looked at."""
     import matplotlib.pyplot as plt

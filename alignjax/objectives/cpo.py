@@ -7,6 +7,11 @@ from alignjax.objectives import dpo
 from alignjax.types import Array, Batch, Logps, Metrics
 
 
+def implicit(logps: Logps) -> Array:
+    """CPO's reward s per unit of beta: ``[B, K]`` nats, 0 for absent responses; no reference."""
+    return jnp.where(logps.length > 0, logps.policy, 0.0)
+
+
 def loss(
     logps: Logps, batch: Batch, *, beta: float = 0.1, nll_weight: float = 1.0
 ) -> tuple[Array, Metrics]:
@@ -54,7 +59,7 @@ def loss(
     utils/cpo_trainer.py.
     """
     dpo.check_pairs(logps, "cpo.loss")
-    policy = jnp.where(logps.length > 0, logps.policy, 0.0)
+    policy = implicit(logps)
     compared = (logps.length > 0).all(axis=1)
     reward = beta * policy
     preferred = -jax.nn.log_sigmoid(reward[:, 0] - reward[:, 1])

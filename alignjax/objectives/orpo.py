@@ -11,6 +11,11 @@ from alignjax.types import Array, Batch, Logps, Metrics
 LARGEST = -1e-6
 
 
+def implicit(logps: Logps) -> Array:
+    """What ORPO compares, before it becomes odds: p of Eq. 3, ``[B, K]`` nats per token."""
+    return logps.per_token
+
+
 def loss(logps: Logps, batch: Batch, *, odds_weight: float = 0.1) -> tuple[Array, Metrics]:
     """Imitates the chosen response and raises its odds over the rejected one's.
 
@@ -34,8 +39,9 @@ def loss(logps: Logps, batch: Batch, *, odds_weight: float = 0.1) -> tuple[Array
       odds_weight: lambda, the weight of the odds ratio; > 0.
 
     Returns:
-      ``[B]`` losses in nats per token; `dpo.pair_metrics` with ``odds_weight * p`` as rewards,
-      ``nll_per_token`` and ``log_odds_ratio``. A pair that lacks a response compares nothing.
+      ``[B]`` losses in nats per token; `dpo.pair_metrics` with p as rewards (not the log odds,
+      which order alike), ``nll_per_token`` and ``log_odds_ratio``. A pair that lacks a response
+      compares nothing.
 
     Raises:
       ValueError: K is not 2 (set ``select`` in the config).
@@ -55,13 +61,13 @@ def loss(logps: Logps, batch: Batch, *, odds_weight: float = 0.1) -> tuple[Array
     arXiv 2403.07691; code xfactlab/orpo@0f0abfe, src/orpo_trainer.py.
     """
     dpo.check_pairs(logps, "orpo.loss")
-    score = logps.per_token
+    score = implicit(logps)
     odds = log_odds(score)
     ratio = odds[:, 0] - odds[:, 1]
     compared = (logps.length > 0).all(axis=1)
     nll = -score[:, 0]
     losses = nll - odds_weight * jnp.where(compared, jax.nn.log_sigmoid(ratio), 0.0)
-    metrics = dpo.pair_metrics(odds_weight * score, logps.policy)
+    metrics = dpo.pair_metrics(score, logps.policy)
     return losses, metrics | {"nll_per_token": nll, "log_odds_ratio": ratio}
 
 

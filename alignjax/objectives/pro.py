@@ -8,6 +8,11 @@ from alignjax.objectives.rrhf import best_nll
 from alignjax.types import Array, Batch, Logps, Metrics
 
 
+def implicit(logps: Logps) -> Array:
+    """What PRO ranks responses by: p, ``[B, K]`` nats per token, no reference."""
+    return logps.per_token
+
+
 def loss(logps: Logps, batch: Batch, *, nll_weight: float = 0.05) -> tuple[Array, Metrics]:
     """Makes each response likelier than those ranked below it, and imitates the best one.
 
@@ -58,7 +63,7 @@ def loss(logps: Logps, batch: Batch, *, nll_weight: float = 0.05) -> tuple[Array
     best, negatives = best_and_negatives(batch)
     scores = ranking_scores(batch)
     ranked = scores > -jnp.inf
-    p = logps.per_token
+    p = implicit(logps)
     # [B, k, i]: response k is chosen from itself and the responses i below it.
     below = ranked[:, None, :] & (scores[:, None, :] < scores[:, :, None])
     gap = jnp.where(below, scores[:, :, None] - scores[:, None, :], 0.0)

@@ -57,14 +57,19 @@ def loss(
     """
     best, negatives = best_and_negatives(batch)
     scores = ranking_scores(batch)
-    length = jnp.maximum(logps.length, 1).astype(logps.policy.dtype)
-    p = jnp.where(logps.length > 0, logps.policy, 0.0) / length**length_penalty
+    p = implicit(logps, length_penalty=length_penalty)
     # [B, i, j]: response i is scored below response j.
     below = (scores > -jnp.inf)[:, :, None] & (scores[:, :, None] < scores[:, None, :])
     excess = jnp.where(below, jax.nn.relu(p[:, :, None] - p[:, None, :]), 0.0)
     nll = best_nll(logps, batch)
     losses = rank_weight * excess.sum(axis=(1, 2)) + nll
     return losses, list_metrics(p, logps.policy, best, negatives) | {"nll": nll}
+
+
+def implicit(logps: Logps, *, length_penalty: float = 1.0) -> Array:
+    """p, what RRHF ranks by: ``[B, K]``, log-probability over |y|^length_penalty; no reference."""
+    length = jnp.maximum(logps.length, 1).astype(logps.policy.dtype)
+    return jnp.where(logps.length > 0, logps.policy, 0.0) / length**length_penalty
 
 
 def best_nll(logps: Logps, batch: Batch) -> Array:

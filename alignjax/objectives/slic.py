@@ -21,6 +21,11 @@ from alignjax.objectives import dpo
 from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
 
+def implicit(logps: Logps) -> Array:
+    """What `loss` compares, log P: ``[B, K]`` nats, 0 for absent responses; no reference."""
+    return jnp.where(logps.length > 0, logps.policy, 0.0)
+
+
 def loss(
     logps: Logps, batch: Batch, *, margin: float = 1.0, nll_weight: float = 0.1
 ) -> tuple[Array, Metrics]:
@@ -55,7 +60,7 @@ def loss(
     0.9000
     """
     dpo.check_pairs(logps, "slic.loss")
-    policy = jnp.where(logps.length > 0, logps.policy, 0.0)
+    policy = implicit(logps)
     compared = (logps.length > 0).all(axis=1)
     hinge = jax.nn.relu(margin - policy[:, 0] + policy[:, 1])
     nll = -policy[:, 0]

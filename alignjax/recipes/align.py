@@ -29,7 +29,7 @@ from alignjax.data.batching import Bucketed
 from alignjax.evaluate import Estimate
 from alignjax.faults import fault_point
 from alignjax.fields import describe
-from alignjax.recipes import candidates, evaluation, pretrained, stages, workdirs
+from alignjax.recipes import candidates, evaluation, pretrained, scored, stages, workdirs
 from alignjax.recipes.prepared import Prepared, cache_dir, prepare_data
 from alignjax.recipes.signature import (
     bind_fraction,
@@ -67,6 +67,7 @@ def run(
         fault_point("data", "")
         config = bind_fraction(config, data.train)
         check_objectives(config, data.train)
+        scored.try_out(config, data)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         load_reference = stages.supervised(config, workdir, data, mesh)
         if config.candidates is not None:

@@ -78,8 +78,8 @@ def during(
         kl = evaluate.kl_to_reference(samples)
         found |= {"kl": kl.mean, "kl_half_width": kl.half_width}
     if samples and config.evaluate.judge is not None:
-        judged = evaluate.judged(samples, config.evaluate.judge)
-        found |= {name: x.mean for name, x in judged.items()}
+        said = [(s.prompt, s.response) for s in samples]
+        found |= evaluate.means(scored.judgements(config.evaluate.judge, said))
     return found
 
 
@@ -205,10 +205,9 @@ def sampled(config: Config, data: Prepared, samples: list[Sample]) -> dict[str, 
     prompts = [q.prompt for q in asked]
     tables: dict[str, np.ndarray] = {}  # [prompts, samples]
     if settings.judge is not None:
-        said = [settings.judge(s.prompt, s.response) for s in samples]
-        tables = {
-            name: np.array([x[name] for x in said], np.float64).reshape(-1, n) for name in said[0]
-        }
+        said = [(s.prompt, s.response) for s in samples]
+        found_by_judge = scored.judgements(settings.judge, said)
+        tables = {name: x.reshape(-1, n) for name, x in found_by_judge.items()}
     picking = next(iter(tables.values()), None)
     if settings.scorers:
         records = records_of(data, asked, samples)

@@ -16,7 +16,7 @@ from alignjax.data.prepare import enforce, prepare
 from alignjax.data.records import Receipt, Record, check, check_no_overlap, split_by_prompt
 from alignjax.data.tokenizer import Tokenizer
 from alignjax.errors import UserError
-from alignjax.fields import describe, keywords
+from alignjax.fields import describe, keywords, plain
 
 log = logging.getLogger("alignjax")
 
@@ -40,19 +40,15 @@ def read_records(data: DataConfig, path: str, receipt: Receipt) -> list[Record]:
       UserError: the source wants a path and none is given, or the other way round; or the data
         are bad (file, line, field).
     """
-    wants_path = "path" in keywords(_plain(data.source))
+    wants_path = "path" in keywords(plain(data.source))
     if wants_path and not path:
         raise UserError(
-            f"data.path: {_plain(data.source).__name__} reads files; say which: --set data.path=..."
+            f"data.path: {plain(data.source).__name__} reads files; say which: --set data.path=..."
         )
     if path and not wants_path:
-        raise UserError(f"data.path: {_plain(data.source).__name__} reads no file, found {path!r}")
+        raise UserError(f"data.path: {plain(data.source).__name__} reads no file, found {path!r}")
     source = functools.partial(data.source, path=path) if wants_path else data.source
     return list(check(source(receipt), receipt))
-
-
-def _plain(function: Any) -> Any:
-    return function.func if isinstance(function, functools.partial) else function
 
 
 def split(config: Config, receipts: dict[str, Receipt]) -> tuple[list[Record], list[Record]]:

@@ -1,4 +1,4 @@
-"""What a config's scorers say of records, checked."""
+"""What a config's scorers and its judge say of responses, checked."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -6,8 +6,58 @@ from typing import Any
 
 import numpy as np
 
+from alignjax import score
+from alignjax.config import Config
 from alignjax.data.records import Record
 from alignjax.errors import UserError
+from alignjax.fields import name_of
+from alignjax.recipes.prepared import Prepared
+
+
+def try_out(config: Config, data: Prepared) -> None:
+    """Tries the scorers and the judge before anything is trained: they are used hours later.
+
+    Of a reward model its workdir is looked at; any other scorer, and the judge, are given the
+    first held-out row.
+
+    Raises:
+      UserError: one of them cannot be used.
+    """
+    example = data.asked.dataset[0]
+    record = data.asked_records[example.id]
+    lists = config.candidates.scorers if config.candidates is not None else ()
+    for field, scorers in (
+        ("candidates.scorers", lists),
+        ("evaluate.scorers", config.evaluate.scorers),
+    ):
+        for i, scorer in enumerate(scorers):
+            if isinstance(scorer, functools.partial) and scorer.func is score.reward_model:
+                score.find_reward_model(scorer.keywords["path"])
+            else:
+                scores(scorer, [record], f"{field}[{i}]")
+    if config.evaluate.judge is not None:
+        judgements(config.evaluate.judge, [(example.prompt, example.responses[0])])
+
+
+def judgements(judge: Callable[..., Any], said: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
+    """Every score of ``evaluate.judge`` by its name, ``[S]`` float64 over (prompt, response) pairs.
+
+    Raises:
+      UserError: what it returns is no ``{name: finite number}``, or has other names than before.
+    """
+    name = f"evaluate.judge: {name_of(judge)}"
+    rows: list[dict[str, Any]] = []
+    for prompt, response in said:
+        found = _call(name, judge, prompt, response)
+        names = rows[0] if rows else found
+        if not isinstance(found, dict) or not found or set(found) != set(names):
+            wanted = f"the scores {', '.join(names)}" if rows else "{name: number}, one at least"
+            raise UserError(f"{name}: wanted {wanted}, found {found!r}")
+        bad = {n: x for n, x in found.items() if not _is_finite(x)}
+        if bad:
+            raise UserError(f"{name}: wanted finite numbers, found {bad} for {response!r}")
+        rows.append(found)
+    return {n: np.array([row[n] for row in rows], np.float64) for n in (rows[0] if rows else ())}
 
 
 def scores(scorer: Callable[..., Any], records: Sequence[Record], field: str) -> list[np.ndarray]:
@@ -22,11 +72,10 @@ def scores(scorer: Callable[..., Any], records: Sequence[Record], field: str) ->
       For every record ``[k]`` float64; of M objectives the mean.
 
     Raises:
-      UserError: an array has another shape, or a score is not finite.
+      UserError: the scorer fails, an array has another shape, or a score is not finite.
     """
-    plain = scorer.func if isinstance(scorer, functools.partial) else scorer
-    name = f"{field}: {plain.__module__}.{plain.__name__}"
-    found = scorer(records)
+    name = f"{field}: {name_of(scorer)}"
+    found = _call(name, scorer, records)
     if len(found) != len(records):
         raise UserError(f"{name}: wanted scores of {len(records)} records, found {len(found)}")
     out = []
@@ -44,6 +93,20 @@ def scores(scorer: Callable[..., Any], records: Sequence[Record], field: str) ->
             )
         out.append(array if array.ndim == 1 else array.mean(axis=1))
     return out
+
+
+def _call(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return function(*args)
+    except UserError as error:
+        raise type(error)(f"{name}: {error}") from error
+    except Exception as error:  # a person's own scorer may raise anything
+        raise UserError(f"{name}: {type(error).__name__}: {error}") from error
+
+
+def _is_finite(x: Any) -> bool:
+    array = np.asarray(x)
+    return array.ndim == 0 and array.dtype.kind in "biuf" and bool(np.isfinite(array))
 
 
 def mean_scores(

@@ -16,7 +16,7 @@ import numpy as np
 from alignjax.config import CandidatesConfig, Config
 from alignjax.data.batching import Bucketed, assemble
 from alignjax.errors import UserError
-from alignjax.fields import keywords
+from alignjax.fields import keywords, name_of, plain
 from alignjax.step import resolve
 from alignjax.types import Array, Batch, Logps
 
@@ -52,7 +52,7 @@ def check_objectives(config: Config, rows: Bucketed) -> None:
         and not keeps_cache(config, rows)
     ):
         raise UserError(
-            f"reference.mode: wanted auto, live or none, found 'cache': {_name(config.select)} "
+            f"reference.mode: wanted auto, live or none, found 'cache': {name_of(config.select)} "
             "adds responses whose log-probabilities are in no cache"
         )
     if config.reward_loss is None:
@@ -87,7 +87,7 @@ def _select(field: str, select: Callable[..., Any] | None, batch: Batch) -> Any:
     resolved = resolve(select, jnp.int32(0))
     drawn = _trace(field, select, resolved, jax.random.key(0), batch)
     if not isinstance(drawn, Batch):
-        raise UserError(f"{field}: {_name(select)} returns no Batch")
+        raise UserError(f"{field}: {name_of(select)} returns no Batch")
     return drawn
 
 
@@ -102,7 +102,7 @@ def _baseline(baseline: Callable[..., Any], logps: Logps, batch: Any) -> Batch:
     shape = getattr(found, "shape", type(found))
     if shape != batch.weight.shape:
         raise UserError(
-            f"baseline: {_name(baseline)}: wanted one value per prompt, [B], found {shape} for "
+            f"baseline: {name_of(baseline)}: wanted one value per prompt, [B], found {shape} for "
             f"B={len(batch.weight)}"
         )
     mean: Any = jax.ShapeDtypeStruct(batch.weight.shape, jnp.float32)
@@ -112,11 +112,11 @@ def _baseline(baseline: Callable[..., Any], logps: Logps, batch: Any) -> Batch:
 def _check(field: str, loss: Callable[..., Any], seen: Any, batch: Any) -> None:
     found = _trace(field, loss, resolve(loss, jnp.int32(0)), seen, batch)
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
-        raise UserError(f"{field}: {_name(loss)} must return (losses, metrics), two values")
+        raise UserError(f"{field}: {name_of(loss)} must return (losses, metrics), two values")
     taken = [name for name in found[1] if name in RESERVED]
     if taken:
         raise UserError(
-            f"{field}: {_name(loss)} returns a metric {taken[0]!r}, a name that the step uses "
+            f"{field}: {name_of(loss)} returns a metric {taken[0]!r}, a name that the step uses "
             "itself; call it something else"
         )
     b = len(batch.response_length)
@@ -124,7 +124,7 @@ def _check(field: str, loss: Callable[..., Any], seen: Any, batch: Any) -> None:
     wrong = {n: shape for n, shape in shapes.items() if shape != (b,)}
     if wrong:
         raise UserError(
-            f"{field}: {_name(loss)}: wanted one value per prompt, [B], found shapes {wrong} for "
+            f"{field}: {name_of(loss)}: wanted one value per prompt, [B], found shapes {wrong} for "
             f"B={b}"
         )
 
@@ -135,12 +135,11 @@ def _trace(field: str, function: Callable[..., Any], resolved: Any, *args: Any) 
     except Exception as error:  # a person's own objective may raise anything
         what = " ".join(str(error).split())[:400]
         if not isinstance(error, ValueError):  # ours say all there is to say in ValueErrors
-            plain = function.func if isinstance(function, functools.partial) else function
-            file = inspect.getsourcefile(plain)
+            file = inspect.getsourcefile(plain(function))
             frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
             at = f"{pathlib.Path(frames[-1].filename).name}:{frames[-1].lineno}: " if frames else ""
             what = f"{at}{type(error).__name__}: {what}"
-        raise UserError(f"{field}: {_name(function)} on this data: {what}") from error
+        raise UserError(f"{field}: {name_of(function)} on this data: {what}") from error
 
 
 def drawn_responses(config: Config, rows: Bucketed) -> int:
@@ -183,7 +182,7 @@ def bind_fraction(config: Config, rows: Bucketed) -> Config:
     changes: dict[str, Any] = {}
     for field in ("loss", "baseline"):
         function = getattr(config, field)
-        if function is None or "desirable_fraction" not in keywords(_plain(function)):
+        if function is None or "desirable_fraction" not in keywords(plain(function)):
             continue
         given = function.keywords if isinstance(function, functools.partial) else {}
         if given.get("desirable_fraction") is None:
@@ -206,30 +205,26 @@ def _first_rows(config: Config, rows: Bucketed) -> Batch:
     return assemble(rows.dataset, picked, rows.shapes[rows.assignment[0]])
 
 
-def _name(function: Callable[..., Any]) -> str:
-    plain = _plain(function)
-    return f"{plain.__module__}.{plain.__name__}"
-
-
-def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
-    return function.func if isinstance(function, functools.partial) else function
-
-
 def implicit_reward(loss: Callable[..., Any]) -> Callable[[Logps], Array]:
     """``[B, K]`` rewards as the loss trains them: its ``beta`` times its ``implicit``.
 
-    Schedules stand at their end. A loss without ``beta`` has 1; one without ``implicit`` has the
-    log-ratio, or the log-probability where there is no reference.
+    Schedules stand at their end. A loss without ``beta`` has 1. One that does not take ``implicit``
+    has that of its own file, with those keywords that the two share, as losses without a reference
+    do; else the log-ratio, or the log-probability where there is no reference.
     """
     last = resolve(loss, jnp.int32(np.iinfo(np.int32).max))
     bound = last.keywords if isinstance(last, functools.partial) else {}
-    known = keywords(last.func if isinstance(last, functools.partial) else last)
+    known = keywords(plain(last))
 
     def hyperparameter(name: str, otherwise: Any) -> Any:
         default = known[name].default if name in known else otherwise
         return bound.get(name, default)
 
-    beta, implicit = hyperparameter("beta", 1.0), hyperparameter("implicit", _log_ratio)
+    own = getattr(inspect.getmodule(plain(last)), "implicit", None)
+    if own is not None:
+        shared = [name for name in keywords(own) if name in known]
+        own = functools.partial(own, **{name: hyperparameter(name, None) for name in shared})
+    beta, implicit = hyperparameter("beta", 1.0), hyperparameter("implicit", own or _log_ratio)
     return lambda logps: beta * implicit(logps)
 
 

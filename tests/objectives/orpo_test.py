@@ -27,7 +27,7 @@ def test_value_and_gradient():
     np.testing.assert_allclose(result.losses, expected, rtol=1e-9)
     np.testing.assert_allclose(result.metrics["log_odds_ratio"], np.log(ratio), rtol=1e-9)
     np.testing.assert_allclose(result.metrics["nll_per_token"], -p[:, 0], rtol=1e-9)
-    np.testing.assert_allclose(result.metrics["rewards/chosen"], weight * p[:, 0], rtol=1e-9)
+    np.testing.assert_allclose(result.metrics["rewards/chosen"], p[:, 0], rtol=1e-9)
     # d log odds / d p = 1 / (1 - P)
     pull = weight / (1 + ratio)[:, None] / (1 - np.exp(p)) * [-1, 1] - np.array([1.0, 0.0])
     np.testing.assert_allclose(result.gradient, pull / length / 16, rtol=1e-9)

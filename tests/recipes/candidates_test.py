@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from alignjax import generate, score
-from alignjax.config import CandidatesConfig
+from alignjax.config import CandidatesConfig, EvaluateConfig
 from alignjax.data.records import Message, Receipt, Record, check
 from alignjax.data.sources import lists
 from alignjax.errors import UserError
@@ -29,6 +29,7 @@ def judge(prompt, response):
 
 
 LENGTH = partial(score.judged, judge=judge, name="length")
+RM = partial(score.reward_model, path="nowhere")
 FIRST = partial(score.judged, judge=judge, name=("length", "first"))
 
 
@@ -54,6 +55,11 @@ def base(tmp_path_factory, compiled_here):
     summary = align.run(config(), workdir)
     assert summary["receipt"] == json.loads((workdir / "receipt.json").read_text())
     return workdir, summary
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return prepare_data(config(), tmp_path_factory.mktemp("prepared"))
 
 
 def rows(workdir, side="train"):
@@ -281,6 +287,8 @@ RECORDS = [Record(id="first", prompt="p", responses=("a", "bc"))]
 def test_scores_that_are_none_are_refused_with_the_scorer_s_name(give, message):
     with pytest.raises(UserError, match=rf"^s\[1\]: .*candidates_test\.three: .*{message}"):
         scored.mean_scores((LENGTH, partial(three, give=give)), RECORDS, "s")
+    with pytest.raises(UserError, match=r"s: .*three: KeyError: 'p'$"):
+        scored.scores(partial(three, give=lambda k: {}["p"]), RECORDS, "s")
     with pytest.raises(UserError, match=r"wanted scores of 1 records, found 0"):
         scored.scores(lambda records: [], RECORDS, "s")
     assert scored.mean_scores((LENGTH, LENGTH), RECORDS, "s")[0].tolist() == [1.0, 2.0]
@@ -319,6 +327,49 @@ def test_the_objective_is_tried_on_the_lists_to_come(tmp_path):
     with pytest.raises(UserError, match=r"loss: .*dpo\.loss on this data: .*K=3"):
         align.run(settings, tmp_path)
     assert not (tmp_path / "sft").exists()
+
+
+def no_scores(prompt, response):
+    return {"length": float("nan")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(candidates=CandidatesConfig(scorers=(LENGTH, RM))), r"nowhere holds no run"),
+        (dict(evaluate=EvaluateConfig(scorers=(RM,))), r"nowhere holds no run"),
+        (dict(evaluate=EvaluateConfig(scorers=(partial(three, give=lambda k: np.zeros(k + 1)),))),
+         r"evaluate\.scorers\[0\]: .*three: record '.*' has 2 responses: wanted scores \[2\]"),
+        (dict(candidates=CandidatesConfig(
+            scorers=(partial(score.judged, judge=judge, name="lenght"),))),
+         r"candidates\.scorers\[0\]: .*judged: .*no score 'lenght' \(did you mean 'length'"),
+        (dict(evaluate=EvaluateConfig(judge=no_scores)),
+         r"evaluate\.judge: .*no_scores: wanted finite numbers, found \{'length': nan\}"),
+        (dict(evaluate=EvaluateConfig(judge=lambda prompt, response: {})),
+         r"evaluate\.judge: .*wanted \{name: number\}, one at least, found \{\}"),
+        (dict(evaluate=EvaluateConfig(judge=lambda prompt, response: response.scores)),
+         r"evaluate\.judge: .*: AttributeError: .*'scores'"),
+    ],
+)  # fmt: skip
+def test_scorers_and_judges_that_cannot_be_used_are_named(changes, message, prepared):
+    with pytest.raises(UserError, match=message):
+        scored.try_out(dataclasses.replace(config(), **changes), prepared)
+
+
+def test_scorers_are_tried_before_anything_is_trained(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere holds no run"):
+        align.run(config(scorers=(RM,)), tmp_path)
+    assert not (tmp_path / "sft").exists()
+
+
+def test_a_judge_gives_the_same_scores_of_every_response():
+    def changing(prompt, response):
+        return {"length": len(response), **({"b": 1} if "b" in response else {})}
+
+    found = scored.judgements(judge, [("p", "a"), ("p", "bc")])
+    assert {name: x.tolist() for name, x in found.items()} == {"length": [1, 2], "first": [97, 98]}
+    with pytest.raises(UserError, match=r"changing: wanted the scores length, found .*'b': 1"):
+        scored.judgements(changing, [("p", "a"), ("p", "bc")])
 
 
 @pytest.mark.slow

@@ -29,8 +29,10 @@ STEPS = 8
 
 
 def config(*overrides, **changes):
-    parts = {"loss": None, "reward_loss": bradley_terry.reward_loss, **changes}
-    return dataclasses.replace(runs.changed("train.eval_every=4", *overrides), **parts)
+    policy = runs.changed("train.eval_every=4", *overrides)
+    evaluate = dataclasses.replace(policy.evaluate, judge=None)
+    parts = {"loss": None, "reward_loss": bradley_terry.reward_loss, "evaluate": evaluate}
+    return dataclasses.replace(policy, **{**parts, **changes})
 
 
 @pytest.fixture(scope="module")

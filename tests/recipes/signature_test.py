@@ -9,10 +9,23 @@ import numpy as np
 import optax
 import pytest
 
-from alignjax.config import ReferenceConfig
+from alignjax.config import EvaluateConfig, ReferenceConfig
 from alignjax.data import world
 from alignjax.errors import UserError
-from alignjax.objectives import bco, dpo, hps, kto, plackett_luce, rdro, sft
+from alignjax.objectives import (
+    bco,
+    cpo,
+    dpo,
+    hps,
+    kto,
+    orpo,
+    plackett_luce,
+    pro,
+    rdro,
+    rrhf,
+    sft,
+    slic,
+)
 from alignjax.recipes import signature
 from alignjax.recipes.prepared import prepare_data
 from alignjax.types import loss_inputs
@@ -109,15 +122,16 @@ def test_the_loss_of_a_reward_model_is_given_scores(pairs, lists):
         assert batch.scores is None or batch.scores.shape == wanted
         return scores[:, 0] - scores[:, 1], {}
 
-    def config(rows, **changes):
-        wanted = (2, rows.dataset.response_length.shape[1])
-        loss = partial(margin, wanted=wanted)
-        return runs.get_config(loss=None, reward_loss=loss, **changes)
+    def config(loss, **changes):
+        return runs.get_config(loss=None, reward_loss=loss, evaluate=EvaluateConfig(), **changes)
 
-    signature.check_objectives(config(pairs), pairs)
-    signature.check_objectives(config(lists, data=LISTS), lists)
+    def fitting(rows):
+        return partial(margin, wanted=(2, rows.dataset.response_length.shape[1]))
+
+    signature.check_objectives(config(fitting(pairs)), pairs)
+    signature.check_objectives(config(fitting(lists), data=LISTS), lists)
     with pytest.raises(UserError, match=r"reward_loss: .*mistaken on this data: .*polcy"):
-        signature.check_objectives(runs.get_config(loss=None, reward_loss=mistaken), pairs)
+        signature.check_objectives(config(mistaken), pairs)
 
 
 def test_the_supervised_loss_is_checked_too(pairs):
@@ -233,6 +247,13 @@ def per_token(logps, *, scale: float = 1.0):
             [-0.5, -1.0],
         ),
         (sft.loss, [2.0, -3.0]),
+        (kto.loss, [0.2, -0.3]),
+        (partial(cpo.loss, beta=0.5), [-2.0, -3.0]),
+        (slic.loss, [-4.0, -6.0]),
+        (orpo.loss, [-1.0, -2.0]),
+        (pro.loss, [-1.0, -2.0]),
+        (rrhf.loss, [-1.0, -2.0]),
+        (partial(rrhf.loss, length_penalty=0.0), [-4.0, -6.0]),
     ],
 )
 def test_rewards_are_those_that_the_loss_trains(loss, wanted):
