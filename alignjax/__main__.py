@@ -33,6 +33,7 @@ flags.DEFINE_float("temperature", None, "of generate; 0: greedy", lower_bound=0.
 flags.DEFINE_list("runs", [], "workdirs, with commas between them, for compare")
 flags.DEFINE_string("from", "", "import: folder of a model as transformers saves it")
 flags.DEFINE_string("to", "", "import, export: folder to write; it must not exist")
+flags.DEFINE_bool("adapter", False, "export: a LoRA run's adapters alone, as PEFT has them")
 flags.DEFINE_string("dtype", "", "export: float32 | bfloat16; by default the parameters' own")
 
 VERBS = {
@@ -60,7 +61,7 @@ READS = {  # which flags mean something to which verb
     "describe": CONFIG,
     "data": CONFIG,
     "import": ("from", "to"),
-    "export": ("workdir", "to", "dtype"),
+    "export": ("workdir", "to", "dtype", "adapter"),
 }
 
 
@@ -230,7 +231,7 @@ def _exchange(verb: str) -> int:
     else:
         from alignjax.recipes import export
 
-        export.export(source, FLAGS.to, dtype=FLAGS.dtype)
+        export.export(source, FLAGS.to, dtype=FLAGS.dtype, adapter=FLAGS.adapter)
     return 0
 
 

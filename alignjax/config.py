@@ -15,7 +15,7 @@ from typing import Any
 
 from alignjax.errors import UserError, did_you_mean
 from alignjax.fields import fits, keywords, takes_function, type_name
-from alignjax.models.config import ModelConfig
+from alignjax.models.config import LoraConfig, ModelConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,6 +146,7 @@ class Config:
     baseline: Callable[..., Any] | None = None  # (logps, batch) -> [B], averaged for the loss
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig
+    lora: LoraConfig | None = None  # None: all parameters are trained; else adapters alone
     train: TrainConfig = TrainConfig()
     sft: SftConfig | None = None  # None: the policy starts from fresh parameters
     candidates: CandidatesConfig | None = None  # None: aligned on the data as they are

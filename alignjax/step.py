@@ -13,9 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from alignjax.fields import keywords, takes_function
+from alignjax.models import lora
+from alignjax.models.config import LoraConfig
 from alignjax.types import (
     Array,
     Baseline,
@@ -30,7 +33,7 @@ from alignjax.types import (
 )
 
 Apply = Callable[[Params, Batch], Array]  # -> [B, K] response log-probabilities, nats; or scores
-Forward = Callable[..., Any]  # (params, ref_params, batch, *, apply) -> what the loss sees: `score`
+Forward = Callable[..., Any]  # (params, ref_params, batch, *, apply, key) -> what the loss sees
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
@@ -70,8 +73,16 @@ def resolve(function: Callable[..., Any], step: Array) -> Callable[..., Any]:
     return functools.partial(function.func, *function.args, **bound)
 
 
-def score(params: Params, ref_params: Params | None, batch: Batch, *, apply: Apply) -> Logps:
+def score(
+    params: Params,
+    ref_params: Params | None,
+    batch: Batch,
+    *,
+    apply: Apply,
+    key: Array | None = None,
+) -> Logps:
     """Log-probabilities under policy and reference; the cache wins over the reference's weights."""
+    del key  # nothing is drawn
     reference = batch.ref_logps
     if reference is None and ref_params is not None:
         reference = apply(ref_params, batch)
@@ -81,11 +92,41 @@ def score(params: Params, ref_params: Params | None, batch: Batch, *, apply: App
 
 
 def reward_scores(
-    params: Params, ref_params: Params | None, batch: Batch, *, apply: Apply
+    params: Params,
+    ref_params: Params | None,
+    batch: Batch,
+    *,
+    apply: Apply,
+    key: Array | None = None,
 ) -> Array:
     """What the loss of a reward model sees: ``[B, K]`` scores; there is no reference."""
-    del ref_params
+    del ref_params, key
     return apply(params, batch)
+
+
+def with_adapters(
+    params: Params,
+    base: Params,
+    batch: Batch,
+    *,
+    apply: Apply,
+    key: Array,
+    forward: Forward,
+    config: LoraConfig,
+    live: bool,
+) -> Any:
+    """`score` or `reward_scores` of a base with adapters; the reference is the base itself.
+
+    Args:
+      params: the adapters, which are all that is trained.
+      base: in the place of the reference; a step differentiates and changes none of it.
+      key: of the adapters' dropout; the reference has none.
+      forward: `score` or `reward_scores`.
+      config: the adapters'.
+      live: whether the reference is scored here; else it is in the batch, or there is none.
+    """
+    policy = lora.join(base, params, config, key=key, rows=batch.prompt_id)
+    return forward(policy, base if live else None, batch, apply=apply)
 
 
 def weighted_sums(loss: Array, metrics: Metrics, weight: Array) -> tuple[Array, Metrics]:
@@ -124,7 +165,8 @@ def train_step(
       optimizer: an optax transformation.
       loss: the objective, with hyperparameters bound; bound schedules are resolved here.
       forward: makes the loss's first argument: `score` for a policy, `reward_scores` for a reward
-        model.
+        model; `with_adapters` of either trains adapters. Its key depends on the step and is not
+        the draws'.
       select: draws responses before the forward pass, with a key that depends on the step.
       baseline: values whose mean over the global batch the loss reads, without gradient. With
         ``accumulate`` = 1 it costs no forward pass; else one more over policy and live reference,
@@ -142,19 +184,22 @@ def train_step(
     if select is not None:
         batch = resolve(select, state.step)(jax.random.fold_in(state.key, state.step), batch)
 
+    # Steps are below 2^31: no draw of responses has one of these keys.
+    key = jax.random.fold_in(state.key, state.step.astype(jnp.uint32) + np.uint32(2**31))
+    forward = functools.partial(forward, apply=apply, key=key)
     whole = None
     if baseline is not None:
         baseline = resolve(baseline, state.step)
         if accumulate > 1:
             whole = _mean_baseline(
                 baseline,
-                functools.partial(forward, state.params, ref_params, apply=apply),
+                functools.partial(forward, state.params, ref_params),
                 batch,
                 accumulate,
             )
 
     def objective(params: Params, part: Batch) -> tuple[Array, Metrics]:
-        seen = forward(params, ref_params, part, apply=apply)
+        seen = forward(params, ref_params, part)
         told: Metrics = {}
         if baseline is not None:
             mean = _mean(*_sums(baseline, seen, part)) if whole is None else whole

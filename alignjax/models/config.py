@@ -5,12 +5,13 @@ Kept apart from the flax modules so that reading a config imports neither flax n
 
 import dataclasses
 
-from alignjax.errors import UserError
+from alignjax.errors import UserError, did_you_mean
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
 ROPE_SCALINGS = ("llama3", "linear")
 ACTIVATIONS = ("silu", "gelu_tanh")
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # a layer's projections
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,3 +86,48 @@ class ModelConfig:
         require(self.param_dtype in DTYPES, "param_dtype", " or ".join(DTYPES))
         require(self.remat in REMAT, "remat", " or ".join(REMAT))
         require(self.logits_chunk > 0, "logits_chunk", "a positive number")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Adapters: what is trained in the place of the network's own parameters; see `lora`."""
+
+    rank: int = 16  # r, columns of A and rows of B
+    alpha: float = 32.0  # (x A) B is multiplied by alpha / rank
+    targets: tuple[str, ...] = TARGETS  # projections that get adapters: q k v o gate up down
+    dropout: float = 0.0  # share of the adapters' inputs that a step sets to 0; in [0, 1)
+
+    def __post_init__(self) -> None:
+        for name in self.targets:
+            if name not in TARGETS:
+                near = did_you_mean(name, TARGETS) or did_you_mean(name.split("_")[0], TARGETS)
+                raise UserError(
+                    f"lora.targets: wanted some of {', '.join(TARGETS)}, found {name!r}{near}"
+                )
+        checks = (
+            (self.rank > 0, "rank", "a positive number"),
+            (0 < self.alpha < float("inf"), "alpha", "a positive number"),
+            (0 <= self.dropout < 1, "dropout", "a number in [0, 1)"),
+            (bool(self.targets), "targets", f"some of {', '.join(TARGETS)}"),
+            (len(set(self.targets)) == len(self.targets), "targets", "each name once"),
+        )
+        for ok, field, wanted in checks:
+            if not ok:
+                raise UserError(f"lora.{field}: wanted {wanted}, found {getattr(self, field)!r}")
+
+
+def check_rank(lora: LoraConfig, model: ModelConfig) -> None:
+    """Sees that every adapter is smaller than what it is beside.
+
+    Raises:
+      UserError: names the target whose smaller dimension the rank exceeds.
+    """
+    inner = {"q": model.heads * model.head_dim, "k": model.kv_heads * model.head_dim}
+    inner |= {"v": inner["k"], "o": inner["q"]}
+    for name in lora.targets:
+        limit = min(model.width, inner.get(name, model.mlp_width))
+        if lora.rank > limit:
+            raise UserError(
+                f"lora.rank: wanted {limit} at most, the smaller dimension of {name}, found "
+                f"{lora.rank}"
+            )

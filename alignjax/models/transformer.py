@@ -15,6 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from alignjax.models import lora
 from alignjax.models.attention import attend, rope_frequencies, rotate
 from alignjax.models.config import ModelConfig, RopeScaling
 from alignjax.types import Array, Params
@@ -76,9 +77,15 @@ class Layer(nn.Module):
         c = self.config
         types = dict(dtype=jnp.dtype(c.dtype), param_dtype=jnp.dtype(c.param_dtype))
 
-        def dense(name: str, features: int, use_bias: bool = False, scale: float = 1.0) -> nn.Dense:
+        given = self.variables.get("params", {})
+
+        def dense(
+            name: str, x: Array, features: int, use_bias: bool = False, scale: float = 1.0
+        ) -> Array:
             init = nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
-            return nn.Dense(features, use_bias=use_bias, kernel_init=init, name=name, **types)
+            y = nn.Dense(features, use_bias=use_bias, kernel_init=init, name=name, **types)(x)
+            own = given.get(name, {})
+            return y + lora.low_rank(x, own) if "lora_a" in own else y
 
         def norm(name: str) -> RMSNorm:
             return RMSNorm(c.norm_eps, c.norm_plus_one, name=name, **types)
@@ -87,7 +94,7 @@ class Layer(nn.Module):
         h = norm("attention_norm")(x)
 
         def heads(name: str, count: int) -> Array:
-            y = dense(name, count * c.head_dim, use_bias=c.qkv_bias)(h)
+            y = dense(name, h, count * c.head_dim, use_bias=c.qkv_bias)
             return y.reshape(*y.shape[:2], count, c.head_dim)
 
         q, k, v = heads("q", c.heads), heads("k", c.kv_heads), heads("v", c.kv_heads)
@@ -99,14 +106,14 @@ class Layer(nn.Module):
         q, k = rotate(q, angle), rotate(k, angle)
         mixed, kept = _mix(q, k, v, view, cache, c, full)
         mixed = mixed.reshape(*x.shape[:2], c.heads * c.head_dim)
-        added = dense("o", c.width, scale=residual)(mixed)
+        added = dense("o", mixed, c.width, scale=residual)
         x = x + (norm("attention_out_norm")(added) if c.sandwich_norms else added)
 
         h = norm("mlp_norm")(x)
-        gate = dense("gate", c.mlp_width)(h)
+        gate = dense("gate", h, c.mlp_width)
         gate = nn.silu(gate) if c.activation == "silu" else nn.gelu(gate, approximate=True)
-        h = gate * dense("up", c.mlp_width)(h)
-        added = dense("down", c.width, scale=residual)(h)
+        h = gate * dense("up", h, c.mlp_width)
+        added = dense("down", h, c.width, scale=residual)
         return x + (norm("mlp_out_norm")(added) if c.sandwich_norms else added), kept
 
 

@@ -29,7 +29,15 @@ from alignjax.data.batching import Bucketed
 from alignjax.evaluate import Estimate
 from alignjax.faults import fault_point
 from alignjax.fields import describe
-from alignjax.recipes import candidates, evaluation, pretrained, scored, stages, workdirs
+from alignjax.recipes import (
+    adapters,
+    candidates,
+    evaluation,
+    pretrained,
+    scored,
+    stages,
+    workdirs,
+)
 from alignjax.recipes.prepared import Prepared, cache_dir, prepare_data
 from alignjax.recipes.signature import (
     bind_fraction,
@@ -143,27 +151,31 @@ def _align(
         evaluation.samples_of, config=config, workdir=workdir, data=data, mesh=mesh
     )
     before = sample("before", params=ref_params, ref_params=None, digest=digest)
-    live = ref_params if choice.mode == "live" else None
-    del ref_params  # unless the choice is live, its memory is free from here on
+    load_start = load_reference
+    if config.lora is not None:
+        job, load_start = adapters.trains(job, config, ref_params, live=choice.mode == "live")
+    live = job.ref_params
+    del ref_params  # unless steps are given it, its memory is free from here on
 
     def during(params: Params) -> dict[str, float]:
         # A reference that was put away is read again for the moment: the KL needs it.
         of = load_reference() if live is None and config.evaluate.during else live
-        return evaluation.during(config, data, mesh, params, of, held_out_reference)
+        policy = adapters.whole(config, live, params)
+        return evaluation.during(config, data, mesh, policy, of, held_out_reference)
 
-    state, counts = train.fit(job, load_reference, key, during)
-    job = dataclasses.replace(job, ref_params=None)
-    ref_params = load_reference()
+    state, counts = train.fit(job, load_start, key, during)
+    ref_params = load_reference() if live is None else live
+    params = adapters.whole(config, ref_params, state.params)
     after = sample(
         "after",
-        params=state.params,
+        params=params,
         ref_params=ref_params,
-        digest=checkpoint.tree_digest(state.params),
+        digest=checkpoint.tree_digest(params),
     )
     if checkpoint.tree_digest(ref_params) != digest:
         raise AssertionError("the reference's parameters changed during the run")
     prompts = [data.held_out.dataset[i].prompt for i in range(len(data.held_out.dataset))]
-    policy = stages.held_out_logps(config, data, mesh, state.params, "  held-out rows")
+    policy = stages.held_out_logps(config, data, mesh, params, "  held-out rows")
     end = evaluation.held_out(config, data, policy, held_out_reference)
     table_of: report.Table = {}
     for name, values in end.items():
@@ -175,7 +187,7 @@ def _align(
     if after:
         old, new = (evaluation.sampled(config, data, x) for x in (before, after))
         table_of |= {name: (old[name], new[name]) for name in new}
-    divergence = evaluation.kl(config, data, mesh, state.params, ref_params, after)
+    divergence = evaluation.kl(config, data, mesh, params, ref_params, after)
     if divergence is not None:
         table_of[evaluation.KL] = (Estimate(0.0, 0.0, 0), divergence)
     rest = {

@@ -9,24 +9,32 @@ import alignjax
 from alignjax import checkpoint, sharding
 from alignjax.data import tokenizer as tokenizers
 from alignjax.errors import UserError
-from alignjax.models.config import DTYPES, ModelConfig, RopeScaling
+from alignjax.models import reward_head
+from alignjax.models.config import DTYPES, LoraConfig, ModelConfig, RopeScaling
+from alignjax.models.hf.peft import save_adapters
 from alignjax.models.hf.save import save_model, write_json
-from alignjax.recipes import pretrained, workdirs
+from alignjax.models.lora import merge
+from alignjax.recipes import adapters, pretrained, workdirs
 from alignjax.recipes.workdirs import read_json, versions
+from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
 
 
-def export(workdir: str, to: str, *, dtype: str = "") -> None:
+def export(workdir: str, to: str, *, dtype: str = "", adapter: bool = False) -> None:
     """Writes the policy, or the reward model, of a run's newest checkpoint.
+
+    Adapters are merged into their base, unless they are wanted by themselves.
 
     Args:
       workdir: a run's folder.
       to: a folder that does not exist yet; it appears when all is in it.
       dtype: of the stored tensors; empty: the parameters' own, which makes it bit-equal.
+      adapter: write the adapters alone, in the format of PEFT.
 
     Raises:
-      UserError: no such run, nothing trained yet, a model of no family, or ``to`` exists.
+      UserError: no such run, nothing trained yet, a model of no family, or ``to`` exists; adapters
+        are wanted and there are none, or their base is no model that others have.
     """
     run = pathlib.Path(workdir)
     if not (run / "config.json").is_file():
@@ -37,6 +45,9 @@ def export(workdir: str, to: str, *, dtype: str = "") -> None:
     model = model_config(config, run)
     reward = config.get("reward_loss") is not None
     outputs = _outputs(run) if reward else ()
+    lora = _lora(config)
+    if adapter:
+        _check_adapter(config, run, dtype)
     # Opening the checkpoints removes what a killed save left, so no run may be saving.
     with (
         workdirs.owned(run),
@@ -47,8 +58,18 @@ def export(workdir: str, to: str, *, dtype: str = "") -> None:
             raise UserError(f"{workdir}: no checkpoint yet; run it first")
         record = checkpoint.read_record(store, step)
         mesh = sharding.make_mesh(1, 1, 1)
-        shapes = pretrained.target(model, mesh, objectives=len(outputs))
+        if lora is None:
+            shapes = pretrained.target(model, mesh, objectives=len(outputs))
+        else:
+            shapes = adapters.target(lora, model, mesh, objectives=len(outputs))
         params = checkpoint.restore_params(store, step, shapes)
+        if lora is not None and not adapter:
+            params = _merged(params, lora, model, config, run, record, len(outputs))
+    if lora is not None and adapter:
+        with pretrained.new_folder(to) as made:
+            save_adapters(made, params, lora, model)
+        log.info("%s: the adapters of step %d of %s", to, step, workdir)
+        return
     with pretrained.new_folder(to) as made:
         kept = run / "pretrained"
         tokenizer = _tokenizer_files(config["tokenizer"], run, made)
@@ -82,6 +103,51 @@ def model_config(config: dict[str, Any], run: pathlib.Path) -> ModelConfig:
         return ModelConfig(**fields)
     except TypeError as error:
         raise UserError(f"{run / 'config.json'}: model: of another version ({error})") from None
+
+
+def _lora(config: dict[str, Any]) -> LoraConfig | None:
+    """The LoraConfig in a run's config.json."""
+    fields = config.get("lora")
+    if not fields:
+        return None
+    return LoraConfig(**{**fields, "targets": tuple(fields["targets"])})
+
+
+def _merged(
+    trained: Params,
+    lora: LoraConfig,
+    model: ModelConfig,
+    config: dict[str, Any],
+    run: pathlib.Path,
+    record: dict[str, Any],
+    objectives: int,
+) -> Params:
+    """The whole network of a run's adapters."""
+    base = adapters.base_of(
+        model,
+        config["train"]["seed"],
+        run,
+        sharding.make_mesh(1, 1, 1),
+        sft=config["sft"] is not None,
+        digest=record["identity"]["reference"],
+    )
+    if objectives:
+        base = reward_head.from_language_model(base, objectives=objectives)
+    return merge(base, trained, lora)
+
+
+def _check_adapter(config: dict[str, Any], run: pathlib.Path, dtype: str) -> None:
+    """Sees that a run's adapters mean something without the run."""
+    if not config.get("lora"):
+        raise UserError(f"--adapter: {run} trained a whole network, its config has no lora")
+    if config["sft"] is not None or not config["model"]["path"]:
+        began = "its own supervised stage" if config["sft"] is not None else "random parameters"
+        raise UserError(
+            f"--adapter: the adapters of {run} go beside the result of {began}, which nobody else "
+            "has: export without --adapter merges them"
+        )
+    if dtype:
+        raise UserError("--adapter: takes no --dtype; adapters are float32")
 
 
 def _outputs(run: pathlib.Path) -> tuple[str, ...]:

@@ -2,16 +2,12 @@
 
 import pathlib
 
-import jax
-
-from alignjax import checkpoint, configfile, optim, sharding
+from alignjax import checkpoint, configfile, sharding
 from alignjax.config import Config
 from alignjax.errors import UserError
 from alignjax.fields import describe, differences
-from alignjax.models.transformer import init_params
-from alignjax.recipes import pretrained, workdirs
-from alignjax.step import init_state
-from alignjax.types import Params, TrainState
+from alignjax.recipes import adapters, pretrained, workdirs
+from alignjax.types import Params
 
 ORIGIN = "config_file.json"
 
@@ -83,14 +79,18 @@ def load_policy(config: Config, workdir: str) -> Params:
     Raises:
       UserError: the checkpoint is not there. The folder is to be `workdirs.owned`.
     """
-    steps = _last_step(pathlib.Path(workdir))
+    folder = pathlib.Path(workdir)
+    steps = _last_step(folder)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-
-    def start() -> TrainState:
-        params = init_params(config.model, jax.random.key(0))
-        return init_state(params, optim.make(config.optim, steps), jax.random.key(0))
-
-    shapes = jax.eval_shape(start)
-    target = sharding.abstract(shapes, sharding.shard_tree(shapes, mesh))
-    with checkpoint.open_store(pathlib.Path(workdir) / "checkpoints", keep=1_000_000) as store:
-        return checkpoint.restore(store, steps, target).params
+    if config.lora is None:
+        target = pretrained.target(config.model, mesh)
+    else:
+        target = adapters.target(config.lora, config.model, mesh)
+    with checkpoint.open_store(folder / "checkpoints", keep=1_000_000) as store:
+        digest = checkpoint.read_record(store, steps)["identity"]["reference"]
+        params = checkpoint.restore_params(store, steps, target)
+    if config.lora is None:
+        return params
+    seed, sft = config.train.seed, config.sft is not None
+    base = adapters.base_of(config.model, seed, folder, mesh, sft=sft, digest=digest)
+    return adapters.whole(config, base, params)

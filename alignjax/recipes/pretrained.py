@@ -12,7 +12,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from jax.sharding import Mesh
@@ -22,7 +22,7 @@ from alignjax.config import Config
 from alignjax.data import tokenizer as tokenizers
 from alignjax.errors import UserError
 from alignjax.models import reward_head
-from alignjax.models.config import ModelConfig
+from alignjax.models.config import ModelConfig, check_rank
 from alignjax.models.hf import configjson
 from alignjax.models.hf import load as hf
 from alignjax.models.hf.save import write_json
@@ -43,12 +43,14 @@ def resolve(config: Config) -> Config:
     """The config with the shape and, unless it names another, the tokenizer of ``model.path``.
 
     Raises:
-      UserError: see `alignjax.models.hf.load.resolve`.
+      UserError: see `alignjax.models.hf.load.resolve`; or ``lora.rank`` is too large for the model.
     """
     model = hf.resolve(config.model)
     tokenizer = config.tokenizer
     if model.path and not tokenizer.path:
         tokenizer = dataclasses.replace(tokenizer, path=model.path)
+    if config.lora is not None:
+        check_rank(config.lora, model)
     return dataclasses.replace(config, model=model, tokenizer=tokenizer)
 
 
@@ -71,6 +73,27 @@ def load(config: ModelConfig, mesh: Mesh) -> Params:
     )
     params = checkpoint.load_params(folder / "params", target(stored, mesh))
     return jax.tree.map(lambda x: x.astype(config.param_dtype), params)
+
+
+def fresh(model: ModelConfig, seed: int, mesh: Mesh) -> Callable[[], Params]:
+    """What gives the parameters that a run begins with, from ``model.path`` or from the seed."""
+    if model.path:
+        return functools.partial(load, model, mesh)
+    init = functools.partial(init_params, model, jax.random.key(seed))
+    shards = sharding.shard_tree(jax.eval_shape(init), mesh)
+    made: Callable[[], Params] = jax.jit(init, out_shardings=shards)
+    return made
+
+
+def supervised_params(workdir: pathlib.Path) -> pathlib.Path:
+    """Where a run keeps the parameters that its supervised stage ended with."""
+    return workdir / "sft" / "params"
+
+
+def supervised(model: ModelConfig, workdir: pathlib.Path, mesh: Mesh) -> Callable[[], Params]:
+    """What loads them."""
+    wanted = target(model, mesh)
+    return functools.partial(checkpoint.load_params, supervised_params(workdir), wanted)
 
 
 def import_model(source: str, to: str) -> None:

@@ -30,8 +30,8 @@ from alignjax.data.batching import Bucketed
 from alignjax.errors import UserError
 from alignjax.faults import fault_point
 from alignjax.fields import describe
-from alignjax.models import reward_head
-from alignjax.recipes import pretrained, stages, workdirs
+from alignjax.models import lora, reward_head
+from alignjax.recipes import adapters, pretrained, stages, workdirs
 from alignjax.recipes.prepared import Prepared, prepare_data
 from alignjax.recipes.signature import check_objectives
 from alignjax.step import reward_scores
@@ -111,7 +111,8 @@ def _train(
     loss = config.objective
     if objectives > 1:
         loss = functools.partial(over_objectives, reward_loss=loss, names=names)
-    digest = checkpoint.tree_digest(load_base())
+    base = load_base()
+    digest = checkpoint.tree_digest(base)
     job = dataclasses.replace(
         stages.make_job("reward model", config, workdir, data, mesh, digest),
         params_shape=jax.eval_shape(init, key),
@@ -119,6 +120,14 @@ def _train(
         forward=reward_scores,
         loss=loss,
     )
+
+    def with_head(params: Params) -> Params:
+        return reward_head.from_language_model(params, objectives=objectives)
+
+    load_start: Callable[[], Params] | None = None
+    if config.lora is not None:
+        job, load_start = adapters.trains(job, config, base, live=False, objectives=objectives)
+    base = job.ref_params  # without adapters none: its memory is free from here on
     better = _better(data.held_out)
 
     def rewards(params: Params) -> np.ndarray:
@@ -141,13 +150,16 @@ def _train(
 
     state, counts = train.fit(
         job,
-        lambda: reward_head.from_language_model(load_base(), objectives=objectives),
+        load_start or (lambda: with_head(load_base())),
         key,
-        lambda params: evaluate.means(preferences(rewards(params))),
+        lambda params: evaluate.means(preferences(rewards(adapters.whole(config, base, params)))),
     )
-    checkpoint.save_params(workdir / "params", state.params)
+    params = state.params
+    if config.lora is not None:
+        params = lora.merge(with_head(base), params, config.lora)
+    checkpoint.save_params(workdir / "params", params)
     fault_point("params", "")
-    table = rewards(state.params)
+    table = rewards(params)
     prompts = [data.held_out.dataset[i].prompt for i in range(len(data.held_out.dataset))]
     measured = {
         name: evaluate.mean_over_prompts(values, prompts)
@@ -164,7 +176,7 @@ def _train(
         "reward_model": {
             "objectives": list(names),
             "tokenizer": data.tokenizer.digest,
-            "params": checkpoint.tree_digest(state.params),
+            "params": checkpoint.tree_digest(params),
         },
         **counts,
         "receipt": data.receipt,

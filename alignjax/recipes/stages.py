@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from alignjax import checkpoint, optim, reference, sharding, train
+from alignjax import checkpoint, optim, reference, train
 from alignjax.config import Config
 from alignjax.data.batching import Bucketed, Plan, plan_batches, shuffled
 from alignjax.faults import fault_point
@@ -82,12 +82,7 @@ def supervised(
       What loads the parameters it ended with: those of the reference and of the policy's start.
     """
     key = jax.random.key(config.train.seed)
-    init = functools.partial(init_params, config.model, key)
-    shapes = jax.eval_shape(init)
-    shards = sharding.shard_tree(shapes, mesh)
-    fresh: Callable[[], Params] = jax.jit(init, out_shardings=shards)
-    if config.model.path:
-        fresh = functools.partial(pretrained.load, config.model, mesh)
+    fresh = pretrained.fresh(config.model, config.train.seed, mesh)
     sft = config.sft
     if sft is None:
         return fresh
@@ -107,13 +102,14 @@ def supervised(
             eval_every=0,
         ),
         sft=None,
+        lora=None,
     )
     job = make_job("supervised", stage, workdir / "sft", data, mesh, "none")
     state, counts = train.fit(job, fresh, key)
-    result, told = (workdir / "sft" / name for name in ("params", "summary.json"))
+    told = workdir / "sft" / "summary.json"
     # The summary is written last: with it, the parameters of these very steps are there.
     if not told.is_file() or workdirs.read_json(told)["steps"] != counts["steps"]:
-        checkpoint.save_params(result, state.params)
+        checkpoint.save_params(pretrained.supervised_params(workdir), state.params)
         fault_point("params", "")
         logps = held_out_logps(config, data, mesh, state.params, "supervised, held out")
         tokens = data.held_out.dataset.response_length
@@ -131,7 +127,7 @@ def supervised(
             f" (the truth: {summary['truth_nll_per_response']:.4f})" if sft.truth else "",
             summary["nll_per_token"],
         )
-    return functools.partial(checkpoint.load_params, result, sharding.abstract(shapes, shards))
+    return pretrained.supervised(config.model, workdir, mesh)
 
 
 def _truth(truth: Callable[[str, str], float], rows: Bucketed) -> float:

@@ -1,0 +1,131 @@
+"""LoRA: a frozen base, and beside each targeted projection two thin matrices that are trained.
+
+Equation (Section 4.1)::
+
+    h = W x + (alpha / r) B A x                                                            (3)
+
+Here inputs are rows: a projection gives ``x W + (alpha / r) (x A) B``. W + A B is not formed in
+training: the products with A and B are of their own, and no gradient of W exists.
+
+======================  ==========================================================
+paper                   here
+======================  ==========================================================
+W_0                     ``layers/q/kernel`` and so on, ``[layers, in, out]``
+A, transposed           ``layers/q/lora_a``, ``[layers, in, r]``
+B, transposed           ``layers/q/lora_b``, ``[layers, r, out]``, 0 at the start
+r, alpha                `LoraConfig.rank`, `LoraConfig.alpha`
+======================  ==========================================================
+
+Adapters are a tree of these leaves alone. `join` puts them beside the kernels, where the decoder
+finds them (`transformer.Layer`); the kernels are not copied. At the start policy and base are
+equal bit for bit.
+
+Differs from the paper: A is uniform with variance 1 / (3 in), which the paper leaves open. From
+the authors' code: nothing else. Adapters are float32 whatever the base is: a step of 1e-4 would
+be lost in bfloat16.
+
+Reference: Hu et al., LoRA, arXiv 2106.09685; code microsoft/LoRA.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from alignjax.models.config import LoraConfig
+from alignjax.types import Array, Params
+
+
+def init(config: LoraConfig, base: Params, key: Array) -> Params:
+    """Fresh adapters.
+
+    Args:
+      config: rank and targets.
+      base: the network's parameters, or their shapes.
+      key: PRNG key of the A matrices.
+    """
+    layers = {}
+    for i, name in enumerate(sorted(config.targets)):
+        count, rows, columns = base["layers"][name]["kernel"].shape
+        bound = rows**-0.5
+        shape = (count, rows, config.rank)
+        layers[name] = {
+            "lora_a": jax.random.uniform(jax.random.fold_in(key, i), shape, jnp.float32, -1, 1)
+            * bound,
+            "lora_b": jnp.zeros((count, config.rank, columns), jnp.float32),
+        }
+    return {"layers": layers}
+
+
+def join(
+    base: Params,
+    adapters: Params,
+    config: LoraConfig,
+    *,
+    key: Array | None = None,
+    rows: Array | None = None,
+) -> Params:
+    """One tree for ``apply``: the base's arrays themselves, with the adapters beside them.
+
+    Args:
+      base: the network's parameters.
+      adapters: of `init`; what else is trained (a reward head) takes the base's place.
+      config: alpha / rank goes into B, which is small.
+      key: of this step's dropout; None: no dropout.
+      rows: ``[B]`` int, `Batch.prompt_id`: a row's draws depend on the key and on its number, not
+        on where in a batch or on which device it is.
+    """
+    layers = dict(base["layers"])
+    for i, (name, own) in enumerate(sorted(adapters["layers"].items())):
+        added = {"lora_a": own["lora_a"], "lora_b": own["lora_b"] * (config.alpha / config.rank)}
+        if config.dropout and key is not None and rows is not None:
+            count = len(own["lora_a"])
+            of_row = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+            of_layer = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))
+            added["lora_keys"] = of_layer(of_row, i * count + jnp.arange(count))  # [layers, B]
+            added["lora_dropout"] = jnp.full(count, config.dropout, jnp.float32)
+        layers[name] = {**layers[name], **added}
+    return {**base, **adapters, "layers": layers}
+
+
+def low_rank(x: Array, leaves: dict[str, Any]) -> Array:
+    """``(alpha / r) (x A) B`` of one layer, in x's dtype.
+
+    Args:
+      x: ``[B, S, in]``.
+      leaves: what `join` put beside the kernel, of this layer.
+    """
+    if "lora_keys" in leaves:
+        rate = leaves["lora_dropout"]
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(
+            leaves["lora_keys"]
+        )
+        x = jnp.where(kept, x / (1 - rate), 0.0).astype(x.dtype)
+    return (x @ leaves["lora_a"].astype(x.dtype)) @ leaves["lora_b"].astype(x.dtype)
+
+
+def merge(base: Params, adapters: Params, config: LoraConfig) -> Params:
+    """Full parameters ``W + (alpha / r) A B``: the sum in float32, stored in the base's dtype."""
+    return _add(base, adapters, config.alpha / config.rank)
+
+
+def unmerge(merged: Params, adapters: Params, config: LoraConfig) -> Params:
+    """The base again, up to rounding: ``W - (alpha / r) A B``. Other parameters stay merged."""
+    return _add(merged, adapters, -config.alpha / config.rank)
+
+
+def _add(base: Params, adapters: Params, scale: float) -> Params:
+    layers = dict(base["layers"])
+    rest = {name: x for name, x in adapters.items() if name != "layers"}
+    rest = {
+        name: jax.tree.map(lambda x, y: x.astype(y.dtype), x, base[name])
+        for name, x in rest.items()
+    }
+    for name, own in adapters["layers"].items():
+        kernel = layers[name]["kernel"]
+        wide = jnp.promote_types(kernel.dtype, jnp.float32)
+        product = jnp.einsum(
+            "lir,lro->lio", own["lora_a"].astype(wide), own["lora_b"].astype(wide) * scale
+        )
+        layers[name] = {**layers[name], "kernel": (kernel + product).astype(kernel.dtype)}
+    return {**base, **rest, "layers": layers}
