@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec as P
 from alignjax import sharding
 from alignjax.errors import UserError
 from alignjax.logps import response_logps
-from alignjax.models import reward_head
+from alignjax.models import lora, reward_head
+from alignjax.models.config import LoraConfig
 from alignjax.models.transformer import init_params
 from alignjax.objectives import dpo, kto
 from alignjax.sharding import make_mesh, path_name, put_rows, shard_tree
@@ -51,7 +52,9 @@ def test_every_matrix_has_a_rule_of_its_own():
 
 def test_every_rule_is_used():
     reward_model = jax.eval_shape(lambda: reward_head.init_params(FULL, jax.random.key(0)))
-    trees = (shapes_of(FULL), reward_model)
+    adapters = lora.init(LoraConfig(rank=2), shapes_of(FULL), jax.random.key(0))
+    trees = (shapes_of(FULL), reward_model, adapters)
+    assert unnamed_matrices(adapters) == []
     names = [path_name(p) for tree in trees for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
     assert unnamed_matrices(reward_model) == []
     for i, (pattern, _) in enumerate(sharding.RULES):
