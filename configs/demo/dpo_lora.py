@@ -1,4 +1,4 @@
-"""Direct Preference Optimization of LoRA adapters in the embedded world: `dpo.py`, 12% trained.
+"""Direct Preference Optimization of LoRA adapters in the embedded world: `dpo.py`, 8% trained.
 
 Command:   python -m alignjax run --config=configs/demo/dpo_lora.py --workdir=runs/dpo_lora
 Hardware:  2 CPU cores
