@@ -124,7 +124,8 @@ def test_merged_weights_and_adapters_are_exported(base, tmp_path):
 
 
 def test_a_reward_model_s_adapters_and_head_are_trained(tmp_path):
-    settings = config("evaluate.prompts=0", loss=None, reward_loss=bradley_terry.reward_loss)
+    evaluate = dataclasses.replace(config().evaluate, judge=None)
+    settings = config(loss=None, reward_loss=bradley_terry.reward_loss, evaluate=evaluate)
     summary = reward.run(settings, tmp_path / "rm")
     state = state_of(tmp_path / "rm", 4, objectives=1)
     assert np.abs(state.params["reward"]["kernel"]).max() > 0
