@@ -155,13 +155,12 @@ def fit(
             writer.write(step, values)
 
         rows_done = np.cumsum((job.plan.rows >= 0).sum(axis=1))
-        writer = metrics.Writer(job.workdir, after_step=begin)
         waited = 0.0  # seconds that the host waited for rows since the last line
         batches = read(job.data.dataset, job.plan, start=begin, ref_logps=job.ref_logps)
         late: dict[str, Array] | None = None
         with (
-            contextlib.closing(writer),
             _signals() as caught,
+            contextlib.closing(metrics.Writer(job.workdir, after_step=begin)) as writer,
             metrics.progress(job.name, total, done=begin) as advance,
         ):
             for step in range(begin + 1, total + 1):

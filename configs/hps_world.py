@@ -5,8 +5,7 @@ HPS trains on the lists; the best of 5 samples to held-out prompts is reported, 
 
 Command:   python -m alignjax run --config=configs/hps_world.py --workdir=runs/hps_world
 Hardware:  2 CPU cores
-Time:      5.5 minutes of processor time over both cores (the machine was shared; elapsed time on
-           idle cores: TODO)
+Time:      5.5 minutes of processor time
 Expect:    753 lists to train on, 97 held out; RM_DPO from 0 to 9.17 ± 1.77 at a KL of 2.90 ± 0.13;
            true score of samples from 0.615 ± 0.025 to 0.778 ± 0.030, of the best of 5 from
            0.784 ± 0.020 to 0.861 ± 0.017; BLEU of the best from 36.0 ± 4.9 to 42.7 ± 6.3 (one

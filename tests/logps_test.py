@@ -279,20 +279,20 @@ def responses_see_those_before(monkeypatch):
 
 
 def responses_one_position_late(monkeypatch):
-    inner = transformer.Transformer._angle
+    inner = transformer.Transformer._angles
 
     def mutant(self, position):
         late = jnp.arange(position.shape[1]) >= 7  # P
         return inner(self, position + (late if position.shape[1] == 7 + 3 * 6 else 0))
 
-    monkeypatch.setattr(transformer.Transformer, "_angle", mutant)
+    monkeypatch.setattr(transformer.Transformer, "_angles", mutant)
 
 
 def responses_see_prompt_padding(monkeypatch):
     inner = transformer.attend
 
     def mutant(*args, **shared):
-        if shared:
+        if "shared_mask" in shared:
             shared["shared_mask"] = jnp.ones_like(shared["shared_mask"])
         return inner(*args, **shared)
 
@@ -303,7 +303,9 @@ def prompt_sees_its_padding(monkeypatch):
     inner = transformer.attend
 
     def mutant(query, key, value, mask, **shared):
-        if not shared and query.shape[0] == 3:  # the plain path has 9 rows, and no padding in front
+        if (
+            "shared_mask" not in shared and query.shape[0] == 3
+        ):  # the plain path has 9 rows, and no padding in front
             mask = jnp.tril(jnp.ones(mask.shape[-2:], bool))
         return inner(query, key, value, mask, **shared)
 

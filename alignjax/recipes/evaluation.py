@@ -155,8 +155,13 @@ def kl(
     ref_params: Params,
     samples: list[Sample],
 ) -> Estimate | None:
-    """The policy's KL, of the samples where they are its own, else of some drawn for it."""
+    """The policy's KL, of the samples where they are its own, else of some drawn for it.
+
+    None where ``evaluate.prompts`` asks for no samples.
+    """
     settings = config.evaluate
+    if not settings.prompts:
+        return None
     whole = settings.temperature == 1 and settings.top_p == 1 and settings.top_k == 0
     if not (whole and samples):
         samples = _as_they_are(config, data, mesh, params, ref_params, "sampling, for KL")

@@ -294,7 +294,7 @@ def test_another_config_is_refused_or_told_to_be_taken(stopped, monkeypatch):
         align.run(other, stopped)
     assert caught.value.exit_code == 2
     monkeypatch.setattr(align, "_align", lambda config, *rest: config)
-    assert align.run(other, stopped, allow_config_change=True) is other
+    assert align.run(other, stopped, allow_config_change=True) == other
     assert json.loads((stopped / "config.json").read_text())["loss"]["beta"] == 0.3
 
 
