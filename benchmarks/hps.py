@@ -1,10 +1,12 @@
-"""What a list of n responses costs: HPS draws one and scores two, Plackett-Luce scores all n.
+"""What a list of n responses costs: BT and HPS score two of them, Plackett-Luce scores all n.
 
     python benchmarks/hps.py
 
-One table: seconds per step, relative to n = 2, for HPS (draw before the forward pass) and for
-Plackett-Luce with the prompt run once and repeated, prompts as long as responses. Settings
-alternate; times are medians.
+Two tables, for the pair of best and worst (BT), the pair of best and drawn (HPS; both choose before
+the forward pass) and Plackett-Luce with the prompt run once and repeated, prompts as long as
+responses: milliseconds per step, relative to n = 2; and useful tokens per second: those of the
+prompts, counted once, and of the responses that the loss compares. Settings alternate; times are
+medians.
 """
 
 import functools
@@ -23,7 +25,7 @@ import optax
 from alignjax.logps import response_logps
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import init_params
-from alignjax.objectives import hps, plackett_luce
+from alignjax.objectives import bradley_terry, dpo, hps, plackett_luce
 from alignjax.step import init_state, train_step
 from alignjax.types import Batch
 from benchmarks.plain import plain_logps
@@ -52,11 +54,13 @@ def lists(n: int) -> Batch:
 def compiled(name: str, n: int) -> Any:
     """A function that runs one step and returns its seconds."""
     how: dict[str, Any] = {
-        "hps": dict(apply=response_logps, loss=hps.loss, select=hps.select),
+        "bt": dict(apply=response_logps, loss=dpo.loss, select=bradley_terry.select),
+        "hps": dict(
+            apply=response_logps, loss=hps.loss, select=functools.partial(hps.select, gamma=1.0)
+        ),
         "pl, prompt once": dict(apply=response_logps, loss=plackett_luce.loss, select=None),
         "pl, repeated": dict(apply=plain_logps, loss=plackett_luce.loss, select=None),
     }[name]
-    select = how["select"]
     optimizer = optax.adamw(1e-6)
     params = jax.jit(functools.partial(init_params, MODEL))(jax.random.key(0))
     state = init_state(params, optimizer, jax.random.key(1))
@@ -66,7 +70,7 @@ def compiled(name: str, n: int) -> Any:
             apply=functools.partial(how["apply"], config=MODEL),
             optimizer=optimizer,
             loss=how["loss"],
-            select=None if select is None else functools.partial(select, gamma=1.0),
+            select=how["select"],
         ),
         donate_argnums=0,
     )
@@ -84,7 +88,7 @@ def compiled(name: str, n: int) -> Any:
 
 
 def main() -> None:
-    names, sizes = ("hps", "pl, prompt once", "pl, repeated"), (2, 4, 8, 16)
+    names, sizes = ("bt", "hps", "pl, prompt once", "pl, repeated"), (2, 4, 8, 16)
     runs = {(name, n): compiled(name, n) for name in names for n in sizes}
     times: dict[Any, list[float]] = {key: [] for key in runs}
     for _ in range(REPEATS):
@@ -93,11 +97,19 @@ def main() -> None:
             times[key].append(run())
     kind = jax.devices()[0].device_kind
     print(f"{kind}, jax {jax.__version__}; {PROMPTS} prompts, {TOKENS} + n x {TOKENS} tokens")
-    print(f"{'ms per step (relative to n=2)':<30}" + "".join(f"{f'n={n}':>18}" for n in sizes))
+    head = "".join(f"{f'n={n}':>18}" for n in sizes)
+    print(f"{'ms per step (relative to n=2)':<30}{head}")
+    median = {key: float(np.median(found)) for key, found in times.items()}
     for name in names:
-        base = np.median(times[name, 2])
-        cells = [np.median(times[name, n]) for n in sizes]
-        print(f"{name:<30}" + "".join(f"{c * 1e3:>10.1f} ({c / base:.2f})" for c in cells))
+        cells = [(median[name, n], median[name, n] / median[name, 2]) for n in sizes]
+        print(f"{name:<30}" + "".join(f"{t * 1e3:>10.1f} ({ratio:.2f})" for t, ratio in cells))
+    print(f"{'useful tokens per second':<30}{head}")
+    for name in names:
+        scored = [n if name.startswith("pl") else 2 for n in sizes]
+        rates = [
+            PROMPTS * TOKENS * (1 + k) / median[name, n] for n, k in zip(sizes, scored, strict=True)
+        ]
+        print(f"{name:<30}" + "".join(f"{rate:>18,.0f}" for rate in rates))
 
 
 if __name__ == "__main__":
