@@ -202,6 +202,7 @@ def test_adapters_learn_with_every_kind_of_objective(name):
     assert all(x["lora_b"] > 0 for x in moved.values())
 
 
+@pytest.mark.slow
 def test_a_step_with_dropout_is_the_same_on_a_mesh_in_parts_and_recomputed():
     config = LoraConfig(rank=4, dropout=0.5)
     loss = functools.partial(dpo.loss, beta=0.5)

@@ -31,6 +31,9 @@ def block(language):
     return next(text for kind, text in blocks if kind == language)
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory, compiled):
     """A folder in which every command of the page has been run."""

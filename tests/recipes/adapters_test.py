@@ -17,7 +17,7 @@ from alignjax.objectives import bradley_terry
 from alignjax.recipes import adapters, align, export, finished, pretrained, reward, sampling
 from tests import runs
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
+pytestmark = [pytest.mark.usefixtures("compiled_here"), pytest.mark.slow]
 
 LORA = LoraConfig(rank=2, alpha=8.0, dropout=0.1)
 
