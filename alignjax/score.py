@@ -27,7 +27,7 @@ from alignjax.data.records import DataError, Record
 from alignjax.data.tokenizer import Tokenizer
 from alignjax.errors import UserError, did_you_mean
 from alignjax.models import reward_head
-from alignjax.models.config import ModelConfig, RopeScaling
+from alignjax.models.config import ModelConfig, model_from
 from alignjax.models.hf import configjson
 from alignjax.models.hf import load as hf
 from alignjax.reference import dataset_table
@@ -151,13 +151,7 @@ def find_reward_model(path: str) -> RewardModel:
             f"{folder}: the reward model was trained with tokenizer {said['tokenizer'][:12]}, "
             f"{settings['path'] or trained} is {tokenizer.digest[:12]}"
         )
-    scaling = config["model"]["rope_scaling"]
-    model = ModelConfig(
-        **{
-            **config["model"],
-            "rope_scaling": None if scaling is None else RopeScaling(**scaling),
-        }
-    )
+    model = model_from(config, str(folder / "config.json"))
     return RewardModel(
         folder, model, tokenizer, tuple(said["objectives"]), config["data"], said["params"]
     )

@@ -68,6 +68,7 @@ def fails(*arguments, message, code=2, quiet=True, **more):
             r"--workdir: none holds no run \(no config",
         ),
         (["run", f"--config={runs.__file__}"], r"run wants --workdir=FOLDER"),
+        (["score", "--records=a.jsonl"], r"score wants --reward_model, e.g. --records="),
         (["run", "--confg=x.py"], r"Unknown command line flag 'confg'\. Did you mean: config"),
         (["describe", "--config=configs/demo/dop.py"], r"no file .*dop\.py \(did you mean '"),
         (["describe", f"--config={runs.__file__}", "--set=loss.betta=1"], r"did you mean 'beta'"),

@@ -390,6 +390,13 @@ def prompt_of(row: Row, key: str, chat: bool) -> Prompt:
     return (Message("user", row.text(key)),) if chat else row.text(key)
 
 
+def responses_of(row: Row) -> Record:
+    """A row's ``prompt`` and ``responses`` as they stand, whatever else it holds."""
+    said = [text(x, f"responses[{i}]", row.origin) for i, x in enumerate(row.items("responses"))]
+    prompt = prompt_of(row, "prompt", chat=False)
+    return Record(id=row.id, origin=row.origin, prompt=prompt, responses=tuple(said))
+
+
 def pku(
     receipt: Receipt, *, path: str, preference: str = "better", chat: bool = True
 ) -> Iterator[Record]:

@@ -4,6 +4,7 @@ Kept apart from the flax modules so that reading a config imports neither flax n
 """
 
 import dataclasses
+from typing import Any
 
 from alignjax.errors import UserError, did_you_mean
 
@@ -114,6 +115,25 @@ class LoraConfig:
         for ok, field, wanted in checks:
             if not ok:
                 raise UserError(f"lora.{field}: wanted {wanted}, found {getattr(self, field)!r}")
+
+
+def model_from(run: dict[str, Any], file: str) -> ModelConfig:
+    """The ModelConfig in the config.json that a run wrote.
+
+    Args:
+      run: the file's content.
+      file: its name, for messages.
+
+    Raises:
+      UserError: its fields are those of another version.
+    """
+    fields = dict(run["model"])
+    if fields.get("rope_scaling"):
+        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+    try:
+        return ModelConfig(**fields)
+    except TypeError as error:
+        raise UserError(f"{file}: model: of another version ({error})") from None
 
 
 def check_rank(lora: LoraConfig, model: ModelConfig) -> None:

@@ -10,7 +10,7 @@ from alignjax import checkpoint, sharding
 from alignjax.data import tokenizer as tokenizers
 from alignjax.errors import UserError
 from alignjax.models import reward_head
-from alignjax.models.config import DTYPES, LoraConfig, ModelConfig, RopeScaling
+from alignjax.models.config import DTYPES, LoraConfig, ModelConfig, model_from
 from alignjax.models.hf.peft import save_adapters
 from alignjax.models.hf.save import save_model, write_json
 from alignjax.models.lora import merge
@@ -42,7 +42,7 @@ def export(workdir: str, to: str, *, dtype: str = "", adapter: bool = False) -> 
     config = read_json(run / "config.json")
     if dtype not in ("", *DTYPES):
         raise UserError(f"--dtype: wanted {' or '.join(DTYPES)}, found {dtype!r}")
-    model = model_config(config, run)
+    model = model_from(config, str(run / "config.json"))
     reward = config.get("reward_loss") is not None
     outputs = _outputs(run) if reward else ()
     lora = _lora(config)
@@ -92,17 +92,6 @@ def export(workdir: str, to: str, *, dtype: str = "", adapter: bool = False) -> 
         card = model_card(config, record, step, run.resolve().name)
         (made / "README.md").write_text(card, encoding="utf-8")
     log.info("%s: step %d of %s", to, step, workdir)
-
-
-def model_config(config: dict[str, Any], run: pathlib.Path) -> ModelConfig:
-    """The ModelConfig in a run's config.json."""
-    fields = dict(config["model"])
-    if fields.get("rope_scaling"):
-        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
-    try:
-        return ModelConfig(**fields)
-    except TypeError as error:
-        raise UserError(f"{run / 'config.json'}: model: of another version ({error})") from None
 
 
 def _lora(config: dict[str, Any]) -> LoraConfig | None:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from alignjax import report, score
-from alignjax.data.files import Row, fingerprint, read_rows, text
+from alignjax.data.files import Row, fingerprint, read_rows
 from alignjax.data.records import DataError, Record
-from alignjax.data.sources import prompt_of
+from alignjax.data.sources import responses_of
 from alignjax.errors import NumericalError, UserError
 from alignjax.evaluate import mean_over_prompts
 from alignjax.recipes import workdirs
@@ -90,13 +90,7 @@ def _record(row: Row) -> Record:
             f"{row.origin}: field 'scores' is there already, and scores are written under this "
             "name: rename it"
         )
-    responses = row.items("responses")
-    return Record(
-        id=row.id,
-        origin=row.origin,
-        prompt=prompt_of(row, "prompt", chat=False),
-        responses=tuple(text(x, f"responses[{i}]", row.origin) for i, x in enumerate(responses)),
-    )
+    return responses_of(row)
 
 
 def _line(row: Row, scores: np.ndarray, names: list[str]) -> str:

@@ -10,9 +10,9 @@ import numpy as np
 
 from alignjax import report, score
 from alignjax.config import Config
-from alignjax.data.files import Row, read_rows, text
-from alignjax.data.records import DataError, Record
-from alignjax.data.sources import prompt_of
+from alignjax.data.files import Row, read_rows
+from alignjax.data.records import DataError
+from alignjax.data.sources import responses_of
 from alignjax.errors import UserError
 from alignjax.recipes import scored, workdirs
 from alignjax.winrate import WinRate, win_rate
@@ -98,7 +98,7 @@ def _read(path: str) -> dict[str, Row]:
 def _scores(rows: list[Row], reward_models: Sequence[str], config: Config | None) -> Scores:
     if not reward_models and config is None:
         return _own_scores(rows)
-    records = [_record(row) for row in rows]
+    records = [responses_of(row) for row in rows]
     out: Scores = {}
     for path in reward_models:
         model = functools.partial(score.reward_model, path=path)
@@ -107,20 +107,14 @@ def _scores(rows: list[Row], reward_models: Sequence[str], config: Config | None
         settings = config.evaluate
         if settings.judge is not None:
             judge = settings.judge
-            names = judge(str(records[0].prompt), records[0].responses[0])
-            for name in names:
+            first = (str(records[0].prompt), records[0].responses[0])
+            for name in scored.judgements(judge, [first]):
                 out[name] = score.judged(records, judge=judge, name=name)
         for i, scorer in enumerate(settings.scorers):
             out[f"reward_{i}"] = scored.scores(scorer, records, f"evaluate.scorers[{i}]")
         if not out:
             raise UserError("--config: it has neither evaluate.judge nor evaluate.scorers")
     return out
-
-
-def _record(row: Row) -> Record:
-    said = [text(x, f"responses[{i}]", row.origin) for i, x in enumerate(row.items("responses"))]
-    prompt = prompt_of(row, "prompt", chat=False)
-    return Record(id=row.id, origin=row.origin, prompt=prompt, responses=tuple(said))
 
 
 def _own_scores(rows: list[Row]) -> Scores:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from alignjax import checkpoint, sharding
-from alignjax.models.config import ModelConfig
+from alignjax.models.config import ModelConfig, model_from
 from alignjax.models.hf import load
-from alignjax.recipes import export, pretrained
+from alignjax.recipes import pretrained
 from tests import runs
 from tests.parity.parity_test import HERE, PYTHON, answers, as_batch, ask, compare, ours
 
@@ -66,7 +66,7 @@ def params_of(folder):
 
 def trained(story):
     run = story / "runs" / "mine"
-    config = export.model_config(json.loads((run / "config.json").read_text()), run)
+    config = model_from(json.loads((run / "config.json").read_text()), "config.json")
     with checkpoint.open_store(run / "checkpoints", keep=9) as store:
         step = checkpoint.latest(store)
         target = pretrained.target(config, sharding.make_mesh(1, 1, 1))
