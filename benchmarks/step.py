@@ -31,7 +31,8 @@ from alignjax.data import sources
 from alignjax.data.batching import Shape, assemble, bucket, plan_batches
 from alignjax.data.prepare import prepare
 from alignjax.data.records import Receipt, Record, check
-from alignjax.data.tokenizer import load, train_sentencepiece
+from alignjax.data.tokenizer import load
+from alignjax.data.tokenizer_training import train_sentencepiece
 from alignjax.logps import response_logps
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import init_params

@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ import numpy as np
 
 from alignjax.data import chat
 from alignjax.data.records import DataError, Message, Prompt
+from alignjax.data.tokenizer_kinds import huggingface_parts, sentencepiece_parts
 from alignjax.errors import UserError, did_you_mean
 
 MAX_FILE = 512 * 2**20  # bytes of a tokenizer file
@@ -205,8 +206,8 @@ def load(
     named = {**config["tokens"], **{name: token for name, token in overrides.items() if token}}
     template, template_name = _template(chat_template, config, file)
     chat.check_template(template, template_name)
-    make = _sentencepiece if file.endswith(".model") else _huggingface
-    parts = make(file, content, named)
+    kind = sentencepiece_parts if file.endswith(".model") else huggingface_parts
+    parts = kind(file, content)
 
     ids: dict[str, int | None] = {}
     for name in ("bos_token", "eos_token", "pad_token"):
@@ -257,21 +258,6 @@ def check_ids(name: str, ids: int, rows: int) -> None:
         raise UserError(
             f"model.vocab_size: the tokenizer {name} has {ids} ids, the model embeds {rows}"
         )
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """What the two kinds of tokenizer have in common."""
-
-    vocab_size: int
-    specials: dict[str, int]
-    default_ids: dict[str, int]
-    token_to_id: Callable[[str], int | None]
-    id_to_token: Callable[[int], str]
-    adds_bos: Callable[[int | None], bool]
-    encode: Callable[[str, bool], list[int]]  # (text, starts the sequence) -> ids, specials off
-    encode_rendered: Callable[[str, bool], list[int]] | None  # the same with specials, if it can
-    decode: Callable[[list[int]], str]
 
 
 def _model_file(path: str) -> str:
@@ -357,194 +343,3 @@ def _template(given: str, config: dict[str, Any], file: str) -> tuple[str, str]:
     if config.get("template"):
         return config["template"], config["file"]
     return chat.PLAIN_TEMPLATE, file
-
-
-def _sentencepiece(file: str, content: bytes, named: dict[str, str]) -> _Parts:
-    import sentencepiece
-    from sentencepiece import sentencepiece_model_pb2
-
-    schema: Any = sentencepiece_model_pb2
-    damaged = UserError(f"{file}: not a sentencepiece model, or a damaged one")
-    try:
-        model = schema.ModelProto.FromString(content)
-    except Exception:  # protobuf's DecodeError, whose module differs between versions
-        raise damaged from None
-    # The pieces come first in the file: a cut one can still parse, without what follows them.
-    if not model.pieces or not model.HasField("normalizer_spec"):
-        raise damaged
-    try:
-        start = sentencepiece.SentencePieceProcessor(model_proto=content)
-        model.normalizer_spec.add_dummy_prefix = False
-        rest = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
-    except (RuntimeError, ValueError):
-        raise damaged from None
-    kinds = schema.ModelProto.SentencePiece
-    specials, defined = {}, []
-    for index, piece in enumerate(model.pieces):
-        if piece.type == kinds.CONTROL:
-            specials[piece.piece] = index
-        # Other user-defined pieces are ordinary text (line breaks, runs of spaces, digits).
-        elif piece.type == kinds.USER_DEFINED and re.fullmatch(r"<.+>|\[.+\]", piece.piece):
-            specials[piece.piece] = index
-            defined.append(piece.piece)
-    # Control pieces are never produced from text; user-defined ones always are, unless broken up.
-    breaks = re.compile("|".join(f"(?<={re.escape(p[0])})(?={re.escape(p[1:])})" for p in defined))
-
-    def encode(text: str, first: bool) -> list[int]:
-        processor = start if first else rest
-        if not defined or not any(piece in text for piece in defined):
-            return processor.encode(text)
-        ids: list[int] = []
-        for part in breaks.split(text):
-            ids.extend((rest if ids else processor).encode(part))
-        return ids
-
-    defaults = {
-        "bos_token": start.bos_id(),
-        "eos_token": start.eos_id(),
-        "pad_token": start.pad_id(),
-    }
-    unknown = start.unk_id()
-
-    def token_to_id(token: str) -> int | None:
-        index = start.piece_to_id(token)
-        return None if index == unknown and token != start.id_to_piece(unknown) else index
-
-    return _Parts(
-        vocab_size=start.get_piece_size(),
-        specials=specials,
-        default_ids={name: index for name, index in defaults.items() if index >= 0},
-        token_to_id=token_to_id,
-        id_to_token=start.id_to_piece,
-        adds_bos=lambda bos_id: bos_id is not None,
-        encode=encode,
-        encode_rendered=None,
-        decode=start.decode,
-    )
-
-
-def _without_prefix(node: Any) -> Any:
-    """A tokenizer.json that puts no space before a text which continues another."""
-    if isinstance(node, list):
-        return [_without_prefix(item) for item in node]
-    if not isinstance(node, dict):
-        return node
-    node = {key: _without_prefix(value) for key, value in node.items()}
-    if node.get("type") == "Sequence" and "normalizers" in node:
-        node["normalizers"] = [n for n in node["normalizers"] if n is not None]
-    if node.get("type") == "Prepend":
-        return None
-    if node.get("type") == "Metaspace":
-        node.update(prepend_scheme="never")
-        node.pop("add_prefix_space", None)
-    elif "add_prefix_space" in node:
-        node["add_prefix_space"] = False
-    return node
-
-
-def _huggingface(file: str, content: bytes, named: dict[str, str]) -> _Parts:
-    import tokenizers
-
-    try:
-        settings = json.loads(content)
-        start = tokenizers.Tokenizer.from_str(content.decode())
-        changed = {
-            key: _without_prefix(settings.get(key)) for key in ("normalizer", "pre_tokenizer")
-        }
-        # Another tokenizer only where it differs: a large vocabulary takes long to load.
-        same = all(settings.get(key) == value for key, value in changed.items())
-        continued = content.decode() if same else json.dumps({**settings, **changed})
-        rest = start if same else tokenizers.Tokenizer.from_str(continued)
-        start_text = tokenizers.Tokenizer.from_str(content.decode())
-        rest_text = start_text if same else tokenizers.Tokenizer.from_str(continued)
-    except Exception as error:  # the library raises plain Exception
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{file}: not a usable tokenizer.json ({reason})") from None
-    for tokenizer in (start, rest, start_text, rest_text):
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-    start_text.encode_special_tokens = rest_text.encode_special_tokens = True
-    added = start.get_added_tokens_decoder()
-    specials = {token.content: index for index, token in added.items() if token.special}
-
-    def encode(text: str, first: bool) -> list[int]:
-        return (start_text if first else rest_text).encode(text, add_special_tokens=False).ids
-
-    def encode_rendered(text: str, first: bool) -> list[int]:
-        return (start if first else rest).encode(text, add_special_tokens=False).ids
-
-    ends = start.encode("a", add_special_tokens=True).ids
-    plain = start.encode("a", add_special_tokens=False).ids
-    defaults = {}
-    if len(ends) > len(plain):
-        if ends[0] in added and ends[0] != plain[0]:
-            defaults["bos_token"] = ends[0]
-        if ends[-1] in added and ends[-1] != plain[-1]:
-            defaults["eos_token"] = ends[-1]
-    adds_bos = defaults.get("bos_token")
-    return _Parts(
-        vocab_size=max(start.get_vocab(with_added_tokens=True).values()) + 1,
-        specials=specials,
-        default_ids=defaults,
-        token_to_id=start.token_to_id,
-        id_to_token=lambda index: start.id_to_token(index) or "",
-        adds_bos=lambda bos_id: bos_id is not None and bos_id == adds_bos,
-        encode=encode,
-        encode_rendered=encode_rendered,
-        decode=lambda ids: start.decode(ids, skip_special_tokens=True),
-    )
-
-
-def train_sentencepiece(texts: Iterable[str], *, vocab_size: int, path: str) -> None:
-    """Trains a BPE model and writes it to ``path``, all or nothing.
-
-    The model is lossless: no normalisation, no added space, bytes for characters it has not seen.
-    Ids: 0 pad, 1 EOS, 2 unknown, 3 BOS, then 256 bytes, then pieces. The same texts give the same
-    bytes. ``vocab_size`` is an upper limit; few texts give fewer pieces.
-
-    Raises:
-      UserError: no text, or ``vocab_size`` too small for the bytes and characters of the texts.
-    """
-    import io
-
-    import sentencepiece
-
-    if vocab_size < 300:
-        raise UserError(f"tokenizer: vocab_size is {vocab_size}, expected at least 300")
-    model = io.BytesIO()
-    lines = (line for text in texts for line in _sentences(text))
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type="bpe",
-            byte_fallback=True,
-            pad_id=0,
-            eos_id=1,
-            unk_id=2,
-            bos_id=3,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            hard_vocab_limit=False,
-            max_sentence_length=2**16,
-            num_threads=1,
-            minloglevel=2,
-        )
-    except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"tokenizer: sentencepiece could not be trained ({reason})") from None
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "wb") as file:
-        file.write(model.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _sentences(text: str) -> list[str]:
-    """Pieces short enough for the trainer, which skips what is longer; it loses no characters."""
-    size = 2**14  # characters; at most 4 bytes each
-    return [text[start : start + size] for start in range(0, len(text), size)]

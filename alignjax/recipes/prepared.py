@@ -10,6 +10,7 @@ from typing import Any
 
 from alignjax.config import Config, DataConfig
 from alignjax.data import tokenizer as tokenizers
+from alignjax.data import tokenizer_training
 from alignjax.data.batching import Bucketed, bucket
 from alignjax.data.files import fingerprint
 from alignjax.data.prepare import enforce, prepare
@@ -86,7 +87,7 @@ def load_tokenizer(config: Config, workdir: pathlib.Path, train: list[Record]) -
         path = str(workdir / "tokenizer.model")
         if not pathlib.Path(path).is_file():
             texts = (text for record in train for text in _texts(record))
-            tokenizers.train_sentencepiece(texts, vocab_size=settings.vocab_size, path=path)
+            tokenizer_training.train_sentencepiece(texts, vocab_size=settings.vocab_size, path=path)
     tokenizer = tokenizers.load(path, chat_template=settings.chat_template)
     tokenizers.check_ids(path, tokenizer.vocab_size, config.model.vocab_size)
     return tokenizer

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from alignjax.data import files, prepare, sources, tokenizer
+from alignjax.data import files, prepare, sources, tokenizer, tokenizer_training
 from alignjax.data.prepare import enforce
 from alignjax.data.records import DataError, Message, Receipt, Record, check
 from alignjax.errors import UserError
@@ -21,7 +21,7 @@ from alignjax.errors import UserError
 def tok(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("sp") / "t.model")
     texts = [f"number {i} is a fine number, he said\n" for i in range(100)]
-    tokenizer.train_sentencepiece(texts, vocab_size=400, path=path)
+    tokenizer_training.train_sentencepiece(texts, vocab_size=400, path=path)
     return tokenizer.load(path)
 
 

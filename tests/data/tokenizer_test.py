@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignjax.data import sources, tokenizer
+from alignjax.data import sources, tokenizer, tokenizer_kinds, tokenizer_training
 from alignjax.data.records import DataError, Message, Receipt, check
 from alignjax.errors import UserError
 
@@ -21,7 +21,7 @@ USER = (Message("user", "how much is it?"),)
 @pytest.fixture(scope="module")
 def sp_path(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("sp") / "t.model")
-    tokenizer.train_sentencepiece(TEXTS, vocab_size=400, path=path)
+    tokenizer_training.train_sentencepiece(TEXTS, vocab_size=400, path=path)
     return path
 
 
@@ -105,7 +105,7 @@ def test_one_bos_one_eos_and_the_text_comes_back(all_kinds):
 
 
 def test_a_space_put_before_responses_would_be_noticed(prepending, monkeypatch):
-    monkeypatch.setattr(tokenizer, "_without_prefix", lambda node: node)
+    monkeypatch.setattr(tokenizer_kinds, "_without_prefix", lambda node: node)
     tok = tokenizer.load(prepending, eos="</s>")
     encoded = tok.encode("It is $", ["5"])
     assert tok.decode([*encoded.prompt_ids, *encoded.response_ids[0]]) == "It is $ 5"
@@ -116,7 +116,9 @@ def test_every_real_dialogue_comes_back(data_dir, tmp_path):
     receipt = Receipt()
     rows = list(check(sources.hh(receipt, path=path), receipt))
     model = str(tmp_path / "hh.model")
-    tokenizer.train_sentencepiece((row.prompt for row in rows), vocab_size=1000, path=model)
+    tokenizer_training.train_sentencepiece(
+        (row.prompt for row in rows), vocab_size=1000, path=model
+    )
     tok = tokenizer.load(model)
     for row in rows:
         encoded = tok.encode(row.prompt, row.responses)
@@ -126,7 +128,7 @@ def test_every_real_dialogue_comes_back(data_dir, tmp_path):
 
 def test_training_is_deterministic_and_lossless(sp_path, tmp_path):
     again = str(tmp_path / "again" / "t.model")
-    tokenizer.train_sentencepiece(TEXTS, vocab_size=400, path=again)
+    tokenizer_training.train_sentencepiece(TEXTS, vocab_size=400, path=again)
     assert Path(sp_path).read_bytes() == Path(again).read_bytes()
     assert [p.name for p in (tmp_path / "again").iterdir()] == ["t.model"]
     tok = tokenizer.load(again)
@@ -139,9 +141,9 @@ def test_training_is_deterministic_and_lossless(sp_path, tmp_path):
 def test_training_needs_text_and_room(tmp_path):
     path = str(tmp_path / "t.model")
     with pytest.raises(UserError, match="vocab_size is 10, expected at least 300"):
-        tokenizer.train_sentencepiece(TEXTS, vocab_size=10, path=path)
+        tokenizer_training.train_sentencepiece(TEXTS, vocab_size=10, path=path)
     with pytest.raises(UserError, match="could not be trained"):
-        tokenizer.train_sentencepiece([], vocab_size=400, path=path)
+        tokenizer_training.train_sentencepiece([], vocab_size=400, path=path)
     assert not list(tmp_path.iterdir())
 
 
@@ -271,7 +273,7 @@ def test_default_template_and_template_files(sp_path, tmp_path):
 def test_digest_follows_everything_that_changes_ids(sp_path, byte_level, tmp_path):
     folder = str(byte_level[0])
     other = str(tmp_path / "other.model")
-    tokenizer.train_sentencepiece([*TEXTS, "zebra " * 9], vocab_size=400, path=other)
+    tokenizer_training.train_sentencepiece([*TEXTS, "zebra " * 9], vocab_size=400, path=other)
     digests = [
         tokenizer.load(sp_path).digest,
         tokenizer.load(other).digest,

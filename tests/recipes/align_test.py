@@ -308,7 +308,7 @@ def test_other_data_or_another_tokenizer_are_refused(stopped, monkeypatch):
 
     (stopped / "config.json").unlink()
     model = stopped / "tokenizer.model"
-    from alignjax.data.tokenizer import train_sentencepiece
+    from alignjax.data.tokenizer_training import train_sentencepiece
 
     model.unlink()
     texts = (f"{world.prompt_text(1, i)} and other words {i}" for i in range(300))
