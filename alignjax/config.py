@@ -87,17 +87,32 @@ class SftConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CandidatesConfig:
-    """Lists to align on: responses of the supervised policy to every prompt, and their scores."""
+class SamplingConfig:
+    """How responses are drawn: the fields that all who sample share, under the names HF gives them.
+
+    Log-probabilities of what was drawn are the policy's own, whatever is set here.
+    """
+
+    samples: int = 4  # responses per prompt
+    max_new_tokens: int = 64  # a response that is not over by then is cut, and counted
+    temperature: float = 1.0  # 0: greedy
+    top_k: int = 0  # 0: all ids
+    top_p: float = 1.0  # the likeliest ids that reach this probability together; in (0, 1]
+    min_p: float = 0.0  # drops ids less likely than this share of the likeliest one; in [0, 1]
+    repetition_penalty: float = 1.0  # of ids in prompt or response so far; > 0, above 1 discourages
+    batch_size: int = 32  # prompts per batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CandidatesConfig(SamplingConfig):
+    """Lists to align on: responses of the supervised policy to every prompt, and their scores.
+
+    What is kept when a run is killed is whole batches.
+    """
 
     scorers: tuple[Callable[..., Any], ...]  # alignjax.score; a response gets their mean
     samples: int = 8  # responses per prompt
     keep_own: bool = False  # the data's own responses come first in the list
-    max_new_tokens: int = 64  # one cut for lack of room is kept as it stands, and counted
-    temperature: float = 1.0  # 0: greedy
-    top_p: float = 1.0
-    top_k: int = 0  # 0: all ids
-    batch_size: int = 32  # prompts per batch; what is kept when a run is killed is whole batches
     max_drop_fraction: float = 0.1  # stop when a larger share of prompts gives no list; in [0, 1]
 
 
@@ -118,20 +133,17 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """What is measured before and after. Accuracy and margins need only held-out rows."""
+class EvaluateConfig(SamplingConfig):
+    """What is measured before and after. Accuracy and margins need only held-out rows.
+
+    Rows are scored ``batch_size`` at a time, too.
+    """
 
     judge: Callable[..., Any] | None = None  # (prompt, response) -> {name: score}; needs samples
     scorers: tuple[Callable[..., Any], ...] = ()  # alignjax.score: models not trained against
     prompts: int = 128  # held-out prompts that responses are sampled for; 0: no sampling
-    samples: int = 4  # responses per prompt
     best_of: int = 0  # the best of a prompt's first so many samples is reported; 0: of all
     during: int = 16  # prompts sampled at every evaluation during training; 0: none
-    max_new_tokens: int = 64
-    temperature: float = 1.0  # 0: greedy
-    top_p: float = 1.0
-    top_k: int = 0  # 0: all ids
-    batch_size: int = 32  # prompts per batch when scoring and sampling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -274,17 +286,19 @@ def _check_ranges(config: Config) -> None:
             raise UserError(f"{field}: wanted {wanted}, found {get(config, field)!r}")
 
 
-def _sampling_checks(
-    field: str, settings: EvaluateConfig | CandidatesConfig
-) -> list[tuple[bool, str, str]]:
-    return [
-        (settings.samples > 0, f"{field}.samples", "a positive number"),
-        (settings.max_new_tokens > 0, f"{field}.max_new_tokens", "a positive number"),
-        (0 <= settings.temperature < math.inf, f"{field}.temperature", "a number >= 0"),
-        (0 < settings.top_p <= 1, f"{field}.top_p", "a number in (0, 1]"),
-        (settings.top_k >= 0, f"{field}.top_k", "a number >= 0"),
-        (settings.batch_size > 0, f"{field}.batch_size", "a positive number"),
+def _sampling_checks(field: str, settings: SamplingConfig) -> list[tuple[bool, str, str]]:
+    s = settings
+    checks = [
+        (s.samples > 0, "samples", "a positive number"),
+        (s.max_new_tokens > 0, "max_new_tokens", "a positive number"),
+        (0 <= s.temperature < math.inf, "temperature", "a number >= 0"),
+        (s.top_k >= 0, "top_k", "a number >= 0"),
+        (0 < s.top_p <= 1, "top_p", "a number in (0, 1]"),
+        (0 <= s.min_p <= 1, "min_p", "a number in [0, 1]"),
+        (0 < s.repetition_penalty < math.inf, "repetition_penalty", "a positive number"),
+        (s.batch_size > 0, "batch_size", "a positive number"),
     ]
+    return [(ok, f"{field}.{name}", wanted) for ok, name, wanted in checks]
 
 
 def _check_rows(config: Config) -> None:

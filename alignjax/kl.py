@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from alignjax.mixture import Mixture, mixed, policies_of
+from alignjax.models.attention import soft_cap
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import Transformer, unembedding
 from alignjax.types import Array, Batch, Params
@@ -13,7 +15,7 @@ from alignjax.types import Array, Batch, Params
 
 @functools.partial(jax.jit, static_argnames="config")
 def against(
-    params: Params, ref_params: Params, batch: Batch, *, config: ModelConfig
+    params: Params | Mixture, ref_params: Params, batch: Batch, *, config: ModelConfig
 ) -> tuple[Array, Array]:
     """The reference's log-probability of responses, and the policy's divergence along them.
 
@@ -25,7 +27,7 @@ def against(
     mean of ``log pi(y) - log ref(y)``, never negative, and varies much less.
 
     Args:
-      params: the policy.
+      params: the policy, or a mixture of policies.
       ref_params: the reference, of the same shape.
       batch: B prompts with K responses each.
       config: the networks' shape; ``logits_chunk`` positions are projected at a time.
@@ -51,22 +53,21 @@ def against(
         x = jnp.pad(x, fill)
         return jnp.moveaxis(x.reshape(*x.shape[:2], parts, size, *x.shape[3:]), 2, 0)
 
-    tables = [unembedding(p, config) for p in (params, ref_params)]
+    networks = (*policies_of(params), ref_params)
 
-    def one(part: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        *both, ids = part
-        ours, theirs = (
-            jax.nn.log_softmax(
-                jnp.einsum(
-                    "bkrd,vd->bkrv", h, t.astype(h.dtype), preferred_element_type=jnp.float32
-                )
-            )
-            for h, t in zip(both, tables, strict=True)
-        )
+    def one(part: tuple[Array, ...]) -> tuple[Array, Array]:
+        *states, ids = part
+        *each, reference = (logits(h, p) for h, p in zip(states, networks, strict=True))
+        ours, theirs = jax.nn.log_softmax(mixed(params, each)), jax.nn.log_softmax(reference)
         chosen = jnp.take_along_axis(theirs, ids[..., None], axis=-1)[..., 0]
         return chosen, jnp.sum(jnp.exp(ours) * (ours - theirs), axis=-1)
 
-    found = jax.lax.map(one, (hidden(params), hidden(ref_params), chunks(target)))
+    def logits(h: Array, p: Params) -> Array:
+        table = unembedding(p, config).astype(h.dtype)
+        out = jnp.einsum("bkrd,vd->bkrv", h, table, preferred_element_type=jnp.float32)
+        return soft_cap(out, config.logit_softcap)
+
+    found = jax.lax.map(one, (*map(hidden, networks), chunks(target)))
     b, k = target.shape[:2]
     logps, kl = (jnp.moveaxis(x, 0, 2).reshape(b, k, parts * size)[..., :r] for x in found)
     return jnp.where(mask, logps, 0.0).sum(-1), jnp.where(mask, kl, 0.0).sum(-1)

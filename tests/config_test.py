@@ -279,7 +279,7 @@ def test_every_field_refuses_a_wrong_type(path):
         *("sft.batch_size=0", "sft.learning_rate=-1", "reference.mode=cached", "mesh.data=0"),
         *("evaluate.prompts=-1", "evaluate.samples=0", "evaluate.max_new_tokens=0"),
         *("evaluate.temperature=-1", "evaluate.top_p=0", "evaluate.top_k=-1"),
-        "evaluate.batch_size=0",
+        *("evaluate.min_p=2", "evaluate.repetition_penalty=0", "evaluate.batch_size=0"),
     ],
 )
 def test_a_number_out_of_range_names_its_field(override):

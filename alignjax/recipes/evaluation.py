@@ -21,7 +21,7 @@ from alignjax.data.records import Record
 from alignjax.evaluate import Estimate
 from alignjax.faults import fault_point
 from alignjax.fields import describe
-from alignjax.generate import Question, Sample, questions, respond
+from alignjax.generate import Question, Sample, questions, respond, undistorted
 from alignjax.recipes import scored, stages, workdirs
 from alignjax.recipes.prepared import Prepared
 from alignjax.recipes.signature import implicit_reward
@@ -91,7 +91,6 @@ def _as_they_are(
     ref_params: Params | None,
     title: str,
 ) -> list[Sample]:
-    """Samples of the policy itself: temperature 1, no ids cut off."""
     settings = config.evaluate
     if not settings.during:
         return []
@@ -103,9 +102,7 @@ def _as_they_are(
         questions(data.asked, settings.during),
         model=config.model,
         tokenizer=data.tokenizer,
-        settings=dataclasses.replace(
-            settings, temperature=1.0, top_p=1.0, top_k=0, batch_size=fitting
-        ),
+        settings=dataclasses.replace(undistorted(settings), batch_size=fitting),
         key=jax.random.key(config.train.seed),
         mesh=mesh,
         title=title,
@@ -162,8 +159,7 @@ def kl(
     settings = config.evaluate
     if not settings.prompts:
         return None
-    whole = settings.temperature == 1 and settings.top_p == 1 and settings.top_k == 0
-    if not (whole and samples):
+    if not samples or settings != undistorted(settings):
         samples = _as_they_are(config, data, mesh, params, ref_params, "sampling, for KL")
     return evaluate.kl_to_reference(samples) if samples else None
 

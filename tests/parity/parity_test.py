@@ -19,8 +19,8 @@ import pytest
 from alignjax import sharding
 from alignjax.data import tokenizer as tokenizers
 from alignjax.data.records import Message
+from alignjax.decode import sample
 from alignjax.errors import UserError
-from alignjax.generate import sample
 from alignjax.logps import response_logps
 from alignjax.models import reward_head
 from alignjax.models.attention import soft_cap
