@@ -11,7 +11,7 @@ import pathlib
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -24,9 +24,23 @@ from alignjax.errors import UserError
 from alignjax.faults import fault_point
 from alignjax.sharding import abstract, put_rows, shard_tree
 from alignjax.step import Apply, Forward, init_state, score, train_step
-from alignjax.types import Array, Baseline, Batch, Loss, Params, RewardLoss, Select, TrainState
+from alignjax.types import (
+    Array,
+    Baseline,
+    Batch,
+    GameState,
+    Loss,
+    Params,
+    RewardLoss,
+    Select,
+    TrainState,
+)
 
 log = logging.getLogger("alignjax")
+
+State = TypeVar("State", TrainState, GameState)
+# (state, steps done so far) -> the state after one step more, and its scalars
+Turn = Callable[[State, int], tuple[State, dict[str, Array]]]
 
 
 class StoppedError(UserError):
@@ -96,9 +110,8 @@ def fit(
     def start(params: Params) -> TrainState:
         return init_state(params, job.optimizer, key)
 
-    total = len(job.plan)
     shapes = jax.eval_shape(start, job.params_shape)
-    sharding = shard_tree(shapes, job.mesh)
+    layout = shard_tree(shapes, job.mesh)
     compiles = 0
 
     def one_step(
@@ -119,12 +132,86 @@ def fit(
             accumulate=job.accumulate,
         )
 
-    step_fn = jax.jit(one_step, donate_argnums=0, out_shardings=(sharding, None))
-    meter = metrics.Meter(max_skipped=job.max_skipped)
+    step_fn = jax.jit(one_step, donate_argnums=0, out_shardings=(layout, None))
+    rows_done = np.cumsum((job.plan.rows >= 0).sum(axis=1))
+    waited = 0.0  # seconds that the host waited for rows since the last line
+
+    def turns(begin: int) -> Turn[TrainState]:
+        batches = read(job.data.dataset, job.plan, start=begin, ref_logps=job.ref_logps)
+
+        def turn(state: TrainState, done: int) -> tuple[TrainState, dict[str, Array]]:
+            del done  # the rows come in order
+            nonlocal waited
+            since = time.perf_counter()
+            host = next(batches)
+            waited += time.perf_counter() - since
+            return step_fn(state, job.ref_params, put_rows(host, job.mesh))
+
+        return turn
+
+    def tell(step: int) -> dict[str, float]:
+        nonlocal waited
+        told = {
+            "data_wait_seconds": waited,
+            "learning_rate": float(job.learning_rate(step - 1)),
+            "epoch": rows_done[step - 1] / len(job.data.dataset),
+        }
+        waited = 0.0
+        return told
+
+    state, begin = loop(
+        job,
+        total=len(job.plan),
+        target=abstract(shapes, layout),
+        start=lambda: jax.jit(start, out_shardings=layout, donate_argnums=0)(load_start()),
+        turns=turns,
+        tell=tell,
+        evaluate=None if evaluate is None else lambda state: evaluate(state.params),
+    )
+    return state, {
+        "steps": len(job.plan),
+        "resumed_from": begin,
+        "skipped_steps": int(state.skipped),
+        "compiles": compiles,
+    }
+
+
+def loop(
+    job: Job,
+    *,
+    total: int,
+    target: State,
+    start: Callable[[], State],
+    turns: Callable[[int], Turn[State]],
+    tell: Callable[[int], dict[str, float]],
+    player: Callable[[int], str] = lambda done: "",
+    watch: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    evaluate: Callable[[State], dict[str, float]] | None = None,
+) -> tuple[State, int]:
+    """Takes the steps that are left, and saves, tells and stops between them.
+
+    Args:
+      job: its name, its folder, and how often to save and to tell; what is trained is the
+        caller's.
+      total: steps of the whole run.
+      target: shapes, dtypes and shardings of the state.
+      start: makes the state at step 0, laid out so; called only when there is no checkpoint.
+      turns: called with the steps done so far; gives what takes the next ones.
+      tell: called with the number of a step whose line is written; more numbers for it.
+      player: from the steps done, what the next one's numbers are called by: it goes before their
+        names, and each player's are averaged apart.
+      watch: sees the numbers of every step, before the step is saved; may raise.
+      evaluate: as in `fit`, of the whole state.
+
+    Returns:
+      The final state, and the step that the run went on from.
+    """
+    players = dict.fromkeys(player(done) for done in range(total))
+    meters = {who: metrics.Meter(max_skipped=job.max_skipped) for who in players}
     with checkpoint.open_store(job.workdir / "checkpoints", keep=job.keep) as store:
         begin = checkpoint.latest(store)
         if begin is None:
-            state = jax.jit(start, out_shardings=sharding, donate_argnums=0)(load_start())
+            state = start()
             begin = 0
         else:
             record = checkpoint.read_record(store, begin)
@@ -134,8 +221,9 @@ def fit(
                     f"{job.workdir}: its checkpoint is of step {begin}, the {job.name} now has "
                     f"{total} steps: use another --workdir, or more steps"
                 )
-            state = checkpoint.restore(store, begin, abstract(shapes, sharding))
-            meter.restore(record["meter"])
+            state = checkpoint.restore(store, begin, target)
+            for who, meter in meters.items():
+                meter.restore(record[f"{who}meter"])
             if begin == total:
                 log.info("%s: complete at step %d, nothing to do", job.name, total)
             else:
@@ -143,49 +231,46 @@ def fit(
 
         def save(step: int) -> None:
             fault_point("logged", f"{job.name}-{step}")
-            record = {"identity": job.identity, "next_batch": step, "meter": meter.state()}
+            record = {"identity": job.identity, "next_batch": step}
+            record |= {f"{who}meter": meter.state() for who, meter in meters.items()}
             checkpoint.save(store, step, state, record)
             fault_point("saving", f"{job.name}-{step}")
 
-        def report(step: int) -> None:
-            values = meter.averages()
-            values["data_wait_seconds"] = waited
-            values["learning_rate"] = float(job.learning_rate(step - 1))
-            values["epoch"] = rows_done[step - 1] / len(job.data.dataset)
-            writer.write(step, values)
+        def averages() -> dict[str, float]:
+            each = {who: meter.averages() for who, meter in meters.items()}
+            return {who + name: x for who, found in each.items() for name, x in found.items()}
 
-        rows_done = np.cumsum((job.plan.rows >= 0).sum(axis=1))
-        waited = 0.0  # seconds that the host waited for rows since the last line
-        batches = read(job.data.dataset, job.plan, start=begin, ref_logps=job.ref_logps)
+        turn = turns(begin)
         late: dict[str, Array] | None = None
         with (
             _signals() as caught,
             contextlib.closing(metrics.Writer(job.workdir, after_step=begin)) as writer,
             metrics.progress(job.name, total, done=begin) as advance,
         ):
+
+            def look(step: int, scalars: dict[str, Array]) -> None:
+                who = player(step - 1)
+                values = meters[who].add(step, scalars)
+                watch(step, values)
+                advance(0, **{f"{who}loss": values["loss"]})
+
             for step in range(begin + 1, total + 1):
-                since = time.perf_counter()
-                host = next(batches)
-                waited += time.perf_counter() - since
-                batch = put_rows(host, job.mesh)
-                state, scalars = step_fn(state, job.ref_params, batch)
+                state, scalars = turn(state, step - 1)
                 fault_point("step", f"{job.name}-{step}")
                 if late is not None:
-                    meter.add(step - 1, late)
+                    look(step - 1, late)
                 late = scalars
                 stopping = bool(caught)  # looked at once: a signal may come at any line
                 at_end, logs = step == total, step % job.log_every == 0
                 evaluates = job.eval_every and (at_end or step % job.eval_every == 0)
                 saves = at_end or stopping or step % job.save_every == 0
                 if logs or at_end or evaluates or saves:  # these look at this very step
-                    values = meter.add(step, late)
+                    look(step, late)
                     late = None
-                    advance(0, loss=values["loss"])
                     if logs or at_end:
-                        report(step)
-                        waited = 0.0
+                        writer.write(step, averages() | tell(step))
                 if evaluate is not None and evaluates:
-                    found = evaluate(state.params)
+                    found = evaluate(state)
                     writer.write(step, {f"eval_{k}": v for k, v in found.items()})
                     fault_point("evaluated", f"{job.name}-{step}")
                 if saves:
@@ -196,13 +281,7 @@ def fit(
             if caught:  # at the end of the plan too: another stage would follow
                 store.wait()
                 raise StoppedError(caught[0], int(state.step), job.workdir)
-    counts = {
-        "steps": total,
-        "resumed_from": begin,
-        "skipped_steps": int(state.skipped),
-        "compiles": compiles,
-    }
-    return state, counts
+    return state, begin
 
 
 @contextlib.contextmanager
