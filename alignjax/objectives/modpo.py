@@ -108,11 +108,11 @@ def select(key: Array, batch: Batch, *, main: int = 0, noisy: bool = False) -> B
     """
     scores = objective_scores(batch, "modpo.select")
     _check_main(main, scores.shape[2])
-    ordering = dataclasses.replace(batch, scores=scores[..., main])
-    first, second, exists = random_pair(key, ordering)
+    ordering = scores[..., main]
+    first, second, exists = random_pair(key, dataclasses.replace(batch, scores=ordering))
     pair = jnp.stack([first, second], axis=1)
     if noisy:
-        lead = jnp.take_along_axis(ordering.scores, pair, axis=1)
+        lead = jnp.take_along_axis(ordering, pair, axis=1)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.prompt_id)
         # 0 and 1 would be the keys that the pair was drawn with.
         uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 2)))(keys)
