@@ -146,6 +146,20 @@ def select_random(key: Array, batch: Batch) -> Batch:
     Raises:
       ValueError: see `plackett_luce.ranking_scores`.
     """
+    better, worse, exists = random_pair(key, batch)
+    return _pair(batch, better, worse, exists)
+
+
+def random_pair(key: Array, batch: Batch) -> tuple[Array, Array, Array]:
+    """Draws one of the ordered pairs of every list; see `select_random`.
+
+    Returns:
+      ``[B]`` index of the better response, ``[B]`` of the worse one, and ``[B]`` bool, whether
+      there is a pair at all.
+
+    Raises:
+      ValueError: see `plackett_luce.ranking_scores`.
+    """
     pairs = ordered_pairs(batch)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.prompt_id)
     keys = jax.vmap(jax.random.split)(keys)
@@ -155,7 +169,7 @@ def select_random(key: Array, batch: Batch) -> Batch:
     better = draw(keys[:, 0], jnp.log(pairs.sum(axis=2)))
     beaten = jnp.take_along_axis(pairs, better[:, None, None], axis=1)[:, 0]
     worse = draw(keys[:, 1], jnp.where(beaten, 0.0, -jnp.inf))
-    return _pair(batch, better, worse, pairs.any(axis=(1, 2)))
+    return better, worse, pairs.any(axis=(1, 2))
 
 
 def with_scores(batch: Batch, objective: str) -> Batch:

@@ -41,9 +41,10 @@ def losses_of(name: str) -> dict[str, Callable[..., Any]]:
 
 
 def as_run(loss: Loss) -> Loss:
-    """The loss as a run has it: the recipe binds what it reads off the data."""
-    takes = "desirable_fraction" in inspect.signature(loss).parameters
-    return functools.partial(loss, desirable_fraction=0.3) if takes else loss
+    """The loss as a run has it: the recipe binds what it reads off the data and the preference."""
+    known = {"desirable_fraction": 0.3, "preference": (0.5, 0.5)}
+    bound = {k: v for k, v in known.items() if k in inspect.signature(loss).parameters}
+    return functools.partial(loss, **bound) if bound else loss
 
 
 DEFINED = {key: value for name in MODULES for key, value in losses_of(name).items()}
