@@ -6,15 +6,10 @@ schema.
 """
 
 import dataclasses
-import functools
-import inspect
-import math
-import typing
 from collections.abc import Callable
 from typing import Any
 
-from alignjax.errors import UserError, did_you_mean
-from alignjax.fields import fits, keywords, takes_function, type_name
+from alignjax import config_checks
 from alignjax.models.config import LoraConfig, ModelConfig
 
 
@@ -117,6 +112,40 @@ class CandidatesConfig(SamplingConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class GameConfig:
+    """A policy and a reward model trained against each other, in turns.
+
+    ``loss``, ``select``, ``optim`` and ``train`` of the config are the policy's, ``reward_loss``
+    and what is here the reward model's. Numbers of steps and epochs are of one round.
+    """
+
+    optim: OptimConfig  # the reward model's
+    train: TrainConfig = TrainConfig()  # the reward model's
+    golden: Callable[..., Any] | None = None  # a source of golden answers, one per prompt; None:
+    # the responses that the data prefer
+    golden_path: str = ""  # file or glob, for sources that read files
+    max_missing_fraction: float = 0.01  # stop when a larger share of the reward model's prompts
+    # has no golden answer; in [0, 1]
+    policy_fraction: float = 0.5  # share of the training prompts that the policy answers; the
+    # others, with their pairs and golden answers, are the reward model's; in (0, 1)
+    rounds: int = 3
+    sampling: SamplingConfig = SamplingConfig()  # of the policy, on both kinds of prompts
+    max_drop_fraction: float = 0.1  # stop when a larger share of a round's prompts gives no list of
+    # different samples; in [0, 1]
+    max_empty_fraction: float = 0.5  # stop when a larger share of a round's samples is empty;
+    # in [0, 1)
+    learning_rates: tuple[float, ...] = ()  # the policy's peak in each round, the last one in all
+    # later ones; (): optim.learning_rate
+    reference: str = "previous"  # the policy's: previous (of the round before) | supervised
+    adversarial: bool = True  # False: one reward model, of the pairs alone, in all rounds
+    sequential: bool = False  # a round's reward model goes on from the one before, not from base
+    reward_model: str = ""  # workdir of a finished reward model, in the place of the one that is
+    # fitted to the pairs alone; of the same model and tokenizer
+    reward_steps: int = 0  # in a cycle of one loop, then policy_steps of the policy; 0, 0: rounds
+    policy_steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReferenceConfig:
     """How the reference's log-probabilities are had."""
 
@@ -162,207 +191,17 @@ class Config:
     train: TrainConfig = TrainConfig()
     sft: SftConfig | None = None  # None: the policy starts from fresh parameters
     candidates: CandidatesConfig | None = None  # None: aligned on the data as they are
+    game: GameConfig | None = None  # with loss and reward_loss: both are trained, in turns
     reference: ReferenceConfig = ReferenceConfig()
     mesh: MeshConfig = MeshConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @property
     def objective(self) -> Callable[..., Any]:
-        """What the run minimises: the loss of its policy or of its reward model."""
+        """What is minimised: the loss of the policy, where there is one, or of the reward model."""
         function = self.reward_loss if self.loss is None else self.loss
-        assert function is not None  # see __post_init__
+        assert function is not None  # see config_checks
         return function
 
     def __post_init__(self) -> None:
-        _check_types(self, "")
-        if (self.loss is None) == (self.reward_loss is None):
-            found = "none" if self.loss is None else "both"
-            raise UserError(
-                "loss, reward_loss: wanted one of them (loss trains a policy, reward_loss a reward "
-                f"model), found {found}"
-            )
-        if self.reward_loss is not None:
-            for field in ("baseline", "candidates", "evaluate.judge", "evaluate.scorers"):
-                if get(self, field):
-                    raise UserError(
-                        f"{field}: wanted none with reward_loss; it is for policies, and would not "
-                        "be read"
-                    )
-        _check_ranges(self)
-        _check_rows(self)
-        functions = (
-            "loss",
-            "reward_loss",
-            "select",
-            "baseline",
-            "optim.schedule",
-            "data.source",
-            "evaluate.judge",
-        )
-        for field in (*functions, "sft.loss", "sft.select", "sft.truth"):
-            function = get(self, field)
-            if function is not None:
-                check_keywords(function, field)
-        for field in ("evaluate.scorers", "candidates.scorers"):
-            for i, scorer in enumerate(get(self, field) or ()):
-                check_keywords(scorer, f"{field}[{i}]")
-
-
-def _check_types(value: Any, at: str) -> None:
-    """Python does not check annotations; a wrong type would surface far from the config."""
-    hints = typing.get_type_hints(type(value))
-    for field in dataclasses.fields(value):
-        path = f"{at}.{field.name}" if at else field.name
-        found, wanted = getattr(value, field.name), hints[field.name]
-        if not fits(found, wanted):
-            raise UserError(f"{path}: wanted {type_name(wanted)}, found {found!r}")
-        if dataclasses.is_dataclass(found):
-            _check_types(found, path)
-
-
-def _check_ranges(config: Config) -> None:
-    train, data, optim = config.train, config.data, config.optim
-    evaluate, sft = config.evaluate, config.sft
-    checks = [
-        (train.batch_size > 0, "train.batch_size", "a positive number"),
-        (
-            train.accumulate > 0 and train.batch_size % train.accumulate == 0,
-            "train.accumulate",
-            f"a divisor of train.batch_size ({train.batch_size})",
-        ),
-        (train.steps >= 0, "train.steps", "a number >= 0"),
-        (train.steps > 0 or 0 < train.epochs < math.inf, "train.epochs", "a positive number"),
-        (train.eval_every >= 0, "train.eval_every", "a number >= 0"),
-        (train.save_every > 0, "train.save_every", "a positive number"),
-        (train.log_every > 0, "train.log_every", "a positive number"),
-        (train.keep > 0, "train.keep", "a positive number"),
-        (train.max_skipped > 0, "train.max_skipped", "a positive number"),
-        (0 <= train.seed < 2**31, "train.seed", "a number in [0, 2^31)"),
-        (0 <= optim.learning_rate < math.inf, "optim.learning_rate", "a number >= 0"),
-        (0 <= optim.warmup_fraction < 1, "optim.warmup_fraction", "a number in [0, 1)"),
-        (0 <= optim.weight_decay < math.inf, "optim.weight_decay", "a number >= 0"),
-        (0 <= optim.b1 < 1, "optim.b1", "a number in [0, 1)"),
-        (0 <= optim.b2 < 1, "optim.b2", "a number in [0, 1)"),
-        (optim.eps > 0, "optim.eps", "a positive number"),
-        (optim.clip_norm is None or optim.clip_norm > 0, "optim.clip_norm", "a positive number"),
-        (0 < data.eval_fraction < 1, "data.eval_fraction", "a number in (0, 1)"),
-        (0 <= data.max_drop_fraction <= 1, "data.max_drop_fraction", "a number in [0, 1]"),
-        (data.max_prompt_tokens > 1, "data.max_prompt_tokens", "a number above 1"),
-        (data.max_response_tokens > 1, "data.max_response_tokens", "a number above 1"),
-        (data.buckets > 0, "data.buckets", "a positive number"),
-        (data.pad_multiple > 0, "data.pad_multiple", "a positive number"),
-        (config.tokenizer.vocab_size > 0, "tokenizer.vocab_size", "a positive number"),
-        (
-            config.reference.mode in ("auto", "cache", "live", "none"),
-            "reference.mode",
-            "auto, cache, live or none",
-        ),
-        (min(dataclasses.astuple(config.mesh)) > 0, "mesh", "positive numbers"),
-        (evaluate.prompts >= 0, "evaluate.prompts", "a number >= 0"),
-        (
-            0 <= evaluate.best_of <= evaluate.samples,
-            "evaluate.best_of",
-            f"a number in [0, {evaluate.samples}], evaluate.samples",
-        ),
-        (evaluate.during >= 0, "evaluate.during", "a number >= 0"),
-        *_sampling_checks("evaluate", evaluate),
-    ]
-    if config.candidates is not None:
-        share = config.candidates.max_drop_fraction
-        checks += [
-            (0 <= share <= 1, "candidates.max_drop_fraction", "a number in [0, 1]"),
-            (bool(config.candidates.scorers), "candidates.scorers", "at least one scorer"),
-            *_sampling_checks("candidates", config.candidates),
-        ]
-    if sft is not None:
-        checks += [
-            (0 <= sft.learning_rate < math.inf, "sft.learning_rate", "a number >= 0"),
-            (sft.steps >= 0, "sft.steps", "a number >= 0"),
-            (sft.steps > 0 or 0 < sft.epochs < math.inf, "sft.epochs", "a positive number"),
-            (sft.batch_size > 0, "sft.batch_size", "a positive number"),
-        ]
-    for ok, field, wanted in checks:
-        if not ok:
-            raise UserError(f"{field}: wanted {wanted}, found {get(config, field)!r}")
-
-
-def _sampling_checks(field: str, settings: SamplingConfig) -> list[tuple[bool, str, str]]:
-    s = settings
-    checks = [
-        (s.samples > 0, "samples", "a positive number"),
-        (s.max_new_tokens > 0, "max_new_tokens", "a positive number"),
-        (0 <= s.temperature < math.inf, "temperature", "a number >= 0"),
-        (s.top_k >= 0, "top_k", "a number >= 0"),
-        (0 < s.top_p <= 1, "top_p", "a number in (0, 1]"),
-        (0 <= s.min_p <= 1, "min_p", "a number in [0, 1]"),
-        (0 < s.repetition_penalty < math.inf, "repetition_penalty", "a positive number"),
-        (s.batch_size > 0, "batch_size", "a positive number"),
-    ]
-    return [(ok, f"{field}.{name}", wanted) for ok, name, wanted in checks]
-
-
-def _check_rows(config: Config) -> None:
-    """Every batch splits evenly over the devices that hold rows."""
-    rows = config.mesh.data * config.mesh.fsdp
-    micro = config.train.batch_size // config.train.accumulate
-    if micro % rows:
-        raise UserError(
-            f"train.batch_size: wanted {config.train.batch_size} / accumulate "
-            f"{config.train.accumulate} to be a multiple of mesh.data x mesh.fsdp ({rows}), found "
-            f"{micro} rows"
-        )
-    for field in ("evaluate.batch_size", "sft.batch_size", "candidates.batch_size"):
-        found = get(config, field)
-        if found is not None and found % rows:
-            raise UserError(
-                f"{field}: wanted a multiple of mesh.data x mesh.fsdp ({rows}), found {found}"
-            )
-
-
-def check_keywords(function: Callable[..., Any], field: str) -> None:
-    """Finds keywords that a function does not take or misses, before anything is compiled.
-
-    Raises:
-      UserError: names the field, the function and the keyword, with the closest one it takes.
-    """
-    plain, args, bound = function, (), {}
-    if isinstance(function, functools.partial):
-        plain, args, bound = function.func, function.args, function.keywords
-    if not inspect.isfunction(plain):
-        raise UserError(f"{field}: wanted a function or a partial of one, found {function!r}")
-    if args:
-        raise UserError(
-            f"{field}: {plain.__name__} is bound to {args!r} by position; bind hyperparameters "
-            "by keyword"
-        )
-    known = keywords(plain)
-    for name, value in bound.items():
-        if name not in known:
-            takes = ", ".join(known) or "none (keywords are what follows a * in its signature)"
-            raise UserError(
-                f"{field}.{name}: {plain.__module__}.{plain.__name__} takes no such "
-                f"keyword{did_you_mean(name, known)}; it takes {takes}"
-            )
-        wanted = known[name].annotation
-        is_schedule = callable(value) and not takes_function(wanted)
-        if not is_schedule and not fits(value, wanted):
-            raise UserError(f"{field}.{name}: wanted {type_name(wanted)}, found {value!r}")
-        if takes_function(wanted) and (
-            inspect.isfunction(value) or isinstance(value, functools.partial)
-        ):
-            check_keywords(value, f"{field}.{name}")
-    for name, parameter in known.items():
-        # A source's path is bound later, from data.path.
-        later = field == "data.source" and name == "path"
-        if parameter.default is parameter.empty and name not in bound and not later:
-            raise UserError(f"{field}.{name}: {plain.__name__} needs it; bind it with partial")
-
-
-def get(config: Any, field: str) -> Any:
-    """The value at a dotted path, None where a part on the way is None."""
-    for name in field.split("."):
-        if config is None:
-            return None
-        is_partial = isinstance(config, functools.partial)
-        config = config.keywords[name] if is_partial else getattr(config, name)
-    return config
+        config_checks.check(self)

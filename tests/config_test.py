@@ -14,19 +14,21 @@ import pytest
 from flax import traverse_util
 
 from alignjax import config as configs
-from alignjax import configfile, optim, score
+from alignjax import config_checks, configfile, optim, score
 from alignjax.config import (
     CandidatesConfig,
     Config,
     DataConfig,
     EvaluateConfig,
-    check_keywords,
+    GameConfig,
+    OptimConfig,
 )
+from alignjax.config_checks import check_keywords
 from alignjax.data import world
 from alignjax.errors import UserError
 from alignjax.fields import describe, differences, parse
-from alignjax.models.config import ModelConfig, RopeScaling
-from alignjax.objectives import dpo, hps, kto
+from alignjax.models.config import LoraConfig, ModelConfig, RopeScaling
+from alignjax.objectives import apo, dpo, hps, kto
 from alignjax.types import Array, Logps
 from tests import runs
 
@@ -98,7 +100,7 @@ def test_an_override_reaches_its_field_with_its_type(override, wanted):
             runs.changed(override)
         assert "\n" not in str(caught.value)
         return
-    found = configs.get(runs.changed(override), field)
+    found = config_checks.get(runs.changed(override), field)
     assert found == wanted
     assert type(found) is type(wanted)
 
@@ -129,7 +131,7 @@ def test_an_override_reaches_its_field_with_its_type(override, wanted):
     ],
 )
 def test_text_becomes_a_value_of_the_annotated_type(name, text, wanted):
-    hint = configs.keywords(every_type)[name].annotation
+    hint = config_checks.keywords(every_type)[name].annotation
     if wanted is UserError:
         with pytest.raises(UserError, match=rf"loss.{name}: wanted .*, found "):
             parse(text, hint, f"loss.{name}")
@@ -223,7 +225,7 @@ def test_an_override_reaches_the_keywords_of_a_bound_function():
     nested = functools.partial(scaled, scale=1.0)
     config = runs.get_config(loss=functools.partial(dpo.loss, beta=0.2, implicit=nested))
     changed = configfile._override(config, [("loss.implicit.scale", "3"), ("loss.beta", "0.5")])
-    assert configs.get(changed, "loss.implicit.scale") == 3.0
+    assert config_checks.get(changed, "loss.implicit.scale") == 3.0
     assert changed.loss.keywords["beta"] == 0.5
     assert changed.loss.keywords["implicit"].func is scaled
     assert differences(describe(config), describe(changed)) == [
@@ -305,6 +307,55 @@ def test_a_run_trains_a_policy_or_a_reward_model():
     ):
         with pytest.raises(UserError, match=rf"^{field}: wanted none with reward_loss"):
             runs.get_config(**{**parts, **changes})
+
+
+def test_a_game_has_a_loss_for_each_player():
+    both = dict(reward_loss=apo.reward_loss, game=game())
+    assert runs.get_config(**both).objective.func is dpo.loss
+    for changes, found in ((dict(loss=None), "reward_loss"), (dict(reward_loss=None), "loss")):
+        message = rf"^game: wanted loss .* and reward_loss .*, found {found}$"
+        with pytest.raises(UserError, match=message):
+            runs.get_config(**{**both, **changes})
+    scorers = (functools.partial(score.reward_model, path="runs/rm"),)
+    for field, value in (
+        ("candidates", CandidatesConfig(scorers=scorers)),
+        ("lora", LoraConfig(rank=2)),
+    ):
+        with pytest.raises(UserError, match=rf"^{field}: wanted none with game"):
+            runs.get_config(**both, **{field: value})
+    with pytest.raises(UserError, match=r"^game\.golden\.sise: .*golden takes no such keyword"):
+        runs.get_config(**{**both, "game": game(golden=functools.partial(world.golden, sise=1))})
+
+
+def game(**changes):
+    return GameConfig(**{"optim": OptimConfig(schedule=optim.constant), **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *(dict(rounds=0), dict(policy_fraction=1.0), dict(policy_fraction=0.0)),
+        *(dict(max_missing_fraction=1.1), dict(max_empty_fraction=1.0), dict(reference="none")),
+        *(dict(learning_rates=(1e-4, -1.0)), dict(reward_steps=-1), dict(policy_steps=-1)),
+        *({"sampling.samples": 1}, {"sampling.temperature": 0.0}, {"sampling.top_p": 0.0}),
+        dict(max_drop_fraction=2.0),
+        *({"train.steps": -1}, {"optim.b1": 1.0}),
+    ],
+)
+def test_a_game_s_number_out_of_range_names_its_field(changes):
+    ((field, value),) = changes.items()
+    settings = game()
+    part, _, name = field.rpartition(".")
+    if part:
+        changes = {part: dataclasses.replace(getattr(settings, part), **{name: value})}
+    with pytest.raises(UserError, match=rf"^game\.{field}: wanted .*, found "):
+        runs.get_config(reward_loss=apo.reward_loss, game=dataclasses.replace(settings, **changes))
+
+
+def test_a_reward_model_that_moves_leaves_the_policy_a_turn():
+    with pytest.raises(UserError, match=r"game\.policy_steps: wanted a number above 0 beside"):
+        runs.get_config(reward_loss=apo.reward_loss, game=game(reward_steps=1))
+    runs.get_config(reward_loss=apo.reward_loss, game=game(reward_steps=1, policy_steps=2))
 
 
 def test_epochs_count_only_without_steps():
@@ -437,7 +488,7 @@ def dead_fields(classes) -> list[str]:
     files = [
         path.read_text(encoding="utf-8")
         for path in (runs.ROOT / "alignjax").rglob("*.py")
-        if path.name not in ("config.py", "configfile.py", "fields.py")
+        if path.name not in ("config.py", "config_checks.py", "configfile.py", "fields.py")
     ]
     read = set().union(*map(attributes_read, files))
     # The sizes that are needed by what is around the model are read in the model's own folder.
@@ -452,7 +503,17 @@ def dead_fields(classes) -> list[str]:
 def test_every_config_field_is_read_somewhere():
     classes = config_classes()
     assert {"Config", "DataConfig", "ModelConfig", "MeshConfig"} <= {c.__name__ for c in classes}
-    assert dead_fields(classes) == []
+    to_come = {
+        "rounds",
+        "sampling",
+        "max_drop_fraction",
+        "max_empty_fraction",
+        "learning_rates",
+        "adversarial",
+    }
+    to_come |= {"sequential", "reward_model", "reward_steps", "policy_steps"}
+    dead = set(dead_fields(classes)) - {f"GameConfig.{name}" for name in to_come}
+    assert not dead
 
 
 def test_a_dead_field_is_found():

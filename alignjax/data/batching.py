@@ -181,6 +181,9 @@ def assemble(
                 desirable = np.zeros((b, k), bool)
             desirable[i, : len(example.desirable)] = example.desirable
     real = rows >= 0
+    adversarial = None
+    if dataset.adversarial is not None:
+        adversarial = real & dataset.adversarial[np.where(real, rows, 0)]
     if scores is not None and scores.shape[-1] == 1:
         scores = scores[..., 0]
     fields: dict[str, Any] = dict(
@@ -192,6 +195,7 @@ def assemble(
         prompt_id=np.where(real, rows, 0).astype(np.int32),
         scores=scores,
         desirable=desirable,
+        adversarial=adversarial,
     )
     if ref_logps is not None:
         fields["ref_logps"] = np.where(real[:, None], ref_logps[rows], 0.0).astype(np.float32)

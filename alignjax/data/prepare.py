@@ -57,6 +57,7 @@ class Dataset:
     receipt: Mapping[str, Any]  # Receipt.as_dict()
     path: str
     _rows: Any = field(repr=False)  # TFDS's random-access source
+    adversarial: np.ndarray | None = None  # [N] bool, see `types.Batch`; None: no row is
 
     def __len__(self) -> int:
         return len(self.prompt_length)
@@ -194,6 +195,9 @@ def open_dataset(path: str) -> Dataset:
             meta = json.load(file)
         prompt_length = np.load(os.path.join(path, "prompt_length.npy"), allow_pickle=False)
         response_length = np.load(os.path.join(path, "response_length.npy"), allow_pickle=False)
+        adversarial = None
+        if meta.get("adversarial"):
+            adversarial = np.load(os.path.join(path, "adversarial.npy"), allow_pickle=False)
         builder = tfds.builder_from_directory(os.path.join(path, meta["rows"]))
         rows = builder.as_data_source(split="train")
         if not len(rows) == len(prompt_length) == len(response_length):
@@ -203,6 +207,7 @@ def open_dataset(path: str) -> Dataset:
             response_length=response_length,
             objectives=tuple(meta["objectives"]),
             labels=tuple(meta["labels"]),
+            adversarial=adversarial,
             digest=meta["digest"],
             receipt=meta["receipt"],
             path=path,
@@ -335,10 +340,13 @@ def _write(rows: Iterator[_Row], cache_dir: str, path: str, receipt: Receipt) ->
         np.save(
             os.path.join(folder, "prompt_length.npy"), np.asarray(columns.prompt_length, np.int32)
         )
+        if any(columns.adversarial):
+            np.save(os.path.join(folder, "adversarial.npy"), np.asarray(columns.adversarial))
         meta = {
             "rows": os.path.relpath(location, folder),
             "objectives": list(columns.objectives),
             "labels": [columns.desirable, columns.undesirable],
+            "adversarial": any(columns.adversarial),
             "digest": columns.digest.hexdigest(),
             "receipt": receipt.as_dict(),
         }
@@ -368,6 +376,7 @@ class _Columns:
     objectives: tuple[str, ...]
     prompt_length: list[int] = field(default_factory=list)
     response_length: list[list[int]] = field(default_factory=list)
+    adversarial: list[bool] = field(default_factory=list)
     desirable: int = 0  # responses with that label
     undesirable: int = 0
     digest: Any = field(default_factory=hashlib.sha256)
@@ -396,6 +405,7 @@ class _Columns:
             lengths = [len(ids) for ids in row.response_ids]
             self.prompt_length.append(len(row.prompt_ids))
             self.response_length.append(lengths)
+            self.adversarial.append(record.adversarial)
             self.desirable += sum(record.desirable)
             self.undesirable += len(record.desirable) - sum(record.desirable)
             arrays = {
@@ -407,7 +417,8 @@ class _Columns:
             }
             for array in arrays.values():
                 self.digest.update(len(array).to_bytes(8, "little") + array.tobytes())
-            self.digest.update(json.dumps([record.id, record.domain]).encode())
+            marks = ["adversarial"] if record.adversarial else []
+            self.digest.update(json.dumps([record.id, record.domain, *marks]).encode())
             yield {
                 **arrays,
                 "id": record.id,

@@ -51,6 +51,7 @@ class Record:
     scores: tuple[tuple[float, ...], ...] = ()  # K tuples of M floats, larger is better; or ()
     objectives: tuple[str, ...] = ()  # the names of the M scores
     desirable: tuple[bool, ...] = ()  # K labels, or ()
+    adversarial: bool = False  # the first response is golden, the others are a policy's samples
     domain: str = ""
     origin: str = ""  # "file:line" for messages; "" where the row is not from a file
 
@@ -205,7 +206,8 @@ def check(records: Iterable[Record], receipt: Receipt) -> Iterator[Record]:
         if kept is None:
             receipt.drop(reason, record.id)
             continue
-        row = _digest(identity, kept.scores, kept.objectives, kept.desirable, kept.domain)
+        said = (kept.scores, kept.objectives, kept.desirable, kept.adversarial)
+        row = _digest(identity, *said, kept.domain)
         if row in seen_rows:
             receipt.drop("duplicate", record.id)
             continue

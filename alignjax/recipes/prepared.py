@@ -34,8 +34,16 @@ class Prepared:
     receipt: dict[str, Any]  # what receipt.json says
 
 
-def read_records(data: DataConfig, path: str, receipt: Receipt) -> list[Record]:
+def read_records(
+    data: DataConfig, path: str, receipt: Receipt, field: str = "data.path"
+) -> list[Record]:
     """Reads and checks every record of a source.
+
+    Args:
+      data: its ``source`` is read.
+      path: what the source is given, if it reads files.
+      receipt: counts the rows.
+      field: the config field that has the path, for messages.
 
     Raises:
       UserError: the source wants a path and none is given, or the other way round; or the data
@@ -44,10 +52,10 @@ def read_records(data: DataConfig, path: str, receipt: Receipt) -> list[Record]:
     wants_path = "path" in keywords(plain(data.source))
     if wants_path and not path:
         raise UserError(
-            f"data.path: {plain(data.source).__name__} reads files; say which: --set data.path=..."
+            f"{field}: {plain(data.source).__name__} reads files; say which: --set {field}=..."
         )
     if path and not wants_path:
-        raise UserError(f"data.path: {plain(data.source).__name__} reads no file, found {path!r}")
+        raise UserError(f"{field}: {plain(data.source).__name__} reads no file, found {path!r}")
     source = functools.partial(data.source, path=path) if wants_path else data.source
     return list(check(source(receipt), receipt))
 

@@ -90,6 +90,7 @@ def supervised(
         config,
         loss=sft.loss,
         reward_loss=None,
+        game=None,
         select=sft.select,
         baseline=None,
         optim=dataclasses.replace(config.optim, learning_rate=sft.learning_rate),
