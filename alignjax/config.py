@@ -100,6 +100,8 @@ class SamplingConfig:
     top_p: float = 1.0  # the likeliest ids that reach this probability together; in (0, 1]
     min_p: float = 0.0  # drops ids less likely than this share of the likeliest one; in [0, 1]
     repetition_penalty: float = 1.0  # of ids in prompt or response so far; > 0, above 1 discourages
+    num_beams: int = 1  # above 1: the best responses of a beam search this wide, nothing is drawn
+    length_penalty: float = 1.0  # of beams: the best has the highest nats / tokens ** this
     batch_size: int = 32  # prompts per batch
 
 
@@ -287,7 +289,8 @@ def _check_ranges(config: Config) -> None:
 
 
 def _sampling_checks(field: str, settings: SamplingConfig) -> list[tuple[bool, str, str]]:
-    s = settings
+    s, beams = settings, settings.num_beams > 1
+    drawn = (s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty)
     checks = [
         (s.samples > 0, "samples", "a positive number"),
         (s.max_new_tokens > 0, "max_new_tokens", "a positive number"),
@@ -296,6 +299,18 @@ def _sampling_checks(field: str, settings: SamplingConfig) -> list[tuple[bool, s
         (0 < s.top_p <= 1, "top_p", "a number in (0, 1]"),
         (0 <= s.min_p <= 1, "min_p", "a number in [0, 1]"),
         (0 < s.repetition_penalty < math.inf, "repetition_penalty", "a positive number"),
+        (s.num_beams > 0, "num_beams", "a positive number"),
+        (
+            not beams or s.num_beams >= s.samples,
+            "num_beams",
+            f"1, or at least {field}.samples ({s.samples})",
+        ),
+        (
+            not beams or drawn == (1, 0, 1, 0, 1),
+            "num_beams",
+            "1 with temperature, top_k, top_p, min_p or repetition_penalty, which beams do not use",
+        ),
+        (math.isfinite(s.length_penalty), "length_penalty", "a finite number"),
         (s.batch_size > 0, "batch_size", "a positive number"),
     ]
     return [(ok, f"{field}.{name}", wanted) for ok, name, wanted in checks]
