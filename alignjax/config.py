@@ -95,6 +95,8 @@ class SamplingConfig:
     top_p: float = 1.0  # the likeliest ids that reach this probability together; in (0, 1]
     min_p: float = 0.0  # drops ids less likely than this share of the likeliest one; in [0, 1]
     repetition_penalty: float = 1.0  # of ids in prompt or response so far; > 0, above 1 discourages
+    num_beams: int = 1  # above 1: the best responses of a beam search this wide, nothing is drawn
+    length_penalty: float = 1.0  # of beams: the best has the highest nats / tokens ** this
     batch_size: int = 32  # prompts per batch
 
 

@@ -160,7 +160,8 @@ def _optim_checks(at: str, optim: Any) -> list[Check]:
 
 
 def _sampling_checks(at: str, settings: Any) -> list[Check]:
-    s = settings
+    s, beams = settings, settings.num_beams > 1
+    drawn = (s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty)
     checks = [
         (s.samples > 0, "samples", "a positive number"),
         (s.max_new_tokens > 0, "max_new_tokens", "a positive number"),
@@ -169,6 +170,18 @@ def _sampling_checks(at: str, settings: Any) -> list[Check]:
         (0 < s.top_p <= 1, "top_p", "a number in (0, 1]"),
         (0 <= s.min_p <= 1, "min_p", "a number in [0, 1]"),
         (0 < s.repetition_penalty < math.inf, "repetition_penalty", "a positive number"),
+        (s.num_beams > 0, "num_beams", "a positive number"),
+        (
+            not beams or s.num_beams >= s.samples,
+            "num_beams",
+            f"1, or at least {at}.samples ({s.samples})",
+        ),
+        (
+            not beams or drawn == (1, 0, 1, 0, 1),
+            "num_beams",
+            "1 with temperature, top_k, top_p, min_p or repetition_penalty, which beams do not use",
+        ),
+        (math.isfinite(s.length_penalty), "length_penalty", "a finite number"),
         (s.batch_size > 0, "batch_size", "a positive number"),
     ]
     return [(ok, f"{at}.{name}", wanted) for ok, name, wanted in checks]

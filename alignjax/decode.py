@@ -70,7 +70,7 @@ def sample(
     penalised = repetition_penalty != 1.0
 
     def draw(hidden: Hidden, t: Array, seen: Array | None) -> tuple[Array, Array]:
-        logits = _logits(params, hidden, config)
+        logits = logits_of(params, hidden, config)
         scores = logits if seen is None else penalise(logits, seen, repetition_penalty)
         if temperature == 0:
             token = jnp.argmax(scores, axis=-1)
@@ -103,10 +103,10 @@ def sample(
 
     def body(carry: tuple[Array, Drawn, Caches]) -> tuple[Array, Drawn, Caches]:
         t, drawn, caches = carry
-        hidden, caches = _decode(params, drawn[0], prompt_length, t - 1, caches, config)
+        hidden, caches = decode(params, drawn[0], prompt_length, t - 1, caches, config)
         return t + 1, extend(t, hidden, drawn), caches
 
-    hidden, caches = _prefill(params, prompt, prompt_length, k, r, config)
+    hidden, caches = prefill(params, prompt, prompt_length, k, r, config)
     seen = None
     if penalised:
         seen = seen_in(prompt, prompt_length, config.vocab_size)
@@ -130,7 +130,7 @@ Hidden = tuple[Array, ...]  # one [B, K, width] per policy
 Caches = tuple[Cache, ...]
 
 
-def _prefill(
+def prefill(
     params: Params | Mixture,
     prompt: Array,
     prompt_length: Array,
@@ -149,7 +149,7 @@ def _prefill(
     return tuple(hidden), tuple(cache for _, cache in found)
 
 
-def _decode(
+def decode(
     params: Params | Mixture,
     token: Array,
     prompt_length: Array,
@@ -167,7 +167,7 @@ def _decode(
     return tuple(h for h, _ in found), tuple(cache for _, cache in found)
 
 
-def _logits(params: Params | Mixture, hidden: Hidden, config: ModelConfig) -> Array:
+def logits_of(params: Params | Mixture, hidden: Hidden, config: ModelConfig) -> Array:
     """``[B, K, vocab]`` float32."""
     each = []
     for p, h in zip(policies_of(params), hidden, strict=True):

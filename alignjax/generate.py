@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alignjax import kl
+from alignjax.beam import beam_search
 from alignjax.config import SamplingConfig
 from alignjax.data.batching import Bucketed, choose_shapes, plan_batches
 from alignjax.data.tokenizer import Tokenizer
@@ -53,7 +54,13 @@ def questions(data: Bucketed, limit: int) -> list[Question]:
 def undistorted(settings: SamplingConfig) -> SamplingConfig:
     """The same settings for draws from the policy itself: temperature 1, no id cut or penalised."""
     return dataclasses.replace(
-        settings, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
+        settings,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        min_p=0.0,
+        repetition_penalty=1.0,
+        num_beams=1,
     )
 
 
@@ -131,21 +138,8 @@ def respond_in_batches(
                 advance(int(real.sum()))
                 continue
             batch = put_rows(_prompts_only(asked, chosen, shapes[shape].prompt), mesh)
-            tokens, length, logps = sample(
-                params,
-                batch.prompt,
-                batch.prompt_length,
-                batch.prompt_id,
-                key,
-                config=model,
-                samples=settings.samples,
-                max_new_tokens=settings.max_new_tokens,
-                eos=tokenizer.eos_id,
-                temperature=settings.temperature,
-                top_k=settings.top_k,
-                top_p=settings.top_p,
-                min_p=settings.min_p,
-                repetition_penalty=settings.repetition_penalty,
+            tokens, length, logps = _decoded(
+                params, batch, key, model=model, eos=tokenizer.eos_id, settings=settings
             )
             reference = divergence = np.full(length.shape, np.nan, np.float32)
             if ref_params is not None:
@@ -174,10 +168,50 @@ def respond_in_batches(
             advance(int(real.sum()))
 
 
+def _decoded(
+    params: Params | Mixture,
+    batch: Batch,
+    key: Array,
+    *,
+    model: ModelConfig,
+    eos: int,
+    settings: SamplingConfig,
+) -> tuple[Array, Array, Array]:
+    """Responses of a batch as ids, their lengths and their log-probabilities."""
+    if settings.num_beams > 1:
+        return beam_search(
+            params,
+            batch.prompt,
+            batch.prompt_length,
+            config=model,
+            samples=settings.samples,
+            num_beams=settings.num_beams,
+            max_new_tokens=settings.max_new_tokens,
+            eos=eos,
+            length_penalty=settings.length_penalty,
+        )
+    return sample(
+        params,
+        batch.prompt,
+        batch.prompt_length,
+        batch.prompt_id,
+        key,
+        config=model,
+        samples=settings.samples,
+        max_new_tokens=settings.max_new_tokens,
+        eos=eos,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        repetition_penalty=settings.repetition_penalty,
+    )
+
+
 def _prompts_only(asked: Sequence[Question], chosen: np.ndarray, length: int) -> Batch:
-    """A batch without responses; where ``chosen`` is -1, of an empty prompt and weight 0."""
+    """A batch without responses; where ``chosen`` is -1, of a prompt of no token and weight 0."""
     b = len(chosen)
-    prompt, prompt_length = np.zeros((b, length), np.int32), np.ones(b, np.int32)
+    prompt, prompt_length = np.zeros((b, length), np.int32), np.zeros(b, np.int32)
     numbers = np.zeros(b, np.int32)
     for i in np.flatnonzero(chosen >= 0):
         question = asked[chosen[i]]

@@ -282,6 +282,7 @@ def test_every_field_refuses_a_wrong_type(path):
         *("evaluate.prompts=-1", "evaluate.samples=0", "evaluate.max_new_tokens=0"),
         *("evaluate.temperature=-1", "evaluate.top_p=0", "evaluate.top_k=-1"),
         *("evaluate.min_p=2", "evaluate.repetition_penalty=0", "evaluate.batch_size=0"),
+        *("evaluate.num_beams=0", "evaluate.length_penalty=inf"),
     ],
 )
 def test_a_number_out_of_range_names_its_field(override):
@@ -289,6 +290,15 @@ def test_a_number_out_of_range_names_its_field(override):
     field = "mesh" if field.startswith("mesh") else field
     with pytest.raises(UserError, match=rf"{field}: wanted .*, found "):
         runs.changed(override)
+
+
+def test_beams_are_as_many_as_responses_and_nothing_is_drawn():
+    assert runs.changed("evaluate.num_beams=4", "evaluate.samples=4").evaluate.num_beams == 4
+    with pytest.raises(UserError, match=r"evaluate\.num_beams: wanted 1, or at least .* \(4\)"):
+        runs.changed("evaluate.num_beams=3", "evaluate.samples=4")
+    for other in ("temperature=0", "top_k=5", "top_p=0.9", "min_p=0.1", "repetition_penalty=1.1"):
+        with pytest.raises(UserError, match=r"num_beams: wanted 1 with temperature.*found 4"):
+            runs.changed("evaluate.num_beams=4", f"evaluate.{other}")
 
 
 def test_a_run_trains_a_policy_or_a_reward_model():

@@ -26,7 +26,7 @@ LAYERS = (
         *("plan", "report", "reference", "calibration"),
         *("text_metrics", "winrate", "history"),
     ),
-    ("decode",),
+    ("decode", "beam"),
     (
         "logps",
         "kl",
