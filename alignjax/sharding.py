@@ -57,8 +57,13 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def shard_tree(tree: Any, mesh: Mesh) -> Any:
+def shard_tree(tree: Any, mesh: Mesh, *, stacked: bool = False) -> Any:
     """The sharding of every leaf of a tree of arrays (or of their shapes), by `RULES`.
+
+    Args:
+      tree: the arrays.
+      mesh: where to.
+      stacked: every leaf has one more axis in front, of networks side by side; it is not split.
 
     Raises:
       UserError: a dimension does not divide by the mesh axes that split it.
@@ -67,6 +72,7 @@ def shard_tree(tree: Any, mesh: Mesh) -> Any:
     def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = path_name(path)
         spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+        spec = P(None, *spec) if stacked else spec
         for size, axis in zip(leaf.shape, spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 raise UserError(

@@ -33,6 +33,7 @@ from alignjax.types import (
 )
 
 Apply = Callable[[Params, Batch], Array]  # -> [B, K] response log-probabilities, nats; or scores
+StepFunction = Callable[[TrainState, Params | None, Batch], tuple[TrainState, dict[str, Array]]]
 Forward = Callable[..., Any]  # (params, ref_params, batch, *, apply, key) -> what the loss sees
 
 
@@ -251,6 +252,28 @@ def train_step(
         "skipped": bad,
         **averages,
     }
+
+
+def stacked_step(
+    states: TrainState, ref_params: Params | None, batch: Batch, *, step: StepFunction
+) -> tuple[TrainState, dict[str, Array]]:
+    """One step of each of P networks, which share the reference (or the adapters' base).
+
+    Args:
+      states: every leaf with a leading axis P; the P keys differ, or the networks draw alike.
+      ref_params: of all of them, not stacked.
+      batch: P x B rows; row i is network i % P's, so that every device has rows of each.
+      step: `train_step` with all its keywords bound.
+
+    Returns:
+      The new states, and the scalars of one step: means over the networks, sums of ``num_tokens``
+      and ``weight``; ``skipped`` is 1 if one of them was not finite, which leaves that one as it
+      was and moves the others.
+    """
+    parts = _split(batch, len(states.step))
+    states, scalars = jax.vmap(step, in_axes=(0, None, 0))(states, ref_params, parts)
+    whole = {"num_tokens": jnp.sum, "weight": jnp.sum, "skipped": jnp.max}
+    return states, {name: whole.get(name, jnp.mean)(x) for name, x in scalars.items()}
 
 
 def _sums(baseline: Baseline, logps: Logps, batch: Batch) -> tuple[Array, Array]:

@@ -6,6 +6,7 @@ happen between steps only, so a run that is killed and started again goes on bit
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import pathlib
 import signal
@@ -23,7 +24,7 @@ from alignjax.data.batching import Bucketed, Plan, read
 from alignjax.errors import UserError
 from alignjax.faults import fault_point
 from alignjax.sharding import abstract, put_rows, shard_tree
-from alignjax.step import Apply, Forward, init_state, score, train_step
+from alignjax.step import Apply, Forward, init_state, score, stacked_step, train_step
 from alignjax.types import (
     Array,
     Baseline,
@@ -94,7 +95,8 @@ def fit(
       job: what to train.
       load_start: gives the parameters to start from, on the mesh, as buffers of its own; called
         only when there is no checkpoint.
-      key: root PRNG key of the draws.
+      key: root PRNG key of the draws. ``[P]`` keys train P networks in one program: the parameters
+        have a leading axis P, and row i of a batch is network i % P's (`step.stacked_step`).
       evaluate: called every ``eval_every`` steps and after the last one, if that is not 0; its
         numbers are logged under ``eval_`` names.
 
@@ -106,12 +108,16 @@ def fit(
       NumericalError: too many steps in a row were not finite.
       CheckpointError: a checkpoint cannot be read or written.
     """
+    stacked = key.ndim > 0
 
     def start(params: Params) -> TrainState:
-        return init_state(params, job.optimizer, key)
+        make = functools.partial(init_state, optimizer=job.optimizer)
+        return (
+            jax.vmap(lambda p, k: make(p, key=k))(params, key) if stacked else make(params, key=key)
+        )
 
     shapes = jax.eval_shape(start, job.params_shape)
-    layout = shard_tree(shapes, job.mesh)
+    layout = shard_tree(shapes, job.mesh, stacked=stacked)
     compiles = 0
 
     def one_step(
@@ -119,10 +125,8 @@ def fit(
     ) -> tuple[TrainState, dict[str, Array]]:
         nonlocal compiles
         compiles += 1  # runs while tracing only: once per batch shape
-        return train_step(
-            state,
-            ref_params,
-            batch,
+        step = functools.partial(
+            train_step,
             apply=job.apply,
             optimizer=job.optimizer,
             loss=job.loss,
@@ -131,6 +135,8 @@ def fit(
             baseline=job.baseline,
             accumulate=job.accumulate,
         )
+        step = functools.partial(stacked_step, step=step) if stacked else step
+        return step(state, ref_params, batch)
 
     step_fn = jax.jit(one_step, donate_argnums=0, out_shardings=(layout, None))
     rows_done = np.cumsum((job.plan.rows >= 0).sum(axis=1))
@@ -171,7 +177,7 @@ def fit(
     return state, {
         "steps": len(job.plan),
         "resumed_from": begin,
-        "skipped_steps": int(state.skipped),
+        "skipped_steps": int(state.skipped.sum()),
         "compiles": compiles,
     }
 
@@ -280,7 +286,7 @@ def loop(
                     break
             if caught:  # at the end of the plan too: another stage would follow
                 store.wait()
-                raise StoppedError(caught[0], int(state.step), job.workdir)
+                raise StoppedError(caught[0], int(state.step.max()), job.workdir)
     return state, begin
 
 

@@ -106,15 +106,6 @@ def low_rank(x: Array, leaves: dict[str, Any]) -> Array:
 
 def merge(base: Params, adapters: Params, config: LoraConfig) -> Params:
     """Full parameters ``W + (alpha / r) A B``: the sum in float32, stored in the base's dtype."""
-    return _add(base, adapters, config.alpha / config.rank)
-
-
-def unmerge(merged: Params, adapters: Params, config: LoraConfig) -> Params:
-    """The base again, up to rounding: ``W - (alpha / r) A B``. Other parameters stay merged."""
-    return _add(merged, adapters, -config.alpha / config.rank)
-
-
-def _add(base: Params, adapters: Params, scale: float) -> Params:
     layers = dict(base["layers"])
     rest = {name: x for name, x in adapters.items() if name != "layers"}
     rest = {
@@ -124,8 +115,7 @@ def _add(base: Params, adapters: Params, scale: float) -> Params:
     for name, own in adapters["layers"].items():
         kernel = layers[name]["kernel"]
         wide = jnp.promote_types(kernel.dtype, jnp.float32)
-        product = jnp.einsum(
-            "lir,lro->lio", own["lora_a"].astype(wide), own["lora_b"].astype(wide) * scale
-        )
+        scaled = own["lora_b"].astype(wide) * (config.alpha / config.rank)
+        product = jnp.einsum("lir,lro->lio", own["lora_a"].astype(wide), scaled)
         layers[name] = {**layers[name], "kernel": (kernel + product).astype(kernel.dtype)}
     return {**base, **rest, "layers": layers}

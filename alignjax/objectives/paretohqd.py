@@ -4,7 +4,7 @@
 paper                             code
 ================================  ==========================================================
 r = (r^1, ..., r^M)               ``scores [N, M]``, one row per response, larger is better
-omega, a preference               ``preference``: M weights >= 0; their sum is scaled to 1
+omega, a preference               one of ``preferences``: M weights >= 0, scaled to sum 1
 r_max, r_min                      the largest and smallest score of each objective, over all rows
 W = r_min + omega (r_max - r_min) the compromise point of a preference
 P_omega                           the line through r_max and W: `distances` are to it
@@ -20,6 +20,7 @@ High-quality Data, arXiv 2504.16628. No code of the authors was at hand.
 """
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -57,25 +58,26 @@ def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
 def curate(
     scores: np.ndarray,
     *,
-    preference: tuple[float, ...],
+    preferences: Sequence[tuple[float, ...]],
     size: int,
     depth: int | None = None,
 ) -> np.ndarray:
-    """Chooses the ``size`` responses nearest to a preference's direction, out of the best layers.
+    """Chooses the responses nearest to each preference's direction, out of the best layers.
 
     Ties in distance go to the response with more room for itself (`pareto.crowding` within its
     layer), then to the earlier row. An objective that is the same everywhere says nothing: it is
-    dropped, with a line in the log, and the other weights are scaled to sum to 1.
+    dropped, with a line in the log, and the other weights are scaled to sum to 1. The data are
+    sorted once for all preferences.
 
     Args:
       scores: ``[N, M]``, M >= 2, finite.
-      preference: M weights, >= 0, not all 0.
+      preferences: P of M weights each, >= 0, not all 0.
       size: how many.
       depth: non-dominated layers to choose from; None: the fewest that hold ``10 * size``
         responses.
 
     Returns:
-      ``[size]`` row numbers, nearest first.
+      ``[P, size]`` row numbers, nearest first.
 
     Raises:
       ValueError: weights that are negative, all 0 or not M; scores not finite; fewer rows in the
@@ -85,23 +87,36 @@ def curate(
     was available to us; depth and the normalisation to ranges are this project's choices.
     From the authors' code: not compared.
     """
-    points = pareto.check_points(scores)
-    weights = _weights(preference, points.shape[1])
-    if size < 1:
-        raise ValueError(f"size: wanted a positive number, found {size}")
+    points, weights = _checked(scores, preferences, size)
     pool = high_quality(points, size=10 * size, depth=depth)
-    if len(pool) < size:
-        raise ValueError(
-            f"size: wanted {size} responses for the preference {tuple(preference)}, found "
-            f"{len(pool)} in the {'first ' + str(depth) if depth else 'data, all its'} layers"
-        )
+    where = f"the first {depth} layers" if depth else "the data, all its layers"
+    _enough(len(pool), size, preferences, where)
     layer = pareto.layers(points[pool])  # the same as among all: whole layers were taken
     room = np.zeros(len(pool))
     for i in np.unique(layer):
         room[layer == i] = pareto.crowding(points[pool[layer == i]])
-    distance = distances(points, weights)[pool]
     # Distances that differ by rounding alone are ties.
-    return pool[np.lexsort((pool, -room, distance.round(12)))[:size]]
+    table = distances(points, weights)[:, pool].round(12)
+    return np.stack([pool[np.lexsort((pool, -room, row))[:size]] for row in table])
+
+
+def curate_linear(
+    scores: np.ndarray, *, preferences: Sequence[tuple[float, ...]], size: int
+) -> np.ndarray:
+    """Chooses the ``size`` responses with the largest weighted sum of scores: the ablation.
+
+    Equation, with the scores in units of each objective's range::
+
+        s_omega = sum_i omega_i (r^i - r_min^i) / (r_max^i - r_min^i)
+
+    Arguments, result, errors and dropped objectives are those of `curate`; ties go to the earlier
+    row, and no layers are taken: with positive weights what is largest is not dominated.
+    """
+    points, weights = _checked(scores, preferences, size)
+    _enough(len(points), size, preferences, "the data")
+    z, kept = _units(points)
+    sums = z @ weights[:, kept].T  # [N, P]
+    return np.argsort(-sums.round(12), axis=0, kind="stable")[:size].T
 
 
 def high_quality(scores: np.ndarray, *, size: int, depth: int | None = None) -> np.ndarray:
@@ -119,8 +134,10 @@ def high_quality(scores: np.ndarray, *, size: int, depth: int | None = None) -> 
     return np.flatnonzero(layer < depth)
 
 
-def distances(scores: np.ndarray, preference: tuple[float, ...] | np.ndarray) -> np.ndarray:
-    """Distance of every response to the direction of a preference.
+def distances(
+    scores: np.ndarray, preferences: Sequence[tuple[float, ...]] | np.ndarray
+) -> np.ndarray:
+    """Distance of every response to the direction of each preference.
 
     In units of each objective's range, the direction from the ideal point through the compromise
     point::
@@ -133,28 +150,64 @@ def distances(scores: np.ndarray, preference: tuple[float, ...] | np.ndarray) ->
 
     Args:
       scores: ``[N, M]``, M >= 2.
-      preference: M weights, >= 0, not all 0.
+      preferences: P of M weights each, >= 0, not all 0.
 
     Returns:
-      ``[N]`` float64. With one objective that varies, the distance to its largest value.
+      ``[P, N]`` float64. With one objective that varies, the distance to its largest value.
     """
-    points = pareto.check_points(scores)
-    weights = _weights(preference, points.shape[1])
+    points, weights = _checked(scores, preferences, 1)
+    units, kept = _units(points)
+    z = units - 1
+    out = np.zeros((len(weights), len(z)))
+    for row, weight in zip(out, weights[:, kept], strict=True):
+        if weight.sum() == 0:
+            continue  # nothing to tell the responses apart by
+        if len(weight) == 1:
+            row[:] = -z[:, 0]
+            continue
+        direction = weight / weight.sum() - 1
+        direction /= np.linalg.norm(direction)
+        row[:] = np.linalg.norm(z - (z @ direction)[:, None] * direction, axis=1)
+    return out
+
+
+def _units(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The scores as shares of their ranges, without the objectives that have one value.
+
+    Returns:
+      ``[N, M']``, and ``[M]`` bool: which objectives they are.
+    """
     high, low = points.max(axis=0), points.min(axis=0)
     kept = high > low
     for i in np.flatnonzero(~kept):
         log.warning(
             "objective %d has one value, %s, in all %d rows: dropped", i, low[i], len(points)
         )
-    if not kept.any() or weights[kept].sum() == 0:
-        return np.zeros(len(points))  # nothing to tell the responses apart by
-    z = pareto.normalised(points[:, kept], low=low[kept], high=high[kept]) - 1
-    if kept.sum() == 1:
-        return -z[:, 0]
-    direction = weights[kept] / weights[kept].sum() - 1
-    direction /= np.linalg.norm(direction)
-    along = z @ direction
-    return np.linalg.norm(z - along[:, None] * direction, axis=1)
+    if not kept.any():
+        return points[:, kept], kept
+    return pareto.normalised(points[:, kept], low=low[kept], high=high[kept]), kept
+
+
+def _checked(
+    scores: np.ndarray, preferences: Sequence[tuple[float, ...]] | np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The scores, and ``[P, M]`` weights that sum to 1."""
+    points = pareto.check_points(scores)
+    if size < 1:
+        raise ValueError(f"size: wanted a positive number, found {size}")
+    if not len(preferences):
+        raise ValueError("preferences: wanted at least one, found none")
+    return points, np.stack([_weights(p, points.shape[1]) for p in preferences])
+
+
+def _enough(
+    found: int, size: int, preferences: Sequence[tuple[float, ...]] | np.ndarray, where: str
+) -> None:
+    if found < size:
+        raise ValueError(
+            f"size: wanted {size} responses for the preference {tuple(preferences[0])}, found "
+            f"{found} in {where}"
+        )
 
 
 def _weights(preference: tuple[float, ...] | np.ndarray, objectives: int) -> np.ndarray:

@@ -10,14 +10,21 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from alignjax import sharding
+from alignjax import sharding, step
 from alignjax.checkpoint import tree_digest
 from alignjax.errors import UserError
 from alignjax.logps import response_logps
 from alignjax.models import lora, reward_head
 from alignjax.models.config import LoraConfig, check_rank
-from alignjax.objectives import bradley_terry, dpo, kto, plackett_luce
-from alignjax.step import init_state, reward_scores, score, train_step, with_adapters
+from alignjax.objectives import bradley_terry, dpo, kto, plackett_luce, sft
+from alignjax.step import (
+    init_state,
+    reward_scores,
+    score,
+    stacked_step,
+    train_step,
+    with_adapters,
+)
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
@@ -36,8 +43,8 @@ def adapters(config=CONFIG, seed=None):
     return jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), fresh)
 
 
-def rows(k=2, b=4, **fields):
-    batch = tiny.ragged(k, b=b)
+def rows(k=2, b=4, seed=0, **fields):
+    batch = tiny.ragged(k, b=b, seed=seed)
     length = np.maximum(batch.response_length, 1)
     return batch.replace(response_length=length, **fields)
 
@@ -79,11 +86,8 @@ def test_values_and_gradients_are_those_of_the_dense_network():
             np.testing.assert_allclose(found["layers"][name][leaf], x, atol=1e-9 * scale)
 
 
-def test_merging_is_undone_by_unmerging():
+def test_merged_weights_are_summed_in_float32_and_kept_in_the_base_s_dtype():
     base, new = tiny.params(MODEL), adapters(seed=3)
-    merged = lora.merge(base, new, CONFIG)
-    assert np.abs(merged["layers"]["q"]["kernel"] - base["layers"]["q"]["kernel"]).max() > 0.1
-    chex.assert_trees_all_close(lora.unmerge(merged, new, CONFIG), base, atol=1e-5)
     half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), base)
     assert {x.dtype for x in jax.tree.leaves(lora.merge(half, new, CONFIG))} == {
         jnp.dtype("bfloat16")
@@ -224,6 +228,56 @@ def test_a_step_with_dropout_is_the_same_on_a_mesh_in_parts_and_recomputed():
     renumbered = batch.replace(prompt_id=batch.prompt_id + 1)
     other = parted(*place, sharding.put_rows(renumbered, mesh))[1]
     assert abs(other["loss"] - scalars["loss"]) > 1e-3
+
+
+# --- several networks side by side
+
+
+def test_adapters_side_by_side_learn_what_each_learns_alone():
+    """Three sets with dropout on rows of their own; in step 1 one of them has to skip."""
+    config, count = LoraConfig(rank=2, dropout=0.3), 3
+    keys = [jax.random.fold_in(jax.random.key(9), p) for p in range(count)]
+
+    def start(p, key):
+        return init_state(wide(adapters(config, seed=p)), OPTIMIZER, key)
+
+    def wide(tree):
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)
+
+    def stacked(trees):
+        return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+    def mixed(batches):  # row i is network i % 3's
+        return jax.tree.map(lambda *x: np.stack(x, 1).reshape(-1, *x[0].shape[1:]), *batches)
+
+    with tiny.float64(MODEL, step) as exact:
+        run = step_of(sft.loss, config=config, live=False, model=exact)
+        alone, together = jax.jit(run), jax.jit(functools.partial(stacked_step, step=run))
+        base = wide(tiny.params(MODEL))
+        states = [start(p, key) for p, key in enumerate(keys)]
+        stack = stacked(states)
+        for number in range(3):
+            batches = [rows(1, seed=3 * number + p) for p in range(count)]
+            if number == 1:
+                batches[2] = batches[2].replace(weight=np.full(4, np.inf, np.float32))
+            stack, told = together(stack, base, mixed(batches))
+            pairs = [alone(s, base, x) for s, x in zip(states, batches, strict=True)]
+            states, each = zip(*pairs, strict=True)
+            assert told["skipped"] == (number == 1)
+            if number != 1:
+                mean = np.mean([x["loss"] for x in each])
+                np.testing.assert_allclose(told["loss"], mean, rtol=1e-9)
+            assert told["num_tokens"] == sum(x["num_tokens"] for x in each)
+        assert stack.skipped.tolist() == [0, 0, 1]
+        for p in range(count):
+            found = jax.tree.map(lambda x, p=p: x[p], stack)
+            chex.assert_trees_all_close(found.params, states[p].params, rtol=1e-9, atol=1e-12)
+        # With equal starts and rows, equal keys draw alike, and only they.
+        stack = stacked([start(0, keys[0]), start(0, keys[0]), start(0, keys[1])])
+        stack, _ = together(stack, base, mixed([rows(1)] * 3))
+        moved = stack.opt_state[0].mu["layers"]["q"]["lora_a"]
+        np.testing.assert_array_equal(moved[0], moved[1])
+        assert np.abs(moved[0] - moved[2]).max() > 1e-3
 
 
 # --- what is refused
