@@ -272,6 +272,7 @@ def stacked_step(
     """
     parts = _split(batch, len(states.step))
     states, scalars = jax.vmap(step, in_axes=(0, None, 0))(states, ref_params, parts)
+    whole: dict[str, Callable[[Array], Array]]
     whole = {"num_tokens": jnp.sum, "weight": jnp.sum, "skipped": jnp.max}
     return states, {name: whole.get(name, jnp.mean)(x) for name, x in scalars.items()}
 
