@@ -137,6 +137,35 @@ class Meter:
 
 
 @contextlib.contextmanager
+def timed() -> Iterator[list[float]]:
+    """Yields a list that holds the block's seconds once it is left, without those of compiling.
+
+    Tracing counts as compiling. For blocks that wait for their results: what is still running on
+    the device is not counted.
+    """
+    spans: list[tuple[float, float]] = []
+    took: list[float] = []
+
+    # JAX calls it with whatever it knows of an event.
+    def note(event: str, start_time: float, end_time: float, **_: str | int) -> None:
+        if event.startswith("/jax/core/compile/"):
+            spans.append((start_time, end_time))
+
+    jax.monitoring.register_event_time_span_listener(note)
+    since = time.time()  # the clock of the spans
+    try:
+        yield took
+    finally:
+        until = time.time()
+        jax.monitoring.unregister_event_time_span_listener(note)
+        compiling, reached = 0.0, since
+        for start, end in sorted(spans):  # one lies inside another where jits are nested
+            compiling += max(0.0, end - max(start, reached))
+            reached = max(reached, end)
+        took.append(max(0.0, until - since - compiling))
+
+
+@contextlib.contextmanager
 def progress(title: str, total: int, *, done: int = 0) -> Iterator[Any]:
     """A progress bar with ETA; yields ``advance(n, **numbers)``. Silent bars where no terminal."""
     import rich.console

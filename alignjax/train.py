@@ -141,16 +141,18 @@ def fit(
     step_fn = jax.jit(one_step, donate_argnums=0, out_shardings=(layout, None))
     rows_done = np.cumsum((job.plan.rows >= 0).sum(axis=1))
     waited = 0.0  # seconds that the host waited for rows since the last line
+    idle = 0.0  # and since the start
 
     def turns(begin: int) -> Turn[TrainState]:
         batches = read(job.data.dataset, job.plan, start=begin, ref_logps=job.ref_logps)
 
         def turn(state: TrainState, done: int) -> tuple[TrainState, dict[str, Array]]:
             del done  # the rows come in order
-            nonlocal waited
+            nonlocal waited, idle
             since = time.perf_counter()
             host = next(batches)
             waited += time.perf_counter() - since
+            idle += time.perf_counter() - since
             return step_fn(state, job.ref_params, put_rows(host, job.mesh))
 
         return turn
@@ -172,6 +174,7 @@ def fit(
         start=lambda: jax.jit(start, out_shardings=layout, donate_argnums=0)(load_start()),
         turns=turns,
         tell=tell,
+        waited=lambda: idle,
         evaluate=None if evaluate is None else lambda state: evaluate(state.params),
     )
     return state, {
@@ -192,6 +195,7 @@ def loop(
     tell: Callable[[int], dict[str, float]],
     player: Callable[[int], str] = lambda done: "",
     watch: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    waited: Callable[[], float] = lambda: 0.0,
     evaluate: Callable[[State], dict[str, float]] | None = None,
 ) -> tuple[State, int]:
     """Takes the steps that are left, and saves, tells and stops between them.
@@ -207,10 +211,14 @@ def loop(
       player: from the steps done, what the next one's numbers are called by: it goes before their
         names, and each player's are averaged apart.
       watch: sees the numbers of every step, before the step is saved; may raise.
+      waited: seconds since the start in which a turn waited for something else than a step.
       evaluate: as in `fit`, of the whole state.
 
     Returns:
       The final state, and the step that the run went on from.
+
+    Every line of the metrics holds ``step_seconds``: what all turns so far took, over all starts of
+    the run, without tracing and compiling, waiting for rows, saving and evaluating.
     """
     players = dict.fromkeys(player(done) for done in range(total))
     meters = {who: metrics.Meter(max_skipped=job.max_skipped) for who in players}
@@ -218,7 +226,7 @@ def loop(
         begin = checkpoint.latest(store)
         if begin is None:
             state = start()
-            begin = 0
+            begin, spent = 0, 0.0
         else:
             record = checkpoint.read_record(store, begin)
             checkpoint.refuse_other(store, begin, record["identity"], job.identity)
@@ -230,6 +238,7 @@ def loop(
             state = checkpoint.restore(store, begin, target)
             for who, meter in meters.items():
                 meter.restore(record[f"{who}meter"])
+            spent = float(record.get("seconds", 0.0))  # 0: from before they were counted
             if begin == total:
                 log.info("%s: complete at step %d, nothing to do", job.name, total)
             else:
@@ -237,7 +246,7 @@ def loop(
 
         def save(step: int) -> None:
             fault_point("logged", f"{job.name}-{step}")
-            record = {"identity": job.identity, "next_batch": step}
+            record = {"identity": job.identity, "next_batch": step, "seconds": spent}
             record |= {f"{who}meter": meter.state() for who, meter in meters.items()}
             checkpoint.save(store, step, state, record)
             fault_point("saving", f"{job.name}-{step}")
@@ -261,20 +270,25 @@ def loop(
                 advance(0, **{f"{who}loss": values["loss"]})
 
             for step in range(begin + 1, total + 1):
-                state, scalars = turn(state, step - 1)
-                fault_point("step", f"{job.name}-{step}")
-                if late is not None:
-                    look(step - 1, late)
+                idle = waited()
+                with metrics.timed() as took:
+                    state, scalars = turn(state, step - 1)
+                    fault_point("step", f"{job.name}-{step}")
+                    if late is not None:
+                        look(step - 1, late)
+                spent += max(0.0, took[0] - (waited() - idle))
                 late = scalars
                 stopping = bool(caught)  # looked at once: a signal may come at any line
                 at_end, logs = step == total, step % job.log_every == 0
                 evaluates = job.eval_every and (at_end or step % job.eval_every == 0)
                 saves = at_end or stopping or step % job.save_every == 0
                 if logs or at_end or evaluates or saves:  # these look at this very step
-                    look(step, late)
+                    with metrics.timed() as took:
+                        look(step, late)
+                    spent += took[0]
                     late = None
                     if logs or at_end:
-                        writer.write(step, averages() | tell(step))
+                        writer.write(step, averages() | tell(step) | {"step_seconds": spent})
                 if evaluate is not None and evaluates:
                     found = evaluate(state)
                     writer.write(step, {f"eval_{k}": v for k, v in found.items()})

@@ -36,6 +36,7 @@ TIMED = (
     "prompts_per_second",
     "tokens_per_second",
     "data_wait_seconds",
+    "step_seconds",
 )  # what no two runs have alike
 
 
