@@ -21,8 +21,10 @@ ROWS = P(("data", "fsdp"))  # how a batch is split over the mesh
 
 RULES: tuple[tuple[str, P], ...] = (
     (r"embed/embedding$|(^|/)head$", P("tensor", "fsdp")),
-    (r"layers/(q|k|v|gate|up)/kernel$", P(None, "fsdp", "tensor")),
-    (r"layers/(o|down)/kernel$", P(None, "tensor", "fsdp")),
+    (r"layers/(q|k|v|gate|up)/kernel(/codes)?$", P(None, "fsdp", "tensor")),
+    (r"layers/(o|down)/kernel(/codes)?$", P(None, "tensor", "fsdp")),
+    (r"layers/(q|k|v|gate|up)/kernel/scale$", P(None, None, "tensor")),
+    (r"layers/(o|down)/kernel/scale$", P(None, None, "fsdp")),
     (r"layers/(q|k|v|gate|up)/lora_a$", P(None, "fsdp")),
     (r"layers/(q|k|v|gate|up)/lora_b$", P(None, None, "tensor")),
     (r"layers/(o|down)/lora_a$", P(None, "tensor")),

@@ -12,6 +12,7 @@ DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
 ROPE_SCALINGS = ("llama3", "linear")
 ACTIVATIONS = ("silu", "gelu_tanh")
+QUANTIZED = ("", "int8", "nf4")
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # a layer's projections
 
 
@@ -97,6 +98,7 @@ class LoraConfig:
     alpha: float = 32.0  # (x A) B is multiplied by alpha / rank
     targets: tuple[str, ...] = TARGETS  # projections that get adapters: q k v o gate up down
     dropout: float = 0.0  # share of the adapters' inputs that a step sets to 0; in [0, 1)
+    quantize: str = ""  # the frozen projections' kernels: int8 | nf4 (4 bits); empty: as they are
 
     def __post_init__(self) -> None:
         for name in self.targets:
@@ -109,6 +111,7 @@ class LoraConfig:
             (self.rank > 0, "rank", "a positive number"),
             (0 < self.alpha < float("inf"), "alpha", "a positive number"),
             (0 <= self.dropout < 1, "dropout", "a number in [0, 1)"),
+            (self.quantize in QUANTIZED, "quantize", "int8, nf4 or nothing"),
             (bool(self.targets), "targets", f"some of {', '.join(TARGETS)}"),
             (len(set(self.targets)) == len(self.targets), "targets", "each name once"),
         )
@@ -136,12 +139,17 @@ def model_from(run: dict[str, Any], file: str) -> ModelConfig:
         raise UserError(f"{file}: model: of another version ({error})") from None
 
 
-def check_rank(lora: LoraConfig, model: ModelConfig) -> None:
-    """Sees that every adapter is smaller than what it is beside.
+def check_adapters(lora: LoraConfig, model: ModelConfig) -> None:
+    """Sees that every adapter is smaller than what it is beside, and that codes go in pairs.
 
     Raises:
-      UserError: names the target whose smaller dimension the rank exceeds.
+      UserError: names the target whose smaller dimension the rank exceeds, or the odd size.
     """
+    for field in ("width", "mlp_width"):
+        if lora.quantize == "nf4" and getattr(model, field) % 2:
+            raise UserError(
+                f"lora.quantize: nf4 wanted an even model.{field}, found {getattr(model, field)}"
+            )
     inner = {"q": model.heads * model.head_dim, "k": model.kv_heads * model.head_dim}
     inner |= {"v": inner["k"], "o": inner["q"]}
     for name in lora.targets:

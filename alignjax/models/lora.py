@@ -32,6 +32,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from alignjax.models import quantized
 from alignjax.models.config import LoraConfig
 from alignjax.types import Array, Params
 
@@ -105,7 +106,11 @@ def low_rank(x: Array, leaves: dict[str, Any]) -> Array:
 
 
 def merge(base: Params, adapters: Params, config: LoraConfig) -> Params:
-    """Full parameters ``W + (alpha / r) A B``: the sum in float32, stored in the base's dtype."""
+    """Full parameters ``W + (alpha / r) A B``: the sum in float32, stored in the base's dtype.
+
+    A quantised base is decoded first: the result is the network that was trained, up to rounding.
+    """
+    base = quantized.decoded(base)
     layers = dict(base["layers"])
     rest = {name: x for name, x in adapters.items() if name != "layers"}
     rest = {

@@ -9,13 +9,14 @@ Parameters live in a plain nested dict; ``sharding.py`` names them by path.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from alignjax.models import lora
+from alignjax.models import lora, quantized
 from alignjax.models.attention import attend, rope_frequencies, rotate
 from alignjax.models.config import ModelConfig, RopeScaling
 from alignjax.types import Array, Params
@@ -83,8 +84,12 @@ class Layer(nn.Module):
             name: str, x: Array, features: int, use_bias: bool = False, scale: float = 1.0
         ) -> Array:
             init = nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
-            y = nn.Dense(features, use_bias=use_bias, kernel_init=init, name=name, **types)(x)
             own = given.get(name, {})
+            if isinstance(own.get("kernel"), Mapping):
+                y = quantized.product(x.astype(c.dtype), own["kernel"])
+                y = y + own["bias"].astype(c.dtype) if use_bias else y
+            else:
+                y = nn.Dense(features, use_bias=use_bias, kernel_init=init, name=name, **types)(x)
             return y + lora.low_rank(x, own) if "lora_a" in own else y
 
         def norm(name: str) -> RMSNorm:

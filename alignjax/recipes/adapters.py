@@ -62,10 +62,12 @@ def trains(
     """
     assert config.lora is not None
     wanted = target(config.lora, config.model, job.mesh, objectives=objectives)
-    trained, frozen = (sum(x.size for x in jax.tree.leaves(t)) for t in (wanted, base))
+    network = jax.eval_shape(functools.partial(init_params, config.model), jax.random.key(0))
+    trained, frozen = (sum(x.size for x in jax.tree.leaves(t)) for t in (wanted, network))
     log.info(
-        "lora: %s parameters trained, %s frozen (%.2f%%)",
+        "lora: %s parameters trained, %s frozen (%.2f%%) in %.1f MiB",
         *(f"{trained:,}", f"{frozen:,}", 100 * trained / frozen),
+        sum(x.nbytes for x in jax.tree.leaves(base)) / 2**20,
     )
     forward = functools.partial(with_adapters, forward=job.forward, config=config.lora, live=live)
     start = functools.partial(init, config.lora, config.model, objectives=objectives)
@@ -86,12 +88,19 @@ def whole(config: Config, base: Params | None, params: Params) -> Params:
 
 
 def base_of(
-    model: ModelConfig, seed: int, workdir: pathlib.Path, mesh: Mesh, *, sft: bool, digest: str
+    config: LoraConfig,
+    model: ModelConfig,
+    seed: int,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+    *,
+    sft: bool,
+    digest: str,
 ) -> Params:
-    """The base that a run's adapters were trained beside.
+    """The base that a run's adapters were trained beside, quantised if it was.
 
     Args:
-      model, seed: of the run's config.
+      config, model, seed: of the run's config.
       workdir: the run's folder.
       sft: whether the run had a supervised stage.
       digest: of the base, as the run's checkpoints tell it.
@@ -99,8 +108,11 @@ def base_of(
     Raises:
       UserError: what is found now is another one.
     """
-    load = pretrained.supervised(model, workdir, mesh) if sft else None
-    base = (load or pretrained.fresh(model, seed, mesh))()
+    if sft:
+        load = pretrained.supervised(model, workdir, mesh, config.quantize)
+    else:
+        load = pretrained.fresh(model, seed, mesh, config.quantize)
+    base = load()
     found = checkpoint.tree_digest(base)
     if found != digest:
         where = str(pretrained.supervised_params(workdir)) if sft else model.path or "the seed"

@@ -113,6 +113,7 @@ def _merged(
 ) -> Params:
     """The whole network of a run's adapters."""
     base = adapters.base_of(
+        lora,
         model,
         config["train"]["seed"],
         run,

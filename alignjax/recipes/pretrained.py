@@ -13,6 +13,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -21,14 +22,14 @@ from alignjax import checkpoint, sharding
 from alignjax.config import Config
 from alignjax.data import tokenizer as tokenizers
 from alignjax.errors import UserError
-from alignjax.models import reward_head
-from alignjax.models.config import ModelConfig, check_rank
+from alignjax.models import quantized, reward_head
+from alignjax.models.config import ModelConfig, check_adapters
 from alignjax.models.hf import configjson
 from alignjax.models.hf import load as hf
 from alignjax.models.hf.save import write_json
 from alignjax.models.transformer import init_params
 from alignjax.recipes.workdirs import read_json
-from alignjax.types import Params
+from alignjax.types import Array, Params
 
 log = logging.getLogger("alignjax")
 
@@ -50,7 +51,7 @@ def resolve(config: Config) -> Config:
     if model.path and not tokenizer.path:
         tokenizer = dataclasses.replace(tokenizer, path=model.path)
     if config.lora is not None:
-        check_rank(config.lora, model)
+        check_adapters(config.lora, model)
     return dataclasses.replace(config, model=model, tokenizer=tokenizer)
 
 
@@ -63,26 +64,55 @@ def target(config: ModelConfig, mesh: Mesh, *, objectives: int = 0) -> Params:
     return sharding.abstract(shapes, sharding.shard_tree(shapes, mesh))
 
 
-def load(config: ModelConfig, mesh: Mesh) -> Params:
-    """The parameters in ``config.path``, in ``config.param_dtype``, on the mesh."""
+def load(config: ModelConfig, mesh: Mesh, quantize: str = "") -> Params:
+    """The parameters in ``config.path``, in ``config.param_dtype``, on the mesh.
+
+    Args:
+      config: of the network.
+      mesh: where they go.
+      quantize: `LoraConfig.quantize`. A folder of tensors is quantised one parameter at a time, so
+        that the devices never hold the whole network as it was; an imported one at its end.
+    """
     folder = pathlib.Path(config.path)
     if not (folder / "imported.json").is_file():
-        return hf.load_params(folder, target(config, mesh), config)
+        finish = functools.partial(_quantized_leaf, kind=quantize, mesh=mesh)
+        return hf.load_params(folder, target(config, mesh), config, finish)
     stored = dataclasses.replace(
         config, param_dtype=read_json(folder / "imported.json")["param_dtype"]
     )
     params = checkpoint.load_params(folder / "params", target(stored, mesh))
-    return jax.tree.map(lambda x: x.astype(config.param_dtype), params)
+    params = jax.tree.map(lambda x: x.astype(config.param_dtype), params)
+    return _quantized(params, quantize, mesh)
 
 
-def fresh(model: ModelConfig, seed: int, mesh: Mesh) -> Callable[[], Params]:
+def _quantized(params: Params, kind: str, mesh: Mesh) -> Params:
+    """Parameters with codes and scales in the place of projections; ``kind`` empty: themselves."""
+
+    def leaf(path: tuple[Any, ...], parameter: Array) -> Any:
+        return _quantized_leaf(sharding.path_name(path), parameter, kind=kind, mesh=mesh)
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def _quantized_leaf(path: str, parameter: Array, *, kind: str, mesh: Mesh) -> Any:
+    if not kind or not quantized.kernel_name(path):
+        return parameter
+    encode = functools.partial(quantized.encode, kind=kind)
+    shapes = jax.eval_shape(encode, parameter)
+    named = {f"{path}/{name}": shape for name, shape in shapes.items()}
+    shards = sharding.shard_tree(named, mesh)
+    layout = {name: shards[f"{path}/{name}"] for name in shapes}
+    return jax.jit(encode, out_shardings=layout)(parameter)
+
+
+def fresh(model: ModelConfig, seed: int, mesh: Mesh, quantize: str = "") -> Callable[[], Params]:
     """What gives the parameters that a run begins with, from ``model.path`` or from the seed."""
     if model.path:
-        return functools.partial(load, model, mesh)
+        return functools.partial(load, model, mesh, quantize)
     init = functools.partial(init_params, model, jax.random.key(seed))
     shards = sharding.shard_tree(jax.eval_shape(init), mesh)
-    made: Callable[[], Params] = jax.jit(init, out_shardings=shards)
-    return made
+    made = jax.jit(init, out_shardings=shards)
+    return lambda: _quantized(made(), quantize, mesh)
 
 
 def supervised_params(workdir: pathlib.Path) -> pathlib.Path:
@@ -90,10 +120,12 @@ def supervised_params(workdir: pathlib.Path) -> pathlib.Path:
     return workdir / "sft" / "params"
 
 
-def supervised(model: ModelConfig, workdir: pathlib.Path, mesh: Mesh) -> Callable[[], Params]:
+def supervised(
+    model: ModelConfig, workdir: pathlib.Path, mesh: Mesh, quantize: str = ""
+) -> Callable[[], Params]:
     """What loads them."""
-    wanted = target(model, mesh)
-    return functools.partial(checkpoint.load_params, supervised_params(workdir), wanted)
+    wanted, folder = target(model, mesh), supervised_params(workdir)
+    return lambda: _quantized(checkpoint.load_params(folder, wanted), quantize, mesh)
 
 
 def import_model(source: str, to: str) -> None:

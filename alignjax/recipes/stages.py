@@ -80,12 +80,14 @@ def supervised(
 
     Returns:
       What loads the parameters it ended with: those of the reference and of the policy's start.
+      With ``lora.quantize`` they are quantised; the stage itself trains a whole network.
     """
+    quantize = config.lora.quantize if config.lora is not None else ""
     key = jax.random.key(config.train.seed)
     fresh = pretrained.fresh(config.model, config.train.seed, mesh)
     sft = config.sft
     if sft is None:
-        return fresh
+        return pretrained.fresh(config.model, config.train.seed, mesh, quantize)
     stage = dataclasses.replace(
         config,
         loss=sft.loss,
@@ -128,7 +130,7 @@ def supervised(
             f" (the truth: {summary['truth_nll_per_response']:.4f})" if sft.truth else "",
             summary["nll_per_token"],
         )
-    return pretrained.supervised(config.model, workdir, mesh)
+    return pretrained.supervised(config.model, workdir, mesh, quantize)
 
 
 def _truth(truth: Callable[[str, str], float], rows: Bucketed) -> float:

@@ -15,6 +15,7 @@ from alignjax.checkpoint import tree_digest
 from alignjax.errors import UserError
 from alignjax.logps import response_logps
 from alignjax.models import lora, reward_head
+<<<<<<< HEAD
 from alignjax.models.config import LoraConfig, check_rank
 from alignjax.objectives import bradley_terry, dpo, kto, plackett_luce, sft
 from alignjax.step import (
@@ -25,6 +26,11 @@ from alignjax.step import (
     train_step,
     with_adapters,
 )
+=======
+from alignjax.models.config import LoraConfig, check_adapters
+from alignjax.objectives import bradley_terry, dpo, kto, plackett_luce
+from alignjax.step import init_state, reward_scores, score, train_step, with_adapters
+>>>>>>> 21297b9 (LoRA beside a base in 8 or 4 bits: lora.quantize, by qwix)
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
@@ -301,7 +307,7 @@ def test_what_makes_no_adapters_is_refused(changes, said):
 
 
 def test_a_rank_above_a_kernel_s_smaller_dimension_is_refused():
-    check_rank(LoraConfig(rank=16), MODEL)
+    check_adapters(LoraConfig(rank=16), MODEL)
     with pytest.raises(UserError, match=r"lora\.rank: wanted 16 at most, .*of k, found 17"):
-        check_rank(LoraConfig(rank=17), MODEL)
-    check_rank(LoraConfig(rank=32, targets=("q", "down")), MODEL)
+        check_adapters(LoraConfig(rank=17), MODEL)
+    check_adapters(LoraConfig(rank=32, targets=("q", "down")), MODEL)

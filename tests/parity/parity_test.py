@@ -8,9 +8,6 @@ that has torch and transformers they are made afresh, and transformers loads wha
 import dataclasses
 import functools
 import json
-import os
-import pathlib
-import subprocess
 
 import jax
 import numpy as np
@@ -30,32 +27,16 @@ from alignjax.models.hf.save import save_model
 from alignjax.models.transformer import Transformer, unembedding
 from alignjax.recipes import pretrained
 from alignjax.types import Batch
+from tests.parity.live import HERE, PYTHON, ask
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
 
-HERE = pathlib.Path(__file__).resolve().parent
-PYTHON = os.environ.get("ALIGNJAX_PARITY_PYTHON", "")
-FAMILIES = sorted(p.parent.name for p in (HERE / "data").glob("*/answers.npz"))
+FAMILIES = sorted(
+    p.parent.name for p in (HERE / "data").glob("*/answers.npz") if p.parent.name != "peft"
+)
 TOKENIZERS = sorted(p.parent.name for p in (HERE / "data" / "tokenizers").glob("*/answers.json"))
 # Sums of some tens of float32 products in another order; logits are of order 1.
 CLOSE = dict(rtol=0, atol=1e-4)
-
-
-def ask(*arguments: object) -> None:
-    """Runs `reference.py`, which may import what this process cannot."""
-    command = [PYTHON, str(HERE / "reference.py"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory) -> pathlib.Path:
-    """The folder of models and answers: the committed one, or a fresh one."""
-    if not PYTHON:
-        return HERE / "data"
-    folder = tmp_path_factory.mktemp("reference")
-    ask("make", folder)
-    return folder
 
 
 @functools.cache

@@ -1,7 +1,8 @@
-"""What transformers says of small random models; needs torch and transformers, not alignjax.
+"""What transformers says of small random models; needs torch and more, not alignjax.
 
     python tests/parity/reference.py make FOLDER           models, tokenizers and what they answer
     python tests/parity/reference.py logits MODEL INPUT OUT   what a saved model answers
+    python tests/parity/reference.py adapted MODEL ADAPTERS INPUT OUT   the same with PEFT adapters
 
 `parity_test.py` beside this file compares alignjax with the first's output, which is committed in
 ``data/``; ``make test-parity`` makes it afresh and uses the second on what alignjax exported.
@@ -13,6 +14,7 @@ import sys
 from typing import Any
 
 import numpy as np
+import peft
 import tokenizers
 import torch
 import transformers
@@ -142,6 +144,22 @@ def draw(model: Any, name: str) -> None:
             else:  # of a norm
                 x = 0.2 * x + (0.0 if kind.startswith("Gemma") else 1.0)
             value.copy_(torch.tensor(x, dtype=torch.bfloat16))
+
+
+def make_adapted(folder: pathlib.Path, inputs: dict[str, np.ndarray]) -> None:
+    """Adapters that PEFT made beside qwen2, and what both answer."""
+    names = [f"{x}_proj" for x in ("q", "k", "v", "o", "gate", "up", "down")]
+    lora = peft.LoraConfig(r=3, lora_alpha=6, target_modules=names, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(make_model("qwen2"), lora).eval()
+    rng = np.random.default_rng(3)
+    with torch.no_grad():
+        for key, value in sorted(model.named_parameters()):
+            if "lora_" in key:
+                x = rng.normal(size=tuple(value.shape)) * value.shape[1] ** -0.5
+                value.copy_(torch.tensor(x, dtype=torch.bfloat16))
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink()  # a form to fill in
+    np.savez_compressed(folder / "answers.npz", **inputs, **answers(model, inputs))
 
 
 def whole(inputs: dict[str, np.ndarray]) -> tuple[dict[str, torch.Tensor], np.ndarray]:
@@ -324,6 +342,7 @@ def make(folder: pathlib.Path) -> None:
     found = scores(reward, inputs)
     reward.to(torch.bfloat16).save_pretrained(folder / "reward")
     np.savez_compressed(folder / "reward" / "scores.npz", **inputs, scores=found)
+    make_adapted(folder / "peft", inputs)
     make_model("story").to(torch.bfloat16).save_pretrained(folder / "story")
     for name in FAMILIES:
         model = make_model(name)
@@ -362,10 +381,31 @@ def logits(model_folder: str, inputs: str, out: str) -> None:
         pathlib.Path(out + ".json").write_text(text)
 
 
+def adapted(model_folder: str, adapters: str, inputs: str, out: str) -> None:
+    """Answers of a base with adapters that PEFT loads, beside the base and merged into it."""
+    with np.load(inputs) as opened:
+        given = {key: opened[key] for key in batch(64)}
+    options = dict(dtype="float32", attn_implementation="eager")
+    kind: Any = transformers.AutoModelForCausalLM
+    told = json.loads((pathlib.Path(adapters) / "adapter_config.json").read_text())
+    ask = answers
+    if told["task_type"] == "SEQ_CLS":
+        kind = transformers.AutoModelForSequenceClassification
+        options |= dict(num_labels=1)
+        ask = lambda model, given: dict(scores=scores(model, given))  # noqa: E731
+    model = peft.PeftModel.from_pretrained(kind.from_pretrained(model_folder, **options), adapters)
+    beside = ask(model.eval(), given)
+    merged = ask(model.merge_and_unload().eval(), given)
+    merged = {f"merged_{name}": value for name, value in merged.items()}
+    np.savez_compressed(out, **beside, **merged)
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["make"] and len(sys.argv) == 3:
         make(pathlib.Path(sys.argv[2]))
     elif sys.argv[1:2] == ["logits"] and len(sys.argv) == 5:
         logits(*sys.argv[2:])
+    elif sys.argv[1:2] == ["adapted"] and len(sys.argv) == 6:
+        adapted(*sys.argv[2:])
     else:
         raise SystemExit(__doc__)

@@ -15,7 +15,8 @@ from alignjax.models.config import ModelConfig, model_from
 from alignjax.models.hf import load
 from alignjax.recipes import pretrained
 from tests import runs
-from tests.parity.parity_test import HERE, PYTHON, answers, as_batch, ask, compare, ours
+from tests.parity.live import HERE, PYTHON, ask
+from tests.parity.parity_test import answers, as_batch, compare, ours
 
 DOCS = (runs.ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 SMALL = (

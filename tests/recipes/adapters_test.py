@@ -146,3 +146,32 @@ def test_a_run_without_adapters_has_none_to_export(tmp_path, base):
 def test_a_rank_too_large_for_the_model_is_refused_before_anything_is_read():
     with pytest.raises(UserError, match=r"lora\.rank: wanted 32 at most, .* found 33"):
         pretrained.resolve(config(lora=LoraConfig(rank=33)))
+
+
+def test_a_quantised_base_is_sampled_trained_beside_and_merged(tmp_path):
+    """The policy is the decoded base with its adapters; the export is that network."""
+    quantize = dataclasses.replace(LORA, quantize="nf4")
+    workdir = tmp_path / "run"
+    settings = config("train.steps=2", "data.max_drop_fraction=0.2", lora=quantize)
+    align.run(settings, workdir)
+    state = state_of(workdir, 2)
+    wide = base_of(workdir)
+    coded = pretrained._quantized(wide, "nf4", sharding.make_mesh(1, 1, 1))
+    with checkpoint.open_store(workdir / "checkpoints", keep=9) as store:
+        record = checkpoint.read_record(store, 2)
+    assert record["identity"]["reference"] == checkpoint.tree_digest(coded)
+    assert checkpoint.tree_digest(coded) != checkpoint.tree_digest(wide)
+    export.export(str(workdir), str(tmp_path / "out"))
+    merged = lora.merge(coded, state.params, quantize)
+    model = dataclasses.replace(settings.model, path=str(tmp_path / "out"))
+    found = pretrained.load(model, sharding.make_mesh(1, 1, 1))
+    jax.tree.map(np.testing.assert_array_equal, found, merged)
+    policy = finished.load_policy(settings, str(workdir))
+    assert policy["layers"]["q"]["kernel"]["codes"].dtype == np.uint8
+
+    # the folder itself as a base: quantised as it is read, parameter by parameter
+    mesh = sharding.make_mesh(1, 1, 1)
+    streamed = pretrained.load(model, mesh, "int8")
+    jax.tree.map(
+        np.testing.assert_array_equal, streamed, pretrained._quantized(found, "int8", mesh)
+    )

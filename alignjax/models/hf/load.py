@@ -12,6 +12,7 @@ import logging
 import math
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -141,7 +142,12 @@ def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
     return file
 
 
-def load_params(folder: pathlib.Path, target: Params, config: ModelConfig) -> Params:
+def load_params(
+    folder: pathlib.Path,
+    target: Params,
+    config: ModelConfig,
+    finish: Callable[[str, Array], Any] = lambda path, parameter: parameter,
+) -> Params:
     """Reads a model into arrays laid out as ``target`` says.
 
     Args:
@@ -149,6 +155,7 @@ def load_params(folder: pathlib.Path, target: Params, config: ModelConfig) -> Pa
       target: `jax.ShapeDtypeStruct` with shardings, in the tree of ``init_params``. Values are
         converted to its dtypes; to float32 that is exact.
       config: the network, see `resolve`.
+      finish: what is kept of a parameter, given its path; called before the next one is read.
 
     Raises:
       UserError: names every tensor that is missing, left over, or of another shape or kind.
@@ -156,9 +163,10 @@ def load_params(folder: pathlib.Path, target: Params, config: ModelConfig) -> Pa
     tensors = find_tensors(folder)
     check_tensors(folder, tensors, target, config)
 
-    def leaf(path: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> Array:
+    def leaf(path: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return _read_leaf(tensors, tensor_name(name, config), name.endswith("kernel"), like)
+        read = _read_leaf(tensors, tensor_name(name, config), name.endswith("kernel"), like)
+        return finish(name, read)
 
     return jax.tree_util.tree_map_with_path(leaf, target)
 
