@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from alignjax.models import layout
 from alignjax.models.attention import soft_cap
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import Transformer, unembedding
@@ -47,9 +48,11 @@ def token_logps(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
     hidden: Any = Transformer(config).apply(
         {"params": params}, batch.prompt, batch.prompt_length, target
     )
+    # Gathered once, outside of the loop over chunks.
+    table = layout.move(unembedding(params, config).astype(hidden.dtype), *layout.LINES)
     logps = chunked_logps(
         hidden,
-        unembedding(params, config).astype(hidden.dtype),
+        table,
         target,
         config.logits_chunk,
         config.logit_softcap,

@@ -16,7 +16,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from alignjax.models import lora, quantized
+from alignjax.models import layout, lora, quantized
 from alignjax.models.attention import attend, rope_frequencies, rotate
 from alignjax.models.config import ModelConfig, RopeScaling
 from alignjax.types import Array, Params
@@ -89,14 +89,26 @@ class Layer(nn.Module):
                 y = quantized.product(x.astype(c.dtype), own["kernel"])
                 y = y + own["bias"].astype(c.dtype) if use_bias else y
             else:
-                y = nn.Dense(features, use_bias=use_bias, kernel_init=init, name=name, **types)(x)
+                y = nn.Dense(
+                    features,
+                    use_bias=use_bias,
+                    kernel_init=init,
+                    dot_general=layout.dot(
+                        layout.LINES if name in ("o", "down") else layout.COLUMNS
+                    ),
+                    name=name,
+                    **types,
+                )(x)
             return y + lora.low_rank(x, own) if "lora_a" in own else y
 
         def norm(name: str) -> RMSNorm:
             return RMSNorm(c.norm_eps, c.norm_plus_one, name=name, **types)
 
+        full_pass = cache is None
+        gather = layout.whole if full_pass else layout.rows
+        scatter = layout.parted if full_pass else layout.rows
         residual = 1.0 / (2 * c.layers)  # variance of what a block adds, so that depth is harmless
-        h = norm("attention_norm")(x)
+        h = gather(norm("attention_norm")(x))
 
         def heads(name: str, count: int) -> Array:
             y = dense(name, h, count * c.head_dim, use_bias=c.qkv_bias)
@@ -111,14 +123,14 @@ class Layer(nn.Module):
         q, k = rotate(q, angle), rotate(k, angle)
         mixed, kept = _mix(q, k, v, view, cache, c, full)
         mixed = mixed.reshape(*x.shape[:2], c.heads * c.head_dim)
-        added = dense("o", mixed, c.width, scale=residual)
+        added = scatter(dense("o", mixed, c.width, scale=residual))
         x = x + (norm("attention_out_norm")(added) if c.sandwich_norms else added)
 
-        h = norm("mlp_norm")(x)
+        h = gather(norm("mlp_norm")(x))
         gate = dense("gate", h, c.mlp_width)
         gate = nn.silu(gate) if c.activation == "silu" else nn.gelu(gate, approximate=True)
         h = gate * dense("up", h, c.mlp_width)
-        added = dense("down", h, c.width, scale=residual)
+        added = scatter(dense("down", h, c.width, scale=residual))
         return x + (norm("mlp_out_norm")(added) if c.sandwich_norms else added), kept
 
 
@@ -251,7 +263,7 @@ class Transformer(nn.Module):
     ) -> tuple[Array, tuple[Array, ...]]:
         """All layers over ``[B, S]`` tokens: ``[B, S, width]`` states, and what layers keep."""
         c = self.config
-        x = self.embed(tokens)
+        x = layout.looked_up(self.embed(tokens))
         if c.scaled_embeddings:
             x = x * jnp.asarray(c.width**0.5, x.dtype)
         full = None
@@ -311,7 +323,7 @@ class Transformer(nn.Module):
         prompt = jnp.where(view.prompt_mask, prompt, 0)
         tokens = jnp.concatenate([prompt, response.reshape(b, k * r)], axis=1)
         x, _ = self._through(tokens, view, None)
-        return x
+        return layout.whole(x)
 
     def prefill(self, prompt: Array, prompt_length: Array, k: int, r: int) -> tuple[Array, Cache]:
         """Runs the prompt and makes room for K responses of R tokens.

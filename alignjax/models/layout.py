@@ -1,0 +1,102 @@
+"""Where arrays lie on the mesh while a program runs: said here, or the compiler chooses.
+
+Left alone it spreads what a lookup or a product ends with like its weights, and so computes all
+rows on every device. An array knows the mesh of the program it is traced in; where that is not the
+library's (one device, NumPy arrays) everything here is the identity. Nothing changes a value.
+
+    rows      split over ``data`` and ``fsdp``, from the first token to the loss
+    width     whole; but split over ``fsdp`` in the lookup, so that no table is gathered for it
+    sequence  split over ``tensor`` between the blocks, where norms and sums are: an all-reduce
+              becomes a reduce-scatter and an all-gather, and what is kept for the backward pass
+              is a part
+    weights   whole over ``fsdp`` while a layer uses them, gathered in the type of the product; a
+              gradient goes back to its part in one reduce-scatter
+"""
+
+import functools
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from alignjax.types import Array
+
+ROWS = ("data", "fsdp")
+COLUMNS = (P(None, "tensor"), P("fsdp", "tensor"))  # of q, k, v, gate, up: in use, at rest
+LINES = (P("tensor", None), P("tensor", "fsdp"))  # of o, down, embedding and head
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def move(x: Array, to: P, back: P) -> Array:
+    """Places an array, and its gradient on the way back.
+
+    Args:
+      x: any array.
+      to: mesh axes of its dimensions; an axis that does not divide its dimension is left out.
+      back: the same for the gradient.
+    """
+    del back
+    return _place(x, to)
+
+
+def _forward(x: Array, to: P, back: P) -> tuple[Array, None]:
+    del back
+    return _place(x, to), None
+
+
+def _backward(to: P, back: P, _: None, gradient: Array) -> tuple[Array]:
+    del to
+    return (_place(gradient, back),)
+
+
+move.defvjp(_forward, _backward)
+
+
+def _place(x: Array, spec: P) -> Array:
+    mesh = jax.typeof(x).sharding.mesh
+    if not {*ROWS, "tensor"} <= {*mesh.axis_names}:
+        return x
+
+    def fits(size: int, axes: str | tuple[str, ...] | None) -> bool:
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        count = 1
+        for name in names:
+            count *= mesh.shape[name]
+        return size % count == 0
+
+    kept = [axes if fits(n, axes) else None for n, axes in zip(x.shape, spec, strict=False)]
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*kept)))
+
+
+def rows(x: Array) -> Array:
+    """States of which every device has its rows in full, and so their gradient."""
+    return move(x, P(ROWS), P(ROWS))
+
+
+def looked_up(x: Array) -> Array:
+    """States ``[B, S, width]`` fresh from the embedding.
+
+    Every device looks all rows up in its part of the table; what is exchanged are states, which
+    are few beside the table.
+    """
+    part = P("data", None, "fsdp")
+    return rows(move(x, part, part))
+
+
+def whole(x: Array) -> Array:
+    """States ``[B, S, width]`` (or with K axes more) of which every device has its rows in full."""
+    return move(x, P(ROWS), P(ROWS, "tensor"))
+
+
+def parted(x: Array) -> Array:
+    """States ``[B, S, width]`` split along the sequence over ``tensor``."""
+    return move(x, P(ROWS, "tensor"), P(ROWS))
+
+
+def dot(weights: tuple[P, P]):  # type: ignore[no-untyped-def]
+    """The product of a dense layer, whose kernel is gathered for it alone."""
+
+    def product(x: Array, kernel: Array, *args, **options):  # type: ignore[no-untyped-def]
+        return jax.lax.dot_general(x, move(kernel, *weights), *args, **options)
+
+    return product
