@@ -102,6 +102,21 @@ class CandidatesConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectivesConfig:
+    """Several objectives at once: a way to respond for each preference between them."""
+
+    method: Callable[..., Any]  # recipes.fronts: (setting, ...) -> how to respond for a preference
+    scorer: Callable[..., Any]  # alignjax.score: M scores a response, of samples and bare data
+    names: tuple[str, ...]  # of the M objectives
+    preferences: tuple[tuple[float, ...], ...]  # M weights each, >= 0, scaled to sum to 1
+    max_missing_fraction: float = 0.01  # stop when more responses lack an objective; in [0, 1]
+    box: tuple[tuple[float, float], ...] | None = (
+        None  # (low, high) each; None: of what is compared
+    )
+    truth: Callable[..., Any] | None = None  # (prompts, names) -> [F, M] best mean scores there are
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReferenceConfig:
     """How the reference's log-probabilities are had."""
 
@@ -150,6 +165,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     sft: SftConfig | None = None  # None: the policy starts from fresh parameters
     candidates: CandidatesConfig | None = None  # None: aligned on the data as they are
+    objectives: ObjectivesConfig | None = None  # None: one objective, the run ends in one policy
     reference: ReferenceConfig = ReferenceConfig()
     mesh: MeshConfig = MeshConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -170,7 +186,8 @@ class Config:
                 f"model), found {found}"
             )
         if self.reward_loss is not None:
-            for field in ("baseline", "candidates", "evaluate.judge", "evaluate.scorers"):
+            unread = ("baseline", "candidates", "objectives", "evaluate.judge", "evaluate.scorers")
+            for field in unread:
                 if get(self, field):
                     raise UserError(
                         f"{field}: wanted none with reward_loss; it is for policies, and would not "
@@ -178,6 +195,8 @@ class Config:
                     )
         _check_ranges(self)
         _check_rows(self)
+        if self.objectives is not None:
+            _check_several(self, self.objectives)
         functions = (
             "loss",
             "reward_loss",
@@ -187,7 +206,8 @@ class Config:
             "data.source",
             "evaluate.judge",
         )
-        for field in (*functions, "sft.loss", "sft.select", "sft.truth"):
+        several = ("objectives.method", "objectives.scorer", "objectives.truth")
+        for field in (*functions, "sft.loss", "sft.select", "sft.truth", *several):
             function = get(self, field)
             if function is not None:
                 check_keywords(function, field)
@@ -285,6 +305,44 @@ def _sampling_checks(
         (settings.top_k >= 0, f"{field}.top_k", "a number >= 0"),
         (settings.batch_size > 0, f"{field}.batch_size", "a positive number"),
     ]
+
+
+def _check_several(config: Config, several: ObjectivesConfig) -> None:
+    """Names, preferences and box fit each other; a front's run samples, and makes its own lists."""
+    names, preferences = several.names, several.preferences
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UserError(f"objectives.names: wanted two or more different names, found {names!r}")
+    if not preferences:
+        raise UserError("objectives.preferences: wanted at least one preference, found none")
+    for i, weights in enumerate(preferences):
+        at = f"objectives.preferences[{i}]"
+        if len(weights) != len(names):
+            raise UserError(
+                f"{at}: wanted {len(names)} weights, for {', '.join(names)}, found {weights!r}"
+            )
+        if not all(0 <= w < math.inf for w in weights) or not sum(weights):
+            raise UserError(f"{at}: wanted weights >= 0 that are not all 0, found {weights!r}")
+    if not 0 <= several.max_missing_fraction <= 1:
+        raise UserError(
+            "objectives.max_missing_fraction: wanted a number in [0, 1], found "
+            f"{several.max_missing_fraction!r}"
+        )
+    box = several.box
+    if box is not None and (len(box) != len(names) or not all(low < high for low, high in box)):
+        raise UserError(
+            f"objectives.box: wanted (low, high) with low < high for each of {', '.join(names)}, "
+            f"found {box!r}"
+        )
+    if config.candidates is not None:
+        raise UserError(
+            "candidates: wanted none with objectives, whose method samples what it needs, and "
+            "would not read them"
+        )
+    if not config.evaluate.prompts:
+        raise UserError(
+            "evaluate.prompts: wanted a positive number with objectives, whose front is measured "
+            "on sampled responses, found 0"
+        )
 
 
 def _check_rows(config: Config) -> None:

@@ -73,7 +73,7 @@ def fit(
     load_start: Callable[[], Params],
     key: Array,
     evaluate: Callable[[Params], dict[str, float]] | None = None,
-) -> tuple[TrainState, dict[str, int]]:
+) -> tuple[TrainState, dict[str, Any]]:
     """Trains to the end of the plan, from the newest checkpoint if there is one.
 
     Args:
@@ -85,7 +85,10 @@ def fit(
         numbers are logged under ``eval_`` names.
 
     Returns:
-      The final state, and counts: steps, steps skipped, compiles, the step resumed from.
+      The final state, and counts: steps, steps skipped, compiles, the step resumed from, and the
+      seconds that the steps took. Those are the time the host spent on starting steps and waiting
+      for their numbers, over all starts of the run; compiling, reading rows, saving and evaluating
+      are left out.
 
     Raises:
       StoppedError: SIGINT or SIGTERM came; the state is saved.
@@ -125,7 +128,7 @@ def fit(
         begin = checkpoint.latest(store)
         if begin is None:
             state = jax.jit(start, out_shardings=sharding, donate_argnums=0)(load_start())
-            begin = 0
+            begin, stepped = 0, 0.0
         else:
             record = checkpoint.read_record(store, begin)
             checkpoint.refuse_other(store, begin, record["identity"], job.identity)
@@ -136,6 +139,7 @@ def fit(
                 )
             state = checkpoint.restore(store, begin, abstract(shapes, sharding))
             meter.restore(record["meter"])
+            stepped = float(record.get("seconds", 0.0))  # 0: from before they were counted
             if begin == total:
                 log.info("%s: complete at step %d, nothing to do", job.name, total)
             else:
@@ -144,6 +148,7 @@ def fit(
         def save(step: int) -> None:
             fault_point("logged", f"{job.name}-{step}")
             record = {"identity": job.identity, "next_batch": step, "meter": meter.state()}
+            record["seconds"] = stepped
             checkpoint.save(store, step, state, record)
             fault_point("saving", f"{job.name}-{step}")
 
@@ -168,17 +173,23 @@ def fit(
                 host = next(batches)
                 waited += time.perf_counter() - since
                 batch = put_rows(host, job.mesh)
+                compiled, since = compiles, time.perf_counter()
                 state, scalars = step_fn(state, job.ref_params, batch)
+                if compiles > compiled:  # the step itself goes on, and is waited for below
+                    since = time.perf_counter()
                 fault_point("step", f"{job.name}-{step}")
                 if late is not None:
                     meter.add(step - 1, late)
+                stepped += time.perf_counter() - since
                 late = scalars
                 stopping = bool(caught)  # looked at once: a signal may come at any line
                 at_end, logs = step == total, step % job.log_every == 0
                 evaluates = job.eval_every and (at_end or step % job.eval_every == 0)
                 saves = at_end or stopping or step % job.save_every == 0
                 if logs or at_end or evaluates or saves:  # these look at this very step
+                    since = time.perf_counter()
                     values = meter.add(step, late)
+                    stepped += time.perf_counter() - since
                     late = None
                     advance(0, loss=values["loss"])
                     if logs or at_end:
@@ -201,6 +212,7 @@ def fit(
         "resumed_from": begin,
         "skipped_steps": int(state.skipped),
         "compiles": compiles,
+        "seconds": stepped,
     }
     return state, counts
 
