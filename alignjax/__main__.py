@@ -131,12 +131,14 @@ def _main(argv: Sequence[str]) -> int:
         # A larger pool than there are cores: CPU collectives can starve each other otherwise.
         os.environ.setdefault("NPROC", "32")
     from alignjax.recipes import align, finished, reward
+    from alignjax.recipes.fronts import run as several
 
     if verb == "data":
         align.show_data(config)
         return 0
     recipe = align if config.reward_loss is None else reward
-    recipe.run(config, workdir, allow_config_change=FLAGS.allow_config_change)
+    run = recipe.run if config.objectives is None else several.run
+    run(config, workdir, allow_config_change=FLAGS.allow_config_change)
     finished.note_origin(workdir, path, FLAGS.set)
     return 0
 

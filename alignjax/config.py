@@ -148,6 +148,21 @@ class GameConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectivesConfig:
+    """Several objectives at once: a way to respond for each preference between them."""
+
+    method: Callable[..., Any]  # recipes.fronts: (setting, ...) -> how to respond for a preference
+    scorer: Callable[..., Any]  # alignjax.score: M scores a response, of samples and bare data
+    names: tuple[str, ...]  # of the M objectives
+    preferences: tuple[tuple[float, ...], ...]  # M weights each, >= 0, scaled to sum to 1
+    max_missing_fraction: float = 0.01  # stop when more responses lack an objective; in [0, 1]
+    box: tuple[tuple[float, float], ...] | None = (
+        None  # (low, high) each; None: of what is compared
+    )
+    truth: Callable[..., Any] | None = None  # (prompts, names) -> [F, M] best mean scores there are
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReferenceConfig:
     """How the reference's log-probabilities are had."""
 
@@ -194,6 +209,7 @@ class Config:
     sft: SftConfig | None = None  # None: the policy starts from fresh parameters
     candidates: CandidatesConfig | None = None  # None: aligned on the data as they are
     game: GameConfig | None = None  # with loss and reward_loss: both are trained, in turns
+    objectives: ObjectivesConfig | None = None  # None: one objective, the run ends in one policy
     reference: ReferenceConfig = ReferenceConfig()
     mesh: MeshConfig = MeshConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

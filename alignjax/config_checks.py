@@ -27,10 +27,13 @@ def check(config: Any) -> None:
     _check_task(config)
     _check_ranges(config)
     _check_rows(config)
+    if config.objectives is not None:
+        _check_several(config, config.objectives)
     functions = (
         *("loss", "reward_loss", "select", "baseline", "optim.schedule", "data.source"),
         *("evaluate.judge", "sft.loss", "sft.select", "sft.truth"),
         *("game.golden", "game.optim.schedule"),
+        *("objectives.method", "objectives.scorer", "objectives.truth"),
     )
     for field in functions:
         function = get(config, field)
@@ -50,7 +53,7 @@ def _check_task(config: Any) -> None:
                 "game: wanted loss (the policy's) and reward_loss (the reward model's), found "
                 f"{losses[0] if losses else 'none'}"
             )
-        for field in ("candidates", "lora"):
+        for field in ("candidates", "lora", "objectives"):
             if get(config, field) is not None:
                 raise UserError(f"{field}: wanted none with game, it would not be read")
         return
@@ -60,7 +63,8 @@ def _check_task(config: Any) -> None:
             f"model; both need game), found {'both' if losses else 'none'}"
         )
     if config.reward_loss is not None:
-        for field in ("baseline", "candidates", "evaluate.judge", "evaluate.scorers"):
+        unread = ("baseline", "candidates", "objectives", "evaluate.judge", "evaluate.scorers")
+        for field in unread:
             if get(config, field):
                 raise UserError(
                     f"{field}: wanted none with reward_loss; it is for policies, and would not "
@@ -222,6 +226,44 @@ def _game_checks(game: Any) -> list[Check]:
         *_train_checks("game.train", game.train),
         *_optim_checks("game.optim", game.optim),
     ]
+
+
+def _check_several(config: Any, several: Any) -> None:
+    """Names, preferences and box fit each other; a front's run samples, and makes its own lists."""
+    names, preferences = several.names, several.preferences
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UserError(f"objectives.names: wanted two or more different names, found {names!r}")
+    if not preferences:
+        raise UserError("objectives.preferences: wanted at least one preference, found none")
+    for i, weights in enumerate(preferences):
+        at = f"objectives.preferences[{i}]"
+        if len(weights) != len(names):
+            raise UserError(
+                f"{at}: wanted {len(names)} weights, for {', '.join(names)}, found {weights!r}"
+            )
+        if not all(0 <= w < math.inf for w in weights) or not sum(weights):
+            raise UserError(f"{at}: wanted weights >= 0 that are not all 0, found {weights!r}")
+    if not 0 <= several.max_missing_fraction <= 1:
+        raise UserError(
+            "objectives.max_missing_fraction: wanted a number in [0, 1], found "
+            f"{several.max_missing_fraction!r}"
+        )
+    box = several.box
+    if box is not None and (len(box) != len(names) or not all(low < high for low, high in box)):
+        raise UserError(
+            f"objectives.box: wanted (low, high) with low < high for each of {', '.join(names)}, "
+            f"found {box!r}"
+        )
+    if config.candidates is not None:
+        raise UserError(
+            "candidates: wanted none with objectives, whose method samples what it needs, and "
+            "would not read them"
+        )
+    if not config.evaluate.prompts:
+        raise UserError(
+            "evaluate.prompts: wanted a positive number with objectives, whose front is measured "
+            "on sampled responses, found 0"
+        )
 
 
 def _check_rows(config: Any) -> None:

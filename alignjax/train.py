@@ -88,7 +88,7 @@ def fit(
     load_start: Callable[[], Params],
     key: Array,
     evaluate: Callable[[Params], dict[str, float]] | None = None,
-) -> tuple[TrainState, dict[str, int]]:
+) -> tuple[TrainState, dict[str, Any]]:
     """Trains to the end of the plan, from the newest checkpoint if there is one.
 
     Args:
@@ -101,7 +101,10 @@ def fit(
         numbers are logged under ``eval_`` names.
 
     Returns:
-      The final state, and counts: steps, steps skipped, compiles, the step resumed from.
+      The final state, and counts: steps, steps skipped, compiles, the step resumed from, and the
+      seconds that the steps took. Those are the time the host spent on starting steps and waiting
+      for their numbers, over all starts of the run; compiling, reading rows, saving and evaluating
+      are left out.
 
     Raises:
       StoppedError: SIGINT or SIGTERM came; the state is saved.
@@ -141,17 +144,23 @@ def fit(
     step_fn = jax.jit(one_step, donate_argnums=0, out_shardings=(layout, None))
     rows_done = np.cumsum((job.plan.rows >= 0).sum(axis=1))
     waited = 0.0  # seconds that the host waited for rows since the last line
+    aside = 0.0  # seconds of all turns so far that were no step: waiting for rows, compiling
 
     def turns(begin: int) -> Turn[TrainState]:
         batches = read(job.data.dataset, job.plan, start=begin, ref_logps=job.ref_logps)
 
         def turn(state: TrainState, done: int) -> tuple[TrainState, dict[str, Array]]:
             del done  # the rows come in order
-            nonlocal waited
+            nonlocal waited, aside
             since = time.perf_counter()
             host = next(batches)
-            waited += time.perf_counter() - since
-            return step_fn(state, job.ref_params, put_rows(host, job.mesh))
+            rows_in = time.perf_counter()
+            waited += rows_in - since
+            compiled = compiles
+            found = step_fn(state, job.ref_params, put_rows(host, job.mesh))
+            # The step itself goes on after a call that compiled, and is waited for by the loop.
+            aside += (rows_in if compiles == compiled else time.perf_counter()) - since
+            return found
 
         return turn
 
@@ -165,13 +174,14 @@ def fit(
         waited = 0.0
         return told
 
-    state, begin = loop(
+    state, begin, seconds = loop(
         job,
         total=len(job.plan),
         target=abstract(shapes, layout),
         start=lambda: jax.jit(start, out_shardings=layout, donate_argnums=0)(load_start()),
         turns=turns,
         tell=tell,
+        idle=lambda: aside,
         evaluate=None if evaluate is None else lambda state: evaluate(state.params),
     )
     return state, {
@@ -179,6 +189,7 @@ def fit(
         "resumed_from": begin,
         "skipped_steps": int(state.skipped.sum()),
         "compiles": compiles,
+        "seconds": seconds,
     }
 
 
@@ -192,8 +203,9 @@ def loop(
     tell: Callable[[int], dict[str, float]],
     player: Callable[[int], str] = lambda done: "",
     watch: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    idle: Callable[[], float] = lambda: 0.0,
     evaluate: Callable[[State], dict[str, float]] | None = None,
-) -> tuple[State, int]:
+) -> tuple[State, int, float]:
     """Takes the steps that are left, and saves, tells and stops between them.
 
     Args:
@@ -207,10 +219,11 @@ def loop(
       player: from the steps done, what the next one's numbers are called by: it goes before their
         names, and each player's are averaged apart.
       watch: sees the numbers of every step, before the step is saved; may raise.
+      idle: seconds of all turns so far that are not to be counted as steps'.
       evaluate: as in `fit`, of the whole state.
 
     Returns:
-      The final state, and the step that the run went on from.
+      The final state, the step that the run went on from, and the seconds that all steps took.
     """
     players = dict.fromkeys(player(done) for done in range(total))
     meters = {who: metrics.Meter(max_skipped=job.max_skipped) for who in players}
@@ -218,7 +231,7 @@ def loop(
         begin = checkpoint.latest(store)
         if begin is None:
             state = start()
-            begin = 0
+            begin, busy = 0, 0.0
         else:
             record = checkpoint.read_record(store, begin)
             checkpoint.refuse_other(store, begin, record["identity"], job.identity)
@@ -230,6 +243,7 @@ def loop(
             state = checkpoint.restore(store, begin, target)
             for who, meter in meters.items():
                 meter.restore(record[f"{who}meter"])
+            busy = float(record.get("seconds", 0.0))  # 0: from before they were counted
             if begin == total:
                 log.info("%s: complete at step %d, nothing to do", job.name, total)
             else:
@@ -239,6 +253,7 @@ def loop(
             fault_point("logged", f"{job.name}-{step}")
             record = {"identity": job.identity, "next_batch": step}
             record |= {f"{who}meter": meter.state() for who, meter in meters.items()}
+            record["seconds"] = busy
             checkpoint.save(store, step, state, record)
             fault_point("saving", f"{job.name}-{step}")
 
@@ -261,17 +276,21 @@ def loop(
                 advance(0, **{f"{who}loss": values["loss"]})
 
             for step in range(begin + 1, total + 1):
+                since = time.perf_counter() - idle()
                 state, scalars = turn(state, step - 1)
                 fault_point("step", f"{job.name}-{step}")
                 if late is not None:
                     look(step - 1, late)
+                busy += time.perf_counter() - idle() - since
                 late = scalars
                 stopping = bool(caught)  # looked at once: a signal may come at any line
                 at_end, logs = step == total, step % job.log_every == 0
                 evaluates = job.eval_every and (at_end or step % job.eval_every == 0)
                 saves = at_end or stopping or step % job.save_every == 0
                 if logs or at_end or evaluates or saves:  # these look at this very step
+                    since = time.perf_counter()
                     look(step, late)
+                    busy += time.perf_counter() - since
                     late = None
                     if logs or at_end:
                         writer.write(step, averages() | tell(step))
@@ -287,7 +306,7 @@ def loop(
             if caught:  # at the end of the plan too: another stage would follow
                 store.wait()
                 raise StoppedError(caught[0], int(state.step.max()), job.workdir)
-    return state, begin
+    return state, begin, busy
 
 
 @contextlib.contextmanager

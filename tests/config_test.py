@@ -28,7 +28,8 @@ from alignjax.data import world
 from alignjax.errors import UserError
 from alignjax.fields import describe, differences, parse
 from alignjax.models.config import LoraConfig, ModelConfig, RopeScaling
-from alignjax.objectives import apo, dpo, hps, kto
+from alignjax.objectives import apo, bradley_terry, dpo, hps, kto
+from alignjax.recipes.fronts import supervised
 from alignjax.types import Array, Logps
 from tests import runs
 
@@ -622,6 +623,54 @@ def test_a_config_imports_the_files_beside_it_and_no_others(tmp_path):
     assert [config.loss.keywords["beta"] for config in found] == [0.3, 0.7, 0.3]
     assert "neighbour" not in sys.modules
     assert sys.path == before
+
+
+def several(**changes):
+    settings = dict(
+        method=supervised.train,
+        scorer=functools.partial(score.judged, judge=world.judge, name=("helpful", "harmless")),
+        names=("helpful", "harmless"),
+        preferences=((1.0, 0.0), (0.5, 0.5)),
+    )
+    return configs.ObjectivesConfig(**{**settings, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(preferences=((1.0, -0.5),)), r"preferences\[0\]: wanted weights >= 0 that"),
+        (dict(preferences=((1.0, 0.0), (0.0, 0.0))), r"preferences\[1\]: .* found \(0\.0, 0\.0\)"),
+        (dict(preferences=((1.0, math.inf),)), r"preferences\[0\]: wanted weights >= 0"),
+        (dict(preferences=((1.0, math.nan),)), r"preferences\[0\]: wanted weights >= 0"),
+        (dict(preferences=((1.0, 0.0, 0.0),)), r"preferences\[0\]: wanted 2 weights, for helpful"),
+        (dict(preferences=()), r"preferences: wanted at least one"),
+        (dict(names=("helpful",)), r"names: wanted two or more different names"),
+        (dict(names=("helpful", "helpful")), r"names: wanted two or more different names"),
+        (dict(box=((0.0, 1.0),)), r"box: wanted \(low, high\) .* for each of helpful, harmless"),
+        (dict(box=((0.0, 1.0), (1.0, 1.0))), r"box: wanted \(low, high\) with low < high"),
+        (dict(max_missing_fraction=2.0), r"max_missing_fraction: wanted a number in \[0, 1\]"),
+        (dict(method=functools.partial(supervised.train, size=3)), r"method\.size: .* no such"),
+    ],
+)  # fmt: skip
+def test_several_objectives_that_do_not_fit_each_other_are_refused(changes, message):
+    assert runs.get_config(objectives=several()).objectives is not None
+    with pytest.raises(UserError, match=rf"^objectives\.{message}"):
+        runs.get_config(objectives=several(**changes))
+
+
+def test_several_objectives_go_with_neither_a_reward_model_nor_candidates():
+    with pytest.raises(UserError, match=r"^objectives: wanted none with reward_loss"):
+        runs.get_config(
+            loss=None,
+            reward_loss=bradley_terry.reward_loss,
+            objectives=several(),
+            evaluate=EvaluateConfig(),
+        )
+    made = CandidatesConfig(scorers=(several().scorer,))
+    with pytest.raises(UserError, match=r"^candidates: wanted none with objectives"):
+        runs.get_config(objectives=several(), candidates=made)
+    with pytest.raises(UserError, match=r"^evaluate\.prompts: wanted a positive number"):
+        runs.get_config(objectives=several(), evaluate=EvaluateConfig(prompts=0))
 
 
 def test_the_example_is_as_small_as_its_name():

@@ -24,7 +24,7 @@ LAYERS = (
     (
         *("step", "game", "data", "checkpoint", "metrics", "evaluate", "generate", "score"),
         *("plan", "report", "reference", "calibration"),
-        *("text_metrics", "winrate", "history"),
+        *("text_metrics", "winrate", "history", "fronts"),
     ),
     ("decode", "beam"),
     (

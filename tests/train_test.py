@@ -33,6 +33,7 @@ class Rows:
 
     prompt_length: np.ndarray
     response_length: np.ndarray
+    adversarial: None = None
 
     def __len__(self):
         return len(self.prompt_length)

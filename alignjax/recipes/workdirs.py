@@ -29,6 +29,8 @@ FREE = (
     "reference.mode",
     "mesh.",
     "evaluate.",
+    "objectives.box",
+    "objectives.truth",
     "model.path",  # what is in it counts: the reference's and the tokenizer's digests
     "tokenizer.path",
     "model.remat",
