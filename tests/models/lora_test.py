@@ -15,8 +15,7 @@ from alignjax.checkpoint import tree_digest
 from alignjax.errors import UserError
 from alignjax.logps import response_logps
 from alignjax.models import lora, reward_head
-<<<<<<< HEAD
-from alignjax.models.config import LoraConfig, check_rank
+from alignjax.models.config import LoraConfig, check_adapters
 from alignjax.objectives import bradley_terry, dpo, kto, plackett_luce, sft
 from alignjax.step import (
     init_state,
@@ -26,11 +25,6 @@ from alignjax.step import (
     train_step,
     with_adapters,
 )
-=======
-from alignjax.models.config import LoraConfig, check_adapters
-from alignjax.objectives import bradley_terry, dpo, kto, plackett_luce
-from alignjax.step import init_state, reward_scores, score, train_step, with_adapters
->>>>>>> 21297b9 (LoRA beside a base in 8 or 4 bits: lora.quantize, by qwix)
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
