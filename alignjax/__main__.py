@@ -24,13 +24,13 @@ flags.DEFINE_string("records", "", "JSON lines with prompt and responses, for sc
 flags.DEFINE_multi_string(
     "reward_model", [], "workdir of a reward model's run, for score, evaluate"
 )
-flags.DEFINE_string("out", "", "what score, generate (.jsonl) or compare (.png) writes")
+flags.DEFINE_string("out", "", "what score, generate (.jsonl), compare or front (.png) writes")
 flags.DEFINE_string("against", "", "responses to the same prompts as --records, for evaluate")
 flags.DEFINE_float("tie", 0.0, "scores that differ by at most this tie, for evaluate")
 flags.DEFINE_string("prompts", "", "JSON lines with prompt, for generate; else held-out ones")
 flags.DEFINE_integer("samples", None, "responses per prompt, for generate", lower_bound=1)
 flags.DEFINE_float("temperature", None, "of generate; 0: greedy", lower_bound=0.0)
-flags.DEFINE_list("runs", [], "workdirs, with commas between them, for compare")
+flags.DEFINE_list("runs", [], "workdirs, with commas between them, for compare, front")
 flags.DEFINE_string("from", "", "import: folder of a model as transformers saves it")
 flags.DEFINE_string("to", "", "import, export: folder to write; it must not exist")
 flags.DEFINE_bool("adapter", False, "export: a LoRA run's adapters alone, as PEFT has them")
@@ -42,6 +42,7 @@ VERBS = {
     "generate": "sample responses of the policy in --workdir, into --out",
     "evaluate": "measure the run in --workdir again; or win rates of --records --against a file",
     "compare": "metrics of --runs at equal steps and at equal KL, drawn into --out",
+    "front": "fronts of several objectives of --runs: one table, one picture, into --out",
     "score": "score the responses in --records with every --reward_model, into --out",
     "describe": "print the config as JSON, after --set, and stop",
     "data": "read and check the data of --config, print the receipt, and stop",
@@ -57,6 +58,7 @@ READS = {  # which flags mean something to which verb
     "generate": (*CONFIG, "workdir", "out", "prompts", "samples", "temperature"),
     "evaluate": (*CONFIG, "workdir", "records", "against", "reward_model", "tie", "out"),
     "compare": ("runs", "out"),
+    "front": ("runs", "out"),
     "score": ("records", "reward_model", "out"),
     "describe": CONFIG,
     "data": CONFIG,
@@ -106,6 +108,8 @@ def _main(argv: Sequence[str]) -> int:
         return _evaluate()
     if verb == "compare":
         return _compare()
+    if verb == "front":
+        return _front()
     if verb == "score":
         return _score()
     if verb in ("import", "export"):
@@ -154,6 +158,11 @@ def _generate() -> int:
     from alignjax.recipes import finished, sampling
 
     config = finished.config_of(FLAGS.workdir, FLAGS.config, FLAGS.set)
+    if config.objectives is not None:
+        raise UserError(
+            f"--workdir: {FLAGS.workdir} holds a front, one policy per preference, wanted one "
+            "policy; its samples are in said/"
+        )
     sampling.run(
         config,
         FLAGS.workdir,
@@ -192,8 +201,12 @@ def _evaluate() -> int:
         if FLAGS[flag].present:
             raise UserError(f"evaluate --workdir takes no --{flag}: it goes with --records")
     from alignjax.recipes import align, finished
+    from alignjax.recipes.fronts import run as several
 
     config = finished.config_of(FLAGS.workdir, FLAGS.config, FLAGS.set)
+    if config.objectives is not None:
+        several.run(config, FLAGS.workdir)
+        return 0
     finished.require_complete(FLAGS.workdir)
     align.run(config, FLAGS.workdir)
     return 0
@@ -202,6 +215,14 @@ def _evaluate() -> int:
 def _compare() -> int:
     _want("compare", "runs", "out", example="--runs=runs/dpo,runs/hps --out=compared.png")
     from alignjax.recipes import comparing
+
+    comparing.run(FLAGS.runs, FLAGS.out)
+    return 0
+
+
+def _front() -> int:
+    _want("front", "runs", "out", example="--runs=runs/paretohqd,runs/soups --out=front.png")
+    from alignjax.recipes.fronts import comparing
 
     comparing.run(FLAGS.runs, FLAGS.out)
     return 0

@@ -10,6 +10,7 @@ import numpy as np
 from alignjax import fronts, report
 from alignjax.errors import UserError
 from alignjax.recipes import workdirs
+from alignjax.recipes.fronts import pictures
 
 COLUMNS = ("front", "hypervolume", "faithfulness", "collapsed", "device seconds")
 
@@ -110,6 +111,8 @@ def tell(told: dict[str, dict[str, Any]], picture: pathlib.Path) -> dict[str, An
     )
     if flat:
         report.say(f"no hypervolume: all have one value of {', '.join(flat)}; set objectives.box")
+    pictures.draw(told, low, high, picture)
+    report.say(f"picture: {picture}")
     return {
         "objectives": first["objectives"],
         "box": {"low": low.tolist(), "high": high.tolist(), "source": source},

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from alignjax import generate
-from alignjax.config import CandidatesConfig, EvaluateConfig
+from alignjax.config import SamplingConfig
 from alignjax.faults import fault_point
 from alignjax.fields import describe
 from alignjax.generate import Question, Sample
@@ -27,7 +27,7 @@ def sampled(
     params: Params,
     asked: Sequence[Question],
     *,
-    settings: EvaluateConfig | CandidatesConfig | None = None,
+    settings: SamplingConfig | None = None,
     seed: int = 1,
 ) -> list[Sample]:
     """Responses that a method trains on: drawn batch by batch, kept in ``workdir/name.json``.

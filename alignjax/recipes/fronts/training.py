@@ -27,6 +27,7 @@ from alignjax.data.prepare import enforce, prepare
 from alignjax.data.records import Receipt, Record
 from alignjax.errors import UserError
 from alignjax.generate import Question, Sample
+from alignjax.mixture import Mixture
 from alignjax.recipes.fronts import cost, scores
 from alignjax.recipes.fronts.setting import Rows, Setting
 from alignjax.recipes.prepared import cache_dir, split
@@ -229,10 +230,13 @@ def _stage(
 
 
 def network(setting: Setting, params: Params) -> Params:
-    """The whole network of what `fit` returned: itself, or the reference with these adapters."""
+    """The whole network of what `fit` returned: itself, or the reference with these adapters.
+
+    A mixture of whole networks is left as it is.
+    """
     from alignjax.recipes import adapters
 
-    if "embed" in params:
+    if isinstance(params, Mixture) or "embed" in params:
         return params
     return adapters.whole(setting.config, setting.load_reference(), params)
 
@@ -241,7 +245,7 @@ def respond_with(setting: Setting, params: Params) -> Callable[[Sequence[Questio
     """Sampling from trained parameters, as ``evaluate`` says.
 
     Args:
-      params: of a whole network, or adapters of `fit`.
+      params: of a whole network, adapters of `fit`, or a mixture of whole networks.
     """
     config = setting.config
 
