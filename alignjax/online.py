@@ -37,7 +37,7 @@ class Asking:
     """What the policy is asked, and how it responds."""
 
     asked: Sequence[Question]  # rows of the policy's plan are indices into it
-    sample: Sampler  # `generate.sample` with its keywords bound
+    sample: Sampler  # `decode.sample` with its keywords bound
     eos: int
     max_empty_fraction: float  # stop when more of a step's responses are empty; in [0, 1)
     # (trained parameters, job.ref_params) -> the network to sample from
@@ -117,7 +117,10 @@ def fit(
             accumulate=job.accumulate,
         )
         assert batch.scores is not None
-        return state, {**told(batch, asking, nats, {"scores": batch.scores}), **scalars}
+        return state, {
+            **told(batch, asking, nats, {"scores": jnp.nan_to_num(batch.scores)}),
+            **scalars,
+        }
 
     policy_fn = jax.jit(policy, donate_argnums=0, out_shardings=(layout, None))
 
@@ -148,17 +151,23 @@ def asker(
     """What samples a step's responses: the batch with them, and ``[B, K]`` nats of each."""
 
     def sample(
-        params: Params, base: Params | None, batch: Batch, done: Array
+        params: Params,
+        base: Params | None,
+        prompt: Array,
+        prompt_length: Array,
+        prompt_id: Array,
+        done: Array,
     ) -> tuple[Array, Array, Array]:
         traced.append("sample")
         at_step = jax.random.fold_in(jax.random.fold_in(key, SAMPLES), done)
         network = asking.whole(params, base)
-        return asking.sample(network, batch.prompt, batch.prompt_length, batch.prompt_id, at_step)
+        return asking.sample(network, prompt, prompt_length, prompt_id, at_step)
 
     sample_fn = jax.jit(sample, out_shardings=row_sharding(job.mesh))
 
     def ask(params: Params, batch: Batch, done: int) -> tuple[Batch, Array]:
-        response, length, nats = sample_fn(params, job.ref_params, batch, done)
+        asked = batch.prompt, batch.prompt_length, batch.prompt_id
+        response, length, nats = sample_fn(params, job.ref_params, *asked, done)
         drawn = dataclasses.replace(
             batch, response=response, response_length=length, scores=None, desirable=None
         )

@@ -125,7 +125,9 @@ def play(
             if game.player(done, **schedule) == "reward":
                 yield next(golden), next(pairs)
             else:
-                yield online.prompt_batch(job, asking, game.turns_before(done, **schedule)["policy"])
+                yield online.prompt_batch(
+                    job, asking, game.turns_before(done, **schedule)["policy"]
+                )
 
     def turn(state: GameState, batch: Any, done: int) -> tuple[GameState, dict[str, Array]]:
         if game.player(done, **schedule) == "policy":
