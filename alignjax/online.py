@@ -10,7 +10,6 @@ one moves the reward model; each is compiled once per shape.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
