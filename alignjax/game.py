@@ -15,10 +15,11 @@ be used elsewhere, the reference's parameters among them, nor twice inside it.
 import dataclasses
 from typing import Literal
 
+import jax.numpy as jnp
 import optax
 
 from alignjax.errors import UserError
-from alignjax.step import Apply, reward_scores, train_step
+from alignjax.step import Apply, Forward, reward_scores, score, train_step, weighted_sums
 from alignjax.types import Array, Batch, GameState, Loss, Params, RewardLoss, Select
 
 
@@ -42,6 +43,19 @@ def player(step: int, *, reward_steps: int, policy_steps: int) -> Literal["rewar
             f"found {reward_steps} and {policy_steps}"
         )
     return "reward" if step % (reward_steps + policy_steps) < reward_steps else "policy"
+
+
+def turns_before(step: int, *, reward_steps: int, policy_steps: int) -> dict[str, int]:
+    """How many of the first ``step`` turns are each player's, by its name; see `player`."""
+    cycles, rest = divmod(step, reward_steps + policy_steps)
+    reward = cycles * reward_steps + min(rest, reward_steps)
+    return {"reward": reward, "policy": step - reward}
+
+
+def turns_until(policy_turns: int, *, reward_steps: int, policy_steps: int) -> int:
+    """The number of turns that ends with the policy's ``policy_turns``-th; both are above 0."""
+    cycles, rest = divmod(policy_turns - 1, policy_steps)
+    return cycles * (reward_steps + policy_steps) + reward_steps + rest + 1
 
 
 def reward_step(
@@ -88,6 +102,7 @@ def policy_step(
     reward_apply: Apply,
     optimizer: optax.GradientTransformation,
     loss: Loss,
+    forward: Forward = score,
     select: Select | None = None,
     accumulate: int = 1,
 ) -> tuple[GameState, dict[str, Array]]:
@@ -101,10 +116,10 @@ def policy_step(
       apply: ``(params, batch) -> [B, K]`` response log-probabilities of the policy, nats.
       reward_apply: ``(params, batch) -> [B, K]`` scores of the reward model, over all B rows at
         once, whatever ``accumulate``.
-      optimizer, loss, select, accumulate: as in `step.train_step`.
+      optimizer, loss, forward, select, accumulate: as in `step.train_step`.
 
     Returns:
-      The new state, and the scalars of `step.train_step`.
+      The new state, and the scalars of `step.train_step`; ``scores``, the mean score of a response.
     """
     scores = reward_apply(state.reward.params, batch)  # outside of what is differentiated
     policy, scalars = train_step(
@@ -114,7 +129,11 @@ def policy_step(
         apply=apply,
         optimizer=optimizer,
         loss=loss,
+        forward=forward,
         select=select,
         accumulate=accumulate,
     )
-    return dataclasses.replace(state, policy=policy), scalars
+    mean = jnp.where(batch.present, scores, 0.0).sum(1) / jnp.maximum(batch.present.sum(1), 1)
+    total, _ = weighted_sums(mean, {}, batch.weight)
+    mean_score = total / jnp.maximum(batch.weight.sum(), 1e-9)
+    return dataclasses.replace(state, policy=policy), {"scores": mean_score, **scalars}

@@ -137,7 +137,7 @@ def respond_in_batches(
             if number in done:
                 advance(int(real.sum()))
                 continue
-            batch = put_rows(_prompts_only(asked, chosen, shapes[shape].prompt), mesh)
+            batch = put_rows(prompts_only(asked, chosen, shapes[shape].prompt), mesh)
             tokens, length, logps = _decoded(
                 params, batch, key, model=model, eos=tokenizer.eos_id, settings=settings
             )
@@ -208,7 +208,7 @@ def _decoded(
     )
 
 
-def _prompts_only(asked: Sequence[Question], chosen: np.ndarray, length: int) -> Batch:
+def prompts_only(asked: Sequence[Question], chosen: np.ndarray, length: int) -> Batch:
     """A batch without responses; where ``chosen`` is -1, of a prompt of no token and weight 0."""
     b = len(chosen)
     prompt, prompt_length = np.zeros((b, length), np.int32), np.zeros(b, np.int32)

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from alignjax import sharding
 from alignjax.config import DataConfig
@@ -110,7 +111,7 @@ def reward_model(records: Sequence[Record], *, path: str, batch_size: int = 32) 
     if batch_size < 1:
         raise UserError(f"batch_size: wanted a positive number, found {batch_size}")
     found = find_reward_model(path)
-    params = _load_params(found)
+    params = load_params(found, sharding.make_mesh(1, 1, 1))
     if not records:
         return []
     dataset = in_memory(
@@ -174,13 +175,18 @@ def _find_foreign(folder: pathlib.Path, config: dict[str, Any]) -> RewardModel:
     )
 
 
-def _load_params(found: RewardModel) -> Params:
+def load_params(found: RewardModel, mesh: Mesh) -> Params:
+    """The parameters of a reward model, on the mesh.
+
+    Raises:
+      CheckpointError: they cannot be read, or do not fit the config.
+    """
     from alignjax import checkpoint  # slow to import, and configs import this file
 
     objectives = max(1, len(found.objectives))
     init = functools.partial(reward_head.init_params, found.model, objectives=objectives)
     shapes = jax.eval_shape(init, jax.random.key(0))
-    layout = sharding.shard_tree(shapes, sharding.make_mesh(1, 1, 1))
+    layout = sharding.shard_tree(shapes, mesh)
     target = sharding.abstract(shapes, layout)
     if not (found.path / "params").is_dir():
         return hf.load_params(found.path, target, found.model)

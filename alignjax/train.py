@@ -40,8 +40,6 @@ from alignjax.types import (
 log = logging.getLogger("alignjax")
 
 State = TypeVar("State", TrainState, GameState)
-# (state, steps done so far) -> the state after one step more, and its scalars
-Turn = Callable[[State, int], tuple[State, dict[str, Array]]]
 
 
 class StoppedError(UserError):
@@ -140,49 +138,22 @@ def fit(
 
     step_fn = jax.jit(one_step, donate_argnums=0, out_shardings=(layout, None))
     rows_done = np.cumsum((job.plan.rows >= 0).sum(axis=1))
-    waited = 0.0  # seconds that the host waited for rows since the last line
-    idle = 0.0  # and since the start
-
-    def turns(begin: int) -> Turn[TrainState]:
-        batches = read(job.data.dataset, job.plan, start=begin, ref_logps=job.ref_logps)
-
-        def turn(state: TrainState, done: int) -> tuple[TrainState, dict[str, Array]]:
-            del done  # the rows come in order
-            nonlocal waited, idle
-            since = time.perf_counter()
-            host = next(batches)
-            waited += time.perf_counter() - since
-            idle += time.perf_counter() - since
-            return step_fn(state, job.ref_params, put_rows(host, job.mesh))
-
-        return turn
-
-    def tell(step: int) -> dict[str, float]:
-        nonlocal waited
-        told = {
-            "data_wait_seconds": waited,
-            "learning_rate": float(job.learning_rate(step - 1)),
-            "epoch": rows_done[step - 1] / len(job.data.dataset),
-        }
-        waited = 0.0
-        return told
-
-    state, begin = loop(
+    return loop(
         job,
         total=len(job.plan),
         target=abstract(shapes, layout),
         start=lambda: jax.jit(start, out_shardings=layout, donate_argnums=0)(load_start()),
-        turns=turns,
-        tell=tell,
-        waited=lambda: idle,
+        batches=lambda begin: read(
+            job.data.dataset, job.plan, start=begin, ref_logps=job.ref_logps
+        ),
+        turn=lambda state, batch, done: step_fn(state, job.ref_params, batch),
+        compiled=lambda: compiles,
+        tell=lambda step: {
+            "learning_rate": float(job.learning_rate(step - 1)),
+            "epoch": rows_done[step - 1] / len(job.data.dataset),
+        },
         evaluate=None if evaluate is None else lambda state: evaluate(state.params),
     )
-    return state, {
-        "steps": len(job.plan),
-        "resumed_from": begin,
-        "skipped_steps": int(state.skipped.sum()),
-        "compiles": compiles,
-    }
 
 
 def loop(
@@ -191,13 +162,14 @@ def loop(
     total: int,
     target: State,
     start: Callable[[], State],
-    turns: Callable[[int], Turn[State]],
+    batches: Callable[[int], Iterator[Any]],
+    turn: Callable[[State, Any, int], tuple[State, dict[str, Array]]],
+    compiled: Callable[[], int],
     tell: Callable[[int], dict[str, float]],
     player: Callable[[int], str] = lambda done: "",
     watch: Callable[[int, dict[str, float]], None] = lambda step, values: None,
-    waited: Callable[[], float] = lambda: 0.0,
     evaluate: Callable[[State], dict[str, float]] | None = None,
-) -> tuple[State, int]:
+) -> tuple[State, dict[str, int]]:
     """Takes the steps that are left, and saves, tells and stops between them.
 
     Args:
@@ -206,16 +178,17 @@ def loop(
       total: steps of the whole run.
       target: shapes, dtypes and shardings of the state.
       start: makes the state at step 0, laid out so; called only when there is no checkpoint.
-      turns: called with the steps done so far; gives what takes the next ones.
+      batches: from the steps done so far, what the host has for each of the next ones.
+      turn: one step, of the state, that on the mesh, and the steps done before it.
+      compiled: how often a step was compiled so far.
       tell: called with the number of a step whose line is written; more numbers for it.
       player: from the steps done, what the next one's numbers are called by: it goes before their
         names, and each player's are averaged apart.
       watch: sees the numbers of every step, before the step is saved; may raise.
-      waited: seconds since the start in which a turn waited for something else than a step.
       evaluate: as in `fit`, of the whole state.
 
     Returns:
-      The final state, and the step that the run went on from.
+      The final state, and counts as in `fit`.
 
     Every line of the metrics holds ``step_seconds``: what all turns so far took, over all starts of
     the run, without tracing and compiling, waiting for rows, saving and evaluating.
@@ -255,28 +228,31 @@ def loop(
             each = {who: meter.averages() for who, meter in meters.items()}
             return {who + name: x for who, found in each.items() for name, x in found.items()}
 
-        turn = turns(begin)
+        def look(step: int, scalars: dict[str, Array]) -> dict[str, float]:
+            who = player(step - 1)
+            values = meters[who].add(step, scalars)
+            watch(step, values)
+            return {f"{who}loss": values["loss"]}
+
+        waited = 0.0  # seconds that the host waited for rows since the last line
+        ahead = batches(begin)
         late: dict[str, Array] | None = None
         with (
             _signals() as caught,
             contextlib.closing(metrics.Writer(job.workdir, after_step=begin)) as writer,
             metrics.progress(job.name, total, done=begin) as advance,
         ):
-
-            def look(step: int, scalars: dict[str, Array]) -> None:
-                who = player(step - 1)
-                values = meters[who].add(step, scalars)
-                watch(step, values)
-                advance(0, **{f"{who}loss": values["loss"]})
-
             for step in range(begin + 1, total + 1):
-                idle = waited()
+                since = time.perf_counter()
+                host = next(ahead)
+                waited += time.perf_counter() - since
+                batch = put_rows(host, job.mesh)
                 with metrics.timed() as took:
-                    state, scalars = turn(state, step - 1)
+                    state, scalars = turn(state, batch, step - 1)
                     fault_point("step", f"{job.name}-{step}")
                     if late is not None:
                         look(step - 1, late)
-                spent += max(0.0, took[0] - (waited() - idle))
+                spent += took[0]
                 late = scalars
                 stopping = bool(caught)  # looked at once: a signal may come at any line
                 at_end, logs = step == total, step % job.log_every == 0
@@ -284,11 +260,14 @@ def loop(
                 saves = at_end or stopping or step % job.save_every == 0
                 if logs or at_end or evaluates or saves:  # these look at this very step
                     with metrics.timed() as took:
-                        look(step, late)
+                        note = look(step, late)
                     spent += took[0]
                     late = None
+                    advance(0, **note)
                     if logs or at_end:
-                        writer.write(step, averages() | tell(step) | {"step_seconds": spent})
+                        told = {**averages(), **tell(step), "data_wait_seconds": waited}
+                        writer.write(step, told | {"step_seconds": spent})
+                        waited = 0.0
                 if evaluate is not None and evaluates:
                     found = evaluate(state)
                     writer.write(step, {f"eval_{k}": v for k, v in found.items()})
@@ -301,7 +280,12 @@ def loop(
             if caught:  # at the end of the plan too: another stage would follow
                 store.wait()
                 raise StoppedError(caught[0], int(state.step.max()), job.workdir)
-    return state, begin
+    return state, {
+        "steps": total,
+        "resumed_from": begin,
+        "skipped_steps": int(state.skipped.sum()),
+        "compiles": compiled(),
+    }
 
 
 @contextlib.contextmanager

@@ -109,6 +109,11 @@ class GameState:
         """int32 scalar, turns taken by either player: what `game.player` decides by."""
         return self.policy.step + self.reward.step
 
+    @property
+    def skipped(self) -> Array:
+        """int32 scalar, turns of either player that were not finite."""
+        return self.policy.skipped + self.reward.skipped
+
 
 Loss = Callable[[Logps, Batch], tuple[Array, Metrics]]  # -> ([B] losses, {name: [B]})
 RewardLoss = Callable[[Array, Batch], tuple[Array, Metrics]]  # the same of [B, K] scores

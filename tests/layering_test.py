@@ -20,6 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = (
     ("__main__",),
     ("recipes",),
+    ("online", "online_game"),
     ("train",),
     (
         *("step", "game", "data", "checkpoint", "metrics", "evaluate", "generate", "score"),
@@ -49,7 +50,10 @@ ONLY = {
     "data": {"data", "types", "errors"},
 }
 # The loop and the two steps receive their objective as an argument.
-NEVER = {name: {"objectives"} for name in ("step", "game", "train", "logps", "config")}
+NEVER = {
+    name: {"objectives"}
+    for name in ("step", "game", "train", "online", "online_game", "logps", "config")
+}
 # What may be imported when the module is. Configs import objectives and data, and have to load
 # fast and without an accelerator; all else is imported inside the function that needs it.
 AT_IMPORT = {

@@ -131,6 +131,6 @@ def lines(workdir: pathlib.Path) -> list[dict[str, str]]:
     """metrics.jsonl with every number to its last bit, without what depends on the clock."""
     text = (workdir / "metrics.jsonl").read_text(encoding="utf-8")
     return [
-        {k: float(v).hex() for k, v in json.loads(line).items() if k not in TIMED}
+        {k: float(v).hex() for k, v in json.loads(line).items() if not k.endswith(TIMED)}
         for line in text.splitlines()
     ]

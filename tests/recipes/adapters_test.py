@@ -130,7 +130,7 @@ def test_a_reward_model_s_adapters_and_head_are_trained(tmp_path):
     state = state_of(tmp_path / "rm", 4, objectives=1)
     assert np.abs(state.params["reward"]["kernel"]).max() > 0
     found = score.find_reward_model(str(tmp_path / "rm"))
-    params = score._load_params(found)
+    params = score.load_params(found, sharding.make_mesh(1, 1, 1))
     assert checkpoint.tree_digest(params) == summary["reward_model"]["params"]
     kernel = base_of(tmp_path / "rm")["layers"]["q"]["kernel"]
     assert np.abs(params["layers"]["q"]["kernel"] - kernel).max() > 0
