@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alignjax.logits import keep_likely, penalise, seen_in
+from alignjax.logits import keep_likely, penalise, pick, seen_in
 from alignjax.mixture import Mixture, mixed, policies_of
 from alignjax.models.attention import soft_cap
 from alignjax.models.config import ModelConfig
@@ -77,7 +77,7 @@ def sample(
         else:
             step_keys = jax.vmap(jax.vmap(lambda q: jax.random.fold_in(q, t)))(keys)
             kept = keep_likely(scores / temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-            token = jax.vmap(jax.vmap(jax.random.categorical))(step_keys, kept)
+            token = jax.vmap(jax.vmap(pick))(step_keys, kept)
         token = token.astype(jnp.int32)
         chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
         return token, chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -1,9 +1,12 @@
 """From prompts to responses as text: batches of similar prompts through `alignjax.decode`."""
 
 import dataclasses
+import logging
+import time
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -18,6 +21,8 @@ from alignjax.mixture import Mixture
 from alignjax.models.config import ModelConfig
 from alignjax.sharding import put_rows
 from alignjax.types import Array, Batch, Params
+
+log = logging.getLogger("alignjax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +123,8 @@ def respond_in_batches(
 ) -> Iterator[tuple[int, dict[int, list[Sample]]]]:
     """As `respond`, batch by batch: for work that is kept as it goes.
 
-    Which prompts batch i holds depends on ``asked`` and ``settings.batch_size`` alone.
+    Which prompts batch i holds depends on ``asked`` and ``settings.batch_size`` alone. At the end
+    the speed is logged: tokens of responses, end-of-sequence included, per second of decoding.
 
     Args:
       done: numbers of batches to leave out.
@@ -131,6 +137,7 @@ def respond_in_batches(
         lengths, np.ones((len(asked), 1), np.int64), count=2, multiple=16
     )
     plan = plan_batches(shapes, assignment, batch_size=settings.batch_size, order=range(len(asked)))
+    timed: list[tuple[int, int, float]] = []  # of every batch: shape, tokens, seconds
     with progress(title, len(asked)) as advance:
         for number, (shape, chosen) in enumerate(zip(plan.shape, plan.rows, strict=True)):
             real = chosen >= 0
@@ -138,9 +145,12 @@ def respond_in_batches(
                 advance(int(real.sum()))
                 continue
             batch = put_rows(prompts_only(asked, chosen, shapes[shape].prompt), mesh)
-            tokens, length, logps = _decoded(
-                params, batch, key, model=model, eos=tokenizer.eos_id, settings=settings
+            since = time.perf_counter()
+            tokens, length, logps = jax.block_until_ready(
+                _decoded(params, batch, key, model=model, eos=tokenizer.eos_id, settings=settings)
             )
+            seconds = time.perf_counter() - since
+            timed.append((int(shape), int(np.asarray(length)[real].sum()), seconds))
             reference = divergence = np.full(length.shape, np.nan, np.float32)
             if ref_params is not None:
                 scored = dataclasses.replace(batch, response=tokens, response_length=length)
@@ -166,6 +176,21 @@ def respond_in_batches(
                 },
             )
             advance(int(real.sum()))
+    if timed:
+        log.info("%s: %s", title.strip(), speed(timed))
+
+
+def speed(timed: Sequence[tuple[int, int, float]]) -> str:
+    """Tokens, and tokens per second without what was compiled, where any batch did without.
+
+    Args:
+      timed: shape, tokens and seconds of each batch; the first one of a shape compiles.
+    """
+    again = [i for i, (shape, *_) in enumerate(timed) if shape in [s for s, *_ in timed[:i]]]
+    counted = [timed[i] for i in again] or timed
+    rate = sum(n for _, n, _ in counted) / sum(s for *_, s in counted)
+    how = "" if again else ", compilation included"
+    return f"{sum(n for _, n, _ in timed):,} tokens, {rate:,.0f} tokens/s{how}"
 
 
 def _decoded(

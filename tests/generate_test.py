@@ -8,7 +8,8 @@ import pytest
 
 from alignjax.config import EvaluateConfig
 from alignjax.data.batching import bucket
-from alignjax.generate import first_of_each_prompt, questions, respond
+from alignjax.generate import first_of_each_prompt, questions, respond, speed
+from alignjax.mixture import mix
 from alignjax.sharding import make_mesh
 from tests import tiny
 
@@ -63,3 +64,29 @@ def test_responses_to_the_first_of_each_prompt():
         assert dataclasses.replace(other, **numbers) == one
         assert one.logps == pytest.approx(other.logps, abs=1e-4)
         assert np.isnan([other.reference, other.kl]).all()  # none was given
+
+
+def test_the_speed_is_logged_and_leaves_out_what_compiled(caplog):
+    assert speed([(0, 100, 50.0), (0, 30, 1.0), (1, 5, 50.0), (0, 10, 1.0)]) == (
+        "145 tokens, 20 tokens/s"
+    )
+    assert speed([(0, 100, 1.0), (1, 50, 2.0)]) == ("150 tokens, 50 tokens/s, compilation included")
+    with caplog.at_level("INFO", logger="alignjax"):
+        found = respond_to(tiny.params(CONFIG), None, tiny.dataset(14, longest=(12, 6)))
+    total = sum(s.length for s in found)
+    assert f"test: {total} tokens, " in caplog.text
+
+
+def test_a_beam_search_and_a_mixture_respond():
+    """As text, the best first; and a mixture's divergence from one of its policies."""
+    data, params = tiny.dataset(14, longest=(12, 6)), tiny.params(CONFIG)
+    mixture = mix([params, tiny.params(CONFIG, seed=1)], [1.0, 0.0])
+    plain = respond_to(params, params, data, num_beams=3)
+    assert [s.prompt for s in plain] == [f"prompt {i}" for i in range(5) for _ in range(2)]
+    for first, second in zip(plain[::2], plain[1::2], strict=True):
+        assert first.response != second.response
+        assert first.logps / first.length >= second.logps / second.length
+    for one, other in zip(plain, respond_to(mixture, params, data, num_beams=3), strict=True):
+        assert (one.response, one.logps) == (other.response, other.logps)
+        assert other.kl == pytest.approx(0, abs=1e-4)
+        assert other.reference == pytest.approx(one.logps, abs=1e-4)

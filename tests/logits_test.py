@@ -3,11 +3,12 @@
 import functools
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import parameterized
 
-from alignjax.logits import keep_likely, penalise, seen_in
+from alignjax.logits import keep_likely, penalise, pick, seen_in
 
 
 def keep_by_loops(logits, top_k=0, top_p=1.0, min_p=0.0):
@@ -56,3 +57,12 @@ def test_the_penalty_makes_what_was_seen_less_likely():
     logits, seen = np.array([2.0, 2.0, -1.0, -1.0, 0.0]), np.array([1, 0, 1, 0, 1], bool)
     wanted = [1.6, 2.0, -1.25, -1.0, 0.0]
     np.testing.assert_allclose(penalise(jnp.asarray(logits), seen, 1.25), wanted, rtol=1e-6)
+
+
+def test_a_draw_is_that_of_jax_random_categorical():
+    logits = 3 * jax.random.normal(jax.random.key(0), (500, 40))
+    logits = keep_likely(logits, top_k=30)
+    keys = jax.random.split(jax.random.key(1), 500)
+    found = jax.jit(jax.vmap(pick))(keys, logits)
+    np.testing.assert_array_equal(found, jax.vmap(jax.random.categorical)(keys, logits))
+    assert (np.take_along_axis(logits, found[:, None], axis=1) > -1e30).all()

@@ -29,11 +29,15 @@ _POLICIES = {
 
 @flax.struct.dataclass(kw_only=True)
 class Cache:
-    """Keys and values of every layer, kept while sampling."""
+    """Keys and values of every layer, kept while sampling; of the prompt once for all responses.
 
-    prompt_key: Array  # [L, B, P, G, D]
+    The heads come before the tokens, as the products of attention read them: the other order would
+    be turned round at every token.
+    """
+
+    prompt_key: Array  # [L, B, G, P, D]
     prompt_value: Array
-    key: Array  # [L, B, K, R, G, D], filled up to the current position
+    key: Array  # [L, B, K, G, R, D], filled up to the current position
     value: Array
 
 
@@ -150,7 +154,7 @@ def _mix(
 
     Returns:
       The mixed values and what a cache keeps: the prompt's keys and values after a full pass, the
-      updated cache while decoding.
+      token's while decoding.
     """
     b, s = q.shape[:2]
     p, n = view.prompt_tokens, view.responses
@@ -181,20 +185,25 @@ def _mix(
 
     if cache is not None:  # decoding: one token per response
         assert view.position is not None
-        prompt_key, prompt_value, own_key, own_value = cache
-        own_key = jax.lax.dynamic_update_slice_in_dim(own_key, responses(k), view.position, 2)
-        own_value = jax.lax.dynamic_update_slice_in_dim(own_value, responses(v), view.position, 2)
+        new = tuple(jnp.swapaxes(responses(x), 2, 3) for x in (k, v))  # [B, K, G, 1, D]
+        prompt_key, prompt_value = (jnp.swapaxes(x, 1, 2) for x in cache[:2])
+        place = jnp.arange(cache[2].shape[3])
+        here = (place == view.position)[:, None]
+        own_key, own_value = (
+            jnp.swapaxes(jnp.where(here, y, x), 2, 3) for x, y in zip(cache[2:], new, strict=True)
+        )
         now = jnp.atleast_1d(view.position)
         out = mix(
             responses(q),
             own_key,
             own_value,
-            seen(now, jnp.arange(own_key.shape[2])),
+            seen(now, place),
             shared_key=prompt_key,
             shared_value=prompt_value,
             shared_mask=prompt_seen(now),
         )
-        return out, (prompt_key, prompt_value, own_key, own_value)
+        # Not the whole layer: the layers' would be gathered into a second cache at every token.
+        return out, new
 
     prompt_k, prompt_v = k[:, :p], v[:, :p]
     causal = seen(jnp.arange(p), jnp.arange(p)) & view.prompt_mask[:, None, None, :]
@@ -337,8 +346,10 @@ class Transformer(nn.Module):
             **self._angles(position), prompt_mask=position >= 0, prompt_tokens=p, responses=1
         )
         tokens = jnp.where(view.prompt_mask, prompt, 0)
-        x, (prompt_key, prompt_value) = self._through(tokens, view, None)
-        room = jnp.zeros((prompt_key.shape[0], b, k, r, *prompt_key.shape[3:]), prompt_key.dtype)
+        x, kept = self._through(tokens, view, None)
+        prompt_key, prompt_value = (jnp.swapaxes(y, 2, 3) for y in kept)
+        layers, _, groups, _, size = prompt_key.shape
+        room = jnp.zeros((layers, b, k, groups, r, size), prompt_key.dtype)
         cache = Cache(prompt_key=prompt_key, prompt_value=prompt_value, key=room, value=room)
         return self.norm(x[:, -1]), cache
 
@@ -356,7 +367,7 @@ class Transformer(nn.Module):
         Returns:
           ``[B, K, width]`` states that predict the next token, and the cache.
         """
-        p = cache.prompt_key.shape[2]
+        p = cache.prompt_key.shape[3]
         view = View(
             **self._angles(jnp.broadcast_to(prompt_length[:, None] + position, token.shape)),
             prompt_mask=prompt_positions(prompt_length, p) >= 0,
@@ -365,7 +376,11 @@ class Transformer(nn.Module):
             responses=token.shape[1],
         )
         old = (cache.prompt_key, cache.prompt_value, cache.key, cache.value)
-        x, (_, _, key, value) = self._through(token, view, old)
+        x, new = self._through(token, view, old)
+        key, value = (
+            jax.lax.dynamic_update_slice_in_dim(y, z, position, 4)
+            for y, z in zip((cache.key, cache.value), new, strict=True)
+        )
         return self.norm(x), dataclasses.replace(cache, key=key, value=value)
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from alignjax import sharding
 from alignjax.config import Config
-from alignjax.data.files import read_rows
-from alignjax.data.records import Record
+from alignjax.data.files import Row, read_rows
+from alignjax.data.records import Prompt, Record
 from alignjax.data.sources import prompt_of
 from alignjax.data.tokenizer import Tokenizer
 from alignjax.errors import UserError
@@ -47,7 +47,8 @@ def run(
       temperature: None: ``evaluate.temperature``.
 
     Raises:
-      UserError: no such run, prompts that cannot be read, or a file that cannot be written.
+      UserError: no such run, prompts that cannot be read or are empty, or a file that cannot be
+        written.
     """
     target = pathlib.Path(out)
     if target.suffix != ".jsonl":
@@ -65,7 +66,7 @@ def run(
         params = finished.load_policy(config, workdir)
         if prompts:
             records = [
-                Record(id=row.id, prompt=prompt_of(row, "prompt", chat=False), responses=())
+                Record(id=row.id, prompt=_prompt_of(row), responses=())
                 for row in read_rows(prompts)
             ]
             asked = _questions(records, data.tokenizer, config.data.max_prompt_tokens)
@@ -104,6 +105,15 @@ def run(
         "%s: %d responses to %d prompts, %d of them cut for lack of room (%d tokens)",
         *(out, len(said), len(records), unfinished, settings.max_new_tokens),
     )
+
+
+def _prompt_of(row: Row) -> Prompt:
+    """A row's prompt; one without text is refused, as training drops it."""
+    prompt = prompt_of(row, "prompt", chat=False)
+    said = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt]
+    if not any(text.strip() for text in said):
+        raise UserError(f"{row.origin}: field 'prompt' is empty; there is nothing to respond to")
+    return prompt
 
 
 def _questions(records: list[Record], tokenizer: Tokenizer, longest: int) -> list[Question]:

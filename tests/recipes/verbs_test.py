@@ -172,6 +172,10 @@ def test_generate_draws_what_the_run_drew_and_more(base, tmp_path):
         assert row["responses"][0] == row["responses"][1]
     with pytest.raises(UserError, match=r"--out: wanted a name that ends in \.jsonl"):
         sampling.run(config, str(workdir), "said.txt")
+    for empty in ("", " \n", [], [{"role": "user", "content": " "}]):
+        asked = write(tmp_path / "e.jsonl", [{"prompt": "Hm?"}, {"prompt": empty}])
+        with pytest.raises(UserError, match=r"e\.jsonl:2: field 'prompt' is empty"):
+            sampling.run(config, str(workdir), str(tmp_path / "u.jsonl"), prompts=asked)
     with pytest.raises(UserError, match=r"field 'prompt' is missing"):
         sampling.run(
             config, str(workdir), str(tmp_path / "u.jsonl"),
