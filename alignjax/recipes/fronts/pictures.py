@@ -1,4 +1,4 @@
-"""Fronts as one figure: a plane, or for more objectives pairwise panels and parallel coordinates."""
+"""Fronts as one figure: a plane, or pairwise panels and parallel coordinates."""
 
 import itertools
 import pathlib
