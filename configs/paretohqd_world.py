@@ -32,7 +32,7 @@ NAMES = ("helpful", "concise")
 def get_config() -> Config:
     return Config(
         data=DataConfig(
-            source=partial(world.lists, size=6000, seed=0, responses=4, objectives=NAMES),
+            source=partial(world.lists, size=4000, seed=0, responses=2, objectives=NAMES),
             max_prompt_tokens=64,
             max_response_tokens=64,
             eval_fraction=0.05,
@@ -47,7 +47,7 @@ def get_config() -> Config:
         sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=2.0, batch_size=32),
         objectives=ObjectivesConfig(
             method=partial(
-                recipe.train, size=100, curate=paretohqd.curate, prompts=1000, at_once=5
+                recipe.train, size=100, curate=paretohqd.curate, prompts=500, at_once=5
             ),
             scorer=partial(score.judged, judge=world.judge, name=NAMES),
             names=NAMES,
@@ -56,6 +56,6 @@ def get_config() -> Config:
         ),
         loss=paretohqd.loss,
         optim=OptimConfig(learning_rate=2e-3, schedule=optim.cosine),
-        train=TrainConfig(steps=200, batch_size=8),
+        train=TrainConfig(steps=100, batch_size=8),
         evaluate=EvaluateConfig(judge=world.judge, prompts=128, samples=2, max_new_tokens=64),
     )
