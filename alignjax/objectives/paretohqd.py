@@ -57,9 +57,9 @@ def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
 
 def curate(
     scores: np.ndarray,
-    *,
     preferences: Sequence[tuple[float, ...]],
     size: int,
+    *,
     depth: int | None = None,
 ) -> np.ndarray:
     """Chooses the responses nearest to each preference's direction, out of the best layers.
@@ -101,7 +101,7 @@ def curate(
 
 
 def curate_linear(
-    scores: np.ndarray, *, preferences: Sequence[tuple[float, ...]], size: int
+    scores: np.ndarray, preferences: Sequence[tuple[float, ...]], size: int
 ) -> np.ndarray:
     """Chooses the ``size`` responses with the largest weighted sum of scores: the ablation.
 

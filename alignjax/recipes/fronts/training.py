@@ -56,6 +56,23 @@ def scored_rows(setting: Setting) -> Rows:
     else:
         tables = scores.kept(setting, records)
     short = receipt.warned.get("removed_null_scores", 0)  # rows of which null scores were left out
+    return with_scores(setting, records, tables, short=short)
+
+
+def with_scores(
+    setting: Setting, records: Sequence[Record], tables: Sequence[np.ndarray], *, short: int = 0
+) -> Rows:
+    """The responses of records with their scores; those that lack one are left out and counted.
+
+    Args:
+      records: any number.
+      tables: ``[k, M]`` for each; NaN for a score that is missing.
+      short: responses that were left out before, to be counted too.
+
+    Raises:
+      UserError: more of them lack one than ``objectives.max_missing_fraction``.
+    """
+    several = setting.objectives
     ids, prompts, responses, found = [], [], [], []
     for record, table in zip(records, tables, strict=True):
         for text, row in zip(record.responses, table, strict=True):
@@ -77,7 +94,12 @@ def scored_rows(setting: Setting) -> Rows:
             f"{', '.join(several.names)}, more than objectives.max_missing_fraction = "
             f"{several.max_missing_fraction:g} allows"
         )
-    return Rows(tuple(ids), tuple(prompts), tuple(responses), np.array(found))
+    return Rows(
+        tuple(ids),
+        tuple(prompts),
+        tuple(responses),
+        np.array(found).reshape(-1, len(several.names)),
+    )
 
 
 def records_of(rows: Rows, picked: Sequence[int]) -> list[Record]:
@@ -151,7 +173,7 @@ def fit(
     from alignjax import reference as references
     from alignjax.recipes import adapters, signature, stages
 
-    config = _stage(setting.config, loss=loss, select=select, steps=steps, rate=learning_rate)
+    config = stage(setting.config, loss=loss, select=select, steps=steps, rate=learning_rate)
     if reference is not None:
         mode = config.reference.mode
         mode = "none" if not reference else "auto" if mode == "none" else mode
@@ -204,13 +226,13 @@ def fit(
     return state.params
 
 
-def _stage(
+def stage(
     config: Config,
     *,
-    loss: Callable[..., Any] | None,
-    select: Callable[..., Any] | None,
-    steps: int | None,
-    rate: float | None,
+    loss: Callable[..., Any] | None = None,
+    select: Callable[..., Any] | None = None,
+    steps: int | None = None,
+    rate: float | None = None,
 ) -> Config:
     """The config of one training inside a method: none of the stages before it."""
     optim, train = config.optim, config.train
