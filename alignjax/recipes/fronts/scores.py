@@ -87,8 +87,8 @@ def _names(scorer: Callable[..., Any]) -> tuple[str, ...] | None:
     return None
 
 
-def kept(setting: Setting, records: Sequence[Record]) -> list[np.ndarray]:
-    """As `given`, for many records: kept in ``workdir/rows.json``, in parts while it is made."""
+def kept(setting: Setting, records: Sequence[Record], name: str = "rows") -> list[np.ndarray]:
+    """As `given`, for many records: kept in ``workdir/name.json``, in parts while it is made."""
     from alignjax.recipes import workdirs
 
     several = setting.objectives
@@ -99,7 +99,7 @@ def kept(setting: Setting, records: Sequence[Record]) -> list[np.ndarray]:
         "scorer": describe(several.scorer),
         "digest": _digest_of(several.scorer),
     }
-    file, parts = setting.workdir / "rows.json", setting.workdir / "rows.parts.json"
+    file, parts = (setting.workdir / f"{name}{end}.json" for end in ("", ".parts"))
     found = workdirs.read_json(file) if file.is_file() else {}
     if found.get("key") != key:
         found = workdirs.read_json(parts) if parts.is_file() else {}
@@ -108,7 +108,7 @@ def kept(setting: Setting, records: Sequence[Record]) -> list[np.ndarray]:
             chunk = given(several, records[start : start + AT_ONCE])
             scores += [table.tolist() for table in chunk]
             workdirs.write_json(parts, {"key": key, "scores": scores})
-            fault_point("rows scored", str(start))
+            fault_point(f"{name} scored", str(start))
         found = {"key": key, "scores": scores}
         workdirs.write_json(file, found)
         parts.unlink(missing_ok=True)
