@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import pytest
 from alignjax import score, train
 from alignjax.config import ObjectivesConfig
 from alignjax.data import tokenizer
-from alignjax.data.records import Message, Receipt
+from alignjax.data.records import Message, Receipt, Record
 from alignjax.errors import UserError
+from alignjax.generate import Question
 from alignjax.objectives import rewards_in_context as ric
 from alignjax.recipes import prepared
 from alignjax.recipes.fronts import drawing, rewards_in_context, scores, training
@@ -81,6 +83,12 @@ def base(tmp_path_factory, compiled_here):
         patch.setattr(drawing, "sampled", questions_seen)
         recipe.run(config(), workdir)
     return workdir, given
+
+
+def test_configs_may_name_the_maps():
+    for target in (ric.l2, ric.linf, ric.linear):
+        for limits in (ric.data_limits, partial(ric.normal_limits, draws=9)):
+            config(method=partial(METHOD, target=target, limits=limits))
 
 
 def told(workdir, name="rewards_in_context"):
@@ -197,6 +205,19 @@ def test_a_preference_is_asked_for_and_the_samples_answer_the_plain_prompt(
     # The same prompts and randomness, another target.
     assert [q.number for q in seen[0]] == [q.number for q in seen[1]]
     assert [list(q.ids) for q in seen[0]] != [list(q.ids) for q in seen[1]]
+
+
+def test_questions_are_found_among_the_held_out_rows_by_their_text():
+    """A conversation's messages are needed: the scores go into one of them."""
+    turns = (Message("user", "Why?"),)
+    records = {"a": Record(id="a", prompt=turns, responses=("x",)),
+               "b": Record(id="b", prompt="Once", responses=("y",))}  # fmt: skip
+    tokens = SimpleNamespace(render=lambda prompt: prompt if prompt == "Once" else "<u>Why?</u>")
+    setting = SimpleNamespace(data=SimpleNamespace(tokenizer=tokens, asked_records=records))
+    asked = [Question(n, text, np.zeros(0)) for n, text in ((7, "Once"), (3, "<u>Why?</u>"))]
+    assert rewards_in_context._held_out(setting, asked) == [records["b"], records["a"]]
+    with pytest.raises(UserError, match="wanted one of the held-out rows, found 'Why'"):
+        rewards_in_context._held_out(setting, [*asked, Question(0, "Why", np.zeros(0))])
 
 
 @pytest.mark.slow

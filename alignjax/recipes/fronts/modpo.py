@@ -83,6 +83,8 @@ def train(
         policy(preference)
 
     def respond(preference: Preference, asked: Sequence[Question]) -> list[Sample]:
+        if preference not in folders:
+            raise UserError(f"preference: wanted one of objectives.preferences, found {preference}")
         return training.respond_with(setting, policy(preference))(asked)
 
     return respond

@@ -120,15 +120,16 @@ def train(
     ask = training.respond_with(setting, params)
 
     def respond(preference: Preference, asked: Sequence[Question]) -> list[Sample]:
-        wanted = target(preference, low=low, high=high)
+        wanted = target(preference, low, high)
         names = setting.objectives.names
         log.info(
             "asked for: %s",
             ", ".join(f"{n} {w:.1f}" for n, w in zip(names, wanted, strict=True)),
         )
-        data = setting.data
-        records = [data.asked_records[data.asked.dataset[q.number].id] for q in asked]
-        told = [dataclasses.replace(r, prompt=conditioned(r.prompt, wanted)) for r in records]
+        told = [
+            dataclasses.replace(r, prompt=conditioned(r.prompt, wanted))
+            for r in _held_out(setting, asked)
+        ]
         samples = ask(_questions(setting, told, [q.number for q in asked]))
         each = config.evaluate.samples
         return [
@@ -210,6 +211,20 @@ def _questions(
         Question(number, example.prompt, example.prompt_ids)
         for number, example in zip(numbers, examples, strict=True)
     ]
+
+
+def _held_out(setting: Setting, asked: Sequence[Question]) -> list[Record]:
+    """The records that are asked: of a conversation a question has what the template made of it.
+
+    Raises:
+      UserError: a prompt is none of the held-out ones.
+    """
+    tokens, records = setting.data.tokenizer, setting.data.asked_records.values()
+    known = {tokens.render(record.prompt): record for record in records}
+    for question in asked:
+        if question.prompt not in known:
+            raise UserError(f"prompt: wanted one of the held-out rows, found {question.prompt!r}")
+    return [known[question.prompt] for question in asked]
 
 
 def _usable(
