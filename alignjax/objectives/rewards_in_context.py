@@ -96,7 +96,7 @@ def data_limits(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return scores.min(axis=0), scores.max(axis=0)
 
 
-def l2(preference: tuple[float, ...], *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def l2(preference: tuple[float, ...], low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """``low + w / |w| (high - low)``: equal weights ask for 0.71 of every range if M = 2.
 
     Args:
@@ -113,7 +113,7 @@ def l2(preference: tuple[float, ...], *, low: np.ndarray, high: np.ndarray) -> n
     return np.asarray(low + w / np.linalg.norm(w) * (high - low))
 
 
-def linf(preference: tuple[float, ...], *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def linf(preference: tuple[float, ...], low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """``low + min(M w, 1) (high - low)``: the top weight, and any of 1/M or more, asks for high.
 
     Arguments, result and errors as `l2`.
@@ -122,7 +122,7 @@ def linf(preference: tuple[float, ...], *, low: np.ndarray, high: np.ndarray) ->
     return np.asarray(low + np.minimum(len(w) * w, 1.0) * (high - low))
 
 
-def linear(preference: tuple[float, ...], *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def linear(preference: tuple[float, ...], low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """``low + w (high - low)``: equal weights ask for 1/M of every range.
 
     Arguments, result and errors as `l2`.

@@ -1,0 +1,60 @@
+"""MODPO in the embedded world: helpful against concise, an adapter of rank 8 for each preference.
+
+Data, model, preferences and evaluation are those of `configs/paretohqd_world.py`. Pairs are ordered
+by the objective of the larger weight, the exact scores of the other one are the margin.
+
+Command:   python -m alignjax run --config=configs/modpo_world.py --workdir=runs/modpo
+Hardware:  2 CPU cores
+Time:      TODO
+Expect:    TODO
+"""
+
+from functools import partial
+
+from alignjax import optim, score
+from alignjax.config import (
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    ObjectivesConfig,
+    OptimConfig,
+    SftConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from alignjax.data import world
+from alignjax.models.config import LoraConfig, ModelConfig
+from alignjax.objectives import modpo, sft
+from alignjax.recipes.fronts import modpo as recipe
+
+NAMES = ("helpful", "concise")
+
+
+def get_config() -> Config:
+    return Config(
+        data=DataConfig(
+            source=partial(world.lists, size=4000, seed=0, responses=2, objectives=NAMES),
+            max_prompt_tokens=64,
+            max_response_tokens=64,
+            eval_fraction=0.05,
+            buckets=2,
+            pad_multiple=8,
+        ),
+        tokenizer=TokenizerConfig(vocab_size=768),
+        model=ModelConfig(
+            vocab_size=768, width=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp_width=352
+        ),
+        lora=LoraConfig(rank=8, alpha=16.0),
+        sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=2.0, batch_size=32),
+        objectives=ObjectivesConfig(
+            method=partial(recipe.train, log_odds=1.0),
+            scorer=partial(score.judged, judge=world.judge, name=NAMES),
+            names=NAMES,
+            preferences=((0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)),
+            box=((0.0, 1.0), (0.0, 1.0)),
+        ),
+        loss=partial(modpo.loss, beta=0.1),
+        optim=OptimConfig(learning_rate=1e-3, schedule=optim.cosine),
+        train=TrainConfig(steps=100, batch_size=8),
+        evaluate=EvaluateConfig(judge=world.judge, prompts=128, samples=2, max_new_tokens=64),
+    )

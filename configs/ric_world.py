@@ -1,0 +1,71 @@
+"""Rewards-in-Context in the embedded world: helpful against concise, one adapter for all of it.
+
+Data, model, preferences and evaluation are those of `configs/paretohqd_world.py`; prompts have room
+for the scores that they tell. Targets lie between the data's own extremes: the world's scores are
+bounded, and prompts that ask for 4 deviations would ask for what was never seen.
+
+Command:   python -m alignjax run --config=configs/ric_world.py --workdir=runs/ric
+Hardware:  2 CPU cores
+Time:      TODO
+Expect:    TODO
+"""
+
+from functools import partial
+
+from alignjax import optim, score
+from alignjax.config import (
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    ObjectivesConfig,
+    OptimConfig,
+    SftConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from alignjax.data import world
+from alignjax.models.config import LoraConfig, ModelConfig
+from alignjax.objectives import rewards_in_context as ric
+from alignjax.objectives import sft
+from alignjax.recipes.fronts import rewards_in_context as recipe
+
+NAMES = ("helpful", "concise")
+
+
+def get_config() -> Config:
+    return Config(
+        data=DataConfig(
+            source=partial(world.lists, size=4000, seed=0, responses=2, objectives=NAMES),
+            max_prompt_tokens=96,
+            max_response_tokens=64,
+            eval_fraction=0.05,
+            buckets=2,
+            pad_multiple=8,
+        ),
+        tokenizer=TokenizerConfig(vocab_size=768),
+        model=ModelConfig(
+            vocab_size=768, width=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp_width=352
+        ),
+        lora=LoraConfig(rank=8, alpha=16.0),
+        sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=2.0, batch_size=32),
+        objectives=ObjectivesConfig(
+            method=partial(
+                recipe.train,
+                target=ric.l2,
+                limits=ric.data_limits,
+                online_rounds=2,
+                online_samples=500,
+                originals=500,
+                online_steps=60,
+                online_learning_rate=1e-3,
+            ),
+            scorer=partial(score.judged, judge=world.judge, name=NAMES),
+            names=NAMES,
+            preferences=((0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)),
+            box=((0.0, 1.0), (0.0, 1.0)),
+        ),
+        loss=ric.loss,
+        optim=OptimConfig(learning_rate=4e-3, schedule=optim.cosine),
+        train=TrainConfig(steps=300, batch_size=16),
+        evaluate=EvaluateConfig(judge=world.judge, prompts=128, samples=2, max_new_tokens=64),
+    )
