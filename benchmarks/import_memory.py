@@ -1,10 +1,11 @@
 """Host memory that reading a model takes beyond its parameters, against one whole in memory.
 
     python benchmarks/import_memory.py --megabytes=200,400,800
+    python benchmarks/import_memory.py --layers=1,2,4       Llama 3 8B with so many of its 32 layers
 
 Random bfloat16 models of the Llama family are written to a temporary folder; a process of its own
-reads each into float32 parameters on a CPU device, where the parameters are host memory too. Peak
-is the largest resident size less that before reading.
+reads each into float32 parameters (with --layers: bfloat16) on a CPU device, where the parameters
+are host memory too. Peak is the largest resident size less that before reading.
 """
 
 import argparse
@@ -31,11 +32,11 @@ from alignjax.recipes import pretrained
 MIB = 2**20
 
 
-def make(folder: pathlib.Path, megabytes: int, vocab: int) -> ModelConfig:
-    """Writes a model of about this many megabytes in bfloat16."""
+def small(megabytes: int, vocab: int) -> ModelConfig:
+    """A model of about this many megabytes in bfloat16."""
     width, mlp = 1024, 3584
     layer = 2 * (width * width * 5 // 2 + 3 * width * mlp)
-    config = dataclasses.replace(
+    return dataclasses.replace(
         presets.llama3_8b(),
         vocab_size=vocab,
         width=width,
@@ -44,6 +45,10 @@ def make(folder: pathlib.Path, megabytes: int, vocab: int) -> ModelConfig:
         mlp_width=mlp,
         layers=max(1, (megabytes * 10**6 - 4 * width * vocab) // layer),
     )
+
+
+def make(folder: pathlib.Path, config: ModelConfig) -> None:
+    """Writes a random model."""
     rng = np.random.default_rng(0)
     dtype = tensorfile.DTYPES["BF16"]
     wanted = load.wanted_tensors(pretrained.target(config, sharding.make_mesh(1, 1, 1)), config)
@@ -54,7 +59,6 @@ def make(folder: pathlib.Path, megabytes: int, vocab: int) -> ModelConfig:
     sources = [(n, dtype, s, lambda s=s: draw(s)) for n, s in wanted.items()]  # type: ignore[misc]
     tensorfile.write(folder / "model.safetensors", sources)
     write_json(folder / "config.json", write(config))
-    return config
 
 
 def status(field: str) -> int:
@@ -64,9 +68,9 @@ def status(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def measure(folder: str) -> None:
+def measure(folder: str, dtype: str) -> None:
     """Reads the model and prints bytes: of the parameters, and of the peak beyond them."""
-    config = load.resolve(ModelConfig(path=folder))
+    config = load.resolve(ModelConfig(path=folder, param_dtype=dtype))
     mesh = sharding.make_mesh(1, 1, 1)
     jax.block_until_ready(jax.numpy.zeros(8))
     before = status("VmRSS")
@@ -79,23 +83,30 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--megabytes", default="200,400,800", help="sizes of the files")
     parser.add_argument("--vocab", type=int, default=16384, help="rows of the embedding")
+    parser.add_argument("--layers", default="", help="layers of Llama 3 8B, in the place of sizes")
     parser.add_argument("--measure", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    dtype = "bfloat16" if given.layers else "float32"
     if given.measure:
-        measure(given.measure)
+        measure(given.measure, dtype)
         return
+    configs = [small(int(x), given.vocab) for x in given.megabytes.split(",")]
+    if given.layers:
+        whole = presets.llama3_8b()
+        configs = [dataclasses.replace(whole, layers=int(x)) for x in given.layers.split(",")]
     print("file MB  layers  parameters MiB  largest tensor MiB  peak beyond the parameters MiB")
-    for megabytes in map(int, given.megabytes.split(",")):
+    for config in configs:
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
-            config = make(folder, megabytes, given.vocab)
+            make(folder, config)
+            written = (folder / "model.safetensors").stat().st_size
             largest = max(math.prod(x.shape) for x in load.find_tensors(folder).values())
-            command = [sys.executable, __file__, f"--measure={name}"]
+            command = [sys.executable, __file__, f"--measure={name}", f"--layers={given.layers}"]
             done = subprocess.run(command, capture_output=True, check=True)
             size, extra = map(int, done.stdout.split())
             print(
-                f"{megabytes:7}  {config.layers:6}  {size / MIB:14.0f}  {4 * largest / MIB:18.0f}  "
-                f"{extra / MIB:30.0f}"
+                f"{written / 1e6:7.0f}  {config.layers:6}  {size / MIB:14.0f}  "
+                f"{np.dtype(dtype).itemsize * largest / MIB:18.0f}  {extra / MIB:30.0f}"
             )
 
 

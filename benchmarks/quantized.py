@@ -1,6 +1,7 @@
 """What int8 and nf4 change in a trained network: its memory, its distributions, its log-probs.
 
-    python benchmarks/quantized.py --config=configs/demo/dpo.py --workdir=runs/quantized
+    python benchmarks/quantized.py --config=configs/demo/kto.py --workdir=runs/kto
+    python benchmarks/quantized.py --presets=qwen25_1p5b,llama31_8b,llama31_70b     bytes alone
 
 The supervised stage of the config is run, or read if it is in the workdir. Its network and the same
 with quantised projections read the held-out responses: the KL from the first to the second, summed
@@ -8,6 +9,7 @@ exactly over the vocabulary, and the log-probabilities of whole responses.
 """
 
 import argparse
+import dataclasses
 import functools
 import pathlib
 import sys
@@ -19,19 +21,41 @@ import numpy as np
 
 from alignjax import configfile, kl, sharding
 from alignjax.data.batching import read
-from alignjax.models import quantized
+from alignjax.models import presets, quantized
 from alignjax.models.config import QUANTIZED
+from alignjax.models.transformer import init_params
 from alignjax.recipes import pretrained, stages, workdirs
 from alignjax.recipes.prepared import prepare_data
 from alignjax.sharding import put_rows
 
 
+def sizes(names: list[str]) -> None:
+    """Prints what published models take in bfloat16, and with quantised projections."""
+    print("model           bfloat16  int8  nf4   GiB")
+    for name in names:
+        config = dataclasses.replace(getattr(presets, name)(), param_dtype="bfloat16")
+        network = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+        total = {"": 0, "int8": 0, "nf4": 0}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(network):
+            for kind in total:
+                stored = leaf
+                if kind and quantized.kernel_name(sharding.path_name(path)):
+                    stored = jax.eval_shape(functools.partial(quantized.encode, kind=kind), leaf)
+                total[kind] += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(stored))
+        bf16, int8, nf4 = (x / 2**30 for x in total.values())
+        print(f"{name:14}  {bf16:8.1f}  {int8:4.1f}  {nf4:4.1f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--config", default="configs/demo/dpo.py")
-    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--presets", default="", help="names, with commas")
+    parser.add_argument("--config", default="configs/demo/kto.py")
+    parser.add_argument("--workdir", default="runs/kto")
     parser.add_argument("--prompts", type=int, default=256, help="held-out rows, at most")
     given = parser.parse_args()
+    if given.presets:
+        sizes(given.presets.split(","))
+        return
     config = pretrained.resolve(configfile.load(given.config, []))
     workdir, mesh = pathlib.Path(given.workdir), sharding.make_mesh(1, 1, 1)
     with workdirs.owned(workdir):
@@ -44,16 +68,15 @@ def main() -> None:
     print("kernels  bits  MiB   size lost  KL/token  |d logp|/token  |d logp|, 95%  largest")
     for kind in QUANTIZED[1:]:
         other = pretrained._quantized(network, kind, mesh)
-        own, lost, used, count, all_kernels = 0.0, 0.0, 0, 0, 0
+        own, lost, used, count = 0.0, 0.0, 0, 0
         for name, leaves in other["layers"].items():
             if "kernel" in leaves:
                 kernel = np.asarray(network["layers"][name]["kernel"], np.float64)
                 lost += ((np.asarray(quantized.decode(leaves["kernel"])) - kernel) ** 2).sum()
                 own, count = own + (kernel**2).sum(), count + kernel.size
                 used += sum(x.nbytes for x in leaves["kernel"].values())
-                all_kernels += 1
         divergence, logps, tokens = [], [], []
-        for _, batch in list(zip(plan.rows, read(rows.dataset, plan), strict=True)):
+        for batch in read(rows.dataset, plan):
             if len(tokens) * 32 >= given.prompts:
                 break
             batch = put_rows(batch, mesh)

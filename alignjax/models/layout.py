@@ -93,6 +93,11 @@ def parted(x: Array) -> Array:
     return move(x, P(ROWS, "tensor"), P(ROWS))
 
 
+def gathered(parts: dict[str, Array], weights: tuple[P, P]) -> dict[str, Array]:
+    """A quantised kernel for the product: what is gathered are its codes. It has no gradient."""
+    return {name: _place(part, weights[0]) for name, part in parts.items()}
+
+
 def dot(weights: tuple[P, P]):  # type: ignore[no-untyped-def]
     """The product of a dense layer, whose kernel is gathered for it alone."""
 

@@ -89,17 +89,16 @@ class Layer(nn.Module):
         ) -> Array:
             init = nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
             own = given.get(name, {})
+            weights = layout.LINES if name in ("o", "down") else layout.COLUMNS
             if isinstance(own.get("kernel"), Mapping):
-                y = quantized.product(x.astype(c.dtype), own["kernel"])
+                y = quantized.product(x.astype(c.dtype), layout.gathered(own["kernel"], weights))
                 y = y + own["bias"].astype(c.dtype) if use_bias else y
             else:
                 y = nn.Dense(
                     features,
                     use_bias=use_bias,
                     kernel_init=init,
-                    dot_general=layout.dot(
-                        layout.LINES if name in ("o", "down") else layout.COLUMNS
-                    ),
+                    dot_general=layout.dot(weights),
                     name=name,
                     **types,
                 )(x)

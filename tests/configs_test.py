@@ -1,0 +1,159 @@
+"""Every config in configs/: its mesh divides its network, and a step of it has shapes.
+
+Nothing is allocated: a network of 70 billion parameters is traced like one of a million.
+"""
+
+import dataclasses
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from alignjax import configfile, optim, sharding
+from alignjax.config import Config
+from alignjax.errors import UserError
+from alignjax.fields import keywords, plain
+from alignjax.logps import response_logps
+from alignjax.models import reward_head
+from alignjax.models.config import check_adapters
+from alignjax.models.transformer import init_params
+from alignjax.recipes import adapters, pretrained
+from alignjax.step import init_state, reward_scores, score, train_step, with_adapters
+from alignjax.types import Batch
+from tests import runs
+
+CONFIGS = {
+    str(path.relative_to(runs.ROOT / "configs").with_suffix("")): path
+    for path in sorted((runs.ROOT / "configs").rglob("*.py"))
+}
+PAPERS = ("hps", "apo", "rdro")
+LABELLED = ("bco", "ddro", "kto", "rdro")
+SIZES = {"1p5b": 1.5e9, "8b": 8e9, "70b": 70e9}
+
+
+def batch_of(config: Config, size: int) -> Any:
+    """Rows with all that an objective may read: scores or labels, by what its data have."""
+    k, p, r = 3, config.data.max_prompt_tokens, config.data.max_response_tokens
+    function = config.loss or config.reward_loss
+    extra = {}
+    if plain(function).__module__.rpartition(".")[2] in LABELLED:
+        k, extra = 1, {"desirable": jax.ShapeDtypeStruct((size, 1), jnp.bool_)}
+    elif config.select is not None or config.candidates is not None:
+        extra = {"scores": jax.ShapeDtypeStruct((size, k), jnp.float32)}
+    else:
+        k = 2
+
+    def ints(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+    return Batch(
+        prompt=ints(size, p),
+        prompt_length=ints(size),
+        response=ints(size, k, r),
+        response_length=ints(size, k),
+        weight=jax.ShapeDtypeStruct((size,), jnp.float32),
+        prompt_id=ints(size),
+        **extra,
+    )
+
+
+def players(config: Config) -> list[Config]:
+    """The config itself, or of a game those of the policy and of the reward model."""
+    if config.game is None:
+        return [config]
+    parts = dict(game=None, candidates=None)
+    own = dict(optim=config.game.optim, train=config.game.train)
+    evaluate = dataclasses.replace(config.evaluate, judge=None, scorers=())
+    return [
+        dataclasses.replace(config, **parts, reward_loss=None),
+        dataclasses.replace(
+            config, **parts, **own, loss=None, select=None, baseline=None, evaluate=evaluate
+        ),
+    ]
+
+
+def shapes_of(config: Config) -> tuple[Any, Any]:
+    """The network's parameters, and what is trained."""
+    mesh = AbstractMesh(
+        (config.mesh.data, config.mesh.fsdp, config.mesh.tensor),
+        sharding.AXES,
+        axis_types=(AxisType.Auto,) * 3,
+    )
+    reward = config.loss is None
+    network = pretrained.target(config.model, mesh, objectives=int(reward))
+    if config.lora is None:
+        return network, network
+    check_adapters(config.lora, config.model)
+    return network, adapters.target(config.lora, config.model, mesh, objectives=int(reward))
+
+
+def evaluate_step(config: Config) -> Any:
+    network, trained = shapes_of(config)
+    optimizer = optim.make(config.optim, 10)
+    state = jax.eval_shape(lambda p: init_state(p, optimizer, jax.random.key(0)), trained)
+    reward = config.loss is None
+    loss, baseline = config.objective, config.baseline
+    if "desirable_fraction" in keywords(plain(loss)):
+        loss = functools.partial(loss, desirable_fraction=0.4)
+        if baseline is not None and "desirable_fraction" in keywords(plain(baseline)):
+            baseline = functools.partial(baseline, desirable_fraction=0.4)
+    apply = reward_head.response_scores if reward else response_logps
+    forward: Any = reward_scores if reward else score
+    if config.lora is not None:
+        forward = functools.partial(
+            with_adapters, forward=forward, config=config.lora, live=not reward
+        )
+    base = network if config.lora is not None or not reward else None
+    step = functools.partial(
+        train_step,
+        apply=functools.partial(apply, config=config.model),
+        optimizer=optimizer,
+        loss=loss,
+        forward=forward,
+        select=config.select,
+        baseline=baseline,
+        accumulate=config.train.accumulate,
+    )
+    found, scalars = jax.eval_shape(step, state, base, batch_of(config, config.train.batch_size))
+    assert jax.tree.structure(found.params) == jax.tree.structure(trained)
+    assert scalars["loss"].shape == ()
+    return network
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_step_has_shapes_and_a_mesh_divides_it(name):
+    config = configfile.load(str(CONFIGS[name]), [])
+    network, *_ = [evaluate_step(player) for player in players(config)]
+    size = re.search(r"(1p5b|8b|70b)$", name)
+    if size:
+        count = sum(x.size for x in jax.tree.leaves(network))
+        assert 0.95 < count / SIZES[size[1]] < 1.1
+
+
+def test_every_method_has_its_three_sizes():
+    for paper in PAPERS:
+        for size in SIZES:
+            found = [name for name in CONFIGS if re.match(rf"{paper}_.*{size}$", name)]
+            assert len(found) == 1, f"{paper} at {size}: {found}"
+
+
+def test_a_mesh_that_does_not_divide_is_seen():
+    config = runs.changed("mesh.tensor=3", "model.vocab_size=384")
+    with pytest.raises(UserError, match=r"mesh\.tensor=3 does not divide \d+, a dimension of "):
+        shapes_of(config)
+
+
+def test_nothing_is_allocated():
+    before = {id(x) for x in jax.live_arrays()}
+    config = configfile.load(str(CONFIGS["rdro_llama3_70b"]), [])
+    network, _ = shapes_of(config)
+    assert {type(x) for x in jax.tree.leaves(network)} == {jax.ShapeDtypeStruct}
+    new = [x for x in jax.live_arrays() if id(x) not in before]
+    assert sum(x.nbytes for x in new) < 2**20
+    assert np.prod(network["head"].shape) * 4 > 2**31
+    assert jax.tree.structure(jax.eval_shape(lambda: init_params(config.model, jax.random.key(0))))
