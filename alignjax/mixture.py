@@ -4,10 +4,8 @@ MOD (Shi et al., arXiv 2406.18853) draws every token from
 
     pi(v | x, y_<t)  ~  prod_m pi_m(v | x, y_<t) ** w_m
 
-which for policies that are each optimal for one reward against one reference with the reverse KL
-is the optimal one for the weighted reward, when the weights sum to 1. The sum is over logits:
-that they are no log-probabilities changes a constant only, and with one policy of weight 1
-nothing, not even in the last bit.
+The sum is over logits: that they are no log-probabilities changes a constant only, and with one
+policy of weight 1 nothing, not even in the last bit.
 """
 
 from collections.abc import Sequence

@@ -38,7 +38,7 @@ def timed(run: Callable[[], object]) -> tuple[float, float]:
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     sizes = dict(samples=8, prompt=256, response=128, batch=4)
-    sizes |= dict(vocab=8192, width=512, layers=4, repeats=5, seed=0)
+    sizes |= dict(vocab=4096, width=256, layers=4, repeats=5, seed=0)
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{value}, if not given")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))

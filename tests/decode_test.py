@@ -5,11 +5,12 @@ import functools
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-from alignjax.decode import sample
+from alignjax.decode import decode, prefill, sample
 from alignjax.logps import response_logps
 from alignjax.models.transformer import Transformer, unembedding
 from alignjax.sharding import make_mesh, put_rows, shard_tree
@@ -254,3 +255,23 @@ def test_ids_that_are_cut_are_never_drawn(params, cut):
     everything = batch_of(rows, np.arange(64, dtype=np.int32).reshape(1, 64, 1), np.ones((1, 64)))
     logits = np.asarray(scored(params, everything)[0], np.float64)
     assert set(tokens.ravel()) == set(np.flatnonzero(keep_by_loops(logits, **cut)))
+
+
+def test_decoding_gathers_no_second_cache():
+    """The layers give back what is new; a scan that gave back the cache would copy it each time."""
+    config = tiny.model()
+    b, k, r = 2, 3, 100
+    rows = prompts((3, 5))
+    found = jax.eval_shape(lambda p: prefill(p, *rows[:2], k, r, config), tiny.params(config))
+    (cache,) = found[1]
+    assert cache.prompt_key.size == config.layers * b * 8 * config.kv_heads * config.head_dim
+
+    def step(params, caches):
+        return decode(params, jnp.zeros((b, k), jnp.int32), rows[1], jnp.int32(4), caches, config)
+
+    traced = jax.make_jaxpr(step)(tiny.params(config), found[1])
+    scans = [eqn for eqn in traced.jaxpr.eqns if eqn.primitive.name == "scan"]
+    (layers,) = scans
+    new = config.layers * b * k * config.kv_heads * config.head_dim
+    assert max(x.aval.size for x in layers.outvars) == new
+    assert cache.key.size == new * r
