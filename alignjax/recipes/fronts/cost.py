@@ -7,6 +7,7 @@ a killed run. With others on the same device their share is in it.
 
 import pathlib
 
+from alignjax import metrics
 from alignjax.recipes.fronts.setting import Setting
 
 
@@ -17,6 +18,12 @@ def note_seconds(setting: Setting, name: str, seconds: float) -> None:
     folder = setting.workdir / "seconds"
     folder.mkdir(exist_ok=True)
     workdirs.write_json(folder / f"{name.replace('/', '-')}.json", seconds)
+
+
+def note_steps(setting: Setting, name: str) -> None:
+    """Keeps the time that the steps of a training in ``workdir/name`` took."""
+    lines = metrics.read(setting.workdir / name / "metrics.jsonl")
+    note_seconds(setting, name, lines[-1]["step_seconds"])
 
 
 def seconds(workdir: pathlib.Path) -> dict[str, float]:

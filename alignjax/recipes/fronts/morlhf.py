@@ -35,7 +35,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from alignjax import metrics, score
+from alignjax import score
 from alignjax.config import CandidatesConfig, SamplingConfig
 from alignjax.data.records import Record
 from alignjax.errors import UserError
@@ -161,8 +161,7 @@ def policy(
         )
     scalar = _scalar(setting, rows, np.array(preference) * scale, shift)
     state, _ = online.fit(job, asking, scalar, load_start, jax.random.key(config.train.seed))
-    lines = metrics.read(setting.workdir / name / "metrics.jsonl")
-    cost.note_seconds(setting, name, lines[-1]["step_seconds"])
+    cost.note_steps(setting, name)
     return state.params
 
 

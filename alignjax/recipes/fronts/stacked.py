@@ -86,8 +86,8 @@ def _side_by_side(
 
     root = jax.random.key(config.train.seed)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(root, first + jnp.arange(count))
-    state, counts = train.fit(dataclasses.replace(job, params_shape=shape), begin, keys)
-    cost.note_seconds(setting, name, counts["seconds"])
+    state, _ = train.fit(dataclasses.replace(job, params_shape=shape), begin, keys)
+    cost.note_steps(setting, name)
     return (jax.tree.map(lambda x, i=i: x[i], state.params) for i in range(count))
 
 

@@ -1,0 +1,373 @@
+"""ParetoHqD and its baselines on the embedded world and on a file of human ratings, as one table.
+
+    python benchmarks/pareto_table.py --out=runs/pareto_table
+    python benchmarks/pareto_table.py --out=runs/pareto_table --cells='*-seed0,2-convex/*-seed2'
+    python benchmarks/pareto_table.py --out=runs/pareto_table --report
+    python benchmarks/pareto_table.py --out=runs/pareto_table --cases=ratings --path='sf*.json'
+
+A cell is a whole run of one method, case and seed in a folder of its own: what is there is not run
+again, what was killed goes on. ``--cells`` takes patterns of CASE/METHOD-seedN, to split the table
+over processes: the cells of one seed and trade-off begin with the same supervised policy, made by
+the first of them, and belong into one process. The sizes below give every method about the same
+device time, which the table reports as measured; soups and MOD share their experts.
+
+Numbers are means and standard deviations over seeds; a seed changes the split, the initial weights,
+the supervised policy and every draw. Hypervolumes are shares of two boxes: the world's own scale,
+0 to 1 in each objective, and the smallest box around all methods' points of a case and seed. The
+half-width of the 95% interval over held-out prompts (bootstrap) stands in brackets, seeds' mean.
+
+``ratings`` is the real file: UniEval's restaurant and hotel sentences (sfres.json, sfhot.json), by
+meaning representation, rated by people. No rating exists of what a policy samples, so a reward
+model with an output per objective is fitted to the ratings first, one per seed, and scores all:
+the responses that are trained on and those that are measured. A front is as good as that model,
+whose held-out accuracy is in its summary.json.
+"""
+
+import argparse
+import dataclasses
+import fnmatch
+import functools
+import glob
+import itertools
+import json
+import pathlib
+import shutil
+import statistics
+import sys
+from collections.abc import Callable
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+import numpy as np
+
+from alignjax import fronts, optim, pareto, score
+from alignjax.config import (
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    ObjectivesConfig,
+    OptimConfig,
+    SftConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from alignjax.data import sources, world, world_front
+from alignjax.models.config import LoraConfig, ModelConfig
+from alignjax.objectives import apo, bradley_terry, modpo, paretohqd, rewards_in_context, sft
+from alignjax.recipes import reward
+from alignjax.recipes.fronts import comparing, mod, morlhf, soups, supervised
+from alignjax.recipes.fronts import modpo as modpo_recipe
+from alignjax.recipes.fronts import paretohqd as paretohqd_recipe
+from alignjax.recipes.fronts import rewards_in_context as ric_recipe
+from alignjax.recipes.fronts import run as recipe
+
+TWO, THREE = ("helpful", "concise"), ("helpful", "harmless", "concise")
+WORLDS = {"2-concave": TWO, "2-convex": TWO, "3-concave": THREE}
+RATED = ("informativeness", "naturalness")
+CASES = {**WORLDS, "ratings": RATED}
+PREFERENCES = {
+    2: ((1.0, 0.0), (0.75, 0.25), (0.5, 0.5), (0.25, 0.75), (0.0, 1.0)),
+    3: (
+        *((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 1.0, 1.0)),
+        *((1.0, 1.0, 0.0), (1.0, 0.0, 1.0), (0.0, 1.0, 1.0)),
+    ),
+}
+# Optimizer steps, of 8 rows or prompts, that each method spends in all: divided among what it
+# trains. From the measured cost of a step: ROW of one response, PAIR of two with the reference,
+# DRAWN of four sampled ones.
+ROW, PAIR, DRAWN = 1000, 500, 150
+
+
+def world_of(case: str) -> world.World:
+    return world.World(trade_off=case.partition("-")[2])
+
+
+def lists_of(paths: str, file: pathlib.Path) -> None:
+    """UniEval's rated sentences as one list per meaning representation; the first of equals."""
+    lists: dict[str, dict[str, Any]] = {}
+    for path in sorted(glob.glob(paths)):
+        for item in json.loads(pathlib.Path(path).read_text(encoding="utf-8")):
+            scores = {name: item["scores"][name] for name in (*RATED, "overall")}
+            lists.setdefault(item["source"], {}).setdefault(item["system_output"], scores)
+    if not lists:
+        raise SystemExit(f"--path: wanted sfres.json, sfhot.json or both, found none at {paths!r}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8") as lines:
+        for i, (source, rated) in enumerate(lists.items()):
+            row = {"id": f"sf-{i}", "prompt": f"{source}:", "responses": list(rated)}
+            lines.write(json.dumps({**row, "scores": list(rated.values())}) + "\n")
+
+
+def on_ratings(out: pathlib.Path, seed: int) -> Config:
+    """The same on rated sentences, with the reward model of the seed, fitted if it is not there."""
+    config = base("2-concave", seed)
+    folder = out / "shared" / f"reward-model-seed{seed}"
+    several = config.objectives
+    assert several is not None
+
+    def data(*objectives: str) -> DataConfig:
+        return dataclasses.replace(
+            config.data,
+            source=functools.partial(sources.lists, objectives=objectives),
+            path=str(out / "ratings.jsonl"),
+            eval_fraction=0.2,
+            max_drop_fraction=0.3,  # sentences without another one for the same meaning
+        )
+
+    if not (folder / "summary.json").is_file():
+        fitted = dataclasses.replace(
+            config,
+            data=data(*RATED),
+            loss=None,
+            reward_loss=bradley_terry.reward_loss,
+            objectives=None,
+            lora=None,
+            sft=None,
+            evaluate=EvaluateConfig(),
+            optim=dataclasses.replace(config.optim, learning_rate=1e-3),
+            train=dataclasses.replace(config.train, steps=0, epochs=4.0, batch_size=16),
+        )
+        reward.run(fitted, folder)
+    return dataclasses.replace(
+        config,
+        data=data("overall"),  # not what the model is asked for: all scores are the model's
+        tokenizer=TokenizerConfig(path=str(folder / "tokenizer.model")),
+        sft=dataclasses.replace(config.sft, epochs=8.0),
+        objectives=dataclasses.replace(
+            several,
+            scorer=functools.partial(score.reward_model, path=str(folder)),
+            names=RATED,
+            box=None,
+            truth=None,
+        ),
+    )
+
+
+def base(case: str, seed: int) -> Config:
+    """What all methods of a case and seed in the world have in common."""
+    names = CASES[case]
+    judge = functools.partial(world.judge, world=world_of(case))
+    return Config(
+        data=DataConfig(
+            source=functools.partial(
+                world.lists,
+                size=2500,
+                seed=seed,
+                responses=4,
+                objectives=THREE,
+                world=world_of(case),
+            ),
+            max_prompt_tokens=64,
+            max_response_tokens=48,
+            eval_fraction=0.05,
+            max_drop_fraction=0.02,
+            buckets=1,
+            pad_multiple=16,
+        ),
+        tokenizer=TokenizerConfig(vocab_size=768),
+        model=ModelConfig(
+            vocab_size=768, width=96, layers=2, heads=4, kv_heads=2, head_dim=24, mlp_width=256
+        ),
+        lora=LoraConfig(rank=16, alpha=32.0),
+        sft=SftConfig(loss=sft.loss, learning_rate=4e-3, epochs=2.0, batch_size=32),
+        objectives=ObjectivesConfig(
+            method=supervised.train,
+            scorer=functools.partial(score.judged, judge=judge, name=names),
+            names=names,
+            preferences=PREFERENCES[len(names)],
+            box=((0.0, 1.0),) * len(names),
+            truth=functools.partial(world_front.attainable, world=world_of(case)),
+        ),
+        loss=sft.loss,
+        optim=OptimConfig(learning_rate=2e-3, schedule=optim.cosine),
+        train=TrainConfig(steps=1, batch_size=8, save_every=100_000, seed=seed),
+        evaluate=EvaluateConfig(prompts=96, samples=2, max_new_tokens=48, batch_size=96),
+    )
+
+
+def methods(case: str) -> dict[str, tuple[Callable[..., Any], Callable[..., Any], int, float]]:
+    """By name: the method, its loss, the steps of each of its trainings and their learning rate."""
+    m = len(CASES[case])
+    p = len(PREFERENCES[m])
+    curated = functools.partial(paretohqd_recipe.train, size=100, prompts=400, at_once=p)
+    linear = functools.partial(curated, curate=paretohqd.curate_linear)
+    conditional = functools.partial(
+        ric_recipe.train,
+        limits=rewards_in_context.data_limits,
+        online_rounds=2,
+        online_samples=500,
+        originals=2000,
+        online_steps=ROW // 4,
+        online_learning_rate=5e-4,
+    )
+    gradient = functools.partial(apo.loss, beta=0.1)
+    expert = functools.partial(morlhf.policy, steps=DRAWN // m)
+    return {
+        "SFT": (supervised.train, sft.loss, 1, 0.0),
+        "ParetoHqD": (curated, paretohqd.loss, ROW // (2 * p), 2e-3),
+        "linear curation": (linear, paretohqd.loss, ROW // (2 * p), 2e-3),
+        "RiC": (conditional, rewards_in_context.loss, ROW // 2, 2e-3),
+        "MODPO": (modpo_recipe.train, functools.partial(modpo.loss, beta=0.1), PAIR // p, 1e-3),
+        "MORLHF": (morlhf.train, gradient, DRAWN // p, 2e-3),
+        "soups": (functools.partial(soups.train, expert=expert), gradient, DRAWN // m, 2e-3),
+        "MOD": (functools.partial(mod.train, expert=expert), gradient, DRAWN // m, 2e-3),
+    }
+
+
+METHODS = tuple(methods("2-concave"))
+EXPERTS = ("soups", "MOD")
+
+
+def cell(out: pathlib.Path, case: str, method: str, seed: int) -> Config:
+    config = on_ratings(out, seed) if case == "ratings" else base(case, seed)
+    train, loss, steps, rate = methods(case)[method]
+    assert config.objectives is not None
+    return dataclasses.replace(
+        config,
+        objectives=dataclasses.replace(config.objectives, method=train),
+        loss=loss,
+        optim=dataclasses.replace(config.optim, learning_rate=rate),
+        train=dataclasses.replace(config.train, steps=steps),
+    )
+
+
+def folder_of(out: pathlib.Path, case: str, method: str, seed: int) -> pathlib.Path:
+    return out / case / f"{method.replace(' ', '-')}-seed{seed}"
+
+
+def copy(names: tuple[str, ...], source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies files and folders that are there and not yet in the target."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if (source / name).exists() and not (target / name).exists():
+            how = shutil.copytree if (source / name).is_dir() else shutil.copy
+            how(source / name, target / name)
+
+
+def run(out: pathlib.Path, case: str, method: str, seed: int) -> None:
+    """Runs a cell that has not finished; shares the supervised policy, and the experts."""
+    folder = folder_of(out, case, method, seed)
+    if (folder / "summary.json").is_file():
+        return
+    shared = out / "shared" / f"{case.partition('-')[2] or case}-seed{seed}"
+    copy(("sft", "tokenizer.model"), shared, folder)
+    experts = out / "shared" / f"{case}-experts-seed{seed}"
+    if method in EXPERTS:
+        copy(("morlhf", "seconds"), experts, folder)
+    config = cell(out, case, method, seed)
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, cache_dir=str(shared / "cache"))
+    )
+    print(f"\n{folder}", flush=True)
+    recipe.run(config, folder)
+    copy(("sft", "tokenizer.model"), folder, shared)
+    if method in EXPERTS:
+        copy(("morlhf", "seconds"), folder, experts)
+    for checkpoints in folder.glob("**/checkpoints"):  # the front is measured
+        shutil.rmtree(checkpoints)
+
+
+def numbers(told: dict[str, Any], box: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+    """What the table says of one finished cell."""
+    scores = np.array(told["scores"])
+    low, high = box if told["box"] is None else np.array(told["box"], np.float64).T
+    volume = fronts.hypervolume(scores, low=low, high=high)
+    around = fronts.hypervolume(scores, low=box[0], high=box[1])
+    faithful = fronts.faithfulness(np.array(told["preferences"]), scores.mean(axis=1))
+    return {
+        "hypervolume": volume.value,
+        "hypervolume +-": (volume.high - volume.low) / 2,
+        "in the box around all": around.value,
+        "in the box around all +-": (around.high - around.low) / 2,
+        "faithfulness": faithful.mean,
+        "reversed": 100 * faithful.violations / faithful.pairs,
+        "collapsed": 100 * float(np.mean(told["collapsed"])),
+        "device seconds": told["seconds"],
+    }
+
+
+COLUMNS = {
+    "hypervolume": ".3f",
+    "in the box around all": ".3f",
+    "faithfulness": ".2f",
+    "reversed": ".0f",
+    "collapsed": ".1f",
+    "device seconds": ".0f",
+}
+
+
+def tabulate(out: pathlib.Path, case: str, methods: list[str], seeds: list[int]) -> str:
+    """A Markdown table of a case: a row per method, mean ± sd over seeds."""
+    found: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
+    limits: list[float] = []
+    for seed in seeds:
+        told = {}
+        for method in methods:
+            file = folder_of(out, case, method, seed) / "front.json"
+            if file.is_file():
+                told[method] = json.loads(file.read_text(encoding="utf-8"))
+        if not told:
+            continue
+        box = fronts.box([np.array(x["scores"]) for x in told.values()])
+        for method, front in told.items():
+            found[method].append(numbers(front, box))
+        first = next(iter(told.values()))
+        if first["truth"] is not None:
+            low, high = np.array(first["box"], np.float64).T
+            limits.append(pareto.hypervolume(np.array(first["truth"]), low=low, high=high))
+    lines = [f"| {case} | seeds | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for method, cells in found.items():
+        row = [method, str(len(cells))]
+        for name, form in COLUMNS.items():
+            values = [x[name] for x in cells]
+            text = "-" if not values else format(statistics.mean(values), form)
+            if len(values) > 1:
+                text += f" ± {format(statistics.stdev(values), form)}"
+            if values and f"{name} +-" in cells[0]:
+                text += f" [{format(statistics.mean(x[f'{name} +-'] for x in cells), form)}]"
+            row.append(text)
+        lines.append("| " + " | ".join(row) + " |")
+    if limits:
+        lines.append(f"\nthe points that a policy can attain: hypervolume {np.mean(limits):.3f}")
+    return "\n".join(lines)
+
+
+def draw(out: pathlib.Path, case: str, methods: list[str], seed: int) -> None:
+    """All methods of one seed in one figure."""
+    folders = [folder_of(out, case, method, seed) for method in methods]
+    ready = [str(folder) for folder in folders if (folder / "front.json").is_file()]
+    if ready:
+        comparing.run(ready, str(out / f"{case}-seed{seed}.png"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--cases", default=",".join(WORLDS))
+    parser.add_argument("--path", default="", help="the files of --cases=ratings")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--cells", default="*", help="patterns of CASE/METHOD-seedN, with commas")
+    parser.add_argument("--report", action="store_true", help="only tabulate what is there")
+    args = parser.parse_args()
+    for name, known in (("cases", CASES), ("methods", METHODS)):
+        for value in getattr(args, name).split(","):
+            if value not in known:
+                parser.error(f"--{name}: wanted some of {','.join(known)}, found {value}")
+    out, seeds = pathlib.Path(args.out), [int(x) for x in args.seeds.split(",")]
+    cases, wanted = args.cases.split(","), args.methods.split(",")
+    if args.path and not (out / "ratings.jsonl").is_file():
+        lists_of(args.path, out / "ratings.jsonl")
+    for seed, case, method in itertools.product(seeds, cases, wanted):
+        folder = folder_of(out, case, method, seed)
+        name = f"{case}/{folder.name}"
+        if not args.report and any(fnmatch.fnmatch(name, x) for x in args.cells.split(",")):
+            run(out, case, method, seed)
+    for case in cases:
+        draw(out, case, wanted, seeds[0])
+        print("\n" + tabulate(out, case, wanted, seeds))
+
+
+if __name__ == "__main__":
+    main()
