@@ -1,4 +1,4 @@
-"""ParetoHqD on human scores: UniEval's restaurant sentences, informative against natural.
+r"""ParetoHqD on human scores: UniEval's restaurant sentences, informative against natural.
 
 The data's own scores choose what stage 1 is trained on; the reward model of `rm_unieval.py`, which
 was trained on the same prompts, scores what the policies say.

@@ -1,4 +1,4 @@
-"""A reward model of two human judgements at once: UniEval's restaurant sentences.
+r"""A reward model of two human judgements at once: UniEval's restaurant sentences.
 
 580 meaning representations with mostly two generated sentences each, judged for informativeness and
 naturalness. The scorer of `paretohqd_unieval.py`.
@@ -20,7 +20,7 @@ from alignjax.objectives import bradley_terry
 
 NAMES = ("informativeness", "naturalness")
 
-# Outputs that repeat another one, and lists of which all scores tie, are dropped and counted: 11%.
+# Outputs that repeat another one, and lists of which all scores tie, are dropped and counted: 18%.
 DATA = DataConfig(
     source=partial(
         sources.rated,
@@ -32,7 +32,7 @@ DATA = DataConfig(
     max_prompt_tokens=96,
     max_response_tokens=64,
     eval_fraction=0.15,
-    max_drop_fraction=0.15,
+    max_drop_fraction=0.2,
     buckets=2,
     pad_multiple=8,
 )
