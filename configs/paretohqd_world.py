@@ -2,8 +2,10 @@
 
 Command:   python -m alignjax run --config=configs/paretohqd_world.py --workdir=runs/paretohqd
 Hardware:  2 CPU cores
-Time:      TODO
-Expect:    TODO
+Time:      3.6 minutes of processor time, both cores together
+Expect:    hypervolume 0.576 [0.532, 0.623] of the box from 0 to 1; mean (helpful, concise) from
+           (0.57, 0.86) for concise alone over (0.67, 0.76) for both alike to (0.80, 0.08) for
+           helpful alone; faithfulness 0.80; 0.3% collapsed (one seed)
 
 Ablations: ``--set objectives.method.two_stages=false``; ``curate=paretohqd.curate_linear`` below.
 """
@@ -46,9 +48,7 @@ def get_config() -> Config:
         lora=LoraConfig(rank=8, alpha=16.0),
         sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=2.0, batch_size=32),
         objectives=ObjectivesConfig(
-            method=partial(
-                recipe.train, size=100, curate=paretohqd.curate, prompts=500, at_once=5
-            ),
+            method=partial(recipe.train, size=100, curate=paretohqd.curate, prompts=500, at_once=5),
             scorer=partial(score.judged, judge=world.judge, name=NAMES),
             names=NAMES,
             preferences=((0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)),

@@ -347,6 +347,58 @@ def lists(
         )
 
 
+def rated(
+    receipt: Receipt,
+    *,
+    path: str,
+    prompt: str = "prompt",
+    response: str = "response",
+    scores: str = "scores",
+    objectives: tuple[str, ...] = (),
+    before: str = "",
+    after: str = "",
+    chat: bool = False,
+) -> Iterator[Record]:
+    """One scored response per row; those to one prompt become a list, as of `lists`.
+
+    Args:
+      receipt: counts prompts, not rows. A response of which a score is null is left out, and its
+        list noted as ``removed_null_scores``; a list without any score is dropped as ``no_scores``.
+      path: file or glob.
+      prompt: the field of the prompt, text or a list of messages.
+      response: the field of the response.
+      scores: the field of its scores: a number, or an object of numbers by objective.
+      objectives: which of those to use, in this order; () for all.
+      before, after: put around a prompt that is text.
+      chat: the prompt is a user's message.
+    """
+    groups: dict[Prompt, list[Row]] = {}
+    for row in read_rows(path):
+        groups.setdefault(prompt_of(row, prompt, chat), []).append(row)
+    for asked, rows in groups.items():
+        receipt.rows_in += 1
+        first, texts, table = rows[0], [], []
+        names: tuple[str, ...] = objectives
+        for row in rows:
+            names, (numbers,) = _scores(row, scores, [row.get(scores)], names)
+            if numbers is not None:
+                texts.append(row.text(response))
+                table.append(numbers)
+        if not texts:
+            receipt.drop("no_scores", first.id)
+            continue
+        if len(texts) < len(rows):
+            receipt.warn("removed_null_scores", first.id)
+        yield Record(
+            id=first.id,
+            origin=first.origin,
+            prompt=f"{before}{asked}{after}" if isinstance(asked, str) else asked,
+            responses=tuple(texts),
+            scores=tuple(table),
+            objectives=names,
+        )
+
+
 def _place(seed: int, id: str, index: int) -> bytes:
     return hashlib.blake2b(f"{seed}/{id}/{index}".encode(), digest_size=8).digest()
 

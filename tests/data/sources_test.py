@@ -338,3 +338,37 @@ def test_a_cut_real_file_is_refused(data_dir, tmp_path):
     plain.write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match=r"cut\.jsonl:\d+: JSON ends early"):
         read(sources.hh, str(plain))
+
+
+class TestRated:
+    def test_rows_of_one_prompt_become_a_list(self, write):
+        path = write(
+            {"source": "a", "said": "x", "scores": {"good": 1, "short": 2.5, "other": 0}},
+            {"source": "b", "said": "x", "scores": {"good": 0, "short": 1, "other": 0}},
+            {"source": "a", "said": "y", "scores": {"good": 3, "short": 1, "other": 0}},
+            {"source": "a", "said": "z", "scores": {"good": None, "short": 1, "other": 0}},
+            {"source": "b", "said": "y", "scores": {"good": 0, "short": 2, "other": 0}},
+            {"source": "c", "said": "y", "scores": {"good": None, "short": 2, "other": 0}},
+        )
+        names = dict(prompt="source", response="said", before="Say: ", after="\n")
+        (a, b), receipt = read(sources.rated, path, objectives=("short", "good"), **names)
+        assert (a.id, a.prompt, a.responses) == ("d.jsonl:1", "Say: a\n", ("x", "y"))
+        assert a.scores == ((2.5, 1.0), (1.0, 3.0))
+        assert b.scores == ((1.0, 0.0), (2.0, 0.0))
+        assert a.objectives == ("short", "good")
+        assert receipt.rows_in == 3
+        assert receipt.warned == {"removed_null_scores": 1}
+        assert receipt.dropped == {"no_scores": 1}
+
+    def test_an_objective_that_is_missing_is_named(self, write):
+        path = write({"prompt": "a", "response": "x", "scores": {"good": 1}})
+        with pytest.raises(DataError, match=r"has no objective 'god' \(did you mean 'good'\?\)"):
+            read(sources.rated, path, objectives=("god",))
+
+    def test_the_restaurants_of_unieval(self, data_dir):
+        path = str(data_dir / "unieval_multidim" / "sfres.json")
+        names = dict(prompt="source", response="system_output")
+        rows, receipt = read(sources.rated, path, **names)
+        assert receipt.rows_in == 580
+        assert rows[0].objectives == ("informativeness", "naturalness", "overall")
+        assert sum(len(row.responses) for row in rows) + sum(receipt.dropped.values()) > 1000

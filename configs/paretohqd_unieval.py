@@ -1,0 +1,52 @@
+r"""ParetoHqD on human scores: UniEval's restaurant sentences, informative against natural.
+
+The data's own scores choose what stage 1 is trained on; the reward model of `rm_unieval.py`, which
+was trained on the same prompts, scores what the policies say.
+
+Command:   python -m alignjax run --config=configs/rm_unieval.py --workdir=runs/rm_unieval \\
+               --set data.path=/data/unieval/sfres.json
+           python -m alignjax run --config=configs/paretohqd_unieval.py \\
+               --workdir=runs/paretohqd_unieval --set data.path=/data/unieval/sfres.json \\
+               --set objectives.scorer.path=runs/rm_unieval
+Hardware:  2 CPU cores
+Time:      TODO
+Expect:    TODO
+"""
+
+from functools import partial
+
+import rm_unieval
+
+from alignjax import optim, score
+from alignjax.config import (
+    Config,
+    EvaluateConfig,
+    ObjectivesConfig,
+    OptimConfig,
+    SftConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from alignjax.models.config import LoraConfig
+from alignjax.objectives import paretohqd, sft
+from alignjax.recipes.fronts import paretohqd as recipe
+
+
+def get_config() -> Config:
+    return Config(
+        data=rm_unieval.DATA,
+        tokenizer=TokenizerConfig(vocab_size=512),
+        model=rm_unieval.MODEL,
+        lora=LoraConfig(rank=8, alpha=16.0),
+        sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=12.0, batch_size=16),
+        objectives=ObjectivesConfig(
+            method=partial(recipe.train, size=50, curate=paretohqd.curate, at_once=5),
+            scorer=partial(score.reward_model, path="runs/rm_unieval"),
+            names=rm_unieval.NAMES,
+            preferences=((0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)),
+        ),
+        loss=paretohqd.loss,
+        optim=OptimConfig(learning_rate=1e-3, schedule=optim.cosine),
+        train=TrainConfig(steps=60, batch_size=8),
+        evaluate=EvaluateConfig(prompts=64, samples=2, max_new_tokens=64),
+    )
