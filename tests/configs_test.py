@@ -43,6 +43,10 @@ def batch_of(config: Config, size: int) -> Any:
     extra = {}
     if plain(function).__module__.rpartition(".")[2] in LABELLED:
         k, extra = 1, {"desirable": jax.ShapeDtypeStruct((size, 1), jnp.bool_)}
+    elif "preference" in keywords(plain(function)):
+        assert config.objectives is not None
+        m = len(config.objectives.names)
+        k, extra = 2, {"scores": jax.ShapeDtypeStruct((size, 2, m), jnp.float32)}
     elif config.select is not None or config.candidates is not None:
         extra = {"scores": jax.ShapeDtypeStruct((size, k), jnp.float32)}
     else:
@@ -102,6 +106,9 @@ def evaluate_step(config: Config) -> Any:
         loss = functools.partial(loss, desirable_fraction=0.4)
         if baseline is not None and "desirable_fraction" in keywords(plain(baseline)):
             baseline = functools.partial(baseline, desirable_fraction=0.4)
+    if "preference" in keywords(plain(loss)):  # the method binds each of the config's
+        assert config.objectives is not None
+        loss = functools.partial(loss, preference=(1.0,) * len(config.objectives.names))
     apply = reward_head.response_scores if reward else response_logps
     forward: Any = reward_scores if reward else score
     if config.lora is not None:
