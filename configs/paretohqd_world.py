@@ -46,9 +46,7 @@ def get_config() -> Config:
         lora=LoraConfig(rank=8, alpha=16.0),
         sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=2.0, batch_size=32),
         objectives=ObjectivesConfig(
-            method=partial(
-                recipe.train, size=100, curate=paretohqd.curate, prompts=500, at_once=5
-            ),
+            method=partial(recipe.train, size=100, curate=paretohqd.curate, prompts=500, at_once=5),
             scorer=partial(score.judged, judge=world.judge, name=NAMES),
             names=NAMES,
             preferences=((0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)),
