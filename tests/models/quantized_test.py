@@ -26,7 +26,6 @@ pytestmark = pytest.mark.usefixtures("compiled_here")
 # Blocks of 64 inputs, and of 32 where 32 or 96 come in; biases.
 MODEL = tiny.model(width=64, mlp_width=96, qkv_bias=True)
 BLOCKS = {"o": 32, "down": 32}
-KINDS = ("int8", "nf4")
 MESH = functools.cache(lambda: sharding.make_mesh(1, 1, 1))
 
 
@@ -153,10 +152,9 @@ def fresh(config):
     return init_state(lora.init(config, shapes, jax.random.key(1)), OPTIMIZER, jax.random.key(0))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_adapters_learn_and_the_codes_stay(kind):
-    config = LoraConfig(rank=4, quantize=kind)
-    params, run = base(kind), jax.jit(step_of(MODEL, config))
+def test_adapters_learn_and_the_codes_stay():
+    config = LoraConfig(rank=4, quantize="nf4")
+    params, run = base("nf4"), jax.jit(step_of(MODEL, config))
     before, state, losses = tree_digest(params), fresh(config), []
     for _ in range(3):
         state, scalars = run(state, params, pairs())

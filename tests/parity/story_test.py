@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from alignjax import checkpoint, sharding
-from alignjax.models.config import ModelConfig, model_from
+from alignjax.models import lora
+from alignjax.models.config import LoraConfig, ModelConfig, model_from
 from alignjax.models.hf import load
-from alignjax.recipes import pretrained
+from alignjax.recipes import adapters, pretrained
 from tests import runs
 from tests.parity.live import HERE, PYTHON, ask
 from tests.parity.parity_test import answers, as_batch, compare, ours
@@ -27,9 +28,9 @@ SMALL = (
 )
 
 
-def block(language):
+def block(language, number=0):
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", DOCS, re.M | re.S)
-    return next(text for kind, text in blocks if kind == language)
+    return [text for kind, text in blocks if kind == language][number]
 
 
 pytestmark = pytest.mark.slow
@@ -48,9 +49,16 @@ def story(tmp_path_factory, compiled):
     ]
     lines = [json.dumps(row) for row in rows]
     (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
-    commands = [x for x in block("").splitlines() if x.startswith("python -m alignjax ")]
+    told = block("python")
+    thin = told.replace("    )\n", block("python", 2) + "    )\n").replace(
+        "import ModelConfig", "import LoraConfig, ModelConfig"
+    )
+    assert thin.count('quantize="nf4"') == 1
+    (folder / "thin_config.py").write_text(thin.replace("rank=16", "rank=4"))  # width 16
+    lines = (block("") + block("", 1)).splitlines()
+    commands = [x for x in lines if x.startswith("python -m alignjax ")]
     imports = re.search(r"`python -m alignjax (import [^`]*)`", DOCS)[1]
-    assert [c.split()[3] for c in commands] == ["data", "run", "export"]
+    assert [c.split()[3] for c in commands] == ["data", "run", "export", "run", "export", "export"]
     for command in [*commands, f"python -m alignjax {imports}"]:
         verb, *rest = command.split()[3:]
         sets = [f"--set={x}" for x in SMALL] if verb in ("data", "run") else []
@@ -131,3 +139,26 @@ def test_the_steps_changed_the_answers(story):
     _, end = params_of(story / "my-model-aligned")
     before, after = (ours(params, as_batch(found), config)[1] for params in (start, end))
     assert np.abs(np.asarray(before) - np.asarray(after)).max() > 1e-3
+
+
+def test_the_merged_export_is_the_decoded_base_with_the_adapters(story, tmp_path):
+    """And with PEFT beside the folder itself it differs by what the codes lost, no more."""
+    config, base = params_of(story / "my-model")
+    mesh, thin = sharding.make_mesh(1, 1, 1), LoraConfig(rank=4, alpha=32.0, quantize="nf4")
+    with checkpoint.open_store(story / "runs" / "thin" / "checkpoints", keep=9) as store:
+        trained = checkpoint.restore_params(store, 2, adapters.target(thin, config, mesh))
+    coded = pretrained.load(config, mesh, "nf4")
+    _, merged = params_of(story / "my-model-merged")
+    jax.tree.map(np.testing.assert_array_equal, merged, lora.merge(coded, trained, thin))
+    given = HERE / "data" / "llama2" / "answers.npz"
+    found = as_batch(answers(given.parent))
+    logits, _ = ours(lora.join(base, trained, thin), found, config)
+    with_codes, _ = ours(lora.join(coded, trained, thin), found, config)
+    lost, _ = ours(coded, found, config)
+    plain, _ = ours(base, found, config)
+    error = np.abs(np.asarray(lost - plain)).max()
+    assert 0 < np.abs(np.asarray(logits - with_codes)).max() < 2 * error
+    if PYTHON:
+        ask("adapted", story / "my-model", story / "my-adapters", given, tmp_path / "out.npz")
+        with np.load(tmp_path / "out.npz") as theirs:
+            compare(config, lora.join(base, trained, thin), {**answers(given.parent), **theirs})
