@@ -318,7 +318,7 @@ def main() -> None:
         parser.error("--cases=ratings wants --path=sfres.json")
     out, seeds = pathlib.Path(args.out), [int(x) for x in args.seeds.split(",")]
     cases, wanted = args.cases.split(","), args.methods.split(",")
-    # Preferences, seeds and methods compile the same programs; the time of compiling is not counted.
+    # Preferences, seeds and methods compile the same programs; compiling is not timed.
     jax.config.update("jax_compilation_cache_dir", str((out / "compiled").resolve()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     for seed, case, method in itertools.product(seeds, cases, wanted):
