@@ -94,6 +94,7 @@ def on_ratings(out: pathlib.Path, path: str, seed: int) -> Config:
         *own,
         # Not the ratings asked for, so that the model scores the rows as well: one scale for all.
         "data.source.objectives=('overall',)",
+        "data.max_drop_fraction=0.5",  # more lists tie in one rating than in two
         f"objectives.scorer.path={folder}",
         f"tokenizer.path={folder / 'tokenizer.model'}",
         "train.save_every=100000",
