@@ -3,7 +3,7 @@
     python benchmarks/pareto_table.py --out=runs/pareto_table
     python benchmarks/pareto_table.py --out=runs/pareto_table --cells='*-seed0,2-convex/*-seed2'
     python benchmarks/pareto_table.py --out=runs/pareto_table --report
-    python benchmarks/pareto_table.py --out=runs/pareto_table --cases=ratings --path='sf*.json'
+    python benchmarks/pareto_table.py --out=runs/pareto_table --cases=ratings --path=sfres.json
 
 A cell is a whole run of one method, case and seed in a folder of its own: what is there is not run
 again, what was killed goes on. ``--cells`` takes patterns of CASE/METHOD-seedN, to split the table
@@ -16,18 +16,17 @@ the supervised policy and every draw. Hypervolumes are shares of two boxes: the 
 0 to 1 in each objective, and the smallest box around all methods' points of a case and seed. The
 half-width of the 95% interval over held-out prompts (bootstrap) stands in brackets, seeds' mean.
 
-``ratings`` is the real file: UniEval's restaurant and hotel sentences (sfres.json, sfhot.json), by
-meaning representation, rated by people. No rating exists of what a policy samples, so a reward
-model with an output per objective is fitted to the ratings first, one per seed, and scores all:
-the responses that are trained on and those that are measured. A front is as good as that model,
-whose held-out accuracy is in its summary.json.
+``ratings`` is the real file, UniEval's sfres.json: sentences by meaning representation, rated by
+people (`configs/paretohqd_unieval.py`). No rating exists of what a policy samples, so a reward
+model with an output per objective is fitted to the ratings first, one per seed, and scores
+everything: what is trained on and what is measured. A front is as good as that model, whose
+held-out accuracy is in its summary.json.
 """
 
 import argparse
 import dataclasses
 import fnmatch
 import functools
-import glob
 import itertools
 import json
 import pathlib
@@ -39,9 +38,10 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+import jax
 import numpy as np
 
-from alignjax import fronts, optim, pareto, score
+from alignjax import configfile, fronts, optim, pareto, score
 from alignjax.config import (
     Config,
     DataConfig,
@@ -52,9 +52,9 @@ from alignjax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from alignjax.data import sources, world, world_front
+from alignjax.data import world, world_front
 from alignjax.models.config import LoraConfig, ModelConfig
-from alignjax.objectives import apo, bradley_terry, modpo, paretohqd, rewards_in_context, sft
+from alignjax.objectives import apo, modpo, paretohqd, rewards_in_context, sft
 from alignjax.recipes import reward
 from alignjax.recipes.fronts import comparing, mod, morlhf, soups, supervised
 from alignjax.recipes.fronts import modpo as modpo_recipe
@@ -62,6 +62,7 @@ from alignjax.recipes.fronts import paretohqd as paretohqd_recipe
 from alignjax.recipes.fronts import rewards_in_context as ric_recipe
 from alignjax.recipes.fronts import run as recipe
 
+ROOT = pathlib.Path(__file__).parent.parent
 TWO, THREE = ("helpful", "concise"), ("helpful", "harmless", "concise")
 WORLDS = {"2-concave": TWO, "2-convex": TWO, "3-concave": THREE}
 RATED = ("informativeness", "naturalness")
@@ -76,72 +77,29 @@ PREFERENCES = {
 # Optimizer steps, of 8 rows or prompts, that each method spends in all: divided among what it
 # trains. From the measured cost of a step: ROW of one response, PAIR of two with the reference,
 # DRAWN of four sampled ones.
-ROW, PAIR, DRAWN = 1000, 500, 150
+ROW, PAIR, DRAWN = 800, 400, 60
 
 
 def world_of(case: str) -> world.World:
     return world.World(trade_off=case.partition("-")[2])
 
 
-def lists_of(paths: str, file: pathlib.Path) -> None:
-    """UniEval's rated sentences as one list per meaning representation; the first of equals."""
-    lists: dict[str, dict[str, Any]] = {}
-    for path in sorted(glob.glob(paths)):
-        for item in json.loads(pathlib.Path(path).read_text(encoding="utf-8")):
-            scores = {name: item["scores"][name] for name in (*RATED, "overall")}
-            lists.setdefault(item["source"], {}).setdefault(item["system_output"], scores)
-    if not lists:
-        raise SystemExit(f"--path: wanted sfres.json, sfhot.json or both, found none at {paths!r}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", encoding="utf-8") as lines:
-        for i, (source, rated) in enumerate(lists.items()):
-            row = {"id": f"sf-{i}", "prompt": f"{source}:", "responses": list(rated)}
-            lines.write(json.dumps({**row, "scores": list(rated.values())}) + "\n")
-
-
-def on_ratings(out: pathlib.Path, seed: int) -> Config:
+def on_ratings(out: pathlib.Path, path: str, seed: int) -> Config:
     """The same on rated sentences, with the reward model of the seed, fitted if it is not there."""
-    config = base("2-concave", seed)
+    own = [f"data.path={path}", f"train.seed={seed}"]
     folder = out / "shared" / f"reward-model-seed{seed}"
-    several = config.objectives
-    assert several is not None
-
-    def data(*objectives: str) -> DataConfig:
-        return dataclasses.replace(
-            config.data,
-            source=functools.partial(sources.lists, objectives=objectives),
-            path=str(out / "ratings.jsonl"),
-            eval_fraction=0.2,
-            max_drop_fraction=0.3,  # sentences without another one for the same meaning
-        )
-
     if not (folder / "summary.json").is_file():
-        fitted = dataclasses.replace(
-            config,
-            data=data(*RATED),
-            loss=None,
-            reward_loss=bradley_terry.reward_loss,
-            objectives=None,
-            lora=None,
-            sft=None,
-            evaluate=EvaluateConfig(),
-            optim=dataclasses.replace(config.optim, learning_rate=1e-3),
-            train=dataclasses.replace(config.train, steps=0, epochs=4.0, batch_size=16),
-        )
-        reward.run(fitted, folder)
-    return dataclasses.replace(
-        config,
-        data=data("overall"),  # not what the model is asked for: all scores are the model's
-        tokenizer=TokenizerConfig(path=str(folder / "tokenizer.model")),
-        sft=dataclasses.replace(config.sft, epochs=8.0),
-        objectives=dataclasses.replace(
-            several,
-            scorer=functools.partial(score.reward_model, path=str(folder)),
-            names=RATED,
-            box=None,
-            truth=None,
-        ),
-    )
+        reward.run(configfile.load(str(ROOT / "configs" / "rm_unieval.py"), own), folder)
+    changes = [
+        *own,
+        # Not the ratings asked for, so that the model scores the rows as well: one scale for all.
+        "data.source.objectives=('overall',)",
+        "data.max_drop_fraction=0.5",  # more lists tie in one rating than in two
+        f"objectives.scorer.path={folder}",
+        f"tokenizer.path={folder / 'tokenizer.model'}",
+        "train.save_every=100000",
+    ]
+    return configfile.load(str(ROOT / "configs" / "paretohqd_unieval.py"), changes)
 
 
 def base(case: str, seed: int) -> Config:
@@ -163,14 +121,14 @@ def base(case: str, seed: int) -> Config:
             eval_fraction=0.05,
             max_drop_fraction=0.02,
             buckets=1,
-            pad_multiple=16,
+            pad_multiple=8,
         ),
         tokenizer=TokenizerConfig(vocab_size=768),
         model=ModelConfig(
-            vocab_size=768, width=96, layers=2, heads=4, kv_heads=2, head_dim=24, mlp_width=256
+            vocab_size=768, width=64, layers=2, heads=4, kv_heads=2, head_dim=16, mlp_width=176
         ),
         lora=LoraConfig(rank=16, alpha=32.0),
-        sft=SftConfig(loss=sft.loss, learning_rate=4e-3, epochs=2.0, batch_size=32),
+        sft=SftConfig(loss=sft.loss, learning_rate=5e-3, epochs=3.0, batch_size=32),
         objectives=ObjectivesConfig(
             method=supervised.train,
             scorer=functools.partial(score.judged, judge=judge, name=names),
@@ -182,7 +140,7 @@ def base(case: str, seed: int) -> Config:
         loss=sft.loss,
         optim=OptimConfig(learning_rate=2e-3, schedule=optim.cosine),
         train=TrainConfig(steps=1, batch_size=8, save_every=100_000, seed=seed),
-        evaluate=EvaluateConfig(prompts=96, samples=2, max_new_tokens=48, batch_size=96),
+        evaluate=EvaluateConfig(prompts=64, samples=2, max_new_tokens=48, batch_size=64),
     )
 
 
@@ -190,15 +148,15 @@ def methods(case: str) -> dict[str, tuple[Callable[..., Any], Callable[..., Any]
     """By name: the method, its loss, the steps of each of its trainings and their learning rate."""
     m = len(CASES[case])
     p = len(PREFERENCES[m])
-    curated = functools.partial(paretohqd_recipe.train, size=100, prompts=400, at_once=p)
+    curated = functools.partial(paretohqd_recipe.train, size=100, prompts=250, at_once=p)
     linear = functools.partial(curated, curate=paretohqd.curate_linear)
     conditional = functools.partial(
         ric_recipe.train,
         limits=rewards_in_context.data_limits,
         online_rounds=2,
-        online_samples=500,
-        originals=2000,
-        online_steps=ROW // 4,
+        online_samples=300,
+        originals=1000,
+        online_steps=ROW // 5,
         online_learning_rate=5e-4,
     )
     gradient = functools.partial(apo.loss, beta=0.1)
@@ -207,20 +165,22 @@ def methods(case: str) -> dict[str, tuple[Callable[..., Any], Callable[..., Any]
         "SFT": (supervised.train, sft.loss, 1, 0.0),
         "ParetoHqD": (curated, paretohqd.loss, ROW // (2 * p), 2e-3),
         "linear curation": (linear, paretohqd.loss, ROW // (2 * p), 2e-3),
-        "RiC": (conditional, rewards_in_context.loss, ROW // 2, 2e-3),
+        "RiC": (conditional, rewards_in_context.loss, 3 * ROW // 5, 2e-3),
         "MODPO": (modpo_recipe.train, functools.partial(modpo.loss, beta=0.1), PAIR // p, 1e-3),
         "MORLHF": (morlhf.train, gradient, DRAWN // p, 2e-3),
+        "MORLHF x5": (morlhf.train, gradient, 5 * DRAWN // p, 2e-3),
         "soups": (functools.partial(soups.train, expert=expert), gradient, DRAWN // m, 2e-3),
         "MOD": (functools.partial(mod.train, expert=expert), gradient, DRAWN // m, 2e-3),
     }
 
 
 METHODS = tuple(methods("2-concave"))
+USUAL = tuple(name for name in METHODS if name != "MORLHF x5")  # it has five times the others' time
 EXPERTS = ("soups", "MOD")
 
 
-def cell(out: pathlib.Path, case: str, method: str, seed: int) -> Config:
-    config = on_ratings(out, seed) if case == "ratings" else base(case, seed)
+def cell(out: pathlib.Path, case: str, method: str, seed: int, path: str) -> Config:
+    config = on_ratings(out, path, seed) if case == "ratings" else base(case, seed)
     train, loss, steps, rate = methods(case)[method]
     assert config.objectives is not None
     return dataclasses.replace(
@@ -245,7 +205,7 @@ def copy(names: tuple[str, ...], source: pathlib.Path, target: pathlib.Path) -> 
             how(source / name, target / name)
 
 
-def run(out: pathlib.Path, case: str, method: str, seed: int) -> None:
+def run(out: pathlib.Path, case: str, method: str, seed: int, path: str) -> None:
     """Runs a cell that has not finished; shares the supervised policy, and the experts."""
     folder = folder_of(out, case, method, seed)
     if (folder / "summary.json").is_file():
@@ -255,7 +215,7 @@ def run(out: pathlib.Path, case: str, method: str, seed: int) -> None:
     experts = out / "shared" / f"{case}-experts-seed{seed}"
     if method in EXPERTS:
         copy(("morlhf", "seconds"), experts, folder)
-    config = cell(out, case, method, seed)
+    config = cell(out, case, method, seed, path)
     config = dataclasses.replace(
         config, data=dataclasses.replace(config.data, cache_dir=str(shared / "cache"))
     )
@@ -345,8 +305,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True)
     parser.add_argument("--cases", default=",".join(WORLDS))
-    parser.add_argument("--path", default="", help="the files of --cases=ratings")
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--path", default="", help="sfres.json, for --cases=ratings")
+    parser.add_argument("--methods", default=",".join(USUAL))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--cells", default="*", help="patterns of CASE/METHOD-seedN, with commas")
     parser.add_argument("--report", action="store_true", help="only tabulate what is there")
@@ -355,15 +315,18 @@ def main() -> None:
         for value in getattr(args, name).split(","):
             if value not in known:
                 parser.error(f"--{name}: wanted some of {','.join(known)}, found {value}")
+    if "ratings" in args.cases.split(",") and not (args.path or args.report):
+        parser.error("--cases=ratings wants --path=sfres.json")
     out, seeds = pathlib.Path(args.out), [int(x) for x in args.seeds.split(",")]
     cases, wanted = args.cases.split(","), args.methods.split(",")
-    if args.path and not (out / "ratings.jsonl").is_file():
-        lists_of(args.path, out / "ratings.jsonl")
+    # Preferences, seeds and methods compile the same programs; compiling is not timed.
+    jax.config.update("jax_compilation_cache_dir", str((out / "compiled").resolve()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     for seed, case, method in itertools.product(seeds, cases, wanted):
         folder = folder_of(out, case, method, seed)
         name = f"{case}/{folder.name}"
         if not args.report and any(fnmatch.fnmatch(name, x) for x in args.cells.split(",")):
-            run(out, case, method, seed)
+            run(out, case, method, seed, args.path)
     for case in cases:
         draw(out, case, wanted, seeds[0])
         print("\n" + tabulate(out, case, wanted, seeds))

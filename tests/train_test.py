@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import signal
+import types
 
 import chex
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from alignjax import checkpoint, sharding, train
+from alignjax import checkpoint, metrics, sharding, train
 from alignjax.data.batching import Bucketed, Plan, choose_shapes, plan_batches, shuffled
 from alignjax.errors import CheckpointError, NumericalError, UserError
 from alignjax.metrics import Meter
@@ -245,6 +246,41 @@ def test_resuming_after_any_step_gives_the_same_bits(stop, clean, tmp_path, monk
     same_bits(resumed, state)
     assert runs.lines(tmp_path) == lines
     assert [b.prompt_id.tolist() for b in again] == [s.tolist() for s in seen[stop // 4 * 4 :]]
+
+
+def test_the_time_of_steps_adds_up_over_starts_without_what_is_no_step(tmp_path, monkeypatch):
+    """A clock that a step moves by 1, a row's wait by 10 and an evaluation by 100 seconds."""
+    now = [0.0]
+    own = job(tmp_path, data=rows(count=1), eval_every=5)
+    clock = types.SimpleNamespace(perf_counter=lambda: now[0], time=lambda: now[0])
+    monkeypatch.setattr(train, "time", clock)
+    monkeypatch.setattr(metrics, "time", clock)
+    real_read, real_add = train.read, Meter.add
+
+    def slowly(*a, **k):
+        for batch in real_read(*a, **k):
+            now[0] += 10.0
+            yield batch
+
+    def add(self, *a):
+        now[0] += 1.0
+        return real_add(self, *a)
+
+    def evaluate(params):
+        now[0] += 100.0
+        return {"x": 0.0}
+
+    monkeypatch.setattr(train, "read", slowly)
+    monkeypatch.setattr(Meter, "add", add)
+    with monkeypatch.context() as patch:
+        stopping_after(patch, 5)
+        with pytest.raises(StopHereError):
+            fit(own, evaluate)
+    fit(own, evaluate)  # from step 4 on
+    lines = metrics.read(tmp_path / "metrics.jsonl")
+    found = {x["step"]: x["step_seconds"] for x in lines if "step_seconds" in x}
+    # One shape: a start compiles in its first step, whose numbers are looked at in the second.
+    assert found == {3: 3.0, 6: 6.0, 9: 9.0, 11: 11.0}
 
 
 def test_a_line_that_spans_a_stop_needs_the_sums_before_it(clean, tmp_path, monkeypatch):

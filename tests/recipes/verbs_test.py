@@ -338,6 +338,8 @@ def test_what_cannot_be_compared_is_refused(base, tmp_path):
         (["evaluate", "--workdir=nowhere"], "--workdir: nowhere holds no run"),
         (["compare", "--out=c.png"], "compare wants --runs"),
         (["compare", "--runs=a,b", "--out=c.png", "--config=x"], "compare takes no --config"),
+        (["front", "--runs=a,b"], "front wants --out"),
+        (["front", "--runs=nowhere", "--out=f.png"], "nowhere holds no front"),
         (["run", "--config=c", "--workdir=w", "--against=x"], "run takes no --against"),
     ],
 )

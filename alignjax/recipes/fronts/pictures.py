@@ -1,6 +1,7 @@
 """Fronts as one figure: a plane, or pairwise panels and parallel coordinates."""
 
 import itertools
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -30,18 +31,23 @@ def draw(
     names = first["objectives"]
     pairs = list(itertools.combinations(range(len(names)), 2))
     panels = len(pairs) + (len(names) > 2)
-    size = 6.4 if panels == 1 else 4.4
-    figure, axes = plt.subplots(
-        1, panels, figsize=(size * panels, size * 0.85), squeeze=False, layout="constrained"
+    columns = math.ceil(math.sqrt(panels))
+    rows = math.ceil(panels / columns)
+    size = 6.4 if panels == 1 else 4.8
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(size * columns, size * 0.85 * rows), layout="constrained"
     )
-    for axis, (x, y) in zip(axes[0], pairs, strict=False):
+    axes = np.atleast_1d(grid).ravel()
+    for unused in axes[panels:]:
+        unused.set_axis_off()
+    for axis, (x, y) in zip(axes, pairs, strict=False):
         _plane(axis, told, x, y)
         axis.set_xlabel(names[x])
         axis.set_ylabel(names[y])
         axis.grid(alpha=0.3)
     if len(names) > 2:
-        _parallel(axes[0][-1], told, names, low, high)
-    handles, labels = axes[0][0].get_legend_handles_labels()
+        _parallel(axes[panels - 1], told, names, low, high)
+    handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -50,7 +56,7 @@ def draw(
 def _plane(axis: Any, told: dict[str, dict[str, Any]], x: int, y: int) -> None:
     first = next(iter(told.values()))
     if first["truth"] is not None:
-        truth = _upper(np.array(first["truth"])[:, [x, y]])
+        truth = upper_hull(np.array(first["truth"])[:, [x, y]])
         axis.plot(*truth.T, color="gray", linestyle="--", linewidth=1, label="attainable")
     for number, (name, front) in enumerate(told.items()):
         points = fronts.points(np.array(front["scores"]))
@@ -98,7 +104,22 @@ def _along(values: Sequence[float]) -> list[int]:
     return sorted(range(len(values)), key=lambda i: values[i])
 
 
-def _upper(points: np.ndarray) -> np.ndarray:
-    """The points of a plane that none of the others dominates, from left to right."""
-    best = points[pareto.layers(points) == 0]
-    return best[np.lexsort((-best[:, 1], best[:, 0]))]
+def upper_hull(points: np.ndarray) -> np.ndarray:
+    """The corners of what mixtures of the points reach and nothing dominates, from left to right.
+
+    Args:
+      points: ``[F, 2]``.
+
+    >>> upper_hull(np.array([[0, 3], [1, 1], [2, 2], [3, 0], [0, 0]])).tolist()
+    [[0, 3], [2, 2], [3, 0]]
+    """
+    best = np.unique(points[pareto.layers(points) == 0], axis=0)
+    chain: list[np.ndarray] = []
+    for point in best:
+        while len(chain) > 1:
+            (ax, ay), (bx, by) = chain[-1] - chain[-2], point - chain[-2]
+            if ax * by - ay * bx < 0:  # the way turns right: the last point is a corner
+                break
+            chain.pop()
+        chain.append(point)
+    return np.array(chain)
