@@ -54,7 +54,7 @@ def get_config() -> Config:
             box=((0.0, 1.0), (0.0, 1.0)),
         ),
         loss=partial(modpo.loss, beta=0.1),
-        optim=OptimConfig(learning_rate=1e-3, schedule=optim.cosine),
+        optim=OptimConfig(learning_rate=3e-4, schedule=optim.cosine),
         train=TrainConfig(steps=100, batch_size=8),
         evaluate=EvaluateConfig(judge=world.judge, prompts=128, samples=2, max_new_tokens=64),
     )
