@@ -67,7 +67,7 @@ def main() -> None:
 
     print("kernels  bits  MiB   size lost  KL/token  |d logp|/token  |d logp|, 95%  largest")
     for kind in QUANTIZED[1:]:
-        other = pretrained._quantized(network, kind, mesh)
+        other = pretrained.quantize_params(network, kind, mesh)
         own, lost, used, count = 0.0, 0.0, 0, 0
         for name, leaves in other["layers"].items():
             if "kernel" in leaves:

@@ -82,10 +82,10 @@ def load(config: ModelConfig, mesh: Mesh, quantize: str = "") -> Params:
     )
     params = checkpoint.load_params(folder / "params", target(stored, mesh))
     params = jax.tree.map(lambda x: x.astype(config.param_dtype), params)
-    return _quantized(params, quantize, mesh)
+    return quantize_params(params, quantize, mesh)
 
 
-def _quantized(params: Params, kind: str, mesh: Mesh) -> Params:
+def quantize_params(params: Params, kind: str, mesh: Mesh) -> Params:
     """Parameters with codes and scales in the place of projections; ``kind`` empty: themselves."""
 
     def leaf(path: tuple[Any, ...], parameter: Array) -> Any:
@@ -112,7 +112,7 @@ def fresh(model: ModelConfig, seed: int, mesh: Mesh, quantize: str = "") -> Call
     init = functools.partial(init_params, model, jax.random.key(seed))
     shards = sharding.shard_tree(jax.eval_shape(init), mesh)
     made = jax.jit(init, out_shardings=shards)
-    return lambda: _quantized(made(), quantize, mesh)
+    return lambda: quantize_params(made(), quantize, mesh)
 
 
 def supervised_params(workdir: pathlib.Path) -> pathlib.Path:
@@ -125,7 +125,7 @@ def supervised(
 ) -> Callable[[], Params]:
     """What loads them."""
     wanted, folder = target(model, mesh), supervised_params(workdir)
-    return lambda: _quantized(checkpoint.load_params(folder, wanted), quantize, mesh)
+    return lambda: quantize_params(checkpoint.load_params(folder, wanted), quantize, mesh)
 
 
 def import_model(source: str, to: str) -> None:

@@ -32,7 +32,7 @@ MESH = functools.cache(lambda: sharding.make_mesh(1, 1, 1))
 @functools.cache
 def base(kind=""):
     params = jax.tree.map(jnp.asarray, tiny.params(MODEL))
-    return pretrained._quantized(params, kind, MESH())
+    return pretrained.quantize_params(params, kind, MESH())
 
 
 def kernels(kind):
@@ -187,7 +187,7 @@ def test_a_step_never_holds_the_kernels_of_all_layers(monkeypatch):
     model = tiny.model(width=64, mlp_width=96, layers=5)
     params = tiny.params(model)
     shapes = {x["kernel"].shape for x in params["layers"].values() if "kernel" in x}
-    coded = jax.eval_shape(lambda: pretrained._quantized(params, "nf4", MESH()))
+    coded = jax.eval_shape(lambda: pretrained.quantize_params(params, "nf4", MESH()))
     new = lora.init(config, params, jax.random.key(1))
     state = init_state(new, OPTIMIZER, jax.random.key(0))
 
@@ -209,7 +209,7 @@ def test_on_a_mesh_it_is_the_same():
     _, wanted = run(fresh(config), base("nf4"), batch)
     mesh = sharding.make_mesh(2, 2, 2)
     split = jax.device_put(base(), sharding.shard_tree(base(), mesh))
-    coded = pretrained._quantized(split, "nf4", mesh)
+    coded = pretrained.quantize_params(split, "nf4", mesh)
     jax.tree.map(np.testing.assert_array_equal, coded, base("nf4"))
     kernel = coded["layers"]["q"]["kernel"]
     assert kernel["codes"].sharding.spec == P(None, "fsdp", "tensor")

@@ -156,7 +156,7 @@ def test_a_quantised_base_is_sampled_trained_beside_and_merged(tmp_path):
     align.run(settings, workdir)
     state = state_of(workdir, 2)
     wide = base_of(workdir)
-    coded = pretrained._quantized(wide, "nf4", sharding.make_mesh(1, 1, 1))
+    coded = pretrained.quantize_params(wide, "nf4", sharding.make_mesh(1, 1, 1))
     with checkpoint.open_store(workdir / "checkpoints", keep=9) as store:
         record = checkpoint.read_record(store, 2)
     assert record["identity"]["reference"] == checkpoint.tree_digest(coded)
@@ -173,5 +173,5 @@ def test_a_quantised_base_is_sampled_trained_beside_and_merged(tmp_path):
     mesh = sharding.make_mesh(1, 1, 1)
     streamed = pretrained.load(model, mesh, "int8")
     jax.tree.map(
-        np.testing.assert_array_equal, streamed, pretrained._quantized(found, "int8", mesh)
+        np.testing.assert_array_equal, streamed, pretrained.quantize_params(found, "int8", mesh)
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -90,6 +91,16 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_is_refused():
     tokenizers.check_ids("x", 64, 64)
     with pytest.raises(UserError, match="the tokenizer x has 65 ids, the model embeds 64"):
         tokenizers.check_ids("x", 65, 64)
+
+
+def test_an_import_refuses_such_a_tokenizer_and_leaves_nothing(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(STORY.parent / "llama2", folder)
+    pretrained.copy_files(STORY, folder, pretrained.TOKENIZER_FILES)
+    said = rf"the tokenizer {folder} has 3\d\d ids, the model embeds 64"
+    with pytest.raises(UserError, match=said):
+        pretrained.import_model(str(folder), str(tmp_path / "imported"))
+    assert [x.name for x in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_folder_of_a_reward_model_scores_and_is_no_policy(tmp_path):

@@ -116,13 +116,14 @@ def test_a_tied_head_may_be_stored_if_it_is_the_embedding(tmp_path):
     refused(folder, "config.json ties the head to the embedding, and lm_head.weight differs")
 
 
-def test_pickles_are_not_opened(folder):
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt", "m.pkl"])
+def test_pickles_are_not_opened(folder, name):
     canary = folder.parent / "canary"
     (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(f"cos\nsystem\n(S'touch {canary}'\ntR.".encode())
-    refused(folder, "pytorch_model.bin is a pickle", "convert it", "save_pretrained")
+    (folder / name).write_bytes(f"cos\nsystem\n(S'touch {canary}'\ntR.".encode())
+    refused(folder, f"{folder}: {name} is a pickle, which can run code, and is not opened; convert")
     assert not canary.exists()
-    (folder / "pytorch_model.bin").unlink()
+    (folder / name).unlink()
     refused(folder, "holds neither model.safetensors nor model.safetensors.index.json")
 
 
