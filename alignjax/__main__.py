@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags
 
@@ -134,17 +135,26 @@ def _main(argv: Sequence[str]) -> int:
     if max(config.mesh.data, config.mesh.fsdp, config.mesh.tensor) > 1:
         # A larger pool than there are cores: CPU collectives can starve each other otherwise.
         os.environ.setdefault("NPROC", "32")
-    from alignjax.recipes import align, finished, reward
-    from alignjax.recipes.fronts import run as several
+    from alignjax.recipes import align, finished
 
     if verb == "data":
         align.show_data(config)
         return 0
-    recipe = align if config.reward_loss is None else reward
-    run = recipe.run if config.objectives is None else several.run
-    run(config, workdir, allow_config_change=FLAGS.allow_config_change)
+    _recipe(config).run(config, workdir, allow_config_change=FLAGS.allow_config_change)
     finished.note_origin(workdir, path, FLAGS.set)
     return 0
+
+
+def _recipe(config: Any) -> Any:
+    """The recipe that a config asks for: a module with ``run``."""
+    from alignjax.recipes import align, reward, rounds
+    from alignjax.recipes.fronts import run as several
+
+    if config.objectives is not None:
+        return several
+    if config.game is not None:
+        return rounds
+    return align if config.reward_loss is None else reward
 
 
 def _want(verb: str, *wanted: str, example: str) -> None:
@@ -200,15 +210,12 @@ def _evaluate() -> int:
     for flag in ("reward_model", "tie", "out"):
         if FLAGS[flag].present:
             raise UserError(f"evaluate --workdir takes no --{flag}: it goes with --records")
-    from alignjax.recipes import align, finished
-    from alignjax.recipes.fronts import run as several
+    from alignjax.recipes import finished
 
     config = finished.config_of(FLAGS.workdir, FLAGS.config, FLAGS.set)
-    if config.objectives is not None:
-        several.run(config, FLAGS.workdir)
-        return 0
-    finished.require_complete(FLAGS.workdir)
-    align.run(config, FLAGS.workdir)
+    if config.objectives is None:
+        finished.require_complete(config, FLAGS.workdir)
+    _recipe(config).run(config, FLAGS.workdir)
     return 0
 
 

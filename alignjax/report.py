@@ -10,6 +10,7 @@ from alignjax.evaluate import Estimate
 from alignjax.generate import Sample
 from alignjax.metrics import read
 
+Point = tuple[int, float, float]  # round, value, half-width of its 95% interval
 Table = dict[str, tuple[Estimate | None, Estimate | None]]  # name -> before, after
 
 
@@ -131,6 +132,28 @@ def plot_reliability(path: pathlib.Path, bins: dict[str, tuple[Bins, Bins]]) -> 
         axis.set_title(name)
         axis.set_xlabel("predicted probability of preference")
         axis.set_ylabel("share preferred")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_rounds(panels: dict[str, dict[str, list[Point]]], path: pathlib.Path) -> None:
+    """Values by round, with intervals: panel -> line -> points."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False)
+    for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
+        for name, points in lines.items():
+            rounds, values, half = zip(*points, strict=True)
+            axis.errorbar(rounds, values, yerr=half, marker="o", capsize=3, label=name)
+            axis.set_xticks(rounds)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("round")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     figure.tight_layout()

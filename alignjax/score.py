@@ -136,6 +136,11 @@ def find_reward_model(path: str) -> RewardModel:
     config = _read_json(folder, "config.json", "holds no run")
     if "model_type" in config:
         return _find_foreign(folder, config)
+    if config.get("game") is not None:
+        raise UserError(
+            f"{folder} holds a game, not a reward model: its reward models are in its "
+            "folders base and round-*/reward"
+        )
     if config.get("reward_loss") is None:
         raise UserError(
             f"{folder} holds a policy, not a reward model: its config has no reward_loss"

@@ -20,12 +20,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from alignjax import checkpoint, evaluate, reference, report, sharding, train
+from alignjax import checkpoint, evaluate, report, sharding, train
 from alignjax.config import Config
-from alignjax.data.batching import Bucketed
 from alignjax.evaluate import Estimate
 from alignjax.faults import fault_point
 from alignjax.fields import describe
@@ -34,17 +32,13 @@ from alignjax.recipes import (
     candidates,
     evaluation,
     pretrained,
+    referenced,
     scored,
     stages,
     workdirs,
 )
-from alignjax.recipes.prepared import Prepared, cache_dir, prepare_data
-from alignjax.recipes.signature import (
-    bind_fraction,
-    check_objectives,
-    drawn_responses,
-    keeps_cache,
-)
+from alignjax.recipes.prepared import Prepared, prepare_data
+from alignjax.recipes.signature import bind_fraction, check_objectives
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
@@ -109,43 +103,15 @@ def _align(
     ref_params = load_reference()
     digest = checkpoint.tree_digest(ref_params)
     job = stages.make_job("alignment", config, workdir, data, mesh, digest)
-
-    def table(rows: Bucketed, title: str) -> np.ndarray:
-        return reference.cached_logps(
-            cache_dir(config, workdir),
-            reference.table_key(digest, rows, config.model),
-            rows.dataset.response_length.shape,
-            lambda: reference.dataset_logps(
-                ref_params,
-                rows,
-                config=config.model,
-                batch_size=config.evaluate.batch_size,
-                mesh=mesh,
-                title=title,
-            ),
+    job, choice = referenced.attach(
+        job, config, workdir, data.train, mesh, ref_params, digest, "reference, train"
+    )
+    held_out_reference = None
+    if choice.mode != "none":
+        title = "reference, held out"
+        held_out_reference = referenced.table(
+            config, workdir, data.held_out, mesh, ref_params, digest, title
         )
-
-    rows, responses = data.train.dataset.response_length.shape
-    choice = reference.choose(
-        config.reference.mode,
-        rows=rows,
-        responses=responses,
-        trained_rows=job.plan.row_count,
-        drawn=drawn_responses(config, data.train),
-        cacheable=keeps_cache(config, data.train),
-        cached=reference.is_cached(
-            cache_dir(config, workdir), reference.table_key(digest, data.train, config.model)
-        ),
-    )
-    log.info("reference: %s (%s)", choice.mode, choice.reason)
-    held_out_reference = (
-        None if choice.mode == "none" else table(data.held_out, "reference, held out")
-    )
-    job = dataclasses.replace(
-        job,
-        ref_logps=table(data.train, "reference, train") if choice.mode == "cache" else None,
-        ref_params=ref_params if choice.mode == "live" else None,
-    )
     fault_point("cached", "")
     sample = functools.partial(
         evaluation.samples_of, config=config, workdir=workdir, data=data, mesh=mesh

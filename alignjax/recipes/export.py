@@ -15,6 +15,7 @@ from alignjax.models.hf.peft import save_adapters
 from alignjax.models.hf.save import save_model, write_json
 from alignjax.models.lora import merge
 from alignjax.recipes import adapters, pretrained, workdirs
+from alignjax.recipes.finished import policy_folder
 from alignjax.recipes.workdirs import read_json, versions
 from alignjax.types import Params
 
@@ -43,7 +44,7 @@ def export(workdir: str, to: str, *, dtype: str = "", adapter: bool = False) -> 
     if dtype not in ("", *DTYPES):
         raise UserError(f"--dtype: wanted {' or '.join(DTYPES)}, found {dtype!r}")
     model = model_from(config, str(run / "config.json"))
-    reward = config.get("reward_loss") is not None
+    reward = config.get("loss") is None
     outputs = _outputs(run) if reward else ()
     lora = _lora(config)
     if adapter:
@@ -51,7 +52,7 @@ def export(workdir: str, to: str, *, dtype: str = "", adapter: bool = False) -> 
     # Opening the checkpoints removes what a killed save left, so no run may be saving.
     with (
         workdirs.owned(run),
-        checkpoint.open_store(run / "checkpoints", keep=10**9) as store,
+        checkpoint.open_store(policy_folder(config, run) / "checkpoints", keep=10**9) as store,
     ):
         step = checkpoint.latest(store)
         if step is None:
@@ -188,11 +189,14 @@ def _tokenizer_config(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
     }
 
 
+FOLDERS = ("path", "eval_path", "golden_path", "reward_model", "cache_dir", "chat_template")
+
+
 def _without_folders(value: Any, key: str = "") -> Any:
     """A config without the folders of the machine it ran on: paths keep their last part."""
     if isinstance(value, dict):
         return {k: _without_folders(v, k) for k, v in value.items()}
-    if key in ("path", "eval_path", "cache_dir", "chat_template") and isinstance(value, str):
+    if key in FOLDERS and isinstance(value, str):
         return value if "{" in value else pathlib.PurePath(value).name
     return value
 

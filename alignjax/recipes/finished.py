@@ -1,6 +1,7 @@
 """Runs that have ended: their config and their policy, from the workdir."""
 
 import pathlib
+from typing import Any
 
 from alignjax import checkpoint, configfile, sharding
 from alignjax.config import Config
@@ -51,14 +52,27 @@ def config_of(workdir: str, path: str, overrides: list[str]) -> Config:
     return config
 
 
-def require_complete(workdir: str) -> None:
+def policy_folder(description: dict[str, Any], folder: pathlib.Path) -> pathlib.Path:
+    """Where a run keeps the checkpoints of what it trains; of a game in rounds, the last policy's.
+
+    Args:
+      description: of the run's config, as ``config.json`` holds it.
+      folder: the run's.
+    """
+    game = description.get("game")
+    if game is None or game["policy_steps"]:
+        return folder
+    return folder / f"round-{game['rounds']}" / "policy"
+
+
+def require_complete(config: Config, workdir: str) -> None:
     """Sees that the last checkpoint of a finished run is there: going on would train nothing.
 
     Raises:
       UserError: it is not, or the folder is in use.
     """
     with workdirs.owned(pathlib.Path(workdir)):
-        _last_step(pathlib.Path(workdir))
+        _last_step(policy_folder(describe(config), pathlib.Path(workdir)))
 
 
 def _last_step(folder: pathlib.Path) -> int:
@@ -79,7 +93,7 @@ def load_policy(config: Config, workdir: str) -> Params:
     Raises:
       UserError: the checkpoint is not there. The folder is to be `workdirs.owned`.
     """
-    folder = pathlib.Path(workdir)
+    folder = policy_folder(describe(config), pathlib.Path(workdir))
     steps = _last_step(folder)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     if config.lora is None:

@@ -66,7 +66,9 @@ def run(
         check_objectives(config, data.train)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         load_base = stages.supervised(config, workdir, data, mesh)
-        return _train(config, workdir, data, mesh, load_base)
+        fitted = fit(config, workdir, data, mesh, load_base)
+        _report(workdir, fitted)
+        return fitted.summary
 
 
 def over_objectives(
@@ -91,14 +93,35 @@ def over_objectives(
     return losses, metrics
 
 
-def _train(
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What came of a reward model."""
+
+    summary: dict[str, Any]  # what summary.json holds
+    measured: dict[str, evaluate.Estimate]  # held out
+    calibrated: dict[str, tuple[dict[str, Any], tuple[calibration.Bins, calibration.Bins]]]
+
+
+def fit(
     config: Config,
     workdir: pathlib.Path,
     data: Prepared,
     mesh: Mesh,
     load_base: Callable[[], Params],
-) -> dict[str, Any]:
-    """Trains the reward model and reports; see the module's docstring for what is written."""
+    *,
+    name: str = "reward model",
+    load_start: Callable[[], Params] | None = None,
+) -> Fitted:
+    """Trains a reward model, saves its parameters and writes ``summary.json``; resumes.
+
+    Args:
+      config: its ``reward_loss`` is trained, with its ``optim`` and ``train``.
+      workdir: the folder of the checkpoints, metrics and parameters.
+      data: what to train on, and held-out rows.
+      load_base: gives the language model that it starts from.
+      name: for the progress bar.
+      load_start: gives the reward model that it starts from instead; not with adapters.
+    """
     names = data.train.dataset.objectives
     if data.held_out.dataset.objectives != names:
         raise UserError(
@@ -111,10 +134,10 @@ def _train(
     loss = config.objective
     if objectives > 1:
         loss = functools.partial(over_objectives, reward_loss=loss, names=names)
-    base = load_base()
+    base = load_base() if load_start is None else load_start()
     digest = checkpoint.tree_digest(base)
     job = dataclasses.replace(
-        stages.make_job("reward model", config, workdir, data, mesh, digest),
+        stages.make_job(name, config, workdir, data, mesh, digest),
         params_shape=jax.eval_shape(init, key),
         apply=functools.partial(reward_head.response_scores, config=config.model),
         forward=reward_scores,
@@ -124,7 +147,7 @@ def _train(
     def with_head(params: Params) -> Params:
         return reward_head.from_language_model(params, objectives=objectives)
 
-    load_start: Callable[[], Params] | None = None
+    load_start = load_start or (lambda: with_head(load_base()))
     if config.lora is not None:
         job, load_start = adapters.trains(job, config, base, live=False, objectives=objectives)
     base = job.ref_params  # without adapters none: its memory is free from here on
@@ -150,7 +173,7 @@ def _train(
 
     state, counts = train.fit(
         job,
-        load_start or (lambda: with_head(load_base())),
+        load_start,
         key,
         lambda params: evaluate.means(preferences(rewards(adapters.whole(config, base, params)))),
     )
@@ -183,8 +206,7 @@ def _train(
         "versions": workdirs.versions(),
     }
     workdirs.write_json(workdir / "summary.json", summary)
-    _report(workdir, measured, calibrated, counts["steps"])
-    return summary
+    return Fitted(summary, measured, calibrated)
 
 
 def _better(rows: Bucketed) -> np.ndarray:
@@ -231,18 +253,16 @@ def _calibration(
     return numbers, (calibration.bins(other), calibration.bins(other, temperature=temperature))
 
 
-def _report(
-    workdir: pathlib.Path,
-    measured: dict[str, evaluate.Estimate],
-    calibrated: dict[str, tuple[dict[str, Any], tuple[calibration.Bins, calibration.Bins]]],
-    steps: int,
-) -> None:
+def _report(workdir: pathlib.Path, fitted: Fitted) -> None:
     """Draws the pictures, prints the tables and where things are."""
+    measured, calibrated = fitted.measured, fitted.calibrated
     curves, diagram = workdir / "report.png", workdir / "reliability.png"
     report.plot(workdir, curves, None, "")
     report.plot_reliability(diagram, {name: bins for name, (_, bins) in calibrated.items()})
     rows = {name: [str(x)] for name, x in measured.items() if x.count}
-    report.print_rows(rows, ("held-out", "reward model"), f"{workdir}: {steps} steps")
+    report.print_rows(
+        rows, ("held-out", "reward model"), f"{workdir}: {fitted.summary['steps']} steps"
+    )
     report.say("± is the half-width of the 95% interval over prompts.")
     for name, (numbers, _) in calibrated.items():
         sides = [numbers[side] for side in ("before", "after")]

@@ -20,8 +20,8 @@ from alignjax.data.tokenizer import Tokenizer
 from alignjax.errors import UserError
 from alignjax.generate import Question, questions, respond
 from alignjax.recipes import finished, workdirs
-from alignjax.recipes.candidates import line
 from alignjax.recipes.prepared import prepare_data
+from alignjax.recipes.sampled import line
 
 log = logging.getLogger("alignjax")
 

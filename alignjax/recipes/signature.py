@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignjax.config import CandidatesConfig, Config
+from alignjax.config import Config
 from alignjax.data.batching import Bucketed, assemble
 from alignjax.errors import UserError
 from alignjax.fields import keywords, name_of, plain
@@ -42,8 +42,16 @@ def check_objectives(config: Config, rows: Bucketed) -> None:
     if config.sft is not None:
         drawn = _select("sft.select", config.sft.select, batch)
         _check("sft.loss", config.sft.loss, _logps(drawn, reference=False), drawn)
+    game, k = config.game, batch.response.shape[1]
     if config.candidates is not None:
-        batch = _as_lists(batch, config.candidates)
+        own = k if config.candidates.keep_own else 0
+        batch = _as_lists(batch, config.candidates.samples + own)
+    elif game is not None:
+        rows_of_both = _as_lists(batch, max(k, 1 + game.sampling.samples))
+        adversarial: Any = np.zeros(len(batch.weight), bool)
+        rows_of_both = dataclasses.replace(rows_of_both, adversarial=adversarial)
+        _check_reward(config, rows_of_both)
+        batch = _as_lists(batch, game.sampling.samples)
     drawn = _select("select", config.select, batch)
     with_reference = config.reference.mode != "none"
     if (
@@ -55,22 +63,26 @@ def check_objectives(config: Config, rows: Bucketed) -> None:
             f"reference.mode: wanted auto, live or none, found 'cache': {name_of(config.select)} "
             "adds responses whose log-probabilities are in no cache"
         )
-    if config.reward_loss is None:
+    if config.loss is not None:
         logps = _logps(drawn, reference=with_reference)
         if config.baseline is not None:
             drawn = _baseline(config.baseline, logps, drawn)
         _check("loss", config.objective, logps, drawn)
     else:
-        if drawn.scores is not None and drawn.scores.ndim == 3:  # it sees each objective by itself
-            one: Any = jax.ShapeDtypeStruct(drawn.scores.shape[:2], jnp.float32)
-            drawn = dataclasses.replace(drawn, scores=one)
-        scores = jax.ShapeDtypeStruct(drawn.response_length.shape, jnp.float32)
-        _check("reward_loss", config.reward_loss, scores, drawn)
+        _check_reward(config, drawn)
 
 
-def _as_lists(batch: Batch, settings: CandidatesConfig) -> Batch:
-    """What the candidates stage will make of the data, in shape: scored lists."""
-    k = settings.samples + (batch.response.shape[1] if settings.keep_own else 0)
+def _check_reward(config: Config, batch: Any) -> None:
+    assert config.reward_loss is not None
+    if batch.scores is not None and batch.scores.ndim == 3:  # it sees each objective by itself
+        one: Any = jax.ShapeDtypeStruct(batch.scores.shape[:2], jnp.float32)
+        batch = dataclasses.replace(batch, scores=one)
+    scores = jax.ShapeDtypeStruct(batch.response_length.shape, jnp.float32)
+    _check("reward_loss", config.reward_loss, scores, batch)
+
+
+def _as_lists(batch: Batch, k: int) -> Batch:
+    """What will be made of the data, in shape: lists of k scored responses."""
     b, _, r = batch.response.shape
     arrays: dict[str, Any] = dict(
         response=np.zeros((b, k, r), np.int32),

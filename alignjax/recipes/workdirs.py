@@ -8,11 +8,13 @@ import logging
 import os
 import pathlib
 import platform
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import alignjax
 from alignjax.errors import UserError
+from alignjax.faults import fault_point
 from alignjax.fields import differences
 
 log = logging.getLogger("alignjax")
@@ -25,6 +27,8 @@ FREE = (
     "train.eval_every",
     "train.keep",
     "train.max_skipped",
+    *(f"game.train.{name}" for name in ("save_every", "log_every", "eval_every", "keep")),
+    "game.train.max_skipped",
     "data.cache_dir",
     "reference.mode",
     "mesh.",
@@ -72,7 +76,7 @@ def write_config(workdir: pathlib.Path, description: dict[str, Any], *, allow_ch
       UserError: the folder belongs to a run that trains something else.
     """
     path = workdir / "config.json"
-    begun = any((workdir / p).is_dir() for p in ("checkpoints", "sft/checkpoints"))
+    begun = any(any(workdir.glob(f"{p}checkpoints")) for p in ("", "*/", "*/*/"))
     if path.is_file() and not begun and read_json(path) != description:
         (workdir / "tokenizer.model").unlink(missing_ok=True)
     elif path.is_file():
@@ -108,6 +112,34 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def kept(path: pathlib.Path, key: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a JSON file holds, if it was written under this key; else what is made and written now.
+
+    Args:
+      key: JSON data that changes whenever the content would.
+    """
+    found: dict[str, Any] = read_json(path) if path.is_file() else {}
+    if found.get("key") != key:
+        found = {"key": key, **make()}
+        write_json(path, found)
+        fault_point("kept", path.name)
+    return found
+
+
+def begin(folder: pathlib.Path, key: Any) -> None:
+    """Makes the folder of a stage that trains; one that was begun under another key is removed.
+
+    Args:
+      key: JSON data that changes whenever what is trained would.
+    """
+    path = folder / "begun.json"
+    if folder.is_dir() and (not path.is_file() or read_json(path) != key):
+        log.warning("%s was begun under another config: training it again", folder)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, key)
 
 
 def versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ from alignjax.data.records import Message, Receipt, Record, check
 from alignjax.data.sources import lists
 from alignjax.errors import UserError
 from alignjax.objectives import hps
-from alignjax.recipes import align, candidates, scored, stages
+from alignjax.recipes import align, candidates, sampled, scored, stages
 from alignjax.recipes.prepared import prepare_data
 from alignjax.sharding import make_mesh
 from tests import runs
@@ -160,10 +160,10 @@ def test_killed_anywhere_it_goes_on_and_nothing_is_done_twice(base, tmp_path, mo
         return fault_point
 
     for place in places:
-        monkeypatch.setattr(candidates, "fault_point", ending_at(place))
+        monkeypatch.setattr(sampled, "fault_point", ending_at(place))
         with pytest.raises(KilledError):
             again(base, tmp_path)
-    monkeypatch.setattr(candidates, "fault_point", lambda *place: None)
+    monkeypatch.setattr(sampled, "fault_point", lambda *place: None)
     again(base, tmp_path)
     assert counted == {"sampled": 5, "scored": 2}  # 4 + 1 batches, one chunk on each side
     assert content(tmp_path) == content(base[0])
@@ -221,7 +221,7 @@ def fake(texts, monkeypatch):
         if 0 not in done:
             yield 0, dict.fromkeys(range(len(asked)), samples)
 
-    monkeypatch.setattr(candidates, "respond_in_batches", batches)
+    monkeypatch.setattr(sampled, "respond_in_batches", batches)
 
 
 def test_every_response_is_accounted_for(base, tmp_path, monkeypatch):
@@ -248,7 +248,7 @@ def test_prompts_without_a_list_are_counted_and_too_many_of_them_refused(
     fake([(text, True) for text in texts], monkeypatch)
     with pytest.raises(UserError, match=rf"no rows left to train on: .*dropped {reason} "):
         again(base, tmp_path)
-    inner = candidates._collect
+    inner = sampled._collect
 
     def half(*args):
         """Every other prompt has what others would have had as well."""
@@ -257,7 +257,7 @@ def test_prompts_without_a_list_are_counted_and_too_many_of_them_refused(
         return [dataclasses.replace(r, **good) if i % 2 else r
                 for i, r in enumerate(records)], counts  # fmt: skip
 
-    monkeypatch.setattr(candidates, "_collect", half)
+    monkeypatch.setattr(sampled, "_collect", half)
     shutil.rmtree(tmp_path / "candidates")
     message = rf"rows dropped \(.*%\), more than candidates\.max_drop_fraction = 0\.1.*: {reason} "
     with pytest.raises(UserError, match=message):
@@ -297,7 +297,7 @@ def test_scores_that_are_none_are_refused_with_the_scorer_s_name(give, message):
 def test_a_conversation_is_written_so_that_it_can_be_read_back(tmp_path):
     prompt = (Message("user", "Hello\u2028there"), Message("assistant", "x"), Message("user", "y"))
     record = Record(id="a:1", prompt=prompt, responses=(" b", " c"), domain="d")
-    (tmp_path / "l.jsonl").write_text(candidates.line(record, [1.0, 0.1]), encoding="utf-8")
+    (tmp_path / "l.jsonl").write_text(sampled.line(record, [1.0, 0.1]), encoding="utf-8")
     receipt = Receipt()
     source = lists(receipt, path=str(tmp_path / "l.jsonl"), domain="domain")
     (found,) = check(source, receipt)
