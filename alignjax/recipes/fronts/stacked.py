@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alignjax import metrics
 from alignjax.config import Config
 from alignjax.data.batching import Bucketed, Plan, choose_shapes, plan_batches, shuffled
 from alignjax.recipes.fronts import cost, training
@@ -86,8 +87,8 @@ def _side_by_side(
 
     root = jax.random.key(config.train.seed)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(root, first + jnp.arange(count))
-    state, counts = train.fit(dataclasses.replace(job, params_shape=shape), begin, keys)
-    cost.note_seconds(setting, name, counts["seconds"])
+    state, _ = train.fit(dataclasses.replace(job, params_shape=shape), begin, keys)
+    cost.note_seconds(setting, name, metrics.read(folder / "metrics.jsonl")[-1]["step_seconds"])
     return (jax.tree.map(lambda x, i=i: x[i], state.params) for i in range(count))
 
 
