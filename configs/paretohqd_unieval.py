@@ -15,11 +15,10 @@ Expect:    TODO
 
 from functools import partial
 
-import rm_unieval
-
 from alignjax import optim, score
 from alignjax.config import (
     Config,
+    DataConfig,
     EvaluateConfig,
     ObjectivesConfig,
     OptimConfig,
@@ -27,22 +26,41 @@ from alignjax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from alignjax.models.config import LoraConfig
+from alignjax.data import sources
+from alignjax.models.config import LoraConfig, ModelConfig
 from alignjax.objectives import paretohqd, sft
 from alignjax.recipes.fronts import paretohqd as recipe
+
+NAMES = ("informativeness", "naturalness")
 
 
 def get_config() -> Config:
     return Config(
-        data=rm_unieval.DATA,
+        data=DataConfig(
+            source=partial(
+                sources.rated,
+                prompt="source",
+                response="system_output",
+                objectives=NAMES,
+                after="\n",
+            ),
+            max_prompt_tokens=96,
+            max_response_tokens=64,
+            eval_fraction=0.15,
+            max_drop_fraction=0.2,
+            buckets=2,
+            pad_multiple=8,
+        ),
         tokenizer=TokenizerConfig(vocab_size=512),
-        model=rm_unieval.MODEL,
+        model=ModelConfig(
+            vocab_size=512, width=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp_width=352
+        ),
         lora=LoraConfig(rank=8, alpha=16.0),
         sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=12.0, batch_size=16),
         objectives=ObjectivesConfig(
             method=partial(recipe.train, size=50, curate=paretohqd.curate, at_once=5),
             scorer=partial(score.reward_model, path="runs/rm_unieval"),
-            names=rm_unieval.NAMES,
+            names=NAMES,
             preferences=((0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)),
         ),
         loss=paretohqd.loss,

@@ -1,4 +1,8 @@
-"""ParetoHqD in the embedded world with three objectives: `paretohqd_world.py`, seven preferences.
+"""ParetoHqD in the embedded world with three objectives: seven preferences.
+
+Data and model are those of `paretohqd_world.py`. Responses are curated by how much better they are
+than the mean of those to their prompt: help is harm for some prompts only, and the best layers are
+else full of the prompts for which it is not.
 
 Command:   python -m alignjax run --config=configs/paretohqd_world3.py --workdir=runs/paretohqd3
 Hardware:  2 CPU cores
@@ -6,34 +10,44 @@ Time:      TODO
 Expect:    TODO
 """
 
-import dataclasses
 from functools import partial
 
-import paretohqd_world
-
-from alignjax import score
-from alignjax.config import Config
+from alignjax import optim, score
+from alignjax.config import (
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    ObjectivesConfig,
+    OptimConfig,
+    SftConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 from alignjax.data import world
-from alignjax.objectives import paretohqd
+from alignjax.models.config import LoraConfig, ModelConfig
+from alignjax.objectives import paretohqd, sft
 from alignjax.recipes.fronts import paretohqd as recipe
 
 NAMES = ("helpful", "harmless", "concise")
 
 
 def get_config() -> Config:
-    two = paretohqd_world.get_config()
-    assert two.objectives is not None
-    ends = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
-    edges = ((0.5, 0.5, 0.0), (0.5, 0.0, 0.5), (0.0, 0.5, 0.5))
-    return dataclasses.replace(
-        two,
-        data=dataclasses.replace(
-            two.data,
+    return Config(
+        data=DataConfig(
             source=partial(world.lists, size=4000, seed=0, responses=2, objectives=NAMES),
+            max_prompt_tokens=64,
+            max_response_tokens=64,
+            eval_fraction=0.05,
+            buckets=2,
+            pad_multiple=8,
         ),
-        objectives=dataclasses.replace(
-            two.objectives,
-            # Help is harm for some prompts only: see `recipe.train`.
+        tokenizer=TokenizerConfig(vocab_size=768),
+        model=ModelConfig(
+            vocab_size=768, width=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp_width=352
+        ),
+        lora=LoraConfig(rank=8, alpha=16.0),
+        sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=2.0, batch_size=32),
+        objectives=ObjectivesConfig(
             method=partial(
                 recipe.train,
                 size=100,
@@ -44,7 +58,15 @@ def get_config() -> Config:
             ),
             scorer=partial(score.judged, judge=world.judge, name=NAMES),
             names=NAMES,
-            preferences=(*ends, *edges, (1 / 3, 1 / 3, 1 / 3)),
+            preferences=(
+                *((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
+                *((0.5, 0.5, 0.0), (0.5, 0.0, 0.5), (0.0, 0.5, 0.5)),
+                (1.0, 1.0, 1.0),
+            ),
             box=((0.0, 1.0),) * 3,
         ),
+        loss=paretohqd.loss,
+        optim=OptimConfig(learning_rate=2e-3, schedule=optim.cosine),
+        train=TrainConfig(steps=100, batch_size=8),
+        evaluate=EvaluateConfig(judge=world.judge, prompts=128, samples=2, max_new_tokens=64),
     )

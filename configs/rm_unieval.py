@@ -20,32 +20,29 @@ from alignjax.objectives import bradley_terry
 
 NAMES = ("informativeness", "naturalness")
 
-# Outputs that repeat another one, and lists of which all scores tie, are dropped and counted: 18%.
-DATA = DataConfig(
-    source=partial(
-        sources.rated,
-        prompt="source",
-        response="system_output",
-        objectives=NAMES,
-        after="\n",
-    ),
-    max_prompt_tokens=96,
-    max_response_tokens=64,
-    eval_fraction=0.15,
-    max_drop_fraction=0.2,
-    buckets=2,
-    pad_multiple=8,
-)
-MODEL = ModelConfig(
-    vocab_size=512, width=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp_width=352
-)
-
 
 def get_config() -> Config:
     return Config(
-        data=DATA,
+        # Outputs that repeat another one, and lists of which all scores tie, are dropped: 18%.
+        data=DataConfig(
+            source=partial(
+                sources.rated,
+                prompt="source",
+                response="system_output",
+                objectives=NAMES,
+                after="\n",
+            ),
+            max_prompt_tokens=96,
+            max_response_tokens=64,
+            eval_fraction=0.15,
+            max_drop_fraction=0.2,
+            buckets=2,
+            pad_multiple=8,
+        ),
         tokenizer=TokenizerConfig(vocab_size=512),
-        model=MODEL,
+        model=ModelConfig(
+            vocab_size=512, width=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp_width=352
+        ),
         reward_loss=bradley_terry.reward_loss,
         optim=OptimConfig(learning_rate=1e-3, schedule=optim.cosine),
         train=TrainConfig(epochs=6.0, batch_size=16),
