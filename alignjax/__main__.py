@@ -214,7 +214,7 @@ def _evaluate() -> int:
 
     config = finished.config_of(FLAGS.workdir, FLAGS.config, FLAGS.set)
     if config.objectives is None:
-        finished.require_complete(config, FLAGS.workdir)
+        finished.require_complete(FLAGS.workdir)
     _recipe(config).run(config, FLAGS.workdir)
     return 0
 

@@ -1,16 +1,17 @@
 """APO at small scale: four policies against an adversary and against a fixed reward model.
 
     python benchmarks/apo_table.py --out=runs/apo_table
-    python benchmarks/apo_table.py --out=runs/apo_table --cells=dpo-apo,dpo-fixed --seeds=0
+    python benchmarks/apo_table.py --out=runs/apo_table --prepare
+    python benchmarks/apo_table.py --out=runs/apo_table --cells=rjs-apo,rrhf-apo,dpo-apo,pg-apo
     python benchmarks/apo_table.py --out=runs/apo_table --report
 
 A cell is a whole game of `configs/apo_world.py`, smaller, in a folder of its own: what has ended is
 not run again, and what was killed goes on. The cells of a seed begin with one supervised policy and
 one reward model of the pairs alone, both made once; those of one adversary share its first move,
-which the policy's method does not change. Give two processes different --cells or --seeds to split
-the work, after a first one has made what is shared (--prepare). A seed changes the split, the
+which the policy's method does not change. Two processes can split the work once --prepare has made
+what all share: by the adversary, as in the third line, or by --seeds. A seed changes the split, the
 initial weights, the order of the rows and every draw. In ``golden-sft`` the policy is trained on
-the golden answers themselves.
+the reward model's golden answers themselves.
 """
 
 import argparse
@@ -35,20 +36,20 @@ from alignjax.recipes import align, export, reward, rounds
 from alignjax.recipes.round_measures import ACCURACY, BEFORE, ECE, PAIRS, SAMPLES
 
 ROOT = pathlib.Path(__file__).parent.parent
-SIZE = 1000
-# A smaller network than the config's, fewer rows: 39 games. All reward models take equally many
-# steps, whatever their rows.
+SIZE = 800
+# A smaller network than the config's, and fewer rows, for 39 games.
 CHANGES = [
     *("model.width=96", "model.head_dim=24", "model.mlp_width=256", "game.rounds=2"),
     *(f"data.source.size={SIZE}", f"game.golden.size={SIZE}", "data.buckets=2"),
+    "data.eval_fraction=0.15",
     *("data.max_response_tokens=48", "game.sampling.max_new_tokens=48"),
     *("evaluate.max_new_tokens=48", "evaluate.prompts=96", "evaluate.during=0"),
     *("train.epochs=2", "train.save_every=1000", "game.train.save_every=1000"),
-    *("game.train.steps=40", "evaluate.batch_size=96", "game.sampling.batch_size=128"),
+    *("game.train.epochs=2", "evaluate.batch_size=96", "game.sampling.batch_size=128"),
 ]
 # What the supervised policy is made from: good and bad responses to prompts of its own.
 START = dict(size=1200, seed=0, start=SIZE, responses=8)
-START_STEPS = 190
+START_STEPS = 240
 POLICIES: dict[str, dict[str, Any]] = {
     "rjs": dict(select=apo.select_best, loss=sft.loss),
     "rrhf": dict(select=None, loss=rrhf.loss),
@@ -167,7 +168,9 @@ def copy(source: pathlib.Path, target: pathlib.Path) -> None:
     """Copies what is shared, where it is there and not yet in the target."""
     for name in SHARED:
         if (source / name).is_dir() and not (target / name).exists():
-            shutil.copytree(source / name, target / name)
+            temporary = target / f"{name}.tmp"
+            shutil.copytree(source / name, temporary, dirs_exist_ok=True)
+            temporary.rename(target / name)
 
 
 def run(name: str, seed: int, out: pathlib.Path) -> None:

@@ -44,7 +44,7 @@ def export(workdir: str, to: str, *, dtype: str = "", adapter: bool = False) -> 
     if dtype not in ("", *DTYPES):
         raise UserError(f"--dtype: wanted {' or '.join(DTYPES)}, found {dtype!r}")
     model = model_from(config, str(run / "config.json"))
-    reward = config.get("loss") is None
+    reward = config.get("reward_loss") is not None and config.get("game") is None
     outputs = _outputs(run) if reward else ()
     lora = _lora(config)
     if adapter:

@@ -65,14 +65,15 @@ def policy_folder(description: dict[str, Any], folder: pathlib.Path) -> pathlib.
     return folder / f"round-{game['rounds']}" / "policy"
 
 
-def require_complete(config: Config, workdir: str) -> None:
+def require_complete(workdir: str) -> None:
     """Sees that the last checkpoint of a finished run is there: going on would train nothing.
 
     Raises:
       UserError: it is not, or the folder is in use.
     """
-    with workdirs.owned(pathlib.Path(workdir)):
-        _last_step(policy_folder(describe(config), pathlib.Path(workdir)))
+    folder = pathlib.Path(workdir)
+    with workdirs.owned(folder):
+        _last_step(policy_folder(workdirs.read_json(folder / "config.json"), folder))
 
 
 def _last_step(folder: pathlib.Path) -> int:

@@ -402,7 +402,7 @@ def test_the_last_policy_is_what_the_verbs_take(base, tmp_path):
     params = finished.load_policy(config(), str(workdir))
     digest = read(workdir / "round-2/policy/summary.json")["params"]
     assert checkpoint.tree_digest(params) == digest
-    finished.require_complete(config(), str(workdir))
+    finished.require_complete(str(workdir))
     export.export(str(workdir), str(tmp_path / "exported"))
     card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
     assert f"`{sft.loss.__module__}.loss`, 2 steps" in card
