@@ -224,7 +224,7 @@ def run(out: pathlib.Path, case: str, method: str, seed: int, path: str) -> None
     copy(("sft", "tokenizer.model"), folder, shared)
     if method in EXPERTS:
         copy(("morlhf", "seconds"), folder, experts)
-    for checkpoints in folder.glob("**/checkpoints"):  # the front is measured
+    for checkpoints in list(folder.glob("**/checkpoints")):  # the front is measured
         shutil.rmtree(checkpoints)
 
 
