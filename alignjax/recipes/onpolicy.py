@@ -44,7 +44,15 @@ def asking(
 
     Returns:
       The job, what is asked, and what gives the parameters that training starts from.
+
+    Raises:
+      UserError: ``sampling`` asks for a beam search, which draws nothing.
     """
+    if sampling.num_beams > 1:
+        raise UserError(
+            "sampling.num_beams: wanted 1, a policy learns from samples, found "
+            f"{sampling.num_beams}"
+        )
     base = load_reference()
     job = dataclasses.replace(
         job,
