@@ -1,4 +1,7 @@
-"""The game step by step as a run: what it measures and leaves, what resumes, what is refused."""
+"""The game step by step as a run: what it measures and leaves, what resumes, what is refused.
+
+Whole runs are slow; the loop itself is in online_test.
+"""
 
 import dataclasses
 import functools
@@ -53,6 +56,7 @@ def clean(tmp_path_factory, compiled_here):
     return workdir, alternation.run(config(), workdir)
 
 
+@pytest.mark.slow
 def test_both_players_are_measured_before_and_after(clean):
     workdir, summary = clean
     assert summary["steps"] == 3 * STEPS
@@ -65,6 +69,7 @@ def test_both_players_are_measured_before_and_after(clean):
     assert steps == list(range(1, 10))
 
 
+@pytest.mark.slow
 def test_what_it_leaves_can_be_used(clean):
     workdir, _ = clean
     ended = json.loads((workdir / "players.json").read_text())
@@ -78,7 +83,7 @@ class StopHereError(Exception):
     """The end of the process, as far as the run is concerned."""
 
 
-@pytest.mark.slow  # what online_test checks of the loop, in whole runs
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [2, 4])  # the turn that comes next: the policy's, the other's
 def test_a_run_that_was_stopped_ends_with_the_same_bits(stop, clean, tmp_path):
     """Turns 2 and 4 are saved: the policy's third, and in the middle of the reward model's two."""
