@@ -214,6 +214,15 @@ def test_resuming_after_a_turn_of_either_gives_the_same_bits(name, stop, clean, 
     assert runs.lines(tmp_path) == lines
 
 
+def test_the_policy_alone_is_read_from_a_games_checkpoint(clean):
+    folder, wanted, counts, _ = clean["play"]
+    layout = sharding.shard_tree(clean["play target"].policy.params, sharding.make_mesh(1, 1, 1))
+    target = sharding.abstract(clean["play target"].policy.params, layout)
+    with checkpoint.open_store(folder / "checkpoints", keep=20) as store:
+        params = checkpoint.restore_params(store, counts["steps"], target)
+    assert jax.tree.leaves(bits(params)) == jax.tree.leaves(wanted.policy.params)
+
+
 def test_lines_keep_the_players_apart(clean):
     lines = [{k: float.fromhex(v) for k, v in x.items()} for x in clean["play"][3]]
     assert [x["step"] for x in lines] == [3, 6, 9]

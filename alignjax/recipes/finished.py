@@ -100,8 +100,6 @@ def load_policy(config: Config, workdir: str) -> Params:
         target = pretrained.target(config.model, mesh)
     else:
         target = adapters.target(config.lora, config.model, mesh)
-    if config.game is not None and config.game.policy_steps:  # its checkpoints are of both players
-        return checkpoint.load_params(folder / "policy", target)
     with checkpoint.open_store(folder / "checkpoints", keep=1_000_000) as store:
         digest = checkpoint.read_record(store, steps)["identity"]["reference"]
         params = checkpoint.restore_params(store, steps, target)
