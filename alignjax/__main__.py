@@ -147,13 +147,13 @@ def _main(argv: Sequence[str]) -> int:
 
 def _recipe(config: Any) -> Any:
     """The recipe that a config asks for: a module with ``run``."""
-    from alignjax.recipes import align, reward, rounds
+    from alignjax.recipes import align, alternation, reward, rounds
     from alignjax.recipes.fronts import run as several
 
     if config.objectives is not None:
         return several
     if config.game is not None:
-        return rounds
+        return alternation if config.game.policy_steps else rounds
     return align if config.reward_loss is None else reward
 
 

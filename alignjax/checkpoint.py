@@ -91,19 +91,25 @@ def restore(store: ocp.training.Checkpointer, step: int, target: Any) -> Any:
 
 
 def restore_params(store: ocp.training.Checkpointer, step: int, target: Any) -> Any:
-    """The parameters alone of a checkpoint's state; the optimizer's state is not read.
+    """The parameters alone of a checkpoint's state, of a game's the policy's.
+
+    The optimizer's state is not read.
 
     Raises:
       CheckpointError: unreadable, or its parameters are not those of ``target``.
     """
     with _one_line(store.directory, f"step {step} cannot be restored"):
         saved = store.checkpointables_metadata(step).metadata["state"]
-        _check_arrays(saved["params"], target)
+        is_game = "policy" in saved
+        _check_arrays((saved["policy"] if is_game else saved)["params"], target)
+        wanted = {"params": target}
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         with context:
-            state = store.load_checkpointables(step, {"state": {"params": target}})["state"]
-        return state["params"]
+            state = store.load_checkpointables(
+                step, {"state": {"policy": wanted} if is_game else wanted}
+            )["state"]
+        return (state["policy"] if is_game else state)["params"]
 
 
 def save_params(path: pathlib.Path, params: Any) -> None:

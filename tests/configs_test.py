@@ -34,6 +34,7 @@ CONFIGS = {
 }
 PAPERS = ("hps", "apo", "rdro", "paretohqd")
 LABELLED = ("bco", "ddro", "kto", "rdro")
+SCORED = ("apo",)  # on samples, which a reward model scores
 SIZES = {"1p5b": 1.5e9, "8b": 8e9, "70b": 70e9}
 
 
@@ -47,13 +48,14 @@ def batch_of(config: Config, size: int) -> Any:
     k, p, r = 3, config.data.max_prompt_tokens, config.data.max_response_tokens
     function = config.loss or config.reward_loss
     extra = {}
-    if plain(function).__module__.rpartition(".")[2] in LABELLED:
+    file = plain(function).__module__.rpartition(".")[2]
+    if file in LABELLED:
         k, extra = 1, {"desirable": jax.ShapeDtypeStruct((size, 1), jnp.bool_)}
     elif "preference" in keywords(plain(function)):
         assert config.objectives is not None
         m = len(config.objectives.names)
         k, extra = 2, {"scores": jax.ShapeDtypeStruct((size, 2, m), jnp.float32)}
-    elif config.select is not None or config.candidates is not None:
+    elif config.select is not None or config.candidates is not None or file in SCORED:
         extra = {"scores": jax.ShapeDtypeStruct((size, k), jnp.float32)}
     else:
         k = 2

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from alignjax import checkpoint, decode, game, online, online_game, sharding, train
-from alignjax.data.batching import bucket, plan_batches, shuffled
+from alignjax.data.batching import Plan, bucket, plan_batches, shuffled
 from alignjax.errors import NumericalError, UserError
 from alignjax.generate import Question
 from alignjax.logps import response_logps
@@ -95,8 +95,11 @@ def opponent(settings, *, reward_steps=2, policy_steps=1, **changes):
     golden, pairs = (
         bucket(tiny.dataset(8, k=k, longest=(P, R), seed=k), count=1, multiple=P) for k in (1, 2)
     )
+    nothing = np.zeros(0, np.int32), np.zeros((0, B), np.int64)
     plans = [
         plan_batches(x.shapes, x.assignment, batch_size=B, order=shuffled(8, 1), batches=turns)
+        if turns
+        else Plan(x.shapes, *nothing)
         for x in (golden, pairs)
     ]
     its = dataclasses.replace(
@@ -211,6 +214,15 @@ def test_resuming_after_a_turn_of_either_gives_the_same_bits(name, stop, clean, 
     assert runs.lines(tmp_path) == lines
 
 
+def test_the_policy_alone_is_read_from_a_games_checkpoint(clean):
+    folder, wanted, counts, _ = clean["play"]
+    layout = sharding.shard_tree(clean["play target"].policy.params, sharding.make_mesh(1, 1, 1))
+    target = sharding.abstract(clean["play target"].policy.params, layout)
+    with checkpoint.open_store(folder / "checkpoints", keep=20) as store:
+        params = checkpoint.restore_params(store, counts["steps"], target)
+    assert jax.tree.leaves(bits(params)) == jax.tree.leaves(wanted.policy.params)
+
+
 def test_lines_keep_the_players_apart(clean):
     lines = [{k: float.fromhex(v) for k, v in x.items()} for x in clean["play"][3]]
     assert [x["step"] for x in lines] == [3, 6, 9]
@@ -254,6 +266,14 @@ def test_several_devices_give_what_one_gives(name, clean, tmp_path):
             # Adam divides what rounding leaves of a gradient, 1e-7, by eps, 1e-2, and moves by a
             # tenth of that in each of up to 9 turns.
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
+def test_a_reward_model_without_turns_stays_as_it_is(tmp_path):
+    settings = job(tmp_path)
+    state, counts = play(settings, reward_steps=0)
+    assert (counts["steps"], counts["compiles"]) == (STEPS, 2)
+    begun = on(settings.mesh, start_reward)()
+    assert jax.tree.leaves(bits(state.reward.params)) == jax.tree.leaves(bits(begun))
 
 
 def test_rows_of_the_reward_model(clean):

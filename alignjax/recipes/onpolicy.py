@@ -2,17 +2,17 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from alignjax import decode, generate, online, optim, score
+from alignjax import decode, online, optim, score
 from alignjax.config import Config, SamplingConfig
-from alignjax.data.batching import Bucketed
 from alignjax.data.tokenizer import Tokenizer
 from alignjax.errors import UserError
+from alignjax.generate import Question
 from alignjax.models import lora, reward_head
 from alignjax.online import Asking
 from alignjax.recipes import adapters
@@ -23,7 +23,7 @@ from alignjax.types import Array, Batch, Params
 def asking(
     job: Job,
     config: Config,
-    prompts: Bucketed,
+    asked: Sequence[Question],
     tokenizer: Tokenizer,
     load_reference: Callable[[], Params],
     *,
@@ -36,7 +36,7 @@ def asking(
     Args:
       job: of `stages.make_job`.
       config: batch size, optimizer, buckets and adapters are as it says.
-      prompts: what is asked, each distinct prompt once.
+      asked: the prompts.
       load_reference: gives the reference, which the policy starts from.
       sampling: how the policy responds.
       steps: of the policy.
@@ -44,8 +44,15 @@ def asking(
 
     Returns:
       The job, what is asked, and what gives the parameters that training starts from.
+
+    Raises:
+      UserError: ``sampling`` asks for a beam search, which draws nothing.
     """
-    asked = generate.questions(prompts, len(prompts.dataset))
+    if sampling.num_beams > 1:
+        raise UserError(
+            "sampling.num_beams: wanted 1, a policy learns from samples, found "
+            f"{sampling.num_beams}"
+        )
     base = load_reference()
     job = dataclasses.replace(
         job,
@@ -90,12 +97,10 @@ def _whole(params: Params, base: Params | None, *, config: Config) -> Params:
     return lora.join(base, params, config.lora)
 
 
-def steps_of(config: Config, prompts: Bucketed) -> int:
-    """Steps of the policy: ``train.steps``, or ``train.epochs`` over the distinct prompts."""
-    if config.train.steps:
-        return config.train.steps
-    count = len(generate.first_of_each_prompt(prompts, len(prompts.dataset)))
-    return max(1, round(config.train.epochs * count / config.train.batch_size))
+def steps_of(config: Config, asked: Sequence[Question]) -> int:
+    """Steps of the policy: ``train.steps``, or ``train.epochs`` over the prompts."""
+    train = config.train
+    return train.steps or max(1, round(train.epochs * len(asked) / train.batch_size))
 
 
 def by_reward_model(

@@ -111,7 +111,7 @@ def _fit(
     name: str,
 ) -> Player:
     """Trains one in a folder that `score.reward_model` takes; what is done is skipped."""
-    config = _config(table.config)
+    config = config_of(table.config)
     key = {
         "rows": rows.dataset.digest,
         "start": (start or language_model).digest,
@@ -144,7 +144,7 @@ def _fit(
     return Player(folder, digest, load)
 
 
-def _config(config: Config) -> Config:
+def config_of(config: Config) -> Config:
     """The config of a reward model's run."""
     assert config.game is not None
     return dataclasses.replace(

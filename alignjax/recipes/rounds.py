@@ -82,7 +82,8 @@ def run(
         load = stages.supervised(config, workdir, data, mesh)
         supervised = Player(workdir / "sft", checkpoint.tree_digest(load()), load)
         history = _play(table, supervised)
-        return _report(table, history)
+        columns = [f"round {line['round']}" for line in history]
+        return report_game(table, history, columns, _last_reward(table), {})
 
 
 def _play(table: Table, supervised: Player) -> list[dict[str, Any]]:
@@ -120,20 +121,32 @@ def _short(line: dict[str, Any]) -> str:
     return ", ".join([*first, f"reward model's accuracy on pairs {accuracy}"])
 
 
-def _report(table: Table, history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Writes the summary and the picture; prints the tables and where things are."""
-    config, workdir, game = table.config, table.workdir, table.config.game
-    assert game is not None
+def report_game(
+    table: Table,
+    history: list[dict[str, Any]],
+    columns: list[str],
+    rewarded: pathlib.Path,
+    counts: dict[str, int],
+) -> dict[str, Any]:
+    """Writes the summary and the picture; prints the tables and where things are.
+
+    Args:
+      history: of `round_measures.measure`; the first is what was before the game.
+      columns: what each line of it is called.
+      rewarded: the last reward model's folder.
+      counts: what else the summary is to hold.
+    """
+    config, workdir = table.config, table.workdir
     first, last = history[0]["policy"], history[-1]["policy"]
     summary = {
         "table": {name: {"before": first.get(name), "after": last[name]} for name in last},
         "rounds": history,
+        **counts,
         "loss": describe(config.loss),
         "reward_loss": describe(config.reward_loss),
         "receipt": table.data.receipt,
         "versions": workdirs.versions(),
     }
-    columns = [f"round {line['round']}" for line in history]
     policy = {
         name: [
             str(Estimate(**line["policy"][name])) if name in line["policy"] else "-"
@@ -142,9 +155,7 @@ def _report(table: Table, history: list[dict[str, Any]]) -> dict[str, Any]:
         for name in last
     }
     if policy:
-        report.print_rows(
-            policy, ("policy, held out", *columns), f"{workdir}: {game.rounds} rounds"
-        )
+        report.print_rows(policy, ("policy, held out", *columns), f"{workdir}: {columns[-1]}")
     report.print_rows(_ranking(history), ("reward model, held out", *columns), "")
     report.say(
         "± is the half-width of the 95% interval over prompts. samples: of the round's policy; "
@@ -155,7 +166,6 @@ def _report(table: Table, history: list[dict[str, Any]]) -> dict[str, Any]:
     workdirs.write_json(workdir / "summary.json", summary)  # last: with it the run has ended
     fault_point("ended", "")
     report.say(f"plot: {picture}\nnumbers: {workdir / 'summary.json'}")
-    rewarded = _last_reward(table)
     report.say(
         f"the last reward model: {rewarded}; to score with it: python -m alignjax score "
         f"--reward_model={rewarded} --records=FILE --out=FILE"

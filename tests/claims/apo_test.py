@@ -172,6 +172,17 @@ def test_the_policy_becomes_the_reference_tilted_by_the_reward(beta):
     close(best_policy(reward, THETA, beta), tilted(THETA, reward, beta))
 
 
+@pytest.mark.parametrize("w", [(1.0, 0.0), (0.3, 0.7)])
+def test_a_preferences_policy_is_tilted_by_the_weighted_rewards(w):
+    """MORLHF's optimum; it is also the product of the single objectives' policies to the w_k."""
+    rewards, beta = np.array([[1.0, -0.5, 0.4, 0.3], [0.0, 0.8, -0.2, 0.1]]), 0.5
+    found = best_policy(np.array(w) @ rewards, THETA, beta)
+    close(found, tilted(THETA, w[0] * rewards[0] + w[1] * rewards[1], beta))
+    each = np.array([best_policy(r, THETA, beta) for r in rewards])
+    product = np.exp(np.array(w) @ np.log(each))
+    close(found, product / product.sum())
+
+
 def test_dpo_has_that_optimum_with_sampled_labels_and_none_with_hard_ones():
     """Labels drawn from sigma(r_i - r_j), enumerated, against the larger reward always winning."""
     reward, beta = np.array([1.0, -0.5, 0.4, 0.3]), 0.7

@@ -39,7 +39,7 @@ from alignjax import score
 from alignjax.config import CandidatesConfig, SamplingConfig
 from alignjax.data.records import Record
 from alignjax.errors import UserError
-from alignjax.generate import Question, Sample
+from alignjax.generate import Question, Sample, questions
 from alignjax.recipes.fronts import cost, scores, training
 from alignjax.recipes.fronts.setting import Preference, Respond, Rows, Setting, normalised
 from alignjax.types import Array, Batch, Params
@@ -140,12 +140,13 @@ def policy(
     signature.check_objectives(dataclasses.replace(config, candidates=lists), data.train)
     rows = training.scored_rows(setting)
     shift, scale = normalisation(rows.scores, normalise)
-    steps = onpolicy.steps_of(config, data.train) if steps is None else steps
+    asked = questions(data.train, len(data.train.dataset))
+    steps = onpolicy.steps_of(config, asked) if steps is None else steps
     name = "morlhf/" + "-".join(f"{w:.4f}" for w in preference)
     job, asking, load_start = onpolicy.asking(
         stages.make_job(name, config, setting.workdir / name, data, setting.mesh, setting.digest),
         config,
-        data.train,
+        asked,
         data.tokenizer,
         setting.load_reference,
         sampling=SamplingConfig(samples=samples, max_new_tokens=config.evaluate.max_new_tokens),

@@ -1,0 +1,64 @@
+"""Adversarial Preference Optimization step by step in the embedded world, in one loop.
+
+As configs/apo_world.py, on the same pairs and golden answers, but the players take turns at every
+step: one of the reward model on golden answers against samples drawn at that step, beside pairs,
+then one of the policy, by policy gradient on samples drawn at that step.
+
+Command:   python -m alignjax run --config=configs/apo_steps_world.py --workdir=runs/apo_steps
+Hardware:  2 CPU cores
+Time:      TODO
+Expect:    TODO
+"""
+
+from functools import partial
+
+from alignjax import optim
+from alignjax.config import (
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    GameConfig,
+    OptimConfig,
+    SamplingConfig,
+    SftConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from alignjax.data import world
+from alignjax.models.config import ModelConfig
+from alignjax.objectives import apo, sft
+
+SIZE = 4000
+
+
+def get_config() -> Config:
+    return Config(
+        data=DataConfig(
+            source=partial(world.pairs, size=SIZE, seed=0, temperature=0.1),
+            max_prompt_tokens=64,
+            max_response_tokens=64,
+            eval_fraction=0.1,
+            buckets=1,
+            pad_multiple=16,
+        ),
+        tokenizer=TokenizerConfig(vocab_size=768),
+        model=ModelConfig(
+            vocab_size=768, width=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp_width=352
+        ),
+        sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=3.0, batch_size=32),
+        game=GameConfig(
+            golden=partial(world.golden, size=SIZE, seed=0),
+            policy_fraction=0.3,
+            sampling=SamplingConfig(samples=4, max_new_tokens=64, batch_size=64),
+            optim=OptimConfig(learning_rate=1e-3, schedule=optim.cosine),
+            train=TrainConfig(epochs=1.0, batch_size=16),
+            reference="supervised",
+            reward_steps=1,
+            policy_steps=1,
+        ),
+        reward_loss=partial(apo.reward_loss, pair_weight=1.0, sample_weight=1.0),
+        loss=partial(apo.loss, beta=0.2),
+        optim=OptimConfig(learning_rate=3e-4, schedule=optim.cosine),
+        train=TrainConfig(steps=60, batch_size=16, log_every=10, save_every=20),
+        evaluate=EvaluateConfig(judge=world.judge, prompts=128, samples=4, max_new_tokens=64),
+    )
