@@ -7,9 +7,9 @@
 Per chip: memory (arguments + temporary + output - what the output reuses), FLOPs of matrix products
 as compiled, and the results of collectives in one step, loops counted by how often they turn
 (`alignjax.hlo`). A reduce-scatter's result is its part; "reduced whole" counts what goes into it.
-Parameters and optimizer state are float32, products bfloat16, layers recomputed in the backward
-pass, the reference's log-probabilities cached. "Plain" is `benchmarks/plain.py` in the same step:
-the prompt in front of every response, logits in full.
+Parameters and optimizer state are float32, products bfloat16; layers but for keys and values are
+recomputed in the backward pass; the reference's log-probabilities are cached. "Plain" is the same
+step with `benchmarks/plain.py`: the prompt in front of every response, logits in full.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--prompt", type=int, default=1024, help="tokens")
     parser.add_argument("--response", type=int, default=512, help="tokens")
-    parser.add_argument("--remat", default="full")
+    parser.add_argument("--remat", default="kv")
     parser.add_argument("--chunk", type=int, default=128, help="positions projected at a time")
     parser.add_argument("--layers", type=int, default=0, help="0: all 32")
     parser.add_argument("--only", default="", help="ours or plain; empty: both")
