@@ -25,7 +25,9 @@ flags.DEFINE_string("records", "", "JSON lines with prompt and responses, for sc
 flags.DEFINE_multi_string(
     "reward_model", [], "workdir of a reward model's run, for score, evaluate"
 )
-flags.DEFINE_string("out", "", "what score, generate (.jsonl), compare or front (.png) writes")
+flags.DEFINE_string(
+    "out", "", "what score, generate (.jsonl), compare, front (.png) or plan (.json) writes"
+)
 flags.DEFINE_string("against", "", "responses to the same prompts as --records, for evaluate")
 flags.DEFINE_float("tie", 0.0, "scores that differ by at most this tie, for evaluate")
 flags.DEFINE_string("prompts", "", "JSON lines with prompt, for generate; else held-out ones")
@@ -37,6 +39,13 @@ flags.DEFINE_string("to", "", "import, export: folder to write; it must not exis
 flags.DEFINE_bool("adapter", False, "export: a LoRA run's adapters alone, as PEFT has them")
 flags.DEFINE_string("dtype", "", "export: float32 | bfloat16; by default the parameters' own")
 
+flags.DEFINE_string("topology", "", "plan: machines to compile for, e.g. v5p:4x4x4 or h100:8")
+flags.DEFINE_string("mesh", "", "plan: data=..,fsdp=..,tensor=..; else the config's, or one found")
+flags.DEFINE_list("parts", ["step"], "plan: what to compile: step, sft, reward, score, sample")
+flags.DEFINE_integer("responses", 0, "plan: responses per prompt in the data", lower_bound=0)
+flags.DEFINE_float("price", 0.0, "plan: dollars per device and hour", lower_bound=0.0)
+flags.DEFINE_bool("sweep", False, "plan: try meshes and remat policies, and rank them")
+
 VERBS = {
     "run": "train and evaluate what --config says, in --workdir",
     "demo": "run configs/demo/dpo.py (the embedded world, minutes on a laptop)",
@@ -46,6 +55,7 @@ VERBS = {
     "front": "fronts of several objectives of --runs: one table, one picture, into --out",
     "score": "score the responses in --records with every --reward_model, into --out",
     "describe": "print the config as JSON, after --set, and stop",
+    "plan": "compile what --config runs for a --topology: memory, FLOPs, collectives, time, cost",
     "data": "read and check the data of --config, print the receipt, and stop",
     "import": "read a model --from a folder as transformers saves it, write it --to another",
     "export": "write the policy of a run (--workdir) --to a folder that transformers loads",
@@ -62,6 +72,7 @@ READS = {  # which flags mean something to which verb
     "front": ("runs", "out"),
     "score": ("records", "reward_model", "out"),
     "describe": CONFIG,
+    "plan": (*CONFIG, "topology", "mesh", "parts", "responses", "price", "sweep", "out"),
     "data": CONFIG,
     "import": ("from", "to"),
     "export": ("workdir", "to", "dtype", "adapter"),
@@ -132,6 +143,8 @@ def _main(argv: Sequence[str]) -> int:
 
         print(json.dumps(describe(config), indent=2))
         return 0
+    if verb == "plan":
+        return _plan(config)
     if max(config.mesh.data, config.mesh.fsdp, config.mesh.tensor) > 1:
         # A larger pool than there are cores: CPU collectives can starve each other otherwise.
         os.environ.setdefault("NPROC", "32")
@@ -155,6 +168,24 @@ def _recipe(config: Any) -> Any:
     if config.game is not None:
         return alternation if config.game.policy_steps else rounds
     return align if config.reward_loss is None else reward
+
+
+def _plan(config: Any) -> int:
+    _want("plan", "topology", example="--config=configs/demo/dpo.py --topology=v5e:2x2")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs, on no machine
+    from alignjax.recipes import planning
+
+    planning.run(
+        config,
+        FLAGS.topology,
+        mesh=FLAGS.mesh,
+        parts=tuple(FLAGS.parts),
+        responses=FLAGS.responses,
+        price=FLAGS.price,
+        sweep=FLAGS.sweep,
+        out=FLAGS.out,
+    )
+    return 0
 
 
 def _want(verb: str, *wanted: str, example: str) -> None:

@@ -106,6 +106,46 @@ def fit(
       NumericalError: too many steps in a row were not finite.
       CheckpointError: a checkpoint cannot be read or written.
     """
+    compiles = 0
+
+    def traced() -> None:
+        nonlocal compiles
+        compiles += 1  # once per batch shape
+
+    start, target, step_fn = make_step(job, key, traced)
+    rows_done = np.cumsum((job.plan.rows >= 0).sum(axis=1))
+    return loop(
+        job,
+        total=len(job.plan),
+        target=target,
+        start=lambda: start(load_start()),
+        batches=lambda begin: read(
+            job.data.dataset, job.plan, start=begin, ref_logps=job.ref_logps
+        ),
+        turn=lambda state, batch, done: step_fn(state, job.ref_params, batch),
+        compiled=lambda: compiles,
+        tell=lambda step: {
+            "learning_rate": float(job.learning_rate(step - 1)),
+            "epoch": rows_done[step - 1] / len(job.data.dataset),
+        },
+        evaluate=None if evaluate is None else lambda state: evaluate(state.params),
+    )
+
+
+def make_step(
+    job: Job, key: Array, traced: Callable[[], None] = lambda: None
+) -> tuple[Callable[[Params], TrainState], TrainState, Any]:
+    """The program of one step, as `fit` runs it.
+
+    Args:
+      job: what to train.
+      key: as in `fit`.
+      traced: called whenever the step is traced.
+
+    Returns:
+      What makes the state at step 0 of the parameters to start from; shapes, dtypes and shardings
+      of the state; the step, jitted: ``(state, ref_params, batch) -> (state, scalars)``.
+    """
     stacked = key.ndim > 0
 
     def start(params: Params) -> TrainState:
@@ -116,13 +156,11 @@ def fit(
 
     shapes = jax.eval_shape(start, job.params_shape)
     layout = shard_tree(shapes, job.mesh, stacked=stacked)
-    compiles = 0
 
     def one_step(
         state: TrainState, ref_params: Params | None, batch: Batch
     ) -> tuple[TrainState, dict[str, Array]]:
-        nonlocal compiles
-        compiles += 1  # runs while tracing only: once per batch shape
+        traced()
         step = functools.partial(
             train_step,
             apply=job.apply,
@@ -136,23 +174,10 @@ def fit(
         step = functools.partial(stacked_step, step=step) if stacked else step
         return step(state, ref_params, batch)
 
-    step_fn = jax.jit(one_step, donate_argnums=0, out_shardings=(layout, None))
-    rows_done = np.cumsum((job.plan.rows >= 0).sum(axis=1))
-    return loop(
-        job,
-        total=len(job.plan),
-        target=abstract(shapes, layout),
-        start=lambda: jax.jit(start, out_shardings=layout, donate_argnums=0)(load_start()),
-        batches=lambda begin: read(
-            job.data.dataset, job.plan, start=begin, ref_logps=job.ref_logps
-        ),
-        turn=lambda state, batch, done: step_fn(state, job.ref_params, batch),
-        compiled=lambda: compiles,
-        tell=lambda step: {
-            "learning_rate": float(job.learning_rate(step - 1)),
-            "epoch": rows_done[step - 1] / len(job.data.dataset),
-        },
-        evaluate=None if evaluate is None else lambda state: evaluate(state.params),
+    return (
+        jax.jit(start, out_shardings=layout, donate_argnums=0),
+        abstract(shapes, layout),
+        jax.jit(one_step, donate_argnums=0, out_shardings=(layout, None)),
     )
 
 

@@ -24,7 +24,7 @@ LAYERS = (
     ("train",),
     (
         *("step", "game", "data", "checkpoint", "metrics", "evaluate", "generate", "score"),
-        *("plan", "report", "reference", "calibration"),
+        *("plan", "hlo", "hlo_costs", "report", "reference", "calibration"),
         *("text_metrics", "winrate", "history", "fronts"),
     ),
     ("decode", "beam"),

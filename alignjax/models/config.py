@@ -9,7 +9,7 @@ from typing import Any
 from alignjax.errors import UserError, did_you_mean
 
 DTYPES = ("float32", "bfloat16")
-REMAT = ("none", "dots", "full")
+REMAT = ("none", "dots", "kv", "full")
 ROPE_SCALINGS = ("llama3", "linear")
 ACTIVATIONS = ("silu", "gelu_tanh")
 QUANTIZED = ("", "int8", "nf4")
@@ -62,7 +62,7 @@ class ModelConfig:
     scaled_embeddings: bool = False  # embeddings times the root of width (Gemma)
     dtype: str = "float32"  # of activations and matmuls: float32 | bfloat16; reductions are float32
     param_dtype: str = "float32"  # of the stored parameters
-    remat: str = "none"  # what the backward pass recomputes: none | dots (keep matmuls) | full
+    remat: str = "none"  # what is recomputed: none | dots (not products) | kv (not k, v) | full
     logits_chunk: int = 16  # response positions projected to the vocabulary at a time
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from alignjax.models import layout, lora, quantized
 from alignjax.models.attention import attend, rope_frequencies, rotate
@@ -24,6 +25,8 @@ from alignjax.types import Array, Params
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # Small where queries share them, and they cost two products and a rotation.
+    "kv": jax.checkpoint_policies.save_only_these_names("key", "value"),
 }
 
 
@@ -123,7 +126,8 @@ class Layer(nn.Module):
         angle = view.angle
         if view.window_angle is not None:
             angle = view.window_angle if full is None else jnp.where(full, angle, view.window_angle)
-        q, k = rotate(q, angle), rotate(k, angle)
+        q, k = rotate(q, angle), checkpoint_name(rotate(k, angle), "key")
+        v = checkpoint_name(v, "value")
         mixed, kept = _mix(q, k, v, view, cache, c, full)
         mixed = mixed.reshape(*x.shape[:2], c.heads * c.head_dim)
         added = scatter(dense("o", mixed, c.width, scale=residual))

@@ -93,6 +93,22 @@ def over_objectives(
     return losses, metrics
 
 
+def reward_job(job: train.Job, config: Config, names: tuple[str, ...]) -> train.Job:
+    """A job that trains a reward model where it trained a policy; ``names`` of M objectives."""
+    objectives = max(1, len(names))
+    init = functools.partial(reward_head.init_params, config.model, objectives=objectives)
+    loss = config.objective
+    if objectives > 1:
+        loss = functools.partial(over_objectives, reward_loss=loss, names=names)
+    return dataclasses.replace(
+        job,
+        params_shape=jax.eval_shape(init, jax.random.key(0)),
+        apply=functools.partial(reward_head.response_scores, config=config.model),
+        forward=reward_scores,
+        loss=loss,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Fitted:
     """What came of a reward model."""
@@ -130,18 +146,10 @@ def fit(
         )
     key = jax.random.key(config.train.seed)
     objectives = max(1, len(names))
-    init = functools.partial(reward_head.init_params, config.model, objectives=objectives)
-    loss = config.objective
-    if objectives > 1:
-        loss = functools.partial(over_objectives, reward_loss=loss, names=names)
     base = load_base() if load_start is None else load_start()
     digest = checkpoint.tree_digest(base)
-    job = dataclasses.replace(
-        stages.make_job(name, config, workdir, data, mesh, digest),
-        params_shape=jax.eval_shape(init, key),
-        apply=functools.partial(reward_head.response_scores, config=config.model),
-        forward=reward_scores,
-        loss=loss,
+    job = reward_job(
+        stages.make_job(name, config, workdir, data, mesh, digest), config, names
     )
 
     def with_head(params: Params) -> Params:

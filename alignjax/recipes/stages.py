@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alignjax import checkpoint, optim, reference, train
-from alignjax.config import Config
+from alignjax.config import Config, SftConfig
 from alignjax.data.batching import Bucketed, Plan, plan_batches, shuffled
 from alignjax.faults import fault_point
 from alignjax.logps import response_logps
@@ -27,13 +27,30 @@ def make_job(
     name: str, config: Config, workdir: pathlib.Path, data: Prepared, mesh: Mesh, digest: str
 ) -> train.Job:
     """What `train.fit` needs to train a policy; a reward model's recipe changes what differs."""
-    plan = run_plan(config, data.train)
+    identity = {
+        "data": data.train.dataset.digest,
+        "tokenizer": data.tokenizer.digest,
+        "reference": digest,
+    }
+    return job_of_rows(name, config, workdir, data.train, mesh, identity)
+
+
+def job_of_rows(
+    name: str,
+    config: Config,
+    workdir: pathlib.Path,
+    rows: Bucketed,
+    mesh: Mesh,
+    identity: dict[str, str],
+) -> train.Job:
+    """The same of rows alone; ``identity`` is what a checkpoint must have been made of."""
+    plan = run_plan(config, rows)
     steps = len(plan)
     return train.Job(
         name=name,
         workdir=workdir,
         plan=plan,
-        data=data.train,
+        data=rows,
         ref_logps=None,
         ref_params=None,
         params_shape=jax.eval_shape(
@@ -47,11 +64,7 @@ def make_job(
         learning_rate=optim.learning_rate(config.optim, steps),
         accumulate=config.train.accumulate,
         mesh=mesh,
-        identity={
-            "data": data.train.dataset.digest,
-            "tokenizer": data.tokenizer.digest,
-            "reference": digest,
-        },
+        identity=identity,
         save_every=config.train.save_every,
         log_every=config.train.log_every,
         eval_every=config.train.eval_every,
@@ -73,22 +86,9 @@ def run_plan(config: Config, rows: Bucketed) -> Plan:
     )
 
 
-def supervised(
-    config: Config, workdir: pathlib.Path, data: Prepared, mesh: Mesh
-) -> Callable[[], Params]:
-    """Runs the supervised stage, if there is one.
-
-    Returns:
-      What loads the parameters it ended with: those of the reference and of the policy's start.
-      With ``lora.quantize`` they are quantised; the stage itself trains a whole network.
-    """
-    quantize = config.lora.quantize if config.lora is not None else ""
-    key = jax.random.key(config.train.seed)
-    fresh = pretrained.fresh(config.model, config.train.seed, mesh)
-    sft = config.sft
-    if sft is None:
-        return pretrained.fresh(config.model, config.train.seed, mesh, quantize)
-    stage = dataclasses.replace(
+def supervised_config(config: Config, sft: SftConfig) -> Config:
+    """The config of the supervised stage, as of a run of its own."""
+    return dataclasses.replace(
         config,
         loss=sft.loss,
         reward_loss=None,
@@ -107,7 +107,26 @@ def supervised(
         sft=None,
         lora=None,
     )
-    job = make_job("supervised", stage, workdir / "sft", data, mesh, "none")
+
+
+def supervised(
+    config: Config, workdir: pathlib.Path, data: Prepared, mesh: Mesh
+) -> Callable[[], Params]:
+    """Runs the supervised stage, if there is one.
+
+    Returns:
+      What loads the parameters it ended with: those of the reference and of the policy's start.
+      With ``lora.quantize`` they are quantised; the stage itself trains a whole network.
+    """
+    quantize = config.lora.quantize if config.lora is not None else ""
+    key = jax.random.key(config.train.seed)
+    fresh = pretrained.fresh(config.model, config.train.seed, mesh)
+    sft = config.sft
+    if sft is None:
+        return pretrained.fresh(config.model, config.train.seed, mesh, quantize)
+    job = make_job(
+        "supervised", supervised_config(config, sft), workdir / "sft", data, mesh, "none"
+    )
     state, counts = train.fit(job, fresh, key)
     told = workdir / "sft" / "summary.json"
     # The summary is written last: with it, the parameters of these very steps are there.

@@ -1,0 +1,296 @@
+"""The verb ``plan``: does it fit, what does a step do, how long does it take, before renting it.
+
+The programs are those of a run (`alignjax.recipes.programs`), compiled for machines that need not
+be there (`alignjax.plan`).
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from alignjax import plan, report, sharding
+from alignjax.config import Config, MeshConfig
+from alignjax.errors import UserError
+from alignjax.models.config import REMAT
+from alignjax.plan import GIB, Machine
+from alignjax.recipes import programs
+from alignjax.recipes.programs import PARTS
+
+log = logging.getLogger("alignjax")
+
+
+def run(
+    config: Config,
+    topology: str,
+    *,
+    mesh: str = "",
+    parts: tuple[str, ...] = ("step",),
+    responses: int = 0,
+    price: float = 0.0,
+    sweep: bool = False,
+    out: str = "",
+) -> dict[str, Any]:
+    """Compiles what a config would run on a topology, prints the plan, writes it as JSON.
+
+    Args:
+      config: of the run.
+      topology: ``v5p:4x4x4`` and the like.
+      mesh: ``data=1,fsdp=16,tensor=4``; empty: the config's where it fits, else the most fsdp.
+      parts: programs to compile, of `PARTS`.
+      responses: per prompt, in the data; 0: 2, or 1 with labels.
+      price: dollars per chip and hour; 0: no dollars.
+      sweep: all meshes and remat policies, ranked, instead of one.
+      out: JSON file; empty: none.
+
+    Returns:
+      What the JSON holds.
+
+    Raises:
+      UserError: an unknown topology, a mesh or batch that does not divide, no libtpu.
+    """
+    on = plan.machine(topology)
+    for part in parts:
+        if part not in PARTS:
+            raise UserError(f"--parts: wanted some of {','.join(PARTS)}, found {part!r}")
+    if not on.exact:
+        report.say(
+            f"{topology}: no compiler for it without one; memory, products and collectives are "
+            "those of XLA's compiler for CPUs: an estimate"
+        )
+    if sweep:
+        found = _sweep(config, on, responses, price)
+    else:
+        config = dataclasses.replace(config, mesh=_mesh(config, mesh, on))
+        found = [_planned(config, on, part, responses, price) for part in parts]
+        for one in found:
+            _print(one, on)
+        if found[0]["part"] == "step" and not found[0]["measured"]["fits"]:
+            found += _until_it_fits(config, on, responses, price)
+    told = {"topology": topology, "exact": on.exact, "assumption": plan.ASSUMPTION, "plans": found}
+    if out:
+        path = pathlib.Path(out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        report.say(f"numbers: {out}")
+    return told
+
+
+def _mesh(config: Config, text: str, on: Machine) -> MeshConfig:
+    count = len(on.devices)
+    if not text:
+        if math.prod(dataclasses.astuple(config.mesh)) == count:
+            return config.mesh
+        return next(_meshes(config, count))
+    sizes = {"data": 1, "fsdp": 1, "tensor": 1}
+    for item in text.split(","):
+        name, _, size = item.partition("=")
+        if name not in sizes or not size.isdigit() or not int(size):
+            raise UserError(
+                f"--mesh={text}: wanted data=..,fsdp=..,tensor=.. with positive numbers, found "
+                f"{item!r}"
+            )
+        sizes[name] = int(size)
+    if math.prod(sizes.values()) != count:
+        told = " x ".join(f"{k}={v}" for k, v in sizes.items())
+        raise UserError(
+            f"--mesh={text}: {told} is {math.prod(sizes.values())}, {on.topology} has "
+            f"{count} devices"
+        )
+    return MeshConfig(**sizes)
+
+
+def _meshes(config: Config, count: int) -> Iterator[MeshConfig]:
+    """Meshes of so many devices that the batch and the heads divide by, the most fsdp first."""
+    micro = config.train.batch_size // config.train.accumulate
+    some = False
+    for tensor in (1, 2, 4, 8, 16):
+        for data in (1, 2, 4, 8, 16, 32):
+            fsdp, rest = divmod(count, tensor * data)
+            if rest or not fsdp or micro % (data * fsdp) or config.model.heads % tensor:
+                continue
+            some = True
+            yield MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
+    if not some:
+        raise UserError(
+            f"train.batch_size: {config.train.batch_size} / accumulate {config.train.accumulate} = "
+            f"{micro} rows divide over no mesh of {count} devices; name one with --mesh, or "
+            "change them"
+        )
+
+
+def _planned(
+    config: Config, on: Machine, part: str, responses: int, price: float
+) -> dict[str, Any]:
+    """One program compiled, and all there is to say of it."""
+    sizes = config.mesh
+    mesh = sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor, list(on.devices))
+    program = programs.make(config, mesh, part, responses)
+    log.info("%s: compiling %s on mesh %s", on.topology, program.name, _name(config))
+    found = plan.measure(program.function, *program.args, on=on, **program.static)
+    took = plan.seconds(found, on.chip)
+    speeds = [program.tokens / took[x] for x in ("at_most", "estimate")]
+    rates: dict[str, Any] = {
+        "tokens_per_second": speeds,
+        "model_flops_utilisation": program.model_flops
+        / (took["estimate"] * on.chip.flops * len(on.devices)),
+    }
+    if price:
+        hourly = price * len(on.devices)
+        rates["dollars_per_million_tokens"] = [
+            hourly / 3600 / speed * 1e6 for speed in reversed(speeds)
+        ]
+        rates["dollars_per_hour"] = hourly
+    return {
+        "part": part,
+        "name": program.name,
+        "mesh": dataclasses.asdict(config.mesh),
+        "remat": config.model.remat,
+        "batch_size": config.train.batch_size,
+        "accumulate": config.train.accumulate,
+        "logits_chunk": config.model.logits_chunk,
+        "tokens": program.tokens,
+        "model_flops": program.model_flops / len(on.devices),
+        "holds": program.holds,
+        "measured": dataclasses.asdict(found),
+        "seconds": took,
+        **rates,
+    }
+
+
+def _name(config: Config) -> str:
+    return ",".join(f"{k}={v}" for k, v in dataclasses.asdict(config.mesh).items())
+
+
+def _until_it_fits(
+    config: Config, on: Machine, responses: int, price: float
+) -> list[dict[str, Any]]:
+    """Changes that save memory, one more at a time, until the step fits."""
+    report.say("it does not fit; trying what would:")
+    tried = []
+    for told, changed in _smaller(config, len(on.devices)):
+        one = _planned(changed, on, "step", responses, price)
+        fits = one["measured"]["fits"]
+        report.say(f"  {told}: {_size(one)}, {'fits' if fits else 'does not fit'}")
+        tried.append(one)
+        if fits:
+            break
+    else:
+        report.say("  nothing tried fits: take a larger topology")
+    return tried
+
+
+def _smaller(config: Config, count: int) -> Iterator[tuple[str, Config]]:
+    """Configs that need less memory, each with all the changes before it."""
+    told: list[str] = []
+
+    def changed(text: str, **changes: Any) -> tuple[str, Config]:
+        nonlocal config
+        config = dataclasses.replace(config, **changes)
+        told.append(text)
+        return " ".join(f"--set {x}" if "mesh" not in x else x for x in told), config
+
+    if config.model.remat != "full":
+        yield changed("model.remat=full", model=dataclasses.replace(config.model, remat="full"))
+    if config.mesh.data > 1:
+        whole = MeshConfig(fsdp=config.mesh.data * config.mesh.fsdp, tensor=config.mesh.tensor)
+        yield changed(f"--mesh=fsdp={whole.fsdp},tensor={whole.tensor}", mesh=whole)
+    train = config.train
+    while train.batch_size // train.accumulate % (2 * config.mesh.fsdp) == 0:
+        train = dataclasses.replace(train, accumulate=2 * train.accumulate)
+        yield changed(f"train.accumulate={train.accumulate}", train=train)
+    while config.mesh.tensor < 8 and config.mesh.fsdp % 2 == 0:
+        mesh = MeshConfig(fsdp=config.mesh.fsdp // 2, tensor=config.mesh.tensor * 2)
+        if config.model.kv_heads % mesh.tensor:
+            break
+        yield changed(f"--mesh=fsdp={mesh.fsdp},tensor={mesh.tensor}", mesh=mesh)
+    while config.model.logits_chunk > 16:
+        model = dataclasses.replace(config.model, logits_chunk=config.model.logits_chunk // 2)
+        yield changed(f"model.logits_chunk={model.logits_chunk}", model=model)
+
+
+def _sweep(config: Config, on: Machine, responses: int, price: float) -> list[dict[str, Any]]:
+    """The step on every mesh and with every remat policy, the quickest that fit first."""
+    found = []
+    for mesh in _meshes(config, len(on.devices)):
+        for remat in REMAT:
+            model = dataclasses.replace(config.model, remat=remat)
+            try:
+                changed = dataclasses.replace(config, model=model, mesh=mesh)
+                one = _planned(changed, on, "step", responses, price)
+            except UserError as error:  # a dimension that the mesh does not divide
+                log.info("%s: %s", mesh, error)
+                continue
+            found.append(one)
+            report.say(f"  {_name(changed)} remat={remat}: {_size(one)}, {_time(one)}")
+    found.sort(key=lambda x: (not x["measured"]["fits"], x["seconds"]["estimate"]))
+    rows = {
+        f"{','.join(f'{k}={v}' for k, v in one['mesh'].items())} {one['remat']}": [
+            "yes" if one["measured"]["fits"] else "no",
+            _gib(one["measured"]["total"]),
+            f"{one['measured']['flops']:.3g}",
+            _gib(sum(kind["bytes"] for kind in one["measured"]["collectives"].values())),
+            _time(one),
+        ]
+        for one in found
+    }
+    columns = ("mesh, remat", "fits", "HBM GiB", "FLOPs", "collectives GiB", "step")
+    report.print_rows(rows, columns, f"{on.topology}, {len(on.devices)} devices")
+    return found
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:,.2f}"
+
+
+def _size(one: dict[str, Any]) -> str:
+    found = one["measured"]
+    return f"{_gib(found['total'])} of {_gib(found['limit'])} GiB"
+
+
+def _time(one: dict[str, Any]) -> str:
+    took = one["seconds"]
+    return f"{took['estimate'] * 1e3:,.1f} to {took['at_most'] * 1e3:,.1f} ms"
+
+
+def _print(one: dict[str, Any], on: Machine) -> None:
+    """All that is known of one program, as a table."""
+    found, took = one["measured"], one["seconds"]
+    mesh = ", ".join(f"{k} {v}" for k, v in one["mesh"].items())
+    title = (
+        f"{one['name']} on {on.topology}: {len(on.devices)} devices, {mesh}; batch "
+        f"{one['batch_size']}, accumulate {one['accumulate']}, remat {one['remat']}"
+    )
+    rows = {"fits": ["yes" if found["fits"] else f"no: {found['note'] or _size(one)}"]}
+    if found["note"]:
+        report.print_rows(rows, ("per device", ""), title)
+        return
+    held = one["holds"]
+    rows["HBM, GiB"] = [f"{_gib(found['total'])} of {_gib(found['limit'])}"]
+    for name, size in held.items():
+        if size:
+            rows[f"  {name}"] = [_gib(size)]
+    rows["  batch"] = [_gib(max(0.0, found["arguments"] - sum(held.values())))]
+    rows["  temporary (activations, gradients, gathered weights)"] = [_gib(found["temporary"])]
+    rows["  output"] = [_gib(found["output"])]
+    rows["FLOPs of the model"] = [f"{one['model_flops']:.3g}"]
+    rows["FLOPs as compiled"] = [f"{found['flops']:.3g}"]
+    rows["HBM traffic, GiB"] = [_gib(found["moved"])]
+    for kind, numbers in sorted(found["collectives"].items()):
+        rows[f"{kind}, GiB of results"] = [f"{_gib(numbers['bytes'])} in {numbers['times']:,.0f}"]
+    for name in ("computing", "memory", "network"):
+        rows[f"{name}, ms"] = [f"{took[name] * 1e3:,.2f}"]
+    rows["time per call"] = [_time(one)]
+    low, high = one["tokens_per_second"]
+    rows["tokens/s, all devices"] = [f"{low:,.0f} to {high:,.0f}"]
+    rows["model FLOPs utilisation, at most"] = [f"{one['model_flops_utilisation']:.0%}"]
+    if "dollars_per_hour" in one:
+        low, high = one["dollars_per_million_tokens"]
+        rows["dollars per million tokens"] = [f"{low:.3g} to {high:.3g}"]
+        rows["dollars per hour"] = [f"{one['dollars_per_hour']:,.2f}"]
+    rows["compiled in, s"] = [f"{found['compile_seconds']:.0f}"]
+    report.print_rows(rows, ("per device", ""), title)
+    report.say(f"times: {plan.ASSUMPTION}.")

@@ -1,0 +1,146 @@
+"""Programs taken apart: products, collectives and traffic against what is known of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from alignjax import hlo, hlo_costs
+from alignjax.sharding import make_mesh
+
+LOOP = """HloModule looped, num_partitions=4
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%all-reduce-scatter.1 (input: bf16[8,16]) -> bf16[4,16] {
+  %input = bf16[8,16]{1,0} parameter(0)
+  %all-reduce.3 = bf16[8,16]{1,0} all-reduce(%input), @PAIRS
+  ROOT %mine = bf16[4,16]{1,0} slice(%all-reduce.3), slice={[0:4], [0:16]}
+}
+
+%start (x: bf16[2,16]) -> bf16[8,16] {
+  %x = bf16[2,16]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[8,16]{1,0} all-gather(%x), @CHAIN
+}
+
+%go-on (y: bf16[2,16]) -> bf16[8,16] {
+  %y = bf16[2,16]{1,0} parameter(0)
+  ROOT %all-gather.2 = bf16[8,16]{1,0} all-gather(%y), @CHAIN
+}
+
+%body (state: (s32[], bf16[2,16], bf16[4,16])) -> (s32[], bf16[2,16], bf16[4,16]) {
+  %state = (s32[], bf16[2,16]{1,0}, /*index=2*/bf16[4,16]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %part = bf16[2,16]{1,0} get-tuple-element(%state), index=1
+  %two = s32[] constant(2)
+  %next = s32[] add(%i, %two)
+  %f1 = bf16[8,16]{1,0} fusion(%part), kind=kCustom, calls=%start
+  %f2 = bf16[8,16]{1,0} fusion(%part), kind=kCustom, calls=%go-on
+  %f3 = bf16[4,16]{1,0} fusion(%f2), kind=kCustom, calls=%all-reduce-scatter.1
+  ROOT %out = (s32[], bf16[2,16]{1,0}, bf16[4,16]{1,0}) tuple(%next, %part, %f3)
+}
+
+%condition (state.1: (s32[], bf16[2,16], bf16[4,16])) -> pred[] {
+  %state.1 = (s32[], bf16[2,16]{1,0}, bf16[4,16]{1,0}) parameter(0)
+  %bound = s32[] constant(6)
+  %j = s32[] get-tuple-element(%state.1), index=0
+  ROOT %less = pred[] compare(%j, %bound), direction=LT
+}
+
+ENTRY %main (given: (s32[], bf16[2,16], bf16[4,16])) -> (s32[], bf16[2,16], bf16[4,16]) {
+  %given = (s32[], bf16[2,16]{1,0}, bf16[4,16]{1,0}) parameter(0)
+  ROOT %loop = (s32[], bf16[2,16]{1,0}, bf16[4,16]{1,0}) while(%given), @LOOP
+}
+"""
+for short, long in {
+    "@PAIRS": "channel_id=3, replica_groups={{0,2},{1,3}}, to_apply=%add",
+    "@CHAIN": 'channel_id=1, replica_groups=[1,4]<=[4], frontend_attributes={chain_id="0"}',
+    "@LOOP": "condition=%condition, body=%body",
+}.items():
+    LOOP = LOOP.replace(short, long)
+
+
+def told(program):
+    return [(c.kind, c.times, c.size, c.group, c.wire) for c in hlo_costs.collectives(program)]
+
+
+def test_collectives_of_a_loop_count_by_its_turns():
+    # The counter rises by 2 up to 6; the gather is spread over two fusions.
+    gather, scatter = 8 * 16 * 2, 4 * 16 * 2
+    assert told(hlo.parse(LOOP)) == [
+        ("all-gather", 3, gather, 4, gather * 3 / 4),
+        ("reduce-scatter", 3, scatter, 2, scatter),
+    ]
+    apart = LOOP.replace('chain_id="0"', 'x="0"')
+    assert [c[0] for c in told(hlo.parse(apart))].count("all-gather") == 2
+    once = LOOP.replace("constant(6)", "constant(2)")
+    assert {c[1] for c in told(hlo.parse(once))} == {1}
+    known = LOOP.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
+    assert {c[1] for c in told(hlo.parse(known))} == {7}
+
+
+def test_traffic_is_that_of_kept_buffers():
+    part, whole, mine = 2 * 16 * 2, 8 * 16 * 2, 4 * 16 * 2
+    add, compare = 3 * 4, 2 * 4 + 1
+    turn = 2 * (part + whole) + whole + mine + add + compare
+    assert hlo_costs.moved(hlo.parse(LOOP)) == 3 * turn
+
+
+@pytest.mark.parametrize(
+    ("window", "labels", "shapes", "wanted"),
+    [
+        ("", "bf_io->bf", ("4,8", "8,16", "4,16"), 2 * 4 * 8 * 16),
+        ("window={size=1}, ", "0bf_io0->0bf", ("3,4,8", "8,16,1", "3,4,16"), 2 * 3 * 4 * 8 * 16),
+        # A batch axis of 5 as a window over a dilated axis: each place meets its own element.
+        (
+            "window={size=5 stride=4 pad=0_0 lhs_dilate=5}, ",
+            *("0bf_0io->0bf", ("5,4,8", "5,8,16", "5,4,16"), 2 * 5 * 4 * 8 * 16),
+        ),
+        # A contracted axis of 3 and of 8.
+        ("window={size=3}, ", "0bf_0io->0bf", ("3,4,8", "3,8,16", "1,4,16"), 2 * 3 * 4 * 8 * 16),
+    ],
+)
+def test_products_of_tpus_are_convolutions(window, labels, shapes, wanted):
+    left, right, out = shapes
+    text = (
+        "HloModule one\n\nENTRY %main (a: f32[1], b: f32[1]) -> f32[1] {\n"
+        f"  %a = f32[{left}]{{0}} parameter(0)\n  %b = f32[{right}]{{0}} parameter(1)\n"
+        f"  ROOT %c = f32[{out}]{{0}} convolution(%a, %b), {window}dim_labels={labels}\n}}\n"
+    )
+    assert hlo_costs.flops(hlo.parse(text)) == wanted
+
+
+@functools.cache
+def compiled():
+    """Four layers of x @ w, and a sum over rows that four devices hold."""
+    mesh = make_mesh(1, 4, 1)
+
+    def shape(*dims, spec):
+        return jax.ShapeDtypeStruct(dims, jnp.float32, sharding=NamedSharding(mesh, spec))
+
+    def run(x, w):
+        x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)
+        return x.sum(0)
+
+    made = jax.jit(run).lower(shape(8, 16, spec=P("fsdp")), shape(4, 16, 16, spec=P())).compile()
+    return hlo.parse(made.as_text())
+
+
+def test_a_compiled_loop_counts_in_full():
+    assert hlo_costs.flops(compiled()) == 4 * 2 * (8 / 4) * 16 * 16
+    assert [(c.kind, c.times, c.size, c.group) for c in hlo_costs.collectives(compiled())] == [
+        ("all-reduce", 1, 16 * 4, 4)
+    ]
+
+
+def test_kept_arrays_are_those_outside_of_fusions():
+    found = hlo_costs.kept(hlo.parse(LOOP))
+    assert hlo.Shape("bf16", (8, 16)) in found
+    assert hlo.Shape("f32", ()) not in found
