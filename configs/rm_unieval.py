@@ -6,8 +6,9 @@ naturalness. The scorer of `paretohqd_unieval.py`.
 Command:   python -m alignjax run --config=configs/rm_unieval.py --workdir=runs/rm_unieval \\
                --set data.path=/data/unieval/sfres.json
 Hardware:  2 CPU cores
-Time:      TODO
-Expect:    TODO
+Time:      1.7 minutes of processor time, both cores together
+Expect:    held-out reward accuracy 0.570 ± 0.131 for informativeness and 0.629 ± 0.121 for
+           naturalness: 71 held-out prompts tell neither much from chance (one seed)
 """
 
 from functools import partial
