@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from alignjax import pareto
+from alignjax.data import world
+from alignjax.data.records import Receipt
 from alignjax.objectives import paretohqd
 
 ELEVEN = [(i / 10, 1 - i / 10) for i in range(11)]
@@ -143,3 +145,15 @@ def test_too_few_rows_are_refused_with_their_number_and_preference():
         paretohqd.curate(np.ones((5, 1)), preferences=[(1,)], size=1)
     with pytest.raises(ValueError, match="wanted at least one, found none"):
         paretohqd.curate(convex_front(20), preferences=[], size=1)
+
+
+def test_prompts_without_a_conflict_fill_the_best_layers():
+    """The world's helpful and harmless scores: only risky prompts make them be at odds."""
+    names = ("helpful", "harmless")
+    rows = list(world.lists(Receipt(), size=6000, seed=0, responses=4, objectives=names))
+    scores = np.array([x for row in rows for x in row.scores])
+    domain = np.repeat([row.domain for row in rows], 4)
+    found = paretohqd.curate(scores, [(i / 4, 1 - i / 4) for i in range(5)], 100)
+    inner = {tuple(own) for own in found[1:4]}
+    assert len(inner) == 1
+    assert set(domain[list(inner.pop())]) == {"benign"}
