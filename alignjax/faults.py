@@ -7,8 +7,8 @@
 import os
 import signal
 
-# Where a run can be ended. The place is the job and the step, alignment-12, in the first four, the
-# name of the file for ``generated``, ``scored`` and ``sampled``, and empty in the rest.
+# Where a run can be ended. The place is the job and the step, alignment-12, in the first four; the
+# name of the file, or the start of it, where many of them are written; and empty in the rest.
 PHASES = (
     "step",  # a step is dispatched, its numbers are not fetched
     "logged",  # a step is to be saved, nothing of it is
@@ -22,6 +22,12 @@ PHASES = (
     "listed",  # the lists are written, what they are made of is not
     "cached",  # the reference's table is written
     "sampled",  # responses are sampled and written
+    "kept",  # a part of a game's measurements is written
+    "ended",  # a game's summary is written
+    "drawn",  # a batch of samples that a method of several objectives learns from is written
+    "rows_scored",  # some of the scores of its rows are written
+    "said",  # responses for one preference are written
+    "front",  # the front is written, the summary is not
 )
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 

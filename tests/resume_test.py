@@ -31,8 +31,12 @@ OVERRIDES = (
 )
 CONFIG = runs.changed(*OVERRIDES)
 KILLED = -signal.SIGKILL
-# Those of lists that a run makes: this one makes none, tests/recipes/candidates_test.py does.
-OF_LISTS = {"generated", "scored", "listed"}
+# Those of recipes that this run is none of; tests/recipes/ ends them there.
+ELSEWHERE = {
+    *("generated", "scored", "listed"),  # lists that a run makes
+    *("kept", "ended"),  # games
+    *("drawn", "rows_scored", "said", "front"),  # several objectives
+}
 # Every other phase, at a place that this run comes to.
 PLACES = {
     "step": "alignment-8",
@@ -93,7 +97,7 @@ def test_killed_in_every_phase_it_ends_with_the_same_bits(clean, compiled, tmp_p
     """One run, killed nine times, each time a phase later."""
     order = ("config", "data", "params", "cached", "logged", "evaluated", "step", "saving")
     order = (*order, "sampled")
-    assert set(order) == set(PLACES) == set(faults.PHASES) - OF_LISTS
+    assert set(order) == set(PLACES) == set(faults.PHASES) - ELSEWHERE
     # `logged` and `evaluated` lie before the same checkpoint, of step 6: the run comes back to it.
     for phase in order:
         done = run(tmp_path, compiled, ALIGNJAX_FAULT=f"{phase}:{PLACES[phase]}=kill")

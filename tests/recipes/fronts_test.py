@@ -153,7 +153,7 @@ def test_killed_anywhere_it_goes_on(base, tmp_path, monkeypatch):
         return fault_point
 
     places = [
-        (scores, ("rows scored", "rows-0")),
+        (scores, ("rows_scored", "rows-0")),
         (drawing, ("drawn", "nearest/drawn-000000")),
         (train, ("step", "nearest/0-2")),
         (recipe, ("said", "00")),

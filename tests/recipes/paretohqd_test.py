@@ -147,7 +147,7 @@ def test_killed_anywhere_it_goes_on(base, tmp_path, monkeypatch):
         (train, ("step", "stage1/00-2")),
         (train, ("saving", "stage1/02-2")),
         (drawing, ("drawn", "representative-01-000000")),
-        (scores, ("rows scored", "representatives-0")),
+        (scores, ("rows_scored", "representatives-0")),
         (train, ("step", "stage2/02-1")),
         (recipe, ("said", "01")),
     ]

@@ -235,10 +235,10 @@ def test_killed_anywhere_it_goes_on(base, tmp_path, monkeypatch):
         return fault_point
 
     places = [
-        (scores, ("rows scored", "rows-0")),
+        (scores, ("rows_scored", "rows-0")),
         (train, ("step", "offline-2")),
         (drawing, ("drawn", "online-1-000000")),
-        (scores, ("rows scored", "online-1-scores-0")),
+        (scores, ("rows_scored", "online-1-scores-0")),
         (train, ("step", "online-1-2")),
         (train, ("logged", "online-2-2")),
     ]

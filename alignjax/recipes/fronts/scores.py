@@ -108,7 +108,7 @@ def kept(setting: Setting, records: Sequence[Record], name: str = "rows") -> lis
             chunk = given(several, records[start : start + AT_ONCE])
             scores += [table.tolist() for table in chunk]
             workdirs.write_json(parts, {"key": key, "scores": scores})
-            fault_point("rows scored", f"{name}-{start}")
+            fault_point("rows_scored", f"{name}-{start}")
         found = {"key": key, "scores": scores}
         workdirs.write_json(file, found)
         parts.unlink(missing_ok=True)
