@@ -236,7 +236,7 @@ def tabulate(names: Sequence[str], seeds: Sequence[int], out: pathlib.Path) -> s
         kl = spread([s["table"]["KL to reference, nats"]["after"]["mean"] for s in sfts])
         empty = " | -" * (len(after) - 1)
         lines.append(f"| golden-sft | {len(sfts)} | {' | '.join(sides)}{empty} | {kl} |")
-    for where in (PAIRS, SAMPLES, BEFORE):
+    for where in (PAIRS, SAMPLES, BEFORE) if games else ():
         heads = [f"round {t}: {x}" for t in after for x in ("accuracy", "ECE", "of pairs alone")]
         lines += ["", f"| reward model on {where} | " + " | ".join(heads) + " | ahead, last |"]
         lines.append("|---" * (len(heads) + 2) + "|")
