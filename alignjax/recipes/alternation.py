@@ -119,8 +119,11 @@ def _refuse_unread(config: Config) -> None:
                 f"game.{field}: with policy_steps above 0, one loop, wanted {wanted}; found "
                 f"{getattr(settings, field)!r}"
             )
-    if config.reference.mode == "none":
-        raise UserError("reference.mode: wanted auto or live for a game in one loop, found 'none'")
+    if config.reference.mode not in ("auto", "live"):  # fresh samples are in no cache
+        raise UserError(
+            "reference.mode: wanted auto or live for a game in one loop, found "
+            f"{config.reference.mode!r}"
+        )
 
 
 def _play(table: Table, supervised: Player, base: Player) -> tuple[Player, Player, dict[str, int]]:

@@ -10,7 +10,13 @@ import json
 import pytest
 
 from alignjax import checkpoint, optim, score, train
-from alignjax.config import GameConfig, OptimConfig, SamplingConfig, TrainConfig
+from alignjax.config import (
+    GameConfig,
+    OptimConfig,
+    ReferenceConfig,
+    SamplingConfig,
+    TrainConfig,
+)
 from alignjax.data import world
 from alignjax.errors import UserError
 from alignjax.objectives import apo
@@ -122,3 +128,9 @@ def test_what_one_loop_would_not_read_is_refused(changes, message, tmp_path):
     with pytest.raises(UserError, match=message):
         alternation.run(config(**changes), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_reference_without_new_samples_is_refused(tmp_path):
+    settings = dataclasses.replace(config(), reference=ReferenceConfig(mode="cache"))
+    with pytest.raises(UserError, match=r"reference.mode: wanted auto or live .* found 'cache'"):
+        alternation.run(settings, tmp_path)
