@@ -148,9 +148,7 @@ def fit(
     objectives = max(1, len(names))
     base = load_base() if load_start is None else load_start()
     digest = checkpoint.tree_digest(base)
-    job = reward_job(
-        stages.make_job(name, config, workdir, data, mesh, digest), config, names
-    )
+    job = reward_job(stages.make_job(name, config, workdir, data, mesh, digest), config, names)
 
     def with_head(params: Params) -> Params:
         return reward_head.from_language_model(params, objectives=objectives)
