@@ -171,6 +171,10 @@ def test_rows_are_of_the_kind_that_the_objective_takes(file, part, drawn):
 def test_adapters_hold_a_frozen_base():
     made = programs.make(config(lora=LoraConfig(rank=2)), make_mesh(1, 2, 1), "step")
     assert made.holds["frozen params"] > 5 * made.holds["params"] > 0
+    small = programs.make(
+        config(lora=LoraConfig(rank=2, quantize="int8")), make_mesh(1, 2, 1), "step"
+    )
+    assert small.holds["frozen params"] < made.holds["frozen params"]
     whole = programs.make(config(), make_mesh(1, 2, 1), "step")
     assert made.model_flops == pytest.approx(whole.model_flops * 2 / 3)
     assert math.isfinite(made.tokens)

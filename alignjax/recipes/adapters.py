@@ -67,7 +67,7 @@ def trains(
     log.info(
         "lora: %s parameters trained, %s frozen (%.2f%%) in %.1f MiB",
         *(f"{trained:,}", f"{frozen:,}", 100 * trained / frozen),
-        sum(x.nbytes for x in jax.tree.leaves(base)) / 2**20,
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(base)) / 2**20,
     )
     forward = functools.partial(with_adapters, forward=job.forward, config=config.lora, live=live)
     start = functools.partial(init, config.lora, config.model, objectives=objectives)

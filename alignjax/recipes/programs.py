@@ -20,9 +20,10 @@ from alignjax.data.batching import Bucketed, assemble, bucket
 from alignjax.data.prepare import Dataset
 from alignjax.decode import sample
 from alignjax.errors import UserError
+from alignjax.models import quantized
 from alignjax.recipes import adapters, pretrained, reward, stages
 from alignjax.recipes.signature import bind_fraction, check_objectives, drawn_responses, keeps_cache
-from alignjax.types import Batch
+from alignjax.types import Batch, Params
 
 PARTS = ("step", "sft", "reward", "score", "sample")
 
@@ -92,7 +93,7 @@ def job_of(
     picked = np.arange(of.train.batch_size) % len(rows.dataset)
     batch = assemble(rows.dataset, picked, rows.shapes[0])
     job = stages.job_of_rows("plan", of, pathlib.Path(), rows, mesh, {})
-    base = pretrained.target(of.model, mesh)
+    base = _frozen(of, mesh)
     live = False
     if of.reward_loss is not None:
         job = reward.reward_job(job, of, ())
@@ -106,6 +107,21 @@ def job_of(
         objectives = 0 if of.reward_loss is None else 1
         job, _ = adapters.trains(job, of, base, live=live, objectives=objectives)
     return of, job, _rows(batch, mesh), drawn_responses(of, rows)
+
+
+def _frozen(config: Config, mesh: Mesh) -> Params:
+    """Shapes of the reference, or of what adapters are beside, which may be quantised."""
+    whole = pretrained.target(config.model, mesh)
+    kind = "" if config.lora is None else config.lora.quantize
+    if not kind:
+        return whole
+
+    def leaf(path: Any, parameter: Any) -> Any:
+        named = quantized.kernel_name(sharding.path_name(path))
+        return quantized.encode(parameter, kind) if named else parameter
+
+    shapes = jax.eval_shape(lambda p: jax.tree_util.tree_map_with_path(leaf, p), whole)
+    return sharding.abstract(shapes, sharding.shard_tree(shapes, mesh))
 
 
 def _part_of(config: Config, part: str) -> Config:
