@@ -172,8 +172,11 @@ def _recipe(config: Any) -> Any:
 
 def _plan(config: Any) -> int:
     _want("plan", "topology", example="--config=configs/demo/dpo.py --topology=v5e:2x2")
-    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs, on no machine
+    import jax
+
     from alignjax.recipes import planning
+
+    jax.config.update("jax_platforms", "cpu")  # nothing runs; the config may have imported JAX
 
     planning.run(
         config,

@@ -74,9 +74,18 @@ def run(
     if out:
         path = pathlib.Path(out)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(_known(told), indent=2) + "\n", encoding="utf-8")
         report.say(f"numbers: {out}")
     return told
+
+
+def _known(value: Any) -> Any:
+    """With None in the place of what a program that does not fit leaves unknown."""
+    if isinstance(value, dict):
+        return {name: _known(x) for name, x in value.items()}
+    if isinstance(value, list):
+        return [_known(x) for x in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _mesh(config: Config, text: str, on: Machine) -> MeshConfig:
