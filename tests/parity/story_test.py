@@ -50,7 +50,7 @@ def story(tmp_path_factory, compiled):
     lines = [json.dumps(row) for row in rows]
     (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
     told = block("python")
-    thin = told.replace("    )\n", block("python", 2) + "    )\n").replace(
+    thin = told.replace("    )\n", block("text") + "    )\n").replace(
         "import ModelConfig", "import LoraConfig, ModelConfig"
     )
     assert thin.count('quantize="nf4"') == 1
