@@ -18,6 +18,7 @@ from alignjax.models import lora, reward_head
 from alignjax.models.config import LoraConfig
 from alignjax.models.transformer import init_params
 from alignjax.objectives import dpo, kto
+from alignjax.recipes import pretrained
 from alignjax.sharding import make_mesh, path_name, put_rows, shard_tree
 from alignjax.step import init_state, train_step
 from benchmarks.plain import plain_logps
@@ -53,7 +54,8 @@ def test_every_matrix_has_a_rule_of_its_own():
 def test_every_rule_is_used():
     reward_model = jax.eval_shape(lambda: reward_head.init_params(FULL, jax.random.key(0)))
     adapters = lora.init(LoraConfig(rank=2), shapes_of(FULL), jax.random.key(0))
-    trees = (shapes_of(FULL), reward_model, adapters)
+    coded = pretrained.quantize_params(tiny.params(FULL), "int8", make_mesh(1, 1, 1))
+    trees = (shapes_of(FULL), reward_model, adapters, coded)
     assert unnamed_matrices(adapters) == []
     names = [path_name(p) for tree in trees for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
     assert unnamed_matrices(reward_model) == []
