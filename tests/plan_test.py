@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 
+import jax
 import pytest
 
 from alignjax import plan
@@ -178,3 +179,18 @@ def test_adapters_hold_a_frozen_base():
     whole = programs.make(config(), make_mesh(1, 2, 1), "step")
     assert made.model_flops == pytest.approx(whole.model_flops * 2 / 3)
     assert math.isfinite(made.tokens)
+
+
+def test_networks_trained_side_by_side_are_planned_so():
+    changes = ["objectives.method.at_once=3", "mesh.fsdp=2"]
+    several = load("configs/paretohqd_world.py", changes)
+    one = load("configs/paretohqd_world.py", ["objectives.method.at_once=1", "mesh.fsdp=2"])
+    mesh = make_mesh(1, 2, 1)
+    three, alone = (programs.make(x, mesh, "step") for x in (several, one))
+    assert (three.name, alone.name) == ("the step of 3 networks", "the step")
+    for kind in ("params", "optimizer"):
+        assert three.holds[kind] == pytest.approx(3 * alone.holds[kind], rel=1e-3)
+    assert three.holds["frozen params"] == alone.holds["frozen params"]  # one base for all
+    assert three.tokens == 3 * alone.tokens
+    assert three.model_flops == 3 * alone.model_flops
+    jax.eval_shape(three.function, *three.args)

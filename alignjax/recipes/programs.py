@@ -20,6 +20,7 @@ from alignjax.data.batching import Bucketed, assemble, bucket
 from alignjax.data.prepare import Dataset
 from alignjax.decode import sample
 from alignjax.errors import UserError
+from alignjax.fields import keywords
 from alignjax.models import quantized
 from alignjax.recipes import adapters, pretrained, reward, stages
 from alignjax.recipes.signature import bind_fraction, check_objectives, drawn_responses, keeps_cache
@@ -57,14 +58,18 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
     if part in ("score", "sample"):
         return _inference(config, mesh, part, responses)
     of, job, batch, drawn = job_of(config, mesh, part, responses)
-    _, state, step = train.make_step(job, jax.random.key(0))
+    networks, key = _networks(config, part), jax.random.key(0)
+    if networks > 1:
+        job, batch = _side_by_side(job, batch, networks, mesh)
+        key = jax.random.split(key, networks)
+    _, state, step = train.make_step(job, key)
     (b, p), r = batch.prompt.shape, batch.response.shape[2]
     # A backward pass costs two forward ones, and one where what is frozen needs no gradient.
     live = of.reward_loss is None and part != "sft" and batch.ref_logps is None
     passes = (3 if of.lora is None else 2) + (live and of.reference.mode != "none")
     names = {"sft": "the supervised step", "reward": "the reward model's step"}
     return Program(
-        name=names.get(part, "the step"),
+        name=names.get(part, "the step") + (f" of {networks} networks" if networks > 1 else ""),
         function=step,
         args=(state, job.ref_params, batch),
         static={},
@@ -78,6 +83,28 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
     )
 
 
+def _networks(config: Config, part: str) -> int:
+    """How many networks one program of the part trains: several, for several objectives."""
+    several = config.objectives
+    if several is None or part != "step":
+        return 1
+    at_once = keywords(several.method).get("at_once")  # with what is bound as its default
+    return min(at_once.default, len(several.preferences)) if at_once is not None else 1
+
+
+def _side_by_side(
+    job: train.Job, batch: Batch, networks: int, mesh: Mesh
+) -> tuple[train.Job, Batch]:
+    """The job and the batch of so many networks in one program (`step.stacked_step`)."""
+    shape = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((networks, *x.shape), x.dtype), job.params_shape
+    )
+    rows = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((networks * x.shape[0], *x.shape[1:]), x.dtype), batch
+    )
+    return dataclasses.replace(job, params_shape=shape), _rows(rows, mesh)
+
+
 def job_of(
     config: Config, mesh: Mesh, part: str, responses: int = 0
 ) -> tuple[Config, train.Job, Batch, int]:
@@ -89,7 +116,8 @@ def job_of(
     """
     of = _part_of(config, part)
     rows = _stand_in(config, of, part, responses)
-    of = bind_fraction(of, rows)
+    # Two rows are shuffled slowly, and how many steps there are changes no program.
+    of = dataclasses.replace(bind_fraction(of, rows), train=dataclasses.replace(of.train, steps=2))
     picked = np.arange(of.train.batch_size) % len(rows.dataset)
     batch = assemble(rows.dataset, picked, rows.shapes[0])
     job = stages.job_of_rows("plan", of, pathlib.Path(), rows, mesh, {})
