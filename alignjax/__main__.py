@@ -62,6 +62,8 @@ VERBS = {
 }
 
 
+COMPUTES = ("run", "demo", "generate", "evaluate", "score")  # by several processes, where asked to
+
 CONFIG = ("config", "set")
 READS = {  # which flags mean something to which verb
     "run": (*CONFIG, "workdir", "allow_config_change"),
@@ -114,6 +116,12 @@ def _main(argv: Sequence[str]) -> int:
     for flag in sorted({name for names in READS.values() for name in names} - {*READS[verb]}):
         if FLAGS[flag].present:
             raise UserError(f"{verb} takes no --{flag}; it takes --{', --'.join(READS[verb])}")
+    if verb in COMPUTES:
+        from alignjax import distributed
+
+        distributed.start()
+        if not distributed.is_main():
+            logging.getLogger("alignjax").setLevel(logging.WARNING)
     if verb == "generate":
         return _generate()
     if verb == "evaluate":

@@ -40,7 +40,8 @@ LAYERS = (
         "mixture",
     ),
     ("models", "objectives"),
-    ("types", "fields"),
+    ("types", "fields", "distributed"),
+    ("cluster",),
     ("errors", "faults", "pareto"),
 )
 # Narrower than their layer: all of alignjax that these may import.

@@ -1,0 +1,86 @@
+"""Which processes the environment announces: plain addresses, Slurm, or a Cloud TPU.
+
+Read in this order; what announces nothing runs alone:
+
+- ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and
+  ``JAX_PROCESS_ID``, all three. `launch/local.py` sets them, and so can a Kubernetes JobSet.
+- Slurm: a step of more than one task, as `srun` starts it. The shell of `salloc` and the script of
+  `sbatch` are no such step, whatever the job was given.
+- A Cloud TPU VM or a TPU pod of GKE: JAX asks the metadata server, or reads what GKE sets.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+from alignjax.errors import UserError
+
+PLAIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
+
+
+@dataclasses.dataclass(frozen=True)
+class Announced:
+    """What JAX is told; None: JAX finds it out by ``method``."""
+
+    method: str  # JAX's name for how to find out what is None; deactivate: nothing is
+    address: str | None = None  # host:port of process 0
+    processes: int | None = None
+    index: int | None = None  # of this process, from 0
+    devices: tuple[int, ...] | None = None  # of the machine's GPUs; None: JAX's choice
+
+
+def announced(env: Mapping[str, str], *, on_tpu: bool) -> Announced | None:
+    """What the environment announces; None: one process, or nothing.
+
+    Args:
+      env: the environment variables.
+      on_tpu: this machine has TPUs and the program may use them.
+
+    Raises:
+      UserError: something is missing, or no number; names the variable.
+    """
+    if any(name in env for name in PLAIN):
+        return _plain(env)
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return _slurm(env)
+    # One method by name: JAX's search would also try others, with warnings of their own.
+    if on_tpu:
+        named = "TPU_PROCESS_ADDRESSES" in env or "TPU_WORKER_HOSTNAMES" in env
+        return Announced("gketpu" if named else "gcetpu")
+    return None
+
+
+def _plain(env: Mapping[str, str]) -> Announced | None:
+    missing = [name for name in PLAIN if not env.get(name)]
+    if missing:
+        there = [name for name in PLAIN if name not in missing]
+        raise UserError(
+            f"the environment has {', '.join(there) or 'empty values'}, but not "
+            f"{', '.join(missing)}: several processes want {', '.join(PLAIN)}, one none of them"
+        )
+    address, processes, index = env[PLAIN[0]], _number(env, PLAIN[1]), _number(env, PLAIN[2])
+    if not re.fullmatch(r".+:\d+", address):
+        raise UserError(f"{PLAIN[0]}: wanted host:port of process 0, found {address!r}")
+    if not index < processes:
+        raise UserError(f"{PLAIN[2]}: wanted 0 to {PLAIN[1]} - 1 = {processes - 1}, found {index}")
+    return Announced("deactivate", address, processes, index) if processes > 1 else None
+
+
+def _slurm(env: Mapping[str, str]) -> Announced:
+    missing = [name for name in SLURM if not env.get(name)]
+    if missing:
+        raise UserError(f"SLURM_STEP_NUM_TASKS announces a Slurm step, without {missing[0]}")
+    tasks = _number(env, "SLURM_STEP_NUM_TASKS")
+    # JAX gives every task one GPU, number SLURM_LOCALID. A task that has its machine alone, or
+    # whose GPUs Slurm picked already (--gpus-per-task=1), takes all that it sees instead.
+    seen = [gpu for gpu in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    alone = env.get("SLURM_STEP_NUM_NODES") == str(tasks)
+    devices = tuple(range(len(seen))) if seen and (alone or len(seen) == 1) else None
+    return Announced("slurm", None, tasks, _number(env, "SLURM_PROCID"), devices)
+
+
+def _number(env: Mapping[str, str], name: str) -> int:
+    if not re.fullmatch(r"[0-9]+", env[name]):
+        raise UserError(f"{name}: wanted a number, found {env[name]!r}")
+    return int(env[name])

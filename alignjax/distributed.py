@@ -1,0 +1,225 @@
+"""Several processes that run one program: how they start, wait for each other and agree.
+
+With one process all of this does nothing. Strings travel through the key-value store of JAX's
+coordination service, which process 0 serves: no device is touched and nothing is compiled, a
+process that waits costs nothing, and waiting ends with a signal or when a peer is lost.
+
+All processes have to come to every `barrier`, `once` and `agree`, in the same order.
+"""
+
+import collections
+import json
+import os
+import pathlib
+import platform
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from alignjax.cluster import Announced, announced
+from alignjax.errors import UserError
+
+START_SECONDS = 600  # how long a process waits for the others to start
+_uses: collections.Counter[str] = collections.Counter()  # how often a name was waited for
+
+
+def start() -> None:
+    """Joins the processes that the environment announces (`alignjax.cluster`), if there are any.
+
+    Has to come before any device is used.
+
+    Raises:
+      UserError: the environment announces half of what is needed.
+    """
+    found = announced(os.environ, on_tpu=_on_tpu())
+    if found is not None:
+        _join(found)
+
+
+def _on_tpu() -> bool:
+    if os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
+        return False
+    from jax._src import cloud_tpu_init  # it looked already, and the public API does not tell
+
+    return cloud_tpu_init.running_in_cloud_tpu_vm
+
+
+def _join(found: Announced) -> None:
+    import jax
+
+    # The loop agrees on when to stop by itself, for Ctrl-C too; the service would swallow SIGTERM
+    # from here on, in all that is not a training loop.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.config.update("jax_check_proxy_envs", False)  # a warning in every run behind a proxy
+    jax.distributed.initialize(
+        coordinator_address=found.address,
+        num_processes=found.processes,
+        process_id=found.index,
+        local_device_ids=found.devices,
+        cluster_detection_method=found.method,
+        initialization_timeout=START_SECONDS,
+    )
+
+
+def _state() -> Any:
+    from jax._src import distributed  # orbax uses it, too; nothing public has the store
+
+    return distributed.global_state
+
+
+def several() -> bool:
+    """Whether this run has more than one process."""
+    return bool(_state().num_processes > 1)
+
+
+def is_main() -> bool:
+    """Whether this is process 0: the one that writes files and tells."""
+    return bool(_state().process_id == 0)
+
+
+def exchange(name: str, value: str) -> list[str]:
+    """One string of each process, for all of them; in order of the processes."""
+    if not several():
+        return [value]
+    state, key = _state(), _key(name)
+    state.client.key_value_set(f"{key}/{state.process_id}", value)
+    if is_main():
+        values = [wait_for(f"{key}/{i}") for i in range(state.num_processes)]
+        state.client.key_value_set(f"{key}/all", json.dumps(values))
+        return values
+    found: list[str] = json.loads(wait_for(f"{key}/all"))
+    return found
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    exchange(name, "")
+
+
+def once(name: str, make: Callable[[], None]) -> None:
+    """Process 0 makes something, files as a rule, while the others wait for it.
+
+    Raises:
+      UserError: `make` raised it in process 0; all processes raise it, of the same kind.
+    """
+    if not several():
+        make()
+        return
+    key = _key(name)
+    if is_main():
+        try:
+            make()
+        except UserError as error:
+            told = {"exit_code": error.exit_code, "message": str(error)}
+            _state().client.key_value_set(key, json.dumps(told))
+            raise
+        _state().client.key_value_set(key, "{}")
+        return
+    told = json.loads(wait_for(key))
+    if told:
+        same = UserError(f"process 0: {told['message']}")
+        same.exit_code = told["exit_code"]
+        raise same
+
+
+def agree(told: dict[str, str]) -> None:
+    """Compares what should be the same in all processes: digests, versions, a seed.
+
+    Raises:
+      UserError: something differs; names what, and the process that is not with the most. All
+        processes raise it.
+    """
+    mine = json.dumps({"host": platform.node(), "told": told})
+    found = [json.loads(value) for value in exchange("agree", mine)]
+    names = list(dict.fromkeys(name for process in found for name in process["told"]))
+    odd = []
+    for name in names:
+        values = [process["told"].get(name, "nothing") for process in found]
+        counts = collections.Counter(values).most_common()
+        if len(counts) == 1:
+            continue
+        most = counts[0][0] if counts[0][1] > counts[1][1] else None
+        who = [
+            f"process {i} ({found[i]['host']}) has {value}"
+            for i, value in enumerate(values)
+            if value != most
+        ]
+        more = f" and {len(who) - 4} more" if len(who) > 4 else ""
+        rest = "" if most is None else f", the others have {most}"
+        odd.append(f"{name}: {', '.join(who[:4])}{more}{rest}")
+    if odd:
+        raise UserError(f"the processes disagree on {'; '.join(odd)}")
+
+
+def one_folder(folder: pathlib.Path, field: str) -> None:
+    """Checks that every process writes into this folder, and sees what the others write.
+
+    Args:
+      folder: made if needed.
+      field: how messages call it, ``--workdir``.
+
+    Raises:
+      UserError: it is not one folder for all; names the process that does not see the others.
+    """
+    if not several():
+        return
+    me, count = _state().process_id, _state().num_processes
+    token = exchange("token", secrets.token_hex(8))[0]
+    # A name of its own for every start: file systems of networks remember what was not there.
+    mark = [folder / f".process-{i}-of-{count}-{token}" for i in range(count)]
+    trouble = ""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark[me].write_text(token, encoding="utf-8")
+    except OSError as error:
+        trouble = f"cannot write there: {error.strerror}"
+    told = exchange("written", trouble)
+    try:
+        others = range(count) if is_main() else (0,)  # every process and process 0 in both ways
+        unseen = [i for i in others if not told[i] and not mark[i].is_file()]
+        if not trouble and unseen:
+            trouble = f"does not see what process {unseen[0]} writes there"
+        told = exchange("seen", trouble)
+    finally:
+        mark[me].unlink(missing_ok=True)
+    if any(told):
+        hosts = exchange("host", platform.node())
+        who = [f"process {i} ({hosts[i]}) {text}" for i, text in enumerate(told) if text]
+        raise UserError(
+            f"{field}: {folder} is not one folder for all processes: {'; '.join(who[:3])}"
+        )
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays of a tree as NumPy arrays, whole, in every process.
+
+    A leaf that is spread over processes is gathered to all devices first, one after another.
+    """
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    def one(x: Any) -> Any:
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+            return multihost_utils.process_allgather(x, tiled=True)
+        return np.asarray(x)
+
+    return jax.tree.map(one, tree)
+
+
+def _key(name: str) -> str:
+    """A key of its own for every use of a name; the same in all processes."""
+    _uses[name] += 1
+    return f"alignjax/{name}/{_uses[name]}"
+
+
+def wait_for(key: str) -> str:
+    """What is stored under a key, once it is."""
+    import jax
+
+    while True:
+        try:  # in short calls: Python looks at signals between them
+            return str(_state().client.blocking_key_value_get(key, 2_000))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise

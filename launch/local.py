@@ -1,0 +1,148 @@
+"""Runs several processes of alignjax on this machine, with collectives between CPUs.
+
+    python launch/local.py --processes=4 -- run --config=configs/demo/dpo.py --workdir=runs/four
+
+What a pod runs, without one: to try a config that is meant for several machines, and for tests.
+Output of process 0 comes as it is, lines of the others with [1], [2], ... before them. SIGINT and
+SIGTERM go to all. When a process fails, the others get some seconds to say why they end, then they
+are ended; the exit code is that of the first that failed (128 + signal, where a signal did it).
+``DRY_RUN=1`` prints what would be started.
+"""
+
+import ctypes
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import IO
+
+from absl import app, flags
+
+PROCESSES = flags.DEFINE_integer("processes", 2, "how many processes", lower_bound=1)
+DEVICES = flags.DEFINE_integer("devices", 1, "virtual CPU devices per process", lower_bound=1)
+
+GRACE_SECONDS = 8.0  # for the others to end by themselves after one failed; then SIGTERM
+KILL_SECONDS = 4.0  # from SIGTERM to SIGKILL
+PR_SET_PDEATHSIG = 1
+
+
+def main(argv: Sequence[str]) -> int:
+    if len(argv) < 2:
+        print(
+            "local.py: wanted a verb after --, e.g. local.py --processes=2 -- run --config=...",
+            file=sys.stderr,
+        )
+        return 2
+    command = [sys.executable, "-m", "alignjax", *argv[1:]]
+    port = _free_port()
+    each = [environment(i, PROCESSES.value, DEVICES.value, port) for i in range(PROCESSES.value)]
+    if os.environ.get("DRY_RUN"):
+        for env in each:
+            print(shlex.join(["env", *(f"{k}={v}" for k, v in env.items()), *command]))
+        return 0
+    return run(command, each)
+
+
+def environment(index: int, processes: int, devices: int, port: int) -> dict[str, str]:
+    """What one process finds in its environment beyond ours."""
+    return {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(processes),
+        "JAX_PROCESS_ID": str(index),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        # A larger pool of threads than there are cores: collectives can starve each other else.
+        "NPROC": os.environ.get("NPROC", "32"),
+    }
+
+
+def run(command: list[str], each: list[dict[str, str]]) -> int:
+    """Starts one process per environment and waits for all of them.
+
+    Returns:
+      0, or the exit code of the first that failed.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
+    copiers: list[threading.Thread] = []
+
+    def forward(signum: int, frame: object) -> None:
+        del frame
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signum)
+
+    # Handlers first: a signal that comes while processes are started reaches those that were.
+    before = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for index, env in enumerate(each):
+            pipe = subprocess.PIPE if index else None
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **env},
+                stdout=pipe,
+                stderr=subprocess.STDOUT if index else None,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in a terminal comes through us alone, once
+                preexec_fn=_die_with_parent,
+            )
+            processes.append(process)
+            if process.stdout is not None:
+                copier = threading.Thread(target=_copy, args=(process.stdout, index), daemon=True)
+                copier.start()
+                copiers.append(copier)
+        return _wait(processes)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        for copier in copiers:
+            copier.join(timeout=2)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
+    failed, since, told = 0, 0.0, False
+    while any(process.poll() is None for process in processes):
+        time.sleep(0.05)
+        if not failed:
+            codes = [process.poll() for process in processes]
+            failed = next((code for code in codes if code), 0)
+            since = time.monotonic()
+        elif time.monotonic() > since + GRACE_SECONDS:
+            for process in processes:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGKILL if told else signal.SIGTERM)
+            told, since = True, time.monotonic() - GRACE_SECONDS + KILL_SECONDS
+    failed = failed or next((process.returncode for process in processes if process.returncode), 0)
+    return failed if failed >= 0 else 128 - failed
+
+
+def _copy(pipe: IO[bytes], index: int) -> None:
+    """Lines of a process, with its number before them."""
+    for line in pipe:
+        sys.stderr.buffer.write(b"[%d] " % index + line.rstrip(b"\r\n") + b"\n")
+        sys.stderr.buffer.flush()
+
+
+def _die_with_parent() -> None:
+    """Asks Linux to kill this process when the launcher is gone, even by SIGKILL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":
+    app.run(main)
