@@ -1,0 +1,228 @@
+#!/usr/bin/env bash
+# Runs alignjax on a Cloud TPU slice: `gcloud` queued resources, every worker at once.
+#
+#   NAME=dpo ZONE=us-west4-a ACCELERATOR=v5litepod-16 SHARED=10.0.0.2:/share \
+#       launch/tpu_vm.sh all --config=configs/dpo_hh.py --workdir=/mnt/shared/runs/dpo
+#
+# all ARG...   create, setup, run; after a preemption again; delete at the end, whatever the end
+# create       ask for the slice; it comes when there is room (see status)
+# setup        copy this checkout (HEAD and changes to tracked files), install, mount SHARED
+# run ARG...   start `python -m alignjax run ARG...` on all workers, detached; it restarts by itself
+# logs [ARG]   follow the run on worker WORKER; ARG as journalctl takes them
+# status       the queued resource, and the run on all workers
+# stop         SIGTERM: the run saves and stays down, the slice stays (and costs)
+# delete       end the run and give the slice back
+#
+# NAME            of the queued resource and the slice: small letters, digits, hyphens
+# ACCELERATOR     as Google names it: v5litepod-16, v5p-32, v6e-64
+# RUNTIME         image of the VMs; the one for ACCELERATOR by default
+# PROJECT, ZONE   gcloud's own settings by default
+# SPOT=1          cheaper, and can be taken away at any time; RESERVED=1 uses a reservation
+# SERVICE_ACCOUNT the VMs' identity; gcloud's default account otherwise
+# SHARED          the one folder all workers see, mounted at /mnt/shared: an NFS export
+#                 (Filestore), host:/export, or gs://bucket with a hierarchical namespace
+# WORKER          of logs: 0 by default, or all
+# POLL_SECONDS    between two looks of `all`: 30
+# DRY_RUN=1       print the commands instead, one a line
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+die() {
+    printf 'tpu_vm.sh: %s\n' "$1" >&2
+    exit 2
+}
+
+# check VARIABLE REGEX WHAT-IS-WANTED
+check() {
+    local value=${!1:-}
+    [[ $value =~ ^($2)$ ]] || die "$1: wanted $3, found $(printf %q "$value")"
+}
+
+check NAME '[a-z]([-a-z0-9]{0,61}[a-z0-9])?' \
+    'a small letter, then small letters, digits and hyphens, 63 at most'
+check PROJECT '(([a-z0-9.-]+:)?[a-z][-a-z0-9]{4,28}[a-z0-9])?' "a project's id"
+check ZONE '([a-z]+-[a-z]+[0-9]+-[a-z])?' 'a zone, such as us-west4-a'
+check SHARED '(gs://[a-z0-9][-_.a-z0-9]+|[A-Za-z0-9][-.A-Za-z0-9]*:/[-_./A-Za-z0-9]+)?' \
+    'host:/export or gs://bucket'
+check WORKER '(all|[0-9]+)?' "a worker's number, or all"
+
+place=("--quiet")
+[[ -z ${PROJECT:-} ]] || place+=("--project=$PROJECT")
+[[ -z ${ZONE:-} ]] || place+=("--zone=$ZONE")
+tpus=(gcloud compute tpus)
+
+# do_it COMMAND...: runs it, or says so
+do_it() {
+    if [[ ${DRY_RUN:-0} == 1 ]]; then
+        local line
+        printf -v line '%q ' "$@"
+        printf '%s\n' "${line% }"
+    else
+        "$@"
+    fi
+}
+
+# on WORKER COMMAND...: the command on a worker; ssh hands a line to the shell there
+on() {
+    local worker=$1 line
+    shift
+    printf -v line '%q ' "$@"
+    do_it "${tpus[@]}" tpu-vm ssh "$NAME" "${place[@]}" "--worker=$worker" "--command=${line% }"
+}
+
+worker_script() {
+    on all sudo bash /opt/alignjax/launch/tpu_worker.sh "$@"
+}
+
+# What systemd knows of the run; the unit need not exist.
+service=(systemctl show alignjax "--property=LoadState,ActiveState,ExecMainStatus"
+    --property=ExecMainStartTimestampMonotonic)
+
+create() {
+    check ACCELERATOR 'v[0-9]+[a-z]*-[0-9]+' 'a type, such as v5litepod-16'
+    check SERVICE_ACCOUNT '([^@[:space:]]+@[^@[:space:]]+)?' "an account's e-mail address"
+    local runtime=${RUNTIME:-}
+    if [[ -z $runtime ]]; then
+        case $ACCELERATOR in
+            v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
+            v5p-*) runtime=v2-alpha-tpuv5 ;;
+            v6e-*) runtime=v2-alpha-tpuv6e ;;
+            *) runtime=tpu-ubuntu2204-base ;;
+        esac
+    fi
+    local flags=("--node-id=$NAME" "--accelerator-type=$ACCELERATOR" "--runtime-version=$runtime")
+    [[ ${SPOT:-0} != 1 ]] || flags+=(--spot)
+    [[ ${RESERVED:-0} != 1 ]] || flags+=(--reserved)
+    [[ -z ${SERVICE_ACCOUNT:-} ]] || flags+=("--service-account=$SERVICE_ACCOUNT")
+    do_it "${tpus[@]}" queued-resources create "$NAME" "${place[@]}" "${flags[@]}"
+}
+
+setup() {
+    local tree
+    tree=$(git stash create) # the changes to tracked files as a commit; nothing if there are none
+    archive=$(mktemp)
+    trap 'rm -f "$archive"' EXIT
+    do_it git archive --format=tar.gz "--output=$archive" "${tree:-HEAD}"
+    do_it "${tpus[@]}" tpu-vm scp "$archive" "$NAME:alignjax.tar.gz" "${place[@]}" --worker=all
+    on all sudo mkdir -p /opt/alignjax
+    on all sudo tar -xzf alignjax.tar.gz -C /opt/alignjax --no-same-owner
+    worker_script setup ${SHARED:+"$SHARED"}
+}
+
+run() {
+    (($#)) || die 'run: what to run? --config=... --workdir=... (on the shared folder)'
+    worker_script start "$@"
+}
+
+logs() {
+    (($#)) || set -- --lines=100 --follow
+    on "${WORKER:-0}" sudo journalctl --unit=alignjax --output=cat "$@"
+}
+
+stop() {
+    worker_script stop
+}
+
+status() {
+    do_it "${tpus[@]}" queued-resources describe "$NAME" "${place[@]}"
+    on all "${service[@]}"
+}
+
+delete() {
+    do_it "${tpus[@]}" queued-resources delete "$NAME" "${place[@]}" --force
+}
+
+# The queued resource's state; MISSING if there is none.
+queued() {
+    local said
+    if said=$("${tpus[@]}" queued-resources describe "$NAME" "${place[@]}" \
+        '--format=value(state.state)' 2>&1); then
+        printf '%s\n' "${said##*$'\n'}"
+    elif [[ $said == *NOT_FOUND* || $said == *"not found"* ]]; then
+        echo MISSING
+    else
+        printf '%s\n' "$said" >&2
+        return 1
+    fi
+}
+
+# The run on worker 0: new, running, ended CODE; unreachable when ssh fails.
+running() {
+    local said code
+    said=$(on 0 "${service[@]}") || {
+        echo unreachable
+        return
+    }
+    code=${said##*ExecMainStatus=}
+    code=${code%%[!0-9]*}
+    case $said in
+        *LoadState=not-found* | *ExecMainStartTimestampMonotonic=0*) echo new ;;
+        *ActiveState=inactive* | *ActiveState=failed*) echo "ended ${code:-1}" ;;
+        *) echo running ;;
+    esac
+}
+
+# failure WHAT CODE: `all` goes on after a failure, which may be the network's, but not for ever
+failure() {
+    failed=$((failed + 1))
+    if ((failed == 20 || $2 == 2)); then
+        echo "tpu_vm.sh: $1 failed; the slice, if there is one, is still there" >&2
+        exit "$2"
+    fi
+}
+
+# attempt PART ARG...: one of the commands, in a process of its own, because `set -e` does not hold
+# inside of a condition
+attempt() {
+    local code=0
+    bash launch/tpu_vm.sh "$@" || code=$?
+    if ((code)); then
+        failure "$1" "$code"
+        return 1
+    fi
+    failed=0
+}
+
+all() {
+    (($#)) || die 'all: what to run? --config=... --workdir=... (on the shared folder)'
+    if [[ ${DRY_RUN:-0} == 1 ]]; then
+        create
+        setup
+        run "$@"
+        on 0 "${service[@]}"
+        delete
+        return
+    fi
+    local state before='' failed=0
+    while true; do
+        state=$(queued) || state=unknown
+        [[ $state != ACTIVE ]] || state+=" $(running)"
+        [[ $state == "$before" ]] || echo "$(date '+%F %T') $NAME: $state"
+        before=$state
+        case $state in
+            MISSING) attempt create || true ;;
+            SUSPENDED) attempt delete || true ;; # preempted; it never becomes active again
+            FAILED)
+                echo "tpu_vm.sh: no slice to be had; 'launch/tpu_vm.sh status' says why" >&2
+                exit 1
+                ;;
+            'ACTIVE new') { attempt setup && attempt run "$@"; } || true ;;
+            'ACTIVE ended '*)
+                bash launch/tpu_vm.sh delete
+                exit "${state##* }"
+                ;;
+            unknown | *unreachable) failure "a look at the slice" 1 ;;
+            *) failed=0 ;;
+        esac
+        sleep "${POLL_SECONDS:-30}"
+    done
+}
+
+case ${1:-} in
+    all | run | logs) "$@" ;;
+    create | setup | status | stop | delete)
+        (($# == 1)) || die "$1 takes no arguments"
+        "$1"
+        ;;
+    *) die "all, create, setup, run, logs, status, stop or delete, not $(printf %q "${1:-}")" ;;
+esac
