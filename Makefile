@@ -1,6 +1,6 @@
 # make demo    the whole way, from random weights to an aligned model, on this machine's CPU
 # make test    every test          make check   the quick ones
-# make lint    ruff and mypy       make format  let ruff rewrite what it can
+# make lint    ruff, mypy, shellcheck    make format  let ruff rewrite what it can
 # make test-parity  compare with torch and transformers, in an environment of their own (4 GB)
 # make pins    choose new versions of the dependencies (needs uv); then run make test
 #
@@ -37,6 +37,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck launch/*.sh launch/*.sbatch .ci/run
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -7,8 +7,6 @@ import pathlib
 import subprocess
 import sys
 
-import pytest
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # A recorded call is its argument list and, where asked for, what came by standard input. The answer
@@ -35,7 +33,7 @@ if keys:
 HOSTILE = [
     "$(touch x)",
     "`touch x`",
-    "it's \"quoted\" \\ twice \\\\",
+    'it\'s "quoted" \\ twice \\\\',
     "two\nlines",
     " spaces  and\ttabs ",
     "../..",
@@ -49,7 +47,18 @@ HOSTILE = [
     "true",
 ]
 
-BAD_NAMES = ["", *HOSTILE[:-1], "Upper", "under_score", "-dash", "dash-", "a" * 64, "a\n", "\na", "1"]
+BAD_NAMES = [
+    "",
+    *HOSTILE[:-1],
+    "Upper",
+    "under_score",
+    "-dash",
+    "dash-",
+    "a" * 64,
+    "a\n",
+    "\na",
+    "1",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +72,9 @@ class Commands:
         path = f"{self.folder / 'bin'}{os.pathsep}/usr/local/bin:/usr/bin:/bin"
         return {"PATH": path, "HOME": str(self.folder), "LC_ALL": "C.UTF-8"}
 
-    def answer(self, **answers: list[tuple[str, int]]) -> None:
-        """What calls that contain a key print and end with, in turn; _ stands for a space."""
-        spaced = {key.replace("__", "-").replace("_", " "): said for key, said in answers.items()}
-        (self.folder / "answers.json").write_text(json.dumps(spaced))
+    def answer(self, answers: dict[str, list[tuple[str, int]]]) -> None:
+        """What calls that contain a key print, and the code they end with, in turn."""
+        (self.folder / "answers.json").write_text(json.dumps(answers))
 
     def run(self, script: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -90,20 +98,15 @@ class Commands:
         return [argv for argv, _ in self.take()]
 
 
-@pytest.fixture
-def commands(tmp_path):
+def stand_ins(folder: pathlib.Path, *names: str, reading: tuple[str, ...] = ()) -> Commands:
     """Makes the stand-ins of the given names; those in `reading` record their standard input."""
-
-    def make(*names: str, reading: tuple[str, ...] = ()) -> Commands:
-        (tmp_path / "bin").mkdir()
-        (tmp_path / "answers.json").write_text("{}")
-        program = PROGRAM.format(python=sys.executable, reading=reading)
-        for name in names:
-            (tmp_path / "bin" / name).write_text(program)
-            (tmp_path / "bin" / name).chmod(0o755)
-        return Commands(tmp_path)
-
-    return make
+    (folder / "bin").mkdir()
+    (folder / "answers.json").write_text("{}")
+    program = PROGRAM.format(python=sys.executable, reading=reading)
+    for name in names:
+        (folder / "bin" / name).write_text(program)
+        (folder / "bin" / name).chmod(0o755)
+    return Commands(folder)
 
 
 def refused(done: subprocess.CompletedProcess, beginning: str) -> None:
