@@ -64,13 +64,14 @@ image() {
     do_it docker push "$IMAGE"
 }
 
-# The JobSet. All values but ARGS are of letters that mean nothing in YAML; ARGS comes last, as JSON,
-# which is YAML, with $ doubled, because Kubernetes replaces $(NAME) in arguments.
+# The JobSet. All values but ARGS are of letters that mean nothing within YAML's quotes. ARGS comes
+# last, as JSON, which is YAML, with $ doubled, because Kubernetes replaces $(NAME) in arguments.
 # shellcheck disable=SC2016  # the names as the file has them
 manifest() {
     local text args chips=1 side
     for side in ${TOPOLOGY//x/ }; do chips=$((chips * side)); done
-    ((chips % CHIPS == 0)) || die "CHIPS: wanted a divisor of the $chips chips of $TOPOLOGY, found $CHIPS"
+    ((chips % CHIPS == 0)) \
+        || die "CHIPS: wanted a divisor of the $chips chips of $TOPOLOGY, found $CHIPS"
     args=$(python3 -X utf8 -c \
         'import json, sys; print(json.dumps(sys.argv[1:], ensure_ascii=False).replace("$", "$$"))' \
         "$@")

@@ -172,8 +172,8 @@ def test_what_restarts(cluster):
     assert {after(jobset, error.exit_code) for error in user} == {"FailJobSet"}
     assert after(jobset, 143) == "RestartJobSetAndIgnoreMaxRestarts"
     assert after(jobset, 137, "DisruptionTarget") == "RestartJobSetAndIgnoreMaxRestarts"
-    assert {after(jobset, code) for code in (1, 134, 137, 139)} == {"RestartJobSet"}  # counted
-    assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 5
+    assert {after(jobset, code) for code in (1, 5, 134, 137)} == {"RestartJobSet"}  # counted
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 20
     assert pod(jobset)["restartPolicy"] == "Never"  # what a pod failure policy needs
     assert pod(jobset)["terminationGracePeriodSeconds"] == 600
 
