@@ -133,14 +133,14 @@ def test_one_process_for_each_host_of_the_slice(cluster, topology, chips, hosts)
 
 
 def test_spot_nodes_and_the_shared_folder(cluster):
-    jobset = created(cluster, "--config=a", SPOT="1", NAME="true", CLAIM="null", IMAGE="a:30")
+    jobset = created(cluster, "--config=a", SPOT="1", NAME="true", CLAIM="null", IMAGE="1:30")
     assert pod(jobset)["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     tolerated = [each["key"] for each in pod(jobset)["tolerations"]]
     assert tolerated == ["google.com/tpu", "cloud.google.com/gke-spot"]
     # Letters that YAML could take for something else.
     assert jobset["metadata"]["name"] == "true"
     (container,) = pod(jobset)["containers"]
-    assert container["image"] == "a:30"
+    assert container["image"] == "1:30"
     (volume,) = pod(jobset)["volumes"]
     assert volume["persistentVolumeClaim"] == {"claimName": "null"}
     assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/mnt/shared"}]

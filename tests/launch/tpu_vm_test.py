@@ -201,6 +201,9 @@ def test_all_creates_again_what_was_preempted_until_the_run_ends(cloud):
     calls = cloud.calls()
     once = ["create", "scp", "setup", "start"]
     assert verbs(calls) == [*once, "delete", *once, "delete"]
+    before = calls[: calls.index(DELETE)]  # not before it is gone
+    looks = [call for call in before if "--format=value(state.state)" in call]
+    assert len(looks) == 1 + len(states[: states.index("SUSPENDED") + 1])
     starts = [call for call in calls if " start " in call[-1]]
     expected = ssh("sudo bash /opt/alignjax/launch/tpu_worker.sh start --config=a\\ b")
     assert starts == [expected, expected]
