@@ -86,7 +86,8 @@ manifest() {
     text=${text//'${TOPOLOGY}'/"$TOPOLOGY"}
     text=${text//'${CLAIM}'/"$CLAIM"}
     text=${text//'${IMAGE}'/"$IMAGE"}
-    printf '%s\n' "${text//'${ARGS}'/"$args"}"
+    text=${text//'${ARGS}'/"$args"}
+    printf '%s\n' "$text"
 }
 
 run() {

@@ -74,9 +74,9 @@ worker_script() {
     on all sudo bash /opt/alignjax/launch/tpu_worker.sh "$@"
 }
 
-# What systemd knows of the run; the unit need not exist.
-service=(systemctl show alignjax "--property=LoadState,ActiveState,ExecMainStatus"
-    --property=ExecMainStartTimestampMonotonic)
+# What systemd knows of the run, in one line for each worker; the service need not exist.
+properties=LoadState,ActiveState,ExecMainStatus,ExecMainStartTimestampMonotonic
+service=(sh -c "echo \$(systemctl show alignjax --property=$properties)")
 
 create() {
     check ACCELERATOR 'v[0-9]+[a-z]*-[0-9]+' 'a type, such as v5litepod-16'
@@ -132,34 +132,43 @@ delete() {
     do_it "${tpus[@]}" queued-resources delete "$NAME" "${place[@]}" --force
 }
 
-# The queued resource's state; MISSING if there is none.
-queued() {
-    local said
-    if said=$("${tpus[@]}" queued-resources describe "$NAME" "${place[@]}" \
+# The queued resource's state, and once it is active that of the run; MISSING if there is none.
+look() {
+    local state
+    if ! state=$("${tpus[@]}" queued-resources describe "$NAME" "${place[@]}" \
         '--format=value(state.state)' 2>&1); then
-        printf '%s\n' "${said##*$'\n'}"
-    elif [[ $said == *NOT_FOUND* || $said == *"not found"* ]]; then
-        echo MISSING
-    else
-        printf '%s\n' "$said" >&2
-        return 1
+        case $state in
+            *NOT_FOUND* | *"not found"*) echo MISSING ;;
+            *) echo "unknown: ${state##*$'\n'}" ;;
+        esac
+        return
     fi
+    state=${state##*$'\n'}
+    [[ $state != ACTIVE ]] || state+=" $(running)"
+    # A slice that was taken away can stay ACTIVE for a while.
+    [[ $state != *unreachable ]] || state+=" $("${tpus[@]}" tpu-vm describe "$NAME" "${place[@]}" \
+        '--format=value(state)' || true)"
+    printf '%s\n' "$state"
 }
 
-# The run on worker 0: new, running, ended CODE; unreachable when ssh fails.
+# The run on all workers: new, running, ended CODE; unreachable when ssh fails. A worker where it
+# failed and stays down ends it for all; one where it ended well waits for the others.
 running() {
-    local said code
-    said=$(on 0 "${service[@]}") || {
-        echo unreachable
-        return
-    }
-    code=${said##*ExecMainStatus=}
-    code=${code%%[!0-9]*}
-    case $said in
-        *LoadState=not-found* | *ExecMainStartTimestampMonotonic=0*) echo new ;;
-        *ActiveState=inactive* | *ActiveState=failed*) echo "ended ${code:-1}" ;;
-        *) echo running ;;
-    esac
+    local said line code='' found=unreachable
+    said=$(on all "${service[@]}") || said=
+    while read -r line; do
+        case $line in
+            *LoadState=not-found* | *TimestampMonotonic=0*) found=new ;;
+            *ActiveState=failed*)
+                code=${line##*ExecMainStatus=}
+                code=${code%%[!0-9]*}
+                ;;
+            *ActiveState=inactive*) [[ $found != unreachable ]] || found='ended 0' ;;
+            *ActiveState=*) [[ $found == new ]] || found=running ;;
+        esac
+    done <<< "$said"
+    [[ -z $code ]] || found="ended $((code ? code : 1))"
+    printf '%s\n' "$found"
 }
 
 # failure WHAT CODE: `all` goes on after a failure, which may be the network's, but not for ever
@@ -189,19 +198,19 @@ all() {
         create
         setup
         run "$@"
-        on 0 "${service[@]}"
+        on all "${service[@]}"
         delete
         return
     fi
     local state before='' failed=0
     while true; do
-        state=$(queued) || state=unknown
-        [[ $state != ACTIVE ]] || state+=" $(running)"
+        state=$(look)
         [[ $state == "$before" ]] || echo "$(date '+%F %T') $NAME: $state"
         before=$state
         case $state in
             MISSING) attempt create || true ;;
-            SUSPENDED) attempt delete || true ;; # preempted; it never becomes active again
+            # Preempted: it never becomes active again.
+            SUSPENDED | *PREEMPTED | *TERMINATED) attempt delete || true ;;
             FAILED)
                 echo "tpu_vm.sh: no slice to be had; 'launch/tpu_vm.sh status' says why" >&2
                 exit 1
@@ -211,7 +220,7 @@ all() {
                 bash launch/tpu_vm.sh delete
                 exit "${state##* }"
                 ;;
-            unknown | *unreachable) failure "a look at the slice" 1 ;;
+            unknown* | *unreachable*) failure "a look at the slice" 1 ;;
             *) failed=0 ;;
         esac
         sleep "${POLL_SECONDS:-30}"

@@ -49,14 +49,18 @@ setup() {
             | env UV_INSTALL_DIR=/usr/local/bin UV_NO_MODIFY_PATH=1 sh
     # The images' own Python is older than 3.11; uv brings one, and all packages of uv.lock.
     uv sync --frozen --extra tpu --python 3.12
-    systemctl link "$PWD/launch/alignjax.service"
+    cp launch/alignjax.service /etc/systemd/system/
 }
 
 start() {
     (($#)) || die "start: the arguments of \`alignjax run\` are missing"
-    ! systemctl is-active --quiet alignjax || die "a run is under way here; stop it first"
     # One argument after another, ended by zero bytes, which no argument can contain.
-    printf '%s\0' "$@" > run.args
+    printf '%s\0' "$@" > new.args
+    if systemctl is-active --quiet alignjax; then
+        cmp --quiet new.args run.args || die "another run is under way here; stop it first"
+        return
+    fi
+    mv new.args run.args
     systemctl daemon-reload
     systemctl reset-failed alignjax 2> /dev/null || true
     systemctl enable --now alignjax
@@ -66,7 +70,8 @@ case ${1:-} in
     setup | start) "$@" ;;
     stop) systemctl disable --now alignjax ;;
     exec)
-        mapfile -d '' args < run.args
+        args=()
+        while IFS= read -r -d '' arg; do args+=("$arg"); done < run.args
         exec .venv/bin/python -m alignjax run "${args[@]}"
         ;;
     *) die "setup, start, stop or exec, not '${1:-}'" ;;

@@ -14,10 +14,9 @@ SCRIPT = str(ROOT / "launch" / "tpu_vm.sh")
 SLICE = {"NAME": "dpo-1", "ZONE": "us-west4-a", "ACCELERATOR": "v5litepod-16", "POLL_SECONDS": "0"}
 TPUS = ["gcloud", "compute", "tpus"]
 PLACE = ["dpo-1", "--quiet", "--zone=us-west4-a"]
-SHOW = (
-    "systemctl show alignjax --property=LoadState\\,ActiveState\\,ExecMainStatus "
-    "--property=ExecMainStartTimestampMonotonic"
-)
+PROPERTIES = "LoadState,ActiveState,ExecMainStatus,ExecMainStartTimestampMonotonic"
+SHOW = rf"sh -c echo\ \$\(systemctl\ show\ alignjax\ --property={PROPERTIES}\)"
+SHOW = SHOW.replace(",", r"\,")
 STATE = "queued-resources describe"
 
 
@@ -41,13 +40,13 @@ DESCRIBE = [*TPUS, "queued-resources", "describe", *PLACE]
 
 
 def unit(load: str = "loaded", active: str = "active", code: int = 0, started: int = 7):
-    lines = (
-        f"ExecMainStartTimestampMonotonic={started}",
-        f"ExecMainStatus={code}",
-        f"LoadState={load}",
-        f"ActiveState={active}",
-    )
-    return "\n".join(lines) + "\n", 0
+    main = f"ExecMainStartTimestampMonotonic={started} ExecMainStatus={code}"
+    return f"{main} LoadState={load} ActiveState={active}\n", 0
+
+
+def units(*workers: tuple[str, int]) -> tuple[str, int]:
+    """All workers at once, one line each."""
+    return "".join(line for line, _ in workers), 0
 
 
 def test_create(cloud):
@@ -126,6 +125,18 @@ def test_logs_status_stop_delete(cloud):
     ]
 
 
+def test_the_look_at_the_run_is_one_line_for_a_worker(worker):
+    worker.answer({"show": [("LoadState=loaded\nActiveState=active\n", 0)]})
+    done = subprocess.run(
+        ["/bin/bash", "-c", SHOW.replace("sh -c", "/bin/sh -c")],
+        env=worker.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "LoadState=loaded ActiveState=active\n"
+    assert worker.calls() == [["systemctl", "show", "alignjax", f"--property={PROPERTIES}"]]
+
+
 def test_bad_names_are_refused_before_any_call(cloud):
     for name in BAD_NAMES:
         refused(cloud.run(SCRIPT, "create", **SLICE | {"NAME": name}), "tpu_vm.sh: NAME: wanted")
@@ -157,7 +168,7 @@ def test_a_dry_run_calls_nothing_and_prints_what_would_be_called(cloud):
     real = [call for call in cloud.calls() if call[1] != "stash"]
     assert real[1][:3] == described[1][:3] == ["git", "archive", "--format=tar.gz"]
     real[1:3] = described[1:3]  # the name of the archive is new each time
-    assert described == [*real, ssh(SHOW, "0"), DELETE]
+    assert described == [*real, ssh(SHOW), DELETE]
 
 
 def test_what_gcloud_fails_with_is_what_the_script_ends_with(cloud):
@@ -210,13 +221,53 @@ def test_all_creates_again_what_was_preempted_until_the_run_ends(cloud):
     assert done.stdout.count("dpo-1: ACTIVE running") == 2
 
 
-@pytest.mark.parametrize("code", [2, 143])
-def test_all_gives_the_slice_back_whatever_the_end(cloud, code):
-    cloud.answer(
-        {STATE: [("ACTIVE\n", 0)], "systemctl": [unit(active="failed", code=code)]},
-    )
+well, up = unit(active="inactive"), unit()
+restarting = unit(active="activating", code=5)
+
+
+@pytest.mark.parametrize(
+    ("workers", "code"),
+    [
+        ([well, well], 0),
+        ([restarting, unit(active="failed", code=2)], 2),  # the others would wait for ever
+        ([unit(active="failed", code=143), up], 143),
+        ([unit(active="failed", code=0), up], 1),  # too many starts
+    ],
+)
+def test_all_gives_the_slice_back_whatever_the_end(cloud, workers, code):
+    cloud.answer({STATE: [("ACTIVE\n", 0)], "systemctl": [units(*workers)]})
     assert cloud.run(SCRIPT, "all", "--config=a", **SLICE).returncode == code
     assert verbs(cloud.calls()) == ["delete"]
+
+
+@pytest.mark.parametrize("workers", [[up, well], [well, restarting], [well, up, well]])
+def test_all_waits_for_the_last_worker(cloud, workers):
+    said = [units(*workers), units(*workers), units(*[well] * len(workers))]
+    cloud.answer({STATE: [("ACTIVE\n", 0)], "systemctl": said})
+    done = cloud.run(SCRIPT, "all", "--config=a", **SLICE)
+    assert (done.returncode, verbs(cloud.calls())) == (0, ["delete"])
+    assert "ACTIVE running\n" in done.stdout
+    assert "ACTIVE ended 0\n" in done.stdout
+
+
+def test_all_starts_on_the_workers_where_it_does_not_run(cloud):
+    new = unit(active="inactive", started=0)
+    said = [units(up, new), units(new, up), units(well, well)]
+    cloud.answer({STATE: [("ACTIVE\n", 0)], "systemctl": said})
+    assert cloud.run(SCRIPT, "all", "--config=a", **SLICE).returncode == 0
+    assert verbs(cloud.calls()) == ["scp", "setup", "start"] * 2 + ["delete"]
+
+
+def test_a_slice_can_be_gone_while_its_request_is_active(cloud):
+    cloud.answer(
+        {
+            STATE: [("ACTIVE\n", 0)],
+            "systemctl": [("", 255), well],
+            "tpu-vm describe": [("PREEMPTED\n", 0)],
+        }
+    )
+    assert cloud.run(SCRIPT, "all", "--config=a", **SLICE).returncode == 0
+    assert verbs(cloud.calls()) == ["delete", "delete"]
 
 
 def test_all_ends_when_no_slice_can_be_had(cloud):
@@ -255,7 +306,7 @@ def test_all_ends_at_once_on_bad_input(cloud):
 @pytest.fixture
 def worker(tmp_path):
     """The worker's script in a folder of its own, as if that were /opt/alignjax."""
-    programs = ["apt-get", "curl", "env", "gcsfuse", "lsb_release", "mkdir", "mount"]
+    programs = ["apt-get", "cp", "curl", "env", "gcsfuse", "lsb_release", "mkdir", "mount"]
     programs += ["mountpoint", "sh", "systemctl", "tee", "uv"]
     made = stand_ins(tmp_path, *programs, reading=("tee",))
     place = tmp_path / "launch" / "tpu_worker.sh"
@@ -272,7 +323,7 @@ SYNC = ["uv", "sync", "--frozen", "--extra", "tpu", "--python", "3.12"]
 def test_worker_mounts_nfs(worker):
     assert worker.run(WORKER, "setup", "10.0.0.2:/share").returncode == 0
     calls = [call for call in worker.take() if call[0][0] != "apt-get"]
-    link = ["systemctl", "link", str(worker.folder / "launch" / "alignjax.service")]
+    copy = ["cp", "launch/alignjax.service", "/etc/systemd/system/"]
     line = "10.0.0.2:/share /mnt/shared nfs defaults,_netdev 0 0\n"
     assert calls == [
         (["mkdir", "-p", "/mnt/shared"], ""),
@@ -280,7 +331,7 @@ def test_worker_mounts_nfs(worker):
         (["mountpoint", "--quiet", "/mnt/shared"], ""),
         (["mount", "/mnt/shared"], ""),
         (SYNC, ""),
-        (link, ""),
+        (copy, ""),
     ]
 
 
@@ -313,8 +364,12 @@ def test_worker_runs_exactly_the_arguments(worker):
 
 
 def test_worker_refuses_a_second_run_and_stops_the_first(worker):
-    worker.answer({})  # is-active says yes
-    refused(worker.run(WORKER, "start", "--config=a"), "tpu_worker.sh: a run is under way")
+    assert worker.run(WORKER, "start", "--config=a").returncode == 0
+    worker.answer({})  # from now on is-active says yes
+    worker.take()
+    assert worker.run(WORKER, "start", "--config=a").returncode == 0  # the one that runs
+    assert worker.calls() == [["systemctl", "is-active", "--quiet", "alignjax"]]
+    refused(worker.run(WORKER, "start", "--config=b"), "tpu_worker.sh: another run is under way")
     refused(worker.run(WORKER, "start"), "tpu_worker.sh: start: the arguments")
     refused(worker.run(WORKER), "tpu_worker.sh: setup, start, stop or exec")
     worker.take()
