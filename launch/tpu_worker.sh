@@ -58,6 +58,7 @@ start() {
     printf '%s\0' "$@" > new.args
     if systemctl is-active --quiet alignjax; then
         cmp --quiet new.args run.args || die "another run is under way here; stop it first"
+        echo "tpu_worker.sh: this run is under way already"
         return
     fi
     mv new.args run.args

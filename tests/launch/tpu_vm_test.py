@@ -237,7 +237,7 @@ restarting = unit(active="activating", code=5)
 def test_all_gives_the_slice_back_whatever_the_end(cloud, workers, code):
     cloud.answer({STATE: [("ACTIVE\n", 0)], "systemctl": [units(*workers)]})
     assert cloud.run(SCRIPT, "all", "--config=a", **SLICE).returncode == code
-    assert verbs(cloud.calls()) == ["delete"]
+    assert cloud.calls() == [[*DESCRIBE, "--format=value(state.state)"], ssh(SHOW), DELETE]
 
 
 @pytest.mark.parametrize("workers", [[up, well], [well, restarting], [well, up, well]])
@@ -367,7 +367,8 @@ def test_worker_refuses_a_second_run_and_stops_the_first(worker):
     assert worker.run(WORKER, "start", "--config=a").returncode == 0
     worker.answer({})  # from now on is-active says yes
     worker.take()
-    assert worker.run(WORKER, "start", "--config=a").returncode == 0  # the one that runs
+    done = worker.run(WORKER, "start", "--config=a")
+    assert (done.returncode, done.stdout.count("under way already")) == (0, 1)
     assert worker.calls() == [["systemctl", "is-active", "--quiet", "alignjax"]]
     refused(worker.run(WORKER, "start", "--config=b"), "tpu_worker.sh: another run is under way")
     refused(worker.run(WORKER, "start"), "tpu_worker.sh: start: the arguments")
