@@ -5,13 +5,16 @@ Heavy imports happen inside the verbs, so that help and mistakes in a config are
 
 import logging
 import os
+import pathlib
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags
 
 import alignjax
+from alignjax import distributed
 from alignjax.errors import UserError, did_you_mean
 
 FLAGS = flags.FLAGS
@@ -108,6 +111,13 @@ def _quiet_libraries() -> None:
 
 def _main(argv: Sequence[str]) -> int:
     _quiet_libraries()
+    code = _verb(argv)
+    if argv[1] in COMPUTES:
+        distributed.leave()
+    return code
+
+
+def _verb(argv: Sequence[str]) -> int:
     if len(argv) != 2:
         raise UserError(f"wanted one verb out of {', '.join(VERBS)}, found {argv[1:] or 'none'}")
     verb = argv[1]
@@ -117,11 +127,13 @@ def _main(argv: Sequence[str]) -> int:
         if FLAGS[flag].present:
             raise UserError(f"{verb} takes no --{flag}; it takes --{', --'.join(READS[verb])}")
     if verb in COMPUTES:
-        from alignjax import distributed
-
         distributed.start()
         if not distributed.is_main():
             logging.getLogger("alignjax").setLevel(logging.WARNING)
+        if distributed.several():
+            from alignjax.recipes import agreement
+
+            agreement.of_programs()
     if verb == "generate":
         return _generate()
     if verb == "evaluate":
@@ -156,11 +168,12 @@ def _main(argv: Sequence[str]) -> int:
     if max(config.mesh.data, config.mesh.fsdp, config.mesh.tensor) > 1:
         # A larger pool than there are cores: CPU collectives can starve each other otherwise.
         os.environ.setdefault("NPROC", "32")
-    from alignjax.recipes import align, finished
+    from alignjax.recipes import agreement, align, finished
 
     if verb == "data":
         align.show_data(config)
         return 0
+    agreement.of_runs(config, path, pathlib.Path(workdir))
     _recipe(config).run(config, workdir, allow_config_change=FLAGS.allow_config_change)
     finished.note_origin(workdir, path, FLAGS.set)
     return 0
@@ -321,6 +334,7 @@ def main() -> None:
         print(f"alignjax: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except UserError as error:
+        distributed.await_reason(error)
         # All is said with this line. Where a checkpoint is damaged, threads of the library go on to
         # tell of reads that nobody waits for any more, past every hook that Python has: they lose
         # their stderr first, so that none of theirs can follow ours.
@@ -329,13 +343,22 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         line = f"alignjax: {' '.join(str(error).split())}\n"
         os.write(ours, line.encode(errors="backslashreplace"))
+        distributed.fail(error.exit_code, str(error))
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:  # whoever read our output has gone: `... --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        distributed.fail(1, "nobody reads its output any more")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("alignjax: stopped; the same command goes on from what is done", file=sys.stderr)
+        distributed.fail(130, "stopped")
         raise SystemExit(130) from None
+    except Exception as error:
+        distributed.await_reason(error)
+        if distributed.several():
+            traceback.print_exc()
+        distributed.fail(1, f"{type(error).__name__}: {error}")
+        raise
 
 
 if __name__ == "__main__":

@@ -65,6 +65,8 @@ class TrainConfig:
     keep: int = 2  # checkpoints kept
     log_every: int = 10  # steps between lines of metrics.jsonl
     max_skipped: int = 5  # non-finite steps in a row before the run stops
+    stuck_after: float = 1800.0  # seconds, compiling aside, that a step may hang before the run
+    # ends with exit code 5; 0: for ever
     seed: int = 0  # of initialisation, shuffling and draws
 
 

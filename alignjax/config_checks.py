@@ -185,6 +185,7 @@ def _train_checks(at: str, train: Any) -> list[Check]:
         (train.log_every > 0, f"{at}.log_every", "a positive number"),
         (train.keep > 0, f"{at}.keep", "a positive number"),
         (train.max_skipped > 0, f"{at}.max_skipped", "a positive number"),
+        (train.stuck_after >= 0, f"{at}.stuck_after", "seconds, 0 or more"),
         (0 <= train.seed < 2**31, f"{at}.seed", "a number in [0, 2^31)"),
     ]
 

@@ -8,14 +8,19 @@ All processes have to come to every `barrier`, `once` and `agree`, in the same o
 """
 
 import collections
+import functools
 import json
 import os
 import pathlib
 import platform
+import re
 import secrets
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from alignjax import peers
 from alignjax.cluster import Announced, announced
 from alignjax.errors import UserError
 
@@ -47,6 +52,8 @@ def _on_tpu() -> bool:
 def _join(found: Announced) -> None:
     import jax
 
+    lost_after = peers.lost_after()
+    peers.expect_aborts()
     # The loop agrees on when to stop by itself, for Ctrl-C too; the service would swallow SIGTERM
     # from here on, in all that is not a training loop.
     jax.config.update("jax_enable_preemption_service", False)
@@ -58,7 +65,40 @@ def _join(found: Announced) -> None:
         local_device_ids=found.devices,
         cluster_detection_method=found.method,
         initialization_timeout=START_SECONDS,
+        # Its end is an abort with a page of stack: `peers` is to be first.
+        heartbeat_timeout_seconds=2 * lost_after + 10,
     )
+    if several():
+        hosts = exchange("host", platform.node())
+        peers.watch(peers.Run(_state().client, _state().process_id, hosts))
+
+
+def leave() -> None:
+    """Waits until every process comes to its end."""
+    barrier("leave")
+    peers.left()
+
+
+def await_reason(error: BaseException) -> None:
+    """Where the runtime raised an error, a peer that was lost may be the reason.
+
+    The process that finds out who is given the time to say so, and all end with its line.
+    """
+    cause: BaseException | None = error
+    while several() and cause is not None:
+        # By its text, UNAVAILABLE: ...; it comes as a ValueError or a JaxRuntimeError.
+        if re.match(r"[A-Z]+(_[A-Z]+)*: ", str(cause)):
+            time.sleep(peers.lost_after() + 10)
+            return
+        cause = cause.__cause__ or cause.__context__
+
+
+def fail(exit_code: int, reason: str) -> None:
+    """Of several processes: tells the others why this one fails, and ends it here."""
+    if several():
+        sys.stdout.flush()
+        peers.failed(exit_code, reason)
+        os._exit(exit_code)
 
 
 def _state() -> Any:
@@ -69,12 +109,12 @@ def _state() -> Any:
 
 def several() -> bool:
     """Whether this run has more than one process."""
-    return bool(_state().num_processes > 1)
+    return "jax" in sys.modules and bool(_state().num_processes > 1)
 
 
 def is_main() -> bool:
     """Whether this is process 0: the one that writes files and tells."""
-    return bool(_state().process_id == 0)
+    return not several() or bool(_state().process_id == 0)
 
 
 def exchange(name: str, value: str) -> list[str]:
@@ -188,6 +228,37 @@ def one_folder(folder: pathlib.Path, field: str) -> None:
         raise UserError(
             f"{field}: {folder} is not one folder for all processes: {'; '.join(who[:3])}"
         )
+
+
+def loudest(numbers: Sequence[int]) -> Callable[[], int]:
+    """The largest of the numbers that any process has by now, or 0; waits when it is called.
+
+    The devices compare them in their order: between steps it costs a collective of a few bytes. Of
+    one process it is the largest that it has when it is called.
+    """
+    if not several():
+        return lambda: max(numbers, default=0)
+    number = max(numbers, default=0)
+    import jax
+    import numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    whole, largest = _largest()
+    each = NamedSharding(whole.mesh, PartitionSpec("all"))
+    spread = jax.make_array_from_callback(
+        (whole.mesh.size,), each, lambda index: np.full(1, number, np.int32)
+    )
+    found = largest(spread)
+    return lambda: int(found)
+
+
+@functools.cache
+def _largest() -> tuple[Any, Any]:
+    import jax
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    whole = NamedSharding(Mesh(jax.devices(), "all"), PartitionSpec())
+    return whole, jax.jit(jax.numpy.max, out_shardings=whole)
 
 
 def fetch(tree: Any) -> Any:

@@ -1,7 +1,8 @@
 """Faults on purpose, so that tests can end a run at one exact place.
 
 ``ALIGNJAX_FAULT=phase:place=kill`` sends this process SIGKILL when it first comes to that phase,
-``term`` and ``int`` send SIGTERM and SIGINT. Without the variable nothing happens.
+``term``, ``int`` and ``stop`` send SIGTERM, SIGINT and SIGSTOP. Without the variable nothing
+happens.
 """
 
 import os
@@ -29,7 +30,12 @@ PHASES = (
     "said",  # responses for one preference are written
     "front",  # the front is written, the summary is not
 )
-SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
+SIGNALS = {
+    "kill": signal.SIGKILL,
+    "term": signal.SIGTERM,
+    "int": signal.SIGINT,
+    "stop": signal.SIGSTOP,
+}
 
 
 def fault_point(phase: str, place: object) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from alignjax import distributed
 from alignjax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
@@ -47,6 +48,11 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = Non
         raise UserError(
             f"mesh: data={data} x fsdp={fsdp} x tensor={tensor} wants {wanted} devices, "
             f"found {len(devices)} ({devices[0].platform})"
+        )
+    if wanted < len(devices) and distributed.several():
+        raise UserError(
+            f"mesh: data={data} x fsdp={fsdp} x tensor={tensor} wants {wanted} devices, the "
+            f"processes have {len(devices)}, and none may be left out"
         )
     # Auto axes: explicit ones, the library's new default, reject a plain embedding gather.
     return jax.make_mesh(

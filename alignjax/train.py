@@ -7,6 +7,7 @@ happen between steps only, so a run that is killed and started again goes on bit
 import contextlib
 import dataclasses
 import functools
+import json
 import logging
 import pathlib
 import signal
@@ -19,7 +20,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from alignjax import checkpoint, metrics
+from alignjax import checkpoint, distributed, metrics, peers
 from alignjax.data.batching import Bucketed, Plan, read
 from alignjax.errors import UserError
 from alignjax.faults import fault_point
@@ -78,6 +79,7 @@ class Job:
     eval_every: int
     keep: int
     max_skipped: int
+    stuck_after: float = 0.0  # seconds; 0: a step may take as long as it takes
     forward: Forward = score  # a policy's; `step.reward_scores`: a reward model's
 
 
@@ -218,10 +220,13 @@ def loop(
     Every line of the metrics holds ``step_seconds``: what all turns so far took, over all starts of
     the run, without tracing and compiling, waiting for rows, saving and evaluating.
     """
+    distributed.agree({f"{job.name}: {name}": str(x) for name, x in job.identity.items()})
+    limit = functools.partial(peers.within, job.stuck_after)
     players = dict.fromkeys(player(done) for done in range(total))
     meters = {who: metrics.Meter(max_skipped=job.max_skipped) for who in players}
     with checkpoint.open_store(job.workdir / "checkpoints", keep=job.keep) as store:
-        begin = checkpoint.latest(store)
+        # What process 0 sees: a file system may show it to the others later.
+        begin = json.loads(distributed.exchange("latest", json.dumps(checkpoint.latest(store)))[0])
         if begin is None:
             state = start()
             begin, spent = 0, 0.0
@@ -255,7 +260,8 @@ def loop(
 
         def look(step: int, scalars: dict[str, Array]) -> dict[str, float]:
             who = player(step - 1)
-            values = meters[who].add(step, scalars)
+            with limit(f"{job.name}, step {step}"):
+                values = meters[who].add(step, scalars)
             watch(step, values)
             return {f"{who}loss": values["loss"]}
 
@@ -272,14 +278,18 @@ def loop(
                 host = next(ahead)
                 waited += time.perf_counter() - since
                 batch = put_rows(host, job.mesh)
+                # Of several processes, one may have caught a signal: all stop at the same step.
+                with limit(f"{job.name}, step {step}"):
+                    heard = distributed.loudest(caught)
                 with metrics.timed() as took:
                     state, scalars = turn(state, batch, step - 1)
                     fault_point("step", f"{job.name}-{step}")
                     if late is not None:
                         look(step - 1, late)
+                    with limit(f"{job.name}, step {step}"):
+                        stopping = bool(heard())  # once: a signal may come at any line
                 spent += took[0]
                 late = scalars
-                stopping = bool(caught)  # looked at once: a signal may come at any line
                 at_end, logs = step == total, step % job.log_every == 0
                 evaluates = job.eval_every and (at_end or step % job.eval_every == 0)
                 saves = at_end or stopping or step % job.save_every == 0
@@ -302,9 +312,10 @@ def loop(
                 advance(1)
                 if stopping:
                     break
-            if caught:  # at the end of the plan too: another stage would follow
+            signum = distributed.loudest(caught)()
+            if signum:  # at the end of the plan too: another stage would follow
                 store.wait()
-                raise StoppedError(caught[0], int(state.step.max()), job.workdir)
+                raise StoppedError(signum, int(state.step.max()), job.workdir)
     return state, {
         "steps": total,
         "resumed_from": begin,
@@ -320,9 +331,9 @@ def _signals() -> Iterator[list[int]]:
 
     def note(signum: int, frame: object) -> None:
         del frame
-        if not caught:
+        if not caught:  # what comes after the first changes nothing
             log.warning("%s: stopping after this step", signal.Signals(signum).name)
-        caught.append(signum)
+            caught.append(signum)
 
     before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

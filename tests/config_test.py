@@ -273,7 +273,8 @@ def test_every_field_refuses_a_wrong_type(path):
     [
         *("train.batch_size=0", "train.accumulate=0", "train.accumulate=3", "train.steps=-1"),
         *("train.eval_every=-1", "train.save_every=0", "train.log_every=0", "train.keep=0"),
-        *("train.max_skipped=0", "train.seed=-1", "optim.learning_rate=-1", "optim.b1=1"),
+        *("train.max_skipped=0", "train.stuck_after=-1", "train.seed=-1"),
+        *("optim.learning_rate=-1", "optim.b1=1"),
         *("optim.b2=-0.1", "optim.eps=0", "optim.clip_norm=0", "optim.warmup_fraction=1"),
         *("optim.weight_decay=-1", "data.eval_fraction=0", "data.eval_fraction=1"),
         *("data.max_drop_fraction=2", "data.max_prompt_tokens=1", "data.max_response_tokens=0"),

@@ -41,7 +41,7 @@ LAYERS = (
     ),
     ("models", "objectives"),
     ("types", "fields", "distributed"),
-    ("cluster",),
+    ("cluster", "peers"),
     ("errors", "faults", "pareto"),
 )
 # Narrower than their layer: all of alignjax that these may import.

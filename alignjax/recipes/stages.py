@@ -70,6 +70,7 @@ def job_of_rows(
         eval_every=config.train.eval_every,
         keep=config.train.keep,
         max_skipped=config.train.max_skipped,
+        stuck_after=config.train.stuck_after,
     )
 
 
