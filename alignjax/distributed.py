@@ -25,6 +25,10 @@ from alignjax.cluster import Announced, announced
 from alignjax.errors import UserError
 
 START_SECONDS = 600  # how long a process waits for the others to start
+# How errors of the runtime begin that a lost peer may cause; of the type one cannot be sure.
+FROM_RUNTIME = re.compile(
+    r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): "
+)
 _uses: collections.Counter[str] = collections.Counter()  # how often a name was waited for
 
 
@@ -86,8 +90,7 @@ def await_reason(error: BaseException) -> None:
     """
     cause: BaseException | None = error
     while several() and cause is not None:
-        # By its text, UNAVAILABLE: ...; it comes as a ValueError or a JaxRuntimeError.
-        if re.match(r"[A-Z]+(_[A-Z]+)*: ", str(cause)):
+        if FROM_RUNTIME.match(str(cause)):
             time.sleep(peers.lost_after() + 10)
             return
         cause = cause.__cause__ or cause.__context__

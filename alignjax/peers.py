@@ -112,6 +112,8 @@ def _listen(run: Run, seconds: int) -> None:
 
 
 def _obey(run: Run, verdict: dict[str, Any]) -> None:
+    if verdict["by"] == run.me:  # the thread that found it out ends this process
+        return
     if verdict["dump"]:
         faulthandler.dump_traceback()
     elif verdict["exit_code"] != EXIT_CODE and _leaving.wait(GRACE_SECONDS):
@@ -128,7 +130,7 @@ def _publish(run: Run, exit_code: int, line: str, *, dump: bool = False, silent:
     Process 0, whose end would take it from them, waits until the others read it, but for the
     ``silent`` ones that are lost.
     """
-    verdict = {"exit_code": exit_code, "line": line, "dump": dump}
+    verdict = {"by": run.me, "exit_code": exit_code, "line": line, "dump": dump}
     with contextlib.suppress(Exception):  # another was first, or process 0 is gone
         run.client.key_value_set(f"{VERDICT}it", json.dumps(verdict))
     with contextlib.suppress(Exception):

@@ -1,8 +1,13 @@
-"""One process of a tiny run: as ``python -m alignjax run`` begins and ends, little in between."""
+"""One process of a tiny run: as ``python -m alignjax run`` begins and ends, little in between.
+
+What it does is in its environment: ``MEMBER_FOLDER``, ``MEMBER_STUCK_AFTER`` (seconds), and
+``MEMBER_TROUBLE``, what goes wrong before which step: ``error-5``, ``hang-5`` or ``int-5``.
+"""
 
 import json
 import os
 import pathlib
+import signal
 import sys
 import time
 
@@ -10,40 +15,51 @@ import jax
 import numpy as np
 
 from alignjax import __main__ as program
-from alignjax import checkpoint, distributed, sharding, train
+from alignjax import distributed, sharding, train
 from alignjax.errors import UserError
 from tests import train_test
 
-STUCK_AFTER = 4.0
-
 
 def verb(argv: list[str]) -> int:
-    workdir = pathlib.Path(os.environ["MEMBER_WORKDIR"])
-    trouble = os.environ.get("MEMBER_TROUBLE", "")
+    folder = pathlib.Path(os.environ["MEMBER_FOLDER"])
     distributed.start()
     mesh = sharding.make_mesh(1, jax.device_count(), 1)
-    seen: list[list[int]] = []
+    rows: list[list[int]] = []
     real = train.put_rows
 
     def put_rows(batch, mesh):
-        seen.append(np.asarray(batch.prompt_id).tolist())
-        if trouble == f"error-{len(seen)}":
-            raise UserError("this process alone")
-        if trouble == f"bug-{len(seen)}":
-            raise ZeroDivisionError("this process alone")
-        if trouble == f"hangs-{len(seen)}":
-            time.sleep(600)
-        return real(batch, mesh)
+        batch = real(batch, mesh)
+        rows.append(distributed.fetch(batch.prompt_id).tolist())
+        trouble(len(rows))
+        return batch
 
     train.put_rows = put_rows
-    stuck_after = STUCK_AFTER if "MEMBER_STUCK" in os.environ else 0.0
-    job = train_test.job(workdir, mesh=mesh, stuck_after=stuck_after, log_every=1)
-    state, counts = train_test.fit(job)
-    digest = checkpoint.tree_digest(distributed.fetch(train_test.bare(state)))
-    told = {"counts": counts, "seen": seen, "digest": digest}
-    me = distributed._state().process_id
-    (workdir / f"told{me}.json").write_text(json.dumps(told))
+    stuck_after = float(os.environ.get("MEMBER_STUCK_AFTER", "0"))
+    job = train_test.job(folder, mesh=mesh, stuck_after=stuck_after, log_every=1)
+    try:
+        state, counts = train_test.fit(job)
+        params = distributed.fetch(state.params)
+        told = {**counts, "w": np.asarray(params["w"]).tolist()}
+    except train.StoppedError as stopped:
+        told = {"stopped": str(stopped)}
+        raise
+    finally:
+        if sys.exc_info()[0] in (None, train.StoppedError):
+            name = f"told-{distributed._state().process_id}.json"
+            (folder / name).write_text(json.dumps({**told, "rows": rows}))
     return 0
+
+
+def trouble(step: int) -> None:
+    what, _, when = os.environ.get("MEMBER_TROUBLE", "").partition("-")
+    if when != str(step):
+        return
+    if what == "error":
+        raise UserError("wrong in this process alone")
+    if what == "hang":
+        time.sleep(600)
+    if what == "int":
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,79 @@
+"""Runs of several processes that are stopped, killed and started again, with other counts too."""
+
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from alignjax import distributed, train
+from tests import train_test
+from tests.processes import members
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    """What one process makes of it that nobody stops: the rows of every step, and the weights."""
+    rows = []
+    with pytest.MonkeyPatch.context() as patch:
+        real = train.put_rows
+        patch.setattr(
+            train, "put_rows", lambda b, m: (rows.append(b.prompt_id.tolist()), real(b, m))[1]
+        )
+        state, _ = train_test.fit(train_test.job(tmp_path_factory.mktemp("clean")))
+    return rows, np.asarray(state.params["w"])
+
+
+def test_a_signal_to_one_stops_all_and_any_count_goes_on(clean, compiled, tmp_path):
+    """2 processes, then 1, then 2: SIGTERM to process 1, later to the only one."""
+    rows, w = clean
+    # SIGTERM reaches process 1 in step 5; SIGINT process 0 in step 6, after which all stop.
+    trouble = ({"MEMBER_TROUBLE": "int-6"}, {"ALIGNJAX_FAULT": "step:alignment-5=term"})
+    codes, output = members.start(tmp_path, trouble, **compiled)
+    assert codes == [143, 143], output
+    line = f"alignjax: SIGTERM: saved step 6 in {tmp_path}; the same command goes on from there"
+    assert [members.last_line(x) for x in output] == [line] * 2
+    first = members.told(tmp_path, 2)
+    assert [x["rows"] for x in first] == [rows[:6]] * 2
+
+    fault = {"ALIGNJAX_FAULT": "step:alignment-9=term"}
+    codes, output = members.start(tmp_path, [fault], **compiled)
+    assert codes == [143], output
+    assert members.told(tmp_path, 1)[0]["rows"] == rows[6:9]
+
+    codes, output = members.start(tmp_path, [{}, {}], **compiled)
+    assert codes == [0, 0], output
+    for last in members.told(tmp_path, 2):
+        assert (last["resumed_from"], last["steps"]) == (9, 12)
+        assert last["rows"] == rows[9:]
+        # Sums of rows in another order, over 12 steps of Adam; the weights are about 1.
+        np.testing.assert_allclose(last["w"], w, rtol=0, atol=1e-5)
+
+
+def test_without_agreement_a_signal_to_one_does_not_stop_all(monkeypatch, tmp_path):
+    """Negative control: a loop that does not ask the others goes on to the end."""
+    monkeypatch.setattr(distributed, "loudest", lambda numbers: lambda: 0)
+    monkeypatch.setenv("ALIGNJAX_FAULT", "step:alignment-5=term")
+    state, counts = train_test.fit(train_test.job(tmp_path))
+    assert counts["steps"] == int(state.step) == 12
+
+
+def test_a_process_that_dies_before_its_part_is_saved(clean, compiled, tmp_path):
+    """Nothing of that step counts; the others end with 5; started again, the run ends the same."""
+    rows, w = clean
+    each = ({}, {"ALIGNJAX_FAULT": "logged:alignment-8=kill"})
+    codes, output = members.start(tmp_path, each, **compiled)
+    assert codes == [5, -signal.SIGKILL], output
+    host = distributed.platform.node()
+    assert members.last_line(output[0]) == (
+        f"alignjax: process 1 ({host}): lost, no sign of life for 6 s"
+    )
+    codes, output = members.start(tmp_path, [{}, {}], **compiled)
+    assert codes == [0, 0], output
+    for last in members.told(tmp_path, 2):
+        assert last["resumed_from"] == 4
+        assert last["rows"] == rows[4:]
+        np.testing.assert_allclose(last["w"], w, rtol=0, atol=1e-5)
+    steps = [p.name for p in (tmp_path / "checkpoints").iterdir()]
+    assert sorted(steps) == ["12", "4", "8"]
+    assert jax.process_count() == 1

@@ -1,0 +1,94 @@
+"""One process that is killed, hangs, is stopped or fails: what becomes of the others."""
+
+import signal
+
+import pytest
+
+from alignjax import distributed, peers
+from alignjax.errors import UserError
+from tests.processes import members
+
+HOST = distributed.platform.node()
+
+
+def test_process_0_is_killed(compiled, tmp_path):
+    each = ({"ALIGNJAX_FAULT": "step:alignment-5=kill"}, {})
+    codes, output = members.start(tmp_path, each, **compiled)
+    assert codes == [-signal.SIGKILL, 5], output
+    # Whoever notices first: our thread, or JAX, whose abort ends with our line too.
+    assert members.last_line(output[1]) in (
+        f"alignjax: process 0 ({HOST}): lost, it does not answer",
+        "alignjax: ended by JAX, which says why above: another process is lost",
+    )
+
+
+def test_one_that_hangs_ends_the_run_with_the_stacks_of_all(compiled, tmp_path):
+    each = ({}, {"MEMBER_TROUBLE": "hang-5"})
+    codes, output = members.start(tmp_path, each, MEMBER_STUCK_AFTER="5", **compiled)
+    assert codes == [5, 5], output
+    line = f"alignjax: process 0 ({HOST}): alignment, step 5: stuck, nothing came for 5 s"
+    assert [members.last_line(x) for x in output] == [line] * 2
+    assert "in trouble" in output[1]  # the stack of the one that hangs says where
+    assert "in loop" in output[0]
+
+
+@pytest.mark.slow
+def test_process_0_is_stopped(compiled, tmp_path):
+    """Its connections stay open, and nothing is answered."""
+    each = ({"ALIGNJAX_FAULT": "step:alignment-5=stop"}, {})
+    codes, output = members.start(tmp_path, each, waits_for=[1], **compiled)
+    assert codes[1] == 5, output
+    assert members.last_line(output[1]) == (
+        f"alignjax: process 0 ({HOST}): lost, no answer for 6 s"
+    )
+
+
+def test_an_error_of_one_ends_all_with_its_code_and_line(compiled, tmp_path):
+    each = ({}, {"MEMBER_TROUBLE": "error-5"})
+    codes, output = members.start(tmp_path, each, **compiled)
+    assert codes == [2, 2], output
+    assert members.last_line(output[1]) == "alignjax: wrong in this process alone"
+    assert members.last_line(output[0]) == (
+        f"alignjax: process 1 ({HOST}): wrong in this process alone"
+    )
+
+
+def test_what_takes_too_long_ends_the_program(monkeypatch):
+    ended = []
+
+    def end(code, line):
+        ended.append((code, line))
+
+    monkeypatch.setattr(peers, "_end", end)
+    monkeypatch.setattr(peers.faulthandler, "dump_traceback", lambda: ended.append("stacks"))
+    with peers.within(0.01, "a step"):
+        while len(ended) < 2:
+            pass
+    assert ended == ["stacks", (5, "a step: stuck, nothing came for 0.01 s")]
+    # What is in time, and what has no limit, is left alone.
+    for seconds in (600, 0):
+        with peers.within(seconds, "a step"):
+            pass
+    assert len(ended) == 2
+
+
+@pytest.mark.parametrize("text", ["", "soon", "2", "-5", "1.5"])
+def test_a_limit_that_is_no_number_of_seconds_is_refused(monkeypatch, text):
+    monkeypatch.setenv("ALIGNJAX_LOST_AFTER", text)
+    with pytest.raises(UserError, match="ALIGNJAX_LOST_AFTER: wanted seconds, 3 or more, found"):
+        peers.lost_after()
+
+
+def test_only_errors_of_the_runtime_wait_for_a_reason(monkeypatch):
+    waited = []
+    monkeypatch.setattr(distributed, "several", lambda: True)
+    monkeypatch.setattr(distributed.time, "sleep", waited.append)
+    monkeypatch.setenv("ALIGNJAX_LOST_AFTER", "7")
+    for own in (UserError("data.path: no file"), ValueError("K: 3"), ZeroDivisionError()):
+        distributed.await_reason(own)
+    assert not waited
+    wrapped = UserError("the last save failed")
+    wrapped.__cause__ = RuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
+    for foreign in (ValueError("UNKNOWN: Gloo all-reduce failed"), wrapped):
+        distributed.await_reason(foreign)
+    assert waited == [17, 17]
