@@ -16,6 +16,7 @@ from alignjax.data.files import fingerprint
 from alignjax.data.prepare import enforce, prepare
 from alignjax.data.records import Receipt, Record, check, check_no_overlap, split_by_prompt
 from alignjax.data.tokenizer import Tokenizer
+from alignjax.distributed import agree, several
 from alignjax.errors import UserError
 from alignjax.fields import describe, keywords, plain
 
@@ -116,6 +117,10 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
     data = config.data
     receipts = {"train": Receipt(), "held_out": Receipt()}
     train, held_out = split(config, receipts)
+    if several():  # every process reads by itself, from disks of its own perhaps
+        agree(
+            {"the data's training records": _digest(train), "held-out records": _digest(held_out)}
+        )
     tokenizer = load_tokenizer(config, workdir, train)
     cache = cache_dir(config, workdir)
     files = {p: fingerprint(p) for p in (data.path, data.eval_path) if p}
@@ -155,6 +160,13 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
         tokenizer=tokenizer,
         receipt=receipt,
     )
+
+
+def _digest(records: list[Record]) -> str:
+    digest = hashlib.sha256()
+    for r in records:
+        digest.update(repr((r.id, r.prompt, r.responses, r.scores, r.desirable)).encode())
+    return f"{len(records)} with digest {digest.hexdigest()[:16]}"
 
 
 def _labels(rows: Bucketed) -> dict[str, Any]:

@@ -54,8 +54,8 @@ def start(
             started.append(
                 subprocess.Popen(
                     command,
-                    cwd=runs.ROOT,
-                    env=runs.environment(**common, **number, **own),
+                    cwd=folder if command is not MEMBER else runs.ROOT,
+                    env=runs.environment(**{**common, **number, **own}),
                     stdout=output,
                     stderr=subprocess.STDOUT,
                 )
