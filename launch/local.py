@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from absl import app, flags
+from absl import flags
 
 PROCESSES = flags.DEFINE_integer("processes", 2, "how many processes", lower_bound=1)
 DEVICES = flags.DEFINE_integer("devices", 1, "virtual CPU devices per process", lower_bound=1)
@@ -31,12 +31,14 @@ KILL_SECONDS = 4.0  # from SIGTERM to SIGKILL
 PR_SET_PDEATHSIG = 1
 
 
-def main(argv: Sequence[str]) -> int:
-    if len(argv) < 2:
-        print(
-            "local.py: wanted a verb after --, e.g. local.py --processes=2 -- run --config=...",
-            file=sys.stderr,
-        )
+def main(arguments: Sequence[str]) -> int:
+    try:
+        argv = flags.FLAGS(list(arguments))
+        if len(argv) < 2:
+            raise flags.Error("wanted a verb after --")
+    except flags.Error as error:
+        example = "local.py --processes=2 -- run --config=..."
+        print(f"local.py: {' '.join(str(error).split())}; e.g. {example}", file=sys.stderr)
         return 2
     command = [sys.executable, "-m", "alignjax", *argv[1:]]
     port = _free_port()
@@ -126,9 +128,10 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
 
 def _copy(pipe: IO[bytes], index: int) -> None:
     """Lines of a process, with its number before them."""
-    for line in pipe:
-        sys.stderr.buffer.write(b"[%d] " % index + line.rstrip(b"\r\n") + b"\n")
-        sys.stderr.buffer.flush()
+    with pipe:
+        for line in pipe:
+            sys.stderr.buffer.write(b"[%d] " % index + line.rstrip(b"\r\n") + b"\n")
+            sys.stderr.buffer.flush()
 
 
 def _die_with_parent() -> None:
@@ -145,4 +148,4 @@ def _free_port() -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    raise SystemExit(main(sys.argv))

@@ -24,9 +24,9 @@ def test_process_0_is_killed(compiled, tmp_path):
 
 def test_one_that_hangs_ends_the_run_with_the_stacks_of_all(compiled, tmp_path):
     each = ({}, {"MEMBER_TROUBLE": "hang-5"})
-    codes, output = members.start(tmp_path, each, MEMBER_STUCK_AFTER="5", **compiled)
+    codes, output = members.start(tmp_path, each, MEMBER_STUCK_AFTER="12", **compiled)
     assert codes == [5, 5], output
-    line = f"alignjax: process 0 ({HOST}): alignment, step 5: stuck, nothing came for 5 s"
+    line = f"alignjax: process 0 ({HOST}): alignment, step 5: stuck, nothing came for 12 s"
     assert [members.last_line(x) for x in output] == [line] * 2
     assert "in trouble" in output[1]  # the stack of the one that hangs says where
     assert "in loop" in output[0]
@@ -39,7 +39,7 @@ def test_process_0_is_stopped(compiled, tmp_path):
     codes, output = members.start(tmp_path, each, waits_for=[1], **compiled)
     assert codes[1] == 5, output
     assert members.last_line(output[1]) == (
-        f"alignjax: process 0 ({HOST}): lost, no answer for 6 s"
+        f"alignjax: process 0 ({HOST}): lost, no answer for 10 s"
     )
 
 
