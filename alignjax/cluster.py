@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from alignjax.errors import UserError
 
 PLAIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
+SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ def announced(env: Mapping[str, str], *, on_tpu: bool) -> Announced | None:
     """
     if any(name in env for name in PLAIN):
         return _plain(env)
-    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if "SLURM_STEP_NUM_TASKS" in env and _number(env, "SLURM_STEP_NUM_TASKS") > 1:
         return _slurm(env)
     # One method by name: JAX's search would also try others, with warnings of their own.
     if on_tpu:

@@ -10,11 +10,13 @@ All processes have to come to every `barrier`, `once` and `agree`, in the same o
 import collections
 import functools
 import json
+import logging
 import os
 import pathlib
 import platform
 import re
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +25,8 @@ from typing import Any
 from alignjax import peers
 from alignjax.cluster import Announced, announced
 from alignjax.errors import UserError
+
+log = logging.getLogger("alignjax")
 
 START_SECONDS = 600  # how long a process waits for the others to start
 # How errors of the runtime begin that a lost peer may cause; of the type one cannot be sure.
@@ -46,7 +50,7 @@ def start() -> None:
 
 
 def _on_tpu() -> bool:
-    if os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
+    if (os.environ.get("JAX_PLATFORMS") or "tpu").split(",")[0] != "tpu":
         return False
     from jax._src import cloud_tpu_init  # it looked already, and the public API does not tell
 
@@ -62,19 +66,28 @@ def _join(found: Announced) -> None:
     # from here on, in all that is not a training loop.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_check_proxy_envs", False)  # a warning in every run behind a proxy
-    jax.distributed.initialize(
-        coordinator_address=found.address,
-        num_processes=found.processes,
-        process_id=found.index,
-        local_device_ids=found.devices,
-        cluster_detection_method=found.method,
-        initialization_timeout=START_SECONDS,
-        # Its end is an abort with a page of stack: `peers` is to be first.
-        heartbeat_timeout_seconds=2 * lost_after + 10,
-    )
+    if found.method == "slurm":  # JAX looks at the variable, which srun does not need to set
+        os.environ.setdefault("SLURM_NTASKS", str(found.processes))
+    try:
+        jax.distributed.initialize(
+            coordinator_address=found.address,
+            num_processes=found.processes,
+            process_id=found.index,
+            local_device_ids=found.devices,
+            cluster_detection_method=found.method,
+            initialization_timeout=START_SECONDS,
+            # Its end is an abort with a page of stack: `peers` is to be first.
+            heartbeat_timeout_seconds=2 * lost_after + 10,
+        )
+    except (ValueError, OSError) as error:
+        if found.processes is not None:
+            raise UserError(f"the announced processes cannot be joined: {error}") from error
+        log.warning("TPUs, but no cluster that JAX knows (%s): this process runs alone", error)
     if several():
         hosts = exchange("host", platform.node())
         peers.watch(peers.Run(_state().client, _state().process_id, hosts))
+    else:
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
 
 
 def leave() -> None:

@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from alignjax.errors import UserError
@@ -41,7 +41,7 @@ _leaving = threading.Event()  # set when this process ends by itself
 _rounds = [0]  # how often this process spoke with process 0
 # Called by C: has to stay for as long as the process does.
 _aborted = ctypes.CFUNCTYPE(None, ctypes.c_int)(
-    lambda _: _end(EXIT_CODE, "ended by JAX, which says why above: another process is lost")
+    lambda _: _end(EXIT_CODE, "aborted by JAX, which says why above; most likely a peer is lost")
 )
 
 
@@ -58,7 +58,10 @@ def lost_after() -> int:
 
 
 def expect_aborts() -> None:
-    """JAX aborts the process when process 0 is gone, or never came; the exit code is ours then."""
+    """JAX aborts the process when process 0 is gone, or never came; the exit code is ours then.
+
+    A handler of Python's would run after the abort: this one is C's.
+    """
     libc = ctypes.CDLL(None)
     libc.signal.argtypes = [ctypes.c_int, type(_aborted)]
     libc.signal.restype = ctypes.c_void_p
@@ -156,36 +159,41 @@ def left() -> None:
 
 
 @contextlib.contextmanager
-def within(seconds: float, what: str) -> Iterator[None]:
-    """Ends the run with exit code 5 and the stacks of all threads if the block takes longer.
+def watched(seconds: float) -> Iterator[Callable[[str], contextlib.AbstractContextManager[None]]]:
+    """Yields what blocks are put into that may take so long: ``with within("step 3"):``.
 
-    Seconds are counted while the process runs: a laptop that was asleep is not stuck.
+    One that takes longer ends the run, with exit code 5 and the stacks of all threads. Seconds are
+    counted while the process runs: a laptop that was asleep is not stuck.
 
     Args:
       seconds: 0: as long as it takes.
-      what: for the line.
     """
-    if not seconds:
-        yield
-        return
-    over = threading.Event()
+    over, waiting, spent = threading.Event(), [""], [0.0]
+
+    @contextlib.contextmanager
+    def within(what: str) -> Iterator[None]:
+        waiting[0], spent[0] = what, 0.0
+        try:
+            yield
+        finally:
+            waiting[0] = ""
 
     def count() -> None:
-        spent, tick = 0.0, min(1.0, seconds)
-        while spent < seconds:
-            if over.wait(tick):
-                return
-            spent += tick
-        line = f"{what}: stuck, nothing came for {seconds:g} s"
-        faulthandler.dump_traceback()
-        if _run is not None:
-            line = f"{_name(_run)}: {line}"
-            _publish(_run, EXIT_CODE, line, dump=True)
-        _end(EXIT_CODE, line)
+        tick = min(1.0, seconds)
+        while not over.wait(tick):
+            spent[0] += tick
+            if waiting[0] and spent[0] > seconds:
+                line = f"{waiting[0]}: stuck, nothing came for {seconds:g} s"
+                faulthandler.dump_traceback()
+                if _run is not None:
+                    line = f"{_name(_run)}: {line}"
+                    _publish(_run, EXIT_CODE, line, dump=True)
+                _end(EXIT_CODE, line)
 
-    threading.Thread(target=count, daemon=True).start()
+    if seconds:
+        threading.Thread(target=count, daemon=True).start()
     try:
-        yield
+        yield within
     finally:
         over.set()
 

@@ -221,7 +221,6 @@ def loop(
     the run, without tracing and compiling, waiting for rows, saving and evaluating.
     """
     distributed.agree({f"{job.name}: {name}": str(x) for name, x in job.identity.items()})
-    limit = functools.partial(peers.within, job.stuck_after)
     players = dict.fromkeys(player(done) for done in range(total))
     meters = {who: metrics.Meter(max_skipped=job.max_skipped) for who in players}
     with checkpoint.open_store(job.workdir / "checkpoints", keep=job.keep) as store:
@@ -260,8 +259,7 @@ def loop(
 
         def look(step: int, scalars: dict[str, Array]) -> dict[str, float]:
             who = player(step - 1)
-            with limit(f"{job.name}, step {step}"):
-                values = meters[who].add(step, scalars)
+            values = meters[who].add(step, scalars)
             watch(step, values)
             return {f"{who}loss": values["loss"]}
 
@@ -270,6 +268,7 @@ def loop(
         late: dict[str, Array] | None = None
         with (
             _signals() as caught,
+            peers.watched(job.stuck_after) as within,
             contextlib.closing(metrics.Writer(job.workdir, after_step=begin)) as writer,
             metrics.progress(job.name, total, done=begin) as advance,
         ):
@@ -279,14 +278,14 @@ def loop(
                 waited += time.perf_counter() - since
                 batch = put_rows(host, job.mesh)
                 # Of several processes, one may have caught a signal: all stop at the same step.
-                with limit(f"{job.name}, step {step}"):
+                with within(f"{job.name}, step {step}"):
                     heard = distributed.loudest(caught)
                 with metrics.timed() as took:
                     state, scalars = turn(state, batch, step - 1)
                     fault_point("step", f"{job.name}-{step}")
-                    if late is not None:
-                        look(step - 1, late)
-                    with limit(f"{job.name}, step {step}"):
+                    with within(f"{job.name}, step {step}"):
+                        if late is not None:
+                            look(step - 1, late)
                         stopping = bool(heard())  # once: a signal may come at any line
                 spent += took[0]
                 late = scalars
@@ -294,7 +293,7 @@ def loop(
                 evaluates = job.eval_every and (at_end or step % job.eval_every == 0)
                 saves = at_end or stopping or step % job.save_every == 0
                 if logs or at_end or evaluates or saves:  # these look at this very step
-                    with metrics.timed() as took:
+                    with metrics.timed() as took, within(f"{job.name}, step {step}"):
                         note = look(step, late)
                     spent += took[0]
                     late = None

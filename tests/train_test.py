@@ -35,6 +35,8 @@ class Rows:
     prompt_length: np.ndarray
     response_length: np.ndarray
     adversarial: None = None
+    objectives: tuple[str, ...] = ()
+    labels: tuple[int, int] = (0, 0)
 
     def __len__(self):
         return len(self.prompt_length)

@@ -1,6 +1,7 @@
 """Processes that wait for each other, exchange and agree; and what an environment announces."""
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -238,6 +239,31 @@ def test_tpus_ask_jax_and_only_there():
     gke = {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}
     assert cluster.announced(gke, on_tpu=True) == cluster.Announced("gketpu")
     assert cluster.announced(gke, on_tpu=False) is None
+
+
+def test_tpus_without_a_cluster_run_alone(monkeypatch, caplog):
+    import jax
+
+    def initialize(**how):
+        assert how["cluster_detection_method"] == "gcetpu"
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(distributed, "_on_tpu", lambda: True)
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    distributed.start()
+    assert not distributed.several()
+    assert "this process runs alone" in caplog.text
+    assert signal.getsignal(signal.SIGABRT) == signal.SIG_DFL
+    for name, value in PLAIN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(jax.distributed, "initialize", _raise_value)
+    with pytest.raises(UserError, match="the announced processes cannot be joined: such an id"):
+        distributed.start()
+
+
+def _raise_value(**how: object) -> None:
+    raise ValueError("such an id")
 
 
 def test_jax_still_reads_what_is_relied_on(monkeypatch):

@@ -24,8 +24,8 @@ def caught(signum, frame):
         sys.exit(128 + signum)
 for s in (signal.SIGTERM, signal.SIGINT):
     signal.signal(s, caught)
-(folder / f"pid-{me}").write_text(str(os.getpid()))
 print("started", flush=True)
+(folder / f"pid-{me}").write_text(str(os.getpid()))
 if how == "fine":
     sys.exit(0)
 if how.startswith("fails") and me == how[-1]:
