@@ -311,7 +311,8 @@ def loop(
                 advance(1)
                 if stopping:
                     break
-            signum = distributed.loudest(caught)()
+            with within(f"{job.name}, the end"):
+                signum = distributed.loudest(caught)()
             if signum:  # at the end of the plan too: another stage would follow
                 store.wait()
                 raise StoppedError(signum, int(state.step.max()), job.workdir)
