@@ -86,7 +86,7 @@ def dataset_table(
 
 def table_key(reference_digest: str, data: Bucketed, config: ModelConfig) -> str:
     """What a cached table depends on, as 16 hex digits."""
-    free = ("path", "remat", "logits_chunk")
+    free = ("path", "remat", "attention", "logits_chunk")
     shape = {k: v for k, v in describe(config).items() if k not in free}
     parts = {"reference": reference_digest, "data": data.dataset.digest, "model": shape}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -10,6 +10,7 @@ from alignjax.errors import UserError, did_you_mean
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "kv", "full")
+ATTENTION = ("auto", "xla", "splash", "cudnn")
 ROPE_SCALINGS = ("llama3", "linear")
 ACTIVATIONS = ("silu", "gelu_tanh")
 QUANTIZED = ("", "int8", "nf4")
@@ -63,6 +64,7 @@ class ModelConfig:
     dtype: str = "float32"  # of activations and matmuls: float32 | bfloat16; reductions are float32
     param_dtype: str = "float32"  # of the stored parameters
     remat: str = "none"  # what is recomputed: none | dots (not products) | kv (not k, v) | full
+    attention: str = "auto"  # kernel: auto | xla | splash (TPUs) | cudnn (GPUs); auto: `kernels`
     logits_chunk: int = 16  # response positions projected to the vocabulary at a time
 
     def __post_init__(self) -> None:
@@ -87,6 +89,7 @@ class ModelConfig:
         require(self.dtype in DTYPES, "dtype", " or ".join(DTYPES))
         require(self.param_dtype in DTYPES, "param_dtype", " or ".join(DTYPES))
         require(self.remat in REMAT, "remat", " or ".join(REMAT))
+        require(self.attention in ATTENTION, "attention", " or ".join(ATTENTION))
         require(self.logits_chunk > 0, "logits_chunk", "a positive number")
 
 
@@ -131,6 +134,7 @@ def model_from(run: dict[str, Any], file: str) -> ModelConfig:
       UserError: its fields are those of another version.
     """
     fields = dict(run["model"])
+    fields.pop("attention", None)  # which kernel: a matter of the machine, not of the network
     if fields.get("rope_scaling"):
         fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
     try:

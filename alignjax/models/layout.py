@@ -14,9 +14,10 @@ library's (one device, NumPy arrays) everything here is the identity. Nothing ch
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alignjax.types import Array
@@ -52,10 +53,21 @@ def _backward(to: P, back: P, _: None, gradient: Array) -> tuple[Array]:
 move.defvjp(_forward, _backward)
 
 
+def mesh_of(x: Array) -> AbstractMesh | None:
+    """The mesh of the program that an array is traced in, if that is the library's."""
+    mesh: AbstractMesh = jax.typeof(x).sharding.mesh
+    return mesh if {*ROWS, "tensor"} <= {*mesh.axis_names} else None
+
+
 def _place(x: Array, spec: P) -> Array:
-    mesh = jax.typeof(x).sharding.mesh
-    if not {*ROWS, "tensor"} <= {*mesh.axis_names}:
+    mesh = mesh_of(x)
+    if mesh is None:
         return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _dividing(x, spec, mesh)))
+
+
+def _dividing(x: Array, spec: P, mesh: AbstractMesh) -> P:
+    """The spec without the axes that do not divide their dimension."""
 
     def fits(size: int, axes: str | tuple[str, ...] | None) -> bool:
         names = (axes,) if isinstance(axes, str) else axes or ()
@@ -64,8 +76,27 @@ def _place(x: Array, spec: P) -> Array:
             count *= mesh.shape[name]
         return size % count == 0
 
-    kept = [axes if fits(n, axes) else None for n, axes in zip(x.shape, spec, strict=False)]
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*kept)))
+    return P(*(axes if fits(n, axes) else None for n, axes in zip(x.shape, spec, strict=False)))
+
+
+def each_device(
+    function: Callable[..., Array], args: tuple[Array, ...], specs: tuple[P, ...]
+) -> Array:
+    """Calls a function on every device with its parts of the arguments: a kernel knows no mesh.
+
+    Args:
+      function: of the parts; its result is shaped, and split, like its first argument.
+      args: arrays.
+      specs: mesh axes of their dimensions, as for `move`.
+    """
+    mesh = mesh_of(args[0])
+    if mesh is None:
+        return function(*args)
+    parts = tuple(_dividing(x, spec, mesh) for x, spec in zip(args, specs, strict=True))
+    # Pallas calls do not say over which axes their results vary.
+    each = jax.shard_map(function, mesh=mesh, in_specs=parts, out_specs=parts[0], check_vma=False)
+    out: Array = each(*args)
+    return out
 
 
 def rows(x: Array) -> Array:

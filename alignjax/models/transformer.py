@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from alignjax.models import layout, lora, quantized
+from alignjax.models import kernels, layout, lora, quantized
 from alignjax.models.attention import attend, rope_frequencies, rotate
 from alignjax.models.config import ModelConfig, RopeScaling
 from alignjax.types import Array, Params
@@ -209,6 +209,10 @@ def _mix(
         return out, new
 
     prompt_k, prompt_v = k[:, :p], v[:, :p]
+    kernel = kernels.of_array(config, q)
+    if kernel != "xla":
+        out = kernels.attend_fused(kernel, q, k, v, view.prompt_mask, n, full=full, config=config)
+        return out, (prompt_k, prompt_v)
     causal = seen(jnp.arange(p), jnp.arange(p)) & view.prompt_mask[:, None, None, :]
     out = mix(q[:, None, :p], prompt_k[:, None], prompt_v[:, None], causal)[:, 0]
     if s > p:
@@ -401,4 +405,6 @@ def init_params(config: ModelConfig, key: Array) -> Params:
     """Fresh parameters, a plain nested dict."""
     token = jnp.zeros((1, 1), jnp.int32)
     length = jnp.ones((1,), jnp.int32)
+    # The same with any kernel, and made where the one that is named may not run.
+    config = dataclasses.replace(config, attention="xla")
     return Transformer(config).init(key, token, length, token[:, None])["params"]

@@ -20,7 +20,7 @@ from alignjax.recipes import golden, pretrained, reward, round_table, workdirs
 from alignjax.recipes.round_table import Player, Table
 
 # Of a model's config: what two may differ in and still have the same parameters.
-FREE = ("path", "remat", "logits_chunk", "dtype", "param_dtype")
+FREE = ("path", "remat", "attention", "logits_chunk", "dtype", "param_dtype")
 
 
 def given(table: Table) -> Player:

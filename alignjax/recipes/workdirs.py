@@ -40,6 +40,7 @@ FREE = (
     "model.path",  # what is in it counts: the reference's and the tokenizer's digests
     "tokenizer.path",
     "model.remat",
+    "model.attention",
     "model.logits_chunk",
 )
 

@@ -26,7 +26,7 @@ _ROPE = {
 _SHAPE = [  # what config.json decides; the rest is how the network is run
     f.name
     for f in dataclasses.fields(ModelConfig)
-    if f.name not in ("path", "dtype", "param_dtype", "remat", "logits_chunk")
+    if f.name not in ("path", "dtype", "param_dtype", "remat", "attention", "logits_chunk")
 ]
 
 

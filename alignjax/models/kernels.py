@@ -1,0 +1,243 @@
+"""Fused attention kernels of the libraries, and which one a network uses: chosen here alone.
+
+    xla     `attention.attend`: everywhere, everything; keeps a layer's scores in memory
+    splash  JAX's Pallas kernel for TPUs, which skips blocks of the mask that are empty
+    cudnn   NVIDIA's kernel, through `jax.nn.dot_product_attention`
+
+A fused kernel sees a row as one sequence, ``[prompt; response 1; ...; response K]``, and a mask of
+who sees whom, so that the prompt is there once. (Two calls, on the prompt and on the responses,
+would have to be joined by their logsumexp, through which neither library differentiates.) Decoding,
+one query at a time, has nothing to fuse and is always ``attend``.
+"""
+
+import dataclasses
+import functools
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from alignjax.errors import UserError
+from alignjax.models import layout
+from alignjax.models.config import ModelConfig
+from alignjax.types import Array
+
+log = logging.getLogger("alignjax")
+
+_LANES = 128  # sequences are padded to a multiple: of a TPU's vectors, and of what cuDNN likes
+_BLOCKS = (512, 256, 128)  # tokens of a block's side, the quickest first
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Where the tokens of a row are, known before it is: its mask but for padding."""
+
+    part: np.ndarray  # [S], 0 for the prompt's tokens, 1 to K for those of the responses
+    place: np.ndarray  # [S], tokens of the prompt and of the own response that come before
+    windows: tuple[int, ...]  # tokens that a token sees, itself included, by kind of layer
+
+
+def chosen(config: ModelConfig, platform: str, tensor: int = 1) -> str:
+    """The kernel for a network on devices of a kind: ``xla``, ``splash`` or ``cudnn``.
+
+    ``auto`` is splash on TPUs where it can be, else xla. cuDNN's kernel is to be asked for.
+
+    Args:
+      config: of the network.
+      platform: tpu, gpu or cpu, as JAX names it.
+      tensor: devices that the heads are split over.
+
+    Raises:
+      UserError: the config names a kernel that cannot be used here; says what it wants.
+    """
+    if config.attention == "auto":
+        return "xla" if _missing("splash", config, platform, tensor) else "splash"
+    missing = _missing(config.attention, config, platform, tensor)
+    if missing:
+        raise UserError(f"model.attention: {config.attention!r} wanted {missing}; or take 'xla'")
+    return config.attention
+
+
+def _missing(kernel: str, config: ModelConfig, platform: str, tensor: int) -> str:
+    """What a kernel wants and does not have; empty: nothing."""
+    c = config
+    wants = []
+    if kernel == "splash":
+        wants = [(platform == "tpu", f"a TPU, found {platform}")]
+    elif kernel == "cudnn":
+        wants = [
+            (platform == "gpu", f"a GPU, found {platform}"),
+            (c.dtype == "bfloat16", f"model.dtype=bfloat16, found {c.dtype}"),
+            (
+                c.head_dim % 8 == 0 and c.head_dim <= 128,
+                f"a model.head_dim that is a multiple of 8, 128 at most, found {c.head_dim}",
+            ),
+            (
+                c.attention_softcap is None,
+                f"model.attention_softcap=None, found {c.attention_softcap}",
+            ),
+        ]
+    if kernel != "xla":
+        heads = f"model.kv_heads that mesh.tensor={tensor} divides, found {c.kv_heads}"
+        wants.append((c.kv_heads % tensor == 0, heads))
+    return next((want for holds, want in wants if not holds), "")
+
+
+def of_array(config: ModelConfig, x: Array) -> str:
+    """`chosen`, for the devices that an array of the program being traced is on."""
+    mesh = layout.mesh_of(x)
+    if mesh is None:
+        return "xla" if config.attention == "auto" else chosen(config, jax.default_backend())
+    device = mesh.abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    kernel = chosen(config, platform, mesh.shape["tensor"])
+    if (kernel, platform) != ("xla", "cpu"):
+        _say(kernel, platform)
+    return kernel
+
+
+@functools.cache  # once in a process, however often programs are traced
+def _say(kernel: str, platform: str) -> None:
+    log.info("attention: %s on %s", kernel, platform)
+
+
+def attend_fused(
+    kernel: str,
+    query: Array,
+    key: Array,
+    value: Array,
+    prompt_mask: Array,
+    responses: int,
+    *,
+    full: Array | None,
+    config: ModelConfig,
+) -> Array:
+    """Attention of a full pass, in a fused kernel, each device its own rows and heads.
+
+    Args:
+      kernel: ``splash`` or ``cudnn``.
+      query: ``[B, S, H, D]``, the prompt's P tokens and then those of K responses in turn.
+      key, value: ``[B, S, G, D]``; G divides H.
+      prompt_mask: ``[B, P]`` bool, True at real prompt tokens, which come last.
+      responses: K; their lengths are equal, 0 if there is the prompt alone.
+      full: bool scalar, whether this layer has no window; None: layers do not differ.
+      config: of the network.
+
+    Returns:
+      ``[B, S, H, D]``, finite everywhere, meaningless at padding.
+    """
+    s, p = query.shape[1], prompt_mask.shape[1]
+    r = (s - p) // responses
+    block = next(n for n in _BLOCKS if n == _LANES or -s % n <= s // 8)
+    more = -s % block
+    # A longer left padding of the prompt changes nothing.
+    wide = ((0, 0), (more, 0), (0, 0), (0, 0))
+    query, key, value = (jnp.pad(x, wide) for x in (query, key, value))
+    padding = jnp.pad(~prompt_mask, ((0, 0), (more, 0)), constant_values=True)
+    padding = jnp.pad(padding, ((0, 0), (0, s - p)))
+    part = np.repeat(np.arange(1 + responses), [p + more] + [r] * responses)
+    place = np.concatenate([np.arange(p + more), np.tile(np.arange(r) + p + more, responses)])
+    # How far layers see: with a window that holds everything there is one kind of layer.
+    windows, which = [min(config.window or s, s)], jnp.int32(0)
+    if full is not None and windows[0] < p + r:
+        windows, which = [*windows, s], full.astype(jnp.int32)
+    scale = (config.query_scalar or config.head_dim) ** -0.5
+    row = Row(part, place, tuple(windows))
+    if kernel == "splash":
+        query = query * jnp.asarray(scale, query.dtype)
+        local = functools.partial(_splash, row=row, block=block, softcap=config.attention_softcap)
+    else:
+        local = functools.partial(_cudnn, row=row, scale=scale)
+    heads = P(layout.ROWS, None, "tensor")
+    out = layout.each_device(
+        local,
+        (query, key, value, padding, which),
+        (heads, heads, heads, P(layout.ROWS), P()),
+    )
+    return out[:, more:]
+
+
+def sees(part: Any, place: Any, window: Any) -> Any:
+    """``[S, S]`` bool, which tokens (columns) a token sees, padding aside; of NumPy or JAX arrays.
+
+    Args:
+      part, place: as in a `Row`.
+      window: tokens that a token sees, itself included.
+    """
+    distance = place[:, None] - place
+    shared = (part == 0) | (part[:, None] == part)
+    return shared & (distance >= 0) & (distance < window)
+
+
+def _splash(
+    query: Array,
+    key: Array,
+    value: Array,
+    padding: Array,
+    which: Array,
+    *,
+    row: Row,
+    block: int,
+    softcap: float | None,
+) -> Array:
+    """Splash attention over one device's rows and heads; queries are scaled.
+
+    Padding and the rest are two segments, so that a padding token sees padding: some key at least.
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    b, s, heads, size = query.shape
+    sizes = splash.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
+    segments = padding.astype(jnp.int32)
+
+    def run(window: int, *arrays: Array) -> Array:
+        mask: np.ndarray = sees(row.part, row.place, window)
+        kernel = splash.make_splash_mha(
+            splash.MultiHeadMask([splash.NumpyMask(mask)] * heads),
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=1,
+            attn_logits_soft_cap=softcap,
+        )
+        blocks = mask.reshape(s // block, block, s // block, block).any((1, 3)).sum()
+        # Read by `hlo_costs`, which cannot look into a kernel: the FLOPs of one of its products.
+        with jax.named_scope(f"splash_{2 * b * heads * size * blocks * block**2}_{block}"):
+            return jax.vmap(kernel)(*arrays, splash.SegmentIds(segments, segments))
+
+    arrays = tuple(jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    kinds = [functools.partial(run, window) for window in row.windows]
+    out = jax.lax.switch(which, kinds, *arrays) if len(kinds) > 1 else kinds[0](*arrays)
+    return jnp.swapaxes(out, 1, 2)
+
+
+def _cudnn(
+    query: Array,
+    key: Array,
+    value: Array,
+    padding: Array,
+    which: Array,
+    *,
+    row: Row,
+    scale: float,
+) -> Array:
+    """One device's rows and heads by cuDNN.
+
+    It knows neither segments nor shared prompts: the mask is passed whole, ``[B, 1, S, S]`` for all
+    heads, which is small beside the scores of each.
+    """
+    window = jnp.asarray(row.windows)[which]
+    mask = sees(jnp.asarray(row.part), jnp.asarray(row.place), window)
+    mask = mask & (padding[:, :, None] == padding[:, None])
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask[:, None], scale=scale, is_causal=True, implementation="cudnn"
+    )
