@@ -90,6 +90,7 @@ class Program:
 
 def parse(text: str) -> Program:
     """Takes the text of a compiled program apart (``compiled.as_text()``)."""
+    text = text.replace('={\n"', '={"').replace('"\n}}', '"}}')  # what a kernel says of itself
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", ""
     for line in text.splitlines():

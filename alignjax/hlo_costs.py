@@ -115,7 +115,32 @@ def flops(program: Program) -> float:
         elif line.opcode == "convolution":
             left, right = (shapes[where][name][0] for name in line.operands[:2])
             total += times * _convolution(line, left, right)
+        elif kernel := _splash(line):
+            total += times * kernel[0]
     return total
+
+
+def _splash(line: Instruction) -> tuple[float, float] | None:
+    """FLOPs of a call of splash attention, and bytes that it reads block by block; None: no such.
+
+    `models.kernels` says in the call's name what one product of queries and keys costs, over the
+    blocks that are not empty, and how wide blocks are. The forward pass has two of them (with the
+    values the other), the gradients of the queries three, those of keys and values four: both
+    begin with the scores again. Blocks are read as often as they are met: keys and values, or for
+    the gradients of those what comes with the queries.
+    """
+    told = re.search(r'op_name="[^"]*\bsplash_(\d+)_(\d+)\b[^"]*_(fwd|dq|dkv)_', line.text)
+    if line.opcode != "custom-call" or told is None:
+        return None
+    product, block = float(told[1]), int(told[2])
+    width = min(hlo.BYTES[shape.dtype] for shape in line.shapes)  # statistics are float32
+    return {"fwd": 2, "dq": 3, "dkv": 4}[told[3]] * product, product / block * width
+
+
+def uncounted(program: Program) -> list[str]:
+    """Names of the kernels that cannot be looked into: what they compute is not in `flops`."""
+    calls = (x for _, x, _ in program.running() if "tpu_custom_call" in x.text)
+    return sorted({line.name for line in calls if _splash(line) is None})
 
 
 def _shapes(program: Program) -> dict[str, dict[str, tuple[Shape, ...]]]:
@@ -189,6 +214,8 @@ def moved(program: Program) -> float:
         elif line.opcode == "dynamic-update-slice":
             written = sum(s.size for s in shapes[where].get(line.operands[1], ()))
             sizes = [written]
+        elif kernel := _splash(line):
+            sizes.append(int(kernel[1]))
         total += times * (written + sum(sizes))
     return total
 

@@ -79,6 +79,7 @@ class Measured:
     moved: float  # bytes read and written in HBM
     collectives: dict[str, dict[str, float]]  # kind -> times; bytes of results, entered, sent
     compile_seconds: float
+    uncounted: list[str] = dataclasses.field(default_factory=list)  # kernels not in flops
     note: str = ""  # what the compiler said when it does not fit
 
     @property
@@ -191,6 +192,7 @@ def measure(function: Any, *args: Any, on: Machine, **static: Any) -> Measured:
         moved=hlo_costs.moved(program),
         collectives=kinds,
         compile_seconds=seconds,
+        uncounted=hlo_costs.uncounted(program),
     )
 
 

@@ -81,7 +81,7 @@ def show_data(config: Config) -> None:
     """Reads, checks and prints the receipt of the data, and the first rows; trains nothing."""
     import tempfile
 
-    config = pretrained.resolve(config)
+    config = pretrained.resolve(config, runs=False)
     with tempfile.TemporaryDirectory() as folder:
         data = prepare_data(config, pathlib.Path(folder))
         for row in range(min(2, len(data.train.dataset))):

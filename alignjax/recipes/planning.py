@@ -15,6 +15,7 @@ from typing import Any
 from alignjax import plan, report, sharding
 from alignjax.config import Config, MeshConfig
 from alignjax.errors import UserError
+from alignjax.models import kernels
 from alignjax.models.config import REMAT
 from alignjax.plan import GIB, Machine
 from alignjax.recipes import programs
@@ -59,7 +60,11 @@ def run(
     if not on.exact:
         report.say(
             f"{topology}: no compiler for it without one; memory, products and collectives are "
-            "those of XLA's compiler for CPUs: an estimate"
+            "those of XLA's compiler for CPUs, with its attention: an estimate"
+        )
+        kernels.chosen(config.model, "gpu", config.mesh.tensor)
+        config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, attention="xla")
         )
     if sweep:
         found = _sweep(config, on, responses, price)
@@ -137,6 +142,7 @@ def _planned(
     """One program compiled, and all there is to say of it."""
     sizes = config.mesh
     mesh = sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor, list(on.devices))
+    kernel = kernels.chosen(config.model, on.devices[0].platform, sizes.tensor)
     program = programs.make(config, mesh, part, responses)
     log.info("%s: compiling %s on mesh %s", on.topology, program.name, _name(config))
     found = plan.measure(program.function, *program.args, on=on, **program.static)
@@ -157,6 +163,7 @@ def _planned(
         "part": part,
         "name": program.name,
         "mesh": dataclasses.asdict(config.mesh),
+        "attention": kernel,
         "remat": config.model.remat,
         "batch_size": config.train.batch_size,
         "accumulate": config.train.accumulate,
@@ -271,7 +278,8 @@ def _print(one: dict[str, Any], on: Machine) -> None:
     mesh = ", ".join(f"{k} {v}" for k, v in one["mesh"].items())
     title = (
         f"{one['name']} on {on.topology}: {len(on.devices)} devices, {mesh}; batch "
-        f"{one['batch_size']}, accumulate {one['accumulate']}, remat {one['remat']}"
+        f"{one['batch_size']}, accumulate {one['accumulate']}, remat {one['remat']}, attention "
+        f"{one['attention']}"
     )
     rows = {"fits": ["yes" if found["fits"] else f"no: {found['note'] or _size(one)}"]}
     if found["note"]:
@@ -287,6 +295,8 @@ def _print(one: dict[str, Any], on: Machine) -> None:
     rows["  output"] = [_gib(found["output"])]
     rows["FLOPs of the model"] = [f"{one['model_flops']:.3g}"]
     rows["FLOPs as compiled"] = [f"{found['flops']:.3g}"]
+    if found["uncounted"]:
+        rows["  without those of kernels"] = [", ".join(found["uncounted"])]
     rows["HBM traffic, GiB"] = [_gib(found["moved"])]
     for kind, numbers in sorted(found["collectives"].items()):
         rows[f"{kind}, GiB of results"] = [f"{_gib(numbers['bytes'])} in {numbers['times']:,.0f}"]

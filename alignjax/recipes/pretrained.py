@@ -22,7 +22,7 @@ from alignjax import checkpoint, sharding
 from alignjax.config import Config
 from alignjax.data import tokenizer as tokenizers
 from alignjax.errors import UserError
-from alignjax.models import quantized, reward_head
+from alignjax.models import kernels, quantized, reward_head
 from alignjax.models.config import ModelConfig, check_adapters
 from alignjax.models.hf import configjson
 from alignjax.models.hf import load as hf
@@ -40,11 +40,16 @@ TOKENIZER_FILES = (
 MODEL_FILES = ("config.json", "generation_config.json")
 
 
-def resolve(config: Config) -> Config:
+def resolve(config: Config, *, runs: bool = True) -> Config:
     """The config with the shape and, unless it names another, the tokenizer of ``model.path``.
 
+    Args:
+      config: of a run.
+      runs: whether its networks will be run on the devices that are here.
+
     Raises:
-      UserError: see `alignjax.models.hf.load.resolve`; or ``lora.rank`` is too large for the model.
+      UserError: see `alignjax.models.hf.load.resolve`; or ``lora.rank`` is too large for the model;
+        or ``model.attention`` names a kernel that these devices, or the model, cannot have.
     """
     model = hf.resolve(config.model)
     tokenizer = config.tokenizer
@@ -52,6 +57,8 @@ def resolve(config: Config) -> Config:
         tokenizer = dataclasses.replace(tokenizer, path=model.path)
     if config.lora is not None:
         check_adapters(config.lora, model)
+    if runs and model.attention != "auto":
+        kernels.chosen(model, jax.default_backend(), config.mesh.tensor)
     return dataclasses.replace(config, model=model, tokenizer=tokenizer)
 
 
