@@ -26,7 +26,8 @@ pytestmark = [
 FSDP, TENSOR = 2, 2
 ROWS, PROMPT, K, R = 4, 112, 2, 80  # tokens of a row: 272
 WIDTH, VOCABULARY, CHUNK = 256, 5120, 16
-LAYERS = 2
+LAYERS, HEADS, HEAD = 2, 4, 64
+PADDED = 384  # a multiple of 128, for the kernel
 
 
 def compiled(**changes):
@@ -34,8 +35,8 @@ def compiled(**changes):
     of = config()
     model = dataclasses.replace(
         of.model,
-        **dict(vocab_size=VOCABULARY, width=WIDTH, layers=LAYERS, heads=4, kv_heads=2),
-        **dict(head_dim=64, mlp_width=768, dtype="bfloat16", remat="full", logits_chunk=CHUNK),
+        **dict(vocab_size=VOCABULARY, width=WIDTH, layers=LAYERS, heads=HEADS, kv_heads=2),
+        **dict(head_dim=HEAD, mlp_width=768, dtype="bfloat16", remat="full", logits_chunk=CHUNK),
     )
     data = dataclasses.replace(of.data, max_prompt_tokens=PROMPT, max_response_tokens=R)
     train = dataclasses.replace(of.train, batch_size=ROWS)
@@ -125,9 +126,56 @@ def test_the_head_is_gathered_once_and_not_in_every_chunk():
     assert [c.times for c in gathers] == [1]
 
 
+def kernels_of(program):
+    """Calls of splash attention: name, how often, and rows, heads and tokens of what is given."""
+    return sorted(
+        (line.name.partition("_segmented")[0], times, program_shapes(program, where, line))
+        for where, line, times in program.running()
+        if "tpu_custom_call" in line.text
+    )
+
+
+def program_shapes(program, where, line):
+    """The dimensions of a kernel's queries, which follow three tables of the mask's blocks."""
+    there = {x.name: x.shapes for x in program.computations[where]}
+    return there[line.operands[3]][0].dims
+
+
+def scores(program):
+    """Kept arrays with two axes of tokens: scores or their like."""
+    tokens = (PROMPT, R, K * R, PROMPT + K * R)
+
+    def twice(dims):
+        return sum(dims.count(n) for n in tokens) > 1 or dims.count(PADDED) > 1
+
+    return [x for x in hlo_costs.kept(program) if twice(x.dims) and x.elements >= R * R]
+
+
+def test_attention_is_one_kernel_on_own_rows_and_heads():
+    program = ours()
+    given = (ROWS // FSDP, HEADS // TENSOR, PADDED, HEAD)
+    wanted = [("dkv", 1), ("dq", 1), ("fwd", 1), ("fwd", 1)]  # the forward pass twice, with remat
+    assert kernels_of(program) == [(f"splash_mha_{x}", LAYERS * n, given) for x, n in wanted]
+    assert scores(program) == []
+    assert hlo_costs.uncounted(program) == []
+
+
+def test_without_the_kernel_there_are_scores_and_its_products_are_counted():
+    plain = compiled(attention="xla")
+    assert kernels_of(plain) == []
+    assert scores(plain)
+    # Each product: over pairs of tokens, the prompt's with itself, the responses' with both; and
+    # over the kernel's blocks of 128 that are not empty. Two products forward, twice; four back.
+    one = 2 * ROWS // FSDP * HEADS // TENSOR * HEAD * LAYERS
+    pairs = PROMPT**2 + K * R * (PROMPT + R)
+    blocks = 6 * 128**2
+    more = one * ((2 + 2 + 3 + 4) * blocks - (2 + 2 + 4) * pairs)
+    assert hlo_costs.flops(ours()) - hlo_costs.flops(plain) == more
+
+
 def test_unplaced_activations_are_found(monkeypatch):
     monkeypatch.setattr(layout, "_place", lambda x, spec: x)
-    program = compiled()
+    program = compiled(attention="xla")  # the kernel's call places rows, too
     assert replicated(program)
     assert unexpected(program)
 
