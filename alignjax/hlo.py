@@ -2,7 +2,8 @@
 
 XLA's own ``cost_analysis`` counts the body of a loop once. Here every computation is weighed by how
 often it runs: a loop's body as often as the loop turns. A loop that may end early (sampling) is
-counted to its bound. What the parts cost: `alignjax.hlo_costs`.
+counted to its bound, and of a conditional every branch counts. What the parts cost:
+`alignjax.hlo_costs`.
 """
 
 import dataclasses

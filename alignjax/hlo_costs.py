@@ -6,7 +6,7 @@ import math
 import re
 
 from alignjax import hlo
-from alignjax.hlo import Instruction, Program, Shape
+from alignjax.hlo import BYTES, Instruction, Program, Shape
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # These name or rearrange buffers that are there already.
@@ -14,6 +14,7 @@ FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
     *("call", "after-all", "partition-id", "replica-id", "opt-barrier", "iota"),
 }
+_KERNEL = re.compile(r'op_name="[^"]*\bsplash_(\d+)_(\d+)\b[^"]*_(fwd|dq|dkv)_')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,32 +116,34 @@ def flops(program: Program) -> float:
         elif line.opcode == "convolution":
             left, right = (shapes[where][name][0] for name in line.operands[:2])
             total += times * _convolution(line, left, right)
-        elif kernel := _splash(line):
+        elif kernel := _splash(line, shapes[where]):
             total += times * kernel[0]
     return total
 
 
-def _splash(line: Instruction) -> tuple[float, float] | None:
+def _splash(line: Instruction, shapes: dict[str, tuple[Shape, ...]]) -> tuple[float, float] | None:
     """FLOPs of a call of splash attention, and bytes that it reads block by block; None: no such.
 
-    `models.kernels` says in the call's name what one product of queries and keys costs, over the
-    blocks that are not empty, and how wide blocks are. The forward pass has two of them (with the
-    values the other), the gradients of the queries three, those of keys and values four: both
-    begin with the scores again. Blocks are read as often as they are met: keys and values, or for
-    the gradients of those what comes with the queries.
+    `models.kernels` says in the call's name how many blocks of scores are not empty, and how wide a
+    block is. The forward pass has two products for each (with the keys and with the values), the
+    gradients of the queries three, those of keys and values four: both begin with the scores again.
+    For every block two blocks are read: of keys and values, or where the gradients of those stay,
+    of queries and what comes back to them.
     """
-    told = re.search(r'op_name="[^"]*\bsplash_(\d+)_(\d+)\b[^"]*_(fwd|dq|dkv)_', line.text)
+    told = _KERNEL.search(line.text)
     if line.opcode != "custom-call" or told is None:
         return None
-    product, block = float(told[1]), int(told[2])
-    width = min(hlo.BYTES[shape.dtype] for shape in line.shapes)  # statistics are float32
-    return {"fwd": 2, "dq": 3, "dkv": 4}[told[3]] * product, product / block * width
+    query = shapes[line.operands[3]][0]  # [..., heads, tokens, size], after three tables of blocks
+    blocks, width = int(told[1]), int(told[2])
+    passed = blocks * width * query.elements / query.dims[-2]
+    products = {"fwd": 2, "dq": 3, "dkv": 4}[told[3]]
+    return products * 2 * width * passed, 2 * passed * BYTES[query.dtype]
 
 
 def uncounted(program: Program) -> list[str]:
     """Names of the kernels that cannot be looked into: what they compute is not in `flops`."""
     calls = (x for _, x, _ in program.running() if "tpu_custom_call" in x.text)
-    return sorted({line.name for line in calls if _splash(line) is None})
+    return sorted({line.name for line in calls if _KERNEL.search(line.text) is None})
 
 
 def _shapes(program: Program) -> dict[str, dict[str, tuple[Shape, ...]]]:
@@ -214,7 +217,7 @@ def moved(program: Program) -> float:
         elif line.opcode == "dynamic-update-slice":
             written = sum(s.size for s in shapes[where].get(line.operands[1], ()))
             sizes = [written]
-        elif kernel := _splash(line):
+        elif kernel := _splash(line, shapes[where]):
             sizes.append(int(kernel[1]))
         total += times * (written + sum(sizes))
     return total

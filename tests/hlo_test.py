@@ -69,14 +69,17 @@ for short, long in {
 # A kernel's call, as TPUs' programs have it: what it says of itself takes lines of its own.
 KERNEL = """HloModule kernel
 
-ENTRY %main (q: bf16[1,2,256,8], k: bf16[1,1,256,8]) -> (bf16[1,2,256,8], f32[1,2,256]) {
+ENTRY %main (t: s8[1,2,2], q: bf16[1,2,256,8], k: bf16[1,1,256,8]) -> (bf16[1,2,256,8], f32[4]) {
+  %t = s8[1,2,2] parameter(2)
   %q = bf16[1,2,256,8] parameter(0)
   %k = bf16[1,1,256,8] parameter(1)
-  ROOT %call = (bf16[1,2,256,8], f32[1,2,256]) custom-call(%q, %k, %k), @TARGET={kernel_metadata={
+  ROOT %call = (bf16[1,2,256,8], f32[4]) custom-call(%t, %t, %t, %q, %k, %k), @CALLED={
 "xprof_metadata":"{\\"block_q\\": 128}"
-}}, metadata={op_name="jit(f)/jvp(splash_1572864_128)/shard_map/splash_mha_@PHASE_segmented/call"}
+}}, metadata={op_name="jit(f)/jvp(splash_3_128)/shard_map/splash_mha_@PHASE_segmented/call"}
 }
-""".replace("@TARGET", 'custom_call_target="tpu_custom_call", frontend_attributes')
+""".replace(
+    "@CALLED", 'custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata='
+)
 
 
 def told(program):
@@ -164,12 +167,12 @@ def test_a_kernel_says_what_it_computes_and_how_often_it_reads(phase, products):
     one = 2 * 2 * 8 * 3 * 128 * 128  # two heads of 8, of 2 x 2 blocks of 128 those not above
     assert hlo_costs.flops(program) == products * one
     assert hlo_costs.uncounted(program) == []
-    whole = 2 * (2 * 256 * 8 * 2) + 2 * (256 * 8 * 2) + 2 * 256 * 4
+    whole = 2 * (2 * 256 * 8 * 2) + 2 * (256 * 8 * 2) + 3 * 4 + 4 * 4
     blocks = 2 * 3 * (2 * 128 * 8 * 2)  # for each head, of keys and values, two bytes a number
     assert hlo_costs.moved(program) == whole + blocks
 
 
 def test_a_kernel_that_says_nothing_is_named():
-    program = hlo.parse(KERNEL.replace("splash_1572864_128", "other"))
+    program = hlo.parse(KERNEL.replace("splash_3_128", "other"))
     assert hlo_costs.uncounted(program) == ["call"]
     assert hlo_costs.flops(program) == 0

@@ -43,6 +43,7 @@ def printed(tmp_path_factory):
 def test_a_plan_tells_memory_products_time_and_dollars(printed):
     [one] = printed["plans"]
     assert not printed["exact"]
+    assert one["attention"] == "xla"
     assert one["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
     found, took = one["measured"], one["seconds"]
     assert found["fits"]

@@ -405,6 +405,4 @@ def init_params(config: ModelConfig, key: Array) -> Params:
     """Fresh parameters, a plain nested dict."""
     token = jnp.zeros((1, 1), jnp.int32)
     length = jnp.ones((1,), jnp.int32)
-    # The same with any kernel, and made where the one that is named may not run.
-    config = dataclasses.replace(config, attention="xla")
     return Transformer(config).init(key, token, length, token[:, None])["params"]
