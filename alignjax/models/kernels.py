@@ -163,15 +163,18 @@ def attend_fused(
     return out[:, more:]
 
 
-def sees(part: Any, place: Any, window: Any) -> Any:
+def sees(
+    part: Any, place: Any, window: Any, rows: slice = slice(None), columns: slice = slice(None)
+) -> Any:
     """``[S, S]`` bool, which tokens (columns) a token sees, padding aside; of NumPy or JAX arrays.
 
     Args:
       part, place: as in a `Row`.
       window: tokens that a token sees, itself included.
+      rows, columns: the part of the matrix that is wanted.
     """
-    distance = place[:, None] - place
-    shared = (part == 0) | (part[:, None] == part)
+    distance = place[rows, None] - place[columns]
+    shared = (part[columns] == 0) | (part[rows, None] == part[columns])
     return shared & (distance >= 0) & (distance < window)
 
 
@@ -203,16 +206,31 @@ def _splash(
     )
     segments = padding.astype(jnp.int32)
 
+    class Mask(splash.Mask):
+        """A row's mask, of which blocks are made as they are asked for: rows may be long."""
+
+        shape = (s, s)
+
+        def __init__(self, window: int):
+            self.window = window
+
+        def __getitem__(self, at: tuple[slice, slice]) -> np.ndarray:
+            queries, keys = row.part[at[0]], row.part[at[1]]
+            if keys.min() > queries.max() or 0 < keys.min() <= keys.max() < queries.min():
+                return np.zeros((len(queries), len(keys)), bool)  # other responses' blocks, most
+            seen: np.ndarray = sees(row.part, row.place, self.window, *at)
+            return seen
+
     def run(window: int, *arrays: Array) -> Array:
-        mask: np.ndarray = sees(row.part, row.place, window)
-        kernel = splash.make_splash_mha(
-            splash.MultiHeadMask([splash.NumpyMask(mask)] * heads),
-            block_sizes=sizes,
-            head_shards=1,
-            q_seq_shards=1,
-            attn_logits_soft_cap=softcap,
-        )
-        blocks = mask.reshape(s // block, block, s // block, block).any((1, 3)).sum()
+        with jax.ensure_compile_time_eval():
+            kernel = splash.make_splash_mha(
+                splash.MultiHeadMask([Mask(window)] * heads),
+                block_sizes=sizes,
+                head_shards=1,
+                q_seq_shards=1,
+                attn_logits_soft_cap=softcap,
+            )
+        blocks = np.count_nonzero(kernel.fwd_mask_info.block_mask)
         # Read by `hlo_costs`, which cannot look into a kernel.
         with jax.named_scope(f"splash_{blocks}_{block}"):
             return jax.vmap(kernel)(*arrays, splash.SegmentIds(segments, segments))
