@@ -194,6 +194,7 @@ def _splash(
     Padding and the rest are two segments, so that a padding token sees padding: some key at least.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info
 
     s, heads = query.shape[1:3]
     sizes = splash.BlockSizes(
@@ -222,15 +223,16 @@ def _splash(
             return seen
 
     def run(window: int, *arrays: Array) -> Array:
-        with jax.ensure_compile_time_eval():
-            kernel = splash.make_splash_mha(
-                splash.MultiHeadMask([Mask(window)] * heads),
-                block_sizes=sizes,
-                head_shards=1,
-                q_seq_shards=1,
-                attn_logits_soft_cap=softcap,
-            )
-        blocks = np.count_nonzero(kernel.fwd_mask_info.block_mask)
+        mask = splash.MultiHeadMask([Mask(window)] * heads)
+        kernel = splash.make_splash_mha(
+            mask,
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=1,
+            attn_logits_soft_cap=softcap,
+        )
+        table, _ = splash_attention_mask_info.process_mask(mask, (block, block))
+        blocks = np.count_nonzero(np.asarray(table.block_mask))
         # Read by `hlo_costs`, which cannot look into a kernel.
         with jax.named_scope(f"splash_{blocks}_{block}"):
             return jax.vmap(kernel)(*arrays, splash.SegmentIds(segments, segments))

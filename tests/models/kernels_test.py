@@ -19,7 +19,7 @@ from alignjax.errors import UserError
 from alignjax.models import kernels, transformer
 from alignjax.models.config import ModelConfig
 from alignjax.recipes import pretrained
-from alignjax.sharding import make_mesh, put_rows
+from alignjax.sharding import make_mesh, put_rows, shard_tree
 from tests import runs, tiny
 
 B, PROMPT, K, R = 2, 130, 3, 90  # 400 tokens: 512 in blocks of 128, and responses end inside them
@@ -172,6 +172,18 @@ def test_cudnn_takes_what_it_is_given(monkeypatch):
     assert "CAUSAL" in text
     with pytest.raises(ValueError, match="Unsupported dtype"):
         jax.jit(total).trace(arrays)
+
+
+@pytest.mark.parametrize("remat", ["none", "kv"])
+def test_whole_networks_are_traced_with_the_kernel(remat, monkeypatch):
+    """Inside of the scan over layers, on a mesh, with a gradient."""
+    monkeypatch.setattr(kernels, "of_array", lambda of, x: "splash")
+    of, mesh = tiny.model(remat=remat, window=4, full_every=2), make_mesh(1, 2, 2)
+    params = jax.device_put(tiny.params(of), shard_tree(tiny.params(of), mesh))
+    batch = put_rows(tiny.ragged(2, b=2), mesh)
+    total = jax.grad(lambda params: logps.response_logps(params, batch, config=of).sum())
+    text = str(jax.jit(total).trace(params).jaxpr)
+    assert [text.count(f"name=splash_mha_{x}_seg") > 0 for x in ("fwd", "dq", "dkv")] == [True] * 3
 
 
 @pytest.mark.parametrize(
