@@ -40,7 +40,11 @@ from benchmarks.plain import plain_logps
 def config_of(args: argparse.Namespace) -> Config:
     """The run that is compiled; its data are never read."""
     model = dataclasses.replace(
-        presets.llama3_8b(), dtype="bfloat16", remat=args.remat, logits_chunk=args.chunk
+        presets.llama3_8b(),
+        dtype="bfloat16",
+        remat=args.remat,
+        attention=args.attention,
+        logits_chunk=args.chunk,
     )
     if args.layers:
         model = dataclasses.replace(model, layers=args.layers)
@@ -76,6 +80,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=1024, help="tokens")
     parser.add_argument("--response", type=int, default=512, help="tokens")
     parser.add_argument("--remat", default="kv")
+    parser.add_argument("--attention", default="auto", help="of ours: auto, xla or splash")
     parser.add_argument("--chunk", type=int, default=128, help="positions projected at a time")
     parser.add_argument("--layers", type=int, default=0, help="0: all 32")
     parser.add_argument("--only", default="", help="ours or plain; empty: both")
