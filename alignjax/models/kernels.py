@@ -230,6 +230,7 @@ def _splash(
             head_shards=1,
             q_seq_shards=1,
             attn_logits_soft_cap=softcap,
+            residual_checkpoint_name="attended",  # kept with remat="kv"
         )
         table, _ = splash_attention_mask_info.process_mask(mask, (block, block))
         blocks = np.count_nonzero(np.asarray(table.block_mask))

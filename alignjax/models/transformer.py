@@ -25,8 +25,9 @@ from alignjax.types import Array, Params
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    # Small where queries share them, and they cost two products and a rotation.
-    "kv": jax.checkpoint_policies.save_only_these_names("key", "value"),
+    # Small where queries share them, and they cost two products and a rotation. What a fused
+    # kernel ends with is not small, but else its scores were computed once more.
+    "kv": jax.checkpoint_policies.save_only_these_names("key", "value", "attended"),
 }
 
 
