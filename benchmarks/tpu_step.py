@@ -1,4 +1,4 @@
-"""One DPO step compiled for a TPU pod that is not here: ours, and a plain trainer's.
+"""One DPO step compiled for a TPU pod that is not here: ours, with both kernels, and a plain one.
 
     pip install -c requirements.txt -e ".[tpu]"
     python benchmarks/tpu_step.py                                   # Llama-3-8B on 64 v5p chips
@@ -7,9 +7,10 @@
 Per chip: memory (arguments + temporary + output - what the output reuses), FLOPs of matrix products
 as compiled, and the results of collectives in one step, loops counted by how often they turn
 (`alignjax.hlo`). A reduce-scatter's result is its part; "reduced whole" counts what goes into it.
-Parameters and optimizer state are float32, products bfloat16; layers but for keys and values are
-recomputed in the backward pass; the reference's log-probabilities are cached. "Plain" is the same
-step with `benchmarks/plain.py`: the prompt in front of every response, logits in full.
+Parameters and optimizer state are float32, products bfloat16; layers but for keys and values (and
+what splash ends with) are recomputed in the backward pass; the reference's log-probabilities are
+cached. "splash" is what a run takes on TPUs, "xla" the same step with XLA's attention, "plain" the
+same with `benchmarks/plain.py` too: the prompt in front of every response, logits in full.
 """
 
 import argparse
@@ -36,6 +37,8 @@ from alignjax.plan import GIB, Measured
 from alignjax.recipes import programs
 from benchmarks.plain import plain_logps
 
+STEPS = ("splash", "xla", "plain")
+
 
 def config_of(args: argparse.Namespace) -> Config:
     """The run that is compiled; its data are never read."""
@@ -43,7 +46,6 @@ def config_of(args: argparse.Namespace) -> Config:
         presets.llama3_8b(),
         dtype="bfloat16",
         remat=args.remat,
-        attention=args.attention,
         logits_chunk=args.chunk,
     )
     if args.layers:
@@ -60,9 +62,11 @@ def config_of(args: argparse.Namespace) -> Config:
     )
 
 
-def measure(config: Config, on: plan.Machine, *, plain: bool) -> Measured:
-    """The step as a run makes it; ``plain``: with the plain way to score responses."""
-    size = config.mesh
+def measure(config: Config, on: plan.Machine, name: str) -> Measured:
+    """One of `STEPS`."""
+    plain, size = name == "plain", config.mesh
+    model = dataclasses.replace(config.model, attention="xla" if plain else name)
+    config = dataclasses.replace(config, model=model)
     mesh = sharding.make_mesh(size.data, size.fsdp, size.tensor, list(on.devices))
     of, job, batch, _ = programs.job_of(config, mesh, "step")
     if plain:
@@ -80,15 +84,13 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=1024, help="tokens")
     parser.add_argument("--response", type=int, default=512, help="tokens")
     parser.add_argument("--remat", default="kv")
-    parser.add_argument("--attention", default="auto", help="of ours: auto, xla or splash")
     parser.add_argument("--chunk", type=int, default=128, help="positions projected at a time")
     parser.add_argument("--layers", type=int, default=0, help="0: all 32")
-    parser.add_argument("--only", default="", help="ours or plain; empty: both")
+    parser.add_argument("--only", default="", choices=("", *STEPS), help="one of the steps")
     parser.add_argument("--out", default="", help="JSON file")
     args = parser.parse_args()
     config, on = config_of(args), plan.machine(args.topology)
-    names = [args.only] if args.only else ["ours", "plain"]
-    found = {name: measure(config, on, plain=name == "plain") for name in names}
+    found = {name: measure(config, on, name) for name in ([args.only] if args.only else STEPS)}
     print(
         f"{args.topology}, fsdp {args.fsdp} x tensor {args.tensor}; {args.pairs} pairs, prompt "
         f"{args.prompt}, responses {args.response}; jax {jax.__version__}, libtpu "
