@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Iterator
 
 from alignjax import hlo
 from alignjax.hlo import BYTES, Instruction, Program, Shape
@@ -29,6 +30,11 @@ class Collective:
     source: str  # the operation it was made for, as JAX names it
 
     @property
+    def entered(self) -> int:
+        """Bytes of the result; of a reduce-scatter, what goes into it."""
+        return self.size * (self.group if self.kind == "reduce-scatter" else 1)
+
+    @property
     def wire(self) -> float:
         """Bytes that one device sends each time, in a ring."""
         share = (self.group - 1) / max(1, self.group)
@@ -44,18 +50,24 @@ class Collective:
 
 def collectives(program: Program) -> list[Collective]:
     """Every collective of a program. What is spread over several fusions counts once."""
-    callers = _callers(program)
+    callers, around = _callers(program), _around(program)
+    lines = [
+        (where, line)
+        for where, line, _ in program.running()
+        if line.opcode.removesuffix("-done") in COLLECTIVES
+    ]
+    bodies: dict[tuple[str, ...], set[str]] = {}
+    for where, line in lines:
+        if chain := _chain(line):
+            bodies.setdefault(chain, set()).add(_body(callers, where))
     found: dict[tuple[str, ...], Collective] = {}
-    for where, line, _ in program.running():
-        kind = line.opcode.removesuffix("-done")
-        if kind not in COLLECTIVES:
-            continue
-        chain = re.search(r'chain_id="(\w+)"', line.text)
-        channel = re.search(r"channel_id=(\d+)", line.text)
-        # Started in one fusion, continued in others, of the same body of a loop: one operation.
+    for where, line in lines:
+        kind, chain = line.opcode.removesuffix("-done"), _chain(line)
+        # Started in one fusion and continued in others, of the same body of a loop or of loops
+        # inside it: one operation.
         body = _body(callers, where) if chain else where
-        key = (kind, body, chain[1], channel[1] if channel else "") if chain else (where, line.name)
-        if key in found:
+        key = (*chain, body) if chain else (where, line.name)
+        if key in found or (chain and bodies[chain] & {*_outer(around, body)}):
             continue
         shapes, told = line.shapes, line.text
         if where.startswith("all-reduce-scatter"):  # a TPU's reduce-scatter: the fusion is the one
@@ -71,6 +83,31 @@ def collectives(program: Program) -> list[Collective]:
             source=source[1] if source else "",
         )
     return sorted(found.values(), key=lambda c: -c.size * c.times)
+
+
+def _chain(line: Instruction) -> tuple[str, ...]:
+    """What the parts of one collective have in common; () for a collective in one part."""
+    chain = re.search(r'chain_id="(\w+)"', line.text)
+    channel = re.search(r"channel_id=(\d+)", line.text)
+    return (line.opcode, chain[1], channel[1] if channel else "") if chain else ()
+
+
+def _around(program: Program) -> dict[str, str]:
+    """For every body of a loop: the computation that the loop is in."""
+    return {
+        called: name
+        for name, lines in program.computations.items()
+        for line in lines
+        if line.opcode == "while"
+        for called in hlo.CALLED.findall(line.text)
+    }
+
+
+def _outer(around: dict[str, str], body: str) -> Iterator[str]:
+    """The computations around a loop's body, from the inside out."""
+    while body in around:
+        body = around[body]
+        yield body
 
 
 def _callers(program: Program) -> dict[str, tuple[str, Instruction]]:

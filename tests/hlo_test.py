@@ -101,6 +101,30 @@ def test_collectives_of_a_loop_count_by_its_turns():
     assert {c[1] for c in told(hlo.parse(known))} == {7}
 
 
+def test_a_collective_that_goes_on_in_a_loop_inside_counts_once():
+    inside = """%turn (given.1: (s32[], bf16[2,16])) -> (s32[], bf16[2,16]) {
+  %given.1 = (s32[], bf16[2,16]{1,0}) parameter(0)
+  %k = s32[] get-tuple-element(%given.1), index=0
+  %mine.1 = bf16[2,16]{1,0} get-tuple-element(%given.1), index=1
+  %f4 = bf16[8,16]{1,0} fusion(%mine.1), kind=kCustom, calls=%go-on
+  ROOT %out.1 = (s32[], bf16[2,16]{1,0}) tuple(%k, %mine.1)
+}
+
+%until (given.2: (s32[], bf16[2,16])) -> pred[] {
+  %given.2 = (s32[], bf16[2,16]{1,0}) parameter(0)
+  ROOT %no = pred[] constant(false)
+}
+
+%body ("""
+    fusion = "%f2 = bf16[8,16]{1,0} fusion(%part), kind=kCustom, calls=%go-on"
+    loop = """%f2 = (s32[], bf16[2,16]{1,0}) while(%state), condition=%until, body=%turn, \
+backend_config={"known_trip_count":{"n":"5"}}"""
+    nested = LOOP.replace("%body (", inside, 1).replace(fusion, loop)
+    assert told(hlo.parse(nested)) == told(hlo.parse(LOOP))
+    apart = nested.replace('chain_id="0"', 'x="0"')
+    assert sorted(c[1] for c in told(hlo.parse(apart))) == [3, 3, 3 * 5]
+
+
 def test_traffic_is_that_of_kept_buffers():
     part, whole, mine = 2 * 16 * 2, 8 * 16 * 2, 4 * 16 * 2
     add, compare = 3 * 4, 2 * 4 + 1
