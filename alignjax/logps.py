@@ -78,10 +78,14 @@ def chunked_logps(
     b, k, r, width = hidden.shape
     size = min(chunk, r)
 
+    tables = layout.copies(table, b)
+    places = tables.shape[0]
+
     @jax.checkpoint  # the logits of a chunk are cheaper to recompute than to keep
     def one(hidden: Array, target: Array) -> Array:
-        logits = jnp.einsum("bkrd,vd->bkrv", hidden, table, preferred_element_type=jnp.float32)
-        logits = soft_cap(logits, softcap)
+        split = hidden.reshape(places, b // places, *hidden.shape[1:])
+        logits = jnp.einsum("fbkrd,fvd->fbkrv", split, tables, preferred_element_type=jnp.float32)
+        logits = soft_cap(logits.reshape(*hidden.shape[:-1], -1), softcap)
         chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 

@@ -17,6 +17,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -122,6 +123,25 @@ def whole(x: Array) -> Array:
 def parted(x: Array) -> Array:
     """States ``[B, S, width]`` split along the sequence over ``tensor``."""
     return move(x, P(ROWS, "tensor"), P(ROWS))
+
+
+def copies(x: Array, count: int) -> Array:
+    """``[F, ...]``: a copy of an array for each of the F places that rows are split over.
+
+    The gradient that a loop adds up stays with each copy, and the copies are summed once, after the
+    loop; of the array itself the compiler would sum every turn's part over all places.
+
+    Args:
+      x: any array, whole over ``data`` and ``fsdp``.
+      count: rows that are split so; F is 1 where they do not divide.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    places = 1
+    if {*ROWS} <= {*mesh.axis_names}:
+        places = mesh.shape["data"] * mesh.shape["fsdp"]
+    places = places if count % places == 0 else 1
+    spec = P(ROWS, "tensor")
+    return move(jnp.broadcast_to(x, (places, *x.shape)), spec, spec)
 
 
 def gathered(parts: dict[str, Array], weights: tuple[P, P]) -> dict[str, Array]:
