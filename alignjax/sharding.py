@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -55,9 +56,14 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = Non
             f"processes have {len(devices)}, and none may be left out"
         )
     # Auto axes: explicit ones, the library's new default, reject a plain embedding gather.
-    return jax.make_mesh(
-        (data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:wanted]
-    )
+    types, shape = (AxisType.Auto,) * 3, (data, fsdp, tensor)
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices[:wanted])
+    except NotImplementedError:  # an axis that is no product of the torus's own, as 4 of 8x8x8
+        split = mesh_utils.create_device_mesh(
+            shape, devices[:wanted], allow_split_physical_axes=True
+        )
+        return Mesh(split, AXES, axis_types=types)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
