@@ -144,8 +144,9 @@ def _known() -> str:
 
 def _virtual(count: int) -> Sequence[Any]:
     """CPU devices in the place of GPUs."""
+    wanted: int = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
     with contextlib.suppress(RuntimeError):  # JAX may have its devices already
-        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update("jax_num_cpu_devices", max(count, wanted))
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise UserError(f"--topology: wants {count} devices, this process has {len(devices)}")
@@ -178,8 +179,7 @@ def measure(function: Any, *args: Any, on: Machine, **static: Any) -> Measured:
         kind = kinds.setdefault(one.kind, {"times": 0, "bytes": 0, "entered": 0, "sent": 0})
         kind["times"] += one.times
         kind["bytes"] += one.times * one.size
-        whole = one.group if one.kind == "reduce-scatter" else 1
-        kind["entered"] += one.times * one.size * whole
+        kind["entered"] += one.times * one.entered
         kind["sent"] += one.times * one.wire
     return Measured(
         fits=total <= on.chip.memory,

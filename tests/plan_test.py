@@ -79,12 +79,17 @@ def test_flops_of_the_model_by_hand():
         ("h100:8", "data=2,fsdp=2,tensor=2", None),
         ("h100:3", "", r"train.batch_size: 8 / accumulate 1 = 8 rows divide over no mesh of 3"),
         ("h100:4", "tensor=4", r"mesh.tensor=4 does not divide 3"),
+        ("h100:4", "tensor=4", r"^mesh.tensor=4 does not divide model.heads=6$"),
+        ("h100:4", "tensor=4", r"^mesh.tensor=4 does not divide model.kv_heads=2$"),
         ("h100:8", "fsdp=8", r"evaluate.batch_size: wanted a multiple"),
     ],
 )
 def test_what_does_not_divide_is_refused_in_one_line(topology, mesh, message, monkeypatch):
     monkeypatch.setattr(plan, "measure", lambda *a, **k: pytest.skip("would compile"))
     of = config()
+    if message and "tensor=4 " in message and "kv_heads" not in message:
+        changes = dict(heads=6, kv_heads=6) if "heads" in message else dict(kv_heads=4)
+        of = dataclasses.replace(of, model=dataclasses.replace(of.model, **changes))
     if message and "divide 3" in message:
         of = dataclasses.replace(of, model=dataclasses.replace(of.model, vocab_size=63))
         message = r"mesh.tensor=4 does not divide 63"
@@ -146,7 +151,7 @@ def test_a_sweep_ranks_what_fits_by_time(monkeypatch):
     found = planning.run(config(), "h100:4", sweep=True)["plans"]
     meshes = [tuple(x["mesh"].values()) for x in found if x["remat"] == "full"]
     assert meshes[:3] == [(4, 1, 1), (2, 2, 1), (1, 4, 1)]
-    assert {m[2] for m in meshes[3:]} == {2, 4}
+    assert {m[2] for m in meshes[3:]} == {2}  # 4 does not divide the heads of keys and values
     assert {x["remat"] for x in found} == {"none", "dots", "kv", "full"}
 
 
@@ -157,6 +162,8 @@ def test_a_sweep_ranks_what_fits_by_time(monkeypatch):
         ("configs/demo/rdro.py", "step", 1),
         ("configs/hps_world.py", "step", 2),
         ("configs/rm_world.py", "step", 2),
+        ("configs/apo_world.py", "step", 1),
+        ("configs/apo_world.py", "reward", 5),
         ("configs/demo/dpo.py", "sft", 2),
     ],
 )
@@ -195,3 +202,9 @@ def test_networks_trained_side_by_side_are_planned_so():
     assert three.tokens == 3 * alone.tokens
     assert three.model_flops == 3 * alone.model_flops
     jax.eval_shape(three.function, *three.args)
+
+
+def test_a_reward_model_projects_to_no_vocabulary():
+    made = programs.make(config("configs/rm_world.py"), make_mesh(1, 2, 1), "step")
+    counted = dataclasses.replace(config().model, vocab_size=1)
+    assert made.model_flops == 3 * plan.forward_flops(counted, 8, 2, 16, 16)

@@ -17,8 +17,8 @@ from alignjax.config import Config, MeshConfig
 from alignjax.errors import UserError
 from alignjax.models import kernels
 from alignjax.models.config import REMAT
-from alignjax.plan import GIB, Machine
-from alignjax.recipes import programs
+from alignjax.plan import Machine
+from alignjax.recipes import plan_tables, programs
 from alignjax.recipes.programs import PARTS
 
 log = logging.getLogger("alignjax")
@@ -72,7 +72,7 @@ def run(
         config = dataclasses.replace(config, mesh=_mesh(config, mesh, on))
         found = [_planned(config, on, part, responses, price) for part in parts]
         for one in found:
-            _print(one, on)
+            plan_tables.print_one(one, on)
         if found[0]["part"] == "step" and not found[0]["measured"]["fits"]:
             found += _until_it_fits(config, on, responses, price)
     told = {"topology": topology, "exact": on.exact, "assumption": plan.ASSUMPTION, "plans": found}
@@ -124,7 +124,8 @@ def _meshes(config: Config, count: int) -> Iterator[MeshConfig]:
     for tensor in (1, 2, 4, 8, 16):
         for data in (1, 2, 4, 8, 16, 32):
             fsdp, rest = divmod(count, tensor * data)
-            if rest or not fsdp or micro % (data * fsdp) or config.model.heads % tensor:
+            heads = config.model.heads % tensor or config.model.kv_heads % tensor
+            if rest or not fsdp or micro % (data * fsdp) or heads:
                 continue
             some = True
             yield MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
@@ -141,6 +142,12 @@ def _planned(
 ) -> dict[str, Any]:
     """One program compiled, and all there is to say of it."""
     sizes = config.mesh
+    for name in ("heads", "kv_heads"):
+        if getattr(config.model, name) % sizes.tensor:
+            raise UserError(
+                f"mesh.tensor={sizes.tensor} does not divide model.{name}="
+                f"{getattr(config.model, name)}"
+            )
     mesh = sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor, list(on.devices))
     kernel = kernels.chosen(config.model, on.devices[0].platform, sizes.tensor)
     program = programs.make(config, mesh, part, responses)
@@ -190,7 +197,7 @@ def _until_it_fits(
     for told, changed in _smaller(config, len(on.devices)):
         one = _planned(changed, on, "step", responses, price)
         fits = one["measured"]["fits"]
-        report.say(f"  {told}: {_size(one)}, {'fits' if fits else 'does not fit'}")
+        report.say(f"  {told}: {plan_tables.size(one)}, {'fits' if fits else 'does not fit'}")
         tried.append(one)
         if fits:
             break
@@ -241,75 +248,8 @@ def _sweep(config: Config, on: Machine, responses: int, price: float) -> list[di
                 log.info("%s: %s", mesh, error)
                 continue
             found.append(one)
-            report.say(f"  {_name(changed)} remat={remat}: {_size(one)}, {_time(one)}")
+            told = f"{plan_tables.size(one)}, {plan_tables.time(one)}"
+            report.say(f"  {_name(changed)} remat={remat}: {told}")
     found.sort(key=lambda x: (not x["measured"]["fits"], x["seconds"]["estimate"]))
-    rows = {
-        f"{','.join(f'{k}={v}' for k, v in one['mesh'].items())} {one['remat']}": [
-            "yes" if one["measured"]["fits"] else "no",
-            _gib(one["measured"]["total"]),
-            f"{one['measured']['flops']:.3g}",
-            _gib(sum(kind["bytes"] for kind in one["measured"]["collectives"].values())),
-            _time(one),
-        ]
-        for one in found
-    }
-    columns = ("mesh, remat", "fits", "HBM GiB", "FLOPs", "collectives GiB", "step")
-    report.print_rows(rows, columns, f"{on.topology}, {len(on.devices)} devices")
+    plan_tables.print_ranked(found, on)
     return found
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:,.2f}"
-
-
-def _size(one: dict[str, Any]) -> str:
-    found = one["measured"]
-    return f"{_gib(found['total'])} of {_gib(found['limit'])} GiB"
-
-
-def _time(one: dict[str, Any]) -> str:
-    took = one["seconds"]
-    return f"{took['estimate'] * 1e3:,.1f} to {took['at_most'] * 1e3:,.1f} ms"
-
-
-def _print(one: dict[str, Any], on: Machine) -> None:
-    """All that is known of one program, as a table."""
-    found, took = one["measured"], one["seconds"]
-    mesh = ", ".join(f"{k} {v}" for k, v in one["mesh"].items())
-    title = (
-        f"{one['name']} on {on.topology}: {len(on.devices)} devices, {mesh}; batch "
-        f"{one['batch_size']}, accumulate {one['accumulate']}, remat {one['remat']}, attention "
-        f"{one['attention']}"
-    )
-    rows = {"fits": ["yes" if found["fits"] else f"no: {found['note'] or _size(one)}"]}
-    if found["note"]:
-        report.print_rows(rows, ("per device", ""), title)
-        return
-    held = one["holds"]
-    rows["HBM, GiB"] = [f"{_gib(found['total'])} of {_gib(found['limit'])}"]
-    for name, size in held.items():
-        if size:
-            rows[f"  {name}"] = [_gib(size)]
-    rows["  batch"] = [_gib(max(0.0, found["arguments"] - sum(held.values())))]
-    rows["  temporary (activations, gradients, gathered weights)"] = [_gib(found["temporary"])]
-    rows["  output"] = [_gib(found["output"])]
-    rows["FLOPs of the model"] = [f"{one['model_flops']:.3g}"]
-    rows["FLOPs as compiled"] = [f"{found['flops']:.3g}"]
-    if found["uncounted"]:
-        rows["  without those of kernels"] = [", ".join(found["uncounted"])]
-    rows["HBM traffic, GiB"] = [_gib(found["moved"])]
-    for kind, numbers in sorted(found["collectives"].items()):
-        rows[f"{kind}, GiB of results"] = [f"{_gib(numbers['bytes'])} in {numbers['times']:,.0f}"]
-    for name in ("computing", "memory", "network"):
-        rows[f"{name}, ms"] = [f"{took[name] * 1e3:,.2f}"]
-    rows["time per call"] = [_time(one)]
-    low, high = one["tokens_per_second"]
-    rows["tokens/s, all devices"] = [f"{low:,.0f} to {high:,.0f}"]
-    rows["model FLOPs utilisation, at most"] = [f"{one['model_flops_utilisation']:.0%}"]
-    if "dollars_per_hour" in one:
-        low, high = one["dollars_per_million_tokens"]
-        rows["dollars per million tokens"] = [f"{low:.3g} to {high:.3g}"]
-        rows["dollars per hour"] = [f"{one['dollars_per_hour']:,.2f}"]
-    rows["compiled in, s"] = [f"{found['compile_seconds']:.0f}"]
-    report.print_rows(rows, ("per device", ""), title)
-    report.say(f"times: {plan.ASSUMPTION}.")

@@ -67,6 +67,10 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
     # A backward pass costs two forward ones, and one where what is frozen needs no gradient.
     live = of.reward_loss is None and part != "sft" and batch.ref_logps is None
     passes = (3 if of.lora is None else 2) + (live and of.reference.mode != "none")
+    # A reward model ends in one number and not in the vocabulary.
+    counted = of.model
+    if of.reward_loss is not None:
+        counted = dataclasses.replace(of.model, vocab_size=1)
     names = {"sft": "the supervised step", "reward": "the reward model's step"}
     return Program(
         name=names.get(part, "the step") + (f" of {networks} networks" if networks > 1 else ""),
@@ -74,7 +78,7 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
         args=(state, job.ref_params, batch),
         static={},
         tokens=b * (p + drawn * r),
-        model_flops=passes * plan.forward_flops(of.model, b, drawn, p, r),
+        model_flops=passes * plan.forward_flops(counted, b, drawn, p, r),
         holds={
             "params": plan.bytes_per_device(state.params),
             "optimizer": plan.bytes_per_device(state.opt_state),
@@ -165,7 +169,13 @@ def _part_of(config: Config, part: str) -> Config:
                 "--parts=reward: the config has no game; a reward model's own step is --parts=step"
             )
         return dataclasses.replace(
-            config, loss=None, select=None, optim=game.optim, train=game.train, game=None
+            config,
+            loss=None,
+            select=None,
+            optim=game.optim,
+            train=game.train,
+            game=None,
+            evaluate=dataclasses.replace(config.evaluate, judge=None, scorers=()),
         )
     return config if game is None else dataclasses.replace(config, reward_loss=None, game=None)
 
