@@ -1,6 +1,7 @@
 # make demo    the whole way, from random weights to an aligned model, on this machine's CPU
 # make test    every test          make check   the quick ones
 # make lint    ruff, mypy, shellcheck    make format  let ruff rewrite what it can
+# make test-tpu     compile for TPUs, whose compiler gets a folder of its own (600 MB); Linux, x86-64
 # make test-parity  compare with torch and transformers, in an environment of their own (4 GB)
 # make pins    choose new versions of the dependencies (needs uv); then run make test
 #
@@ -13,14 +14,25 @@ BIN := $(VENV)/bin
 # As many processes as cores, at most four: each needs a few GB.
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 PARITY := .venv-parity
+LIBTPU := $(VENV)-libtpu
 
-.PHONY: demo test test-parity check lint format pins setup clean-venv
+.PHONY: demo test test-tpu test-parity check lint format pins setup clean-venv
 
 demo: setup
 	$(BIN)/python -m alignjax demo
 
 test: setup
 	$(BIN)/python -m pytest $(PARALLEL)
+
+# Not in the environment itself: there it would print warnings into every run.
+test-tpu: setup $(LIBTPU)/done
+	PYTHONPATH=$(abspath $(LIBTPU)) $(BIN)/python -m pytest $(PARALLEL) tests/tpu_program_test.py
+
+$(LIBTPU)/done: tests/libtpu.txt | setup
+	rm -rf $(LIBTPU)
+	$(BIN)/python -m pip install --no-deps --target $(LIBTPU) -r $< || { echo "test-tpu: could \
+	not install libtpu: it wants the package index, and Linux on x86-64"; exit 1; }
+	touch $@
 
 test-parity: setup $(PARITY)/done
 	ALIGNJAX_PARITY_PYTHON=$(PARITY)/bin/python $(BIN)/python -m pytest tests/parity
@@ -51,11 +63,15 @@ clean-venv:
 
 # uv.lock is resolved once for every Python and machine; requirements.txt is the same set in the
 # form that pip reads. The sed keeps the one distinction between machines that matters to us.
+EXPORT := uv export --frozen --quiet --no-emit-project --no-hashes --no-annotate --no-header
+BY_PYTHON := sed -E "s/ ; .*python_full_version < '3\.12'.*/ ; python_version < '3.12'/; t; \
+	s/ ; .*python_full_version >= '3\.12'.*/ ; python_version >= '3.12'/; t; s/ ; .*//"
+
 pins:
 	uv lock --upgrade
 	@echo "# The versions under which the tests pass, written by 'make pins': do not edit." \
 		> requirements.txt
-	uv export --frozen --quiet --extra dev --no-emit-project --no-hashes --no-annotate --no-header \
-		| sed -E "s/ ; .*python_full_version < '3\.12'.*/ ; python_version < '3.12'/; t; \
-			s/ ; .*python_full_version >= '3\.12'.*/ ; python_version >= '3.12'/; t; \
-			s/ ; .*//" >> requirements.txt
+	$(EXPORT) --extra dev | $(BY_PYTHON) >> requirements.txt
+	@echo "# The compiler for TPUs that the pinned jax wants, written by 'make pins': do not edit." \
+		> tests/libtpu.txt
+	$(EXPORT) --extra tpu | $(BY_PYTHON) | grep '^libtpu=' >> tests/libtpu.txt

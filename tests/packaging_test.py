@@ -56,6 +56,14 @@ def test_both_lock_files_agree():
         assert pins(python).items() <= locked, "run `make pins`"
 
 
+def test_the_compiler_for_tpus_is_the_locked_one():
+    lock = tomllib.loads((ROOT / "uv.lock").read_text())
+    locked = {p["version"] for p in lock["package"] if p["name"] == "libtpu"}
+    lines = (ROOT / "tests" / "libtpu.txt").read_text().splitlines()
+    found = [Requirement(line) for line in lines if not line.startswith("#")]
+    assert {next(iter(pin.specifier)).version for pin in found} == locked, "run `make pins`"
+
+
 def test_the_lock_names_the_public_index_only():
     urls = re.findall(r'(?:url|registry|path) = "([^"]+)"', (ROOT / "uv.lock").read_text())
     hosts = {url.split("/")[2] if "://" in url else url for url in urls}

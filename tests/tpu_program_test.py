@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib.util
 
+import jax
 import pytest
 
 from alignjax import hlo, hlo_costs, plan, sharding
@@ -24,28 +25,30 @@ pytestmark = [
 ]
 
 FSDP, TENSOR = 2, 2
-ROWS, PROMPT, K, R = 4, 112, 2, 80  # tokens of a row: 272
+# A chip's part of a sequence is a multiple of 16 tokens, as its tiles are: sums of other lengths
+# are not scattered.
+ROWS, PROMPT, K, R = 4, 96, 2, 112
+TOKENS = PROMPT + K * R
 WIDTH, VOCABULARY, CHUNK = 256, 5120, 16
-LAYERS, HEADS, HEAD = 2, 4, 64
+LAYERS, HEADS, KV_HEADS, HEAD, MLP = 2, 4, 2, 64, 768
 PADDED = 384  # a multiple of 128, for the kernel
 
 
-def compiled(**changes):
+def compiled(topology="v5e:2x2", mesh=(1, FSDP, TENSOR), rows=ROWS, accumulate=1, **changes):
     """The DPO step of a small network on four chips, taken apart."""
     of = config()
     model = dataclasses.replace(
         of.model,
-        **dict(vocab_size=VOCABULARY, width=WIDTH, layers=LAYERS, heads=HEADS, kv_heads=2),
-        **dict(head_dim=HEAD, mlp_width=768, dtype="bfloat16", remat="full", logits_chunk=CHUNK),
+        **dict(vocab_size=VOCABULARY, width=WIDTH, layers=LAYERS, heads=HEADS, kv_heads=KV_HEADS),
+        **dict(head_dim=HEAD, mlp_width=MLP, dtype="bfloat16", remat="full", logits_chunk=CHUNK),
     )
     data = dataclasses.replace(of.data, max_prompt_tokens=PROMPT, max_response_tokens=R)
-    train = dataclasses.replace(of.train, batch_size=ROWS)
+    train = dataclasses.replace(of.train, batch_size=rows, accumulate=accumulate)
     of = dataclasses.replace(
         of, model=dataclasses.replace(model, **changes), data=data, train=train
     )
-    on = plan.machine("v5e:2x2")
-    mesh = sharding.make_mesh(1, FSDP, TENSOR, list(on.devices))
-    made = programs.make(of, mesh, "step")
+    on = plan.machine(topology)
+    made = programs.make(of, sharding.make_mesh(*mesh, list(on.devices)), "step")
     text = made.function.lower(*made.args).compile().as_text()
     return hlo.parse(text)
 
@@ -57,7 +60,7 @@ def ours():
 
 def replicated(program):
     """Kept arrays of states of all rows: what a device should have for its own rows only."""
-    tokens = {PROMPT, R, K * R, PROMPT + K * R, (PROMPT + K * R) // TENSOR}
+    tokens = {PROMPT, R, K * R, TOKENS, TOKENS // TENSOR}
     # The lookup has all rows, of a part of the width.
     return [
         shape
@@ -83,8 +86,8 @@ def vocabularies(program):
 
 def unexpected(program):
     """Collectives that a step should not have, or not of this size or this often."""
-    states = ROWS // FSDP * (PROMPT + K * R) * WIDTH * 2
-    kernel = WIDTH * 768 // TENSOR * 2
+    states = ROWS // FSDP * TOKENS * WIDTH * 2
+    kernel = WIDTH * MLP // TENSOR * 2
     head = VOCABULARY // TENSOR * WIDTH * 2
     largest = {
         "all-gather": max(states, kernel),  # weights of one layer, or states of own rows
@@ -95,11 +98,40 @@ def unexpected(program):
     }
     found = []
     for one in hlo_costs.collectives(program):
-        head_gather = one.kind == "all-gather" and one.size == head and one.times == 1
+        once = one.kind in ("all-gather", "all-reduce") and one.size == head and one.times == 1
         sizes = [shape.size for shape in one.shapes]
-        if max(sizes) > largest[one.kind] and not head_gather:
+        # What a block adds is summed over tensor, and each chip gets a part of the sequence.
+        whole = one.kind == "all-reduce" and (ROWS // FSDP, TOKENS, WIDTH) in [
+            shape.dims for shape in one.shapes
+        ]
+        if whole or (max(sizes) > largest[one.kind] and not once):
             found.append(one)
     return found
+
+
+def kernel_gathers(program):
+    """How often a step gathers each layer's kernel, of all layers together, by its shape."""
+    columns = {"q": HEADS * HEAD, "k": KV_HEADS * HEAD, "gate": MLP}
+    kernels = [(WIDTH, size // TENSOR) for size in columns.values()]
+    kernels += [(size // TENSOR, WIDTH) for size in (HEADS * HEAD, MLP)]  # o, down
+    return {
+        kernel: sum(
+            c.times * sum(shape.dims in (kernel, (1, *kernel)) for shape in c.shapes)
+            for c in hlo_costs.collectives(program)
+            if c.kind == "all-gather"
+        )
+        for kernel in kernels
+    }
+
+
+def of_the_head(program):
+    """How often a step gathers the head, and how often it sums its gradient over chips."""
+    table = VOCABULARY // TENSOR * WIDTH
+    times = {"gathered": 0, "summed": 0}
+    for one in hlo_costs.collectives(program):
+        if table in (one.shapes[0].elements, one.shapes[0].elements * FSDP):
+            times["gathered" if one.kind == "all-gather" else "summed"] += one.times
+    return times
 
 
 def test_rows_stay_where_they_are():
@@ -116,14 +148,25 @@ def test_collectives_are_those_of_states_and_one_layers_weights():
     assert {"all-gather", "reduce-scatter"} <= kinds
 
 
-def test_the_head_is_gathered_once_and_not_in_every_chunk():
-    table = hlo.Shape("bf16", (VOCABULARY // TENSOR, WIDTH))
-    gathers = [
-        c
-        for c in hlo_costs.collectives(ours())
-        if c.kind == "all-gather" and any(s.elements == table.elements for s in c.shapes)
-    ]
-    assert [c.times for c in gathers] == [1]
+def test_a_layers_weights_are_gathered_once_each_way():
+    turns = 2 * LAYERS  # forward, and again where the backward pass recomputes the layer
+    twice = {(WIDTH, KV_HEADS * HEAD // TENSOR), (WIDTH, MLP // TENSOR)}  # k, v and gate, up
+    assert kernel_gathers(ours()) == {
+        kernel: turns * (2 if kernel in twice else 1) for kernel in kernel_gathers(ours())
+    }
+
+
+def test_the_head_is_gathered_and_summed_once_and_not_in_every_chunk():
+    assert of_the_head(ours()) == {"gathered": 1, "summed": 1}
+
+
+def test_what_a_chip_exchanges_stays_the_same_with_the_chips():
+    def entered(program):
+        return sum(c.times * c.entered for c in hlo_costs.collectives(program))
+
+    many = compiled("v5e:4x4", (1, 4 * FSDP, TENSOR), 4 * ROWS)
+    assert entered(many) <= 1.1 * entered(ours())
+    assert hlo_costs.flops(many) == pytest.approx(hlo_costs.flops(ours()), rel=0.01)
 
 
 def kernels_of(program):
@@ -180,5 +223,40 @@ def test_unplaced_activations_are_found(monkeypatch):
     assert unexpected(program)
 
 
+def test_rows_of_every_copy_are_looked_up_where_they_are(monkeypatch):
+    def everywhere():
+        program = compiled("v5e:2x4", (2, FSDP, TENSOR), 2 * ROWS)
+        return [s for s in hlo_costs.kept(program) if s.dims == (2 * ROWS, TOKENS, WIDTH)]
+
+    assert everywhere() == []
+    monkeypatch.setattr(layout, "looked_up", layout.rows)
+    assert everywhere()
+
+
+def test_sums_that_are_not_scattered_are_found(monkeypatch):
+    monkeypatch.setattr(layout, "whole", layout.rows)
+    monkeypatch.setattr(layout, "parted", layout.rows)
+    assert unexpected(compiled())
+
+
+def test_weights_that_are_not_gathered_in_place_are_found(monkeypatch):
+    move = layout.move
+    monkeypatch.setattr(layout, "dot", lambda weights: jax.lax.dot_general)
+    monkeypatch.setattr(layout, "copies", lambda x, count: x[None])
+    monkeypatch.setattr(
+        layout, "move", lambda x, to, back: x if VOCABULARY in x.shape else move(x, to, back)
+    )
+    program = compiled()
+    assert kernel_gathers(program) != kernel_gathers(ours())
+    assert min(of_the_head(program).values()) >= R // CHUNK
+
+
 def test_logits_in_full_are_found():
     assert vocabularies(compiled(logits_chunk=R))
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 4), (1, 512, 1), (2, 32, 8)])
+def test_a_mesh_may_split_the_axes_of_the_torus(shape):
+    made = sharding.make_mesh(*shape, list(plan.machine("v5p:8x8x8").devices))
+    assert made.devices.shape == shape
+    assert len({*made.devices.flat}) == 512
