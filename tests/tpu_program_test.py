@@ -124,12 +124,12 @@ def kernel_gathers(program):
     }
 
 
-def of_the_head(program):
+def of_the_head(program, fsdp=FSDP, tensor=TENSOR):
     """How often a step gathers the head, and how often it sums its gradient over chips."""
-    table = VOCABULARY // TENSOR * WIDTH
+    table = VOCABULARY // tensor * WIDTH
     times = {"gathered": 0, "summed": 0}
     for one in hlo_costs.collectives(program):
-        if table in (one.shapes[0].elements, one.shapes[0].elements * FSDP):
+        if table in (one.shapes[0].elements, one.shapes[0].elements * fsdp):
             times["gathered" if one.kind == "all-gather" else "summed"] += one.times
     return times
 
@@ -156,8 +156,18 @@ def test_a_layers_weights_are_gathered_once_each_way():
     }
 
 
-def test_the_head_is_gathered_and_summed_once_and_not_in_every_chunk():
-    assert of_the_head(ours()) == {"gathered": 1, "summed": 1}
+def test_the_head_is_gathered_once_and_its_gradient_is_summed_into_parts():
+    assert of_the_head(ours()) == {"gathered": 1, "summed": R // CHUNK}
+    part = VOCABULARY // TENSOR * WIDTH // FSDP
+    reduced = [c for c in hlo_costs.collectives(ours()) if c.kind == "all-reduce"]
+    assert max(c.shapes[0].elements for c in reduced) < part
+
+
+def test_where_it_is_not_split_the_heads_gradient_is_summed_once(monkeypatch):
+    times = functools.partial(of_the_head, fsdp=4, tensor=1)
+    assert times(compiled(mesh=(1, 4, 1))) == {"gathered": 1, "summed": 1}
+    monkeypatch.setattr(layout, "copies", lambda x, count: x[None])
+    assert times(compiled(mesh=(1, 4, 1)))["summed"] == R // CHUNK
 
 
 def test_what_a_chip_exchanges_stays_the_same_with_the_chips():
