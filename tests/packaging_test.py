@@ -155,4 +155,5 @@ def test_such_a_folder_is_recognised(folder):
 def test_ci_runs_the_linters_and_every_test():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert re.search(r"for target in (.*);", script.read_text())[1].split()[-2:] == ["lint", "test"]
+    targets = re.search(r"for target in (.*);", script.read_text())[1].split()
+    assert targets[-3:] == ["lint", "test", "test-tpu"]
