@@ -1,0 +1,135 @@
+"""The four methods at 8B and 70B, compiled for TPU slices that are not here: does it fit, how fast.
+
+    pip install -c requirements.txt -e ".[tpu]"
+    python benchmarks/pods_table.py                        # about half an hour on two cores
+    python benchmarks/pods_table.py --only=rdro,8b --out=rdro.jsonl
+
+One line of Markdown for each program, as the verb ``plan`` finds it: per chip and step memory,
+FLOPs, bytes; the time, from published peaks, between all of it overlapping and nothing; what a
+million tokens cost of that at `PRICES`. `RUNS` says on which mesh, and what is changed in the config
+because the mesh has more places for rows than the paper had.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from alignjax import configfile
+from alignjax.plan import GIB
+from alignjax.recipes import planning
+
+PRICES = {"v5p": 4.2, "v5e": 1.2}  # dollars per chip and hour, on demand, as once seen; they change
+V5P, V5E, LARGE = "v5p:2x2x4", "v5e:16x16", "v5p:8x8x8"
+
+
+def micro(count: int) -> tuple[str, ...]:
+    return (f"train.accumulate={count}",)
+
+
+def rounds(count: int) -> tuple[str, ...]:
+    return (*micro(count), f"game.train.accumulate={count}")
+
+
+def sampled(rows: int) -> tuple[str, ...]:
+    return (f"evaluate.batch_size={rows}",)
+
+
+def listed(rows: int) -> tuple[str, ...]:
+    return (f"candidates.batch_size={rows}", *sampled(rows))
+
+
+RUNS: tuple[tuple[str, str, str, tuple[str, ...], tuple[str, ...]], ...] = (
+    # config, topology, mesh, changes, parts
+    ("hps_llama3_8b", V5P, "fsdp=16", micro(4) + listed(16), ("step", "sample", "score")),
+    ("apo_llama3_8b", V5P, "fsdp=16", rounds(4), ("step", "reward", "sample")),
+    ("rdro_ultrafeedback_llama3_8b", V5P, "fsdp=16", (), ("step",)),
+    ("paretohqd_llama3_8b", V5P, "fsdp=8,tensor=2", micro(1), ("step",)),
+    ("hps_llama3_8b", V5E, "fsdp=64,tensor=4", micro(1) + listed(64), ("step",)),
+    ("apo_llama3_8b", V5E, "fsdp=64,tensor=4", rounds(1), ("step", "reward")),
+    ("rdro_ultrafeedback_llama3_8b", V5E, "fsdp=64,tensor=4", micro(2) + sampled(64), ("step",)),
+    (
+        "paretohqd_llama3_8b",
+        V5E,
+        "fsdp=64,tensor=4",
+        ("train.batch_size=64", *micro(1), *sampled(64)),
+        ("step",),
+    ),
+    ("hps_llama3_70b", LARGE, "fsdp=64,tensor=8", micro(1) + listed(64), ("step",)),
+    ("apo_llama3_70b", LARGE, "fsdp=64,tensor=8", rounds(1), ("step", "reward")),
+    ("rdro_llama3_70b", LARGE, "fsdp=64,tensor=8", micro(2) + sampled(64), ("step",)),
+    (
+        "paretohqd_llama3_70b",
+        LARGE,
+        "fsdp=64,tensor=8",
+        ("train.batch_size=64", *sampled(64)),
+        ("step",),
+    ),
+)
+COLUMNS = (
+    "config, program",
+    "chips",
+    "data x fsdp x tensor",
+    "rows x accumulate",
+    "HBM, GiB",
+    "PFLOPs",
+    "HBM traffic, GiB",
+    "sent, GiB",
+    "s",
+    "tokens/s",
+    "$ per million tokens",
+)
+
+
+def cells(one: dict[str, Any]) -> list[str]:
+    """One program, from the mesh on."""
+    found, took = one["measured"], one["seconds"]
+    mesh = " x ".join(str(n) for n in one["mesh"].values())
+    sent = sum(kind["sent"] for kind in found["collectives"].values())
+    low, high = one["tokens_per_second"]
+    cheap, dear = one["dollars_per_million_tokens"]
+    rows = f"{one['batch_size']} x {one['accumulate']}" if "step" in one["name"] else ""
+    return [
+        mesh,
+        rows,
+        f"{found['total'] / GIB:.1f} of {found['limit'] / GIB:.0f}",
+        f"{found['flops'] / 1e15:.3f}",
+        f"{found['moved'] / GIB:,.0f}",
+        f"{sent / GIB:,.1f}",
+        f"{took['estimate']:.2f} to {took['at_most']:.2f}",
+        f"{low / 1e3:,.0f} to {high / 1e3:,.0f} thousand",
+        f"{cheap:.2f} to {dear:.2f}",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="parts of names, all of which a line has")
+    parser.add_argument("--out", default="", help="JSON lines, with all that plan finds")
+    args = parser.parse_args()
+    lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    for name, topology, mesh, changes, parts in RUNS:
+        if not all(x in f"{name} {topology}" for x in args.only.split(",")):
+            continue
+        config = configfile.load(f"configs/{name}.py", list(changes))
+        price = PRICES[topology.partition(":")[0]]
+        told = planning.run(config, topology, mesh=mesh, parts=parts, price=price)
+        for one in told["plans"]:
+            program = one["name"].removeprefix("the ")
+            if one["measured"]["fits"]:
+                lines.append(f"| {' | '.join([f'{name}, {program}', topology, *cells(one)])} |")
+            else:
+                lines.append(f"| {name}, {program} | {topology} | {mesh} | does not fit |")
+            if args.out:
+                with open(args.out, "a", encoding="utf-8") as file:
+                    file.write(json.dumps({"config": name, "topology": topology, **one}) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
