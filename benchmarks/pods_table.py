@@ -6,8 +6,8 @@
 
 One line of Markdown for each program, as the verb ``plan`` finds it: per chip and step memory,
 FLOPs, bytes; the time, from published peaks, between all of it overlapping and nothing; what a
-million tokens cost of that at `PRICES`. `RUNS` says on which mesh, and what is changed in the config
-because the mesh has more places for rows than the paper had.
+million tokens cost of that at `PRICES`. `RUNS` says on which mesh, and what is changed in the
+config because the mesh has more places for rows than the paper had.
 """
 
 import argparse
