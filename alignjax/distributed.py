@@ -33,6 +33,7 @@ START_SECONDS = 600  # how long a process waits for the others to start
 FROM_RUNTIME = re.compile(
     r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): "
 )
+KEPT_BYTES = 2**16  # of a value; larger ones leave the store as soon as all have them
 _uses: collections.Counter[str] = collections.Counter()  # how often a name was waited for
 
 
@@ -158,24 +159,41 @@ def once(name: str, make: Callable[[], None]) -> None:
     Raises:
       UserError: `make` raised it in process 0; all processes raise it, of the same kind.
     """
+    told(name, make)
+
+
+def told(name: str, make: Callable[[], Any]) -> Any:
+    """What process 0 makes or finds, JSON data, in every process.
+
+    For decisions that a file system takes part in: other processes may see it earlier or later.
+
+    Raises:
+      UserError: as `once`.
+    """
     if not several():
-        make()
-        return
+        return make()
     key = _key(name)
     if is_main():
         try:
-            make()
+            made = make()
         except UserError as error:
-            told = {"exit_code": error.exit_code, "message": str(error)}
-            _state().client.key_value_set(key, json.dumps(told))
+            failed = {"exit_code": error.exit_code, "message": str(error)}
+            _state().client.key_value_set(key, json.dumps({"failed": failed}))
             raise
-        _state().client.key_value_set(key, "{}")
-        return
-    told = json.loads(wait_for(key))
-    if told:
-        same = UserError(f"process 0: {told['message']}")
-        same.exit_code = told["exit_code"]
+        text = json.dumps({"made": made})
+        _state().client.key_value_set(key, text)
+    else:
+        text = wait_for(key)
+    found = json.loads(text)
+    if "failed" in found:
+        same = UserError(f"process 0: {found['failed']['message']}")
+        same.exit_code = found["failed"]["exit_code"]
         raise same
+    if len(text) > KEPT_BYTES:  # the store is in process 0's memory
+        barrier(name)
+        if is_main():
+            _state().client.key_value_delete(key)
+    return found["made"]
 
 
 def agree(told: dict[str, str]) -> None:
