@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from alignjax import distributed
 from alignjax.errors import CheckpointError, UserError
 from alignjax.sharding import path_name
 
 FORMAT = 2  # raised when what a checkpoint holds changes
+PIECE = 2**28  # bytes of an array that are fetched from other processes at once, about
 
 
 @contextlib.contextmanager
@@ -174,10 +176,24 @@ def tree_digest(tree: Any) -> str:
     """SHA-256 over the path, dtype, shape and bytes of every array of a tree, 16 hex digits."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        array = np.ascontiguousarray(jax.device_get(leaf))
-        digest.update(f"{path_name(path)} {array.dtype} {array.shape} ".encode())
-        digest.update(array.tobytes())
+        digest.update(f"{path_name(path)} {np.dtype(leaf.dtype)} {tuple(leaf.shape)} ".encode())
+        for piece in _pieces(leaf):
+            digest.update(np.ascontiguousarray(piece).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _pieces(leaf: Any) -> Iterator[np.ndarray]:
+    """An array from its first row to its last; what several processes hold, not all at once.
+
+    Fetching puts it on every device in full.
+    """
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or not leaf.ndim:
+        yield distributed.fetch(leaf)
+        return
+    rows = max(1, PIECE // max(1, leaf.nbytes // len(leaf)))
+    for begin in range(0, len(leaf), rows):
+        size = min(rows, len(leaf) - begin)
+        yield distributed.fetch(jax.lax.dynamic_slice_in_dim(leaf, begin, size))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from alignjax import kl
+from alignjax import distributed, kl
 from alignjax.beam import beam_search
 from alignjax.config import SamplingConfig
 from alignjax.data.batching import Bucketed, choose_shapes, plan_batches
@@ -19,7 +19,7 @@ from alignjax.decode import sample
 from alignjax.metrics import progress
 from alignjax.mixture import Mixture
 from alignjax.models.config import ModelConfig
-from alignjax.sharding import put_rows
+from alignjax.sharding import own_rows, put_rows
 from alignjax.types import Array, Batch, Params
 
 log = logging.getLogger("alignjax")
@@ -144,19 +144,20 @@ def respond_in_batches(
             if number in done:
                 advance(int(real.sum()))
                 continue
-            batch = put_rows(prompts_only(asked, chosen, shapes[shape].prompt), mesh)
+            mine = chosen[own_rows(mesh, len(chosen))]
+            batch = put_rows(prompts_only(asked, mine, shapes[shape].prompt), mesh)
             since = time.perf_counter()
             tokens, length, logps = jax.block_until_ready(
                 _decoded(params, batch, key, model=model, eos=tokenizer.eos_id, settings=settings)
             )
             seconds = time.perf_counter() - since
-            timed.append((int(shape), int(np.asarray(length)[real].sum()), seconds))
-            reference = divergence = np.full(length.shape, np.nan, np.float32)
+            ids, counts, nats = distributed.fetch((tokens, length, logps))
+            timed.append((int(shape), int(counts[real].sum()), seconds))
+            reference = divergence = np.full(counts.shape, np.nan, np.float32)
             if ref_params is not None:
                 scored = dataclasses.replace(batch, response=tokens, response_length=length)
                 found = kl.against(params, ref_params, scored, config=model)
-                reference, divergence = (np.asarray(x) for x in found)
-            ids, counts, nats = (np.asarray(x) for x in (tokens, length, logps))
+                reference, divergence = distributed.fetch(found)
             yield (
                 number,
                 {

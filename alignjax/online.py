@@ -18,7 +18,7 @@ import numpy as np
 from alignjax.data.batching import Plan, choose_shapes, plan_batches, shuffled
 from alignjax.errors import UserError
 from alignjax.generate import Question, prompts_only
-from alignjax.sharding import abstract, put_rows, row_sharding, shard_tree
+from alignjax.sharding import abstract, own_rows, put_rows, row_sharding, shard_tree
 from alignjax.step import init_state, train_step, weighted_sums
 from alignjax.train import Job, loop
 from alignjax.types import Array, Batch, Params, TrainState
@@ -28,7 +28,8 @@ from alignjax.types import Array, Batch, Params, TrainState
 SAMPLES = np.uint32(2**32 - 2)
 # (params, prompt, prompt_length, prompt_id, key) -> responses, lengths, nats
 Sampler = Callable[[Params, Array, Array, Array, Array], tuple[Array, Array, Array]]
-Score = Callable[[Batch], Array | np.ndarray]  # -> [B, K]; rows of weight 0 count for nothing
+# -> [B, K], of all rows also where NumPy; rows of weight 0 count for nothing
+Score = Callable[[Batch], Array | np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,7 +128,8 @@ def fit(
         batch, nats = ask(state.params, prompts, done)
         scores = score(batch)
         if isinstance(scores, np.ndarray):
-            scores = put_rows(scores.astype(np.float32), job.mesh)
+            mine = scores[own_rows(job.mesh, len(scores))]
+            scores = put_rows(mine.astype(np.float32), job.mesh)
         return policy_fn(state, job.ref_params, dataclasses.replace(batch, scores=scores), nats)
 
     return loop(
@@ -176,9 +178,10 @@ def asker(
 
 
 def prompt_batch(job: Job, asking: Asking, index: int) -> Batch:
-    """The prompts of the policy's turn ``index``, from 0; for the host."""
+    """The prompts of the policy's turn ``index``, from 0: this process's rows, on the host."""
     plan = job.plan
-    return prompts_only(asking.asked, plan.rows[index], plan.shapes[plan.shape[index]].prompt)
+    mine = plan.rows[index][own_rows(job.mesh, plan.rows.shape[1])]
+    return prompts_only(asking.asked, mine, plan.shapes[plan.shape[index]].prompt)
 
 
 def told(batch: Batch, asking: Asking, nats: Array, more: dict[str, Array]) -> dict[str, Array]:

@@ -21,7 +21,7 @@ import numpy as np
 from alignjax import game, online
 from alignjax.data.batching import Bucketed, Plan, read
 from alignjax.online import Asking
-from alignjax.sharding import abstract, shard_tree
+from alignjax.sharding import abstract, own_rows, shard_tree
 from alignjax.step import init_state
 from alignjax.train import Job, loop
 from alignjax.types import Array, Batch, GameState, Loss, Params, RewardLoss
@@ -119,8 +119,9 @@ def play(
 
     def batches(begin: int) -> Iterator[Any]:
         turns = game.turns_before(begin, **schedule)
-        golden = read(its.data.dataset, its.plan, start=turns["reward"])
-        pairs = read(opponent.pairs.dataset, opponent.pairs_plan, start=turns["reward"])
+        begin_at = turns["reward"]
+        golden = read(its.data.dataset, _own(its.plan, job), start=begin_at)
+        pairs = read(opponent.pairs.dataset, _own(opponent.pairs_plan, job), start=begin_at)
         for done in range(begin, total):
             if game.player(done, **schedule) == "reward":
                 yield next(golden), next(pairs)
@@ -157,6 +158,11 @@ def play(
         watch=lambda step, values: online.refuse_empty(job, asking, step, values),
         evaluate=evaluate,
     )
+
+
+def _own(plan: Plan, job: Job) -> Plan:
+    """What this process reads of it."""
+    return plan.only(own_rows(job.mesh, plan.rows.shape[1]))
 
 
 def against(golden: Batch, sampled: Batch, pairs: Batch) -> Batch:

@@ -16,12 +16,13 @@ from collections.abc import Callable
 import numpy as np
 from jax.sharding import Mesh
 
+from alignjax import distributed
 from alignjax.data.batching import Bucketed, read
 from alignjax.fields import describe
 from alignjax.logps import score_responses
 from alignjax.metrics import progress
 from alignjax.models.config import ModelConfig
-from alignjax.sharding import put_rows
+from alignjax.sharding import own_rows, put_rows
 from alignjax.types import Array, Batch, Params
 
 log = logging.getLogger("alignjax")
@@ -61,19 +62,20 @@ def dataset_table(
     """
     table: np.ndarray | None = None
     plan = data.in_order(batch_size)
+    mine = plan.only(own_rows(mesh, batch_size))
     late: list[tuple[np.ndarray, Array]] = []  # fetched one batch late, see metrics.py
 
     def fetch() -> None:
         nonlocal table
         rows, values = late.pop(0)
-        found = np.asarray(values)
+        found = distributed.fetch(values)
         if table is None:
             k = data.dataset.response_length.shape[1]
             table = np.zeros((len(data.dataset), k, *found.shape[2:]), np.float32)
         table[rows[rows >= 0]] = found[rows >= 0]
 
     with progress(title, len(data.dataset)) as advance:
-        for rows, batch in zip(plan.rows, read(data.dataset, plan), strict=True):
+        for rows, batch in zip(plan.rows, read(data.dataset, mine), strict=True):
             late.append((rows, function(put_rows(batch, mesh))))
             if len(late) > 1:
                 fetch()
@@ -98,7 +100,7 @@ def _table_path(cache_dir: pathlib.Path, key: str) -> pathlib.Path:
 
 def is_cached(cache_dir: pathlib.Path, key: str) -> bool:
     """Whether a table of this key is on disk."""
-    return _table_path(cache_dir, key).is_file()
+    return bool(distributed.told("look for a table", _table_path(cache_dir, key).is_file))
 
 
 def cached_logps(
@@ -106,21 +108,32 @@ def cached_logps(
 ) -> np.ndarray:
     """A ``[N, K]`` table from ``cache_dir``, computed and written if it is not there and whole."""
     path = _table_path(cache_dir, key)
-    check = path.with_suffix(".sha256")
-    if path.is_file() and check.is_file():
-        raw = path.read_bytes()
-        if hashlib.sha256(raw).hexdigest() == check.read_text(encoding="ascii").strip():
-            table = np.load(path, allow_pickle=False)
-            if table.shape == shape:
-                return table
-        log.warning("%s is damaged: computing it again", path)
+    if distributed.told("check a table", lambda: _is_whole(path, shape)):
+        return np.load(path, allow_pickle=False)
     table = compute()
+    distributed.once("write a table", lambda: _write_table(path, table))
+    return table
+
+
+def _is_whole(path: pathlib.Path, shape: tuple[int, ...]) -> bool:
+    check = path.with_suffix(".sha256")
+    if not path.is_file() or not check.is_file():
+        return False
+    raw = path.read_bytes()
+    whole = hashlib.sha256(raw).hexdigest() == check.read_text(encoding="ascii").strip()
+    whole = whole and np.load(path, mmap_mode="r", allow_pickle=False).shape == shape
+    if not whole:
+        log.warning("%s is damaged: computing it again", path)
+    return whole
+
+
+def _write_table(path: pathlib.Path, table: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npy")
     np.save(temporary, table, allow_pickle=False)
+    check = path.with_suffix(".sha256")
     check.write_text(hashlib.sha256(temporary.read_bytes()).hexdigest() + "\n", encoding="ascii")
     temporary.replace(path)  # last, so that a killed write leaves no table that looks whole
-    return table
 
 
 @dataclasses.dataclass(frozen=True)

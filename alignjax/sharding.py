@@ -41,10 +41,16 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = Non
     """A ``(data, fsdp, tensor)`` mesh over the first ``data * fsdp * tensor`` devices.
 
     Raises:
-      UserError: there are fewer devices.
+      UserError: there are fewer devices; or more, and of several processes.
     """
-    devices = jax.devices() if devices is None else devices
     wanted = data * fsdp * tensor
+    if devices is None:
+        devices = jax.devices()
+        if jax.process_count() > 1 and wanted < len(devices):
+            raise UserError(
+                f"mesh: data={data} x fsdp={fsdp} x tensor={tensor} wants {wanted} devices, and "
+                f"{jax.process_count()} processes have {len(devices)}: several use all they have"
+            )
     if wanted > len(devices):
         raise UserError(
             f"mesh: data={data} x fsdp={fsdp} x tensor={tensor} wants {wanted} devices, "
@@ -110,14 +116,52 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, ROWS)
 
 
-def put_rows(batch: Any, mesh: Mesh) -> Any:
-    """Host arrays with a leading row axis -> arrays on the mesh, split by rows.
+def shards_of(holders: np.ndarray, process: int) -> np.ndarray:
+    """Which of the parts that a batch's rows are split into a process holds, in ascending order.
 
-    Every process passes the global batch and keeps the rows of its own devices.
+    Args:
+      holders: ``[data, fsdp, tensor]``, the process of every device of a mesh. Where ``tensor``
+        spans processes, several of them hold the same rows.
+      process: its number.
     """
-    sharding = row_sharding(mesh)
+    parts = holders.reshape(-1, holders.shape[-1])
+    return np.flatnonzero((parts == process).any(axis=1))
+
+
+def _own_shards(mesh: Mesh) -> np.ndarray:
+    holders = np.array([device.process_index for device in mesh.devices.flat])
+    return shards_of(holders.reshape(mesh.devices.shape), jax.process_index())
+
+
+def own_rows(mesh: Mesh, rows: int) -> np.ndarray:
+    """Which rows of a global batch this process has to read: those that its devices hold.
+
+    Args:
+      mesh: where the batch goes.
+      rows: of the global batch; a multiple of ``data * fsdp``.
+
+    Returns:
+      Their positions in it, in ascending order; with one process all of them.
+    """
+    size = rows // (mesh.shape["data"] * mesh.shape["fsdp"])
+    return (_own_shards(mesh)[:, None] * size + np.arange(size)).reshape(-1)
+
+
+def put_rows(batch: Any, mesh: Mesh) -> Any:
+    """Host arrays with a leading row axis -> global arrays on the mesh, split by rows.
+
+    Every process passes the rows at `own_rows` and no others.
+    """
+    sharding, own = row_sharding(mesh), _own_shards(mesh)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
 
     def put(x: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+        size = len(x) // len(own)
+
+        def part(index: Any) -> np.ndarray:
+            at = int(np.searchsorted(own, (index[0].start or 0) // size)) * size
+            return x[at : at + size]
+
+        return jax.make_array_from_callback((size * parts, *x.shape[1:]), sharding, part)
 
     return jax.tree.map(put, batch)

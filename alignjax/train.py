@@ -24,7 +24,7 @@ from alignjax import checkpoint, distributed, metrics, peers
 from alignjax.data.batching import Bucketed, Plan, read
 from alignjax.errors import UserError
 from alignjax.faults import fault_point
-from alignjax.sharding import abstract, put_rows, shard_tree
+from alignjax.sharding import abstract, own_rows, put_rows, shard_tree
 from alignjax.step import Apply, Forward, init_state, score, stacked_step, train_step
 from alignjax.types import (
     Array,
@@ -116,14 +116,13 @@ def fit(
 
     start, target, step_fn = make_step(job, key, traced)
     rows_done = np.cumsum((job.plan.rows >= 0).sum(axis=1))
+    mine = job.plan.only(own_rows(job.mesh, job.plan.rows.shape[1]))
     return loop(
         job,
         total=len(job.plan),
         target=target,
         start=lambda: start(load_start()),
-        batches=lambda begin: read(
-            job.data.dataset, job.plan, start=begin, ref_logps=job.ref_logps
-        ),
+        batches=lambda begin: read(job.data.dataset, mine, start=begin, ref_logps=job.ref_logps),
         turn=lambda state, batch, done: step_fn(state, job.ref_params, batch),
         compiled=lambda: compiles,
         tell=lambda step: {
@@ -205,7 +204,8 @@ def loop(
       total: steps of the whole run.
       target: shapes, dtypes and shardings of the state.
       start: makes the state at step 0, laid out so; called only when there is no checkpoint.
-      batches: from the steps done so far, what the host has for each of the next ones.
+      batches: from the steps done so far, what this process has for each of the next ones:
+        host arrays with a leading axis of rows, those of `sharding.own_rows`.
       turn: one step, of the state, that on the mesh, and the steps done before it.
       compiled: how often a step was compiled so far.
       tell: called with the number of a step whose line is written; more numbers for it.

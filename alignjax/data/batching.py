@@ -34,6 +34,10 @@ class Plan:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def only(self, places: np.ndarray) -> "Plan":
+        """The same batches of their rows at these places alone: what one process reads."""
+        return dataclasses.replace(self, rows=self.rows[:, places])
+
     @property
     def row_count(self) -> int:
         """Rows over all batches, fillers not counted."""
@@ -160,8 +164,10 @@ def assemble(
     response = np.zeros((b, k, shape.response), np.int32)
     prompt_length = np.ones(b, np.int32)
     response_length = np.zeros((b, k), np.int32)
-    scores: np.ndarray | None = None
-    desirable: np.ndarray | None = None
+    # By the dataset and not by these rows: they may all be fillers, and other processes' not.
+    m = len(dataset.objectives)
+    scores = np.zeros((b, k, m), np.float32) if m else None
+    desirable = np.zeros((b, k), bool) if sum(dataset.labels) else None
     for i, row in enumerate(rows):
         if row < 0:
             continue
@@ -172,19 +178,17 @@ def assemble(
         for j, ids in enumerate(example.response_ids):
             response[i, j, : len(ids)] = ids
             response_length[i, j] = len(ids)
-        if example.scores is not None:
-            if scores is None:
-                scores = np.zeros((b, k, example.scores.shape[1]), np.float32)
+        if scores is not None:
+            assert example.scores is not None  # preparation refuses rows of several kinds
             scores[i, : len(example.scores)] = example.scores
-        if example.desirable is not None:
-            if desirable is None:
-                desirable = np.zeros((b, k), bool)
+        if desirable is not None:
+            assert example.desirable is not None
             desirable[i, : len(example.desirable)] = example.desirable
     real = rows >= 0
     adversarial = None
     if dataset.adversarial is not None:
         adversarial = real & dataset.adversarial[np.where(real, rows, 0)]
-    if scores is not None and scores.shape[-1] == 1:
+    if scores is not None and m == 1:
         scores = scores[..., 0]
     fields: dict[str, Any] = dict(
         prompt=prompt,

@@ -4,11 +4,10 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from alignjax import decode, online, optim, score
+from alignjax import decode, distributed, online, optim, score
 from alignjax.config import Config, SamplingConfig
 from alignjax.data.tokenizer import Tokenizer
 from alignjax.errors import UserError
@@ -134,8 +133,8 @@ def _score_ids(params: Params, batch: Batch, *, config: object) -> Array:
 
 
 def texts(batch: Batch, tokenizer: Tokenizer) -> list[tuple[int, list[str]]]:
-    """The samples of the rows that count, as text: the prompt's number and its K responses."""
-    rows, numbers, ids, lengths = jax.device_get(
+    """The samples of all rows that count, as text: the prompt's number and its K responses."""
+    rows, numbers, ids, lengths = distributed.fetch(
         (batch.weight, batch.prompt_id, batch.response, batch.response_length)
     )
     return [

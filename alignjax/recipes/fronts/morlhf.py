@@ -35,7 +35,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from alignjax import score
+from alignjax import distributed, score
 from alignjax.config import CandidatesConfig, SamplingConfig
 from alignjax.data.records import Record
 from alignjax.errors import UserError
@@ -216,8 +216,9 @@ def _scalar(
             prompt = prompts.get(example.id, example.prompt)
             records.append(Record(id=example.id, prompt=prompt, responses=tuple(responses)))
         table = np.zeros(batch.response_length.shape)
-        counted = np.flatnonzero(np.asarray(batch.weight) > 0)
-        for row, found in zip(counted, scores.given(several, records), strict=True):
+        counted = np.flatnonzero(distributed.fetch(batch.weight) > 0)
+        given = scores.given(several, records, setting.config.mesh)
+        for row, found in zip(counted, given, strict=True):
             table[row] = (found - shift) @ weights
         return table
 
