@@ -14,16 +14,23 @@ from typing import Any
 
 import jax
 
+from alignjax import distributed
 from alignjax.errors import NumericalError
 
 
 class Writer:
-    """Appends metrics to ``metrics.jsonl`` (the source of truth) and to TensorBoard files."""
+    """Appends metrics to ``metrics.jsonl`` (the source of truth) and to TensorBoard files.
+
+    Of several processes the first one writes; the others' writers do nothing.
+    """
 
     def __init__(self, workdir: pathlib.Path, *, after_step: int) -> None:
         """Opens the files; lines of steps after ``after_step`` are removed: they run again."""
         import tensorboardX
 
+        self._writes = distributed.is_main()
+        if not self._writes:
+            return
         workdir.mkdir(parents=True, exist_ok=True)
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
@@ -39,6 +46,8 @@ class Writer:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """One line: ``{"step": step, name: number, ...}``; null for what is not finite."""
+        if not self._writes:
+            return
         finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
@@ -46,8 +55,9 @@ class Writer:
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
 
 
 def _step_of(line: str) -> float:
@@ -167,7 +177,10 @@ def timed() -> Iterator[list[float]]:
 
 @contextlib.contextmanager
 def progress(title: str, total: int, *, done: int = 0) -> Iterator[Any]:
-    """A progress bar with ETA; yields ``advance(n, **numbers)``. Silent bars where no terminal."""
+    """A progress bar with ETA; yields ``advance(n, **numbers)``. Silent bars where no terminal.
+
+    Of several processes the first one shows it.
+    """
     import rich.console
     import rich.progress as rp
 
@@ -181,7 +194,8 @@ def progress(title: str, total: int, *, done: int = 0) -> Iterator[Any]:
         rp.TimeRemainingColumn(),
         rp.TextColumn("{task.fields[note]}"),
     )
-    with rp.Progress(*columns, console=console, refresh_per_second=4) as bar:
+    shown = distributed.is_main()
+    with rp.Progress(*columns, console=console, refresh_per_second=4, disable=not shown) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
 
         def advance(n: int = 1, **numbers: float) -> None:

@@ -1,10 +1,14 @@
-"""What a person looks at after a run: a table, a few samples, a picture."""
+"""What a person looks at after a run: a table, a few samples, a picture.
+
+Of several processes the first one shows them and the others do nothing.
+"""
 
 import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from alignjax import distributed
 from alignjax.calibration import Bins
 from alignjax.evaluate import Estimate
 from alignjax.generate import Sample
@@ -16,7 +20,8 @@ Table = dict[str, tuple[Estimate | None, Estimate | None]]  # name -> before, af
 
 def say(text: str) -> None:
     """A line on standard output, as it is."""
-    sys.stdout.write(text + "\n")
+    if distributed.is_main():
+        sys.stdout.write(text + "\n")
 
 
 def print_table(table: Table, title: str) -> None:
@@ -28,6 +33,8 @@ def print_table(table: Table, title: str) -> None:
 
 def print_rows(rows: dict[str, list[str]], columns: Sequence[str], title: str) -> None:
     """A table of texts: names to the left, numbers to the right."""
+    if not distributed.is_main():
+        return
     import rich.console
     import rich.table
 
@@ -73,6 +80,8 @@ def plot(
       scores: one score per sampled response, before and after; None draws no such panel.
       score_name: what the scores are called.
     """
+    if not distributed.is_main():
+        return
     import matplotlib
 
     matplotlib.use("Agg")
@@ -118,6 +127,8 @@ def plot_reliability(path: pathlib.Path, bins: dict[str, tuple[Bins, Bins]]) -> 
       path: the PNG to write.
       bins: objective -> bins before and after temperature scaling; one panel each.
     """
+    if not distributed.is_main():
+        return
     import matplotlib
 
     matplotlib.use("Agg")
@@ -141,6 +152,8 @@ def plot_reliability(path: pathlib.Path, bins: dict[str, tuple[Bins, Bins]]) -> 
 
 def plot_rounds(panels: dict[str, dict[str, list[Point]]], path: pathlib.Path) -> None:
     """Values by round, with intervals: panel -> line -> points."""
+    if not distributed.is_main():
+        return
     import matplotlib
 
     matplotlib.use("Agg")
@@ -165,6 +178,8 @@ def plot_histories(
     runs: dict[str, list[dict[str, float]]], metrics: Sequence[str], path: pathlib.Path
 ) -> None:
     """Every metric against the step and, below, against the KL; a line per run."""
+    if not distributed.is_main():
+        return
     import matplotlib
 
     matplotlib.use("Agg")

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alignjax import sharding
-from alignjax.config import DataConfig
+from alignjax.config import DataConfig, MeshConfig
 from alignjax.data import tokenizer as tokenizers
 from alignjax.data.batching import bucket
 from alignjax.data.files import fingerprint
@@ -88,7 +88,13 @@ class RewardModel:
     digest: str  # of the parameters
 
 
-def reward_model(records: Sequence[Record], *, path: str, batch_size: int = 32) -> list[np.ndarray]:
+def reward_model(
+    records: Sequence[Record],
+    *,
+    path: str,
+    batch_size: int = 32,
+    mesh: MeshConfig = MeshConfig(),  # noqa: B008, frozen
+) -> list[np.ndarray]:
     """Scores by a trained reward model, with a progress bar; one compile per padded shape.
 
     Texts over the run's token limits are cut as in training: prompts lose their beginning,
@@ -98,7 +104,9 @@ def reward_model(records: Sequence[Record], *, path: str, batch_size: int = 32) 
       records: prompts as the model was trained on, with any number of responses.
       path: the workdir of a finished run whose config has a ``reward_loss``, or a folder of a
         ``...ForSequenceClassification`` as transformers saves it.
-      batch_size: prompts at a time.
+      batch_size: prompts at a time, or as many more as the mesh's ``data * fsdp`` divides.
+      mesh: what the parameters and the rows are split over. Inside a run it is the run's:
+        `over`.
 
     Returns:
       For each record ``[k]`` float32, or ``[k, M]`` where the model has M > 1 objectives.
@@ -111,7 +119,8 @@ def reward_model(records: Sequence[Record], *, path: str, batch_size: int = 32) 
     if batch_size < 1:
         raise UserError(f"batch_size: wanted a positive number, found {batch_size}")
     found = find_reward_model(path)
-    params = load_params(found, sharding.make_mesh(1, 1, 1))
+    devices = sharding.make_mesh(mesh.data, mesh.fsdp, mesh.tensor)
+    params = load_params(found, devices)
     if not records:
         return []
     dataset = in_memory(
@@ -120,14 +129,22 @@ def reward_model(records: Sequence[Record], *, path: str, batch_size: int = 32) 
         max_prompt_tokens=found.data["max_prompt_tokens"],
         max_response_tokens=found.data["max_response_tokens"],
     )
+    rows = mesh.data * mesh.fsdp
     table = dataset_table(
         lambda batch: reward_head.score_responses(params, batch, config=found.model),
         bucket(dataset, count=found.data["buckets"], multiple=found.data["pad_multiple"]),
-        batch_size=batch_size,
-        mesh=sharding.make_mesh(1, 1, 1),
+        batch_size=-(-batch_size // rows) * rows,
+        mesh=devices,
         title=f"scoring, {found.path.name}",
     )
     return [table[i, : len(record.responses)] for i, record in enumerate(records)]
+
+
+def over(scorer: Callable[..., Any], mesh: MeshConfig) -> Callable[..., Any]:
+    """A config's scorer on the run's devices: a reward model is split over them, unless it says."""
+    if not isinstance(scorer, functools.partial) or scorer.func is not reward_model:
+        return scorer
+    return scorer if "mesh" in scorer.keywords else functools.partial(scorer, mesh=mesh)
 
 
 def find_reward_model(path: str) -> RewardModel:

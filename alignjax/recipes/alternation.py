@@ -23,7 +23,6 @@ import dataclasses
 import functools
 import logging
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -166,7 +165,7 @@ def _play(table: Table, supervised: Player, base: Player) -> tuple[Player, Playe
         "reward": checkpoint.tree_digest(state.reward.params),
     }
     record = workdir / "players.json"
-    if not record.is_file() or workdirs.read_json(record) != ended:
+    if workdirs.find_json(record) != ended:
         checkpoint.save_params(workdir / "policy", state.policy.params)
         _save_reward_model(table, workdir / "reward", state.reward.params, ended["reward"])
         fault_point("params", "")
@@ -244,10 +243,9 @@ def _plan(config: Config, rows: Bucketed, steps: int, *, stream: int) -> Plan:
 def _save_reward_model(table: Table, folder: pathlib.Path, params: Params, digest: str) -> None:
     """A folder that `score.reward_model` takes."""
     config = round_reward.config_of(table.config)
-    folder.mkdir(exist_ok=True)
+    workdirs.write_json(folder / "config.json", describe(config))
     checkpoint.save_params(folder / "params", params)
     if not config.tokenizer.path:
-        shutil.copyfile(table.workdir / "tokenizer.model", folder / "tokenizer.model")
-    workdirs.write_json(folder / "config.json", describe(config))
+        workdirs.copy(table.workdir / "tokenizer.model", folder / "tokenizer.model")
     said = {"objectives": [], "tokenizer": table.data.tokenizer.digest, "params": digest}
     workdirs.write_json(folder / "summary.json", {"reward_model": said})

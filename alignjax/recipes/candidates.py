@@ -61,7 +61,6 @@ def make(
     settings = config.candidates
     assert settings is not None
     folder = workdir / "candidates"
-    folder.mkdir(exist_ok=True)
     key = {
         "policy": checkpoint.tree_digest(load_policy()),
         "data": {"train": data.train.dataset.digest, "held_out": data.held_out.dataset.digest},
@@ -78,7 +77,9 @@ def make(
             _sides(config, data),
             sampled.Drawing(load_policy, config.model, data.tokenizer, mesh),
             settings,
-            lambda some: scored.mean_scores(settings.scorers, some, "candidates.scorers"),
+            lambda some: scored.mean_scores(
+                settings.scorers, some, "candidates.scorers", config.mesh
+            ),
         )
     return _open(config, workdir, folder, record, data)
 

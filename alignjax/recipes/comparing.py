@@ -58,9 +58,8 @@ def run(workdirs_: Sequence[str], out: str) -> dict[str, Any]:
         report.say(f"{name}: KL from {low:.3f} to {high:.3f} nats")
     report.say("A dash: the run was not evaluated at that step, or its KL was never that large.")
     picture = pathlib.Path(out)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    report.plot_histories(runs, metrics, picture)
     workdirs.write_json(picture.with_suffix(".json"), found)
+    report.plot_histories(runs, metrics, picture)
     report.say(f"plot: {picture}\nnumbers: {picture.with_suffix('.json')}")
     return found
 

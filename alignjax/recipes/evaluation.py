@@ -123,7 +123,7 @@ def samples_of(
     path = workdir / f"{name}.json"
     settings = dataclasses.replace(config.evaluate, judge=None, scorers=(), best_of=0, during=0)
     key = {"params": digest, "data": data.asked.dataset.digest, "evaluate": describe(settings)}
-    found = workdirs.read_json(path) if path.is_file() else {}
+    found = workdirs.find_json(path) or {}
     if found.get("key") == key:
         return [Sample(**s) for s in found["samples"]]
     if not config.evaluate.prompts:
@@ -213,7 +213,7 @@ def sampled(config: Config, data: Prepared, samples: list[Sample]) -> dict[str, 
     if settings.scorers:
         records = records_of(data, asked, samples)
         given = [
-            np.stack(scored.scores(scorer, records, f"evaluate.scorers[{i}]"))
+            np.stack(scored.scores(scorer, records, f"evaluate.scorers[{i}]", config.mesh))
             for i, scorer in enumerate(settings.scorers)
         ]
         names = ["reward"] if len(given) == 1 else [f"reward_{i}" for i in range(len(given))]

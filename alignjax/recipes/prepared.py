@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 from alignjax.config import Config, DataConfig
@@ -13,12 +14,13 @@ from alignjax.data import tokenizer as tokenizers
 from alignjax.data import tokenizer_training
 from alignjax.data.batching import Bucketed, bucket
 from alignjax.data.files import fingerprint
-from alignjax.data.prepare import enforce, prepare
+from alignjax.data.prepare import Dataset, enforce, prepare
 from alignjax.data.records import Receipt, Record, check, check_no_overlap, split_by_prompt
 from alignjax.data.tokenizer import Tokenizer
-from alignjax.distributed import agree, several
+from alignjax.distributed import agree, once, several
 from alignjax.errors import UserError
 from alignjax.fields import describe, keywords, plain
+from alignjax.recipes import workdirs
 
 log = logging.getLogger("alignjax")
 
@@ -94,12 +96,16 @@ def load_tokenizer(config: Config, workdir: pathlib.Path, train: list[Record]) -
     path = settings.path
     if not path:
         path = str(workdir / "tokenizer.model")
-        if not pathlib.Path(path).is_file():
-            texts = (text for record in train for text in _texts(record))
-            tokenizer_training.train_sentencepiece(texts, vocab_size=settings.vocab_size, path=path)
+        once("tokenizer.model", lambda: _train_tokenizer(train, settings.vocab_size, path))
     tokenizer = tokenizers.load(path, chat_template=settings.chat_template)
     tokenizers.check_ids(path, tokenizer.vocab_size, config.model.vocab_size)
     return tokenizer
+
+
+def _train_tokenizer(train: list[Record], vocab_size: int, path: str) -> None:
+    if not pathlib.Path(path).is_file():
+        texts = (text for record in train for text in _texts(record))
+        tokenizer_training.train_sentencepiece(texts, vocab_size=vocab_size, path=path)
 
 
 def _texts(record: Record) -> list[str]:
@@ -122,7 +128,6 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
             {"the data's training records": _digest(train), "held-out records": _digest(held_out)}
         )
     tokenizer = load_tokenizer(config, workdir, train)
-    cache = cache_dir(config, workdir)
     files = {p: fingerprint(p) for p in (data.path, data.eval_path) if p}
     sides = {}
     for side, records in (("train", train), ("held_out", held_out)):
@@ -133,19 +138,9 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
             "split": [data.eval_fraction, config.train.seed, bool(data.eval_path)],
         }
         identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        dataset = prepare(
-            records,
-            tokenizer,
-            cache_dir=str(cache),
-            max_prompt_tokens=data.max_prompt_tokens,
-            max_response_tokens=data.max_response_tokens,
-            receipt=receipts[side],
-            identity=identity,
-        )
-        sides[side] = bucket(dataset, count=data.buckets, multiple=data.pad_multiple)
+        sides[side] = rows_of(config, workdir, records, tokenizer, receipts[side], identity)
     receipt = {side: r.as_dict() | _labels(sides[side]) for side, r in receipts.items()}
-    path = workdir / "receipt.json"
-    path.write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
+    workdirs.write_json(workdir / "receipt.json", receipt)
     for side, r in receipts.items():
         log.info("data, %s:\n%s", side.replace("_", " "), r.render())
     for r in receipts.values():
@@ -167,6 +162,40 @@ def _digest(records: list[Record]) -> str:
     for r in records:
         digest.update(repr((r.id, r.prompt, r.responses, r.scores, r.desirable)).encode())
     return f"{len(records)} with digest {digest.hexdigest()[:16]}"
+
+
+def rows_of(
+    config: Config,
+    workdir: pathlib.Path,
+    records: Iterable[Record],
+    tokenizer: Tokenizer,
+    receipt: Receipt,
+    identity: Any,
+) -> Bucketed:
+    """Records as rows to train or to measure on, tokenised, cut and padded as the config says.
+
+    The first process writes them, and all open what it wrote.
+
+    Args:
+      records: checked; not touched where the rows are there already.
+      receipt: gets the counts of the preparation.
+      identity: JSON data that changes whenever the records would.
+    """
+    data = config.data
+    made = functools.partial(
+        prepare,
+        records,
+        tokenizer,
+        cache_dir=str(cache_dir(config, workdir)),
+        max_prompt_tokens=data.max_prompt_tokens,
+        max_response_tokens=data.max_response_tokens,
+        receipt=receipt,
+        identity=identity,
+    )
+    written: list[Dataset] = []
+    once("prepared rows", lambda: written.append(made()))
+    dataset = written[0] if written else made()
+    return bucket(dataset, count=data.buckets, multiple=data.pad_multiple)
 
 
 def _labels(rows: Bucketed) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from alignjax import checkpoint, sharding
 from alignjax.config import Config
 from alignjax.data import tokenizer as tokenizers
+from alignjax.distributed import once
 from alignjax.errors import UserError
 from alignjax.models import kernels, quantized, reward_head
 from alignjax.models.config import ModelConfig, check_adapters
@@ -171,8 +172,12 @@ def import_model(source: str, to: str) -> None:
 
 def keep_files(config: Config, workdir: pathlib.Path) -> None:
     """Copies what came with the model, and its tokenizer, into the run's ``pretrained/``."""
-    kept = workdir / "pretrained"
-    if not config.model.path or kept.is_dir():
+    if config.model.path:
+        once("pretrained", lambda: _keep_files(config, workdir / "pretrained"))
+
+
+def _keep_files(config: Config, kept: pathlib.Path) -> None:
+    if kept.is_dir():
         return
     with new_folder(str(kept)) as made:
         copy_files(pathlib.Path(config.model.path), made, MODEL_FILES)

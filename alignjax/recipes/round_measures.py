@@ -51,7 +51,6 @@ def measure(
       reward model orders two samples of one prompt rightly, by whose samples.
     """
     folder = table.workdir / f"round-{number}"
-    folder.mkdir(exist_ok=True)
     key = {
         "data": table.data.held_out.dataset.digest,
         "players": [p.digest for p in (policy, before, reward, base, supervised)],
@@ -123,7 +122,9 @@ def _ordered(table: Table, samples: list[Sample]) -> tuple[list[Record], np.ndar
         first = next(iter(scored.judgements(config.evaluate.judge, said).values()))
         return records, first.reshape(len(records), -1)
     if config.evaluate.scorers:
-        found = scored.mean_scores(config.evaluate.scorers, records, "evaluate.scorers")
+        found = scored.mean_scores(
+            config.evaluate.scorers, records, "evaluate.scorers", config.mesh
+        )
         return records, np.stack(found)
     return records, None
 
@@ -133,7 +134,10 @@ def _ranks(
 ) -> tuple[np.ndarray, float | None]:
     """How a reward model orders responses: ``[N]`` share of pairs ordered rightly, and its ECE."""
     found = score.reward_model(
-        records, path=str(reward.folder), batch_size=table.config.evaluate.batch_size
+        records,
+        path=str(reward.folder),
+        batch_size=table.config.evaluate.batch_size,
+        mesh=table.config.mesh,
     )
     given = _padded([x.tolist() for x in found])
     length = (~np.isnan(better)).astype(np.int64)

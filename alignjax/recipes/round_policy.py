@@ -45,7 +45,7 @@ def move(table: Table, number: int, policy: Player, supervised: Player, reward: 
         "policy",
         policy,
         [()] * len(table.policy.asked),
-        lambda records: scored.scores(scorer, records, f"round {number}"),
+        lambda records: scored.scores(scorer, records, f"round {number}", table.config.mesh),
         {"reward": reward.digest},
     )
     receipt = Receipt()

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import shutil
 from typing import Any
 
 import numpy as np
@@ -121,7 +120,7 @@ def _fit(
     def fit() -> dict[str, Any]:
         workdirs.begin(folder, key)
         if not config.tokenizer.path:
-            shutil.copyfile(table.workdir / "tokenizer.model", folder / "tokenizer.model")
+            workdirs.copy(table.workdir / "tokenizer.model", folder / "tokenizer.model")
         workdirs.write_json(folder / "config.json", describe(config))
         held = table.data.held_out.dataset.digest
         held_out = round_table.rows(table, table.held_out, held, "comparisons, held out")

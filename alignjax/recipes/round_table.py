@@ -12,13 +12,13 @@ import jax
 from jax.sharding import Mesh
 
 from alignjax.config import Config
-from alignjax.data.batching import Bucketed, bucket
-from alignjax.data.prepare import enforce, prepare
+from alignjax.data.batching import Bucketed
+from alignjax.data.prepare import enforce
 from alignjax.data.records import DataError, Receipt, Record, check, prompt_digest
 from alignjax.errors import UserError
 from alignjax.generate import Question, questions
 from alignjax.recipes import golden, sampled
-from alignjax.recipes.prepared import Prepared, cache_dir, split
+from alignjax.recipes.prepared import Prepared, rows_of, split
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
@@ -121,19 +121,18 @@ def rows(table: Table, records: Sequence[Record], identity: Any, what: str) -> B
     Raises:
       UserError: a larger share than ``game.max_drop_fraction`` says nothing.
     """
-    config, receipt = table.config, Receipt(rows_in=len(records))
-    dataset = prepare(
+    receipt = Receipt(rows_in=len(records))
+    found = rows_of(
+        table.config,
+        table.workdir,
         check(records, receipt),
         table.data.tokenizer,
-        cache_dir=str(cache_dir(config, table.workdir)),
-        max_prompt_tokens=config.data.max_prompt_tokens,
-        max_response_tokens=config.data.max_response_tokens,
-        receipt=receipt,
-        identity={**table.made_of, "rows": what, "of": identity},
+        receipt,
+        {**table.made_of, "rows": what, "of": identity},
     )
     log.info("%s:\n%s", what, receipt.render())
     refuse_drops(table, receipt, what)
-    return bucket(dataset, count=config.data.buckets, multiple=config.data.pad_multiple)
+    return found
 
 
 def refuse_drops(table: Table, receipt: Receipt, what: str) -> None:

@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 import pathlib
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,8 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alignjax.config import Config, SamplingConfig
-from alignjax.data.batching import Bucketed, bucket
-from alignjax.data.prepare import prepare
+from alignjax.data.batching import Bucketed
 from alignjax.data.records import Prompt, Receipt, Record, check
 from alignjax.data.sources import lists
 from alignjax.data.tokenizer import Tokenizer
@@ -34,7 +32,7 @@ from alignjax.faults import fault_point
 from alignjax.generate import Question, respond_in_batches
 from alignjax.models.config import ModelConfig
 from alignjax.recipes import workdirs
-from alignjax.recipes.prepared import cache_dir
+from alignjax.recipes.prepared import rows_of
 from alignjax.types import Array, Params
 
 log = logging.getLogger("alignjax")
@@ -66,13 +64,12 @@ class Drawing:
 
 def complete(folder: pathlib.Path, key: dict[str, Any]) -> dict[str, Any] | None:
     """The record of finished lists of this key whose files are as they were written."""
-    path = folder / "record.json"
-    record = workdirs.read_json(path) if path.is_file() else {}
+    record = workdirs.find_json(folder / "record.json") or {}
     if record.get("key") != key:
         return None
     for side, digest in record["sha256"].items():
         file = folder / f"{side}.jsonl"
-        if not file.is_file() or _sha256(file.read_bytes()) != digest:
+        if workdirs.sha256(file) != digest:
             log.warning("%s is not as it was written: making the lists again", file)
             return None
     log.info("%s: complete, nothing to do", folder.name)
@@ -104,21 +101,18 @@ def make(
       what became of their responses: own, sampled, unfinished, empty, unwritable, duplicate, kept.
     """
     parts = folder / f"parts-{_sha256(json.dumps(key, sort_keys=True).encode())[:16]}"
-    parts.mkdir(parents=True, exist_ok=True)
     _generate(parts, sides, drawing, settings)
     record: dict[str, Any] = {"key": key, "sha256": {}, "counts": {}}
     for side in sides:
         records, counts = _collect(parts, side)
         scores = _score(parts, side, records, score)
         content = "".join(line(r, scores.get(r.id, [])) for r in records).encode()
-        temporary = folder / f"{side.name}.jsonl.tmp"
-        temporary.write_bytes(content)
-        temporary.replace(folder / f"{side.name}.jsonl")
+        workdirs.write(folder / f"{side.name}.jsonl", content)
         record["sha256"][side.name], record["counts"][side.name] = _sha256(content), counts
     fault_point("listed", "")
     workdirs.write_json(folder / "record.json", record)
-    for left in folder.glob("parts-*"):
-        shutil.rmtree(left)
+    for left in workdirs.names(folder, "parts-*"):
+        workdirs.remove(folder / left)
     return record
 
 
@@ -138,18 +132,23 @@ def _generate(
             key=side.key,
             mesh=drawing.mesh,
             title=side.title,
-            done={int(p.stem.rpartition("-")[2]) for p in parts.glob(f"{side.name}-*.json")},
+            done={_number(name) for name in workdirs.names(parts, f"{side.name}-*.json")},
         ):
             said = {i: [(s.response, s.ended) for s in samples] for i, samples in found.items()}
             workdirs.write_json(parts / f"{side.name}-{number:06d}.json", said)
             fault_point("generated", f"{side.name}-{number:06d}")
 
 
+def _number(name: str) -> int:
+    return int(name.removesuffix(".json").rpartition("-")[2])
+
+
 def _collect(parts: pathlib.Path, side: Side) -> tuple[list[Record], dict[str, int]]:
     """One record per prompt, its responses distinct, and what became of every response."""
     said: dict[int, list[tuple[str, bool]]] = {}
-    for path in sorted(parts.glob(f"{side.name}-*.json")):
-        said |= {int(i): responses for i, responses in workdirs.read_json(path).items()}
+    for name in workdirs.names(parts, f"{side.name}-*.json"):
+        part = workdirs.read_json(parts / name)
+        said |= {int(i): responses for i, responses in part.items()}
     counts: Counter[str] = Counter(prompts=len(said))
     records = []
     for i, (original, mine) in enumerate(zip(side.originals, side.own, strict=True)):
@@ -191,10 +190,12 @@ def _score(
         name = f"scores-{side.name}-{start // AT_ONCE:06d}"
         path = parts / f"{name}.json"
         chunk = some[start : start + AT_ONCE]
-        if not path.is_file():
-            workdirs.write_json(path, [x.tolist() for x in score(chunk)])
+        found = workdirs.find_json(path)
+        if found is None:
+            found = [x.tolist() for x in score(chunk)]
+            workdirs.write_json(path, found)
             fault_point("scored", name)
-        out |= {r.id: x for r, x in zip(chunk, workdirs.read_json(path), strict=True)}
+        out |= {r.id: x for r, x in zip(chunk, found, strict=True)}
     return out
 
 
@@ -207,18 +208,8 @@ def opened(
     identity: Any,
 ) -> Bucketed:
     """One side's lists as rows to train on: checked, prepared and bucketed like any other data."""
-    data = config.data
-    source = lists(receipt, path=str(path), domain="domain")
-    dataset = prepare(
-        check(source, receipt),
-        tokenizer,
-        cache_dir=str(cache_dir(config, workdir)),
-        max_prompt_tokens=data.max_prompt_tokens,
-        max_response_tokens=data.max_response_tokens,
-        receipt=receipt,
-        identity=identity,
-    )
-    return bucket(dataset, count=data.buckets, multiple=data.pad_multiple)
+    records = check(lists(receipt, path=str(path), domain="domain"), receipt)
+    return rows_of(config, workdir, records, tokenizer, receipt, identity)
 
 
 def line(record: Record, scores: list[float] | None = None) -> str:

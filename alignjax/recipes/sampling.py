@@ -94,10 +94,7 @@ def run(
         for i, record in enumerate(records)
     ]
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(target.name + ".tmp")
-        temporary.write_text("".join(lines), encoding="utf-8")
-        temporary.replace(target)
+        workdirs.write(target, "".join(lines).encode())
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}") from error
     unfinished = sum(not s.ended for s in said)

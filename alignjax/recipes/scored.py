@@ -1,4 +1,8 @@
-"""What a config's scorers and its judge say of responses, checked."""
+"""What a config's scorers and its judge say of responses, checked.
+
+Every process asks them, since a reward model runs on all devices, and all go on with what the first
+one was told: a person's own function may answer differently each time.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -7,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from alignjax import score
-from alignjax.config import Config
+from alignjax.config import Config, MeshConfig
 from alignjax.data.records import Record
+from alignjax.distributed import told
 from alignjax.errors import UserError
 from alignjax.fields import name_of
 from alignjax.recipes.prepared import Prepared
@@ -34,7 +39,7 @@ def try_out(config: Config, data: Prepared) -> None:
             if isinstance(scorer, functools.partial) and scorer.func is score.reward_model:
                 score.find_reward_model(scorer.keywords["path"])
             else:
-                scores(scorer, [record], f"{field}[{i}]")
+                scores(scorer, [record], f"{field}[{i}]", config.mesh)
     if config.evaluate.judge is not None:
         judgements(config.evaluate.judge, [(example.prompt, example.responses[0])])
 
@@ -57,16 +62,20 @@ def judgements(judge: Callable[..., Any], said: Sequence[tuple[str, str]]) -> di
         if bad:
             raise UserError(f"{name}: wanted finite numbers, found {bad} for {response!r}")
         rows.append(found)
+    rows = told("judgements", lambda: [{n: float(x) for n, x in row.items()} for row in rows])
     return {n: np.array([row[n] for row in rows], np.float64) for n in (rows[0] if rows else ())}
 
 
-def scores(scorer: Callable[..., Any], records: Sequence[Record], field: str) -> list[np.ndarray]:
+def scores(
+    scorer: Callable[..., Any], records: Sequence[Record], field: str, mesh: MeshConfig
+) -> list[np.ndarray]:
     """Runs one scorer.
 
     Args:
       scorer: gives ``[k]`` or ``[k, M]`` for every record of k responses.
       records: what to score.
       field: the config field that names the scorer, for messages.
+      mesh: what a reward model is split over.
 
     Returns:
       For every record ``[k]`` float64; of M objectives the mean.
@@ -75,7 +84,7 @@ def scores(scorer: Callable[..., Any], records: Sequence[Record], field: str) ->
       UserError: the scorer fails, an array has another shape, or a score is not finite.
     """
     name = f"{field}: {name_of(scorer)}"
-    found = _call(name, scorer, records)
+    found = _call(name, score.over(scorer, mesh), records)
     if len(found) != len(records):
         raise UserError(f"{name}: wanted scores of {len(records)} records, found {len(found)}")
     out = []
@@ -92,7 +101,7 @@ def scores(scorer: Callable[..., Any], records: Sequence[Record], field: str) ->
                 f"{name}: record {record.id!r}: wanted finite scores, found {array.tolist()}"
             )
         out.append(array if array.ndim == 1 else array.mean(axis=1))
-    return out
+    return [np.array(x) for x in told("scores", lambda: [x.tolist() for x in out])]
 
 
 def _call(name: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -110,8 +119,8 @@ def _is_finite(x: Any) -> bool:
 
 
 def mean_scores(
-    scorers: Sequence[Callable[..., Any]], records: Sequence[Record], field: str
+    scorers: Sequence[Callable[..., Any]], records: Sequence[Record], field: str, mesh: MeshConfig
 ) -> list[np.ndarray]:
     """The mean of several scorers, ``[k]`` for every record; see `scores`."""
-    each = [scores(s, records, f"{field}[{i}]") for i, s in enumerate(scorers)]
+    each = [scores(s, records, f"{field}[{i}]", mesh) for i, s in enumerate(scorers)]
     return [np.mean(rows, axis=0) for rows in zip(*each, strict=True)]

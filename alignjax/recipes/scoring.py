@@ -7,7 +7,6 @@ reads, and ``OUT.made_of.json``, which says of what; the same command again then
 import hashlib
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -109,14 +108,14 @@ def _is_done(target: pathlib.Path, made_of: dict[str, Any]) -> bool:
     """Whether the file is there, whole and of these inputs; refuses any other file."""
     if target.suffix != ".jsonl":
         raise UserError(f"--out: wanted a name that ends in .jsonl, found {str(target)!r}")
-    if not target.exists():
+    digest = workdirs.sha256(target)
+    if not digest:
         return False
-    about = _about(target)
-    said = workdirs.read_json(about) if about.is_file() else {}
+    said = workdirs.find_json(_about(target)) or {}
     if said.get("made_of") != made_of:
         what = "of other records or reward models" if said else "no output of this command"
         raise UserError(f"--out: {target} exists and is {what}; delete it or choose another name")
-    if said["sha256"] != hashlib.sha256(target.read_bytes()).hexdigest():
+    if said["sha256"] != digest:
         raise UserError(f"--out: {target} was changed after it was written; delete it or rename it")
     return True
 
@@ -124,15 +123,10 @@ def _is_done(target: pathlib.Path, made_of: dict[str, Any]) -> bool:
 def _write(target: pathlib.Path, lines: list[str], made_of: dict[str, Any]) -> None:
     """First what the file will be, then the file in one step: a kill leaves no half of it."""
     content = "".join(lines).encode()
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    digest = hashlib.sha256(content).hexdigest()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        workdirs.write_json(
-            _about(target),
-            {"made_of": made_of, "sha256": hashlib.sha256(content).hexdigest()},
-        )
-        temporary.replace(target)
+        workdirs.write_json(_about(target), {"made_of": made_of, "sha256": digest})
+        workdirs.write(target, content)
     except OSError as error:
         raise UserError(f"--out: {target} cannot be written: {error.strerror}") from error
 

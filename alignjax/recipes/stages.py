@@ -131,7 +131,7 @@ def supervised(
     state, counts = train.fit(job, fresh, key)
     told = workdir / "sft" / "summary.json"
     # The summary is written last: with it, the parameters of these very steps are there.
-    if not told.is_file() or workdirs.read_json(told)["steps"] != counts["steps"]:
+    if (workdirs.find_json(told) or {}).get("steps") != counts["steps"]:
         checkpoint.save_params(pretrained.supervised_params(workdir), state.params)
         fault_point("params", "")
         logps = held_out_logps(config, data, mesh, state.params, "supervised, held out")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from alignjax import report, score
-from alignjax.config import Config
+from alignjax.config import Config, MeshConfig
 from alignjax.data.files import Row, read_rows
 from alignjax.data.records import DataError
 from alignjax.data.sources import responses_of
@@ -102,7 +102,9 @@ def _scores(rows: list[Row], reward_models: Sequence[str], config: Config | None
     out: Scores = {}
     for path in reward_models:
         model = functools.partial(score.reward_model, path=path)
-        out[pathlib.Path(path).resolve().name] = scored.scores(model, records, "--reward_model")
+        out[pathlib.Path(path).resolve().name] = scored.scores(
+            model, records, "--reward_model", MeshConfig()
+        )
     if config is not None:
         settings = config.evaluate
         if settings.judge is not None:
@@ -111,7 +113,9 @@ def _scores(rows: list[Row], reward_models: Sequence[str], config: Config | None
             for name in scored.judgements(judge, [first]):
                 out[name] = score.judged(records, judge=judge, name=name)
         for i, scorer in enumerate(settings.scorers):
-            out[f"reward_{i}"] = scored.scores(scorer, records, f"evaluate.scorers[{i}]")
+            out[f"reward_{i}"] = scored.scores(
+                scorer, records, f"evaluate.scorers[{i}]", config.mesh
+            )
         if not out:
             raise UserError("--config: it has neither evaluate.judge nor evaluate.scorers")
     return out

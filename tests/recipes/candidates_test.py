@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from alignjax import generate, score
-from alignjax.config import CandidatesConfig, EvaluateConfig
+from alignjax.config import CandidatesConfig, EvaluateConfig, MeshConfig
 from alignjax.data.records import Message, Receipt, Record, check
 from alignjax.data.sources import lists
 from alignjax.errors import UserError
@@ -286,12 +286,13 @@ RECORDS = [Record(id="first", prompt="p", responses=("a", "bc"))]
 )  # fmt: skip
 def test_scores_that_are_none_are_refused_with_the_scorer_s_name(give, message):
     with pytest.raises(UserError, match=rf"^s\[1\]: .*candidates_test\.three: .*{message}"):
-        scored.mean_scores((LENGTH, partial(three, give=give)), RECORDS, "s")
+        scored.mean_scores((LENGTH, partial(three, give=give)), RECORDS, "s", MeshConfig())
     with pytest.raises(UserError, match=r"s: .*three: KeyError: 'p'$"):
-        scored.scores(partial(three, give=lambda k: {}["p"]), RECORDS, "s")
+        scored.scores(partial(three, give=lambda k: {}["p"]), RECORDS, "s", MeshConfig())
     with pytest.raises(UserError, match=r"wanted scores of 1 records, found 0"):
-        scored.scores(lambda records: [], RECORDS, "s")
-    assert scored.mean_scores((LENGTH, LENGTH), RECORDS, "s")[0].tolist() == [1.0, 2.0]
+        scored.scores(lambda records: [], RECORDS, "s", MeshConfig())
+    found = scored.mean_scores((LENGTH, LENGTH), RECORDS, "s", MeshConfig())
+    assert found[0].tolist() == [1.0, 2.0]
 
 
 def test_a_conversation_is_written_so_that_it_can_be_read_back(tmp_path):

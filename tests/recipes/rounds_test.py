@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from alignjax import checkpoint, generate, optim, score, train
-from alignjax.config import GameConfig, OptimConfig, ReferenceConfig, SamplingConfig, TrainConfig
+from alignjax.config import (
+    GameConfig,
+    MeshConfig,
+    OptimConfig,
+    ReferenceConfig,
+    SamplingConfig,
+    TrainConfig,
+)
 from alignjax.data import tokenizer as tokenizers
 from alignjax.data import tokenizer_training, world
 from alignjax.errors import UserError
@@ -414,4 +421,5 @@ def test_the_last_policy_is_what_the_verbs_take(base, tmp_path):
         partial(score.reward_model, path=str(workdir / "round-1/reward")),
         laid(config(), workdir).held_out[:1],
         "s",
+        MeshConfig(),
     )

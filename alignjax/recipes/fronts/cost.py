@@ -8,6 +8,7 @@ a killed run. With others on the same device their share is in it.
 import pathlib
 
 from alignjax import metrics
+from alignjax.distributed import told
 from alignjax.recipes.fronts.setting import Setting
 
 
@@ -15,19 +16,20 @@ def note_seconds(setting: Setting, name: str, seconds: float) -> None:
     """Keeps the time that a part of a method took; told again, the new time stands."""
     from alignjax.recipes import workdirs
 
-    folder = setting.workdir / "seconds"
-    folder.mkdir(exist_ok=True)
-    workdirs.write_json(folder / f"{name.replace('/', '-')}.json", seconds)
+    path = setting.workdir / "seconds" / f"{name.replace('/', '-')}.json"
+    workdirs.write_json(path, seconds)
 
 
 def note_steps(setting: Setting, name: str) -> None:
     """Keeps the time that the steps of a training in ``workdir/name`` took."""
-    lines = metrics.read(setting.workdir / name / "metrics.jsonl")
-    note_seconds(setting, name, lines[-1]["step_seconds"])
+    path = setting.workdir / name / "metrics.jsonl"
+    note_seconds(setting, name, told("seconds", lambda: metrics.read(path)[-1]["step_seconds"]))
 
 
 def seconds(workdir: pathlib.Path) -> dict[str, float]:
     """What every part of a run's method took, by name."""
     from alignjax.recipes import workdirs
 
-    return {p.stem: workdirs.read_json(p) for p in sorted((workdir / "seconds").glob("*.json"))}
+    folder = workdir / "seconds"
+    names = workdirs.names(folder, "*.json")
+    return {name.removesuffix(".json"): workdirs.read_json(folder / name) for name in names}

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,11 +54,10 @@ def sampled(
         "asked": _digest([[q.number, q.prompt] for q in asked]),
     }
     file = setting.workdir / f"{name}.json"
-    found = workdirs.read_json(file) if file.is_file() else {}
+    found = workdirs.find_json(file) or {}
     if found.get("key") == key:
         return [Sample(**s) for s in found["samples"]]
     parts = setting.workdir / f"{name}.parts" / _digest(key)
-    parts.mkdir(parents=True, exist_ok=True)
     batches = generate.respond_in_batches(
         whole,
         None,
@@ -70,7 +68,7 @@ def sampled(
         key=jax.random.fold_in(jax.random.key(config.train.seed), seed),
         mesh=setting.mesh,
         title=name,
-        done={int(path.stem) for path in parts.glob("*.json")},
+        done={int(name.removesuffix(".json")) for name in workdirs.names(parts, "*.json")},
     )
     while True:
         with timed() as took:
@@ -82,12 +80,12 @@ def sampled(
         part = {"seconds": took[0], "samples": said}
         workdirs.write_json(parts / f"{number:06d}.json", part)
         fault_point("drawn", f"{name}-{number:06d}")
-    told = [workdirs.read_json(path) for path in sorted(parts.glob("*.json"))]
+    told = [workdirs.read_json(parts / name) for name in workdirs.names(parts, "*.json")]
     by_prompt = {int(i): x for part in told for i, x in part["samples"].items()}
     samples = [s for i in sorted(by_prompt) for s in by_prompt[i]]
     cost.note_seconds(setting, name, sum(part["seconds"] for part in told))
     workdirs.write_json(file, {"key": key, "samples": samples})
-    shutil.rmtree(setting.workdir / f"{name}.parts")
+    workdirs.remove(setting.workdir / f"{name}.parts")
     return [Sample(**s) for s in samples]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from alignjax import fronts, pareto
+from alignjax import distributed, fronts, pareto
 
 
 def draw(
@@ -16,12 +16,16 @@ def draw(
 ) -> None:
     """A point per preference with its 95% interval, a line per front, what is attainable in grey.
 
+    Of several processes the first one draws.
+
     Args:
       told: by name, what ``front.json`` holds; of the same objectives.
       low, high: ``[M]`` the box that parallel coordinates are cut to; an objective whose ends are
         equal is drawn as it is.
       path: the PNG to write.
     """
+    if not distributed.is_main():
+        return
     import matplotlib
 
     matplotlib.use("Agg")

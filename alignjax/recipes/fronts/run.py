@@ -63,7 +63,7 @@ def run(
             stage = dataclasses.replace(config, loss=config.sft.loss, select=config.sft.select)
             check_objectives(dataclasses.replace(stage, objectives=None), data.train)
         scored.try_out(config, data)
-        scores.given(config.objectives, [data.asked_records[data.asked.dataset[0].id]])
+        scores.given(config.objectives, [data.asked_records[data.asked.dataset[0].id]], config.mesh)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         load_reference = stages.supervised(config, workdir, data, mesh)
         digest = checkpoint.tree_digest(load_reference())
@@ -81,7 +81,7 @@ def _measure(setting: Setting, respond: Respond) -> dict[str, Any]:
     for i, preference in enumerate(preferences):
         samples = _samples(setting, respond, i, preference)
         records = evaluation.records_of(data, asked, samples)
-        found = scores.given(several, records)
+        found = scores.given(several, records, setting.config.mesh)
         tables.append([table.mean(axis=0).tolist() for table in found])
         collapsed.append(_collapsed(setting, samples))
     spent = cost.seconds(workdir)
@@ -131,9 +131,7 @@ def _truth(setting: Setting, prompts: list[str]) -> list[list[float]] | None:
 def _samples(setting: Setting, respond: Respond, i: int, preference: Preference) -> list[Sample]:
     """Responses to the held-out prompts for one preference; read back when they were drawn."""
     config, data = setting.config, setting.data
-    folder = setting.workdir / "said"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{i:02d}.json"
+    path = setting.workdir / "said" / f"{i:02d}.json"
     parts = ("objectives", "loss", "select", "optim", "train", "lora")
     key = {
         "reference": setting.digest,
@@ -142,7 +140,7 @@ def _samples(setting: Setting, respond: Respond, i: int, preference: Preference)
         "evaluate": describe(dataclasses.replace(config.evaluate, judge=None, scorers=())),
         "trained": {name: describe(getattr(config, name)) for name in parts},
     }
-    found = workdirs.read_json(path) if path.is_file() else {}
+    found = workdirs.find_json(path) or {}
     if found.get("key") == key:
         return [Sample(**s) for s in found["samples"]]
     log.info("preference %s", ", ".join(f"{w:.2f}" for w in preference))

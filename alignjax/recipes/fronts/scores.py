@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from alignjax import score
-from alignjax.config import ObjectivesConfig
+from alignjax.config import MeshConfig, ObjectivesConfig
 from alignjax.data.records import Record
+from alignjax.distributed import told
 from alignjax.errors import UserError, did_you_mean
 from alignjax.faults import fault_point
 from alignjax.fields import describe, name_of
@@ -19,8 +20,10 @@ from alignjax.recipes.fronts.setting import Setting
 AT_ONCE = 512  # records handed to the scorer at a time, and kept
 
 
-def given(several: ObjectivesConfig, records: Sequence[Record]) -> list[np.ndarray]:
-    """Runs the scorer.
+def given(
+    several: ObjectivesConfig, records: Sequence[Record], mesh: MeshConfig
+) -> list[np.ndarray]:
+    """Runs the scorer; ``mesh`` is what a reward model is split over.
 
     Returns:
       For every record ``[k, M]`` float64; NaN where the scorer has no score.
@@ -31,7 +34,7 @@ def given(several: ObjectivesConfig, records: Sequence[Record]) -> list[np.ndarr
     columns = _columns(several)
     who = f"objectives.scorer: {name_of(several.scorer)}"
     try:
-        found = several.scorer(records)
+        found = score.over(several.scorer, mesh)(records)
     except UserError as error:
         raise type(error)(f"{who}: {error}") from error
     except Exception as error:  # a person's own scorer may raise anything
@@ -54,7 +57,8 @@ def given(several: ObjectivesConfig, records: Sequence[Record]) -> list[np.ndarr
                 f"{who}: record {record.id!r}: wanted finite scores, found {table.tolist()}"
             )
         out.append(table)
-    return out
+    # Of several processes the first one's, as in `recipes.scored`.
+    return [np.array(x) for x in told("scores", lambda: [x.tolist() for x in out])]
 
 
 def _columns(several: ObjectivesConfig) -> list[int] | None:
@@ -100,18 +104,18 @@ def kept(setting: Setting, records: Sequence[Record], name: str = "rows") -> lis
         "digest": _digest_of(several.scorer),
     }
     file, parts = (setting.workdir / f"{name}{end}" for end in (".json", ".parts.json"))
-    found = workdirs.read_json(file) if file.is_file() else {}
+    found = workdirs.find_json(file) or {}
     if found.get("key") != key:
-        found = workdirs.read_json(parts) if parts.is_file() else {}
+        found = workdirs.find_json(parts) or {}
         scores = found["scores"] if found.get("key") == key else []
         for start in range(len(scores), len(records), AT_ONCE):
-            chunk = given(several, records[start : start + AT_ONCE])
+            chunk = given(several, records[start : start + AT_ONCE], setting.config.mesh)
             scores += [table.tolist() for table in chunk]
             workdirs.write_json(parts, {"key": key, "scores": scores})
             fault_point("rows_scored", f"{name}-{start}")
         found = {"key": key, "scores": scores}
         workdirs.write_json(file, found)
-        parts.unlink(missing_ok=True)
+        workdirs.remove(parts)
     m = len(several.names)
     return [np.array(table, np.float64).reshape(-1, m) for table in found["scores"]]
 

@@ -22,15 +22,15 @@ import numpy as np
 
 from alignjax import generate
 from alignjax.config import Config
-from alignjax.data.batching import Bucketed, bucket
-from alignjax.data.prepare import enforce, prepare
+from alignjax.data.batching import Bucketed
+from alignjax.data.prepare import enforce
 from alignjax.data.records import Receipt, Record
 from alignjax.errors import UserError
 from alignjax.generate import Question, Sample
 from alignjax.mixture import Mixture
 from alignjax.recipes.fronts import cost, scores
 from alignjax.recipes.fronts.setting import Rows, Setting
-from alignjax.recipes.prepared import cache_dir, split
+from alignjax.recipes.prepared import cache_dir, rows_of, split
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
@@ -121,20 +121,14 @@ def prepared(setting: Setting, records: Sequence[Record], name: str) -> Bucketed
     Raises:
       UserError: no record, or too many that cannot be used (``data.max_drop_fraction``).
     """
-    settings, receipt = setting.config.data, Receipt(rows_in=len(records))
+    config, receipt = setting.config, Receipt(rows_in=len(records))
     plain = [dataclasses.asdict(dataclasses.replace(r, origin="")) for r in records]
-    dataset = prepare(
-        records,
-        setting.data.tokenizer,
-        cache_dir=str(cache_dir(setting.config, setting.workdir)),
-        max_prompt_tokens=settings.max_prompt_tokens,
-        max_response_tokens=settings.max_response_tokens,
-        receipt=receipt,
-        identity={"records": hashlib.sha256(json.dumps(plain).encode()).hexdigest()},
-    )
+    identity = {"records": hashlib.sha256(json.dumps(plain).encode()).hexdigest()}
+    tokenizer = setting.data.tokenizer
+    found = rows_of(config, setting.workdir, records, tokenizer, receipt, identity)
     log.info("%s:\n%s", name, receipt.render())
-    enforce(receipt, max_drop_fraction=settings.max_drop_fraction)
-    return bucket(dataset, count=settings.buckets, multiple=settings.pad_multiple)
+    enforce(receipt, max_drop_fraction=config.data.max_drop_fraction)
+    return found
 
 
 def fit(
