@@ -1,0 +1,129 @@
+"""Recipes beside the main one by two processes against one: a game in rounds, and a front."""
+
+import dataclasses
+import json
+from functools import partial
+
+import pytest
+
+from alignjax import optim
+from alignjax.config import (
+    GameConfig,
+    OptimConfig,
+    ReferenceConfig,
+    SamplingConfig,
+    TrainConfig,
+)
+from alignjax.data import world
+from alignjax.objectives import apo
+from alignjax.recipes import rounds
+from alignjax.recipes.fronts import run as recipe
+from tests import runs
+from tests.processes.runs_test import arguments, launch, read
+from tests.recipes import paretohqd_test
+
+pytestmark = [pytest.mark.usefixtures("compiled_here"), pytest.mark.slow]
+
+CONFIG = """
+    from tests.processes import recipes_test
+
+
+    def get_config():
+        return recipes_test.{name}()
+"""
+# Two processes add float32 numbers in another order, and what trains on what was sampled and
+# scored builds on it; log-probabilities of whole responses are of order 300 nats.
+NEAR = {"rel": 1e-5, "abs": 1e-4}
+
+
+def judge(prompt, response):
+    return {"short": -float(len(response)), "varied": float(len(set(response)))}
+
+
+def game():
+    """One round of two steps of each player, the policy's against a live reference."""
+    base = runs.changed(
+        *("data.source.size=60", "sft.steps=2", "train.steps=2", "train.save_every=2"),
+        *("evaluate.max_new_tokens=5", "mesh.fsdp=2"),
+    )
+    return dataclasses.replace(
+        base,
+        loss=partial(apo.loss, beta=0.1),
+        reward_loss=apo.reward_loss,
+        reference=ReferenceConfig(mode="live"),
+        evaluate=dataclasses.replace(base.evaluate, judge=judge),
+        game=GameConfig(
+            golden=partial(world.golden, size=60, seed=0),
+            optim=OptimConfig(learning_rate=1e-2, schedule=optim.constant),
+            train=TrainConfig(steps=2, batch_size=8, save_every=2),
+            rounds=1,
+            sampling=SamplingConfig(samples=3, max_new_tokens=5, batch_size=16),
+            max_drop_fraction=0.5,
+        ),
+    )
+
+
+def front():
+    """ParetoHqD in two stages for three preferences, as adapters trained side by side."""
+    config = paretohqd_test.config("mesh.fsdp=2")
+    together = partial(paretohqd_test.noted, at_once=3)
+    return dataclasses.replace(
+        config, objectives=dataclasses.replace(config.objectives, method=together)
+    )
+
+
+def by_two(name, folder, compiled):
+    """What two processes leave of that config."""
+    config = runs.write(folder / "config.py", CONFIG.format(name=name))
+    done = launch(2, 1, *arguments(folder / "two", config), **compiled)
+    assert done.returncode == 0, done.stderr
+    return folder / "two"
+
+
+def differences(mine, theirs, at=""):
+    """Where two trees of JSON data differ by more than rounding."""
+    if type(mine) is not type(theirs):
+        return [at]
+    if isinstance(theirs, dict):
+        names = sorted(mine.keys() | theirs.keys())
+        pairs = [(mine.get(n), theirs.get(n), f"{at}/{n}") for n in names]
+    elif isinstance(theirs, list):
+        pairs = [(*pair, f"{at}/{i}") for i, pair in enumerate(zip(mine, theirs, strict=True))]
+    elif isinstance(theirs, float):
+        return [] if mine == pytest.approx(theirs, **NEAR, nan_ok=True) else [at]
+    else:
+        return [] if mine == theirs else [at]
+    return [where for pair in pairs for where in differences(*pair)]
+
+
+def test_differences_are_found():
+    one = {"a": [1.0, {"b": "x"}]}
+    assert differences({"a": [1.0 + 1e-7, {"b": "x"}]}, one) == []
+    assert differences({"a": [1.001, {"b": "y"}]}, one) == ["/a/0", "/a/1/b"]
+    assert differences({"c": 1}, one) == ["/a", "/c"]
+
+
+def lists(folder):
+    return [json.loads(line) for line in (folder / "lists.jsonl").read_text().splitlines()]
+
+
+def test_a_game_in_rounds_by_two_processes(tmp_path, compiled):
+    summary = rounds.run(game(), tmp_path / "one")
+    two = by_two("game", tmp_path, compiled)
+    assert summary["rounds"][1]["reward_model"].keys() == {"pairs", "samples", "samples before"}
+    assert differences(read(two / "summary.json")["rounds"], summary["rounds"]) == []
+    for name in ("reward_lists", "policy_lists"):
+        one = lists(tmp_path / "one" / "round-1" / name)
+        assert differences(lists(two / "round-1" / name), one) == []
+
+
+def test_a_front_by_two_processes(tmp_path, compiled):
+    recipe.run(front(), tmp_path / "one")
+    two = by_two("front", tmp_path, compiled)
+    chosen = [read(w / "stage2.json") for w in (two, tmp_path / "one")]
+    assert differences(*chosen) == []
+    told = [read(w / "front.json") for w in (two, tmp_path / "one")]
+    for name in ("scores", "collapsed", "prompts", "reference"):
+        assert differences(told[0][name], told[1][name], name) == []
+    said = [read(w / "representative-00.json")["samples"] for w in (two, tmp_path / "one")]
+    assert [s["response"] for s in said[0]] == [s["response"] for s in said[1]]
