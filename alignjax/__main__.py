@@ -109,6 +109,14 @@ def _quiet_libraries() -> None:
     ours.propagate = False
 
 
+def _warn_only() -> None:
+    """Of a process beside the first one only warnings, with its number."""
+    ours = logging.getLogger("alignjax")
+    ours.setLevel(logging.WARNING)
+    for handler in ours.handlers:
+        handler.setFormatter(logging.Formatter(f"process {distributed.index()}: %(message)s"))
+
+
 def _main(argv: Sequence[str]) -> int:
     _quiet_libraries()
     code = _verb(argv)
@@ -129,7 +137,7 @@ def _verb(argv: Sequence[str]) -> int:
     if verb in COMPUTES:
         distributed.start()
         if not distributed.is_main():
-            logging.getLogger("alignjax").setLevel(logging.WARNING)
+            _warn_only()
         if distributed.several():
             from alignjax.recipes import agreement
 

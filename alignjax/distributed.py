@@ -134,6 +134,11 @@ def is_main() -> bool:
     return not several() or bool(_state().process_id == 0)
 
 
+def index() -> int:
+    """The number of this process, from 0."""
+    return int(_state().process_id) if several() else 0
+
+
 def exchange(name: str, value: str) -> list[str]:
     """One string of each process, for all of them; in order of the processes."""
     if not several():

@@ -43,14 +43,8 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = Non
     Raises:
       UserError: there are fewer devices; or more, and of several processes.
     """
+    devices = jax.devices() if devices is None else devices
     wanted = data * fsdp * tensor
-    if devices is None:
-        devices = jax.devices()
-        if jax.process_count() > 1 and wanted < len(devices):
-            raise UserError(
-                f"mesh: data={data} x fsdp={fsdp} x tensor={tensor} wants {wanted} devices, and "
-                f"{jax.process_count()} processes have {len(devices)}: several use all they have"
-            )
     if wanted > len(devices):
         raise UserError(
             f"mesh: data={data} x fsdp={fsdp} x tensor={tensor} wants {wanted} devices, "
@@ -143,8 +137,14 @@ def own_rows(mesh: Mesh, rows: int) -> np.ndarray:
     Returns:
       Their positions in it, in ascending order; with one process all of them.
     """
-    size = rows // (mesh.shape["data"] * mesh.shape["fsdp"])
+    size = _divided(rows, mesh.shape["data"] * mesh.shape["fsdp"])
     return (_own_shards(mesh)[:, None] * size + np.arange(size)).reshape(-1)
+
+
+def _divided(rows: int, parts: int) -> int:
+    if rows % parts:
+        raise ValueError(f"{rows} rows cannot be partitioned {parts} times")
+    return rows // parts
 
 
 def put_rows(batch: Any, mesh: Mesh) -> Any:
@@ -156,7 +156,7 @@ def put_rows(batch: Any, mesh: Mesh) -> Any:
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
 
     def put(x: np.ndarray) -> jax.Array:
-        size = len(x) // len(own)
+        size = _divided(len(x), len(own))
 
         def part(index: Any) -> np.ndarray:
             at = int(np.searchsorted(own, (index[0].start or 0) // size)) * size

@@ -44,6 +44,28 @@ def unnamed_matrices(params):
     return out
 
 
+def test_every_row_is_read_by_the_processes_that_hold_it():
+    """[data, fsdp, tensor] of processes: whose rows are whose, for 8 parts of 3 rows or fewer."""
+    four_by_two = np.arange(8).reshape(2, 2, 2) // 2  # a host has both halves of a row's heads
+    across = np.arange(4).reshape(1, 2, 2)  # one device a process: two share their rows
+    torn = np.array([0, 1, 0, 1, 1, 0, 1, 0]).reshape(4, 2, 1)  # not contiguous
+    for holders, wanted in (
+        (four_by_two, [[0], [1], [2], [3]]),
+        (across, [[0], [0], [1], [1]]),
+        (torn, [[0, 2, 5, 7], [1, 3, 4, 6]]),
+        (np.zeros((2, 2, 2), int), [[0, 1, 2, 3]]),
+    ):
+        found = [sharding.shards_of(holders, i).tolist() for i in range(len(wanted))]
+        assert found == wanted
+        assert sorted({part for own in found for part in own}) == list(
+            range(holders.shape[0] * holders.shape[1])
+        )
+
+
+def test_one_process_reads_all_rows():
+    np.testing.assert_array_equal(sharding.own_rows(make_mesh(2, 2, 2), 12), np.arange(12))
+
+
 def test_every_matrix_has_a_rule_of_its_own():
     assert unnamed_matrices(shapes_of(FULL)) == []
     grown = shapes_of(FULL)

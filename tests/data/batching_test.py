@@ -153,6 +153,17 @@ def test_a_batch_holds_its_rows_and_nothing_else(objectives):
             assert batch.desirable[i, j] == example.desirable[j]
 
 
+@pytest.mark.parametrize("objectives", [0, 1, 3])
+def test_rows_that_only_fill_up_have_the_fields_of_the_others(objectives):
+    """What one process reads of a batch may be fillers alone."""
+    data = tiny.dataset(4, objectives=objectives, labels=objectives == 1)
+    real, fill = (assemble(data, np.array(rows), Shape(24, 16)) for rows in ([0, 1], [-1, -1]))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), fill) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), real
+    )
+    assert (fill.scores is None) == (objectives == 0)
+
+
 def test_rows_without_scores_and_labels_make_batches_without():
     data = tiny.dataset(3, objectives=0)
     batch = assemble(data, np.arange(3), Shape(24, 16))
@@ -199,6 +210,13 @@ def test_reading_goes_on_from_every_batch(run):
     data, plan, table, batches = run
     for start in range(len(plan)):
         assert_same(list(read(data, plan, start=start, ref_logps=table)), batches[start:])
+
+
+def test_a_part_of_a_plan_is_the_same_batches(run):
+    data, plan, table, batches = run
+    places = np.array([2, 0])
+    found = list(read(data, plan.only(places), ref_logps=table))
+    assert_same(found, [jax.tree.map(lambda x: x[places], batch) for batch in batches])
 
 
 def test_one_batch_less_or_another_start_is_noticed(run):
