@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from alignjax import sharding
+from alignjax import distributed, sharding
 from alignjax.config import DataConfig, MeshConfig
 from alignjax.data import tokenizer as tokenizers
 from alignjax.data.batching import bucket
@@ -93,7 +93,7 @@ def reward_model(
     *,
     path: str,
     batch_size: int = 32,
-    mesh: MeshConfig = MeshConfig(),  # noqa: B008, frozen
+    mesh: MeshConfig | None = None,
 ) -> list[np.ndarray]:
     """Scores by a trained reward model, with a progress bar; one compile per padded shape.
 
@@ -105,8 +105,8 @@ def reward_model(
       path: the workdir of a finished run whose config has a ``reward_loss``, or a folder of a
         ``...ForSequenceClassification`` as transformers saves it.
       batch_size: prompts at a time, or as many more as the mesh's ``data * fsdp`` divides.
-      mesh: what the parameters and the rows are split over. Inside a run it is the run's:
-        `over`.
+      mesh: what the parameters and the rows are split over. Inside a run it is the run's, see
+        `over`; None: one device, or with several processes all of them along ``fsdp``.
 
     Returns:
       For each record ``[k]`` float32, or ``[k, M]`` where the model has M > 1 objectives.
@@ -119,6 +119,8 @@ def reward_model(
     if batch_size < 1:
         raise UserError(f"batch_size: wanted a positive number, found {batch_size}")
     found = find_reward_model(path)
+    if mesh is None:
+        mesh = MeshConfig(fsdp=len(jax.devices()) if distributed.several() else 1)
     devices = sharding.make_mesh(mesh.data, mesh.fsdp, mesh.tensor)
     params = load_params(found, devices)
     if not records:
@@ -140,7 +142,7 @@ def reward_model(
     return [table[i, : len(record.responses)] for i, record in enumerate(records)]
 
 
-def over(scorer: Callable[..., Any], mesh: MeshConfig) -> Callable[..., Any]:
+def over(scorer: Callable[..., Any], mesh: MeshConfig | None) -> Callable[..., Any]:
     """A config's scorer on the run's devices: a reward model is split over them, unless it says."""
     if not isinstance(scorer, functools.partial) or scorer.func is not reward_model:
         return scorer

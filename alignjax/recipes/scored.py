@@ -67,7 +67,7 @@ def judgements(judge: Callable[..., Any], said: Sequence[tuple[str, str]]) -> di
 
 
 def scores(
-    scorer: Callable[..., Any], records: Sequence[Record], field: str, mesh: MeshConfig
+    scorer: Callable[..., Any], records: Sequence[Record], field: str, mesh: MeshConfig | None
 ) -> list[np.ndarray]:
     """Runs one scorer.
 
@@ -75,7 +75,7 @@ def scores(
       scorer: gives ``[k]`` or ``[k, M]`` for every record of k responses.
       records: what to score.
       field: the config field that names the scorer, for messages.
-      mesh: what a reward model is split over.
+      mesh: what a reward model is split over; None: see `score.reward_model`.
 
     Returns:
       For every record ``[k]`` float64; of M objectives the mean.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from alignjax import report, score
-from alignjax.config import Config, MeshConfig
+from alignjax.config import Config
 from alignjax.data.files import Row, read_rows
 from alignjax.data.records import DataError
 from alignjax.data.sources import responses_of
@@ -103,7 +103,7 @@ def _scores(rows: list[Row], reward_models: Sequence[str], config: Config | None
     for path in reward_models:
         model = functools.partial(score.reward_model, path=path)
         out[pathlib.Path(path).resolve().name] = scored.scores(
-            model, records, "--reward_model", MeshConfig()
+            model, records, "--reward_model", None
         )
     if config is not None:
         settings = config.evaluate

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from alignjax import calibration, checkpoint, metrics, score, train
+from alignjax.config import MeshConfig
 from alignjax.data import world
 from alignjax.data.records import Receipt
 from alignjax.errors import CheckpointError, UserError
@@ -179,6 +180,31 @@ def test_scores_do_not_depend_on_the_batch_or_the_list(base):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
     assert len(np.unique(np.concatenate(found))) == 17
     assert score.reward_model([], path=str(base[0])) == []
+
+
+def test_scores_do_not_depend_on_the_mesh_and_the_model_is_split_over_it(base, monkeypatch):
+    rows, path, spread = records(5), str(base[0]), []
+
+    def load(found, mesh, load=score.load_params):
+        params = load(found, mesh)
+        spread.append(len({str(s.index) for s in params["embed"]["embedding"].addressable_shards}))
+        return params
+
+    monkeypatch.setattr(score, "load_params", load)
+    found = score.reward_model(rows, path=path)
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
+    scorer = score.over(partial(score.reward_model, path=path, batch_size=3), mesh)
+    for x, y in zip(found, scorer(rows), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+    assert spread == [1, 4]
+
+
+def test_a_scorer_keeps_its_own_mesh_and_others_have_none():
+    mine, runs_own = MeshConfig(fsdp=2), MeshConfig(data=2)
+    scorer = partial(score.reward_model, path="rm", mesh=mine)
+    assert score.over(scorer, runs_own).keywords["mesh"] == mine
+    judged = partial(score.judged, judge=world.judge, name="helpful")
+    assert score.over(judged, runs_own) is judged
 
 
 def test_one_compile_for_each_shape(base):
