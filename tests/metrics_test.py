@@ -5,7 +5,7 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from alignjax import metrics
+from alignjax import distributed, metrics
 from alignjax.errors import NumericalError
 from alignjax.metrics import Meter, Writer
 
@@ -22,6 +22,18 @@ def test_lines_are_whole_and_in_order(tmp_path):
     ]  # before it is closed: a kill loses no line
     writer.close()
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_the_first_process_alone_writes_and_shows_a_bar(tmp_path, monkeypatch, capsys, main):
+    monkeypatch.setattr(distributed, "is_main", lambda: main)
+    writer = Writer(tmp_path / "run", after_step=0)
+    writer.write(1, {"loss": 0.5})
+    writer.close()
+    with metrics.progress("steps", 1) as advance:
+        advance(loss=0.5)
+    assert (tmp_path / "run").exists() == main
+    assert ("1/1" in capsys.readouterr().err) == main
 
 
 def test_lines_of_steps_that_run_again_are_removed(tmp_path):

@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from alignjax import report
+from alignjax import distributed, report
 from alignjax.evaluate import Estimate
 from alignjax.generate import Sample
 
@@ -44,6 +44,17 @@ def drawn(monkeypatch):
     kept = []
     monkeypatch.setattr(plt, "close", kept.append)
     return kept
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_the_first_process_alone_tells_and_draws(tmp_path, monkeypatch, capsys, main):
+    monkeypatch.setattr(distributed, "is_main", lambda: main)
+    report.say("numbers")
+    report.print_rows({"a": ["1"]}, ("x", "b"), "title")
+    report.plot_rounds({"panel": {"line": [(0, 1.0, 0.1)]}}, tmp_path / "rounds.png")
+    told = capsys.readouterr().out
+    assert ("numbers" in told, "title" in told) == (main, main)
+    assert (tmp_path / "rounds.png").exists() == main
 
 
 def test_a_picture_with_every_panel(tmp_path, monkeypatch):

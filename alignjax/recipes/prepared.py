@@ -17,7 +17,7 @@ from alignjax.data.files import fingerprint
 from alignjax.data.prepare import Dataset, enforce, prepare
 from alignjax.data.records import Receipt, Record, check, check_no_overlap, split_by_prompt
 from alignjax.data.tokenizer import Tokenizer
-from alignjax.distributed import agree, once, several
+from alignjax.distributed import agree, once, one_folder, several
 from alignjax.errors import UserError
 from alignjax.fields import describe, keywords, plain
 from alignjax.recipes import workdirs
@@ -127,6 +127,8 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
         agree(
             {"the data's training records": _digest(train), "held-out records": _digest(held_out)}
         )
+    if data.cache_dir:
+        one_folder(pathlib.Path(data.cache_dir), "data.cache_dir")
     tokenizer = load_tokenizer(config, workdir, train)
     files = {p: fingerprint(p) for p in (data.path, data.eval_path) if p}
     sides = {}
