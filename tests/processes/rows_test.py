@@ -1,8 +1,6 @@
 """Arrays of several processes: made of each one's rows, looked at from all, told by process 0."""
 
 import json
-import socket
-import subprocess
 import sys
 
 import jax.numpy as jnp
@@ -11,6 +9,7 @@ import pytest
 
 from alignjax import checkpoint
 from tests import runs
+from tests.processes import members
 
 # On a mesh whose order of devices gives process 0 the parts 0 and 3, and process 1 the parts 1, 2.
 SCRIPT = """
@@ -59,38 +58,14 @@ SCRIPT = """
 """
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     """What each of two processes of two devices found."""
     folder = tmp_path_factory.mktemp("rows")
-    script, port = runs.write(folder / "script.py", SCRIPT), free_port()
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(folder)],
-            env=runs.environment(
-                JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
-                JAX_NUM_PROCESSES="2",
-                JAX_PROCESS_ID=str(i),
-                JAX_NUM_CPU_DEVICES="2",
-            ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=120)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], said
+    script = runs.write(folder / "script.py", SCRIPT)
+    command = [sys.executable, str(script), str(folder)]
+    codes, said = members.start(folder, [{}, {}], command, JAX_NUM_CPU_DEVICES="2")
+    assert codes == [0, 0], said
     return [json.loads((folder / f"told{i}.json").read_text()) for i in range(2)]
 
 
