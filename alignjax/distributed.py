@@ -12,10 +12,8 @@ import functools
 import json
 import logging
 import os
-import pathlib
 import platform
 import re
-import secrets
 import signal
 import sys
 import time
@@ -228,45 +226,6 @@ def agree(told: dict[str, str]) -> None:
         odd.append(f"{name}: {', '.join(who[:4])}{more}{rest}")
     if odd:
         raise UserError(f"the processes disagree on {'; '.join(odd)}")
-
-
-def one_folder(folder: pathlib.Path, field: str) -> None:
-    """Checks that every process writes into this folder, and sees what the others write.
-
-    Args:
-      folder: made if needed.
-      field: how messages call it, ``--workdir``.
-
-    Raises:
-      UserError: it is not one folder for all; names the process that does not see the others.
-    """
-    if not several():
-        return
-    me, count = _state().process_id, _state().num_processes
-    token = exchange("token", secrets.token_hex(8))[0]
-    # A name of its own for every start: file systems of networks remember what was not there.
-    mark = [folder / f".process-{i}-of-{count}-{token}" for i in range(count)]
-    trouble = ""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        mark[me].write_text(token, encoding="utf-8")
-    except OSError as error:
-        trouble = f"cannot write there: {error.strerror}"
-    told = exchange("written", trouble)
-    try:
-        others = range(count) if is_main() else (0,)  # every process and process 0 in both ways
-        unseen = [i for i in others if not told[i] and not mark[i].is_file()]
-        if not trouble and unseen:
-            trouble = f"does not see what process {unseen[0]} writes there"
-        told = exchange("seen", trouble)
-    finally:
-        mark[me].unlink(missing_ok=True)
-    if any(told):
-        hosts = exchange("host", platform.node())
-        who = [f"process {i} ({hosts[i]}) {text}" for i, text in enumerate(told) if text]
-        raise UserError(
-            f"{field}: {folder} is not one folder for all processes: {'; '.join(who[:3])}"
-        )
 
 
 def loudest(numbers: Sequence[int]) -> Callable[[], int]:

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import pytest
 from alignjax import cluster, distributed
 from alignjax.errors import UserError
 from tests import runs
+from tests.processes import members
 
 SLURM = {
     "SLURM_JOB_ID": "17",
@@ -31,6 +31,7 @@ SCRIPT = """
     import json, pathlib, sys
     from alignjax import distributed
     from alignjax.errors import CheckpointError, UserError
+    from alignjax.recipes import agreement
 
     folder, me = pathlib.Path(sys.argv[1]), None
     distributed.start()
@@ -55,8 +56,8 @@ SCRIPT = """
     told["same"] = caught(distributed.agree, same)
     told["other"] = caught(distributed.agree, {**same, "data": f"d{min(me, 1)}"})
     told["missing"] = caught(distributed.agree, same if me else {**same, "lora": "yes"})
-    told["shared"] = caught(distributed.one_folder, folder / "new", "--workdir")
-    told["apart"] = caught(distributed.one_folder, folder / f"own{me % 2}", "--workdir")
+    told["shared"] = caught(agreement.one_folder, folder / "new", "--workdir")
+    told["apart"] = caught(agreement.one_folder, folder / f"own{me % 2}", "--workdir")
     told["left"] = sorted(p.name for p in folder.rglob(".process*"))
 
     import jax, numpy as np
@@ -78,24 +79,22 @@ SCRIPT = """
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    """What three processes found out, in order."""
+    """What three processes found out, in order; they find each other as tasks of Slurm."""
     folder = tmp_path_factory.mktemp("processes")
     script = runs.write(folder / "script.py", SCRIPT)
-    port = free_port()
+    port = members.free_port()
     started = []
     for i in range(3):
         env = runs.environment(
-            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
-            JAX_NUM_PROCESSES="3",
-            JAX_PROCESS_ID=str(i),
+            SLURM_JOB_ID="17",
+            SLURM_STEP_NODELIST="localhost",
+            SLURM_STEP_NUM_NODES="1",
+            SLURM_STEP_NUM_TASKS="3",
+            SLURM_PROCID=str(i),
+            SLURM_LOCALID=str(i),
+            JAX_COORDINATOR_PORT=str(port),
         )
         command = [sys.executable, str(script), str(folder)]
         with (folder / f"output{i}").open("w") as output:
@@ -149,14 +148,12 @@ def test_fetched_arrays_are_whole(told):
     assert all(t["spread"] for t in told)  # and without it they cannot be read
 
 
-def test_without_an_announcement_nothing_waits(tmp_path):
+def test_without_an_announcement_nothing_waits():
     assert cluster.announced({}, on_tpu=False) is None
     assert distributed.is_main()
     assert not distributed.several()
     distributed.barrier("alone")
     distributed.agree({"data": "one"})
-    distributed.one_folder(tmp_path / "not made", "--workdir")
-    assert not (tmp_path / "not made").exists()
     made = []
     distributed.once("alone", lambda: made.append(1))
     assert made == [1]
