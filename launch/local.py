@@ -114,16 +114,27 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
     while any(process.poll() is None for process in processes):
         time.sleep(0.05)
         if not failed:
-            codes = [process.poll() for process in processes]
-            failed = next((code for code in codes if code), 0)
+            failed = _first_failed(processes)
             since = time.monotonic()
-        elif time.monotonic() > since + GRACE_SECONDS:
+        elif time.monotonic() > since + (KILL_SECONDS if told else GRACE_SECONDS):
+            if not told:
+                print(
+                    f"local.py: one ended with {_code(failed)}: ending the others", file=sys.stderr
+                )
             for process in processes:
                 if process.poll() is None:
                     process.send_signal(signal.SIGKILL if told else signal.SIGTERM)
-            told, since = True, time.monotonic() - GRACE_SECONDS + KILL_SECONDS
-    failed = failed or next((process.returncode for process in processes if process.returncode), 0)
-    return failed if failed >= 0 else 128 - failed
+            told, since = True, time.monotonic()
+    return _code(failed or _first_failed(processes))
+
+
+def _first_failed(processes: list[subprocess.Popen[bytes]]) -> int:
+    return next((process.returncode for process in processes if process.poll()), 0)
+
+
+def _code(returned: int) -> int:
+    """As a shell says it: 128 + signal."""
+    return returned if returned >= 0 else 128 - returned
 
 
 def _copy(pipe: IO[bytes], index: int) -> None:

@@ -74,11 +74,12 @@ def test_all_fine_and_lines_say_whose_they_are(local, tmp_path, capfd):
     ("how", "code"), [("fails-1", 7), ("fails-0", 7), ("fails-by-signal-2", 137)]
 )
 def test_the_first_that_fails_gives_the_code_and_ends_the_rest(
-    local, monkeypatch, tmp_path, how, code
+    local, monkeypatch, tmp_path, capfd, how, code
 ):
     monkeypatch.setattr(local, "GRACE_SECONDS", 0.2)
     assert children(local, tmp_path, how) == code  # and not that of those ended by SIGTERM, 143
     assert gone(tmp_path) == 3
+    assert f"local.py: one ended with {code}: ending the others\n" in capfd.readouterr().err
 
 
 def test_who_does_not_listen_is_killed(local, monkeypatch, tmp_path):
