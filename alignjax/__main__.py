@@ -14,7 +14,7 @@ from typing import Any
 from absl import app, flags
 
 import alignjax
-from alignjax import distributed
+from alignjax import distributed, peers
 from alignjax.errors import UserError, did_you_mean
 
 FLAGS = flags.FLAGS
@@ -342,7 +342,7 @@ def main() -> None:
         print(f"alignjax: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except UserError as error:
-        distributed.await_reason(error)
+        peers.await_reason(error)
         # All is said with this line. Where a checkpoint is damaged, threads of the library go on to
         # tell of reads that nobody waits for any more, past every hook that Python has: they lose
         # their stderr first, so that none of theirs can follow ours.
@@ -351,21 +351,21 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         line = f"alignjax: {' '.join(str(error).split())}\n"
         os.write(ours, line.encode(errors="backslashreplace"))
-        distributed.fail(error.exit_code, str(error))
+        peers.fail(error.exit_code, str(error))
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:  # whoever read our output has gone: `... --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        distributed.fail(1, "nobody reads its output any more")
+        peers.fail(1, "nobody reads its output any more")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("alignjax: stopped; the same command goes on from what is done", file=sys.stderr)
-        distributed.fail(130, "stopped")
+        peers.fail(130, "stopped")
         raise SystemExit(130) from None
     except Exception as error:
-        distributed.await_reason(error)
+        peers.await_reason(error)
         if distributed.several():
             traceback.print_exc()
-        distributed.fail(1, f"{type(error).__name__}: {error}")
+        peers.fail(1, f"{type(error).__name__}: {error}")
         raise
 
 

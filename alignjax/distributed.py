@@ -12,11 +12,11 @@ import functools
 import json
 import logging
 import os
+import pathlib
 import platform
-import re
+import secrets
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,10 +27,6 @@ from alignjax.errors import UserError
 log = logging.getLogger("alignjax")
 
 START_SECONDS = 600  # how long a process waits for the others to start
-# How errors of the runtime begin that a lost peer may cause; of the type one cannot be sure.
-FROM_RUNTIME = re.compile(
-    r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): "
-)
 KEPT_BYTES = 2**16  # of a value; larger ones leave the store as soon as all have them
 _uses: collections.Counter[str] = collections.Counter()  # how often a name was waited for
 
@@ -93,27 +89,6 @@ def leave() -> None:
     """Waits until every process comes to its end."""
     barrier("leave")
     peers.left()
-
-
-def await_reason(error: BaseException) -> None:
-    """Where the runtime raised an error, a peer that was lost may be the reason.
-
-    The process that finds out who is given the time to say so, and all end with its line.
-    """
-    cause: BaseException | None = error
-    while several() and cause is not None:
-        if FROM_RUNTIME.match(str(cause)):
-            time.sleep(peers.lost_after() + 10)
-            return
-        cause = cause.__cause__ or cause.__context__
-
-
-def fail(exit_code: int, reason: str) -> None:
-    """Of several processes: tells the others why this one fails, and ends it here."""
-    if several():
-        sys.stdout.flush()
-        peers.failed(exit_code, reason)
-        os._exit(exit_code)
 
 
 def _state() -> Any:
@@ -226,6 +201,45 @@ def agree(told: dict[str, str]) -> None:
         odd.append(f"{name}: {', '.join(who[:4])}{more}{rest}")
     if odd:
         raise UserError(f"the processes disagree on {'; '.join(odd)}")
+
+
+def one_folder(folder: pathlib.Path, field: str) -> None:
+    """Checks that every process writes into this folder, and sees what the others write.
+
+    Args:
+      folder: made if needed.
+      field: how messages call it, ``--workdir``.
+
+    Raises:
+      UserError: it is not one folder for all; names the process that does not see the others.
+    """
+    if not several():
+        return
+    tokens = exchange("token", secrets.token_hex(8))
+    me, count, token = index(), len(tokens), tokens[0]
+    # A name of its own for every start: file systems of networks remember what was not there.
+    mark = [folder / f".process-{i}-of-{count}-{token}" for i in range(count)]
+    trouble = ""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark[me].write_text(token, encoding="utf-8")
+    except OSError as error:
+        trouble = f"cannot write there: {error.strerror}"
+    told = exchange("written", trouble)
+    try:
+        others = range(count) if is_main() else (0,)  # every process and process 0 in both ways
+        unseen = [i for i in others if not told[i] and not mark[i].is_file()]
+        if not trouble and unseen:
+            trouble = f"does not see what process {unseen[0]} writes there"
+        told = exchange("seen", trouble)
+    finally:
+        mark[me].unlink(missing_ok=True)
+    if any(told):
+        hosts = exchange("host", platform.node())
+        who = [f"process {i} ({hosts[i]}) {text}" for i, text in enumerate(told) if text]
+        raise UserError(
+            f"{field}: {folder} is not one folder for all processes: {'; '.join(who[:3])}"
+        )
 
 
 def loudest(numbers: Sequence[int]) -> Callable[[], int]:

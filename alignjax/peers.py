@@ -12,7 +12,9 @@ import dataclasses
 import faulthandler
 import json
 import os
+import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +26,10 @@ BEAT_SECONDS = 1.0
 GRACE_SECONDS = 4.0  # for a process to say itself what the verdict says, where it failed as well
 ACKNOWLEDGE_SECONDS = 10.0  # process 0 stays so long at most, for the others to read the verdict
 EXIT_CODE = 5
+# How errors of the runtime begin that a lost peer may cause; of the type one cannot be sure.
+FROM_RUNTIME = re.compile(
+    r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): "
+)
 ALIVE, VERDICT, READ = "alignjax/alive/", "alignjax/verdict/", "alignjax/read/"
 
 
@@ -146,11 +152,26 @@ def _publish(run: Run, exit_code: int, line: str, *, dump: bool = False, silent:
             time.sleep(0.1)
 
 
-def failed(exit_code: int, reason: str) -> None:
-    """Tells the others why this process fails. It has to end right after, by `os._exit`."""
-    _leaving.set()
+def await_reason(error: BaseException) -> None:
+    """Where the runtime raised an error, a peer that was lost may be the reason.
+
+    The process that finds out who is given the time to say so, and all end with its line.
+    """
+    cause: BaseException | None = error
+    while _run is not None and cause is not None:
+        if FROM_RUNTIME.match(str(cause)):
+            time.sleep(lost_after() + 10)
+            return
+        cause = cause.__cause__ or cause.__context__
+
+
+def fail(exit_code: int, reason: str) -> None:
+    """Of several processes: tells the others why this one fails, and ends it here."""
     if _run is not None:
+        _leaving.set()
+        sys.stdout.flush()
         _publish(_run, exit_code, f"{_name(_run)}: {reason}")
+        os._exit(exit_code)
 
 
 def left() -> None:

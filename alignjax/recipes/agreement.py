@@ -2,15 +2,12 @@
 
 import hashlib
 import pathlib
-import platform
-import secrets
 import sys
 from typing import Any
 
 import alignjax
 from alignjax import distributed
 from alignjax.config import Config
-from alignjax.errors import UserError
 from alignjax.fields import describe
 from alignjax.recipes import workdirs
 
@@ -43,46 +40,7 @@ def of_runs(config: Config, path: str, workdir: pathlib.Path) -> None:
         return
     told = {"text of --config": _digest(pathlib.Path(path).read_bytes())}
     distributed.agree(told | _flat(describe(config), ""))
-    one_folder(workdir, "--workdir")
-
-
-def one_folder(folder: pathlib.Path, field: str) -> None:
-    """Checks that every process writes into this folder, and sees what the others write.
-
-    Args:
-      folder: made if needed.
-      field: how messages call it, ``--workdir``.
-
-    Raises:
-      UserError: it is not one folder for all; names the process that does not see the others.
-    """
-    tokens = distributed.exchange("token", secrets.token_hex(8))
-    me, count, token = distributed.index(), len(tokens), tokens[0]
-    # A name of its own for every start: file systems of networks remember what was not there.
-    mark = [folder / f".process-{i}-of-{count}-{token}" for i in range(count)]
-    trouble = ""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        mark[me].write_text(token, encoding="utf-8")
-    except OSError as error:
-        trouble = f"cannot write there: {error.strerror}"
-    told = distributed.exchange("written", trouble)
-    try:
-        others = (
-            range(count) if distributed.is_main() else (0,)
-        )  # every process and process 0 in both ways
-        unseen = [i for i in others if not told[i] and not mark[i].is_file()]
-        if not trouble and unseen:
-            trouble = f"does not see what process {unseen[0]} writes there"
-        told = distributed.exchange("seen", trouble)
-    finally:
-        mark[me].unlink(missing_ok=True)
-    if any(told):
-        hosts = distributed.exchange("host", platform.node())
-        who = [f"process {i} ({hosts[i]}) {text}" for i, text in enumerate(told) if text]
-        raise UserError(
-            f"{field}: {folder} is not one folder for all processes: {'; '.join(who[:3])}"
-        )
+    distributed.one_folder(workdir, "--workdir")
 
 
 def _flat(description: Any, at: str) -> dict[str, str]:

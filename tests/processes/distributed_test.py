@@ -31,7 +31,6 @@ SCRIPT = """
     import json, pathlib, sys
     from alignjax import distributed
     from alignjax.errors import CheckpointError, UserError
-    from alignjax.recipes import agreement
 
     folder, me = pathlib.Path(sys.argv[1]), None
     distributed.start()
@@ -56,8 +55,8 @@ SCRIPT = """
     told["same"] = caught(distributed.agree, same)
     told["other"] = caught(distributed.agree, {**same, "data": f"d{min(me, 1)}"})
     told["missing"] = caught(distributed.agree, same if me else {**same, "lora": "yes"})
-    told["shared"] = caught(agreement.one_folder, folder / "new", "--workdir")
-    told["apart"] = caught(agreement.one_folder, folder / f"own{me % 2}", "--workdir")
+    told["shared"] = caught(distributed.one_folder, folder / "new", "--workdir")
+    told["apart"] = caught(distributed.one_folder, folder / f"own{me % 2}", "--workdir")
     told["left"] = sorted(p.name for p in folder.rglob(".process*"))
 
     import jax, numpy as np
@@ -148,12 +147,14 @@ def test_fetched_arrays_are_whole(told):
     assert all(t["spread"] for t in told)  # and without it they cannot be read
 
 
-def test_without_an_announcement_nothing_waits():
+def test_without_an_announcement_nothing_waits(tmp_path):
     assert cluster.announced({}, on_tpu=False) is None
     assert distributed.is_main()
     assert not distributed.several()
     distributed.barrier("alone")
     distributed.agree({"data": "one"})
+    distributed.one_folder(tmp_path / "not made", "--workdir")
+    assert not (tmp_path / "not made").exists()
     made = []
     distributed.once("alone", lambda: made.append(1))
     assert made == [1]

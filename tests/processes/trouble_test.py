@@ -88,14 +88,14 @@ def test_a_limit_that_is_no_number_of_seconds_is_refused(monkeypatch, text):
 
 def test_only_errors_of_the_runtime_wait_for_a_reason(monkeypatch):
     waited = []
-    monkeypatch.setattr(distributed, "several", lambda: True)
-    monkeypatch.setattr(distributed.time, "sleep", waited.append)
+    monkeypatch.setattr(peers, "_run", peers.Run(None, 0, ["here", "there"]))
+    monkeypatch.setattr(peers.time, "sleep", waited.append)
     monkeypatch.setenv("ALIGNJAX_LOST_AFTER", "7")
     for own in (UserError("data.path: no file"), ValueError("K: 3"), ZeroDivisionError()):
-        distributed.await_reason(own)
+        peers.await_reason(own)
     assert not waited
     wrapped = UserError("the last save failed")
     wrapped.__cause__ = RuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
     for foreign in (ValueError("UNKNOWN: Gloo all-reduce failed"), wrapped):
-        distributed.await_reason(foreign)
+        peers.await_reason(foreign)
     assert waited == [17, 17]
