@@ -1,7 +1,8 @@
 """One process of a tiny run: as ``python -m alignjax run`` begins and ends, little in between.
 
 What it does is in its environment: ``MEMBER_FOLDER``, ``MEMBER_STUCK_AFTER`` (seconds), and
-``MEMBER_TROUBLE``, what goes wrong before which step: ``error-5``, ``hang-5`` or ``int-5``.
+``MEMBER_TROUBLE``, what happens before which step: ``error-5``, ``hang-5``, ``int-5``, or
+``saved-7``, which waits for the checkpoint of step 4.
 """
 
 import json
@@ -58,6 +59,9 @@ def trouble(step: int) -> None:
         raise UserError("wrong in this process alone")
     if what == "hang":
         time.sleep(600)
+    if what == "saved":  # the save of step 4 goes on in the background
+        while not (pathlib.Path(os.environ["MEMBER_FOLDER"]) / "checkpoints" / "4").is_dir():
+            time.sleep(0.01)
     if what == "int":
         os.kill(os.getpid(), signal.SIGINT)
 

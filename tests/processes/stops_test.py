@@ -61,7 +61,7 @@ def test_without_agreement_a_signal_to_one_does_not_stop_all(monkeypatch, tmp_pa
 def test_a_process_that_dies_before_its_part_is_saved(clean, compiled, tmp_path):
     """Nothing of that step counts; the others end with 5; started again, the run ends the same."""
     rows, w = clean
-    each = ({}, {"ALIGNJAX_FAULT": "logged:alignment-8=kill"})
+    each = ({}, {"ALIGNJAX_FAULT": "logged:alignment-8=kill", "MEMBER_TROUBLE": "saved-7"})
     codes, output = members.start(tmp_path, each, **compiled)
     assert codes == [5, -signal.SIGKILL], output
     host = distributed.platform.node()
