@@ -25,7 +25,8 @@ def caught(signum, frame):
 for s in (signal.SIGTERM, signal.SIGINT):
     signal.signal(s, caught)
 print("started", flush=True)
-(folder / f"pid-{me}").write_text(str(os.getpid()))
+(folder / f"new-{me}").write_text(str(os.getpid()))
+(folder / f"new-{me}").rename(folder / f"pid-{me}")  # there with what it holds
 if how == "fine":
     sys.exit(0)
 if how.startswith("fails") and me == how[-1]:
