@@ -247,7 +247,7 @@ def moved(program: Program) -> float:
         written = line.size
         if line.opcode == "fusion":
             inner = program.computations[hlo.CALLED.findall(line.text)[0]]
-            sizes = [_read(inner, i, size) for i, size in enumerate(sizes)]
+            sizes = [_read(program, inner, i, size) for i, size in enumerate(sizes)]
             written = _written(inner, written)
         elif line.opcode in ("dynamic-slice", "slice", "gather"):
             sizes = [written]
@@ -260,18 +260,23 @@ def moved(program: Program) -> float:
     return total
 
 
-def _read(inner: tuple[Instruction, ...], index: int, size: int) -> int:
-    """Bytes that a fusion reads of its operand number ``index``."""
+def _read(program: Program, inner: tuple[Instruction, ...], index: int, size: int) -> int:
+    """Bytes that a fusion, or one inside of it, reads of its operand number ``index``."""
     name = next(
         (x.name for x in inner if x.opcode == "parameter" and x.operands[0] == str(index)), ""
     )
-    used = [x for x in inner if name in x.operands]
     parts = 0
-    for x in used:
-        if x.opcode in ("dynamic-slice", "slice", "gather") and x.operands[0] == name:
-            parts += x.size
-        elif x.opcode != "dynamic-update-slice" or x.operands[0] != name:
-            return size
+    for x in inner:
+        for place, operand in enumerate(x.operands):
+            if operand != name:
+                continue
+            if x.opcode in ("dynamic-slice", "slice", "gather") and not place:
+                parts += x.size
+            elif x.opcode == "fusion":
+                nested = program.computations[hlo.CALLED.findall(x.text)[0]]
+                parts += _read(program, nested, place, size)
+            elif x.opcode != "dynamic-update-slice" or place:
+                return size
     return min(size, parts)
 
 

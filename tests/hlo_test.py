@@ -132,6 +132,36 @@ def test_traffic_is_that_of_kept_buffers():
     assert hlo_costs.moved(hlo.parse(LOOP)) == 3 * turn
 
 
+SLICED = """HloModule step, num_partitions=1
+
+%inner (p.0: bf16[8,16], i.0: s32[]) -> bf16[1,16] {
+  %p.0 = bf16[8,16]{1,0} parameter(0)
+  %i.0 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %cut = bf16[1,16]{1,0} dynamic-slice(%p.0, %i.0, %zero), dynamic_slice_sizes={1,16}
+}
+
+%outer (p.1: bf16[8,16], i.1: s32[]) -> bf16[1,16] {
+  %p.1 = bf16[8,16]{1,0} parameter(0)
+  %i.1 = s32[] parameter(1)
+  ROOT %f.1 = bf16[1,16]{1,0} fusion(%p.1, %i.1), kind=kLoop, calls=%inner
+}
+
+ENTRY %main (a: bf16[8,16], i: s32[]) -> bf16[1,16] {
+  %a = bf16[8,16]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %f.2 = bf16[1,16]{1,0} fusion(%a, %i), kind=kOutput, calls=%outer
+}
+"""
+
+
+def test_of_what_a_fusion_inside_a_fusion_slices_the_slice_is_read():
+    row, number = 16 * 2, 4
+    assert hlo_costs.moved(hlo.parse(SLICED)) == row + number + row
+    product = SLICED.replace("dynamic-slice(%p.0, %i.0, %zero)", "custom(%p.0, %i.0)")
+    assert hlo_costs.moved(hlo.parse(product)) == 8 * row + number + row
+
+
 @pytest.mark.parametrize(
     ("window", "labels", "shapes", "wanted"),
     [
