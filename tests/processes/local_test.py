@@ -1,6 +1,5 @@
 """launch/local.py: what it starts, whom it tells, what it returns; it leaves nobody behind."""
 
-import importlib.util
 import os
 import pathlib
 import shlex
@@ -20,7 +19,7 @@ import os, pathlib, signal, sys, time
 folder, how, me = pathlib.Path(sys.argv[1]), sys.argv[2], os.environ["JAX_PROCESS_ID"]
 def caught(signum, frame):
     print("caught", signum, flush=True)
-    if how != "stubborn":
+    if not how.startswith("stubborn"):
         sys.exit(128 + signum)
 for s in (signal.SIGTERM, signal.SIGINT):
     signal.signal(s, caught)
@@ -29,30 +28,14 @@ print("started", flush=True)
 (folder / f"new-{me}").rename(folder / f"pid-{me}")  # there with what it holds
 if how == "fine":
     sys.exit(0)
-if how.startswith("fails") and me == how[-1]:
+if "fails" in how and me == how[-1]:
     while len(list(folder.glob("pid-*"))) < 3:
         time.sleep(0.01)
-    if how.startswith("fails-by-signal"):
+    if "by-signal" in how:
         os.kill(os.getpid(), signal.SIGKILL)
     sys.exit(7)
 time.sleep(60)
 """
-
-
-@pytest.fixture(scope="module")
-def local():
-    """The script as a module; its flags go with it."""
-    spec = importlib.util.spec_from_file_location("local", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    for name in ("processes", "devices"):
-        delattr(module.flags.FLAGS, name)
-
-
-def children(local, folder, how):
-    each = [local.environment(i, 3, 1, 1234) for i in range(3)]
-    return local.run([sys.executable, "-c", CHILD, str(folder), how], each)
 
 
 def gone(folder):
@@ -63,49 +46,60 @@ def gone(folder):
     return len(list(folder.glob("pid-*")))
 
 
-def test_all_fine_and_lines_say_whose_they_are(local, tmp_path, capfd):
-    assert children(local, tmp_path, "fine") == 0
-    assert gone(tmp_path) == 3
-    out, err = capfd.readouterr()
-    assert out == "started\n"
+# The launcher is a program of its own: one that has JAX in it should not start others.
+LAUNCHER = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("local", sys.argv[1])
+local = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(local)
+local.GRACE_SECONDS, local.KILL_SECONDS = 0.2, 0.2
+each = [local.environment(i, 3, 1, 1234) for i in range(3)]
+sys.exit(local.run([sys.executable, "-c", *sys.argv[2:]], each))
+"""
+
+
+def launcher_of(folder, how):
+    """The launcher of three children in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, str(SCRIPT), CHILD, str(folder), how],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(folder, how):
+    """What it returns, and what it says on stdout and stderr."""
+    launcher = launcher_of(folder, how)
+    out, err = launcher.communicate(timeout=60)
+    return launcher.returncode, out, err
+
+
+def test_all_fine_and_lines_say_whose_they_are(tmp_path):
+    code, out, err = ended(tmp_path, "fine")
+    assert (code, out) == (0, "started\n")
     assert sorted(err.splitlines()) == ["[1] started", "[2] started"]
+    assert gone(tmp_path) == 3
 
 
 @pytest.mark.parametrize(
-    ("how", "code"), [("fails-1", 7), ("fails-0", 7), ("fails-by-signal-2", 137)]
+    ("how", "wanted"), [("fails-1", 7), ("fails-0", 7), ("fails-by-signal-2", 137)]
 )
-def test_the_first_that_fails_gives_the_code_and_ends_the_rest(
-    local, monkeypatch, tmp_path, capfd, how, code
-):
-    monkeypatch.setattr(local, "GRACE_SECONDS", 0.2)
-    assert children(local, tmp_path, how) == code  # and not that of those ended by SIGTERM, 143
+def test_the_first_that_fails_gives_the_code_and_ends_the_rest(tmp_path, how, wanted):
+    code, _, err = ended(tmp_path, how)
+    assert code == wanted  # and not that of those ended by SIGTERM, 143
+    assert f"local.py: one ended with {code}: ending the others\n" in err
     assert gone(tmp_path) == 3
-    assert f"local.py: one ended with {code}: ending the others\n" in capfd.readouterr().err
 
 
-def test_who_does_not_listen_is_killed(local, monkeypatch, tmp_path):
-    monkeypatch.setattr(local, "GRACE_SECONDS", 0.2)
-    monkeypatch.setattr(local, "KILL_SECONDS", 0.2)
-    child = CHILD.replace('how.startswith("fails")', 'how == "stubborn"').replace("how[-1]", '"1"')
-    monkeypatch.setitem(globals(), "CHILD", child)
-    assert children(local, tmp_path, "stubborn") == 7
+def test_who_does_not_listen_is_killed(tmp_path):
+    assert ended(tmp_path, "stubborn-fails-1")[0] == 7
     assert gone(tmp_path) == 3
 
 
 def launched(folder, how):
-    """The launcher in a process of its own, once its children have started."""
-    command = [sys.executable, "-c", CHILD, str(folder), how]
-    code = (
-        "import importlib.util, sys\n"
-        f"spec = importlib.util.spec_from_file_location('local', {str(SCRIPT)!r})\n"
-        "local = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(local)\n"
-        "each = [local.environment(i, 3, 1, 1234) for i in range(3)]\n"
-        f"sys.exit(local.run({command!r}, each))\n"
-    )
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    """The launcher, once its children have started."""
+    launcher = launcher_of(folder, how)
     until = time.monotonic() + 60
     while len(list(folder.glob("pid-*"))) < 3 and time.monotonic() < until:
         time.sleep(0.02)
@@ -116,9 +110,9 @@ def launched(folder, how):
 def test_signals_go_to_all_once(tmp_path, signum):
     launcher = launched(tmp_path, "waits")
     launcher.send_signal(signum)
-    output, _ = launcher.communicate(timeout=60)
+    said = launcher.communicate(timeout=60)
     assert launcher.returncode == 128 + signum
-    caught = sorted(line for line in output.splitlines() if "caught" in line)
+    caught = sorted(line for x in said for line in x.splitlines() if "caught" in line)
     assert caught == [f"[1] caught {signum}", f"[2] caught {signum}", f"caught {signum}"]
     assert gone(tmp_path) == 3
 
