@@ -208,3 +208,20 @@ def test_a_reward_model_projects_to_no_vocabulary():
     made = programs.make(config("configs/rm_world.py"), make_mesh(1, 2, 1), "step")
     counted = dataclasses.replace(config().model, vocab_size=1)
     assert made.model_flops == 3 * plan.forward_flops(counted, 8, 2, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("file", "field"),
+    [
+        ("configs/apo_world.py", "game.sampling"),
+        ("configs/hps_world.py", "candidates"),
+        ("configs/demo/dpo.py", "evaluate"),
+    ],
+)
+def test_sampling_is_that_of_training_where_there_is_one(file, field):
+    sizes = [f"{field}.batch_size=6", f"{field}.samples=3", f"{field}.max_new_tokens=5"]
+    config = load(file, ["data.max_prompt_tokens=16", "data.max_response_tokens=16", *sizes])
+    made = programs.make(config, make_mesh(1, 1, 1), "sample")
+    assert made.args[1].shape == (6, 16)
+    assert made.static["samples"] == 3
+    assert made.tokens == 6 * (16 + 3 * 5)

@@ -181,10 +181,12 @@ def _part_of(config: Config, part: str) -> Config:
 
 
 def _inference(config: Config, mesh: Mesh, part: str, responses: int) -> Program:
-    """Scoring as the reference's table does it, or sampling as the evaluation does."""
+    """Scoring as the reference's table does it; sampling as training does, or the evaluation."""
     rows = _two_rows(config, responses or 2)
     params = pretrained.target(config.model, mesh)
-    b, shape = config.evaluate.batch_size, rows.shapes[0]
+    game = None if config.game is None else config.game.sampling
+    settings = config.candidates or game or config.evaluate
+    b, shape = (settings if part == "sample" else config.evaluate).batch_size, rows.shapes[0]
     batch = assemble(rows.dataset, np.arange(b) % len(rows.dataset), shape)
     holds = {"params": plan.bytes_per_device(params)}
     split = _rows(batch, mesh)
@@ -199,7 +201,6 @@ def _inference(config: Config, mesh: Mesh, part: str, responses: int) -> Program
             model_flops=plan.forward_flops(config.model, b, k, shape.prompt, shape.response),
             holds=holds,
         )
-    settings = config.candidates or config.evaluate
     k, r = settings.samples, settings.max_new_tokens
     return Program(
         name="sampling",
