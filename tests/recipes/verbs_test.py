@@ -227,7 +227,10 @@ def test_files_are_scored_by_a_config_s_judge_or_a_reward_model(base, tmp_path, 
         winrates.run(a, b, config=dataclasses.replace(config, evaluate=no_judge))
     with pytest.raises(UserError, match=r"holds a policy, not a reward model"):
         winrates.run(a, b, reward_models=[str(base[0])])
-    lengths = lambda records, *, path: score.judged(records, judge=judge, name="length")  # noqa: E731
+
+    def lengths(records, *, path, mesh):
+        return score.judged(records, judge=judge, name="length")
+
     monkeypatch.setattr(score, "reward_model", lengths)
     assert winrates.run(a, b, reward_models=["runs/rm"])["rm"] == found["length"]
 
