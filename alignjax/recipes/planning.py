@@ -208,13 +208,13 @@ def _until_it_fits(
 
 def _smaller(config: Config, count: int) -> Iterator[tuple[str, Config]]:
     """Configs that need less memory, each with all the changes before it."""
-    told: list[str] = []
+    told: dict[str, str] = {}  # of every field, the last change
 
     def changed(text: str, **changes: Any) -> tuple[str, Config]:
         nonlocal config
         config = dataclasses.replace(config, **changes)
-        told.append(text)
-        return " ".join(f"--set {x}" if "mesh" not in x else x for x in told), config
+        told[text.partition("=")[0]] = text
+        return " ".join(f"--set {x}" if "mesh" not in x else x for x in told.values()), config
 
     if config.model.remat != "full":
         yield changed("model.remat=full", model=dataclasses.replace(config.model, remat="full"))
