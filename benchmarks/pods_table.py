@@ -1,7 +1,7 @@
 """The four methods at 8B and 70B, compiled for TPU slices that are not here: does it fit, how fast.
 
     pip install -c requirements.txt -e ".[tpu]"
-    python benchmarks/pods_table.py                        # about half an hour on two cores
+    python benchmarks/pods_table.py                        # 18 compiles of 10 to 100 s
     python benchmarks/pods_table.py --only=rdro,8b --out=rdro.jsonl
 
 One line of Markdown for each program, as the verb ``plan`` finds it: per chip and step memory,
@@ -24,7 +24,7 @@ from alignjax import configfile
 from alignjax.plan import GIB
 from alignjax.recipes import planning
 
-PRICES = {"v5p": 4.2, "v5e": 1.2}  # dollars per chip and hour, on demand, as once seen; they change
+PRICES = {"v5p": 4.2, "v5e": 1.2}  # dollars per chip and hour: examples
 V5P, V5E, LARGE = "v5p:2x2x4", "v5e:16x16", "v5p:8x8x8"
 
 

@@ -22,28 +22,8 @@
 # DRY_RUN=1    print the commands, one a line, and the JobSet instead
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-die() {
-    printf 'gke.sh: %s\n' "$1" >&2
-    exit 2
-}
-
-# check VARIABLE REGEX WHAT-IS-WANTED
-check() {
-    local value=${!1:-}
-    [[ $value =~ ^($2)$ ]] || die "$1: wanted $3, found $(printf %q "$value")"
-}
-
-# do_it COMMAND...: runs it, or says so
-do_it() {
-    if [[ ${DRY_RUN:-0} == 1 ]]; then
-        local line
-        printf -v line '%q ' "$@"
-        printf '%s\n' "${line% }"
-    else
-        "$@"
-    fi
-}
+# shellcheck source=launch/common.sh
+source launch/common.sh
 
 # Pods are called NAME-slice-0-HOST-xxxxx, which must not be longer than 63.
 check NAME '[a-z]([-a-z0-9]{0,38}[a-z0-9])?' \

@@ -26,17 +26,8 @@
 # DRY_RUN=1       print the commands instead, one a line
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-die() {
-    printf 'tpu_vm.sh: %s\n' "$1" >&2
-    exit 2
-}
-
-# check VARIABLE REGEX WHAT-IS-WANTED
-check() {
-    local value=${!1:-}
-    [[ $value =~ ^($2)$ ]] || die "$1: wanted $3, found $(printf %q "$value")"
-}
+# shellcheck source=launch/common.sh
+source launch/common.sh
 
 check NAME '[a-z]([-a-z0-9]{0,61}[a-z0-9])?' \
     'a small letter, then small letters, digits and hyphens, 63 at most'
@@ -50,17 +41,6 @@ place=("--quiet")
 [[ -z ${PROJECT:-} ]] || place+=("--project=$PROJECT")
 [[ -z ${ZONE:-} ]] || place+=("--zone=$ZONE")
 tpus=(gcloud compute tpus)
-
-# do_it COMMAND...: runs it, or says so
-do_it() {
-    if [[ ${DRY_RUN:-0} == 1 ]]; then
-        local line
-        printf -v line '%q ' "$@"
-        printf '%s\n' "${line% }"
-    else
-        "$@"
-    fi
-}
 
 # on WORKER COMMAND...: the command on a worker; ssh hands a line to the shell there
 on() {

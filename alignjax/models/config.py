@@ -63,7 +63,8 @@ class ModelConfig:
     scaled_embeddings: bool = False  # embeddings times the root of width (Gemma)
     dtype: str = "float32"  # of activations and matmuls: float32 | bfloat16; reductions are float32
     param_dtype: str = "float32"  # of the stored parameters
-    remat: str = "none"  # what is recomputed: none | dots (not products) | kv (not k, v) | full
+    remat: str = "none"  # what is recomputed: none | dots (not products) | kv (not k, v, nor what
+    # splash ends with) | full
     attention: str = "auto"  # kernel: auto | xla | splash (TPUs) | cudnn (GPUs); auto: `kernels`
     logits_chunk: int = 16  # response positions projected to the vocabulary at a time
 

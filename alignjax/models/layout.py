@@ -138,9 +138,9 @@ def copies(x: Array, count: int) -> Array:
       x: any array, whole over ``data`` and ``fsdp``.
       count: rows that are split so; F is 1 where they do not divide.
     """
-    mesh = jax.typeof(x).sharding.mesh
+    mesh = mesh_of(x)
     places = 1
-    if {*ROWS, "tensor"} <= {*mesh.axis_names} and mesh.shape["tensor"] == 1:
+    if mesh is not None and mesh.shape["tensor"] == 1:
         places = mesh.shape["data"] * mesh.shape["fsdp"]
     places = places if count % places == 0 else 1
     spec = P(ROWS)

@@ -124,7 +124,7 @@ def test_numbers_are_those_of_one_process(ran):
     assert several["table"].keys() == one["table"].keys()
     for name, sides in one["table"].items():
         for side, x in sides.items():
-            if x is not None:
+            if x is not None:  # RM_DPO is a difference of four log-probabilities, not times beta
                 assert several["table"][name][side]["mean"] == pytest.approx(x["mean"], abs=1e-4)
 
 
