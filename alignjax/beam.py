@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from alignjax.decode import Caches, Hidden, decode, logits_of, prefill
 from alignjax.mixture import Mixture
 from alignjax.models.config import ModelConfig
+from alignjax.sharding import gathered
 from alignjax.types import Array, Params
 
 
@@ -28,6 +29,7 @@ class Beams(NamedTuple):
     jax.jit,
     static_argnames=(
         *("config", "samples", "num_beams", "max_new_tokens", "eos", "length_penalty"),
+        "gather_weights",
     ),
 )
 def beam_search(
@@ -41,6 +43,7 @@ def beam_search(
     max_new_tokens: int,
     eos: int,
     length_penalty: float = 1.0,
+    gather_weights: bool = True,
 ) -> tuple[Array, Array, Array]:
     """The K best responses to each prompt that W beams find, best first.
 
@@ -60,12 +63,15 @@ def beam_search(
       max_new_tokens: R, the room for a response, end-of-sequence included.
       eos: id that ends a response.
       length_penalty: see above.
+      gather_weights: as for `decode.sample`.
 
     Returns:
       ``[B, K, R]`` int32 responses (0 after their end), ``[B, K]`` int32 lengths with the
       end-of-sequence counted, and ``[B, K]`` float32 log-probabilities in nats. Where there are
       fewer than K responses at all, the length is 0 and the log-probability -inf.
     """
+    if gather_weights:
+        params = gathered(params, config)
     b, k, w, r = len(prompt), samples, num_beams, max_new_tokens
 
     def score(nats: Array, length: Array) -> Array:

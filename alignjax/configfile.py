@@ -52,13 +52,30 @@ def load(path: str, overrides: list[str]) -> Config:
         raise UserError(
             f"--config: {path}: get_config() returned {type(config).__name__}, wanted Config"
         )
-    changes = []
-    for override in overrides:
-        field, found, text = override.partition("=")
+    return override(config, overrides)
+
+
+def override(config: Config, overrides: list[str]) -> Config:
+    """Applies ``field=value`` overrides, all at once: what is checked is the result alone.
+
+    Raises:
+      UserError: one of them does not fit.
+    """
+    tree: dict[str, Any] = {}
+    for one in overrides:
+        field, found, text = one.partition("=")
         if not found:
-            raise UserError(f"--set {override}: wanted field=value")
-        changes.append((field.strip(), text))
-    return _override(config, changes)
+            raise UserError(f"--set {one}: wanted field=value")
+        node, field = tree, field.strip()
+        *parents, last = field.split(".")
+        for name in parents:
+            node = node.setdefault(name, {})
+            if not isinstance(node, dict):
+                raise UserError(f"--set {field}: {name} is already set to {node!r}")
+        if isinstance(node.get(last), dict):
+            raise UserError(f"--set {field}: parts of it are set as well ({', '.join(node[last])})")
+        node[last] = text
+    return _apply(config, tree, "")
 
 
 @contextmanager
@@ -92,22 +109,6 @@ def _blame(error: Exception, file: pathlib.Path, module: types.ModuleType) -> st
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f for f in frames if pathlib.Path(f.filename).resolve().parent == folder]
     return f"{lines[-1].filename}:{lines[-1].lineno}: {what}" if lines else f"{file}: {what}"
-
-
-def _override(config: Config, changes: list[tuple[str, str]]) -> Config:
-    """All overrides at once: what must hold of a config must hold of the result only."""
-    tree: dict[str, Any] = {}
-    for field, text in changes:
-        node = tree
-        *parents, last = field.split(".")
-        for name in parents:
-            node = node.setdefault(name, {})
-            if not isinstance(node, dict):
-                raise UserError(f"--set {field}: {name} is already set to {node!r}")
-        if isinstance(node.get(last), dict):
-            raise UserError(f"--set {field}: parts of it are set as well ({', '.join(node[last])})")
-        node[last] = text
-    return _apply(config, tree, "")
 
 
 def _apply(value: Any, tree: dict[str, Any], at: str) -> Any:

@@ -17,6 +17,7 @@ from alignjax.mixture import Mixture, mixed, policies_of
 from alignjax.models.attention import soft_cap
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import Cache, Transformer, unembedding
+from alignjax.sharding import gathered
 from alignjax.types import Array, Params
 
 
@@ -24,7 +25,7 @@ from alignjax.types import Array, Params
     jax.jit,
     static_argnames=(
         *("config", "samples", "max_new_tokens", "eos"),
-        *("temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
+        *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "gather_weights"),
     ),
 )
 def sample(
@@ -43,6 +44,7 @@ def sample(
     top_p: float = 1.0,
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
+    gather_weights: bool = True,
 ) -> tuple[Array, Array, Array]:
     """Samples K responses for each prompt; stops when all have ended.
 
@@ -58,12 +60,16 @@ def sample(
       eos: id that ends a response.
       temperature: 0 takes the likeliest id, after the repetition penalty.
       top_k, top_p, min_p, repetition_penalty: see `alignjax.logits`.
+      gather_weights: once, before the first token (`sharding.gathered`), not at every token; what
+        is sampled is the same.
 
     Returns:
       ``[B, K, R]`` int32 responses (0 after their end), ``[B, K]`` int32 lengths with the
       end-of-sequence counted, and ``[B, K]`` float32 log-probabilities in nats of what was
       sampled, under the policy (or the mixture) itself: temperature 1, nothing cut or penalised.
     """
+    if gather_weights:
+        params = gathered(params, config)
     b, k, r = len(prompt), samples, max_new_tokens
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(prompt_id)
     keys = jax.vmap(lambda q: jax.vmap(lambda j: jax.random.fold_in(q, j))(jnp.arange(k)))(keys)

@@ -16,6 +16,7 @@ from alignjax.config import SamplingConfig
 from alignjax.data.batching import Bucketed, choose_shapes, plan_batches
 from alignjax.data.tokenizer import Tokenizer
 from alignjax.decode import sample
+from alignjax.fields import describe
 from alignjax.metrics import progress
 from alignjax.mixture import Mixture
 from alignjax.models.config import ModelConfig
@@ -54,6 +55,13 @@ def questions(data: Bucketed, limit: int) -> list[Question]:
         example = data.dataset[row]
         found.append(Question(row, example.prompt, example.prompt_ids))
     return found
+
+
+def decisive(settings: SamplingConfig) -> dict[str, Any]:
+    """What decides which responses are drawn, as JSON data: all but where the weights are."""
+    told = describe(settings)
+    del told["gather_weights"]
+    return dict(told)
 
 
 def undistorted(settings: SamplingConfig) -> SamplingConfig:
@@ -215,6 +223,7 @@ def _decoded(
             max_new_tokens=settings.max_new_tokens,
             eos=eos,
             length_penalty=settings.length_penalty,
+            gather_weights=settings.gather_weights,
         )
     return sample(
         params,
@@ -231,6 +240,7 @@ def _decoded(
         top_p=settings.top_p,
         min_p=settings.min_p,
         repetition_penalty=settings.repetition_penalty,
+        gather_weights=settings.gather_weights,
     )
 
 

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -17,6 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 from alignjax import distributed
 from alignjax.errors import UserError
+from alignjax.models import layout
+from alignjax.models.config import ModelConfig
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = P(("data", "fsdp"))  # how a batch is split over the mesh
@@ -71,6 +74,10 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def _rule(name: str) -> P:
+    return next(spec for pattern, spec in RULES if re.search(pattern, name))
+
+
 def shard_tree(tree: Any, mesh: Mesh, *, stacked: bool = False) -> Any:
     """The sharding of every leaf of a tree of arrays (or of their shapes), by `RULES`.
 
@@ -85,8 +92,7 @@ def shard_tree(tree: Any, mesh: Mesh, *, stacked: bool = False) -> Any:
 
     def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = path_name(path)
-        spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
-        spec = P(None, *spec) if stacked else spec
+        spec = P(None, *_rule(name)) if stacked else _rule(name)
         for size, axis in zip(leaf.shape, spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 raise UserError(
@@ -96,6 +102,30 @@ def shard_tree(tree: Any, mesh: Mesh, *, stacked: bool = False) -> Any:
         return NamedSharding(mesh, spec if leaf.ndim else P())
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def gathered(params: Any, config: ModelConfig) -> Any:
+    """Weights as products want them, for a program that uses them again and again.
+
+    Whole on every device of ``fsdp`` and in ``config.dtype``, where a single pass gathers each
+    layer as it comes. Products have the same values. A table that is only looked up stays where it
+    is, and so do quantised kernels' types.
+
+    Args:
+      params: parameters, or several networks' in one tree, with adapters beside them or without.
+      config: the networks' shape.
+    """
+
+    def one(path: tuple[Any, ...], leaf: Any) -> Any:
+        name = path_name(path)
+        spec = _rule(name)
+        if "fsdp" not in spec or (name.endswith("embedding") and not config.tied_embeddings):
+            return leaf
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not name.endswith("scale"):
+            leaf = leaf.astype(config.dtype)
+        return layout.placed(leaf, P(*(None if axis == "fsdp" else axis for axis in spec)))
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def abstract(tree: Any, sharding: Any) -> Any:

@@ -144,7 +144,7 @@ def test_text_becomes_a_value_of_the_annotated_type(name, text, wanted):
 
 def test_a_plain_function_becomes_a_partial():
     config = runs.get_config(loss=dpo.loss)
-    changed = configfile._override(config, [("loss.beta", "0.3"), ("train.seed", "4")])
+    changed = configfile.override(config, ["loss.beta=0.3", "train.seed=4"])
     assert changed.loss.func is dpo.loss
     assert changed.loss.keywords == {"beta": 0.3}
     assert changed.train.seed == 4
@@ -225,7 +225,7 @@ def test_schedules_fit_any_hyperparameter():
 def test_an_override_reaches_the_keywords_of_a_bound_function():
     nested = functools.partial(scaled, scale=1.0)
     config = runs.get_config(loss=functools.partial(dpo.loss, beta=0.2, implicit=nested))
-    changed = configfile._override(config, [("loss.implicit.scale", "3"), ("loss.beta", "0.5")])
+    changed = configfile.override(config, ["loss.implicit.scale=3", "loss.beta=0.5"])
     assert config_checks.get(changed, "loss.implicit.scale") == 3.0
     assert changed.loss.keywords["beta"] == 0.5
     assert changed.loss.keywords["implicit"].func is scaled

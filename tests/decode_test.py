@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from alignjax import hlo, hlo_costs, sharding
 from alignjax.decode import decode, prefill, sample
 from alignjax.logps import response_logps
 from alignjax.models.transformer import Transformer, unembedding
+from alignjax.recipes import pretrained
 from alignjax.sharding import make_mesh, put_rows, shard_tree
 from alignjax.types import Batch
 from tests import tiny
@@ -203,14 +205,51 @@ def test_fewer_samples_are_the_first_of_more(params, drawn):
     np.testing.assert_array_equal(tokens, drawn[0][:, :2])
 
 
-@pytest.mark.parametrize("shape", [(4, 1, 1), (2, 2, 2)])
-def test_draws_do_not_depend_on_the_devices(params, drawn, shape):
+@pytest.mark.parametrize(
+    ("shape", "gather"), [((4, 1, 1), True), ((2, 2, 2), True), ((2, 2, 2), False)]
+)
+def test_draws_do_not_depend_on_the_devices(params, drawn, shape, gather):
     mesh = make_mesh(*shape)
     placed = jax.device_put(params, shard_tree(params, mesh))
-    tokens, length, logps = draw(placed, put_rows(prompts(), mesh))
+    tokens, length, logps = draw(placed, put_rows(prompts(), mesh), gather_weights=gather)
     np.testing.assert_array_equal(tokens, drawn[0])
     np.testing.assert_array_equal(length, drawn[1])
     np.testing.assert_allclose(logps, drawn[2], atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_are_gathered_once_or_at_every_token(tied):
+    config = dataclasses.replace(CONFIG, tied_embeddings=tied)
+    params, mesh = tiny.params(config), make_mesh(1, 4, 2)
+    placed = jax.device_put(params, shard_tree(params, mesh))
+    smallest = config.width * config.head_dim * config.kv_heads // 2  # of a layer's kernels, k's
+
+    def often(gather):
+        """All-gathers of a whole kernel or table by what is done for every token."""
+        program = sample.lower(
+            *(placed, *put_rows(prompts(), mesh), KEY),
+            **dict(config=config, samples=3, max_new_tokens=R, eos=EOS, gather_weights=gather),
+        ).compile()
+        return [
+            c
+            for c in hlo_costs.collectives(hlo.parse(program.as_text()))
+            if c.kind == "all-gather" and c.times >= R and c.shapes[0].elements >= smallest
+        ]
+
+    assert often(gather=True) == []
+    kernels = {c.shapes[0].elements for c in often(gather=False)}
+    assert {smallest, config.width * config.mlp_width // 2} <= kernels
+
+
+def test_gathered_weights_have_the_type_of_the_products():
+    """Halving what is held; codes, scales and a table that is only looked up stay as they are."""
+    config = dataclasses.replace(CONFIG, dtype="bfloat16", tied_embeddings=False)
+    whole = sharding.gathered(tiny.params(config), config)
+    coded = pretrained.quantize_params(tiny.params(config), "int8", make_mesh(1, 1, 1))
+    found = sharding.gathered(coded, config)["layers"]["q"]["kernel"]
+    assert whole["head"].dtype == whole["layers"]["down"]["kernel"].dtype == jnp.bfloat16
+    assert whole["embed"]["embedding"].dtype == whole["norm"]["scale"].dtype == jnp.float32
+    assert (found["codes"].dtype, found["scale"].dtype) == (jnp.int8, jnp.float32)
 
 
 def test_another_key_draws_something_else(params, drawn):

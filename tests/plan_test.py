@@ -110,13 +110,14 @@ def test_without_libtpu_it_says_how_to_install(monkeypatch):
         plan.machine("v5e:2x2")
 
 
-def test_what_does_not_fit_is_made_smaller_until_it_does(monkeypatch, capsys):
-    sizes = iter([3.0, 2.0, 0.5])
-    seen = []
+@pytest.fixture
+def too_large(monkeypatch):
+    """Programs of three, two and half a chip's memory, one after another; and their options."""
+    sizes, seen = iter([3.0, 2.0, 0.5]), []
 
     def measured(function, *args, on, **static):
         total = next(sizes) * on.chip.memory
-        seen.append(total)
+        seen.append((args, static))
         return plan.Measured(
             **dict.fromkeys(("arguments", "output", "temporary", "flops", "moved"), 1.0),
             fits=total <= on.chip.memory,
@@ -127,11 +128,28 @@ def test_what_does_not_fit_is_made_smaller_until_it_does(monkeypatch, capsys):
         )
 
     monkeypatch.setattr(plan, "measure", measured)
+    return seen
+
+
+def test_what_does_not_fit_is_made_smaller_until_it_does(too_large, capsys):
     found = planning.run(config(), "h100:2")["plans"]
     assert [x["measured"]["fits"] for x in found] == [False, False, True]
     assert (found[1]["remat"], found[1]["accumulate"]) == ("full", 1)
     assert (found[2]["remat"], found[2]["accumulate"]) == ("full", 2)
     assert "--set model.remat=full --set train.accumulate=2: " in capsys.readouterr().out
+
+
+def test_sampling_that_does_not_fit_gathers_less_then_draws_less_at_once(too_large, capsys):
+    found = planning.run(config(), "h100:2", parts=("sample",))["plans"]
+    assert [(x["part"], x["measured"]["fits"]) for x in found] == [
+        *[("sample", False)] * 2,
+        ("sample", True),
+    ]
+    assert [static["gather_weights"] for _, static in too_large] == [True, False, False]
+    first, _, last = (args[1].shape[0] for args, _ in too_large)
+    assert last == first // 2
+    text = f"--set evaluate.gather_weights=False --set evaluate.batch_size={last}: "
+    assert text in capsys.readouterr().out
 
 
 def test_a_sweep_ranks_what_fits_by_time(monkeypatch):

@@ -227,7 +227,7 @@ def test_without_the_kernel_there_are_scores_and_its_products_are_counted():
 
 
 def test_unplaced_activations_are_found(monkeypatch):
-    monkeypatch.setattr(layout, "_place", lambda x, spec: x)
+    monkeypatch.setattr(layout, "placed", lambda x, spec: x)
     program = compiled(attention="xla")  # the kernel's call places rows, too
     assert replicated(program)
     assert unexpected(program)

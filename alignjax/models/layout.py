@@ -38,17 +38,17 @@ def move(x: Array, to: P, back: P) -> Array:
       back: the same for the gradient.
     """
     del back
-    return _place(x, to)
+    return placed(x, to)
 
 
 def _forward(x: Array, to: P, back: P) -> tuple[Array, None]:
     del back
-    return _place(x, to), None
+    return placed(x, to), None
 
 
 def _backward(to: P, back: P, _: None, gradient: Array) -> tuple[Array]:
     del to
-    return (_place(gradient, back),)
+    return (placed(gradient, back),)
 
 
 move.defvjp(_forward, _backward)
@@ -60,7 +60,13 @@ def mesh_of(x: Array) -> AbstractMesh | None:
     return mesh if {*ROWS, "tensor"} <= {*mesh.axis_names} else None
 
 
-def _place(x: Array, spec: P) -> Array:
+def placed(x: Array, spec: P) -> Array:
+    """The array where a program wants it; its gradient goes where the compiler likes, see `move`.
+
+    Args:
+      x: any array.
+      spec: mesh axes of its dimensions; an axis that does not divide its dimension is left out.
+    """
     mesh = mesh_of(x)
     if mesh is None:
         return x
@@ -149,7 +155,7 @@ def copies(x: Array, count: int) -> Array:
 
 def gathered(parts: dict[str, Array], weights: tuple[P, P]) -> dict[str, Array]:
     """A quantised kernel for the product: what is gathered are its codes. It has no gradient."""
-    return {name: _place(part, weights[0]) for name, part in parts.items()}
+    return {name: placed(part, weights[0]) for name, part in parts.items()}
 
 
 def dot(weights: tuple[P, P]):  # type: ignore[no-untyped-def]

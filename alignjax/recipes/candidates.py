@@ -26,8 +26,7 @@ from alignjax.config import Config
 from alignjax.data.batching import Bucketed
 from alignjax.data.prepare import enforce
 from alignjax.data.records import Receipt, Record
-from alignjax.fields import describe
-from alignjax.generate import questions
+from alignjax.generate import decisive, questions
 from alignjax.recipes import sampled, scored, workdirs
 from alignjax.recipes.prepared import Prepared, split
 from alignjax.types import Params
@@ -66,7 +65,7 @@ def make(
         "data": {"train": data.train.dataset.digest, "held_out": data.held_out.dataset.digest},
         "tokenizer": data.tokenizer.digest,
         "seed": config.train.seed,
-        "candidates": describe(settings),
+        "candidates": decisive(settings),
         "reward_models": _reward_models(config),
     }
     record = sampled.complete(folder, key)

@@ -20,8 +20,7 @@ from alignjax.data.batching import Bucketed
 from alignjax.data.records import Record
 from alignjax.evaluate import Estimate
 from alignjax.faults import fault_point
-from alignjax.fields import describe
-from alignjax.generate import Question, Sample, questions, respond, undistorted
+from alignjax.generate import Question, Sample, decisive, questions, respond, undistorted
 from alignjax.recipes import scored, stages, workdirs
 from alignjax.recipes.prepared import Prepared
 from alignjax.recipes.signature import implicit_reward
@@ -122,7 +121,7 @@ def samples_of(
     """Sampled responses to held-out prompts; read back when the same ones were drawn before."""
     path = workdir / f"{name}.json"
     settings = dataclasses.replace(config.evaluate, judge=None, scorers=(), best_of=0, during=0)
-    key = {"params": digest, "data": data.asked.dataset.digest, "evaluate": describe(settings)}
+    key = {"params": digest, "data": data.asked.dataset.digest, "evaluate": decisive(settings)}
     found = workdirs.find_json(path) or {}
     if found.get("key") == key:
         return [Sample(**s) for s in found["samples"]]

@@ -80,6 +80,7 @@ def asking(
             top_p=sampling.top_p,
             min_p=sampling.min_p,
             repetition_penalty=sampling.repetition_penalty,
+            gather_weights=sampling.gather_weights,
         ),
         eos=tokenizer.eos_id,
         max_empty_fraction=max_empty_fraction,

@@ -14,6 +14,8 @@ from typing import Any
 
 from alignjax import plan, report, sharding
 from alignjax.config import Config, MeshConfig
+from alignjax.config_checks import get
+from alignjax.configfile import override
 from alignjax.errors import UserError
 from alignjax.models import kernels
 from alignjax.models.config import REMAT
@@ -73,8 +75,9 @@ def run(
         found = [_planned(config, on, part, responses, price) for part in parts]
         for one in found:
             plan_tables.print_one(one, on)
-        if found[0]["part"] == "step" and not found[0]["measured"]["fits"]:
-            found += _until_it_fits(config, on, responses, price)
+        for one in [x for x in found if not x["measured"]["fits"]]:
+            if one["part"] in ("step", "sample"):
+                found += _until_it_fits(config, on, one["part"], responses, price)
     told = {"topology": topology, "exact": on.exact, "assumption": plan.ASSUMPTION, "plans": found}
     if out:
         path = pathlib.Path(out)
@@ -189,15 +192,19 @@ def _name(config: Config) -> str:
 
 
 def _until_it_fits(
-    config: Config, on: Machine, responses: int, price: float
+    config: Config, on: Machine, part: str, responses: int, price: float
 ) -> list[dict[str, Any]]:
-    """Changes that save memory, one more at a time, until the step fits."""
+    """Changes that save memory, one more at a time, until the program fits."""
     report.say("it does not fit; trying what would:")
     tried = []
-    for told, changed in _smaller(config, len(on.devices)):
-        one = _planned(changed, on, "step", responses, price)
+    told: dict[str, str] = {}  # of every field, the last change
+    for changes in _smaller(config) if part == "step" else _smaller_sampling(config):
+        told |= {change.partition("=")[0]: change for change in changes}
+        changed = override(config, list(told.values()))
+        one = _planned(changed, on, part, responses, price)
         fits = one["measured"]["fits"]
-        report.say(f"  {told}: {plan_tables.size(one)}, {'fits' if fits else 'does not fit'}")
+        text = " ".join(f"--set {change}" for change in told.values())
+        report.say(f"  {text}: {plan_tables.size(one)}, {'fits' if fits else 'does not fit'}")
         tried.append(one)
         if fits:
             break
@@ -206,33 +213,37 @@ def _until_it_fits(
     return tried
 
 
-def _smaller(config: Config, count: int) -> Iterator[tuple[str, Config]]:
-    """Configs that need less memory, each with all the changes before it."""
-    told: dict[str, str] = {}  # of every field, the last change
-
-    def changed(text: str, **changes: Any) -> tuple[str, Config]:
-        nonlocal config
-        config = dataclasses.replace(config, **changes)
-        told[text.partition("=")[0]] = text
-        return " ".join(f"--set {x}" if "mesh" not in x else x for x in told.values()), config
-
+def _smaller(config: Config) -> Iterator[list[str]]:
+    """Overrides with which a step needs less memory, each beside those before it."""
     if config.model.remat != "full":
-        yield changed("model.remat=full", model=dataclasses.replace(config.model, remat="full"))
-    if config.mesh.data > 1:
-        whole = MeshConfig(fsdp=config.mesh.data * config.mesh.fsdp, tensor=config.mesh.tensor)
-        yield changed(f"--mesh=fsdp={whole.fsdp},tensor={whole.tensor}", mesh=whole)
-    train = config.train
-    while train.batch_size // train.accumulate % (2 * config.mesh.fsdp) == 0:
-        train = dataclasses.replace(train, accumulate=2 * train.accumulate)
-        yield changed(f"train.accumulate={train.accumulate}", train=train)
-    while config.mesh.tensor < 8 and config.mesh.fsdp % 2 == 0:
-        mesh = MeshConfig(fsdp=config.mesh.fsdp // 2, tensor=config.mesh.tensor * 2)
-        if config.model.kv_heads % mesh.tensor:
-            break
-        yield changed(f"--mesh=fsdp={mesh.fsdp},tensor={mesh.tensor}", mesh=mesh)
-    while config.model.logits_chunk > 16:
-        model = dataclasses.replace(config.model, logits_chunk=config.model.logits_chunk // 2)
-        yield changed(f"model.logits_chunk={model.logits_chunk}", model=model)
+        yield ["model.remat=full"]
+    mesh = config.mesh
+    fsdp, tensor = mesh.data * mesh.fsdp, mesh.tensor
+    if mesh.data > 1:
+        yield ["mesh.data=1", f"mesh.fsdp={fsdp}"]
+    accumulate = config.train.accumulate
+    while config.train.batch_size // accumulate % (2 * fsdp) == 0:
+        accumulate *= 2
+        yield [f"train.accumulate={accumulate}"]
+    while tensor < 8 and fsdp % 2 == 0 and config.model.kv_heads % (2 * tensor) == 0:
+        fsdp, tensor = fsdp // 2, tensor * 2
+        yield [f"mesh.fsdp={fsdp}", f"mesh.tensor={tensor}"]
+    chunk = config.model.logits_chunk
+    while chunk > 16:
+        chunk //= 2
+        yield [f"model.logits_chunk={chunk}"]
+
+
+def _smaller_sampling(config: Config) -> Iterator[list[str]]:
+    """The same for sampling."""
+    field = programs.sampling_of(config)
+    settings = get(config, field)
+    if settings.gather_weights:
+        yield [f"{field}.gather_weights=False"]
+    rows = settings.batch_size
+    while rows % (2 * config.mesh.data * config.mesh.fsdp) == 0:
+        rows //= 2
+        yield [f"{field}.batch_size={rows}"]
 
 
 def _sweep(config: Config, on: Machine, responses: int, price: float) -> list[dict[str, Any]]:

@@ -15,7 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alignjax import logps, plan, sharding, train
-from alignjax.config import Config
+from alignjax.config import Config, SamplingConfig
+from alignjax.config_checks import get
 from alignjax.data.batching import Bucketed, assemble, bucket
 from alignjax.data.prepare import Dataset
 from alignjax.decode import sample
@@ -26,6 +27,7 @@ from alignjax.recipes import adapters, pretrained, reward, stages
 from alignjax.recipes.signature import bind_fraction, check_objectives, drawn_responses, keeps_cache
 from alignjax.types import Batch, Params
 
+_DRAWING = (*("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "gather_weights"),)
 PARTS = ("step", "sft", "reward", "score", "sample")
 
 
@@ -180,12 +182,18 @@ def _part_of(config: Config, part: str) -> Config:
     return config if game is None else dataclasses.replace(config, reward_loss=None, game=None)
 
 
+def sampling_of(config: Config) -> str:
+    """The field that says how a run samples: what it trains on, or else what it is measured on."""
+    if config.candidates is not None:
+        return "candidates"
+    return "evaluate" if config.game is None else "game.sampling"
+
+
 def _inference(config: Config, mesh: Mesh, part: str, responses: int) -> Program:
     """Scoring as the reference's table does it; sampling as training does, or the evaluation."""
     rows = _two_rows(config, responses or 2)
     params = pretrained.target(config.model, mesh)
-    game = None if config.game is None else config.game.sampling
-    settings = config.candidates or game or config.evaluate
+    settings: SamplingConfig = get(config, sampling_of(config))
     b, shape = (settings if part == "sample" else config.evaluate).batch_size, rows.shapes[0]
     batch = assemble(rows.dataset, np.arange(b) % len(rows.dataset), shape)
     holds = {"params": plan.bytes_per_device(params)}
@@ -211,10 +219,7 @@ def _inference(config: Config, mesh: Mesh, part: str, responses: int) -> Program
             samples=k,
             max_new_tokens=r,
             eos=1,
-            **{
-                name: getattr(settings, name)
-                for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-            },
+            **{name: getattr(settings, name) for name in _DRAWING},
         ),
         tokens=b * (shape.prompt + k * r),
         model_flops=plan.forward_flops(config.model, b, k, shape.prompt, r),

@@ -16,7 +16,7 @@ from alignjax.data.batching import Bucketed
 from alignjax.data.prepare import enforce
 from alignjax.data.records import DataError, Receipt, Record, check, prompt_digest
 from alignjax.errors import UserError
-from alignjax.generate import Question, questions
+from alignjax.generate import Question, decisive, questions
 from alignjax.recipes import golden, sampled
 from alignjax.recipes.prepared import Prepared, rows_of, split
 from alignjax.types import Params
@@ -174,12 +174,8 @@ def respond(
     assert game is not None
     prompts: Prompts = getattr(table, name)
     folder = table.workdir / f"round-{number}" / f"{name}_lists"
-    settings = {
-        field.name: getattr(game.sampling, field.name)
-        for field in dataclasses.fields(game.sampling)
-    }
-    key = {**table.made_of, **made_of, "policy": policy.digest, "sampling": settings}
-    key |= {"round": number, "side": name}
+    key = {**table.made_of, **made_of, "policy": policy.digest}
+    key |= {"sampling": decisive(game.sampling), "round": number, "side": name}
     record = sampled.complete(folder, key)
     if record is None:
         of_round = jax.random.fold_in(jax.random.key(config.train.seed), number)

@@ -43,6 +43,8 @@ FREE = (
     "reference.mode",
     "mesh.",
     "evaluate.",
+    "candidates.gather_weights",
+    "game.sampling.gather_weights",
     "objectives.box",
     "objectives.truth",
     "model.path",  # what is in it counts: the reference's and the tokenizer's digests

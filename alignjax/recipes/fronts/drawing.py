@@ -11,7 +11,6 @@ import jax
 from alignjax import generate
 from alignjax.config import SamplingConfig
 from alignjax.faults import fault_point
-from alignjax.fields import describe
 from alignjax.generate import Question, Sample
 from alignjax.metrics import timed
 from alignjax.recipes.fronts import cost
@@ -49,7 +48,7 @@ def sampled(
     whole = network(setting, params)
     key = {
         "params": checkpoint.tree_digest(whole),
-        "settings": describe(settings),
+        "settings": generate.decisive(settings),
         "seed": [config.train.seed, seed],
         "asked": _digest([[q.number, q.prompt] for q in asked]),
     }
