@@ -57,7 +57,7 @@ def check_objectives(config: Config, rows: Bucketed) -> None:
     if (
         config.select is not None
         and config.reference.mode == "cache"
-        and not keeps_cache(config, rows)
+        and not _keeps_cache(config, batch)
     ):
         raise UserError(
             f"reference.mode: wanted auto, live or none, found 'cache': {name_of(config.select)} "
@@ -165,7 +165,10 @@ def drawn_responses(config: Config, rows: Bucketed) -> int:
 
 def keeps_cache(config: Config, rows: Bucketed) -> bool:
     """Whether the responses that a step scores are the row's own, as a cache holds them."""
-    batch = _first_rows(config, rows)
+    return _keeps_cache(config, _first_rows(config, rows))
+
+
+def _keeps_cache(config: Config, batch: Batch) -> bool:
     if config.select is None:
         return True
     zeros: Any = np.zeros(batch.response_length.shape, np.float32)

@@ -18,6 +18,7 @@ from alignjax.errors import UserError
 from alignjax.objectives import hps
 from alignjax.recipes import align, candidates, sampled, scored, stages
 from alignjax.recipes.prepared import prepare_data
+from alignjax.recipes.signature import check_objectives
 from alignjax.sharding import make_mesh
 from tests import runs
 
@@ -329,6 +330,18 @@ def test_the_objective_is_tried_on_the_lists_to_come(tmp_path):
     with pytest.raises(UserError, match=r"loss: .*dpo\.loss on this data: .*K=3"):
         align.run(settings, tmp_path)
     assert not (tmp_path / "sft").exists()
+
+
+def test_a_cached_reference_is_checked_against_the_lists_to_come(prepared):
+    """The draws want scores, which the lists will have and the data have not."""
+
+    def added(key, batch):
+        return dataclasses.replace(hps.select(key, batch, gamma=1.0), ref_logps=None)
+
+    cached = config("reference.mode=cache")
+    check_objectives(cached, prepared.train)
+    with pytest.raises(UserError, match=r"reference.mode: .* found 'cache': .*added adds resp"):
+        check_objectives(dataclasses.replace(cached, select=added), prepared.train)
 
 
 def no_scores(prompt, response):
