@@ -69,6 +69,19 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = Non
         return Mesh(split, AXES, axis_types=types)
 
 
+def check_heads(config: ModelConfig, tensor: int) -> None:
+    """Refuses to cut heads: their halves would be sent to and fro in every layer.
+
+    Fewer heads of keys and values than ``tensor`` are cut, with XLA's attention, as there is no
+    other way to split such a model further.
+
+    Raises:
+      UserError: with the field.
+    """
+    if config.heads % tensor:
+        raise UserError(f"mesh.tensor={tensor} does not divide model.heads={config.heads}")
+
+
 def path_name(path: tuple[Any, ...]) -> str:
     """``layers/q/kernel`` for a key path of `jax.tree_util`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -10,7 +10,7 @@ import pytest
 
 from alignjax import plan
 from alignjax.config import MeshConfig
-from alignjax.configfile import load
+from alignjax.configfile import load, override
 from alignjax.errors import UserError
 from alignjax.models.config import LoraConfig
 from alignjax.recipes import planning, programs
@@ -69,38 +69,45 @@ def test_flops_of_the_model_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("topology", "mesh", "message"),
+    ("topology", "mesh", "changes", "message"),
     [
-        ("v9:2x2", "", r"no chip 'v9'.*known: v5e:2x2\|2x4"),
-        ("h100:many", "", r"wanted a number of GPUs, such as h100:8"),
-        ("v5e:four", "", r"wanted v5e:SHAPE; known"),
-        ("h100:4", "fsdp=3", r"fsdp=3 x tensor=1 is 3, h100:4 has 4 devices"),
-        ("h100:4", "rows=4", r"wanted data=..,fsdp=..,tensor=.. with positive numbers, found"),
-        ("h100:8", "data=2,fsdp=2,tensor=2", None),
-        ("h100:3", "", r"train.batch_size: 8 / accumulate 1 = 8 rows divide over no mesh of 3"),
-        ("h100:4", "tensor=4", r"mesh.tensor=4 does not divide 3"),
-        ("h100:4", "tensor=4", r"^mesh.tensor=4 does not divide model.heads=6$"),
-        ("h100:4", "tensor=4", r"^mesh.tensor=4 does not divide model.kv_heads=2$"),
-        ("h100:8", "fsdp=8", r"evaluate.batch_size: wanted a multiple"),
+        ("v9:2x2", "", [], r"no chip 'v9'.*known: v5e:2x2\|2x4"),
+        ("h100:many", "", [], r"wanted a number of GPUs, such as h100:8"),
+        ("v5e:four", "", [], r"wanted v5e:SHAPE; known"),
+        ("h100:4", "fsdp=3", [], r"fsdp=3 x tensor=1 is 3, h100:4 has 4 devices"),
+        ("h100:4", "rows=4", [], r"wanted data=..,fsdp=..,tensor=.. with positive numbers, found"),
+        ("h100:3", "", [], r"train.batch_size: 8 / accumulate 1 = 8 rows divide over no mesh of 3"),
+        ("h100:4", "tensor=4", ["model.vocab_size=63"], r"mesh.tensor=4 does not divide 63"),
+        (
+            *("h100:4", "tensor=4", ["model.heads=6", "model.kv_heads=6"]),
+            r"^mesh.tensor=4 does not divide model.heads=6$",
+        ),
+        (
+            *("h100:8", "fsdp=8", ["evaluate.batch_size=12"]),
+            r"evaluate.batch_size: wanted a multiple",
+        ),
     ],
 )
-def test_what_does_not_divide_is_refused_in_one_line(topology, mesh, message, monkeypatch):
-    monkeypatch.setattr(plan, "measure", lambda *a, **k: pytest.skip("would compile"))
-    of = config()
-    if message and "tensor=4 " in message and "kv_heads" not in message:
-        changes = dict(heads=6, kv_heads=6) if "heads" in message else dict(kv_heads=4)
-        of = dataclasses.replace(of, model=dataclasses.replace(of.model, **changes))
-    if message and "divide 3" in message:
-        of = dataclasses.replace(of, model=dataclasses.replace(of.model, vocab_size=63))
-        message = r"mesh.tensor=4 does not divide 63"
-    if message and "evaluate" in message:
-        of = dataclasses.replace(of, evaluate=dataclasses.replace(of.evaluate, batch_size=12))
-    if message is None:
-        with pytest.raises(pytest.skip.Exception):
-            planning.run(of, topology, mesh=mesh)
-        return
+def test_what_does_not_divide_is_refused_in_one_line(topology, mesh, changes, message, monkeypatch):
+    monkeypatch.setattr(plan, "measure", lambda *a, **k: pytest.fail("would compile"))
     with pytest.raises(UserError, match=message):
-        planning.run(of, topology, mesh=mesh)
+        planning.run(override(config(), changes), topology, mesh=mesh)
+
+
+@pytest.mark.parametrize(
+    ("topology", "mesh"),
+    [("h100:8", "data=2,fsdp=2,tensor=2"), ("h100:4", "tensor=4")],  # which cuts heads of keys
+)
+def test_meshes_that_divide_are_compiled_for(topology, mesh, monkeypatch):
+    class CompiledError(Exception):
+        pass
+
+    def compiling(*args, **options):
+        raise CompiledError
+
+    monkeypatch.setattr(plan, "measure", compiling)
+    with pytest.raises(CompiledError):
+        planning.run(config(), topology, mesh=mesh)
 
 
 def test_without_libtpu_it_says_how_to_install(monkeypatch):

@@ -145,12 +145,7 @@ def _planned(
 ) -> dict[str, Any]:
     """One program compiled, and all there is to say of it."""
     sizes = config.mesh
-    for name in ("heads", "kv_heads"):
-        if getattr(config.model, name) % sizes.tensor:
-            raise UserError(
-                f"mesh.tensor={sizes.tensor} does not divide model.{name}="
-                f"{getattr(config.model, name)}"
-            )
+    sharding.check_heads(config.model, sizes.tensor)
     mesh = sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor, list(on.devices))
     kernel = kernels.chosen(config.model, on.devices[0].platform, sizes.tensor)
     program = programs.make(config, mesh, part, responses)

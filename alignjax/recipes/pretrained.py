@@ -50,7 +50,8 @@ def resolve(config: Config, *, runs: bool = True) -> Config:
 
     Raises:
       UserError: see `alignjax.models.hf.load.resolve`; or ``lora.rank`` is too large for the model;
-        or ``model.attention`` names a kernel that these devices, or the model, cannot have.
+        or ``mesh.tensor`` does not divide its heads; or ``model.attention`` names a kernel that
+        these devices, or the model, cannot have.
     """
     model = hf.resolve(config.model)
     tokenizer = config.tokenizer
@@ -58,6 +59,8 @@ def resolve(config: Config, *, runs: bool = True) -> Config:
         tokenizer = dataclasses.replace(tokenizer, path=model.path)
     if config.lora is not None:
         check_adapters(config.lora, model)
+    if runs:
+        sharding.check_heads(model, config.mesh.tensor)
     if runs and model.attention != "auto":
         kernels.chosen(model, jax.default_backend(), config.mesh.tensor)
     return dataclasses.replace(config, model=model, tokenizer=tokenizer)

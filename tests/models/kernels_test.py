@@ -229,6 +229,9 @@ def test_a_run_is_refused_before_its_data_are_read():
     assert pretrained.resolve(of, runs=False).model.attention == "splash"
     with pytest.raises(UserError, match=r"model\.attention: wanted auto or xla or splash or cudnn"):
         runs.changed("model.attention=flash")
+    cut = runs.changed("mesh.tensor=3", "data.path=nowhere")
+    with pytest.raises(UserError, match=r"^mesh\.tensor=3 does not divide model\.heads="):
+        pretrained.resolve(cut)
 
 
 def test_a_program_is_refused_while_it_is_traced():
