@@ -34,8 +34,16 @@ LAYERS, HEADS, KV_HEADS, HEAD, MLP = 2, 4, 2, 64, 768
 PADDED = 384  # a multiple of 128, for the kernel
 
 
-def compiled(topology="v5e:2x2", mesh=(1, FSDP, TENSOR), rows=ROWS, accumulate=1, **changes):
-    """The DPO step of a small network on four chips, taken apart."""
+def compiled(
+    topology="v5e:2x2",
+    mesh=(1, FSDP, TENSOR),
+    rows=ROWS,
+    accumulate=1,
+    part="step",
+    gather=True,
+    **changes,
+):
+    """The DPO step of a small network on four chips, or its sampling, taken apart."""
     of = config()
     model = dataclasses.replace(
         of.model,
@@ -44,12 +52,19 @@ def compiled(topology="v5e:2x2", mesh=(1, FSDP, TENSOR), rows=ROWS, accumulate=1
     )
     data = dataclasses.replace(of.data, max_prompt_tokens=PROMPT, max_response_tokens=R)
     train = dataclasses.replace(of.train, batch_size=rows, accumulate=accumulate)
+    evaluate = dataclasses.replace(
+        of.evaluate, batch_size=rows, samples=K, max_new_tokens=R, gather_weights=gather
+    )
     of = dataclasses.replace(
-        of, model=dataclasses.replace(model, **changes), data=data, train=train
+        of,
+        model=dataclasses.replace(model, **changes),
+        data=data,
+        train=train,
+        evaluate=evaluate,
     )
     on = plan.machine(topology)
-    made = programs.make(of, sharding.make_mesh(*mesh, list(on.devices)), "step")
-    text = made.function.lower(*made.args).compile().as_text()
+    made = programs.make(of, sharding.make_mesh(*mesh, list(on.devices)), part)
+    text = made.function.lower(*made.args, **made.static).compile().as_text()
     return hlo.parse(text)
 
 
@@ -154,6 +169,20 @@ def test_a_layers_weights_are_gathered_once_each_way():
     assert kernel_gathers(ours()) == {
         kernel: turns * (2 if kernel in twice else 1) for kernel in kernel_gathers(ours())
     }
+
+
+def test_sampling_gathers_weights_once_and_not_for_every_token():
+    def for_tokens(program):
+        """Gathers that are done at every token, of a layer's smallest kernel or more."""
+        kernel = 2 * WIDTH * KV_HEADS * HEAD // TENSOR
+        return [
+            c
+            for c in hlo_costs.collectives(program)
+            if c.kind in ("all-gather", "all-reduce") and c.size >= kernel and c.times >= R - 1
+        ]
+
+    assert for_tokens(compiled(part="sample")) == []
+    assert for_tokens(compiled(part="sample", gather=False))
 
 
 def test_the_head_is_gathered_once_and_its_gradient_is_summed_into_parts():
