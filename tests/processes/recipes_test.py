@@ -1,4 +1,4 @@
-"""Recipes beside the main one by two processes against one: a game in rounds, and a front."""
+"""Recipes beside the main one by two processes against one: a game, a reward model, fronts."""
 
 import dataclasses
 import json
@@ -6,9 +6,10 @@ from functools import partial
 
 import pytest
 
-from alignjax import optim
+from alignjax import metrics, optim
 from alignjax.config import (
     GameConfig,
+    MeshConfig,
     OptimConfig,
     ReferenceConfig,
     SamplingConfig,
@@ -16,11 +17,18 @@ from alignjax.config import (
 )
 from alignjax.data import world
 from alignjax.objectives import apo
-from alignjax.recipes import rounds
+from alignjax.recipes import reward, rounds
+from alignjax.recipes.fronts import morlhf, soups
 from alignjax.recipes.fronts import run as recipe
 from tests import runs
 from tests.processes.runs_test import arguments, launch, read
-from tests.recipes import paretohqd_test
+from tests.recipes import (
+    modpo_test,
+    morlhf_test,
+    paretohqd_test,
+    reward_test,
+    rewards_in_context_test,
+)
 
 pytestmark = [pytest.mark.usefixtures("compiled_here"), pytest.mark.slow]
 
@@ -65,11 +73,34 @@ def game():
 
 def front():
     """ParetoHqD in two stages for three preferences, as adapters trained side by side."""
-    config = paretohqd_test.config("mesh.fsdp=2")
     together = partial(paretohqd_test.noted, at_once=3)
-    return dataclasses.replace(
-        config, objectives=dataclasses.replace(config.objectives, method=together)
-    )
+    return of_objectives(paretohqd_test.config("mesh.fsdp=2"), method=together)
+
+
+def soup():
+    """Experts by policy gradient on their own samples, and averages of them."""
+    config = morlhf_test.config(mesh=MeshConfig(fsdp=2))
+    method = partial(soups.train, expert=partial(morlhf.policy, steps=2))
+    return of_objectives(config, method=method, preferences=((1.0, 0.0), (0.5, 0.5)))
+
+
+def margins():
+    """MODPO: a reward model's margins in the loss of one policy per preference."""
+    return modpo_test.config("mesh.fsdp=2", preferences=((0.25, 0.75),))
+
+
+def told():
+    """RiC: scores in the prompts, and rounds on samples that are told theirs."""
+    method = partial(rewards_in_context_test.METHOD, online_rounds=1)
+    return rewards_in_context_test.config("mesh.fsdp=2", "sft.steps=2", method=method)
+
+
+def of_objectives(config, **changes):
+    return dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, **changes))
+
+
+def reward_model():
+    return reward_test.config("mesh.fsdp=2", "train.steps=2")
 
 
 def by_two(name, folder, compiled):
@@ -117,13 +148,35 @@ def test_a_game_in_rounds_by_two_processes(tmp_path, compiled):
         assert differences(lists(two / "round-1" / name), one) == []
 
 
-def test_a_front_by_two_processes(tmp_path, compiled):
-    recipe.run(front(), tmp_path / "one")
-    two = by_two("front", tmp_path, compiled)
-    chosen = [read(w / "stage2.json") for w in (two, tmp_path / "one")]
-    assert differences(*chosen) == []
-    told = [read(w / "front.json") for w in (two, tmp_path / "one")]
-    for name in ("scores", "collapsed", "prompts", "reference"):
-        assert differences(told[0][name], told[1][name], name) == []
-    said = [read(w / "representative-00.json")["samples"] for w in (two, tmp_path / "one")]
-    assert [s["response"] for s in said[0]] == [s["response"] for s in said[1]]
+def losses(folder):
+    """Every loss of every network that was trained, by the file that tells it."""
+    return {
+        str(file.relative_to(folder)): [line.get("loss") for line in metrics.read(file)]
+        for file in sorted(folder.rglob("metrics.jsonl"))
+    }
+
+
+def test_a_reward_model_by_two_processes(tmp_path, compiled):
+    summary = reward.run(reward_model(), tmp_path / "one")
+    two = by_two("reward_model", tmp_path, compiled)
+    assert differences(losses(two), losses(tmp_path / "one")) == []
+    found = read(two / "summary.json")
+    for name in ("table", "calibration"):
+        assert differences(found[name], read(tmp_path / "one" / "summary.json")[name], name) == []
+    assert summary["table"]
+
+
+@pytest.mark.parametrize("name", ["front", "soup", "margins", "told"])
+def test_a_front_by_two_processes(name, tmp_path, compiled):
+    recipe.run(globals()[name](), tmp_path / "one")
+    two, one = by_two(name, tmp_path, compiled), tmp_path / "one"
+    trained = losses(one)
+    assert len(trained) > 1
+    assert differences(losses(two), trained) == []
+    found, wanted = (read(w / "front.json") for w in (two, one))
+    for part in ("scores", "collapsed", "prompts", "reference"):
+        assert differences(found[part], wanted[part], part) == []
+    for file in sorted((one / "said").iterdir()):
+        assert differences(read(two / "said" / file.name), read(file), file.name) == []
+    if name == "front":
+        assert differences(*(read(w / "stage2.json") for w in (two, one))) == []
