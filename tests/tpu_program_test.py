@@ -199,12 +199,18 @@ def test_where_it_is_not_split_the_heads_gradient_is_summed_once(monkeypatch):
     assert times(compiled(mesh=(1, 4, 1)))["summed"] == R // CHUNK
 
 
-def test_what_a_chip_exchanges_stays_the_same_with_the_chips():
-    def entered(program):
-        return sum(c.times * c.entered for c in hlo_costs.collectives(program))
+def exchanged(program):
+    return sum(c.times * c.entered for c in hlo_costs.collectives(program))
 
-    many = compiled("v5e:4x4", (1, 4 * FSDP, TENSOR), 4 * ROWS)
-    assert entered(many) <= 1.1 * entered(ours())
+
+def four_times(**changes):
+    """The same on four times the chips, with four times the rows."""
+    return compiled("v5e:4x4", (1, 4 * FSDP, TENSOR), 4 * ROWS, **changes)
+
+
+def test_what_a_chip_exchanges_stays_the_same_with_the_chips():
+    many = four_times()
+    assert exchanged(many) <= 1.1 * exchanged(ours())
     assert hlo_costs.flops(many) == pytest.approx(hlo_costs.flops(ours()), rel=0.01)
 
 
@@ -260,6 +266,7 @@ def test_unplaced_activations_are_found(monkeypatch):
     program = compiled(attention="xla")  # the kernel's call places rows, too
     assert replicated(program)
     assert unexpected(program)
+    assert exchanged(four_times(attention="xla")) > 3 * exchanged(program)
 
 
 def test_rows_of_every_copy_are_looked_up_where_they_are(monkeypatch):
