@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from alignjax.logits import keep_likely, penalise, pick, seen_in
-from alignjax.mixture import Mixture, mixed, policies_of
+from alignjax.mixture import Mixture, each_policy, mixed, policies_of
 from alignjax.models.attention import soft_cap
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import Cache, Transformer, unembedding
@@ -69,7 +69,7 @@ def sample(
       sampled, under the policy (or the mixture) itself: temperature 1, nothing cut or penalised.
     """
     if gather_weights:
-        params = gathered(params, config)
+        params = each_policy(functools.partial(gathered, config=config), params)
     b, k, r = len(prompt), samples, max_new_tokens
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(prompt_id)
     keys = jax.vmap(lambda q: jax.vmap(lambda j: jax.random.fold_in(q, j))(jnp.arange(k)))(keys)

@@ -15,6 +15,7 @@ FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
     *("call", "after-all", "partition-id", "replica-id", "opt-barrier", "iota"),
 }
+_HANDED = re.compile(r"\{(\d+)\}: \((\d+), \{\}\)")  # result: (operand that it lies in
 _KERNEL = re.compile(r'op_name="[^"]*\bsplash_(\d+)_(\d+)\b[^"]*_(fwd|dq|dkv)_')
 
 
@@ -236,7 +237,9 @@ def _places(
 def moved(program: Program) -> float:
     """Bytes that instructions read and write, kept buffers only: what fusions hide is not moved.
 
-    Where a fusion reads a slice of an operand, or writes into a part of one, the part counts.
+    Where a fusion reads a slice of an operand, or writes into a part of one, the part counts. A
+    collective that is spread over fusions counts where it begins and ends: those between hand its
+    buffers on.
     """
     shapes = _shapes(program)
     total = 0.0
@@ -249,6 +252,11 @@ def moved(program: Program) -> float:
             inner = program.computations[hlo.CALLED.findall(line.text)[0]]
             sizes = [_read(program, inner, i, size) for i, size in enumerate(sizes)]
             written = _written(inner, written)
+            if any(x.opcode in COLLECTIVES for x in inner):
+                handed = [(int(out), int(operand)) for out, operand in _HANDED.findall(line.text)]
+                written -= sum(line.shapes[out].size for out, _ in handed)
+                for _, operand in handed:
+                    sizes[operand] = 0
         elif line.opcode in ("dynamic-slice", "slice", "gather"):
             sizes = [written]
         elif line.opcode == "dynamic-update-slice":

@@ -8,7 +8,8 @@ The sum is over logits: that they are no log-probabilities changes a constant on
 policy of weight 1 nothing, not even in the last bit.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import flax.struct
 import jax
@@ -60,6 +61,13 @@ def mix(policies: Sequence[Params], weights: Sequence[float]) -> Mixture:
 def policies_of(params: Params | Mixture) -> tuple[Params, ...]:
     """The policies that are to be run: one, or those of a mixture."""
     return params.policies if isinstance(params, Mixture) else (params,)
+
+
+def each_policy(function: Callable[[Params], Params], params: Params | Mixture) -> Params | Mixture:
+    """With every policy that is to be run changed alike."""
+    if not isinstance(params, Mixture):
+        return function(params)
+    return dataclasses.replace(params, policies=tuple(function(p) for p in params.policies))
 
 
 def mixed(params: Params | Mixture, logits: Sequence[Array]) -> Array:

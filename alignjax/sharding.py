@@ -20,6 +20,7 @@ from alignjax import distributed
 from alignjax.errors import UserError
 from alignjax.models import layout
 from alignjax.models.config import ModelConfig
+from alignjax.types import Params
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = P(("data", "fsdp"))  # how a batch is split over the mesh
@@ -117,28 +118,32 @@ def shard_tree(tree: Any, mesh: Mesh, *, stacked: bool = False) -> Any:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def gathered(params: Any, config: ModelConfig) -> Any:
+def gathered(params: Params, config: ModelConfig) -> Params:
     """Weights as products want them, for a program that uses them again and again.
 
     Whole on every device of ``fsdp`` and in ``config.dtype``, where a single pass gathers each
-    layer as it comes. Products have the same values. A table that is only looked up stays where it
-    is, and so do quantised kernels' types.
+    layer as it comes. Products have the same values. Quantised kernels keep their types. The
+    embedding stays where it is, to be looked up in; where it is the head as well, a head of its
+    own stands beside it: the compiler would keep one array in one place for both.
 
     Args:
-      params: parameters, or several networks' in one tree, with adapters beside them or without.
-      config: the networks' shape.
+      params: a network's parameters, with adapters beside them or without.
+      config: the network's shape.
     """
 
     def one(path: tuple[Any, ...], leaf: Any) -> Any:
         name = path_name(path)
         spec = _rule(name)
-        if "fsdp" not in spec or (name.endswith("embedding") and not config.tied_embeddings):
+        if "fsdp" not in spec or name == "embed/embedding":
             return leaf
         if jnp.issubdtype(leaf.dtype, jnp.floating) and not name.endswith("scale"):
             leaf = leaf.astype(config.dtype)
         return layout.placed(leaf, P(*(None if axis == "fsdp" else axis for axis in spec)))
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    if config.tied_embeddings:
+        params = {**params, "head": params["embed"]["embedding"]}
+    found: Params = jax.tree_util.tree_map_with_path(one, params)
+    return found
 
 
 def abstract(tree: Any, sharding: Any) -> Any:

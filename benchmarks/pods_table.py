@@ -1,7 +1,7 @@
-"""The four methods at 8B and 70B, compiled for TPU slices that are not here: does it fit, how fast.
+"""The four methods at 1.5B, 8B and 70B, compiled for TPU slices that are not here: does it fit?
 
     pip install -c requirements.txt -e ".[tpu]"
-    python benchmarks/pods_table.py                        # 18 compiles of 10 to 100 s
+    python benchmarks/pods_table.py                        # 25 compiles of 10 to 100 s
     python benchmarks/pods_table.py --only=rdro,8b --out=rdro.jsonl
 
 One line of Markdown for each program, as the verb ``plan`` finds it: per chip and step memory,
@@ -25,7 +25,7 @@ from alignjax.plan import GIB
 from alignjax.recipes import planning
 
 PRICES = {"v5p": 4.2, "v5e": 1.2}  # dollars per chip and hour: examples
-V5P, V5E, LARGE = "v5p:2x2x4", "v5e:16x16", "v5p:8x8x8"
+SMALL, V5P, V5E, LARGE = "v5e:2x4", "v5p:2x2x4", "v5e:16x16", "v5p:8x8x8"
 
 
 def micro(count: int) -> tuple[str, ...]:
@@ -46,6 +46,10 @@ def listed(rows: int) -> tuple[str, ...]:
 
 RUNS: tuple[tuple[str, str, str, tuple[str, ...], tuple[str, ...]], ...] = (
     # config, topology, mesh, changes, parts
+    ("hps_qwen25_1p5b", SMALL, "fsdp=8", micro(8) + listed(8), ("step", "sample")),
+    ("apo_qwen25_1p5b", SMALL, "fsdp=8", rounds(8), ("step", "reward", "sample")),
+    ("rdro_qwen25_1p5b", SMALL, "fsdp=8", micro(8), ("step",)),
+    ("paretohqd_qwen25_1p5b", SMALL, "fsdp=8", (), ("step",)),
     ("hps_llama3_8b", V5P, "fsdp=16", micro(4) + listed(16), ("step", "sample", "score")),
     ("apo_llama3_8b", V5P, "fsdp=16", rounds(4), ("step", "reward", "sample")),
     ("rdro_ultrafeedback_llama3_8b", V5P, "fsdp=16", (), ("step",)),

@@ -132,6 +132,33 @@ def test_traffic_is_that_of_kept_buffers():
     assert hlo_costs.moved(hlo.parse(LOOP)) == 3 * turn
 
 
+HANDED = """HloModule step, num_partitions=8
+
+%go-on (y: bf16[2,16], z: bf16[8,16], w: bf16[4,16]) -> (bf16[4,16], bf16[8,16]) {
+  %y = bf16[2,16]{1,0} parameter(0)
+  %z = bf16[8,16]{1,0} parameter(1)
+  %w = bf16[4,16]{1,0} parameter(2)
+  %sum = bf16[4,16]{1,0} add(%w, %w)
+  %all-gather.2 = bf16[8,16]{1,0} all-gather(%y), @CHAIN
+  ROOT %both = (bf16[4,16]{1,0}, bf16[8,16]{1,0}) tuple(%sum, %z)
+}
+
+ENTRY %main (a: bf16[2,16], b: bf16[8,16], c: bf16[4,16]) -> (bf16[4,16], bf16[8,16]) {
+  %a = bf16[2,16]{1,0} parameter(0)
+  %b = bf16[8,16]{1,0} parameter(1)
+  %c = bf16[4,16]{1,0} parameter(2)
+  ROOT %f = (bf16[4,16]{1,0}, bf16[8,16]{1,0}) fusion(%a, %b, %c), kind=kOutput, @HANDED
+}
+""".replace("@HANDED", "output_to_operand_aliasing={{1}: (1, {})}, calls=%go-on")
+
+
+def test_what_a_collective_under_way_hands_on_is_not_moved():
+    part, whole, own = 2 * 16 * 2, 8 * 16 * 2, 4 * 16 * 2
+    assert hlo_costs.moved(hlo.parse(HANDED)) == part + own + own
+    computing = HANDED.replace("all-gather(%y)", "broadcast(%y)")
+    assert hlo_costs.moved(hlo.parse(computing)) == part + own + own + 2 * whole
+
+
 SLICED = """HloModule step, num_partitions=1
 
 %inner (p.0: bf16[8,16], i.0: s32[]) -> bf16[1,16] {

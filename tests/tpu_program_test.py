@@ -171,7 +171,8 @@ def test_a_layers_weights_are_gathered_once_each_way():
     }
 
 
-def test_sampling_gathers_weights_once_and_not_for_every_token():
+@pytest.mark.parametrize("tied", [False, True])
+def test_sampling_gathers_weights_once_and_not_for_every_token(tied):
     def for_tokens(program):
         """Gathers that are done at every token, of a layer's smallest kernel or more."""
         kernel = 2 * WIDTH * KV_HEADS * HEAD // TENSOR
@@ -181,8 +182,8 @@ def test_sampling_gathers_weights_once_and_not_for_every_token():
             if c.kind in ("all-gather", "all-reduce") and c.size >= kernel and c.times >= R - 1
         ]
 
-    assert for_tokens(compiled(part="sample")) == []
-    assert for_tokens(compiled(part="sample", gather=False))
+    assert for_tokens(compiled(part="sample", tied_embeddings=tied)) == []
+    assert for_tokens(compiled(part="sample", tied_embeddings=tied, gather=False))
 
 
 def test_the_head_is_gathered_once_and_its_gradient_is_summed_into_parts():

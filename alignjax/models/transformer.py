@@ -398,8 +398,11 @@ def prompt_positions(prompt_length: Array, p: int) -> Array:
 
 
 def unembedding(params: Params, config: ModelConfig) -> Array:
-    """``[vocab, width]`` output projection of a parameter tree."""
-    return params["embed"]["embedding"] if config.tied_embeddings else params["head"]
+    """``[vocab, width]`` output projection of a parameter tree.
+
+    A network whose embedding is its head may have a copy of it beside: see `sharding.gathered`.
+    """
+    return params["head"] if "head" in params else params["embed"]["embedding"]
 
 
 def init_params(config: ModelConfig, key: Array) -> Params:
