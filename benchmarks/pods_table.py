@@ -1,7 +1,7 @@
 """The four methods at 1.5B, 8B and 70B, compiled for TPU slices that are not here: does it fit?
 
     pip install -c requirements.txt -e ".[tpu]"
-    python benchmarks/pods_table.py                        # 25 compiles of 10 to 100 s
+    python benchmarks/pods_table.py                        # 25 compiles of 10 to 230 s
     python benchmarks/pods_table.py --only=rdro,8b --out=rdro.jsonl
 
 One line of Markdown for each program, as the verb ``plan`` finds it: per chip and step memory,

@@ -12,7 +12,7 @@ Command:   python -m alignjax run --config=configs/apo_llama3_70b.py --workdir=r
                --set model.path=/models/llama-3-70b-instruct \
                --set game.golden_path=/data/hh_golden.jsonl
 Hardware:  64 GPUs of 80 GB; not run here
-Time:      TODO measure
+Time:      TODO measure; by plan 0.14 to 0.37 s a step on v5p:8x8x8 (docs/pods.md)
 Expect:    TODO measure
 """
 

@@ -12,7 +12,7 @@ Command:   python -m alignjax run --config=configs/apo_llama3_8b.py --workdir=ru
                --set model.path=/models/llama-3-8b-sft \
                --set game.golden_path=/data/hh_golden.jsonl
 Hardware:  8 GPUs of 80 GB, as in the paper; not run here
-Time:      TODO measure
+Time:      TODO measure; by plan 0.50 to 1.17 s a step on v5p:2x2x4 (docs/pods.md)
 Expect:    TODO measure; the paper reports reward accuracy 66.7 after one round, 63.0 without APO,
            and a mean score of 2.633 against DPO's 2.445 for its Llama 2 7B
 """

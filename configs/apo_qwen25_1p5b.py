@@ -12,7 +12,7 @@ Command:   python -m alignjax run --config=configs/apo_qwen25_1p5b.py --workdir=
                --set model.path=/models/qwen2.5-1.5b-instruct \
                --set game.golden_path=/data/hh_golden.jsonl
 Hardware:  1 GPU of 80 GB; not run here
-Time:      TODO measure
+Time:      TODO measure; by plan 0.88 to 1.57 s a step on v5e:2x4 (docs/pods.md)
 Expect:    TODO measure
 """
 

@@ -9,7 +9,7 @@ Command:   python -m alignjax run --config=configs/hps_llama3_70b.py --workdir=r
                --set data.path='/data/hh/*/train.jsonl.gz' \
                --set model.path=/models/llama-3-70b-instruct
 Hardware:  8 GPUs of 80 GB; not run here
-Time:      TODO measure
+Time:      TODO measure; by plan 0.33 to 0.76 s a step on v5p:8x8x8 (docs/pods.md)
 Expect:    TODO measure
 """
 

@@ -8,7 +8,7 @@ The authors' code trains all parameters by default: --set lora=None, with more d
 Command:   python -m alignjax run --config=configs/hps_llama3_8b.py --workdir=runs/hps_8b \
                --set data.path='/data/hh/*/train.jsonl.gz' --set model.path=/models/llama3-sft-v2.0
 Hardware:  4 GPUs of 80 GB, as in the paper; not run here
-Time:      TODO measure
+Time:      TODO measure; by plan 1.19 to 1.86 s a step on v5p:2x2x4 (docs/pods.md)
 Expect:    TODO measure; the paper reports RM_DPO 2.723, and 0.349 for DPO on best and worst
 """
 

@@ -8,7 +8,7 @@ It has no model of this size; its settings are those of its 8B one.
 Command:   python -m alignjax run --config=configs/hps_qwen25_1p5b.py --workdir=runs/hps_1p5b \
                --set data.path='/data/hh/*/train.jsonl.gz' --set model.path=/models/qwen2.5-1.5b-sft
 Hardware:  1 GPU of 80 GB; not run here
-Time:      TODO measure
+Time:      TODO measure; by plan 2.09 to 3.97 s a step on v5e:2x4 (docs/pods.md)
 Expect:    TODO measure
 """
 

@@ -10,7 +10,7 @@ Command:   python -m alignjax run --config=configs/paretohqd_llama3_8b.py \
                --workdir=runs/paretohqd_8b --set data.path='/data/hh/*/train.jsonl.gz' \
                --set model.path=/models/llama-3-8b-sft
 Hardware:  1 GPU of 80 GB; not run here
-Time:      TODO measure
+Time:      TODO measure; by plan 0.08 to 0.18 s a step on v5p:2x2x4 (docs/pods.md)
 Expect:    TODO measure; the paper reports a hypervolume of 0.753 and 7.0% collapsed responses
 """
 

@@ -10,7 +10,7 @@ Command:   python -m alignjax run --config=configs/paretohqd_qwen25_1p5b.py \
                --workdir=runs/paretohqd_1p5b --set data.path='/data/hh/*/train.jsonl.gz' \
                --set model.path=/models/qwen2.5-1.5b-instruct
 Hardware:  1 GPU of 80 GB; not run here
-Time:      TODO measure
+Time:      TODO measure; by plan 0.32 to 0.48 s a step on v5e:2x4 (docs/pods.md)
 Expect:    TODO measure; the paper reports a hypervolume of 0.753 and 7.0% collapsed responses
 """
 

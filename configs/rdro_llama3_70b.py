@@ -12,7 +12,7 @@ Command:   python -m alignjax run --config=configs/rdro_llama3_70b.py --workdir=
                --set data.path='/data/ultrafeedback/*.jsonl' \
                --set model.path=/models/llama-3.1-70b-instruct
 Hardware:  64 GPUs of 80 GB; not run here
-Time:      TODO measure
+Time:      TODO measure; by plan 0.33 to 0.88 s a step on v5p:8x8x8 (docs/pods.md)
 Expect:    TODO measure; the paper's largest model has 8B, whose settings these are
 """
 

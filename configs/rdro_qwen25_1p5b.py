@@ -12,7 +12,7 @@ Command:   python -m alignjax run --config=configs/rdro_qwen25_1p5b.py --workdir
                --set data.path='/data/ultrafeedback/*.jsonl' \
                --set model.path=/models/qwen2.5-1.5b-instruct
 Hardware:  1 GPU of 80 GB; not run here
-Time:      TODO measure
+Time:      TODO measure; by plan 1.64 to 2.92 s a step on v5e:2x4 (docs/pods.md)
 Expect:    TODO measure; the paper reports an AlpacaEval length-controlled win rate of 5.6
            (UltraFeedback) and 5.3 (MIX-14K)
 """

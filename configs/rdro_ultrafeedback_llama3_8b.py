@@ -12,7 +12,7 @@ Command:   python -m alignjax run --config=configs/rdro_ultrafeedback_llama3_8b.
                --workdir=runs/rdro_8b --set data.path='/data/ultrafeedback/*.jsonl' \
                --set model.path=/models/llama-3.1-8b-instruct
 Hardware:  8 GPUs of 80 GB; not run here
-Time:      TODO measure
+Time:      TODO measure; by plan 1.01 to 2.02 s a step on v5p:2x2x4 (docs/pods.md)
 Expect:    TODO measure; the paper reports an AlpacaEval length-controlled win rate of 17.3
 """
 
