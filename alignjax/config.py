@@ -101,7 +101,7 @@ class SamplingConfig:
     length_penalty: float = 1.0  # of beams: the best has the highest nats / tokens ** this
     batch_size: int = 32  # prompts per batch
     gather_weights: bool = True  # copy what mesh.fsdp splits to every device once a batch, in
-    # model.dtype; False saves that memory and sends the weights at every token
+    # model.dtype; False saves that memory and sends, or casts, the weights at every token
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

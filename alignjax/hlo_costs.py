@@ -15,7 +15,7 @@ FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
     *("call", "after-all", "partition-id", "replica-id", "opt-barrier", "iota"),
 }
-_HANDED = re.compile(r"\{(\d+)\}: \((\d+), \{\}\)")  # result: (operand that it lies in
+_HANDED = re.compile(r"\{(\d+)\}: \((\d+), \{\}\)")  # numbers of a result and its operand
 _KERNEL = re.compile(r'op_name="[^"]*\bsplash_(\d+)_(\d+)\b[^"]*_(fwd|dq|dkv)_')
 
 

@@ -111,10 +111,15 @@ def test_it_depends_on_neither_the_batch_nor_the_devices(params, rows):
         np.testing.assert_allclose(one, other[[2, 0]], atol=1e-4)
     mesh = make_mesh(2, 2, 1)
     placed = jax.device_put(params, shard_tree(params, mesh))
+    settings = dict(config=CONFIG, samples=6, num_beams=64, max_new_tokens=R, eos=EOS)
+    programs = set()
     for gather in (True, False):
         found = search(placed, put_rows(rows, mesh), gather_weights=gather)
         for one, other in zip(found, wanted, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-4)
+        lowered = beam_search.lower(placed, *rows, **settings, gather_weights=gather)
+        programs.add(lowered.as_text())
+    assert len(programs) == 2
 
 
 def test_it_stops_when_no_beam_can_win_any_more(params, rows, monkeypatch):

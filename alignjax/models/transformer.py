@@ -400,9 +400,11 @@ def prompt_positions(prompt_length: Array, p: int) -> Array:
 def unembedding(params: Params, config: ModelConfig) -> Array:
     """``[vocab, width]`` output projection of a parameter tree.
 
-    A network whose embedding is its head may have a copy of it beside: see `sharding.gathered`.
+    Where the embedding is the head, there may be a copy for this: see `sharding.gathered`.
     """
-    return params["head"] if "head" in params else params["embed"]["embedding"]
+    if config.tied_embeddings and "head" not in params:
+        return params["embed"]["embedding"]
+    return params["head"]
 
 
 def init_params(config: ModelConfig, key: Array) -> Params:

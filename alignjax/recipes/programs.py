@@ -27,7 +27,7 @@ from alignjax.recipes import adapters, pretrained, reward, stages
 from alignjax.recipes.signature import bind_fraction, check_objectives, drawn_responses, keeps_cache
 from alignjax.types import Batch, Params
 
-_DRAWING = (*("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "gather_weights"),)
+_DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "gather_weights")
 PARTS = ("step", "sft", "reward", "score", "sample")
 
 
