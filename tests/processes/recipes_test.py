@@ -22,13 +22,7 @@ from alignjax.recipes.fronts import morlhf, soups
 from alignjax.recipes.fronts import run as recipe
 from tests import runs
 from tests.processes.runs_test import arguments, launch, read
-from tests.recipes import (
-    modpo_test,
-    morlhf_test,
-    paretohqd_test,
-    reward_test,
-    rewards_in_context_test,
-)
+from tests.recipes import morlhf_test, paretohqd_test, reward_test
 
 pytestmark = [pytest.mark.usefixtures("compiled_here"), pytest.mark.slow]
 
@@ -82,17 +76,6 @@ def soup():
     config = morlhf_test.config(mesh=MeshConfig(fsdp=2))
     method = partial(soups.train, expert=partial(morlhf.policy, steps=2))
     return of_objectives(config, method=method, preferences=((1.0, 0.0), (0.5, 0.5)))
-
-
-def margins():
-    """MODPO: a reward model's margins in the loss of one policy per preference."""
-    return modpo_test.config("mesh.fsdp=2", preferences=((0.25, 0.75),))
-
-
-def told():
-    """RiC: scores in the prompts, and rounds on samples that are told theirs."""
-    method = partial(rewards_in_context_test.METHOD, online_rounds=1)
-    return rewards_in_context_test.config("mesh.fsdp=2", "sft.steps=2", method=method)
 
 
 def of_objectives(config, **changes):
@@ -166,7 +149,7 @@ def test_a_reward_model_by_two_processes(tmp_path, compiled):
     assert summary["table"]
 
 
-@pytest.mark.parametrize("name", ["front", "soup", "margins", "told"])
+@pytest.mark.parametrize("name", ["front", "soup"])
 def test_a_front_by_two_processes(name, tmp_path, compiled):
     recipe.run(globals()[name](), tmp_path / "one")
     two, one = by_two(name, tmp_path, compiled), tmp_path / "one"
