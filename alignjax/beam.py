@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from alignjax.decode import Caches, Hidden, decode, logits_of, prefill
 from alignjax.mixture import Mixture, each_policy
 from alignjax.models.config import ModelConfig
-from alignjax.sharding import gathered
+from alignjax.sharding import whole_weights
 from alignjax.types import Array, Params
 
 
@@ -71,7 +71,7 @@ def beam_search(
       fewer than K responses at all, the length is 0 and the log-probability -inf.
     """
     if gather_weights:
-        params = each_policy(functools.partial(gathered, config=config), params)
+        params = each_policy(functools.partial(whole_weights, config=config), params)
     b, k, w, r = len(prompt), samples, num_beams, max_new_tokens
 
     def score(nats: Array, length: Array) -> Array:

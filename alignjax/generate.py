@@ -59,9 +59,7 @@ def questions(data: Bucketed, limit: int) -> list[Question]:
 
 def decisive(settings: SamplingConfig) -> dict[str, Any]:
     """What decides which responses are drawn, as JSON data: all but where the weights are."""
-    told = describe(settings)
-    del told["gather_weights"]
-    return dict(told)
+    return {k: v for k, v in describe(settings).items() if k != "gather_weights"}
 
 
 def undistorted(settings: SamplingConfig) -> SamplingConfig:

@@ -118,7 +118,7 @@ def shard_tree(tree: Any, mesh: Mesh, *, stacked: bool = False) -> Any:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def gathered(params: Params, config: ModelConfig) -> Params:
+def whole_weights(params: Params, config: ModelConfig) -> Params:
     """Weights as products want them, for a program that uses them again and again.
 
     Whole on every device of ``fsdp`` and in ``config.dtype``, where a single pass gathers each

@@ -140,19 +140,21 @@ def losses(folder):
 
 
 def test_a_reward_model_by_two_processes(tmp_path, compiled):
-    summary = reward.run(reward_model(), tmp_path / "one")
+    one = tmp_path / "one"
+    reward.run(reward_model(), one)
     two = by_two("reward_model", tmp_path, compiled)
-    assert differences(losses(two), losses(tmp_path / "one")) == []
-    found = read(two / "summary.json")
+    assert differences(losses(two), losses(one)) == []
+    found, wanted = (read(w / "summary.json") for w in (two, one))
     for name in ("table", "calibration"):
-        assert differences(found[name], read(tmp_path / "one" / "summary.json")[name], name) == []
-    assert summary["table"]
+        assert differences(found[name], wanted[name], name) == []
+    assert wanted["table"]
 
 
-@pytest.mark.parametrize("name", ["front", "soup"])
-def test_a_front_by_two_processes(name, tmp_path, compiled):
-    recipe.run(globals()[name](), tmp_path / "one")
-    two, one = by_two(name, tmp_path, compiled), tmp_path / "one"
+@pytest.mark.parametrize("config", [front, soup])
+def test_a_front_by_two_processes(config, tmp_path, compiled):
+    one = tmp_path / "one"
+    recipe.run(config(), one)
+    two = by_two(config.__name__, tmp_path, compiled)
     trained = losses(one)
     assert len(trained) > 1
     assert differences(losses(two), trained) == []
@@ -161,5 +163,5 @@ def test_a_front_by_two_processes(name, tmp_path, compiled):
         assert differences(found[part], wanted[part], part) == []
     for file in sorted((one / "said").iterdir()):
         assert differences(read(two / "said" / file.name), read(file), file.name) == []
-    if name == "front":
+    if config is front:
         assert differences(*(read(w / "stage2.json") for w in (two, one))) == []
