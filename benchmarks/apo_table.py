@@ -27,13 +27,15 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from alignjax import configfile, evaluate
-from alignjax.config import Config
-from alignjax.data import world
+from alignjax.commands import export
+from alignjax.config import Config, load
 from alignjax.data.records import Receipt, Record, split_by_prompt
-from alignjax.objectives import apo, bradley_terry, dpo, rrhf, sft
-from alignjax.recipes import align, export, reward, rounds
-from alignjax.recipes.round_measures import ACCURACY, BEFORE, ECE, PAIRS, SAMPLES
+from alignjax.evaluation import preferences
+from alignjax.losses import apo, bradley_terry, dpo, rrhf, sft
+from alignjax.recipes import align, reward_model
+from alignjax.recipes.apo import rounds
+from alignjax.recipes.apo.measure import ACCURACY, BEFORE, ECE, PAIRS, SAMPLES
+from alignjax.world import sources as world
 
 ROOT = pathlib.Path(__file__).parent.parent
 SIZE = 800
@@ -82,7 +84,7 @@ def cell(name: str, seed: int, shared: pathlib.Path) -> Config:
         *(f"optim.learning_rate={rate}", f"game.learning_rates=({rate}, {0.4 * rate})"),
         *(f"reference.mode={mode}", f"data.cache_dir={shared / 'cache'}"),
     ]
-    config = configfile.load(str(ROOT / "configs" / "apo_world.py"), changes)
+    config = load.load(str(ROOT / "configs" / "apo_world.py"), changes)
     if adversary == "wgan":
         bound: Any = config.reward_loss
         loss = functools.partial(apo.reward_loss_diff, **bound.keywords)
@@ -149,7 +151,7 @@ def prepare(seed: int, shared: pathlib.Path) -> Config:
             train=config.game.train,
             evaluate=dataclasses.replace(config.evaluate, judge=None),
         )
-        reward.run(base, shared / "rm")
+        reward_model.run(base, shared / "rm")
     return config
 
 
@@ -276,7 +278,7 @@ def main() -> None:
     print(
         "\nmean ± standard deviation over seeds; ahead: the last round's accuracy less that of the "
         "reward model of the pairs\nalone, on the same samples, with the 95% interval over prompts "
-        f"(normal quantile {evaluate.Z95:.2f})."
+        f"(normal quantile {preferences.Z95:.2f})."
     )
 
 

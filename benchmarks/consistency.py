@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 import jax
 import numpy as np
 
-from alignjax.objectives import bco, ddro, dpo, kto, rdro, sft
+from alignjax.losses import bco, ddro, dpo, kto, rdro, sft
 from alignjax.types import Baseline, Batch, Logps, Loss, loss_inputs
 from benchmarks.tabular import (
     Preferences,

@@ -27,7 +27,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 import jax
 import numpy as np
 
-from alignjax import checkpoint, optim, sharding, step
 from alignjax.config import (
     Config,
     DataConfig,
@@ -37,23 +36,27 @@ from alignjax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from alignjax.data import world, world_text
 from alignjax.data.records import Receipt, Record
-from alignjax.logps import score_responses
+from alignjax.losses import bco, ddro, dpo, kto, rdro, sft
 from alignjax.models.config import ModelConfig
+from alignjax.models.logps import score_responses
 from alignjax.models.transformer import init_params
-from alignjax.objectives import bco, ddro, dpo, kto, rdro, sft
-from alignjax.recipes import align, prepared
+from alignjax.recipes import align
+from alignjax.runtime import checkpoint, sharding
+from alignjax.stages import data as prepared
+from alignjax.training import optim, step
 from alignjax.types import Batch, Params
+from alignjax.world import grammar
+from alignjax.world import sources as world
 
 PREFERENCE: dict[str, float] = dict(temperature=0.05, cycle=2.0)
 PROMPTS = [
-    world_text.Prompt("guitar", "clean", *rest)
+    grammar.Prompt("guitar", "clean", *rest)
     for rest in itertools.product(
-        range(len(world_text.TAILS)), world_text.ADJECTIVES, range(len(world_text.FORMS))
+        range(len(grammar.TAILS)), grammar.ADJECTIVES, range(len(grammar.FORMS))
     )
 ]
-SAID = [i for i, latent in enumerate(world_text.LATENTS) if latent.verbosity <= 1]
+SAID = [i for i, latent in enumerate(grammar.LATENTS) if latent.verbosity <= 1]
 KTO: dict[str, Any] = dict(loss=kto.loss, select=kto.select, baseline=kto.baseline)
 METHODS: dict[str, tuple[float, dict[str, Any]]] = {  # learning rate, fields of Config
     "RDRO": (1e-3, dict(loss=rdro.loss)),
@@ -73,9 +76,9 @@ METHODS: dict[str, tuple[float, dict[str, Any]]] = {  # learning rate, fields of
 def pairs(risk: int) -> np.ndarray:
     """``[n, n]`` the probability of (preferred, rejected) for prompts of this risk.
 
-    As in `world.pairs`: two different responses of the world's mixture, then a choice.
+    As in `sources.pairs`: two different responses of the world's mixture, then a choice.
     """
-    prompt = next(world_text.render_prompt(p) for p in PROMPTS if p.risk == risk)
+    prompt = next(grammar.render_prompt(p) for p in PROMPTS if p.risk == risk)
     q = np.exp(world.log_probs(world.DEFAULT_WORLD, prompt, alpha=0.5)[SAID])
     together = np.outer(q, q)
     np.fill_diagonal(together, 0.0)
@@ -83,15 +86,15 @@ def pairs(risk: int) -> np.ndarray:
     return 2 * together / together.sum() * beats[np.ix_(SAID, SAID)]
 
 
-def responses(prompt: world_text.Prompt) -> list[str]:
+def responses(prompt: grammar.Prompt) -> list[str]:
     """The n responses that can be said, in the order of every ``[n]``."""
-    return [world_text.render(prompt, world_text.LATENTS[i]) for i in SAID]
+    return [grammar.render(prompt, grammar.LATENTS[i]) for i in SAID]
 
 
 def labelled_pairs(receipt: Receipt, *, size: int, seed: int) -> Iterator[Record]:
     """Pairs for `PROMPTS`, the preferred response first, each response with its label."""
     key = np.random.default_rng(seed)
-    cumulative = {risk: np.cumsum(pairs(risk)) for risk in range(len(world_text.RISKS))}
+    cumulative = {risk: np.cumsum(pairs(risk)) for risk in range(len(grammar.RISKS))}
     said = {prompt: responses(prompt) for prompt in PROMPTS}
     for i in range(size):
         receipt.rows_in += 1
@@ -100,7 +103,7 @@ def labelled_pairs(receipt: Receipt, *, size: int, seed: int) -> Iterator[Record
         preferred, rejected = divmod(int(place), len(SAID))
         yield Record(
             id=f"pair-{i}",
-            prompt=world_text.render_prompt(prompt),
+            prompt=grammar.render_prompt(prompt),
             responses=(said[prompt][preferred], said[prompt][rejected]),
             desirable=(True, False),
             domain=f"draw {i}",  # the same pair drawn again is no duplicate
@@ -155,11 +158,9 @@ def _target(start: Any) -> Any:
     return sharding.abstract(shapes, sharding.shard_tree(shapes, sharding.make_mesh(1, 1, 1)))
 
 
-def enumerated(
-    params: Params, run: Config, tokenizer: Any, prompt: world_text.Prompt
-) -> np.ndarray:
+def enumerated(params: Params, run: Config, tokenizer: Any, prompt: grammar.Prompt) -> np.ndarray:
     """``[n]`` log-probabilities of every response to a prompt."""
-    encoded = tokenizer.encode(world_text.render_prompt(prompt), responses(prompt))
+    encoded = tokenizer.encode(grammar.render_prompt(prompt), responses(prompt))
     length = np.array([len(ids) for ids in encoded.response_ids], np.int32)
     response = np.zeros((len(length), length.max()), np.int32)
     for row, ids in zip(response, encoded.response_ids, strict=True):
@@ -177,16 +178,16 @@ def enumerated(
     return np.asarray(score_responses(params, batch, config=run.model)[0], float)
 
 
-def held_out_prompts(data: prepared.Prepared) -> list[world_text.Prompt]:
+def held_out_prompts(data: prepared.Prepared) -> list[grammar.Prompt]:
     """One held-out prompt of each risk."""
     rows = data.held_out.dataset
     held_out = {rows[i].prompt for i in range(len(rows))}
-    found = {p.risk: p for p in PROMPTS if world_text.render_prompt(p) in held_out}
+    found = {p.risk: p for p in PROMPTS if grammar.render_prompt(p) in held_out}
     return [found[risk] for risk in sorted(found)]
 
 
 def distances(
-    params: Params, run: Config, tokenizer: Any, prompts: list[world_text.Prompt]
+    params: Params, run: Config, tokenizer: Any, prompts: list[grammar.Prompt]
 ) -> dict[str, float]:
     """Means over prompts: TV to p+ and to the mixture, and the share of malformed text."""
     rows = []
@@ -257,7 +258,7 @@ def main() -> None:
                 "reference": distances(reference(run, workdir), run, data.tokenizer, prompts),
                 "traces": traces(workdir, beta),
                 "seconds": time.perf_counter() - began,
-                "prompts": [world_text.render_prompt(prompt) for prompt in prompts],
+                "prompts": [grammar.render_prompt(prompt) for prompt in prompts],
             }
             path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             print(key, found[key]["policy"], "reference", found[key]["reference"], flush=True)

@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from alignjax.logps import response_logps
+from alignjax.losses import bradley_terry, dpo, hps, plackett_luce
 from alignjax.models.config import ModelConfig
+from alignjax.models.logps import response_logps
 from alignjax.models.transformer import init_params
-from alignjax.objectives import bradley_terry, dpo, hps, plackett_luce
-from alignjax.step import init_state, train_step
+from alignjax.training.step import init_state, train_step
 from alignjax.types import Batch
 from benchmarks.plain import plain_logps
 

@@ -26,9 +26,9 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from alignjax import configfile, history
-from alignjax.config import Config
-from alignjax.objectives import bradley_terry, dpo, exo, hps, ipo, nca, plackett_luce, sppo
+from alignjax.config import Config, load
+from alignjax.evaluation import history
+from alignjax.losses import bradley_terry, dpo, exo, hps, ipo, nca, plackett_luce, sppo
 from alignjax.recipes import align
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -77,7 +77,7 @@ def cell(data: str, path: str, method: str, preference: str, seed: int, n: int) 
         changes.append(f"data.path={path}")
     if n:
         changes.append(f"candidates.samples={n}")
-    config = configfile.load(str(ROOT / "configs" / f"hps_{data}.py"), changes)
+    config = load.load(str(ROOT / "configs" / f"hps_{data}.py"), changes)
     if preference == "pl":
         loss, select = functools.partial(LIST[method], beta=BETA), None
     elif preference == "bt":

@@ -21,13 +21,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 import jax
 import numpy as np
 
-from alignjax import sharding
 from alignjax.models import presets
 from alignjax.models.config import ModelConfig
 from alignjax.models.hf import load, tensorfile
 from alignjax.models.hf.configjson import write
 from alignjax.models.hf.save import write_json
-from alignjax.recipes import pretrained
+from alignjax.runtime import sharding
+from alignjax.stages import pretrained
 
 MIB = 2**20
 

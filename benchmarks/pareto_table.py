@@ -41,7 +41,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 import jax
 import numpy as np
 
-from alignjax import configfile, fronts, optim, pareto, score
+from alignjax.commands import front as comparing
 from alignjax.config import (
     Config,
     DataConfig,
@@ -51,16 +51,21 @@ from alignjax.config import (
     SftConfig,
     TokenizerConfig,
     TrainConfig,
+    load,
 )
-from alignjax.data import world, world_front
+from alignjax.evaluation import fronts
+from alignjax.losses import apo, modpo, pareto, paretohqd, rewards_in_context, sft
 from alignjax.models.config import LoraConfig, ModelConfig
-from alignjax.objectives import apo, modpo, paretohqd, rewards_in_context, sft
-from alignjax.recipes import reward
-from alignjax.recipes.fronts import comparing, mod, morlhf, soups, supervised
-from alignjax.recipes.fronts import modpo as modpo_recipe
-from alignjax.recipes.fronts import paretohqd as paretohqd_recipe
-from alignjax.recipes.fronts import rewards_in_context as ric_recipe
-from alignjax.recipes.fronts import run as recipe
+from alignjax.recipes import reward_model
+from alignjax.recipes.multi_objective import mod, morlhf, soups, supervised
+from alignjax.recipes.multi_objective import modpo as modpo_recipe
+from alignjax.recipes.multi_objective import paretohqd as paretohqd_recipe
+from alignjax.recipes.multi_objective import rewards_in_context as ric_recipe
+from alignjax.recipes.multi_objective import run as recipe
+from alignjax.rewards import scorers
+from alignjax.training import optim
+from alignjax.world import front as world_front
+from alignjax.world import sources as world
 
 ROOT = pathlib.Path(__file__).parent.parent
 TWO, THREE = ("helpful", "concise"), ("helpful", "harmless", "concise")
@@ -89,7 +94,7 @@ def on_ratings(out: pathlib.Path, path: str, seed: int) -> Config:
     own = [f"data.path={path}", f"train.seed={seed}"]
     folder = out / "shared" / f"reward-model-seed{seed}"
     if not (folder / "summary.json").is_file():
-        reward.run(configfile.load(str(ROOT / "configs" / "rm_unieval.py"), own), folder)
+        reward_model.run(load.load(str(ROOT / "configs" / "rm_unieval.py"), own), folder)
     changes = [
         *own,
         # Not the ratings asked for, so that the model scores the rows as well: one scale for all.
@@ -99,7 +104,7 @@ def on_ratings(out: pathlib.Path, path: str, seed: int) -> Config:
         f"tokenizer.path={folder / 'tokenizer.model'}",
         "train.save_every=100000",
     ]
-    return configfile.load(str(ROOT / "configs" / "paretohqd_unieval.py"), changes)
+    return load.load(str(ROOT / "configs" / "paretohqd_unieval.py"), changes)
 
 
 def base(case: str, seed: int) -> Config:
@@ -131,7 +136,7 @@ def base(case: str, seed: int) -> Config:
         sft=SftConfig(loss=sft.loss, learning_rate=5e-3, epochs=3.0, batch_size=32),
         objectives=ObjectivesConfig(
             method=supervised.train,
-            scorer=functools.partial(score.judged, judge=judge, name=names),
+            scorer=functools.partial(scorers.judged, judge=judge, name=names),
             names=names,
             preferences=PREFERENCES[len(names)],
             box=((0.0, 1.0),) * len(names),

@@ -20,7 +20,7 @@ def plain_logps(
     """``[B, K]`` summed response log-probabilities, nats, prompt repeated and logits in full.
 
     Args:
-      params, batch, config: as `alignjax.logps.response_logps` takes them.
+      params, batch, config: as `alignjax.models.logps.response_logps` takes them.
       total: tokens that sequences are padded to; at least the longest prompt + response. None:
         P + R.
     """

@@ -20,9 +20,9 @@ from typing import Any
 os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from alignjax import configfile
-from alignjax.plan import GIB
-from alignjax.recipes import planning
+from alignjax.config import load
+from alignjax.planning import plan
+from alignjax.planning.compile import GIB
 
 PRICES = {"v5p": 4.2, "v5e": 1.2}  # dollars per chip and hour: examples
 SMALL, V5P, V5E, LARGE = "v5e:2x4", "v5p:2x2x4", "v5e:16x16", "v5p:8x8x8"
@@ -120,9 +120,9 @@ def main() -> None:
     for name, topology, mesh, changes, parts in RUNS:
         if not all(x in f"{name} {topology}" for x in args.only.split(",")):
             continue
-        config = configfile.load(f"configs/{name}.py", list(changes))
+        config = load.load(f"configs/{name}.py", list(changes))
         price = PRICES[topology.partition(":")[0]]
-        told = planning.run(config, topology, mesh=mesh, parts=parts, price=price)
+        told = plan.run(config, topology, mesh=mesh, parts=parts, price=price)
         for one in told["plans"]:
             program = one["name"].removeprefix("the ")
             if one["measured"]["fits"]:

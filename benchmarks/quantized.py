@@ -19,14 +19,15 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 import jax
 import numpy as np
 
-from alignjax import configfile, kl, sharding
+from alignjax.config import load
 from alignjax.data.batching import read
-from alignjax.models import presets, quantized
+from alignjax.models import kl, presets, quantized
 from alignjax.models.config import QUANTIZED
 from alignjax.models.transformer import init_params
-from alignjax.recipes import pretrained, stages, workdirs
-from alignjax.recipes.prepared import prepare_data
-from alignjax.sharding import put_rows
+from alignjax.runtime import sharding, workdirs
+from alignjax.runtime.sharding import put_rows
+from alignjax.stages import bricks, pretrained
+from alignjax.stages.data import prepare_data
 
 
 def sizes(names: list[str]) -> None:
@@ -56,11 +57,11 @@ def main() -> None:
     if given.presets:
         sizes(given.presets.split(","))
         return
-    config = pretrained.resolve(configfile.load(given.config, []))
+    config = pretrained.resolve(load.load(given.config, []))
     workdir, mesh = pathlib.Path(given.workdir), sharding.make_mesh(1, 1, 1)
     with workdirs.owned(workdir):
         data = prepare_data(config, workdir)
-        network = stages.supervised(config, workdir, data, mesh)()
+        network = bricks.supervised(config, workdir, data, mesh)()
     rows = data.held_out
     plan = rows.in_order(32)
     compare = jax.jit(functools.partial(kl.against, config=config.model))

@@ -23,9 +23,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 import jax
 import numpy as np
 
-from alignjax.decode import sample
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import init_params
+from alignjax.sampling.decode import sample
 
 
 def timed(run: Callable[[], object]) -> tuple[float, float]:

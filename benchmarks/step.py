@@ -31,13 +31,13 @@ from alignjax.data import sources
 from alignjax.data.batching import Shape, assemble, bucket, plan_batches
 from alignjax.data.prepare import prepare
 from alignjax.data.records import Receipt, Record, check
-from alignjax.data.tokenizer import load
-from alignjax.data.tokenizer_training import train_sentencepiece
-from alignjax.logps import response_logps
+from alignjax.data.tokenizer.load import load
+from alignjax.data.tokenizer.training import train_sentencepiece
+from alignjax.losses import dpo
 from alignjax.models.config import ModelConfig
+from alignjax.models.logps import response_logps
 from alignjax.models.transformer import init_params
-from alignjax.objectives import dpo
-from alignjax.step import init_state, train_step
+from alignjax.training.step import init_state, train_step
 from alignjax.types import Batch
 from benchmarks.plain import plain_logps
 

@@ -6,7 +6,7 @@
 
 Per chip: memory (arguments + temporary + output - what the output reuses), FLOPs of matrix products
 as compiled, and the results of collectives in one step, loops counted by how often they turn
-(`alignjax.hlo`). A reduce-scatter's result is its part; "reduced whole" counts what goes into it.
+(`planning.hlo`). A reduce-scatter's result is its part; "reduced whole" counts what goes into it.
 Parameters and optimizer state are float32, products bfloat16; layers but for keys and values (and
 what splash ends with) are recomputed in the backward pass; the reference's log-probabilities are
 cached. "splash" is what a run takes on TPUs, "xla" the same step with XLA's attention, "plain" the
@@ -27,14 +27,15 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import jax
 
-from alignjax import optim, plan, sharding, train
 from alignjax.config import Config, DataConfig, MeshConfig, OptimConfig, TrainConfig
 from alignjax.data import sources
-from alignjax.hlo_costs import COLLECTIVES
+from alignjax.losses import dpo
 from alignjax.models import presets
-from alignjax.objectives import dpo
-from alignjax.plan import GIB, Measured
-from alignjax.recipes import programs
+from alignjax.planning import compile, programs
+from alignjax.planning.compile import GIB, Measured
+from alignjax.planning.hlo_costs import COLLECTIVES
+from alignjax.runtime import sharding
+from alignjax.training import loop, optim
 from benchmarks.plain import plain_logps
 
 STEPS = ("splash", "xla", "plain")
@@ -62,7 +63,7 @@ def config_of(args: argparse.Namespace) -> Config:
     )
 
 
-def measure(config: Config, on: plan.Machine, name: str) -> Measured:
+def measure(config: Config, on: compile.Machine, name: str) -> Measured:
     """One of `STEPS`."""
     plain, size = name == "plain", config.mesh
     model = dataclasses.replace(config.model, attention="xla" if plain else name)
@@ -71,8 +72,8 @@ def measure(config: Config, on: plan.Machine, name: str) -> Measured:
     of, job, batch, _ = programs.job_of(config, mesh, "step")
     if plain:
         job = dataclasses.replace(job, apply=functools.partial(plain_logps, config=of.model))
-    _, state, step = train.make_step(job, jax.random.key(0))
-    return plan.measure(step, state, job.ref_params, batch, on=on)
+    _, state, step = loop.make_step(job, jax.random.key(0))
+    return compile.measure(step, state, job.ref_params, batch, on=on)
 
 
 def main() -> None:
@@ -89,7 +90,7 @@ def main() -> None:
     parser.add_argument("--only", default="", choices=("", *STEPS), help="one of the steps")
     parser.add_argument("--out", default="", help="JSON file")
     args = parser.parse_args()
-    config, on = config_of(args), plan.machine(args.topology)
+    config, on = config_of(args), compile.machine(args.topology)
     found = {name: measure(config, on, name) for name in ([args.only] if args.only else STEPS)}
     print(
         f"{args.topology}, fsdp {args.fsdp} x tensor {args.tensor}; {args.pairs} pairs, prompt "

@@ -22,14 +22,15 @@ import sys
 os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from alignjax import optim, plan, sharding
 from alignjax.config import Config, DataConfig, EvaluateConfig, MeshConfig, OptimConfig, TrainConfig
 from alignjax.data import sources
-from alignjax.hlo_costs import COLLECTIVES
+from alignjax.losses import dpo
 from alignjax.models.config import ModelConfig
-from alignjax.objectives import dpo
-from alignjax.plan import Machine, Measured
-from alignjax.recipes import programs
+from alignjax.planning import compile, programs
+from alignjax.planning.compile import Machine, Measured
+from alignjax.planning.hlo_costs import COLLECTIVES
+from alignjax.runtime import sharding
+from alignjax.training import optim
 
 MIB = 2.0**20
 
@@ -69,7 +70,7 @@ def measure(config: Config, on: Machine) -> Measured:
     size = config.mesh
     mesh = sharding.make_mesh(size.data, size.fsdp, size.tensor, list(on.devices))
     made = programs.make(config, mesh, "step")
-    return plan.measure(made.function, *made.args, on=on)
+    return compile.measure(made.function, *made.args, on=on)
 
 
 def main() -> None:
@@ -92,13 +93,13 @@ def main() -> None:
     print("MiB per chip and step\n\n| topology | data x fsdp x tensor |", " | ".join(heads), "|")
     print("|---|---|" + "---|" * len(heads))
     for topology in args.topologies.split(","):
-        on = plan.machine(topology)
+        on = compile.machine(topology)
         count = len(on.devices)
         data = count // (args.fsdp * args.tensor)
         meshes = (MeshConfig(fsdp=count), MeshConfig(data=data, fsdp=args.fsdp, tensor=args.tensor))
         for mesh in meshes:
             one = measure(config_of(args, mesh), on)
-            took = plan.seconds(one, on.chip)
+            took = compile.seconds(one, on.chip)
             name = " x ".join(str(n) for n in dataclasses.astuple(mesh))
             sizes = [
                 one.collectives.get(kind, {}).get("entered", 0.0) / MIB

@@ -19,7 +19,6 @@ Expect:    TODO measure
 import dataclasses
 from functools import partial
 
-from alignjax import optim
 from alignjax.config import (
     Config,
     DataConfig,
@@ -30,8 +29,9 @@ from alignjax.config import (
     TrainConfig,
 )
 from alignjax.data import sources
+from alignjax.losses import apo, bradley_terry, dpo
 from alignjax.models import presets
-from alignjax.objectives import apo, bradley_terry, dpo
+from alignjax.training import optim
 
 
 def get_config() -> Config:

@@ -15,7 +15,6 @@ Expect:    true score of samples from 0.629 ± 0.021 to 0.711 ± 0.020 after 120
 
 from functools import partial
 
-from alignjax import optim
 from alignjax.config import (
     Config,
     DataConfig,
@@ -27,9 +26,10 @@ from alignjax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from alignjax.data import world
+from alignjax.losses import apo, sft
 from alignjax.models.config import ModelConfig
-from alignjax.objectives import apo, sft
+from alignjax.training import optim
+from alignjax.world import sources as world
 
 SIZE = 4000
 

@@ -20,12 +20,11 @@ The paper's ablations, with --set:
     GAIL (no pairs)                                  reward_loss.pair_weight=0
     a reward model that goes on                      game.sequential=True
 
-Another policy is another ``loss`` and ``select``, as the docstring of `objectives.apo` lists them.
+Another policy is another ``loss`` and ``select``, as the docstring of `losses.apo` lists them.
 """
 
 from functools import partial
 
-from alignjax import optim
 from alignjax.config import (
     Config,
     DataConfig,
@@ -38,9 +37,10 @@ from alignjax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from alignjax.data import world
+from alignjax.losses import apo, sft
 from alignjax.models.config import ModelConfig
-from alignjax.objectives import apo, sft
+from alignjax.training import optim
+from alignjax.world import sources as world
 
 SIZE = 2000
 

@@ -10,7 +10,6 @@ Expect:    18,018 items to train on and 1,982 held out by prompt: held-out rewar
 
 from functools import partial
 
-from alignjax import optim
 from alignjax.config import (
     Config,
     DataConfig,
@@ -21,8 +20,9 @@ from alignjax.config import (
     TrainConfig,
 )
 from alignjax.data import sources
+from alignjax.losses import dpo, sft
 from alignjax.models.config import ModelConfig
-from alignjax.objectives import dpo, sft
+from alignjax.training import optim
 
 
 def get_config() -> Config:

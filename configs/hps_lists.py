@@ -13,7 +13,6 @@ Expect:    513 lists to train on and 130 held out: the reward orders 0.516 ± 0.
 
 from functools import partial
 
-from alignjax import optim
 from alignjax.config import (
     Config,
     DataConfig,
@@ -24,8 +23,9 @@ from alignjax.config import (
     TrainConfig,
 )
 from alignjax.data import sources
+from alignjax.losses import hps, sft
 from alignjax.models.config import ModelConfig
-from alignjax.objectives import hps, sft
+from alignjax.training import optim
 
 STEPS = 64  # two passes over the lists, as in the paper
 

@@ -15,7 +15,6 @@ Expect:    TODO measure; the paper reports RM_DPO 2.723, and 0.349 for DPO on be
 import dataclasses
 from functools import partial
 
-from alignjax import optim, score
 from alignjax.config import (
     CandidatesConfig,
     Config,
@@ -26,9 +25,11 @@ from alignjax.config import (
     TrainConfig,
 )
 from alignjax.data import sources
+from alignjax.losses import hps
 from alignjax.models import presets
 from alignjax.models.config import LoraConfig
-from alignjax.objectives import hps
+from alignjax.rewards import scorers
+from alignjax.training import optim
 
 STEPS = 2 * 160_800 // 64  # two passes over HH-RLHF's training prompts; change it with the data
 REWARD_MODEL = "/models/skywork-reward-llama-3.1-8b-v0.2"
@@ -42,7 +43,7 @@ def get_config() -> Config:
         ),
         lora=LoraConfig(rank=8, alpha=16.0, targets=("q", "v"), dropout=0.01),
         candidates=CandidatesConfig(
-            scorers=(partial(score.reward_model, path=REWARD_MODEL, batch_size=8),),
+            scorers=(partial(scorers.reward_model, path=REWARD_MODEL, batch_size=8),),
             samples=100,
             keep_own=True,
             temperature=0.9,

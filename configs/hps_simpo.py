@@ -16,7 +16,6 @@ Expect:    on 114 held-out lists the reward per token orders 0.721 ± 0.026 of t
 
 from functools import partial
 
-from alignjax import optim
 from alignjax.config import (
     Config,
     DataConfig,
@@ -27,9 +26,10 @@ from alignjax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from alignjax.data import world
+from alignjax.losses import hps, sft, simpo
 from alignjax.models.config import ModelConfig
-from alignjax.objectives import hps, sft, simpo
+from alignjax.training import optim
+from alignjax.world import sources as world
 
 
 def get_config() -> Config:

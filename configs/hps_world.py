@@ -14,7 +14,6 @@ Expect:    753 lists to train on, 97 held out; RM_DPO from 0 to 9.17 ± 1.77 at 
 
 from functools import partial
 
-from alignjax import optim, score
 from alignjax.config import (
     CandidatesConfig,
     Config,
@@ -25,9 +24,11 @@ from alignjax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from alignjax.data import world
+from alignjax.losses import hps, sft
 from alignjax.models.config import ModelConfig
-from alignjax.objectives import hps, sft
+from alignjax.rewards import scorers
+from alignjax.training import optim
+from alignjax.world import sources as world
 
 STEPS = 96  # two passes over the lists, as in the paper
 
@@ -49,7 +50,7 @@ def get_config() -> Config:
         # Good and bad answers alike: what comes of the lists is the alignment's.
         sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=4.0, batch_size=16),
         candidates=CandidatesConfig(
-            scorers=(partial(score.judged, judge=world.judge, name="true_score"),),
+            scorers=(partial(scorers.judged, judge=world.judge, name="true_score"),),
             samples=8,
             max_new_tokens=64,
             temperature=0.9,

@@ -13,7 +13,6 @@ Expect:    mean (helpful, concise) of the five preferences from (0.43, 0.82) for
 
 from functools import partial
 
-from alignjax import optim, score
 from alignjax.config import (
     Config,
     DataConfig,
@@ -24,10 +23,12 @@ from alignjax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from alignjax.data import world
+from alignjax.losses import modpo, sft
 from alignjax.models.config import LoraConfig, ModelConfig
-from alignjax.objectives import modpo, sft
-from alignjax.recipes.fronts import modpo as recipe
+from alignjax.recipes.multi_objective import modpo as recipe
+from alignjax.rewards import scorers
+from alignjax.training import optim
+from alignjax.world import sources as world
 
 NAMES = ("helpful", "concise")
 
@@ -50,7 +51,7 @@ def get_config() -> Config:
         sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=2.0, batch_size=32),
         objectives=ObjectivesConfig(
             method=partial(recipe.train, log_odds=1.0),
-            scorer=partial(score.judged, judge=world.judge, name=NAMES),
+            scorer=partial(scorers.judged, judge=world.judge, name=NAMES),
             names=NAMES,
             preferences=((0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)),
             box=((0.0, 1.0), (0.0, 1.0)),

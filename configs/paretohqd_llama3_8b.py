@@ -17,7 +17,6 @@ Expect:    TODO measure; the paper reports a hypervolume of 0.753 and 7.0% colla
 import dataclasses
 from functools import partial
 
-from alignjax import optim, score
 from alignjax.config import (
     Config,
     DataConfig,
@@ -27,10 +26,12 @@ from alignjax.config import (
     TrainConfig,
 )
 from alignjax.data import sources
+from alignjax.losses import paretohqd
 from alignjax.models import presets
 from alignjax.models.config import LoraConfig
-from alignjax.objectives import paretohqd
-from alignjax.recipes.fronts import paretohqd as recipe
+from alignjax.recipes.multi_objective import paretohqd as recipe
+from alignjax.rewards import scorers
+from alignjax.training import optim
 
 REWARD_MODEL = "/models/hh-helpful-harmless"
 
@@ -44,7 +45,7 @@ def get_config() -> Config:
         lora=LoraConfig(rank=64, alpha=128.0, dropout=0.05),
         objectives=ObjectivesConfig(
             method=partial(recipe.train, size=100, prompts=10_000, at_once=2),
-            scorer=partial(score.reward_model, path=REWARD_MODEL),
+            scorer=partial(scorers.reward_model, path=REWARD_MODEL),
             names=("helpful", "harmless"),
             preferences=tuple((i / 10, 1 - i / 10) for i in range(11)),
         ),

@@ -17,7 +17,6 @@ Expect:    fronts that this reward model cannot tell apart: mean scores between 
 
 from functools import partial
 
-from alignjax import optim, score
 from alignjax.config import (
     Config,
     DataConfig,
@@ -29,9 +28,11 @@ from alignjax.config import (
     TrainConfig,
 )
 from alignjax.data import sources
+from alignjax.losses import paretohqd, sft
 from alignjax.models.config import LoraConfig, ModelConfig
-from alignjax.objectives import paretohqd, sft
-from alignjax.recipes.fronts import paretohqd as recipe
+from alignjax.recipes.multi_objective import paretohqd as recipe
+from alignjax.rewards import scorers
+from alignjax.training import optim
 
 NAMES = ("informativeness", "naturalness")
 
@@ -61,7 +62,7 @@ def get_config() -> Config:
         sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=12.0, batch_size=16),
         objectives=ObjectivesConfig(
             method=partial(recipe.train, size=50, curate=paretohqd.curate, at_once=5),
-            scorer=partial(score.reward_model, path="runs/rm_unieval"),
+            scorer=partial(scorers.reward_model, path="runs/rm_unieval"),
             names=NAMES,
             preferences=((0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)),
         ),

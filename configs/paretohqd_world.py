@@ -12,7 +12,6 @@ Ablations: ``--set objectives.method.two_stages=false``; ``curate=paretohqd.cura
 
 from functools import partial
 
-from alignjax import optim, score
 from alignjax.config import (
     Config,
     DataConfig,
@@ -23,10 +22,12 @@ from alignjax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from alignjax.data import world
+from alignjax.losses import paretohqd, sft
 from alignjax.models.config import LoraConfig, ModelConfig
-from alignjax.objectives import paretohqd, sft
-from alignjax.recipes.fronts import paretohqd as recipe
+from alignjax.recipes.multi_objective import paretohqd as recipe
+from alignjax.rewards import scorers
+from alignjax.training import optim
+from alignjax.world import sources as world
 
 NAMES = ("helpful", "concise")
 
@@ -49,7 +50,7 @@ def get_config() -> Config:
         sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=2.0, batch_size=32),
         objectives=ObjectivesConfig(
             method=partial(recipe.train, size=100, curate=paretohqd.curate, prompts=500, at_once=5),
-            scorer=partial(score.judged, judge=world.judge, name=NAMES),
+            scorer=partial(scorers.judged, judge=world.judge, name=NAMES),
             names=NAMES,
             preferences=((0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)),
             box=((0.0, 1.0), (0.0, 1.0)),

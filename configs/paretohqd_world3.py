@@ -15,7 +15,6 @@ Expect:    hypervolume 0.380 [0.344, 0.440] of the box from 0 to 1, faithfulness
 
 from functools import partial
 
-from alignjax import optim, score
 from alignjax.config import (
     Config,
     DataConfig,
@@ -26,10 +25,12 @@ from alignjax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from alignjax.data import world
+from alignjax.losses import paretohqd, sft
 from alignjax.models.config import LoraConfig, ModelConfig
-from alignjax.objectives import paretohqd, sft
-from alignjax.recipes.fronts import paretohqd as recipe
+from alignjax.recipes.multi_objective import paretohqd as recipe
+from alignjax.rewards import scorers
+from alignjax.training import optim
+from alignjax.world import sources as world
 
 NAMES = ("helpful", "harmless", "concise")
 
@@ -59,7 +60,7 @@ def get_config() -> Config:
                 prompts=500,
                 at_once=7,
             ),
-            scorer=partial(score.judged, judge=world.judge, name=NAMES),
+            scorer=partial(scorers.judged, judge=world.judge, name=NAMES),
             names=NAMES,
             preferences=(
                 *((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),

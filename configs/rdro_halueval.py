@@ -16,7 +16,6 @@ Expect:    3,286 desirable and 729 undesirable responses to train on, class weig
 
 from functools import partial
 
-from alignjax import optim
 from alignjax.config import (
     Config,
     DataConfig,
@@ -27,8 +26,9 @@ from alignjax.config import (
     TrainConfig,
 )
 from alignjax.data import sources
+from alignjax.losses import rdro, sft
 from alignjax.models.config import ModelConfig
-from alignjax.objectives import rdro, sft
+from alignjax.training import optim
 
 
 def get_config() -> Config:

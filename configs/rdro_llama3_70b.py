@@ -18,18 +18,11 @@ Expect:    TODO measure; the paper's largest model has 8B, whose settings these 
 
 import dataclasses
 
-from alignjax import optim
-from alignjax.config import (
-    Config,
-    DataConfig,
-    EvaluateConfig,
-    MeshConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from alignjax.config import Config, DataConfig, EvaluateConfig, MeshConfig, OptimConfig, TrainConfig
 from alignjax.data import sources
+from alignjax.losses import rdro
 from alignjax.models import presets
-from alignjax.objectives import rdro
+from alignjax.training import optim
 
 
 def get_config() -> Config:

@@ -19,17 +19,11 @@ Expect:    TODO measure; the paper reports an AlpacaEval length-controlled win r
 
 import dataclasses
 
-from alignjax import optim
-from alignjax.config import (
-    Config,
-    DataConfig,
-    EvaluateConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from alignjax.config import Config, DataConfig, EvaluateConfig, OptimConfig, TrainConfig
 from alignjax.data import sources
+from alignjax.losses import rdro
 from alignjax.models import presets
-from alignjax.objectives import rdro
+from alignjax.training import optim
 
 
 def get_config() -> Config:

@@ -15,7 +15,6 @@ Expect:    352 and 432 of 500 samples kept; mean (helpful, concise) of the five 
 
 from functools import partial
 
-from alignjax import optim, score
 from alignjax.config import (
     Config,
     DataConfig,
@@ -26,11 +25,13 @@ from alignjax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from alignjax.data import world
+from alignjax.losses import rewards_in_context as ric
+from alignjax.losses import sft
 from alignjax.models.config import LoraConfig, ModelConfig
-from alignjax.objectives import rewards_in_context as ric
-from alignjax.objectives import sft
-from alignjax.recipes.fronts import rewards_in_context as recipe
+from alignjax.recipes.multi_objective import rewards_in_context as recipe
+from alignjax.rewards import scorers
+from alignjax.training import optim
+from alignjax.world import sources as world
 
 NAMES = ("helpful", "concise")
 
@@ -62,7 +63,7 @@ def get_config() -> Config:
                 online_steps=60,
                 online_learning_rate=1e-3,
             ),
-            scorer=partial(score.judged, judge=world.judge, name=NAMES),
+            scorer=partial(scorers.judged, judge=world.judge, name=NAMES),
             names=NAMES,
             preferences=((0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)),
             box=((0.0, 1.0), (0.0, 1.0)),

@@ -9,18 +9,11 @@ Expect:    on the 2,312 pairs of harmless-base/test, 1,834 to train on and 469 h
            0.038 of 234 pairs (seed 0; ± is the 95% interval over prompts)
 """
 
-from alignjax import optim
-from alignjax.config import (
-    Config,
-    DataConfig,
-    OptimConfig,
-    SftConfig,
-    TokenizerConfig,
-    TrainConfig,
-)
+from alignjax.config import Config, DataConfig, OptimConfig, SftConfig, TokenizerConfig, TrainConfig
 from alignjax.data import sources
+from alignjax.losses import bradley_terry, sft
 from alignjax.models.config import ModelConfig
-from alignjax.objectives import bradley_terry, sft
+from alignjax.training import optim
 
 
 def get_config() -> Config:

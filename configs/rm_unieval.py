@@ -13,11 +13,11 @@ Expect:    held-out reward accuracy 0.570 ± 0.131 for informativeness and 0.629
 
 from functools import partial
 
-from alignjax import optim
 from alignjax.config import Config, DataConfig, OptimConfig, TokenizerConfig, TrainConfig
 from alignjax.data import sources
+from alignjax.losses import bradley_terry
 from alignjax.models.config import ModelConfig
-from alignjax.objectives import bradley_terry
+from alignjax.training import optim
 
 NAMES = ("informativeness", "naturalness")
 

@@ -10,11 +10,11 @@ Expect:    8,998 pairs to train on and 1,002 held out by prompt: held-out accura
 
 from functools import partial
 
-from alignjax import optim
 from alignjax.config import Config, DataConfig, OptimConfig, TokenizerConfig, TrainConfig
-from alignjax.data import world
+from alignjax.losses import bradley_terry
 from alignjax.models.config import ModelConfig
-from alignjax.objectives import bradley_terry
+from alignjax.training import optim
+from alignjax.world import sources as world
 
 
 def get_config() -> Config:

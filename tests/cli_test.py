@@ -83,7 +83,7 @@ def test_describe_prints_the_config_as_json():
     done = runs.start("describe", f"--config={runs.__file__}", "--set=loss.beta=0.25")
     assert done.returncode == 0
     assert json.loads(done.stdout)["loss"] == {
-        "function": "alignjax.objectives.dpo.loss",
+        "function": "alignjax.losses.dpo.loss",
         "beta": 0.25,
     }
     assert done.stderr == ""
@@ -99,7 +99,7 @@ def test_a_loss_keyword_in_a_config_file_is_checked(tmp_path):
         tmp_path / "c.py",
         """
         from functools import partial
-        from alignjax.objectives import dpo
+        from alignjax.losses import dpo
         from tests import runs
 
         def get_config():

@@ -18,9 +18,9 @@ import jax
 import numpy as np
 import pytest
 
-from alignjax import faults
-from alignjax.configfile import load
-from alignjax.recipes import prepared
+from alignjax.config.load import load
+from alignjax.runtime import faults
+from alignjax.stages import data as prepared
 from tests import runs
 
 pytestmark = pytest.mark.slow  # what train_test checks in one process, in whole programs
@@ -193,14 +193,14 @@ def test_a_complete_run_started_again_changes_nothing(clean, compiled):
 
 def test_every_row_is_trained_on_once_an_epoch(clean, tmp_path):
     """The plan is a function of data and seed alone, and the oracle's metrics follow it."""
-    from alignjax.recipes import stages
+    from alignjax.stages import bricks
 
     config = load(str(runs.ROOT / "tests" / "runs.py"), ["train.steps=0", "train.epochs=2"])
     data = prepared.prepare_data(config, tmp_path)
-    plan = stages.run_plan(config, data.train)
+    plan = bricks.run_plan(config, data.train)
     used = np.bincount(plan.rows[plan.rows >= 0], minlength=len(data.train.dataset))
     assert used.tolist() == [2] * len(data.train.dataset)
-    again = stages.run_plan(config, prepared.prepare_data(config, tmp_path).train)
+    again = bricks.run_plan(config, prepared.prepare_data(config, tmp_path).train)
     np.testing.assert_array_equal(plan.rows, again.rows)
 
 
@@ -240,7 +240,7 @@ def test_numbers_that_are_none_end_the_run_with_exit_code_4(compiled, tmp_path):
         """
         from functools import partial
         import jax.numpy as jnp
-        from alignjax.objectives import dpo
+        from alignjax.losses import dpo
         from tests import runs
 
         def loss(logps, batch, *, step: int):

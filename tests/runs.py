@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from alignjax import checkpoint, optim, sharding, step
 from alignjax.config import (
     Config,
     DataConfig,
@@ -23,12 +22,14 @@ from alignjax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from alignjax.configfile import load
-from alignjax.data import world
+from alignjax.config.load import load
+from alignjax.losses import dpo, sft
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import init_params
-from alignjax.objectives import dpo, sft
+from alignjax.runtime import checkpoint, sharding
+from alignjax.training import optim, step
 from alignjax.types import TrainState
+from alignjax.world import sources as world
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -43,11 +43,11 @@ def folder(tmp_path):
     (tmp_path / "hinge.py").write_text(objective)
 
     config = (tmp_path / "my_run.py").read_text()
-    imported = "from alignjax.objectives import dpo, sft\n"
+    imported = "from alignjax.losses import dpo, sft\n"
     bound = "partial(dpo.loss, "
     assert imported in config
     assert bound in config
-    config = config.replace(imported, "from alignjax.objectives import sft\n\nimport hinge\n")
+    config = config.replace(imported, "from alignjax.losses import sft\n\nimport hinge\n")
     config = config.replace(bound, "partial(hinge.hinge_loss, slack=0.5, ")
     (tmp_path / "my_run.py").write_text(config)
     return tmp_path

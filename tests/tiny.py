@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignjax import logps
 from alignjax.data.prepare import Dataset
-from alignjax.models import attention, transformer
+from alignjax.models import attention, logps, transformer
 from alignjax.models.config import ModelConfig, RopeScaling
 from alignjax.types import Batch, Params
 

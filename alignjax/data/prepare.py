@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from alignjax.data.records import DataError, Receipt, Record, take_responses
-from alignjax.data.tokenizer import Encoded, Tokenizer
+from alignjax.data.tokenizer.load import Encoded, Tokenizer
 from alignjax.errors import UserError
 
 FORMAT = 2  # part of the key; raise it when the same input is written differently

@@ -8,7 +8,7 @@ dropped and counted. ``records.check`` does what is common to all sources.
 
 Plain-text prompts and responses are used as they are: prompt + response is the text the model
 sees. Where a file holds bare questions and answers, ``chat=True`` makes the prompt a user's
-message, and the chat template (or the plain one of ``alignjax.data.chat``) puts words around it.
+message, and the chat template (or the plain one of ``data.tokenizer.chat``) puts words around it.
 """
 
 import hashlib

@@ -22,23 +22,16 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from alignjax import checkpoint, evaluate, report, sharding, train
 from alignjax.config import Config
-from alignjax.evaluate import Estimate
-from alignjax.faults import fault_point
-from alignjax.fields import describe
-from alignjax.recipes import (
-    adapters,
-    candidates,
-    evaluation,
-    pretrained,
-    referenced,
-    scored,
-    stages,
-    workdirs,
-)
-from alignjax.recipes.prepared import Prepared, prepare_data
-from alignjax.recipes.signature import bind_fraction, check_objectives
+from alignjax.config.fields import describe
+from alignjax.evaluation import preferences, report
+from alignjax.evaluation.preferences import Estimate
+from alignjax.runtime import checkpoint, sharding, workdirs
+from alignjax.runtime.faults import fault_point
+from alignjax.stages import adapters, bricks, candidates, evaluation, pretrained, referenced, scored
+from alignjax.stages.check import bind_fraction, check_objectives
+from alignjax.stages.data import Prepared, prepare_data
+from alignjax.training import loop
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
@@ -71,7 +64,7 @@ def run(
         check_objectives(config, data.train)
         scored.try_out(config, data)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-        load_reference = stages.supervised(config, workdir, data, mesh)
+        load_reference = bricks.supervised(config, workdir, data, mesh)
         if config.candidates is not None:
             data = candidates.make(config, workdir, data, mesh, load_reference)
         return _align(config, workdir, data, mesh, load_reference)
@@ -102,7 +95,7 @@ def _align(
     key = jax.random.key(config.train.seed)
     ref_params = load_reference()
     digest = checkpoint.tree_digest(ref_params)
-    job = stages.make_job("alignment", config, workdir, data, mesh, digest)
+    job = bricks.make_job("alignment", config, workdir, data, mesh, digest)
     job, choice = referenced.attach(
         job, config, workdir, data.train, mesh, ref_params, digest, "reference, train"
     )
@@ -129,7 +122,7 @@ def _align(
         policy = adapters.whole(config, live, params)
         return evaluation.during(config, data, mesh, policy, of, held_out_reference)
 
-    state, counts = train.fit(job, load_start, key, during)
+    state, counts = loop.fit(job, load_start, key, during)
     ref_params = load_reference() if live is None else live
     params = adapters.whole(config, ref_params, state.params)
     after = sample(
@@ -141,15 +134,15 @@ def _align(
     if checkpoint.tree_digest(ref_params) != digest:
         raise AssertionError("the reference's parameters changed during the run")
     prompts = [data.held_out.dataset[i].prompt for i in range(len(data.held_out.dataset))]
-    policy = stages.held_out_logps(config, data, mesh, params, "  held-out rows")
+    policy = bricks.held_out_logps(config, data, mesh, params, "  held-out rows")
     end = evaluation.held_out(config, data, policy, held_out_reference)
     table_of: report.Table = {}
     for name, values in end.items():
-        table_of[name] = (None, evaluate.mean_over_prompts(values, prompts))
+        table_of[name] = (None, preferences.mean_over_prompts(values, prompts))
     if held_out_reference is not None:  # at the start the policy is the reference
         start = evaluation.held_out(config, data, held_out_reference, held_out_reference)
         for name, values in start.items():
-            table_of[name] = (evaluate.mean_over_prompts(values, prompts), table_of[name][1])
+            table_of[name] = (preferences.mean_over_prompts(values, prompts), table_of[name][1])
     if after:
         old, new = (evaluation.sampled(config, data, x) for x in (before, after))
         table_of |= {name: (old[name], new[name]) for name in new}

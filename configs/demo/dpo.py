@@ -10,7 +10,6 @@ Expect:    held-out loss of the supervised stage 7.19 nats per response (the tru
 
 from functools import partial
 
-from alignjax import optim
 from alignjax.config import (
     Config,
     DataConfig,
@@ -20,9 +19,10 @@ from alignjax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from alignjax.data import world
+from alignjax.losses import dpo, sft
 from alignjax.models.config import ModelConfig
-from alignjax.objectives import dpo, sft
+from alignjax.training import optim
+from alignjax.world import sources as world
 
 
 def truth(prompt: str, response: str) -> float:

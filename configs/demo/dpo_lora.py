@@ -11,7 +11,6 @@ Expect:    reward accuracy 0.719 ± 0.037; true score of sampled responses from 
 
 from functools import partial
 
-from alignjax import optim
 from alignjax.config import (
     Config,
     DataConfig,
@@ -21,9 +20,10 @@ from alignjax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from alignjax.data import world
+from alignjax.losses import dpo, sft
 from alignjax.models.config import LoraConfig, ModelConfig
-from alignjax.objectives import dpo, sft
+from alignjax.training import optim
+from alignjax.world import sources as world
 
 
 def truth(prompt: str, response: str) -> float:

@@ -10,7 +10,6 @@ Expect:    log-ratios -8.4 ± 2.8 desirable, -40.6 ± 2.3 undesirable, ordered r
 
 from functools import partial
 
-from alignjax import optim
 from alignjax.config import (
     Config,
     DataConfig,
@@ -20,9 +19,10 @@ from alignjax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from alignjax.data import world
+from alignjax.losses import kto, sft
 from alignjax.models.config import ModelConfig
-from alignjax.objectives import kto, sft
+from alignjax.training import optim
+from alignjax.world import sources as world
 
 DESIRABLE = 0.3
 

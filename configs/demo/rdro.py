@@ -14,7 +14,6 @@ Expect:    held-out loss of the supervised stage 7.36 nats per response (the tru
 
 from functools import partial
 
-from alignjax import optim
 from alignjax.config import (
     Config,
     DataConfig,
@@ -24,9 +23,10 @@ from alignjax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from alignjax.data import world
+from alignjax.losses import rdro, sft
 from alignjax.models.config import ModelConfig
-from alignjax.objectives import rdro, sft
+from alignjax.training import optim
+from alignjax.world import sources as world
 
 DESIRABLE = 0.3
 

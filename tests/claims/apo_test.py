@@ -13,9 +13,9 @@ import numpy as np
 import optax
 import pytest
 
-from alignjax import game
-from alignjax.objectives import apo, dpo
-from alignjax.step import init_state
+from alignjax.losses import apo, dpo
+from alignjax.training import game
+from alignjax.training.step import init_state
 from alignjax.types import GameState, loss_inputs
 
 V = 4

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignjax.objectives import dpo, lipo, orpo, plackett_luce, pro, robust_dpo, rrhf
+from alignjax.losses import dpo, lipo, orpo, plackett_luce, pro, robust_dpo, rrhf
 from alignjax.types import loss_inputs
 
 

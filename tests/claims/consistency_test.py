@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from alignjax.data import world
-from alignjax.objectives import ddro, dpo, kto, rdro
+from alignjax.losses import ddro, dpo, kto, rdro
+from alignjax.world import sources as world
 from benchmarks import tabular
 from benchmarks.tabular import labelled_rows, labelled_weights, minimise, total_variation
 

@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from alignjax.objectives import dpo, hps, plackett_luce
+from alignjax.losses import dpo, hps, plackett_luce
 from alignjax.types import Batch, loss_inputs, take_responses
 
 N = 6  # negatives per list

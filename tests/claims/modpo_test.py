@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignjax.objectives import modpo
+from alignjax.losses import modpo
 from alignjax.types import loss_inputs
 
 BETA, PREFERENCE = 0.4, (0.2, 0.5, 0.3)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignjax.objectives import bradley_terry, dpo, exo, ipo, nca, sppo
+from alignjax.losses import bradley_terry, dpo, exo, ipo, nca, sppo
 from alignjax.types import loss_inputs
 
 BETA = 0.25

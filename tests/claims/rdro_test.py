@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from alignjax.objectives import ddro, rdro, sft
+from alignjax.losses import ddro, rdro, sft
 from alignjax.types import loss_inputs
 
 N = 7  # responses

@@ -11,9 +11,10 @@ from functools import partial
 import numpy as np
 import pytest
 
-from alignjax.data import files, prepare, sources, tokenizer, tokenizer_training
+from alignjax.data import files, prepare, sources
 from alignjax.data.prepare import enforce
 from alignjax.data.records import DataError, Message, Receipt, Record, check
+from alignjax.data.tokenizer import load, training
 from alignjax.errors import UserError
 
 
@@ -21,8 +22,8 @@ from alignjax.errors import UserError
 def tok(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("sp") / "t.model")
     texts = [f"number {i} is a fine number, he said\n" for i in range(100)]
-    tokenizer_training.train_sentencepiece(texts, vocab_size=400, path=path)
-    return tokenizer.load(path)
+    training.train_sentencepiece(texts, vocab_size=400, path=path)
+    return load.load(path)
 
 
 def pairs(count: int) -> list[Record]:

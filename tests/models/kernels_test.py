@@ -14,12 +14,11 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from alignjax import logps
 from alignjax.errors import UserError
-from alignjax.models import kernels, transformer
+from alignjax.models import kernels, logps, transformer
 from alignjax.models.config import ModelConfig
-from alignjax.recipes import pretrained
-from alignjax.sharding import make_mesh, put_rows, shard_tree
+from alignjax.runtime.sharding import make_mesh, put_rows, shard_tree
+from alignjax.stages import pretrained
 from tests import runs, tiny
 
 B, PROMPT, K, R = 2, 130, 3, 90  # 400 tokens: 512 in blocks of 128, and responses end inside them

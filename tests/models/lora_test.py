@@ -10,14 +10,15 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from alignjax import sharding, step
-from alignjax.checkpoint import tree_digest
 from alignjax.errors import UserError
-from alignjax.logps import response_logps
+from alignjax.losses import bradley_terry, dpo, kto, plackett_luce, sft
 from alignjax.models import lora, reward_head
 from alignjax.models.config import LoraConfig, check_adapters
-from alignjax.objectives import bradley_terry, dpo, kto, plackett_luce, sft
-from alignjax.step import (
+from alignjax.models.logps import response_logps
+from alignjax.runtime import sharding
+from alignjax.runtime.checkpoint import tree_digest
+from alignjax.training import step
+from alignjax.training.step import (
     init_state,
     reward_scores,
     score,

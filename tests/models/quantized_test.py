@@ -9,16 +9,17 @@ import pytest
 import scipy.stats
 from jax.sharding import PartitionSpec as P
 
-from alignjax import optim, sharding
-from alignjax.checkpoint import tree_digest
 from alignjax.config import OptimConfig
 from alignjax.errors import UserError
-from alignjax.logps import response_logps
+from alignjax.losses import dpo
 from alignjax.models import lora, quantized
 from alignjax.models.config import LoraConfig, check_adapters
-from alignjax.objectives import dpo
-from alignjax.recipes import pretrained
-from alignjax.step import init_state, score, train_step, with_adapters
+from alignjax.models.logps import response_logps
+from alignjax.runtime import sharding
+from alignjax.runtime.checkpoint import tree_digest
+from alignjax.stages import pretrained
+from alignjax.training import optim
+from alignjax.training.step import init_state, score, train_step, with_adapters
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compiled_here")

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignjax import sharding
 from alignjax.models import reward_head
+from alignjax.runtime import sharding
 from tests import tiny
 from tests.models.transformer_test import states_by_loops
 

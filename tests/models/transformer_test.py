@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from alignjax.errors import UserError
-from alignjax.logps import response_logps, token_logps
 from alignjax.models import transformer
 from alignjax.models.config import ModelConfig, RopeScaling
+from alignjax.models.logps import response_logps, token_logps
 from alignjax.models.transformer import Transformer, init_params, unembedding
 from benchmarks.plain import plain_logps
 from tests import tiny

@@ -7,16 +7,19 @@ import jax
 import numpy as np
 import pytest
 
-from alignjax import checkpoint, score, sharding
+from alignjax.commands import export
 from alignjax.data.records import Record
+from alignjax.losses import bradley_terry
 from alignjax.models import lora, reward_head
 from alignjax.models.config import LoraConfig
 from alignjax.models.hf import configjson, load, tensorfile
 from alignjax.models.hf.families import tensor_name
 from alignjax.models.hf.peft import PREFIX, save_adapters
 from alignjax.models.hf.save import save_model
-from alignjax.objectives import bradley_terry
-from alignjax.recipes import export, pretrained, reward
+from alignjax.recipes import reward_model
+from alignjax.rewards import scorers
+from alignjax.runtime import checkpoint, sharding
+from alignjax.stages import pretrained
 from tests import runs
 from tests.parity.live import HERE, PYTHON, ask
 from tests.parity.parity_test import CLOSE, answers, as_batch, compare, loaded
@@ -117,7 +120,7 @@ def test_a_reward_model_s_run_is_exported_bit_for_bit(tmp_path):
         policy, loss=None, reward_loss=bradley_terry.reward_loss, evaluate=evaluate
     )
     run, to = tmp_path / "run", tmp_path / "rm"
-    reward.run(config, run)
+    reward_model.run(config, run)
     export.export(str(run), str(to))
     shape = load.read_config(to, reward=True)
     assert configjson.labels(load.read_json(to / "config.json"), "") == ("reward",)
@@ -128,7 +131,7 @@ def test_a_reward_model_s_run_is_exported_bit_for_bit(tmp_path):
     assert np.abs(params["reward"]["kernel"]).max() > 0
     # Short ones: the run cuts texts to its own limits, a folder from elsewhere has none.
     records = [Record(id="a", origin="", prompt="How?", responses=("A plan.", "No.", "Maybe so."))]
-    ours, again = (score.reward_model(records, path=str(x), batch_size=1) for x in (run, to))
+    ours, again = (scorers.reward_model(records, path=str(x), batch_size=1) for x in (run, to))
     jax.tree.map(np.testing.assert_array_equal, ours, again)
     if PYTHON:
         given = HERE / "data" / "llama2" / "answers.npz"

@@ -13,19 +13,19 @@ import jax
 import numpy as np
 import pytest
 
-from alignjax import sharding
-from alignjax.data import tokenizer as tokenizers
 from alignjax.data.records import Message
-from alignjax.decode import sample
+from alignjax.data.tokenizer import load as tokenizers
 from alignjax.errors import UserError
-from alignjax.logps import response_logps
 from alignjax.models import reward_head
 from alignjax.models.attention import soft_cap
 from alignjax.models.config import ModelConfig
 from alignjax.models.hf import configjson, load
 from alignjax.models.hf.save import save_model
+from alignjax.models.logps import response_logps
 from alignjax.models.transformer import Transformer, unembedding
-from alignjax.recipes import pretrained
+from alignjax.runtime import sharding
+from alignjax.sampling.decode import sample
+from alignjax.stages import pretrained
 from alignjax.types import Batch
 from tests.parity.live import HERE, PYTHON, ask
 

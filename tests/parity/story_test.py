@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from alignjax import checkpoint, sharding
 from alignjax.models import lora
 from alignjax.models.config import LoraConfig, ModelConfig, model_from
 from alignjax.models.hf import load
-from alignjax.recipes import adapters, pretrained
+from alignjax.runtime import checkpoint, sharding
+from alignjax.stages import adapters, pretrained
 from tests import runs
 from tests.parity.live import HERE, PYTHON, ask
 from tests.parity.parity_test import answers, as_batch, compare, ours
@@ -113,7 +113,7 @@ def test_the_exported_folder_is_complete(story):
         assert content[key] == source[key]
     card = (folder / "README.md").read_text()
     record = json.loads((story / "runs" / "mine" / "config.json").read_text())
-    for said in ("alignjax.objectives.dpo.loss", "my-model", '"learning_rate": 0.01'):
+    for said in ("alignjax.losses.dpo.loss", "my-model", '"learning_rate": 0.01'):
         assert said in card
     assert record["loss"]["beta"] == 0.1
     assert re.search(r"training data \| `[0-9a-f]{16,}`", card)

@@ -1,4 +1,4 @@
-"""Writes tests/objectives/trl_values.json: the losses that TRL's own code gives on fixed numbers.
+"""Writes tests/losses/trl_values.json: the losses that TRL's own code gives on fixed numbers.
 
 No part of the test suite, which reads the file; torch and TRL are no dependencies. Two environments
 outside the project's, because TRL 1.16 has no BCO trainer any more:

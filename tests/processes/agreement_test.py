@@ -4,8 +4,7 @@ import shutil
 
 import pytest
 
-from alignjax import distributed
-from alignjax.recipes import agreement
+from alignjax.runtime import consistency, distributed
 from tests import runs
 from tests.processes import members
 
@@ -77,9 +76,9 @@ def test_every_field_and_the_file_of_a_config_count(monkeypatch, tmp_path):
     monkeypatch.setattr(distributed, "one_folder", lambda folder, field: told.append(folder))
     path = runs.write(tmp_path / "config.py", "one")
     for config in (runs.get_config(), runs.get_config(), runs.changed("loss.beta=0.3")):
-        agreement.of_runs(config, str(path), tmp_path)
+        consistency.of_runs(config, str(path), tmp_path)
     path.write_text("another")
-    agreement.of_runs(runs.get_config(), str(path), tmp_path)
+    consistency.of_runs(runs.get_config(), str(path), tmp_path)
     assert told[1::2] == [tmp_path] * 4
     first, same, beta, text = told[::2]
     assert first == same  # what is equal is not refused
@@ -89,10 +88,10 @@ def test_every_field_and_the_file_of_a_config_count(monkeypatch, tmp_path):
 
 
 def test_the_code_counts_wherever_it_lies(monkeypatch, tmp_path):
-    before = agreement._code()
+    before = consistency._code()
     copy = tmp_path / "elsewhere"
     shutil.copytree(runs.ROOT / "alignjax", copy)
-    monkeypatch.setattr(agreement.alignjax, "__file__", str(copy / "__init__.py"))
-    assert agreement._code() == before
+    monkeypatch.setattr(consistency.alignjax, "__file__", str(copy / "__init__.py"))
+    assert consistency._code() == before
     (copy / "objectives" / "dpo.py").write_text("")
-    assert agreement._code() != before
+    assert consistency._code() != before

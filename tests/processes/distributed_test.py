@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from alignjax import cluster, distributed
 from alignjax.errors import UserError
+from alignjax.runtime import cluster, distributed
 from tests import runs
 from tests.processes import members
 

@@ -15,10 +15,11 @@ import time
 import jax
 import numpy as np
 
-from alignjax import __main__ as program
-from alignjax import distributed, sharding, train
+from alignjax import cli as program
 from alignjax.errors import UserError
-from tests import train_test
+from alignjax.runtime import distributed, sharding
+from alignjax.training import loop
+from tests.training import loop_test
 
 
 def verb(argv: list[str]) -> int:
@@ -26,7 +27,7 @@ def verb(argv: list[str]) -> int:
     distributed.start()
     mesh = sharding.make_mesh(1, jax.device_count(), 1)
     rows: list[list[int]] = []
-    real = train.put_rows
+    real = loop.put_rows
 
     def put_rows(batch, mesh):
         batch = real(batch, mesh)
@@ -34,18 +35,18 @@ def verb(argv: list[str]) -> int:
         trouble(len(rows))
         return batch
 
-    train.put_rows = put_rows
+    loop.put_rows = put_rows
     stuck_after = float(os.environ.get("MEMBER_STUCK_AFTER", "0"))
-    job = train_test.job(folder, mesh=mesh, stuck_after=stuck_after, log_every=1)
+    job = loop_test.job(folder, mesh=mesh, stuck_after=stuck_after, log_every=1)
     try:
-        state, counts = train_test.fit(job)
+        state, counts = loop_test.fit(job)
         params = distributed.fetch(state.params)
         told = {**counts, "w": np.asarray(params["w"]).tolist()}
-    except train.StoppedError as stopped:
+    except loop.StoppedError as stopped:
         told = {"stopped": str(stopped)}
         raise
     finally:
-        if sys.exc_info()[0] in (None, train.StoppedError):
+        if sys.exc_info()[0] in (None, loop.StoppedError):
             name = f"told-{distributed._state().process_id}.json"
             (folder / name).write_text(json.dumps({**told, "rows": rows}))
     return 0

@@ -9,9 +9,9 @@ import os
 import pathlib
 from typing import Any
 
-from alignjax import train
 from alignjax.config import Config
 from alignjax.data.prepare import Dataset
+from alignjax.training import loop
 from tests import runs
 
 
@@ -25,7 +25,7 @@ def get_config() -> Config:
 
 
 def _note(folder: pathlib.Path) -> None:
-    put_rows, fit, read = train.put_rows, train.fit, Dataset.__getitem__
+    put_rows, fit, read = loop.put_rows, loop.fit, Dataset.__getitem__
     batches: dict[str, list[list[int]]] = {}
     opened: dict[str, set[int]] = {}
     data: Any = None
@@ -38,7 +38,7 @@ def _note(folder: pathlib.Path) -> None:
         (folder / f"rows-{index}.json").write_text(json.dumps(told), encoding="utf-8")
         return put_rows(batch, mesh)
 
-    def fitting(job: train.Job, *rest: Any) -> Any:
+    def fitting(job: loop.Job, *rest: Any) -> Any:
         nonlocal data, stage
         stage, data = job.name, job.data.dataset
         batches[stage], opened[stage] = [], set()
@@ -51,5 +51,5 @@ def _note(folder: pathlib.Path) -> None:
             opened[stage].add(int(row))
         return read(self, row)
 
-    train.put_rows, train.fit = putting, fitting
+    loop.put_rows, loop.fit = putting, fitting
     Dataset.__getitem__ = reading  # type: ignore[method-assign]

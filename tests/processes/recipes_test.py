@@ -6,7 +6,6 @@ from functools import partial
 
 import pytest
 
-from alignjax import metrics, optim
 from alignjax.config import (
     GameConfig,
     MeshConfig,
@@ -15,14 +14,18 @@ from alignjax.config import (
     SamplingConfig,
     TrainConfig,
 )
-from alignjax.data import world
-from alignjax.objectives import apo
-from alignjax.recipes import reward, rounds
-from alignjax.recipes.fronts import morlhf, soups
-from alignjax.recipes.fronts import run as recipe
+from alignjax.losses import apo
+from alignjax.recipes import reward_model as reward
+from alignjax.recipes.apo import rounds
+from alignjax.recipes.multi_objective import morlhf, soups
+from alignjax.recipes.multi_objective import run as recipe
+from alignjax.runtime import metrics
+from alignjax.training import optim
+from alignjax.world import sources as world
 from tests import runs
 from tests.processes.runs_test import arguments, launch, read
-from tests.recipes import morlhf_test, paretohqd_test, reward_test
+from tests.recipes import reward_model_test
+from tests.recipes.multi_objective import morlhf_test, paretohqd_test
 
 pytestmark = [pytest.mark.usefixtures("compiled_here"), pytest.mark.slow]
 
@@ -83,7 +86,7 @@ def of_objectives(config, **changes):
 
 
 def reward_model():
-    return reward_test.config("mesh.fsdp=2", "train.steps=2")
+    return reward_model_test.config("mesh.fsdp=2", "train.steps=2")
 
 
 def by_two(name, folder, compiled):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignjax import checkpoint
+from alignjax.runtime import checkpoint
 from tests import runs
 from tests.processes import members
 

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from alignjax import distributed, train
-from tests import train_test
+from alignjax.runtime import distributed
+from alignjax.training import loop
 from tests.processes import members
+from tests.training import loop_test
 
 
 @pytest.fixture(scope="module")
@@ -16,11 +17,11 @@ def clean(tmp_path_factory):
     """What one process makes of it that nobody stops: the rows of every step, and the weights."""
     rows = []
     with pytest.MonkeyPatch.context() as patch:
-        real = train.put_rows
+        real = loop.put_rows
         patch.setattr(
-            train, "put_rows", lambda b, m: (rows.append(b.prompt_id.tolist()), real(b, m))[1]
+            loop, "put_rows", lambda b, m: (rows.append(b.prompt_id.tolist()), real(b, m))[1]
         )
-        state, _ = train_test.fit(train_test.job(tmp_path_factory.mktemp("clean")))
+        state, _ = loop_test.fit(loop_test.job(tmp_path_factory.mktemp("clean")))
     return rows, np.asarray(state.params["w"])
 
 
@@ -54,7 +55,7 @@ def test_without_agreement_a_signal_to_one_does_not_stop_all(monkeypatch, tmp_pa
     """Negative control: a loop that does not ask the others goes on to the end."""
     monkeypatch.setattr(distributed, "loudest", lambda numbers: lambda: 0)
     monkeypatch.setenv("ALIGNJAX_FAULT", "step:alignment-5=term")
-    state, counts = train_test.fit(train_test.job(tmp_path))
+    state, counts = loop_test.fit(loop_test.job(tmp_path))
     assert counts["steps"] == int(state.step) == 12
 
 

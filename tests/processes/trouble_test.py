@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from alignjax import distributed, peers
 from alignjax.errors import UserError
+from alignjax.runtime import distributed, watchdog
 from tests.processes import members
 
 HOST = distributed.platform.node()
@@ -60,21 +60,21 @@ def test_what_takes_too_long_ends_the_program(monkeypatch):
     def end(code, line):
         ended.append((code, line))
 
-    monkeypatch.setattr(peers, "_end", end)
-    monkeypatch.setattr(peers.faulthandler, "dump_traceback", lambda: ended.append("stacks"))
-    with peers.watched(0.01) as within, within("a step"):
+    monkeypatch.setattr(watchdog, "_end", end)
+    monkeypatch.setattr(watchdog.faulthandler, "dump_traceback", lambda: ended.append("stacks"))
+    with watchdog.watched(0.01) as within, within("a step"):
         while len(ended) < 2:
             pass
     # It did not really end, so that some more may have come.
     assert ended[:2] == ["stacks", (5, "a step: stuck, nothing came for 0.01 s")]
     ended.clear()
     # What is in time, what is outside of a block, and what has no limit, is left alone.
-    with peers.watched(0.2) as within:
+    with watchdog.watched(0.2) as within:
         for _ in range(8):
             with within("a step"):
                 time.sleep(0.05)
         time.sleep(0.5)
-    with peers.watched(0) as within, within("a step"):
+    with watchdog.watched(0) as within, within("a step"):
         pass
     assert not ended
 
@@ -83,19 +83,19 @@ def test_what_takes_too_long_ends_the_program(monkeypatch):
 def test_a_limit_that_is_no_number_of_seconds_is_refused(monkeypatch, text):
     monkeypatch.setenv("ALIGNJAX_LOST_AFTER", text)
     with pytest.raises(UserError, match="ALIGNJAX_LOST_AFTER: wanted seconds, 3 or more, found"):
-        peers.lost_after()
+        watchdog.lost_after()
 
 
 def test_only_errors_of_the_runtime_wait_for_a_reason(monkeypatch):
     waited = []
-    monkeypatch.setattr(peers, "_run", peers.Run(None, 0, ["here", "there"]))
-    monkeypatch.setattr(peers.time, "sleep", waited.append)
+    monkeypatch.setattr(watchdog, "_run", watchdog.Run(None, 0, ["here", "there"]))
+    monkeypatch.setattr(watchdog.time, "sleep", waited.append)
     monkeypatch.setenv("ALIGNJAX_LOST_AFTER", "7")
     for own in (UserError("data.path: no file"), ValueError("K: 3"), ZeroDivisionError()):
-        peers.await_reason(own)
+        watchdog.await_reason(own)
     assert not waited
     wrapped = UserError("the last save failed")
     wrapped.__cause__ = RuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
     for foreign in (ValueError("UNKNOWN: Gloo all-reduce failed"), wrapped):
-        peers.await_reason(foreign)
+        watchdog.await_reason(foreign)
     assert waited == [17, 17]

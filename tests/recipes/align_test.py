@@ -11,14 +11,18 @@ import numpy as np
 import optax
 import pytest
 
-from alignjax import checkpoint, logps, metrics, optim, reference, sharding, train
 from alignjax.config import Config, EvaluateConfig, MeshConfig
-from alignjax.data import sources, world
+from alignjax.data import sources
 from alignjax.errors import CheckpointError, UserError
+from alignjax.losses import dpo, hps, sft
+from alignjax.models import logps
 from alignjax.models.transformer import init_params
-from alignjax.objectives import dpo, hps, sft
 from alignjax.recipes import align
-from alignjax.recipes.prepared import prepare_data
+from alignjax.runtime import checkpoint, metrics, sharding
+from alignjax.stages import reference
+from alignjax.stages.data import prepare_data
+from alignjax.training import loop, optim
+from alignjax.world import sources as world
 from tests import runs
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
@@ -308,7 +312,7 @@ def test_other_data_or_another_tokenizer_are_refused(stopped, monkeypatch):
 
     (stopped / "config.json").unlink()
     model = stopped / "tokenizer.model"
-    from alignjax.data.tokenizer_training import train_sentencepiece
+    from alignjax.data.tokenizer.training import train_sentencepiece
 
     model.unlink()
     texts = (f"{world.prompt_text(1, i)} and other words {i}" for i in range(300))
@@ -335,7 +339,7 @@ def test_more_steps_of_the_first_stage_make_another_reference(stopped, monkeypat
 
 def test_mesh_of_the_config_is_the_mesh_of_the_run(tmp_path, monkeypatch):
     meshes = []
-    monkeypatch.setattr(train, "fit", lambda job, *rest: meshes.append(job.mesh) or 1 / 0)
+    monkeypatch.setattr(loop, "fit", lambda job, *rest: meshes.append(job.mesh) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         align.run(config(mesh=MeshConfig(data=2, fsdp=2, tensor=2)), tmp_path)
     assert dict(meshes[0].shape) == {"data": 2, "fsdp": 2, "tensor": 2}

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignjax import sharding
 from alignjax.errors import UserError
 from alignjax.models.config import ModelConfig
 from alignjax.models.hf import load, tensorfile
 from alignjax.models.hf.save import save_model
-from alignjax.recipes import pretrained
+from alignjax.runtime import sharding
+from alignjax.stages import pretrained
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compiled_here")

@@ -1,0 +1,94 @@
+"""Runs side by side, at equal steps and at equal KL: what the verb ``compare`` does.
+
+A loss may only look better because it has moved further from the reference by the same step; at
+equal KL that advantage is gone.
+"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from alignjax.errors import UserError
+from alignjax.evaluation import report
+from alignjax.evaluation.history import KL, Point, at_kl, at_step, kl_range, points
+from alignjax.runtime import workdirs
+
+LEFT_OUT = ("step", "kl_half_width", "rewards/chosen", "rewards/rejected")
+GRID = 5  # values of KL
+
+
+def run(workdirs_: Sequence[str], out: str) -> dict[str, Any]:
+    """Prints two tables a metric, and draws it against steps and against KL.
+
+    Args:
+      workdirs_: of the runs.
+      out: the PNG to write; the numbers go beside it, as JSON.
+
+    Returns:
+      What the JSON file holds.
+
+    Raises:
+      UserError: fewer than two runs, two of one name, a run without evaluations, or runs that have
+        no metric in common.
+    """
+    folders = [pathlib.Path(path) for path in workdirs_]
+    names = [folder.resolve().name for folder in folders]
+    if len(folders) < 2 or len(set(names)) < len(names):
+        raise UserError(f"--runs: wanted two or more of different names, found {', '.join(names)}")
+    if not out.endswith(".png"):
+        raise UserError(f"--out: wanted a name that ends in .png, found {out!r}")
+    runs = {name: points(folder) for name, folder in zip(names, folders, strict=True)}
+    shared = set.intersection(*(set(history[-1]) for history in runs.values()))
+    metrics = sorted(shared - {*LEFT_OUT, KL})
+    if not metrics:
+        raise UserError("--runs: they have no metric in common")
+    ranges = {name: kl_range(history) for name, history in runs.items()}
+    found = {
+        "kl_range": ranges,
+        "by_step": _by_step(runs, [KL, *metrics]),
+        "by_kl": _by_kl(runs, metrics, max(high for _, high in ranges.values())),
+    }
+    for metric in (KL, *metrics):
+        _print(found["by_step"][metric], names, "step", f"{metric}, at equal steps")
+        if metric != KL:
+            _print(found["by_kl"][metric], names, "KL, nats", f"{metric}, at equal KL")
+    for name, (low, high) in ranges.items():
+        report.say(f"{name}: KL from {low:.3f} to {high:.3f} nats")
+    report.say("A dash: the run was not evaluated at that step, or its KL was never that large.")
+    picture = pathlib.Path(out)
+    workdirs.write_json(picture.with_suffix(".json"), found)
+    report.plot_histories(runs, metrics, picture)
+    report.say(f"plot: {picture}\nnumbers: {picture.with_suffix('.json')}")
+    return found
+
+
+def _by_step(runs: dict[str, list[Point]], metrics: list[str]) -> dict[str, Any]:
+    steps = sorted({p["step"] for history in runs.values() for p in history})
+    return {
+        metric: {
+            f"{step:g}": [at_step(history, metric, step) for history in runs.values()]
+            for step in steps
+        }
+        for metric in metrics
+    }
+
+
+def _by_kl(runs: dict[str, list[Point]], metrics: list[str], largest: float) -> dict[str, Any]:
+    grid = np.linspace(0, largest, GRID + 1)[1:]
+    return {
+        metric: {
+            f"{kl:.3f}": [at_kl(history, metric, kl) for history in runs.values()] for kl in grid
+        }
+        for metric in metrics
+    }
+
+
+def _print(rows: dict[str, list[float | None]], names: list[str], left: str, title: str) -> None:
+    cells = {
+        at: ["-" if x is None else f"{x:.3f}" for x in values]
+        for at, values in rows.items()
+        if any(x is not None for x in values)
+    }
+    report.print_rows(cells, (left, *names), title)

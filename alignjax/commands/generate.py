@@ -1,0 +1,128 @@
+"""Responses of a finished run's policy to prompts: what the verb ``generate`` does.
+
+It writes ``OUT``, JSON lines of ``{id, prompt, responses, domain}``: what ``score`` scores, and
+with scores what `data.sources.lists` reads.
+"""
+
+import dataclasses
+import logging
+import pathlib
+
+import jax
+import numpy as np
+
+from alignjax.commands import finished_run
+from alignjax.config import Config
+from alignjax.data.files import Row, read_rows
+from alignjax.data.records import Prompt, Record
+from alignjax.data.sources import prompt_of
+from alignjax.data.tokenizer.load import Tokenizer
+from alignjax.errors import UserError
+from alignjax.runtime import sharding, workdirs
+from alignjax.sampling.generate import Question, questions, respond
+from alignjax.stages.data import prepare_data
+from alignjax.stages.sample_lists import line
+
+log = logging.getLogger("alignjax")
+
+
+def run(
+    config: Config,
+    workdir: str,
+    out: str,
+    *,
+    prompts: str = "",
+    samples: int | None = None,
+    temperature: float | None = None,
+) -> None:
+    """Samples and writes.
+
+    Args:
+      config: of the run; ``evaluate`` says how to sample.
+      workdir: the run's folder.
+      out: the file to write, over an older one.
+      prompts: a file of rows with ``prompt``, text or messages; empty: the first
+        ``evaluate.prompts`` held-out prompts.
+      samples: responses per prompt; None: ``evaluate.samples``.
+      temperature: None: ``evaluate.temperature``.
+
+    Raises:
+      UserError: no such run, prompts that cannot be read or are empty, or a file that cannot be
+        written.
+    """
+    target = pathlib.Path(out)
+    if target.suffix != ".jsonl":
+        raise UserError(f"--out: wanted a name that ends in .jsonl, found {out!r}")
+    told = config.evaluate
+    settings = dataclasses.replace(
+        told,
+        samples=told.samples if samples is None else samples,
+        temperature=told.temperature if temperature is None else temperature,
+        best_of=0,
+    )
+    config = dataclasses.replace(config, evaluate=settings)  # checked once more
+    with workdirs.owned(pathlib.Path(workdir)):
+        data = prepare_data(config, pathlib.Path(workdir))
+        params = finished_run.load_policy(config, workdir)
+        if prompts:
+            records = [
+                Record(id=row.id, prompt=_prompt_of(row), responses=())
+                for row in read_rows(prompts)
+            ]
+            asked = _questions(records, data.tokenizer, config.data.max_prompt_tokens)
+        else:
+            asked = questions(data.asked, config.evaluate.prompts)
+            ids = [data.asked.dataset[q.number].id for q in asked]
+            records = [dataclasses.replace(data.asked_records[i], responses=()) for i in ids]
+        if not asked:
+            raise UserError("generate: no prompt to respond to (evaluate.prompts is 0)")
+        said = respond(
+            params,
+            None,
+            asked,
+            model=config.model,
+            tokenizer=data.tokenizer,
+            settings=settings,
+            key=jax.random.key(config.train.seed),
+            mesh=sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor),
+            title="sampling",
+        )
+    n = settings.samples
+    texts = [s.response.replace("\0", "\ufffd") for s in said]  # which no text file can hold
+    lines = [
+        line(dataclasses.replace(record, responses=tuple(texts[i * n : (i + 1) * n])))
+        for i, record in enumerate(records)
+    ]
+    try:
+        workdirs.write(target, "".join(lines).encode())
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be written: {error.strerror}") from error
+    unfinished = sum(not s.ended for s in said)
+    log.info(
+        "%s: %d responses to %d prompts, %d of them cut for lack of room (%d tokens)",
+        *(out, len(said), len(records), unfinished, settings.max_new_tokens),
+    )
+
+
+def _prompt_of(row: Row) -> Prompt:
+    """A row's prompt; one without text is refused, as training drops it."""
+    prompt = prompt_of(row, "prompt", chat=False)
+    said = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt]
+    if not any(text.strip() for text in said):
+        raise UserError(f"{row.origin}: field 'prompt' is empty; there is nothing to respond to")
+    return prompt
+
+
+def _questions(records: list[Record], tokenizer: Tokenizer, longest: int) -> list[Question]:
+    """Prompts of a file as ids, cut at the start like those that were trained on."""
+    out, cut = [], 0
+    for i, record in enumerate(records):
+        ids = tokenizer.encode(record.prompt, ()).prompt_ids
+        if len(ids) > longest:
+            cut += 1
+            start = ids[:1] if tokenizer.bos_id is not None else ids[:0]
+            ids = np.concatenate([start, ids[len(start) - longest :]])
+        out.append(Question(i, tokenizer.render(record.prompt), ids))
+    if cut:
+        log.warning("%d prompts are longer than %d tokens: they lose their beginning", cut, longest)
+    return out

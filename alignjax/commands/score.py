@@ -1,0 +1,149 @@
+"""Files of responses scored by reward models: what the verb ``score`` does.
+
+Read it downwards: `run` is the order of events. It writes ``OUT``, JSON lines that `sources.lists`
+reads, and ``OUT.made_of.json``, which says of what; the same command again then has nothing to do.
+"""
+
+import hashlib
+import json
+import logging
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from alignjax.data.files import Row, fingerprint, read_rows
+from alignjax.data.records import DataError, Record
+from alignjax.data.sources import responses_of
+from alignjax.errors import NumericalError, UserError
+from alignjax.evaluation import report
+from alignjax.evaluation.preferences import mean_over_prompts
+from alignjax.rewards import scorers
+from alignjax.runtime import workdirs
+
+log = logging.getLogger("alignjax")
+
+FORMAT = 1  # raised when the same inputs are written differently
+
+
+def run(records: str, reward_models: Sequence[str], out: str) -> None:
+    """Scores every response of a file and prints a summary of each score.
+
+    Args:
+      records: ``.jsonl`` or ``.jsonl.gz``, a file or a glob: rows with ``prompt`` (text or
+        messages) and ``responses`` (texts). Other fields are kept as they are.
+      reward_models: workdirs of finished reward runs.
+      out: the ``.jsonl`` to write: each row with an ``id`` and ``scores``, one number per response;
+        where there are several scores, one object of them by name.
+
+    Raises:
+      UserError: a row has other fields than these or has ``scores`` already; the workdir of a
+        reward model holds none; or ``out`` exists and is not what this very command wrote.
+    """
+    models = [scorers.find_reward_model(path) for path in reward_models]
+    names = _names(models)
+    rows = list(read_rows(records))
+    found = [_record(row) for row in rows]
+    made_of = {
+        "format": FORMAT,
+        "records": fingerprint(records),
+        "reward_models": {
+            model.path.name: [model.digest, model.tokenizer.digest] for model in models
+        },
+    }
+    target = pathlib.Path(out)
+    if _is_done(target, made_of):
+        log.info("%s: complete, nothing to do", target)
+        return
+    columns = [
+        scorers.reward_model(found, path=str(model.path))  # [k] or [k, M] for each record
+        for model in models
+    ]
+    table = [
+        np.concatenate([x.reshape(len(x), -1) for x in scores], axis=1)
+        for scores in zip(*columns, strict=True)
+    ]
+    for row, scores in zip(rows, table, strict=True):
+        if not np.isfinite(scores).all():
+            raise NumericalError(f"{row.origin}: a score is not finite: {scores.tolist()}")
+    _write(target, [_line(r, s, names) for r, s in zip(rows, table, strict=True)], made_of)
+    _summarise(found, table, names, str(target))
+
+
+def _names(models: Sequence[scorers.RewardModel]) -> list[str]:
+    """One name per score: the workdir's, the objectives' where there is one model, or both."""
+    names = []
+    for model in models:
+        name = model.path.resolve().name
+        several = [o if len(models) == 1 else f"{name}/{o}" for o in model.objectives]
+        names += several if len(several) > 1 else [name]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated:
+        raise UserError(f"--reward_model: two of them are called {repeated!r}; rename a workdir")
+    return names
+
+
+def _record(row: Row) -> Record:
+    if "scores" in row.fields:
+        raise DataError(
+            f"{row.origin}: field 'scores' is there already, and scores are written under this "
+            "name: rename it"
+        )
+    return responses_of(row)
+
+
+def _line(row: Row, scores: np.ndarray, names: list[str]) -> str:
+    values: list[Any] = scores[:, 0].tolist()
+    if len(names) > 1:
+        values = [dict(zip(names, x, strict=True)) for x in scores.tolist()]
+    fields = {"id": row.id, **row.fields, "scores": values}
+    return json.dumps(fields, ensure_ascii=False) + "\n"
+
+
+def _about(target: pathlib.Path) -> pathlib.Path:
+    return target.with_name(target.name + ".made_of.json")
+
+
+def _is_done(target: pathlib.Path, made_of: dict[str, Any]) -> bool:
+    """Whether the file is there, whole and of these inputs; refuses any other file."""
+    if target.suffix != ".jsonl":
+        raise UserError(f"--out: wanted a name that ends in .jsonl, found {str(target)!r}")
+    digest = workdirs.sha256(target)
+    if not digest:
+        return False
+    said = workdirs.find_json(_about(target)) or {}
+    if said.get("made_of") != made_of:
+        what = "of other records or reward models" if said else "no output of this command"
+        raise UserError(f"--out: {target} exists and is {what}; delete it or choose another name")
+    if said["sha256"] != digest:
+        raise UserError(f"--out: {target} was changed after it was written; delete it or rename it")
+    return True
+
+
+def _write(target: pathlib.Path, lines: list[str], made_of: dict[str, Any]) -> None:
+    """First what the file will be, then the file in one step: a kill leaves no half of it."""
+    content = "".join(lines).encode()
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        workdirs.write_json(_about(target), {"made_of": made_of, "sha256": digest})
+        workdirs.write(target, content)
+    except OSError as error:
+        raise UserError(f"--out: {target} cannot be written: {error.strerror}") from error
+
+
+def _summarise(
+    records: list[Record], table: list[np.ndarray], names: list[str], target: str
+) -> None:
+    prompts = [record.prompt for record in records for _ in record.responses]
+    scores = np.concatenate(table).astype(np.float64)
+    rows = {
+        name: [
+            str(mean_over_prompts(column, prompts)),
+            *(f"{x:.3f}" for x in (column.std(), column.min(), column.max())),
+        ]
+        for name, column in zip(names, scores.T, strict=True)
+    }
+    title = f"{target}: {len(scores):,} responses to {len(records):,} prompts"
+    report.print_rows(rows, ("score", "mean", "deviation", "least", "greatest"), title)
+    report.say("± is the half-width of the 95% interval over prompts.")

@@ -1,0 +1,33 @@
+"""What a run is told: ``from alignjax.config import Config, DataConfig, ...``."""
+
+from alignjax.config.schema import (
+    CandidatesConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    GameConfig,
+    MeshConfig,
+    ObjectivesConfig,
+    OptimConfig,
+    ReferenceConfig,
+    SamplingConfig,
+    SftConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "CandidatesConfig",
+    "Config",
+    "DataConfig",
+    "EvaluateConfig",
+    "GameConfig",
+    "MeshConfig",
+    "ObjectivesConfig",
+    "OptimConfig",
+    "ReferenceConfig",
+    "SamplingConfig",
+    "SftConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+]

@@ -1,0 +1,143 @@
+"""Config files: Python with one function, ``get_config() -> Config``, and changes to them.
+
+``--set loss.beta=0.2`` reaches dataclass fields and keywords bound with `functools.partial` alike.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import inspect
+import pathlib
+import re
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from alignjax.config import Config
+from alignjax.config.fields import keywords, parse, plain
+from alignjax.errors import UserError, did_you_mean
+
+
+def load(path: str, overrides: list[str]) -> Config:
+    """Runs a config file's ``get_config()`` and applies ``field=value`` overrides.
+
+    A config file imports files beside it by their names, as a script does.
+
+    Raises:
+      UserError: the file is missing, fails or has no ``get_config``, or an override does not fit.
+    """
+    file = pathlib.Path(path)
+    if not file.is_file():
+        there = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
+        raise UserError(f"--config: no file {path}{did_you_mean(path, there)}")
+    spec = importlib.util.spec_from_file_location(f"alignjax_config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config: {path} is no Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        with _neighbours(file.resolve().parent):
+            spec.loader.exec_module(module)
+            if not hasattr(module, "get_config"):
+                raise UserError("defines no get_config()")
+            config = module.get_config()
+    except UserError as error:
+        raise UserError(f"--config: {path}: {error}") from error
+    except Exception as error:  # the file is a program: anything may happen in it
+        raise UserError(f"--config: {_blame(error, file, module)}") from error
+    if not isinstance(config, Config):
+        raise UserError(
+            f"--config: {path}: get_config() returned {type(config).__name__}, wanted Config"
+        )
+    return override(config, overrides)
+
+
+def override(config: Config, overrides: list[str]) -> Config:
+    """Applies ``field=value`` overrides, all at once: what is checked is the result alone.
+
+    Raises:
+      UserError: one of them does not fit.
+    """
+    tree: dict[str, Any] = {}
+    for one in overrides:
+        field, found, text = one.partition("=")
+        if not found:
+            raise UserError(f"--set {one}: wanted field=value")
+        node, field = tree, field.strip()
+        *parents, last = field.split(".")
+        for name in parents:
+            node = node.setdefault(name, {})
+            if not isinstance(node, dict):
+                raise UserError(f"--set {field}: {name} is already set to {node!r}")
+        if isinstance(node.get(last), dict):
+            raise UserError(f"--set {field}: parts of it are set as well ({', '.join(node[last])})")
+        node[last] = text
+    return _apply(config, tree, "")
+
+
+@contextmanager
+def _neighbours(folder: pathlib.Path) -> Iterator[None]:
+    """Lets a config import the files beside it.
+
+    They are forgotten afterwards: a config of another folder may have a neighbour of that name.
+    """
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            origin = getattr(sys.modules[name], "__file__", None)
+            if origin and pathlib.Path(origin).resolve().parent == folder:
+                del sys.modules[name]
+
+
+def _blame(error: Exception, file: pathlib.Path, module: types.ModuleType) -> str:
+    """``file:line: what went wrong``, at the last line of the config or of a file beside it."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", what)
+    called = getattr(module, unknown[1], None) if unknown else None
+    if unknown and dataclasses.is_dataclass(called) and "Did you mean" not in what:
+        what += did_you_mean(unknown[2], [f.name for f in dataclasses.fields(called)])
+    folder = file.resolve().parent
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f for f in frames if pathlib.Path(f.filename).resolve().parent == folder]
+    return f"{lines[-1].filename}:{lines[-1].lineno}: {what}" if lines else f"{file}: {what}"
+
+
+def _apply(value: Any, tree: dict[str, Any], at: str) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = typing.get_type_hints(type(value))
+        known: Any = {f.name: hints[f.name] for f in dataclasses.fields(value)}
+        current = {name: getattr(value, name) for name in known}
+    elif isinstance(value, functools.partial) or inspect.isfunction(value):
+        bound = value.keywords if isinstance(value, functools.partial) else {}
+        parameters = keywords(plain(value))
+        known = {name: p.annotation for name, p in parameters.items()}
+        current = {name: bound.get(name, p.default) for name, p in parameters.items()}
+    else:
+        raise UserError(f"--set {at}: it is {value!r} and has no fields")
+    changed = {}
+    for name, new in tree.items():
+        path = f"{at}.{name}" if at else name
+        if name not in known:
+            has = ", ".join(known) or "none"
+            raise UserError(
+                f"--set {path}: no such field{did_you_mean(name, known)}; "
+                f"{at or 'the config'} has {has}"
+            )
+        if isinstance(new, dict):
+            changed[name] = _apply(current[name], new, path)
+        else:
+            changed[name] = parse(new, known[name], path)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **changed)
+    if isinstance(value, functools.partial):
+        return functools.partial(value.func, *value.args, **{**value.keywords, **changed})
+    return functools.partial(value, **changed)

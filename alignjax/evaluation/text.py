@@ -1,0 +1,69 @@
+"""BLEU of sampled responses against preferred ones, with 95% intervals over prompts."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from alignjax.evaluation.preferences import Estimate
+
+DRAWS = 1000  # of the bootstrap
+_BLANK = "\u2581"  # stands for a blank where characters are tokens: it counts as one of them
+
+
+def bleu(responses: Sequence[str], references: Sequence[str]) -> Estimate:
+    """Corpus BLEU over words, sacrebleu's default: 13a tokens, n-grams of 1 to 4, 0 to 100.
+
+    Matches are added up over all prompts before anything is divided. The interval is half of what
+    lies between the 2.5% and the 97.5% quantile over `DRAWS` draws of prompts with replacement.
+
+    Args:
+      responses: one per prompt.
+      references: the preferred response of each prompt.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    metric = BLEU()
+    # [prompts, 10]: matches and candidates of each order, and the two lengths.
+    counts = np.array(
+        [
+            [*part.counts, *part.totals, part.sys_len, part.ref_len]
+            for x, y in zip(responses, references, strict=True)
+            for part in (metric.corpus_score([x], [[y]]),)
+        ]
+    )
+
+    def score(rows: np.ndarray) -> float:
+        total = [int(x) for x in counts[rows].sum(axis=0)]
+        return BLEU.compute_bleu(
+            total[:4], total[4:8], total[8], total[9], smooth_method=metric.smooth_method
+        ).score
+
+    n = len(counts)
+    key = np.random.default_rng(0)
+    low, high = np.quantile([score(key.integers(0, n, n)) for _ in range(DRAWS)], [0.025, 0.975])
+    return Estimate(score(np.arange(n)), float(high - low) / 2, n)
+
+
+def bleu_char(responses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """BLEU-4 over characters, one response at a time, 0 to 1: what the HPS authors' code reports.
+
+    That code hands strings over where lists of words are expected, so that every character, blanks
+    included, is a token; nothing is smoothed. A response without a common 4-gram scores 0 here; the
+    nltk function that the code calls then gives a number below 1e-70 and a warning.
+
+    Returns:
+      ``[N]``; the published number is their mean.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    metric = BLEU(tokenize="none", smooth_method="none")
+
+    def spelt(text: str) -> str:
+        return " ".join(_BLANK if c.isspace() else c for c in text)
+
+    return np.array(
+        [
+            metric.corpus_score([spelt(x)], [[spelt(y)]]).score / 100
+            for x, y in zip(responses, references, strict=True)
+        ]
+    )

@@ -1,0 +1,102 @@
+"""Binary Classifier Optimization: single labelled responses as a classifier with a moving shift.
+
+================================  ==========================================================
+paper                             code
+================================  ==========================================================
+r = beta log pi_theta / pi_ref    ``beta * logps.log_ratio``
+delta, the reward shift           ``beta * batch.running_baseline``: `baseline`
+D+, D-                            ``batch.desirable``
+density ratio of the prompts      ``density_ratio``
+================================  ==========================================================
+
+A config sets ``baseline=bco.baseline, loss=bco.loss``, with the same ``reduction`` in both.
+
+Reference: Jung et al., Binary Classifier Optimization for Large Language Model Alignment, arXiv
+2404.04656.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from alignjax.losses import rdro
+from alignjax.types import Array, Batch, Logps, Metrics
+
+
+def loss(
+    logps: Logps,
+    batch: Batch,
+    *,
+    beta: float = 0.1,
+    desirable_fraction: float | None = None,
+    reduction: str = "class_mean",
+    density_ratio: Callable[[Batch], Array] | None = None,
+) -> tuple[Array, Metrics]:
+    """Fits a binary classifier, whose logit is the shifted implicit reward, to the labels.
+
+    The binary cross-entropy with reward shift, means over each class, w the density ratio::
+
+        loss = -E_{D+}[log sigma(r - delta)] - E_{D-}[w log sigma(-(r - delta))]
+
+    Args:
+      logps: ``[B, K]`` nats, any K.
+      batch: ``desirable [B, K]``; ``running_baseline [B]``; absent responses count for nothing, and
+        a row costs the sum over its responses.
+      beta: KL strength, reward per nat; > 0.
+      desirable_fraction: desirable share of the training responses, in (0, 1). The recipe binds it.
+      reduction: ``class_mean``, the equation, by the weights of `rdro.loss`; or ``batch_mean``,
+        weight 1 for every response.
+      density_ratio: ``batch -> [B]``, how much likelier a row's prompt is among the desirable rows
+        than among the undesirable ones, without gradient; None: 1.
+
+    Returns:
+      ``[B]`` losses in nats, log 2 times the class weight for each response where policy equals
+      reference and delta is 0; `rdro.label_metrics`. The step logs delta / beta as
+      ``running_baseline``.
+
+    Raises:
+      ValueError: there is no baseline (set ``baseline`` to `baseline`); or as `rdro.loss`.
+
+    Differs from the paper: the ratio has to be given, it is not fitted here.
+    From the authors' code: not compared. TRL averages over the mixed batch, ``batch_mean``.
+
+    >>> from alignjax.types import loss_inputs
+    >>> case = loss_inputs([[-4.0], [-9.0]], [[-5.0], [-6.0]], desirable=[[1], [0]],
+    ...                    running_baseline=0.5)
+    >>> print("{:.4f} {:.4f}".format(*loss(*case, beta=1.0, desirable_fraction=0.5)[0]))
+    0.9482 0.0595
+    """
+    labels = rdro.desirable(batch, "bco.loss")
+    if batch.running_baseline is None:
+        raise ValueError(
+            "bco.loss needs the reward shift: set `baseline` to bco.baseline in the config"
+        )
+    weights = rdro.class_weights(batch, desirable_fraction, reduction, "bco.loss")
+    if density_ratio is not None:
+        ratio = jax.lax.stop_gradient(density_ratio(batch))[:, None]
+        weights = jnp.where(labels, weights, weights * ratio)
+    shift = jax.lax.stop_gradient(batch.running_baseline)[:, None]
+    logit = beta * (logps.log_ratio - shift)
+    terms = jax.nn.softplus(jnp.where(labels, -logit, logit))
+    return (weights * terms).sum(axis=1), rdro.label_metrics(logps.log_ratio, batch)
+
+
+def baseline(
+    logps: Logps,
+    batch: Batch,
+    *,
+    desirable_fraction: float | None = None,
+    reduction: str = "class_mean",
+) -> Array:
+    """``[B]`` log-ratios whose mean over rows is the shift, in nats: delta / beta.
+
+    delta = (E_{D+}[r] + E_{D-}[r]) / 2 with ``class_mean``; the mean over all responses with
+    ``batch_mean``. A row of several responses gives their mean, so each row weighs the same.
+
+    Raises:
+      ValueError: as `rdro.loss`.
+    """
+    weights = rdro.class_weights(batch, desirable_fraction, reduction, "bco.baseline")
+    halved = weights / (2 if reduction == "class_mean" else 1)
+    return (halved * logps.log_ratio).sum(axis=1) / jnp.maximum(batch.present.sum(axis=1), 1)

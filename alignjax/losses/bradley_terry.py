@@ -1,0 +1,202 @@
+"""Bradley-Terry: pairs of responses taken from a list, and all of its ordered pairs at once.
+
+================================  ==========================================================
+paper                             code
+================================  ==========================================================
+r_theta(x, y)                     ``scores`` of a reward model, or ``beta * implicit(logps)``
+y_w, y_l                          the response of the larger external score, the other one
+D_x, K choose 2 comparisons       `plackett_luce.ordered_pairs`: different scores only
+================================  ==========================================================
+
+`select` and `select_random` leave a pair for any pair objective; they score two responses instead
+of n. `loss` and `reward_loss` compare everything with everything.
+
+Reference: Ouyang et al., Training language models to follow instructions with human feedback,
+arXiv 2203.02155, section 3.5 (no code published). The pair of best and worst is the "BT" baseline
+of Zou et al., HPS, arXiv 2502.14400.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from alignjax.losses import dpo
+from alignjax.losses.plackett_luce import (
+    best_and_negatives,
+    list_metrics,
+    list_reward_metrics,
+    ordered_pairs,
+    ranking_scores,
+)
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics, take_responses
+
+
+def loss(
+    logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = dpo.implicit
+) -> tuple[Array, Metrics]:
+    """Fits the implicit reward to every comparison that a list holds.
+
+    Eq. 1 over implicit rewards r, P the ordered pairs of the list::
+
+        loss = -(1/|P|) sum_{(w, l) in P} log sigma(r_w - r_l)
+
+    Responses of equal score are not compared. Two responses give `dpo.loss`.
+
+    Args:
+      logps: ``[B, K]`` nats, K >= 2, in any order; index 0 is chosen where there are no scores.
+      batch: ``scores [B, K]``, larger is better; or none, with K = 2.
+      beta: KL strength, reward per nat; > 0.
+      implicit: reward per unit of beta, as in dpo.loss.
+
+    Returns:
+      ``[B]`` losses in nats, log 2 where policy equals reference, 0 for a list of ties;
+      `plackett_luce.list_metrics`.
+
+    Raises:
+      ValueError: see `plackett_luce.ranking_scores`; or there are no scores and K is not 2; or
+        there is no reference (``reference.mode``).
+
+    Differs from the paper: it trains a reward model, see `reward_loss`.
+    From the authors' code: none is published.
+
+    >>> from alignjax.types import loss_inputs
+    >>> logps, batch = loss_inputs([[-9.0, -4.0]], [[-6.0, -5.0]], scores=[[0.1, 0.8]])
+    >>> print(f"{loss(logps, batch, beta=0.5)[0][0]:.4f}")
+    0.1269
+    """
+    reward = beta * implicit(logps)
+    batch = with_scores(batch, "bradley_terry.loss")
+    best, negatives = best_and_negatives(batch)
+    return _mean_over_pairs(reward, batch, 0.0), list_metrics(reward, logps.policy, best, negatives)
+
+
+def reward_loss(scores: Array, batch: Batch, *, margin: float = 0.0) -> tuple[Array, Metrics]:
+    """Fits a reward model to every comparison that a list holds.
+
+    Eq. 1, P the ordered pairs of the list, with a margin m::
+
+        loss = -(1/|P|) sum_{(w, l) in P} log sigma(r_w - r_l - m)
+
+    Responses of equal external score are not compared: nothing says which of them is better. An
+    absent response, or one whose external score is not finite, is in no pair.
+
+    Args:
+      scores: ``[B, K]`` the model's rewards, K >= 2; gradients flow through them.
+      batch: ``scores [B, K]``, the external ones, larger is better; without them K is 2, index 0
+        chosen and index 1 rejected.
+      margin: how far apart the rewards are asked to be, in their unit (log-odds); >= 0.
+
+    Returns:
+      ``[B]`` losses in nats, log 2 where all rewards are equal and m is 0, 0 for a list without a
+      comparison; `plackett_luce.list_reward_metrics`.
+
+    Raises:
+      ValueError: see `plackett_luce.ranking_scores`; or there are no scores and K is not 2.
+
+    Differs from the paper: m = 0 is Eq. 1 for lists whose responses all differ; where some tie, the
+    mean is over the pairs that remain.
+    From the authors' code: none is published.
+
+    >>> from alignjax.types import loss_inputs
+    >>> import jax.numpy as jnp
+    >>> _, batch = loss_inputs([[0.0, 0.0]])  # no scores: response 0 was chosen
+    >>> print(f"{reward_loss(jnp.array([[2.0, 0.0]]), batch)[0][0]:.4f}")
+    0.1269
+    """
+    batch = with_scores(batch, "bradley_terry.reward_loss")
+    best, negatives = best_and_negatives(batch)
+    return _mean_over_pairs(scores, batch, margin), list_reward_metrics(scores, best, negatives)
+
+
+def select(key: Array, batch: Batch) -> Batch:
+    """Keeps the best and the worst response of every list.
+
+    Args:
+      key: not used, nothing is random.
+      batch: K >= 2 responses per prompt with ``scores [B, K]``.
+
+    Returns:
+      The batch with K' = 2, index 0 a response of the largest score and index 1 one of the
+      smallest, the first ones where several tie. A list of ties has nothing to teach and gets
+      weight 0.
+
+    Raises:
+      ValueError: see `plackett_luce.ranking_scores`.
+    """
+    del key
+    best, negatives = best_and_negatives(batch)
+    worst = jnp.argmin(jnp.where(negatives, ranking_scores(batch), jnp.inf), axis=1)
+    return _pair(batch, best, worst, negatives.any(axis=1))
+
+
+def select_random(key: Array, batch: Batch) -> Batch:
+    """Draws one of the ordered pairs of every list, each as likely as the others.
+
+    The draw depends on ``key`` and the row's ``prompt_id`` alone.
+
+    Args:
+      key: PRNG key of the step.
+      batch: K >= 2 responses per prompt with ``scores [B, K]``.
+
+    Returns:
+      The batch with K' = 2, the response of the larger score first. A list of ties has no ordered
+      pair and gets weight 0.
+
+    Raises:
+      ValueError: see `plackett_luce.ranking_scores`.
+    """
+    better, worse, exists = random_pair(key, batch)
+    return _pair(batch, better, worse, exists)
+
+
+def random_pair(key: Array, batch: Batch) -> tuple[Array, Array, Array]:
+    """Draws one of the ordered pairs of every list; see `select_random`.
+
+    Returns:
+      ``[B]`` index of the better response, ``[B]`` of the worse one, and ``[B]`` bool, whether
+      there is a pair at all.
+
+    Raises:
+      ValueError: see `plackett_luce.ranking_scores`.
+    """
+    pairs = ordered_pairs(batch)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.prompt_id)
+    keys = jax.vmap(jax.random.split)(keys)
+    draw = jax.vmap(jax.random.categorical)
+    # The better one by how many it beats, then one of those: uniform over pairs, and the draw
+    # does not change when lists are padded to another K.
+    better = draw(keys[:, 0], jnp.log(pairs.sum(axis=2)))
+    beaten = jnp.take_along_axis(pairs, better[:, None, None], axis=1)[:, 0]
+    worse = draw(keys[:, 1], jnp.where(beaten, 0.0, -jnp.inf))
+    return better, worse, pairs.any(axis=(1, 2))
+
+
+def with_scores(batch: Batch, objective: str) -> Batch:
+    """Pairs without scores get 1 for the chosen response and 0 for the rejected one.
+
+    Raises:
+      ValueError: there are no scores and K is not 2.
+    """
+    if batch.scores is not None:
+        return batch
+    b, k = batch.response_length.shape
+    if k != 2:
+        raise ValueError(
+            f"{objective} needs `scores` to order K={k} responses, and these data have none: use "
+            "a source that gives them, or pairs"
+        )
+    return dataclasses.replace(batch, scores=jnp.tile(jnp.array([1.0, 0.0]), (b, 1)))
+
+
+def _pair(batch: Batch, first: Array, second: Array, differ: Array) -> Batch:
+    pair = take_responses(batch, jnp.stack([first, second], axis=1))
+    return dataclasses.replace(pair, weight=jnp.where(differ, batch.weight, 0.0))
+
+
+def _mean_over_pairs(reward: Array, batch: Batch, margin: float) -> Array:
+    """``[B]`` mean of -log sigma(r_w - r_l - m) over ordered pairs, 0 where there is none."""
+    pairs = ordered_pairs(batch)
+    ahead = jnp.where(pairs, reward[:, :, None] - reward[:, None, :] - margin, 0.0)
+    terms = jnp.where(pairs, -jax.nn.log_sigmoid(ahead), 0.0)
+    return terms.sum(axis=(1, 2)) / jnp.maximum(pairs.sum(axis=(1, 2)), 1)

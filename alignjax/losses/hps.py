@@ -1,0 +1,290 @@
+"""Hard Preference Sampling: the best response against one drawn hard negative.
+
+================================  ==========================================================
+paper                             code
+================================  ==========================================================
+r = beta log pi_theta / pi_ref    ``beta * implicit(logps)`` (log Z(x) cancels)
+y_1                               the response of the largest score; index 0 after `select`
+q_i ~ exp(gamma r_est,i), i >= 2  softmax of ``gamma * batch.scores`` over the negatives
+N = n - 1                         number of negatives; ``batch.drawn_from`` after `select`
+beta, gamma                       ``beta``, ``gamma``
+================================  ==========================================================
+
+`select` draws y_s ~ q before the forward pass, which is where the method saves its compute: two
+responses are scored instead of n. q, the scores and the reference carry no gradient. Responses
+tied with the best one are not negatives. Any pair objective may follow `select`: that is the
+paper's X-HPS for X in DPO (`loss_published`), EXO, IPO, SPPO and NCA.
+
+Reference: Zou et al., HPS: Hard Preference Sampling for Human Preference Alignment, arXiv
+2502.14400; code LVLab-SMU/HPS@606b7ce, dpo_iteration/run_dpo.py.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from alignjax.losses import dpo
+from alignjax.losses.plackett_luce import best_and_negatives, list_metrics, ranking_scores
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics, take_responses
+
+
+def loss(
+    logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = dpo.implicit
+) -> tuple[Array, Metrics]:
+    """Fits the implicit reward to "the best beats a hard negative", one negative per prompt.
+
+    Eq. 8 with its expectation replaced by the one drawn response y_s, which leaves the inner
+    expectation unbiased::
+
+        loss = -log exp(r_1) / (exp(r_1) + N exp(r_s)) = softplus(log N + r_s - r_1)
+
+    Args:
+      logps: ``[B, 2]`` nats, as `select` leaves them: best, drawn.
+      batch: ``drawn_from [B]``, the N that response 1 was drawn from.
+      beta: KL strength, reward per nat; > 0.
+      implicit: reward per unit of beta, as in dpo.loss.
+
+    Returns:
+      ``[B]`` losses in nats, log(1 + N) where policy equals reference; `dpo.pair_metrics` and
+      ``negatives``, N.
+
+    Raises:
+      ValueError: K is not 2 or nothing was drawn (set ``select`` to `select`), or there is no
+        reference (``reference.mode``).
+
+    Differs from the paper: its practice is stated with Eq. 10, which as printed loses the factor
+    N of Eq. 8 (q / p is N q, not q); this is Eq. 8, the form that its Theorem 1 analyses.
+    From the authors' code: that runs the printed Eq. 10, here `loss_published`.
+
+    >>> from alignjax.types import loss_inputs
+    >>> logps, batch = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]], drawn_from=[15])
+    >>> print(f"{loss(logps, batch, beta=0.5)[0][0]:.4f}")  # log(1 + 15 exp(-2))
+    1.1086
+    """
+    dpo.check_pairs(logps, "hps.loss")
+    if batch.drawn_from is None:
+        raise ValueError(
+            "hps.loss needs to know how many responses the rejected one was drawn from: set "
+            "`select` to hps.select in the config, or use dpo.loss for pairs that come as pairs"
+        )
+    reward = beta * implicit(logps)
+    negatives = jnp.maximum(batch.drawn_from, 1).astype(reward.dtype)  # 0 only in rows of weight 0
+    losses = jax.nn.softplus(jnp.log(negatives) + reward[:, 1] - reward[:, 0])
+    return losses, dpo.pair_metrics(reward, logps.policy) | {"negatives": negatives}
+
+
+def loss_full(
+    logps: Logps,
+    batch: Batch,
+    *,
+    beta: float = 0.1,
+    gamma: float = 1.0,
+    implicit: Implicit = dpo.implicit,
+) -> tuple[Array, Metrics]:
+    """Fits the implicit reward to "the best beats hard negatives", all of them, weighted by q.
+
+    Eq. 8 with the q of Eq. 9, over all n responses; gamma=0 is `plackett_luce.loss_top1`::
+
+        loss = -log exp(r_1) / (exp(r_1) + N E_q[exp(r)])
+             = softplus(log N + logsumexp_{i>=2}(log q_i + r_i) - r_1)
+
+    Args:
+      logps: ``[B, K]`` nats, K >= 2, in any order.
+      batch: ``scores [B, K]``, larger is better.
+      beta: KL strength, reward per nat; > 0.
+      gamma: hardness per unit of score: > 0 weighs the best-scored negatives up, < 0 down.
+      implicit: reward per unit of beta, as in dpo.loss.
+
+    Returns:
+      ``[B]`` losses in nats, log(1 + N) where policy equals reference, 0 for a list without a
+      negative; `plackett_luce.list_metrics` and ``negatives``, N.
+
+    Raises:
+      ValueError: see `plackett_luce.ranking_scores`; or there is no reference.
+
+    Differs from the paper: no; its practice is `loss`.
+    From the authors' code: that never computes the expectation.
+
+    >>> from alignjax.types import loss_inputs
+    >>> logps, batch = loss_inputs([[-4.0, -7.0, -5.0]], [[-4.0, -7.0, -5.0]], scores=[[3, 2, 1]])
+    >>> print(f"{loss_full(logps, batch)[0][0]:.4f}")  # log(1 + N)
+    1.0986
+    """
+    reward = beta * implicit(logps)
+    losses = _expected(reward, batch, gamma)
+    best, negatives = best_and_negatives(batch)
+    metrics = list_metrics(reward, logps.policy, best, negatives)
+    return losses, metrics | {"negatives": negatives.sum(axis=1).astype(reward.dtype)}
+
+
+def loss_two_valid(
+    logps: Logps,
+    batch: Batch,
+    *,
+    beta: float = 0.1,
+    gamma: float = 1.0,
+    second_weight: float = 1.0,
+    implicit: Implicit = dpo.implicit,
+) -> tuple[Array, Metrics]:
+    """Fits the implicit reward to "two responses are right, the best one before the second".
+
+    Appendix E, with L(y; Y) the loss of Eq. 8 for y against the negatives Y::
+
+        loss = L(y_1; {y_2, ..., y_n}) + lambda L(y_2; {y_3, ..., y_n})
+
+    Args:
+      logps: ``[B, K]`` nats, K >= 2, in any order.
+      batch: ``scores [B, K]``, larger is better; y_1 and y_2 have the two largest.
+      beta: KL strength, reward per nat; > 0.
+      gamma: hardness per unit of score, as in `loss_full`, for both terms.
+      second_weight: lambda, >= 0; 0 is `loss_full`.
+      implicit: reward per unit of beta, as in dpo.loss.
+
+    Returns:
+      ``[B]`` losses in nats, log(1 + N) + lambda log N where policy equals reference and nothing
+      is tied; the metrics of `loss_full`.
+
+    Raises:
+      ValueError: see `plackett_luce.ranking_scores`; or there is no reference.
+
+    Differs from the paper: it leaves lambda and ties open. What ties with y_1 or y_2 is no negative
+    of that one; y_2 may tie with y_1.
+    From the authors' code: that has no second valid response.
+
+    >>> from alignjax.types import loss_inputs
+    >>> logps, batch = loss_inputs([[-4.0, -7.0, -5.0]], [[-4.0, -7.0, -5.0]], scores=[[3, 2, 1]])
+    >>> print(f"{loss_two_valid(logps, batch)[0][0]:.4f}")  # log 3 + log 2
+    1.7918
+    """
+    first, metrics = loss_full(logps, batch, beta=beta, gamma=gamma, implicit=implicit)
+    best, _ = best_and_negatives(batch)
+    is_best = jnp.arange(logps.policy.shape[1]) == best[:, None]
+    rest = dataclasses.replace(batch, scores=jnp.where(is_best, -jnp.inf, ranking_scores(batch)))
+    return first + second_weight * _expected(beta * implicit(logps), rest, gamma), metrics
+
+
+def loss_published(
+    logps: Logps,
+    batch: Batch,
+    *,
+    beta: float = 0.25,
+    label_smoothing: float = 0.1,
+    implicit: Implicit = dpo.implicit,
+) -> tuple[Array, Metrics]:
+    """Fits the implicit reward to the drawn pair alone, as the authors' code does.
+
+    Eq. 10 as printed with one draw, and smoothing e: this is DPO on the pair of `select`::
+
+        loss = -(1 - e) log sigma(r_1 - r_s) - e log sigma(r_s - r_1)
+
+    Args:
+      logps: ``[B, 2]`` nats, as `select` leaves them: best, drawn.
+      batch: not read.
+      beta: KL strength; 0.25 is the code's value (the paper's is 0.1).
+      label_smoothing: e in [0, 0.5); 0.1 is the code's value (the paper has none).
+      implicit: reward per unit of beta, as in dpo.loss.
+
+    Returns:
+      ``[B]`` losses in nats, log 2 where policy equals reference; `dpo.pair_metrics`.
+
+    Raises:
+      ValueError: K is not 2 (set ``select`` to `select`), or there is no reference.
+
+    Differs from the paper: label_smoothing; and the log N of Eq. 8 is lost, as in Eq. 10.
+    From the authors' code: no. There gamma goes by a row's place in a data set that is shuffled
+    again afterwards, and the ``hard_i`` schedule reads gamma before it is assigned; use
+    `curriculum`.
+
+    >>> from alignjax.types import loss_inputs
+    >>> logps, batch = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]])
+    >>> print(f"{loss_published(logps, batch, beta=0.5, label_smoothing=0.0)[0][0]:.4f}")
+    0.1269
+    """
+    return dpo.loss(logps, batch, beta=beta, label_smoothing=label_smoothing, implicit=implicit)
+
+
+def select(key: Array, batch: Batch, *, gamma: float) -> Batch:
+    """Draws one rejected response per prompt, ``y_s ~ q`` of Eq. 9, before the forward pass.
+
+    The draw depends on ``key`` and the row's ``prompt_id`` alone, not on its place in the batch,
+    the batch size or the number of devices.
+
+    Args:
+      key: PRNG key of the step.
+      batch: K >= 2 responses per prompt with ``scores [B, K]``.
+      gamma: hardness per unit of score, a number or a scalar array; large: the hardest negative.
+
+    Returns:
+      The batch with K' = 2, index 0 the best response and index 1 the drawn one, and
+      ``drawn_from`` = N. A prompt without a negative has nothing to teach and gets weight 0.
+
+    Raises:
+      ValueError: see `plackett_luce.ranking_scores`.
+    """
+    best, negatives = best_and_negatives(batch)
+    count = negatives.sum(axis=1)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.prompt_id)
+    drawn = jax.vmap(jax.random.categorical)(keys, _log_q(batch, negatives, gamma))
+    pair = take_responses(batch, jnp.stack([best, drawn], axis=1))
+    return dataclasses.replace(
+        pair, weight=jnp.where(count > 0, batch.weight, 0.0), drawn_from=count.astype(jnp.int32)
+    )
+
+
+def curriculum(
+    total_steps: int, *, start: float = -5.0, stop: float = 5.0, plateaus: int | None = 5
+) -> Callable[[Array], Array]:
+    """A schedule for ``gamma``, from easy to hard negatives.
+
+    Args:
+      total_steps: optimizer steps of the run, >= 1.
+      start: gamma at step 0.
+      stop: gamma after the last step.
+      plateaus: gamma stays constant over each of this many parts of the run; the default gives
+        the published -5, -3, -1, 1, 3, which never reaches ``stop``. None: linear in the step.
+
+    Returns:
+      ``step -> gamma``; step may be traced. After ``total_steps`` gamma stays as it is.
+
+    Raises:
+      ValueError: total_steps or plateaus is below 1.
+
+    >>> print(*[curriculum(10)(step) for step in (0, 2, 9)], curriculum(10, plateaus=None)(9))
+    -5.0 -3.0 3.0 4.0
+    """
+    if total_steps < 1 or (plateaus is not None and plateaus < 1):
+        raise ValueError(
+            "hps.curriculum needs total_steps >= 1 and plateaus >= 1 or None, found "
+            f"total_steps={total_steps}, plateaus={plateaus}"
+        )
+
+    def gamma(step: Array) -> Array:
+        if plateaus is None:
+            fraction = jnp.minimum(step, total_steps) / total_steps
+        else:  # in integers, exact where one plateau ends
+            fraction = jnp.minimum(step * plateaus // total_steps, plateaus - 1) / plateaus
+        return start + (stop - start) * fraction
+
+    return gamma
+
+
+def _expected(reward: Array, batch: Batch, gamma: float) -> Array:
+    """``[B]`` Eq. 8 with its expectation, for rewards ``[B, K]``; 0 without a negative."""
+    best, negatives = best_and_negatives(batch)
+    count = negatives.sum(axis=1)
+    lead = reward - jnp.take_along_axis(reward, best[:, None], axis=1)
+    log_expectation = jax.nn.logsumexp(_log_q(batch, negatives, gamma) + lead, axis=1)
+    losses = jax.nn.softplus(jnp.log(jnp.maximum(count, 1.0)) + log_expectation)
+    return jnp.where(count > 0, losses, 0.0)
+
+
+def _log_q(batch: Batch, negatives: Array, gamma: float) -> Array:
+    """Eq. 9: ``[B, K]`` log q, -inf for what is no negative.
+
+    A list without negatives gets a uniform q, so that nothing is divided by 0; callers void it.
+    """
+    among = negatives | ~negatives.any(axis=1, keepdims=True)
+    hardness = gamma * jnp.where(negatives, ranking_scores(batch), 0.0)
+    return jax.nn.log_softmax(hardness, axis=1, where=among)

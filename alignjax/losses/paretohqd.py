@@ -1,0 +1,222 @@
+"""ParetoHqD: align with several objectives by fine-tuning on few, well chosen responses.
+
+================================  ==========================================================
+paper                             code
+================================  ==========================================================
+r = (r^1, ..., r^M)               ``scores [N, M]``, one row per response, larger is better
+omega, a preference               one of ``preferences``: M weights >= 0, scaled to sum 1
+r_max, r_min                      the largest and smallest score of each objective, over all rows
+W = r_min + omega (r_max - r_min) the compromise point of a preference
+P_omega                           the line through r_max and W: `distances` are to it
+D_Pareto                          the first non-dominated layers of the data, `high_quality`
+k                                 ``size``
+================================  ==========================================================
+
+Linear scalarisation of the objectives finds the end points of a front that is not concave,
+whatever the weights; the line from the ideal point finds its inside too.
+
+Reference: ParetoHqD: Fast Offline Multiobjective Alignment of Large Language Models using Pareto
+High-quality Data, arXiv 2504.16628. No code of the authors was at hand.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from alignjax.losses import pareto, sft
+from alignjax.types import Array, Batch, Logps, Metrics
+
+log = logging.getLogger("alignjax")
+
+
+def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
+    """Fits the responses that `curate` chose for one preference, by maximum likelihood.
+
+    The loss of both stages, a sum over response tokens, which is `sft.loss` at K = 1::
+
+        loss = -sum_t log pi_theta(y_t | x, y_<t) = -log pi_theta(y | x)
+
+    Args:
+      logps: ``[B, K]`` nats; ``reference`` is not read.
+      batch: ``response_length`` says which responses are present.
+
+    Returns:
+      ``[B]`` losses in nats per response, and the metrics of `sft.loss`.
+
+    Differs from the paper: no, with one response a row.
+    From the authors' code: not compared.
+
+    >>> from alignjax.types import loss_inputs
+    >>> print(loss(*loss_inputs([[-6.0]]))[0])
+    [6.]
+    """
+    return sft.loss(logps, batch)
+
+
+def curate(
+    scores: np.ndarray,
+    preferences: Sequence[tuple[float, ...]],
+    size: int,
+    *,
+    depth: int | None = None,
+) -> np.ndarray:
+    """Chooses the responses nearest to each preference's direction, out of the best layers.
+
+    Ties in distance go to the response with more room for itself (`pareto.crowding` within its
+    layer), then to the earlier row. An objective that is the same everywhere says nothing: it is
+    dropped, with a line in the log, and the other weights are scaled to sum to 1. The data are
+    sorted once for all preferences.
+
+    Args:
+      scores: ``[N, M]``, M >= 2, finite.
+      preferences: P of M weights each, >= 0, not all 0.
+      size: how many.
+      depth: non-dominated layers to choose from; None: the fewest that hold ``10 * size``
+        responses.
+
+    Returns:
+      ``[P, size]`` row numbers, nearest first.
+
+    Raises:
+      ValueError: weights that are negative, all 0 or not M; scores not finite; fewer rows in the
+        layers than ``size``.
+
+    Differs from the paper: the number of layers and the metric of "nearest" are not stated in what
+    was available to us; depth and the normalisation to ranges are this project's choices.
+    From the authors' code: not compared.
+    """
+    points, weights = _checked(scores, preferences, size)
+    pool = high_quality(points, size=10 * size, depth=depth)
+    where = f"the first {depth} layers" if depth else "the data, all its layers"
+    _enough(len(pool), size, preferences, where)
+    layer = pareto.layers(points[pool])  # the same as among all: whole layers were taken
+    room = np.zeros(len(pool))
+    for i in np.unique(layer):
+        room[layer == i] = pareto.crowding(points[pool[layer == i]])
+    # Distances that differ by rounding alone are ties.
+    table = distances(points, weights)[:, pool].round(12)
+    return np.stack([pool[np.lexsort((pool, -room, row))[:size]] for row in table])
+
+
+def curate_linear(
+    scores: np.ndarray, preferences: Sequence[tuple[float, ...]], size: int
+) -> np.ndarray:
+    """Chooses the ``size`` responses with the largest weighted sum of scores: the ablation.
+
+    Equation, with the scores in units of each objective's range::
+
+        s_omega = sum_i omega_i (r^i - r_min^i) / (r_max^i - r_min^i)
+
+    Arguments, result, errors and dropped objectives are those of `curate`; ties go to the earlier
+    row, and no layers are taken: with positive weights what is largest is not dominated.
+    """
+    points, weights = _checked(scores, preferences, size)
+    _enough(len(points), size, preferences, "the data")
+    z, kept = _units(points)
+    sums = z @ weights[:, kept].T  # [N, P]
+    return np.argsort(-sums.round(12), axis=0, kind="stable")[:size].T
+
+
+def high_quality(scores: np.ndarray, *, size: int, depth: int | None = None) -> np.ndarray:
+    """Rows of the first non-dominated layers, in the data's order.
+
+    Args:
+      scores: ``[N, M]``.
+      size: take the fewest layers that hold this many rows; all rows if there are not so many.
+      depth: take this many layers instead.
+    """
+    layer = pareto.layers(scores)
+    if depth is None:
+        held = np.cumsum(np.bincount(layer))
+        depth = int(np.searchsorted(held, size)) + 1
+    return np.flatnonzero(layer < depth)
+
+
+def distances(
+    scores: np.ndarray, preferences: Sequence[tuple[float, ...]] | np.ndarray
+) -> np.ndarray:
+    """Distance of every response to the direction of each preference.
+
+    In units of each objective's range, the direction from the ideal point through the compromise
+    point::
+
+        z = (r - r_max) / (r_max - r_min)
+        u = (omega - 1) / |omega - 1|
+        distance = |z - (z . u) u|
+
+    z and u have no positive entry, so the line and the ray are one here.
+
+    Args:
+      scores: ``[N, M]``, M >= 2.
+      preferences: P of M weights each, >= 0, not all 0.
+
+    Returns:
+      ``[P, N]`` float64. With one objective that varies, the distance to its largest value.
+    """
+    points, weights = _checked(scores, preferences, 1)
+    units, kept = _units(points)
+    z = units - 1
+    out = np.zeros((len(weights), len(z)))
+    for row, weight in zip(out, weights[:, kept], strict=True):
+        if weight.sum() == 0:
+            continue  # nothing to tell the responses apart by
+        if len(weight) == 1:
+            row[:] = -z[:, 0]
+            continue
+        direction = weight / weight.sum() - 1
+        direction /= np.linalg.norm(direction)
+        row[:] = np.linalg.norm(z - (z @ direction)[:, None] * direction, axis=1)
+    return out
+
+
+def _units(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The scores as shares of their ranges, without the objectives that have one value.
+
+    Returns:
+      ``[N, M']``, and ``[M]`` bool: which objectives they are.
+    """
+    high, low = points.max(axis=0), points.min(axis=0)
+    kept = high > low
+    for i in np.flatnonzero(~kept):
+        log.warning(
+            "objective %d has one value, %s, in all %d rows: dropped", i, low[i], len(points)
+        )
+    if not kept.any():
+        return points[:, kept], kept
+    return pareto.normalised(points[:, kept], low=low[kept], high=high[kept]), kept
+
+
+def _checked(
+    scores: np.ndarray, preferences: Sequence[tuple[float, ...]] | np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The scores, and ``[P, M]`` weights that sum to 1."""
+    points = pareto.check_points(scores)
+    if size < 1:
+        raise ValueError(f"size: wanted a positive number, found {size}")
+    if not len(preferences):
+        raise ValueError("preferences: wanted at least one, found none")
+    return points, np.stack([_weights(p, points.shape[1]) for p in preferences])
+
+
+def _enough(
+    found: int, size: int, preferences: Sequence[tuple[float, ...]] | np.ndarray, where: str
+) -> None:
+    if found < size:
+        raise ValueError(
+            f"size: wanted {size} responses for the preference {tuple(preferences[0])}, found "
+            f"{found} in {where}"
+        )
+
+
+def _weights(preference: tuple[float, ...] | np.ndarray, objectives: int) -> np.ndarray:
+    weights = np.asarray(preference, np.float64)
+    if objectives < 2:
+        raise ValueError(f"scores: wanted at least 2 objectives, found {objectives}")
+    if weights.shape != (objectives,):
+        raise ValueError(
+            f"preference: wanted {objectives} weights, one per objective, found {preference}"
+        )
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+        raise ValueError(f"preference: wanted weights >= 0 that are not all 0, found {preference}")
+    return weights / weights.sum()

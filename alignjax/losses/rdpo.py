@@ -1,0 +1,68 @@
+"""Length-regularised DPO: what is preferred, less what length alone explains."""
+
+from alignjax.losses import dpo
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics
+
+
+def implicit(logps: Logps, *, penalty: float = 0.1) -> Array:
+    """``[B, K]`` implicit reward per unit of beta: log pi_theta / pi_ref + penalty |y|, nats.
+
+    The reward that a policy is optimal for when every token costs ``beta * penalty`` besides the
+    KL divergence. A longer chosen response is explained by its length in part, and moves the
+    policy less.
+
+    Args:
+      logps: ``[B, K]`` nats.
+      penalty: alpha / beta, nats per response token; >= 0.
+
+    Raises:
+      ValueError: there is no reference (``reference.mode``).
+    """
+    return logps.log_ratio + penalty * logps.length
+
+
+def loss(
+    logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = implicit
+) -> tuple[Array, Metrics]:
+    """Fits pairs by Bradley-Terry, with a reward that pays the policy for its tokens.
+
+    Eq. 9, T the log-ratio and |y| the tokens of a response::
+
+        loss = -log sigma(beta (T_w - T_l) + alpha (|y_w| - |y_l|))
+
+    ================================  ======================================
+    paper                             code
+    ================================  ======================================
+    T = log pi_theta / pi_ref         ``logps.log_ratio``
+    y_w, y_l                          response 0 (chosen), 1 (rejected)
+    beta                              ``beta``
+    alpha                             ``beta`` times `implicit`'s ``penalty``
+    ================================  ======================================
+
+    Args:
+      logps: ``[B, 2]`` nats, with ``length``.
+      batch: not read: which response was chosen is its index.
+      beta: KL strength, reward per nat; > 0.
+      implicit: reward per unit of beta; set its penalty with
+        ``implicit=partial(rdpo.implicit, penalty=...)`` or ``--set loss.implicit.penalty=...``.
+
+    Returns:
+      ``[B]`` losses in nats; `dpo.pair_metrics` of the reward with its length term.
+
+    Raises:
+      ValueError: K is not 2 (set ``select`` in the config), or there is no reference
+        (``reference.mode``).
+
+    Differs from the paper: alpha is given per unit of beta, so that changing beta does not change
+    how many nats a token is worth.
+    From the authors' code: none is published.
+
+    >>> from alignjax.types import loss_inputs
+    >>> logps, batch = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]], length=[[5, 15]])
+    >>> print(f"{loss(logps, batch, beta=0.5)[0][0]:.4f}")  # margin 2 - 0.5
+    0.2014
+
+    Reference: Park et al., Disentangling Length from Quality in Direct Preference Optimization,
+    arXiv 2403.19159.
+    """
+    return dpo.loss(logps, batch, beta=beta, implicit=implicit)

@@ -1,0 +1,175 @@
+"""Rewards-in-Context (RiC): one policy that is told in its prompt how good to be at what.
+
+================================  ==========================================================
+paper                             code
+================================  ==========================================================
+R = (R_1, ..., R_M)               z-scores of a response's rewards: mean 0, deviation 1 over the
+                                  training responses
+x with R in the prompt            `score_text`, put into a prompt by the recipe
+w, a preference                   ``preference``: M weights >= 0; their sum is scaled to 1
+preference-to-reward map          `l2`, `linf`, `linear`: what to ask for, between low and high
+low, high                         `normal_limits` (as published) or `data_limits`
+multi-objective rejection         `online_targets`, what samples are asked for, and `keep`
+================================  ==========================================================
+
+Offline, every response is imitated under a prompt that tells its own rewards. Online, the policy
+is asked for much of all objectives but one; samples that are good at something are imitated under
+the rewards they did get. A preference is then a matter of what the prompt asks for.
+
+Reference: Yang et al., Rewards-in-Context: Multi-objective Alignment of Foundation Models with
+Dynamic Preference Adjustment, arXiv 2402.10207; code YangRui2015/RiC@0d7267f.
+"""
+
+import numpy as np
+
+from alignjax.losses import sft
+from alignjax.types import Array, Batch, Logps, Metrics
+
+
+def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
+    """Fits responses given the prompt and the rewards that they got, by maximum likelihood.
+
+    The loss of all stages, which is `sft.loss` at K = 1 on prompts that tell R::
+
+        loss = -log pi_theta(y | x, R)
+
+    Args:
+      logps: ``[B, K]`` nats; ``reference`` is not read.
+      batch: ``response_length`` says which responses are present.
+
+    Returns:
+      ``[B]`` losses in nats per response, and the metrics of `sft.loss`.
+
+    Differs from the paper: no, with one response a row.
+    From the authors' code: that averages over the tokens of a batch, so that long responses weigh
+    more; here each response has weight 1.
+
+    >>> from alignjax.types import loss_inputs
+    >>> print(loss(*loss_inputs([[-6.0]]))[0])
+    [6.]
+    """
+    return sft.loss(logps, batch)
+
+
+def score_text(scores: np.ndarray | tuple[float, ...]) -> str:
+    """M z-scores as the prompt tells them, rounded to one decimal.
+
+    As published, but for -0.0, which is 0.0 here.
+
+    >>> score_text((1.234, -0.04))
+    '<rm1_score> 1.2 <rm2_score> 0.0'
+    """
+    rounded = np.round(np.asarray(scores, np.float64), 1) + 0.0
+    return " ".join(f"<rm{i}_score> {x:.1f}" for i, x in enumerate(rounded, start=1))
+
+
+def normal_limits(
+    scores: np.ndarray, *, draws: int = 50_000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and the largest of so many standard normal draws, as published.
+
+    About -4.2 and 4.2. Where z-scores of the data do not reach that far, as those of bounded
+    rewards do not, this asks for what was never seen: see `data_limits`.
+
+    Args:
+      scores: ``[N, M]``; only M is read.
+      draws: per objective.
+      seed: of the draws.
+
+    Returns:
+      ``[M]`` low and ``[M]`` high, float64.
+    """
+    found = np.random.default_rng(seed).standard_normal((draws, scores.shape[1]))
+    return found.min(axis=0), found.max(axis=0)
+
+
+def data_limits(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and the largest z-score of every objective among the training responses.
+
+    Args:
+      scores: ``[N, M]`` z-scores.
+
+    Returns:
+      ``[M]`` low and ``[M]`` high, float64.
+    """
+    scores = np.asarray(scores, np.float64)
+    return scores.min(axis=0), scores.max(axis=0)
+
+
+def l2(preference: tuple[float, ...], low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """``low + w / |w| (high - low)``: equal weights ask for 0.71 of every range if M = 2.
+
+    Args:
+      preference: M weights >= 0, not all 0.
+      low, high: ``[M]``.
+
+    Returns:
+      ``[M]`` z-scores to ask for, float64; not rounded, `score_text` does that.
+
+    Raises:
+      ValueError: weights that are negative, all 0 or not M.
+    """
+    w = _weights(preference, len(low))
+    return np.asarray(low + w / np.linalg.norm(w) * (high - low))
+
+
+def linf(preference: tuple[float, ...], low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """``low + min(M w, 1) (high - low)``: the top weight, and any of 1/M or more, asks for high.
+
+    Arguments, result and errors as `l2`.
+    """
+    w = _weights(preference, len(low))
+    return np.asarray(low + np.minimum(len(w) * w, 1.0) * (high - low))
+
+
+def linear(preference: tuple[float, ...], low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """``low + w (high - low)``: equal weights ask for 1/M of every range.
+
+    Arguments, result and errors as `l2`.
+    """
+    return np.asarray(low + _weights(preference, len(low)) * (high - low))
+
+
+def _weights(preference: tuple[float, ...], objectives: int) -> np.ndarray:
+    w = np.asarray(preference, np.float64)
+    if w.shape != (objectives,):
+        raise ValueError(
+            f"preference: wanted {objectives} weights, one per objective, found {preference}"
+        )
+    if not (np.isfinite(w).all() and (w >= 0).all() and w.sum() > 0):
+        raise ValueError(f"preference: wanted weights >= 0 that are not all 0, found {preference}")
+    return w / w.sum()
+
+
+def online_targets(
+    rng: np.random.Generator, count: int, *, low: np.ndarray, high: np.ndarray
+) -> np.ndarray:
+    """What samples of the online stage are asked for: all of everything, but of one objective.
+
+    M places between low and high are drawn uniformly; the lowest one stands, the others become
+    high. No target dominates another one that is low elsewhere.
+
+    Args:
+      rng: where the draws come from.
+      count: targets.
+      low, high: ``[M]``.
+
+    Returns:
+      ``[count, M]`` z-scores, float64.
+    """
+    place = rng.random((count, len(low)))
+    least = place.argmin(axis=1)[:, None] == np.arange(len(low))
+    return np.asarray(np.where(least, low + place * (high - low), high))
+
+
+def keep(scores: np.ndarray, *, quantile: float = 0.7) -> np.ndarray:
+    """Which responses are good at something: at or above that quantile of any objective.
+
+    Args:
+      scores: ``[N, M]``.
+      quantile: in [0, 1].
+
+    Returns:
+      ``[N]`` bool.
+    """
+    return np.asarray((scores >= np.quantile(scores, quantile, axis=0)).any(axis=1))

@@ -1,0 +1,299 @@
+"""The programs of a run, from shapes alone: made by the functions that a run calls.
+
+No file of data or weights is read, and a model's shape is what the config says it is. Rows stand in
+for the data, all as long as the config lets them be; what the objective wants to see of them
+(pairs, labels, scored lists) is found by trying.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from alignjax.config import Config, SamplingConfig
+from alignjax.config.fields import keywords
+from alignjax.config.validate import get
+from alignjax.data.batching import Bucketed, assemble, bucket
+from alignjax.data.prepare import Dataset
+from alignjax.errors import UserError
+from alignjax.models import logps, quantized
+from alignjax.planning import compile
+from alignjax.recipes import reward_model
+from alignjax.runtime import sharding
+from alignjax.sampling.decode import sample
+from alignjax.stages import adapters, bricks, pretrained
+from alignjax.stages.check import bind_fraction, check_objectives, drawn_responses, keeps_cache
+from alignjax.training import loop
+from alignjax.types import Batch, Params
+
+_DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "gather_weights")
+PARTS = ("step", "sft", "reward", "score", "sample")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """Something a run compiles, and what there is to know of it before."""
+
+    name: str
+    function: Any  # of jax.jit
+    args: tuple[Any, ...]
+    static: dict[str, Any]
+    tokens: int  # of a call, a prompt counted once
+    model_flops: float  # of a call, nothing computed twice, over all devices
+    holds: dict[str, int]  # bytes per device of what it is given, by kind
+
+
+def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
+    """A program of a run: its function, and its arguments as shapes on a mesh.
+
+    Args:
+      config: of the run.
+      mesh: of the devices to compile for.
+      part: one of `PARTS`; the step is that of the policy, or of the reward model where the config
+        trains no policy; reward is that of the reward model in a game.
+      responses: per prompt, in the data; 0: 2, or 1 with labels.
+
+    Raises:
+      UserError: the run has no such part, or its objective takes none of the kinds of rows.
+    """
+    if part in ("score", "sample"):
+        return _inference(config, mesh, part, responses)
+    of, job, batch, drawn = job_of(config, mesh, part, responses)
+    networks, key = _networks(config, part), jax.random.key(0)
+    if networks > 1:
+        job, batch = _side_by_side(job, batch, networks, mesh)
+        key = jax.random.split(key, networks)
+    _, state, step = loop.make_step(job, key)
+    (b, p), r = batch.prompt.shape, batch.response.shape[2]
+    # A backward pass costs two forward ones, and one where what is frozen needs no gradient.
+    live = of.reward_loss is None and part != "sft" and batch.ref_logps is None
+    passes = (3 if of.lora is None else 2) + (live and of.reference.mode != "none")
+    # A reward model ends in one number and not in the vocabulary.
+    counted = of.model
+    if of.reward_loss is not None:
+        counted = dataclasses.replace(of.model, vocab_size=1)
+    names = {"sft": "the supervised step", "reward": "the reward model's step"}
+    return Program(
+        name=names.get(part, "the step") + (f" of {networks} networks" if networks > 1 else ""),
+        function=step,
+        args=(state, job.ref_params, batch),
+        static={},
+        tokens=b * (p + drawn * r),
+        model_flops=passes * compile.forward_flops(counted, b, drawn, p, r),
+        holds={
+            "params": compile.bytes_per_device(state.params),
+            "optimizer": compile.bytes_per_device(state.opt_state),
+            "frozen params": compile.bytes_per_device(job.ref_params),
+        },
+    )
+
+
+def _networks(config: Config, part: str) -> int:
+    """How many networks one program of the part trains: several, for several objectives."""
+    several = config.objectives
+    if several is None or part != "step":
+        return 1
+    at_once = keywords(several.method).get("at_once")  # with what is bound as its default
+    return min(at_once.default, len(several.preferences)) if at_once is not None else 1
+
+
+def _side_by_side(job: loop.Job, batch: Batch, networks: int, mesh: Mesh) -> tuple[loop.Job, Batch]:
+    """The job and the batch of so many networks in one program (`step.stacked_step`)."""
+    shape = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((networks, *x.shape), x.dtype), job.params_shape
+    )
+    rows = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((networks * x.shape[0], *x.shape[1:]), x.dtype), batch
+    )
+    return dataclasses.replace(job, params_shape=shape), _rows(rows, mesh)
+
+
+def job_of(
+    config: Config, mesh: Mesh, part: str, responses: int = 0
+) -> tuple[Config, loop.Job, Batch, int]:
+    """What `loop.fit` would be given for a part of a run, with shapes in the place of arrays.
+
+    Returns:
+      The part's config, the job, the batch as shapes on the mesh, and the responses per prompt that
+      a step scores.
+    """
+    of = _part_of(config, part)
+    rows = _stand_in(config, of, part, responses)
+    # Two rows are shuffled slowly, and how many steps there are changes no program.
+    of = dataclasses.replace(bind_fraction(of, rows), train=dataclasses.replace(of.train, steps=2))
+    picked = np.arange(of.train.batch_size) % len(rows.dataset)
+    batch = assemble(rows.dataset, picked, rows.shapes[0])
+    job = bricks.job_of_rows("plan", of, pathlib.Path(), rows, mesh, {})
+    base = _frozen(of, mesh)
+    live = False
+    if of.reward_loss is not None:
+        job = reward_model.reward_job(job, of, ())
+    elif part != "sft" and of.reference.mode != "none":
+        live = of.reference.mode == "live" or not keeps_cache(of, rows)
+        if not live:
+            zeros: Any = np.zeros(batch.response_length.shape, np.float32)
+            batch = dataclasses.replace(batch, ref_logps=zeros)
+    job = dataclasses.replace(job, ref_params=base if live else None)
+    if of.lora is not None:
+        objectives = 0 if of.reward_loss is None else 1
+        job, _ = adapters.trains(job, of, base, live=live, objectives=objectives)
+    return of, job, _rows(batch, mesh), drawn_responses(of, rows)
+
+
+def _frozen(config: Config, mesh: Mesh) -> Params:
+    """Shapes of the reference, or of what adapters are beside, which may be quantised."""
+    whole = pretrained.target(config.model, mesh)
+    kind = "" if config.lora is None else config.lora.quantize
+    if not kind:
+        return whole
+
+    def leaf(path: Any, parameter: Any) -> Any:
+        named = quantized.kernel_name(sharding.path_name(path))
+        return quantized.encode(parameter, kind) if named else parameter
+
+    shapes = jax.eval_shape(lambda p: jax.tree_util.tree_map_with_path(leaf, p), whole)
+    return sharding.abstract(shapes, sharding.shard_tree(shapes, mesh))
+
+
+def _part_of(config: Config, part: str) -> Config:
+    """The config of one part of a run, as of a run of its own."""
+    game = config.game
+    if part == "sft":
+        if config.sft is None:
+            raise UserError("--parts=sft: the config has no supervised stage")
+        return bricks.supervised_config(config, config.sft)
+    if part == "reward":
+        if game is None:
+            raise UserError(
+                "--parts=reward: the config has no game; a reward model's own step is --parts=step"
+            )
+        return dataclasses.replace(
+            config,
+            loss=None,
+            select=None,
+            optim=game.optim,
+            train=game.train,
+            game=None,
+            evaluate=dataclasses.replace(config.evaluate, judge=None, scorers=()),
+        )
+    return config if game is None else dataclasses.replace(config, reward_loss=None, game=None)
+
+
+def sampling_of(config: Config) -> str:
+    """The field that says how a run samples: what it trains on, or else what it is measured on."""
+    if config.candidates is not None:
+        return "candidates"
+    return "evaluate" if config.game is None else "game.sampling"
+
+
+def _inference(config: Config, mesh: Mesh, part: str, responses: int) -> Program:
+    """Scoring as the reference's table does it; sampling as training does, or the evaluation."""
+    rows = _two_rows(config, responses or 2)
+    params = pretrained.target(config.model, mesh)
+    settings: SamplingConfig = get(config, sampling_of(config))
+    b, shape = (settings if part == "sample" else config.evaluate).batch_size, rows.shapes[0]
+    batch = assemble(rows.dataset, np.arange(b) % len(rows.dataset), shape)
+    holds = {"params": compile.bytes_per_device(params)}
+    split = _rows(batch, mesh)
+    if part == "score":
+        k = batch.response.shape[1]
+        return Program(
+            name="scoring",
+            function=logps.score_responses,
+            args=(params, split),
+            static={"config": config.model},
+            tokens=b * (shape.prompt + k * shape.response),
+            model_flops=compile.forward_flops(config.model, b, k, shape.prompt, shape.response),
+            holds=holds,
+        )
+    k, r = settings.samples, settings.max_new_tokens
+    return Program(
+        name="sampling",
+        function=sample,
+        args=(params, split.prompt, split.prompt_length, split.prompt_id, _key(mesh)),
+        static=dict(
+            config=config.model,
+            samples=k,
+            max_new_tokens=r,
+            eos=1,
+            **{name: getattr(settings, name) for name in _DRAWING},
+        ),
+        tokens=b * (shape.prompt + k * r),
+        model_flops=compile.forward_flops(config.model, b, k, shape.prompt, r),
+        holds=holds,
+    )
+
+
+def _key(mesh: Mesh) -> Any:
+    shape = jax.eval_shape(jax.random.key, 0)
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return sharding.abstract(shape, everywhere)
+
+
+def _rows(batch: Batch, mesh: Mesh) -> Batch:
+    split = sharding.row_sharding(mesh)
+    made: Batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), batch
+    )
+    return made
+
+
+def _stand_in(config: Config, of: Config, part: str, responses: int) -> Bucketed:
+    """Two rows as long as rows get, of the kind that the part sees, or the first that it takes."""
+    if part == "step" and config.candidates is not None:
+        k = config.candidates.samples + (responses or 2) * config.candidates.keep_own
+        return _two_rows(of, k, scored=True)
+    if config.game is not None and part in ("step", "reward"):
+        k = config.game.sampling.samples
+        golden = part == "reward"
+        return _two_rows(of, k + golden, scored=True, adversarial=golden)
+    refused: list[UserError] = []
+    for k, labels, scored in ((2, False, False), (1, True, False), (2, False, True)):
+        rows = _two_rows(of, responses or k, labels=labels, scored=scored)
+        try:
+            check_objectives(bind_fraction(of, rows), rows)
+        except UserError as error:
+            refused.append(error)
+        else:
+            return rows
+    raise refused[0]
+
+
+def _two_rows(
+    config: Config,
+    k: int,
+    *,
+    labels: bool = False,
+    scored: bool = False,
+    adversarial: bool = False,
+) -> Bucketed:
+    data = config.data
+    lengths = np.full(k, data.max_response_tokens, np.int64)
+    row: dict[str, Any] = {
+        "id": b"",
+        "domain": b"",
+        "prompt": b"",
+        "responses": json.dumps([""] * k).encode(),
+        "prompt_ids": np.zeros(data.max_prompt_tokens, np.int32),
+        "response_ids": np.zeros(lengths.sum(), np.int32),
+        "response_length": lengths,
+        "scores": np.arange(k, dtype=np.float32) if scored else np.zeros(0, np.float32),
+        "desirable": np.zeros(k if labels else 0, np.int64),
+    }
+    other = {**row, "desirable": row["desirable"] + 1}
+    dataset = Dataset(
+        prompt_length=np.full(2, data.max_prompt_tokens, np.int32),
+        response_length=np.tile(lengths, (2, 1)).astype(np.int32),
+        objectives=("score",) if scored else (),
+        labels=(k, k) if labels else (0, 0),
+        digest="",
+        receipt={},
+        path="",
+        _rows=[row, other],
+        adversarial=np.ones(2, bool) if adversarial else None,
+    )
+    return bucket(dataset, count=1, multiple=data.pad_multiple)

@@ -1,0 +1,141 @@
+"""The game's prompts and golden answers: which prompts are whose, and what is best said to them.
+
+The training prompts are split in two. The reward model's side has golden answers and humans'
+comparisons; on the policy's side nothing but the prompts is used.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+from alignjax.config import Config
+from alignjax.data.prepare import enforce
+from alignjax.data.records import Receipt, Record, prompt_digest, split_by_prompt
+from alignjax.errors import UserError
+from alignjax.stages.data import read_records
+
+log = logging.getLogger("alignjax")
+
+OBJECTIVE = "preferred"  # what the scores of the reward model's rows are called
+
+
+def sides(config: Config, records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """The reward model's records and the policy's; no prompt is on both sides.
+
+    The split is another one than that of the held-out prompts, and depends on ``train.seed``.
+
+    Raises:
+      UserError: one of the sides has no prompt.
+    """
+    assert config.game is not None
+    reward, policy = split_by_prompt(
+        records, seed=config.train.seed + 2**31, eval_fraction=config.game.policy_fraction
+    )
+    if not policy:
+        raise UserError(
+            f"game.policy_fraction: {config.game.policy_fraction} of {len(records)} training rows "
+            "leaves the policy no prompt"
+        )
+    return reward, policy
+
+
+def answers(config: Config, records: Sequence[Record]) -> tuple[dict[str, str], Receipt]:
+    """Golden answers to the prompts of these records.
+
+    Args:
+      config: ``game.golden`` is where they come from; None: from the records themselves.
+      records: of the reward model's side.
+
+    Returns:
+      The answer by `prompt_digest`, of the first golden row of the prompt; and a receipt of the
+      prompts: those without an answer are dropped from it as ``no_golden_answer``.
+
+    Raises:
+      UserError: the source cannot be read, or more prompts than ``game.max_missing_fraction`` have
+        no answer.
+    """
+    game = config.game
+    assert game is not None
+    told = list(records)
+    if game.golden is not None:
+        told = read_records(
+            dataclasses.replace(config.data, source=game.golden),
+            game.golden_path,
+            Receipt(),
+            "game.golden_path",
+        )
+    elif game.golden_path:
+        raise UserError(f"game.golden_path: no game.golden to read it, found {game.golden_path!r}")
+    best: dict[str, str] = {}
+    for record in told:
+        answer = preferred(record)
+        if answer is not None:
+            best.setdefault(prompt_digest(record.prompt), answer)
+    receipt, found = Receipt(), {}
+    first: dict[str, Record] = {}
+    for record in records:
+        first.setdefault(prompt_digest(record.prompt), record)
+    for digest, record in first.items():
+        receipt.rows_in += 1
+        if digest in best:
+            receipt.kept += 1
+            found[digest] = best[digest]
+        else:
+            receipt.drop("no_golden_answer", record.id)
+    log.info("golden answers:\n%s", receipt.render())
+    enforce(
+        receipt,
+        max_drop_fraction=game.max_missing_fraction,
+        field="game.max_missing_fraction",
+    )
+    return found, receipt
+
+
+def preferred(record: Record) -> str | None:
+    """The response that a record prefers: its only one, the chosen one, or that of largest score.
+
+    None where its labels say that none is desirable.
+    """
+    if record.desirable:
+        good = (y for y, label in zip(record.responses, record.desirable, strict=True) if label)
+        return next(good, None)
+    if not record.scores:
+        return record.responses[0]
+    best = max(range(len(record.responses)), key=lambda i: sum(record.scores[i]))
+    return record.responses[best]
+
+
+def compared(record: Record) -> Record:
+    """A human's comparison as a scored list: 1 for the chosen response and 0 for the other.
+
+    Raises:
+      UserError: the record is no comparison, or has several objectives.
+    """
+    where = record.origin or record.id
+    if len(record.objectives) > 1:
+        raise UserError(f"{where}: a game has one objective, found {', '.join(record.objectives)}")
+    if record.desirable or len(record.responses) < 2:
+        raise UserError(f"{where}: a game's reward model needs pairs or scored lists")
+    scores = record.scores
+    if not scores:
+        scores = ((1.0,), *((0.0,),) * (len(record.responses) - 1))
+    return dataclasses.replace(record, scores=scores, objectives=(OBJECTIVE,))
+
+
+def against(record: Record, answer: str, samples: Sequence[str]) -> Record:
+    """An adversarial row: the golden answer, of score 1, and a policy's samples, of score 0.
+
+    Args:
+      record: any of the prompt's.
+      answer: golden.
+      samples: those equal to the golden answer or to one another are for `records.check` to remove.
+    """
+    return Record(
+        id=f"adversarial:{record.id}",
+        prompt=record.prompt,
+        responses=(answer, *samples),
+        scores=((1.0,), *((0.0,),) * len(samples)),
+        objectives=(OBJECTIVE,),
+        adversarial=True,
+        domain=record.domain,
+    )

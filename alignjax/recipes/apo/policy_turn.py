@@ -1,0 +1,134 @@
+"""The policy's move in a round: its samples, scored by the reward model, and what they teach."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+
+from alignjax.config import Config
+from alignjax.config.fields import describe
+from alignjax.data.batching import Bucketed
+from alignjax.data.records import Receipt
+from alignjax.recipes.apo import setup
+from alignjax.recipes.apo.setup import Player, Table
+from alignjax.rewards import scorers
+from alignjax.runtime import checkpoint, workdirs
+from alignjax.stages import bricks, evaluation, pretrained, referenced, sample_lists, scored
+from alignjax.training import loop
+from alignjax.types import Params
+
+
+def move(table: Table, number: int, policy: Player, supervised: Player, reward: Player) -> Player:
+    """The policy of a round.
+
+    Args:
+      number: of the round.
+      policy: of the round before; it is sampled, and goes on.
+      supervised: the reference, where ``game.reference`` says so; else that is ``policy``.
+      reward: the round's reward model.
+    """
+    game = table.config.game
+    assert game is not None
+    batch_size = table.config.evaluate.batch_size
+    scorer = functools.partial(scorers.reward_model, path=str(reward.folder), batch_size=batch_size)
+    file, digest = setup.respond(
+        table,
+        number,
+        "policy",
+        policy,
+        [()] * len(table.policy.asked),
+        lambda records: scored.scores(scorer, records, f"round {number}", table.config.mesh),
+        {"reward": reward.digest},
+    )
+    receipt = Receipt()
+    rows = sample_lists.opened(
+        table.config, table.workdir, file, table.data.tokenizer, receipt, {"lists": digest}
+    )
+    setup.refuse_drops(table, receipt, f"round {number}, lists")
+    reference = supervised if game.reference == "supervised" else policy
+    config = _config(table.config, number)
+    folder = table.workdir / f"round-{number}" / "policy"
+    key = {
+        **table.made_of,
+        "lists": rows.dataset.digest,
+        "start": policy.digest,
+        "reference": reference.digest,
+        "config": {
+            name: describe(getattr(config, name))
+            for name in ("loss", "select", "baseline", "optim")
+        },
+        "length": [config.train.steps, config.train.epochs, config.train.batch_size],
+    }
+    told = workdirs.kept(
+        folder / "summary.json",
+        key,
+        lambda: _fit(table, config, number, folder, rows, policy, reference, key),
+    )
+    load = functools.partial(stored, config, folder, table)
+    return Player(folder, told["params"], load)
+
+
+def stored(config: Config, folder: pathlib.Path, table: Table) -> Params:
+    """The parameters that a finished move ended with."""
+    steps = int(workdirs.read_json(folder / "summary.json")["steps"])
+    target = pretrained.target(config.model, table.mesh)
+    with checkpoint.open_store(folder / "checkpoints", keep=1_000_000) as store:
+        return checkpoint.restore_params(store, steps, target)
+
+
+def _fit(
+    table: Table,
+    config: Config,
+    number: int,
+    folder: pathlib.Path,
+    rows: Bucketed,
+    start: Player,
+    reference: Player,
+    key: dict[str, Any],
+) -> dict[str, Any]:
+    workdirs.begin(folder, key)
+    data = dataclasses.replace(table.data, train=rows)
+    name = f"round {number}: policy"
+    job = bricks.make_job(name, config, folder, data, table.mesh, reference.digest)
+    job = dataclasses.replace(job, identity={**job.identity, "start": start.digest})
+    choice = None
+    if config.reference.mode != "none":
+        job, choice = referenced.attach(
+            job,
+            config,
+            table.workdir,
+            rows,
+            table.mesh,
+            reference.load(),
+            reference.digest,
+            f"round {number}: reference",
+        )
+    state, counts = loop.fit(
+        job,
+        start.load,
+        jax.random.fold_in(jax.random.key(config.train.seed), number),
+        lambda params: evaluation.during(config, data, table.mesh, params, job.ref_params, None),
+    )
+    return {
+        **counts,
+        "params": checkpoint.tree_digest(state.params),
+        "reference": None if choice is None else dataclasses.asdict(choice),
+        "rows": len(rows.dataset),
+        "learning_rate": config.optim.learning_rate,
+    }
+
+
+def _config(config: Config, number: int) -> Config:
+    """The config of the policy's run in a round."""
+    game = config.game
+    assert game is not None
+    rates = game.learning_rates or (config.optim.learning_rate,)
+    rate = rates[min(number, len(rates)) - 1]
+    return dataclasses.replace(
+        config,
+        reward_loss=None,
+        game=None,
+        optim=dataclasses.replace(config.optim, learning_rate=rate),
+    )

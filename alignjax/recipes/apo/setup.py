@@ -1,0 +1,205 @@
+"""What stays the same over the rounds of a game: whose prompts are whose, and the players' kind."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from alignjax.config import Config
+from alignjax.data.batching import Bucketed
+from alignjax.data.prepare import enforce
+from alignjax.data.records import DataError, Receipt, Record, check, prompt_digest
+from alignjax.errors import UserError
+from alignjax.recipes.apo import golden
+from alignjax.sampling.generate import Question, decisive, questions
+from alignjax.stages import sample_lists
+from alignjax.stages.data import Prepared, rows_of, split
+from alignjax.types import Params
+
+log = logging.getLogger("alignjax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Player:
+    """A policy or a reward model at one point of the game."""
+
+    folder: pathlib.Path
+    digest: str  # of the parameters
+    load: Callable[[], Params]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """One side's prompts, each once, and a record of each."""
+
+    asked: Sequence[Question]
+    originals: Sequence[Record]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What the players sit at; see `lay`."""
+
+    config: Config
+    workdir: pathlib.Path
+    data: Prepared
+    mesh: Mesh
+    pairs: list[Record]  # humans' comparisons on the reward model's side
+    held_out: list[Record]  # the same of held-out prompts
+    reward: Prompts  # those with a golden answer
+    answers: list[str]  # golden, of these prompts
+    policy: Prompts
+
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """What every stage of a round depends on beside the players, as JSON data."""
+        assert self.config.game is not None
+        digest = hashlib.sha256(json.dumps(self.answers).encode()).hexdigest()
+        return {
+            "data": self.data.train.dataset.digest,
+            "tokenizer": self.data.tokenizer.digest,
+            "policy_fraction": self.config.game.policy_fraction,
+            "seed": self.config.train.seed,
+            "golden": digest,
+        }
+
+
+def lay(config: Config, workdir: pathlib.Path, data: Prepared, mesh: Mesh) -> Table:
+    """Splits the prompts in two and finds the golden answers.
+
+    Raises:
+      UserError: a side has no prompts, the data are no comparisons, or too many prompts have no
+        golden answer.
+    """
+    train, held_out = split(config, {side: Receipt() for side in ("train", "held_out")})
+    mine, others = golden.sides(config, train)
+    pairs = [golden.compared(record) for record in mine]
+    answers, _ = golden.answers(config, mine)
+    texts = {record.id: record for record in train}
+    policy = {prompt_digest(record.prompt) for record in others}
+    sides: dict[bool, list[tuple[Question, Record]]] = {True: [], False: []}
+    for question in questions(data.train, len(data.train.dataset)):
+        original = texts[data.train.dataset[question.number].id]
+        digest = prompt_digest(original.prompt)
+        if digest in policy or digest in answers:
+            sides[digest in policy].append((question, original))
+    for is_policy, name in ((False, "reward model"), (True, "policy")):
+        if not sides[is_policy]:
+            raise UserError(f"game.policy_fraction: the {name} is left without a prompt")
+    log.info(
+        "prompts: %s of the reward model, with golden answers and %s comparisons; %s of the policy",
+        *(f"{len(x):,}" for x in (sides[False], pairs, sides[True])),
+    )
+    reward, others_asked = (
+        Prompts([q for q, _ in sides[x]], [r for _, r in sides[x]]) for x in (False, True)
+    )
+    return Table(
+        config=config,
+        workdir=workdir,
+        data=data,
+        mesh=mesh,
+        pairs=pairs,
+        held_out=[golden.compared(record) for record in held_out],
+        reward=reward,
+        answers=[answers[prompt_digest(r.prompt)] for r in reward.originals],
+        policy=others_asked,
+    )
+
+
+def rows(table: Table, records: Sequence[Record], identity: Any, what: str) -> Bucketed:
+    """Scored records as rows to train or to measure on.
+
+    Args:
+      identity: JSON data that changes whenever the records would.
+      what: the rows are called in messages.
+
+    Raises:
+      UserError: a larger share than ``game.max_drop_fraction`` says nothing.
+    """
+    receipt = Receipt(rows_in=len(records))
+    found = rows_of(
+        table.config,
+        table.workdir,
+        check(records, receipt),
+        table.data.tokenizer,
+        receipt,
+        {**table.made_of, "rows": what, "of": identity},
+    )
+    log.info("%s:\n%s", what, receipt.render())
+    refuse_drops(table, receipt, what)
+    return found
+
+
+def refuse_drops(table: Table, receipt: Receipt, what: str) -> None:
+    """As `prepare.enforce`, with ``game.max_drop_fraction``, and saying of what."""
+    assert table.config.game is not None
+    field = "game.max_drop_fraction"
+    try:
+        enforce(receipt, max_drop_fraction=table.config.game.max_drop_fraction, field=field)
+    except DataError as error:
+        raise DataError(f"{what}: {error}") from None
+
+
+def respond(
+    table: Table,
+    number: int,
+    name: str,
+    policy: Player,
+    own: Sequence[Sequence[str]],
+    score: Callable[[list[Record]], Any],
+    made_of: dict[str, Any],
+) -> tuple[pathlib.Path, str]:
+    """The policy's samples to one side's prompts, in a folder of the round; resumes.
+
+    Args:
+      number: of the round.
+      name: ``reward`` or ``policy``: whose prompts.
+      policy: who responds.
+      own: responses that stand before each prompt's samples.
+      score: see `sample_lists.make`.
+      made_of: what the scores depend on.
+
+    Returns:
+      The file of the lists, and its digest.
+
+    Raises:
+      UserError: more than ``game.max_empty_fraction`` of the samples are empty; with the round.
+    """
+    config, game = table.config, table.config.game
+    assert game is not None
+    prompts: Prompts = getattr(table, name)
+    folder = table.workdir / f"round-{number}" / f"{name}_lists"
+    key = {**table.made_of, **made_of, "policy": policy.digest}
+    key |= {"sampling": decisive(game.sampling), "round": number, "side": name}
+    record = sample_lists.complete(folder, key)
+    if record is None:
+        of_round = jax.random.fold_in(jax.random.key(config.train.seed), number)
+        side = sample_lists.Side(
+            name="lists",
+            title=f"round {number}: sampling, {name} prompts",
+            key=jax.random.fold_in(of_round, ("reward", "policy").index(name)),
+            asked=prompts.asked,
+            originals=prompts.originals,
+            own=own,
+        )
+        drawing = sample_lists.Drawing(policy.load, config.model, table.data.tokenizer, table.mesh)
+        record = sample_lists.make(folder, key, [side], drawing, game.sampling, score)
+    counts = record["counts"]["lists"]
+    log.info(
+        "round %d, samples to the %s prompts: %s",
+        *(number, name, ", ".join(f"{n:,} {what}" for what, n in counts.items())),
+    )
+    share = counts.get("empty", 0) / max(counts["sampled"], 1)
+    if share > game.max_empty_fraction:
+        raise UserError(
+            f"round {number}: {share:.1%} of the policy's {counts['sampled']:,} samples to the "
+            f"{name} prompts are empty, more than game.max_empty_fraction = "
+            f"{game.max_empty_fraction:g} allows"
+        )
+    return folder / "lists.jsonl", record["sha256"]["lists"]

@@ -1,0 +1,159 @@
+"""The recipe of several objectives: data, supervised fine-tuning, a method, its front.
+
+Read it downwards: `run` is the order of events. What each stage writes into the workdir:
+
+    config.json  receipt.json  tokenizer.model       what the run is made of
+    pretrained/                                      what came with the model of model.path
+    sft/                                             the policy that methods start from
+    cache/                                           prepared rows, reference log-probabilities
+    rows.json  seconds/  and what the method keeps   see `fronts.training`
+    said/                                            sampled responses, a file a preference
+    front.json                                       their scores: what the verb front compares
+    summary.json  front.png                          what came of it
+"""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from alignjax.commands import front
+from alignjax.config import Config
+from alignjax.config.fields import describe, name_of
+from alignjax.errors import UserError
+from alignjax.evaluation import fronts, report
+from alignjax.recipes.multi_objective import cost, scores
+from alignjax.recipes.multi_objective.method import Preference, Respond, Setting, normalised
+from alignjax.runtime import checkpoint, sharding, workdirs
+from alignjax.runtime.faults import fault_point
+from alignjax.sampling.generate import Sample, questions
+from alignjax.stages import bricks, evaluation, pretrained, scored
+from alignjax.stages.check import check_objectives
+from alignjax.stages.data import prepare_data
+
+log = logging.getLogger("alignjax")
+
+
+def run(
+    config: Config, workdir: str | pathlib.Path, *, allow_config_change: bool = False
+) -> dict[str, Any]:
+    """Trains a way to respond for each preference and measures it; started again, continues.
+
+    Args:
+      config: what to do; its ``losses`` is set.
+      workdir: the run's folder.
+      allow_config_change: continue although the config differs from the one the run began with.
+
+    Returns:
+      What ``summary.json`` holds.
+
+    Raises:
+      UserError: see `alignjax.errors` for the kinds and their exit codes.
+    """
+    workdir, config = pathlib.Path(workdir), pretrained.resolve(config)
+    assert config.objectives is not None
+    with workdirs.owned(workdir):
+        workdirs.write_config(workdir, describe(config), allow_change=allow_config_change)
+        pretrained.keep_files(config, workdir)
+        fault_point("config", "")
+        data = prepare_data(config, workdir)
+        fault_point("data", "")
+        if config.sft is not None:
+            stage = dataclasses.replace(config, loss=config.sft.loss, select=config.sft.select)
+            check_objectives(dataclasses.replace(stage, objectives=None), data.train)
+        scored.try_out(config, data)
+        scores.given(config.objectives, [data.asked_records[data.asked.dataset[0].id]], config.mesh)
+        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+        load_reference = bricks.supervised(config, workdir, data, mesh)
+        digest = checkpoint.tree_digest(load_reference())
+        setting = Setting(config, workdir, data, mesh, load_reference, digest)
+        respond = config.objectives.method(setting)
+        return _measure(setting, respond)
+
+
+def _measure(setting: Setting, respond: Respond) -> dict[str, Any]:
+    """Samples for every preference, scores, and reports; see the module's docstring."""
+    several, data, workdir = setting.objectives, setting.data, setting.workdir
+    asked = questions(data.asked, setting.config.evaluate.prompts)
+    preferences = [normalised(weights) for weights in several.preferences]
+    tables, collapsed = [], []
+    for i, preference in enumerate(preferences):
+        samples = _samples(setting, respond, i, preference)
+        records = evaluation.records_of(data, asked, samples)
+        found = scores.given(several, records, setting.config.mesh)
+        tables.append([table.mean(axis=0).tolist() for table in found])
+        collapsed.append(_collapsed(setting, samples))
+    spent = cost.seconds(workdir)
+    told = {
+        "method": name_of(several.method).removeprefix("alignjax.recipes.multi_objective."),
+        "objectives": list(several.names),
+        "preferences": preferences,
+        "prompts": [data.asked.dataset[q.number].id for q in asked],
+        "scores": tables,
+        "collapsed": collapsed,
+        "seconds": sum(spent.values()),
+        "seconds_by_part": spent,
+        "box": several.box,
+        "truth": _truth(setting, [q.prompt for q in asked]),
+        "reference": setting.digest,
+        "config": describe(setting.config),
+        "versions": workdirs.versions(),
+    }
+    workdirs.write_json(workdir / "front.json", told)
+    fault_point("front", "")
+    summary = {
+        "method": describe(several.method),
+        **front.tell({workdir.resolve().name: told}, workdir / "front.png"),
+        "seconds_by_part": spent,
+        "receipt": workdirs.read_json(workdir / "receipt.json"),
+        "versions": workdirs.versions(),
+    }
+    workdirs.write_json(workdir / "summary.json", summary)
+    report.say(f"numbers: {workdir / 'summary.json'}")
+    return summary
+
+
+def _truth(setting: Setting, prompts: list[str]) -> list[list[float]] | None:
+    """The best mean scores that any way to respond to these prompts has, where it is known."""
+    several = setting.objectives
+    if several.truth is None:
+        return None
+    found = np.asarray(several.truth(prompts, several.names), np.float64)
+    if found.ndim != 2 or found.shape[1] != len(several.names):
+        raise UserError(
+            f"objectives.truth: {name_of(several.truth)}: wanted points "
+            f"[F, {len(several.names)}], found shape {list(found.shape)}"
+        )
+    return [list(map(float, point)) for point in found]
+
+
+def _samples(setting: Setting, respond: Respond, i: int, preference: Preference) -> list[Sample]:
+    """Responses to the held-out prompts for one preference; read back when they were drawn."""
+    config, data = setting.config, setting.data
+    path = setting.workdir / "said" / f"{i:02d}.json"
+    parts = ("objectives", "loss", "select", "optim", "train", "lora")
+    key = {
+        "reference": setting.digest,
+        "data": data.asked.dataset.digest,
+        "preference": list(preference),
+        "evaluate": describe(dataclasses.replace(config.evaluate, judge=None, scorers=())),
+        "trained": {name: describe(getattr(config, name)) for name in parts},
+    }
+    found = workdirs.find_json(path) or {}
+    if found.get("key") == key:
+        return [Sample(**s) for s in found["samples"]]
+    log.info("preference %s", ", ".join(f"{w:.2f}" for w in preference))
+    samples = respond(preference, questions(data.asked, config.evaluate.prompts))
+    workdirs.write_json(path, {"key": key, "samples": [dataclasses.asdict(s) for s in samples]})
+    fault_point("said", path.stem)
+    return samples
+
+
+def _collapsed(setting: Setting, samples: Sequence[Sample]) -> float:
+    """Share of the responses that are `fronts.is_collapsed`, as the run's tokenizer cuts them."""
+    tokenizer = setting.data.tokenizer
+    said = tokenizer.encode("", [s.response for s in samples]).response_ids
+    return float(np.mean([fronts.is_collapsed(ids[:-1].tolist()) for ids in said]))

@@ -1,0 +1,122 @@
+"""Networks of several preferences trained side by side: one program, one copy of their base."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alignjax.config import Config
+from alignjax.data.batching import Bucketed, Plan, choose_shapes, plan_batches, shuffled
+from alignjax.recipes.multi_objective import cost, training
+from alignjax.recipes.multi_objective.method import Setting
+from alignjax.types import Params
+
+
+def fit_each(
+    setting: Setting,
+    name: str,
+    rows: Bucketed,
+    chosen: np.ndarray,
+    *,
+    at_once: int,
+    starts: Sequence[Params] | None = None,
+) -> list[Params]:
+    """Trains one network for each preference with the config's loss, on rows of its own.
+
+    With ``lora`` the networks are sets of adapters beside one base. The loss sees no reference.
+
+    Args:
+      name: of the folder, the progress bars and the time; ``name/NN`` holds the networks from
+        number NN on. The same call is skipped once it is done.
+      rows: what all of them choose from.
+      chosen: ``[P, k]`` rows of each network.
+      at_once: networks trained in one program; the result does not depend on it, save for rounding.
+      starts: P of `fit_each`; None: the reference, or fresh adapters, alike for all.
+
+    Returns:
+      P trained networks, or sets of adapters.
+
+    Raises:
+      UserError: the loss does not fit the rows; or as `loop.fit`.
+    """
+    out: list[Params] = []
+    for first in range(0, len(chosen), at_once):
+        part = slice(first, first + at_once)
+        begin = None if starts is None else starts[part]
+        out += _side_by_side(setting, f"{name}/{first:02d}", rows, chosen[part], first, begin)
+    return out
+
+
+def _side_by_side(
+    setting: Setting,
+    name: str,
+    rows: Bucketed,
+    chosen: np.ndarray,
+    first: int,
+    starts: Sequence[Params] | None,
+) -> Iterator[Params]:
+    from alignjax.runtime import checkpoint
+    from alignjax.stages import adapters, bricks, check
+    from alignjax.training import loop
+
+    count = len(chosen)
+    plan = _plan(setting.config, rows, chosen)
+    config = training.stage(setting.config, steps=len(plan))
+    check.check_objectives(config, rows)
+    data = dataclasses.replace(setting.data, train=rows)
+    folder = setting.workdir / name
+    job = bricks.make_job(name, config, folder, data, setting.mesh, setting.digest)
+    identity = {
+        "start": "reference" if starts is None else checkpoint.tree_digest(list(starts)),
+        "rows": hashlib.sha256(plan.rows.tobytes()).hexdigest()[:16],
+    }
+    job = dataclasses.replace(job, plan=plan, eval_every=0, identity={**job.identity, **identity})
+    load_start = setting.load_reference
+    if config.lora is not None:
+        job, load_start = adapters.trains(job, config, setting.load_reference(), live=False)
+    shape = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), job.params_shape
+    )
+
+    def begin() -> Params:
+        each = [load_start()] * count if starts is None else starts
+        return jax.tree.map(lambda *x: jnp.stack(x), *each)
+
+    root = jax.random.key(config.train.seed)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(root, first + jnp.arange(count))
+    state, _ = loop.fit(dataclasses.replace(job, params_shape=shape), begin, keys)
+    cost.note_steps(setting, name)
+    return (jax.tree.map(lambda x, i=i: x[i], state.params) for i in range(count))
+
+
+def _plan(config: Config, rows: Bucketed, chosen: np.ndarray) -> Plan:
+    """Every batch: row i is network i % P's; all are padded to one shape, and compile once."""
+    data, settings = rows.dataset, config.train
+    used = np.unique(chosen)
+    shapes, _ = choose_shapes(
+        data.prompt_length[used],
+        data.response_length[used],
+        count=1,
+        multiple=config.data.pad_multiple,
+    )
+    k = chosen.shape[1]
+
+    def in_order(own: np.ndarray) -> Iterable[int]:
+        return (int(own[i]) for i in shuffled(k, settings.seed))
+
+    each = [
+        plan_batches(
+            shapes,
+            np.zeros(len(data), np.int32),
+            batch_size=settings.batch_size,
+            order=in_order(own),
+            rows=0 if settings.steps else max(1, round(settings.epochs * k)),
+            batches=settings.steps,
+        ).rows
+        for own in chosen
+    ]
+    together = np.stack(each, axis=2).reshape(len(each[0]), -1)
+    return Plan(shapes, np.zeros(len(together), np.int32), together)

@@ -1,0 +1,289 @@
+"""The recipe of a reward model: data, supervised fine-tuning, training, calibration, report.
+
+Read it downwards: `run` is the order of events. What each stage writes into the workdir:
+
+    config.json  receipt.json  tokenizer.model       what the run is made of
+    pretrained/                                      what came with the model of model.path
+    sft/                                             the language model it starts from
+    cache/                                           prepared rows
+    metrics.jsonl  tensorboard/  checkpoints/        the training itself
+    params/                                          the reward model, for `scorers.reward_model`
+    summary.json  report.png  reliability.png        what came of it
+"""
+
+import dataclasses
+import functools
+import logging
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from alignjax.config import Config
+from alignjax.config.fields import describe
+from alignjax.data.batching import Bucketed
+from alignjax.errors import UserError
+from alignjax.evaluation import calibration, report
+from alignjax.evaluation import preferences as evaluate
+from alignjax.models import lora, reward_head
+from alignjax.runtime import checkpoint, sharding, workdirs
+from alignjax.runtime.faults import fault_point
+from alignjax.runtime.map_rows import map_rows
+from alignjax.stages import adapters, bricks, pretrained
+from alignjax.stages.check import check_objectives
+from alignjax.stages.data import Prepared, prepare_data
+from alignjax.training import loop
+from alignjax.training.step import reward_scores
+from alignjax.types import Array, Batch, Metrics, Params, RewardLoss
+
+log = logging.getLogger("alignjax")
+
+
+def run(
+    config: Config, workdir: str | pathlib.Path, *, allow_config_change: bool = False
+) -> dict[str, Any]:
+    """Trains and evaluates a reward model; started again, continues.
+
+    Args:
+      config: what to do; its ``reward_loss`` is set.
+      workdir: the run's folder.
+      allow_config_change: continue although the config differs from the one the run began with.
+
+    Returns:
+      What ``summary.json`` holds.
+
+    Raises:
+      UserError: see `alignjax.errors` for the kinds and their exit codes.
+    """
+    workdir, config = pathlib.Path(workdir), pretrained.resolve(config)
+    with workdirs.owned(workdir):
+        workdirs.write_config(workdir, describe(config), allow_change=allow_config_change)
+        pretrained.keep_files(config, workdir)
+        fault_point("config", "")
+        data = prepare_data(config, workdir)
+        fault_point("data", "")
+        check_objectives(config, data.train)
+        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+        load_base = bricks.supervised(config, workdir, data, mesh)
+        fitted = fit(config, workdir, data, mesh, load_base)
+        _report(workdir, fitted)
+        return fitted.summary
+
+
+def over_objectives(
+    scores: Array, batch: Batch, *, reward_loss: RewardLoss, names: tuple[str, ...]
+) -> tuple[Array, Metrics]:
+    """The mean of one reward loss over M objectives, each with its own output of the head.
+
+    Args:
+      scores: ``[B, K, M]``.
+      batch: ``scores [B, K, M]``.
+      reward_loss: of ``[B, K]`` scores.
+      names: of the M objectives; they go behind the names of the metrics.
+    """
+    assert batch.scores is not None
+    losses = jnp.zeros(len(scores))
+    metrics: Metrics = {}
+    for m, name in enumerate(names):
+        one = dataclasses.replace(batch, scores=batch.scores[..., m])
+        loss, found = reward_loss(scores[..., m], one)
+        losses += loss / len(names)
+        metrics |= {f"{key}/{name}": value for key, value in found.items()}
+    return losses, metrics
+
+
+def reward_job(job: loop.Job, config: Config, names: tuple[str, ...]) -> loop.Job:
+    """A job that trains a reward model where it trained a policy; ``names`` of M objectives."""
+    objectives = max(1, len(names))
+    init = functools.partial(reward_head.init_params, config.model, objectives=objectives)
+    loss = config.objective
+    if objectives > 1:
+        loss = functools.partial(over_objectives, reward_loss=loss, names=names)
+    return dataclasses.replace(
+        job,
+        params_shape=jax.eval_shape(init, jax.random.key(0)),
+        apply=functools.partial(reward_head.response_scores, config=config.model),
+        forward=reward_scores,
+        loss=loss,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What came of a reward model."""
+
+    summary: dict[str, Any]  # what summary.json holds
+    measured: dict[str, evaluate.Estimate]  # held out
+    calibrated: dict[str, tuple[dict[str, Any], tuple[calibration.Bins, calibration.Bins]]]
+
+
+def fit(
+    config: Config,
+    workdir: pathlib.Path,
+    data: Prepared,
+    mesh: Mesh,
+    load_base: Callable[[], Params],
+    *,
+    name: str = "reward model",
+    load_start: Callable[[], Params] | None = None,
+) -> Fitted:
+    """Trains a reward model, saves its parameters and writes ``summary.json``; resumes.
+
+    Args:
+      config: its ``reward_loss`` is trained, with its ``optim`` and ``train``.
+      workdir: the folder of the checkpoints, metrics and parameters.
+      data: what to train on, and held-out rows.
+      load_base: gives the language model that it starts from.
+      name: for the progress bar.
+      load_start: gives the reward model that it starts from instead; not with adapters.
+    """
+    names = data.train.dataset.objectives
+    if data.held_out.dataset.objectives != names:
+        raise UserError(
+            f"data.eval_path: its rows are scored on {data.held_out.dataset.objectives}, the "
+            f"training rows on {names}"
+        )
+    key = jax.random.key(config.train.seed)
+    objectives = max(1, len(names))
+    base = load_base() if load_start is None else load_start()
+    digest = checkpoint.tree_digest(base)
+    job = reward_job(bricks.make_job(name, config, workdir, data, mesh, digest), config, names)
+
+    def with_head(params: Params) -> Params:
+        return reward_head.from_language_model(params, objectives=objectives)
+
+    load_start = load_start or (lambda: with_head(load_base()))
+    if config.lora is not None:
+        job, load_start = adapters.trains(job, config, base, live=False, objectives=objectives)
+    base = job.ref_params  # without adapters none: its memory is free from here on
+    better = _better(data.held_out)
+
+    def rewards(params: Params) -> np.ndarray:
+        table = map_rows(
+            lambda batch: reward_head.score_responses(params, batch, config=config.model),
+            data.held_out,
+            batch_size=config.evaluate.batch_size,
+            mesh=mesh,
+            title="  held-out rows",
+        )
+        return table.reshape(better.shape)
+
+    def preferences(table: np.ndarray) -> dict[str, np.ndarray]:
+        length = data.held_out.dataset.response_length
+        found: dict[str, np.ndarray] = {}
+        for m in range(objectives):
+            one = evaluate.preferences(table[..., m], length, better[..., m])
+            found |= {f"{k}/{names[m]}" if objectives > 1 else k: x for k, x in one.items()}
+        return found
+
+    state, counts = loop.fit(
+        job,
+        load_start,
+        key,
+        lambda params: evaluate.means(preferences(rewards(adapters.whole(config, base, params)))),
+    )
+    params = state.params
+    if config.lora is not None:
+        params = lora.merge(with_head(base), params, config.lora)
+    checkpoint.save_params(workdir / "params", params)
+    fault_point("params", "")
+    table = rewards(params)
+    prompts = [data.held_out.dataset[i].prompt for i in range(len(data.held_out.dataset))]
+    measured = {
+        name: evaluate.mean_over_prompts(values, prompts)
+        for name, values in preferences(table).items()
+    }
+    calibrated = {
+        name: _calibration(table[..., m], better[..., m], prompts)
+        for m, name in enumerate(names or ("reward",))
+    }
+    summary = {
+        "table": {name: dataclasses.asdict(x) for name, x in measured.items() if x.count},
+        "calibration": {name: numbers for name, (numbers, _) in calibrated.items()},
+        # What `scorers.reward_model` compares with what it finds.
+        "reward_model": {
+            "objectives": list(names),
+            "tokenizer": data.tokenizer.digest,
+            "params": checkpoint.tree_digest(params),
+        },
+        **counts,
+        "receipt": data.receipt,
+        "versions": workdirs.versions(),
+    }
+    workdirs.write_json(workdir / "summary.json", summary)
+    return Fitted(summary, measured, calibrated)
+
+
+def _better(rows: Bucketed) -> np.ndarray:
+    """``[N, K, M]`` true scores of held-out responses, NaN for absent ones.
+
+    Pairs without scores have 1 for the chosen response and 0 for the rejected one.
+    """
+    dataset = rows.dataset
+    n, k = dataset.response_length.shape
+    table = np.full((n, k, max(1, len(dataset.objectives))), np.nan)
+    for i in range(n):
+        scores = dataset[i].scores
+        if scores is None:
+            table[i, :, 0] = np.arange(k) == 0
+        else:
+            table[i, : len(scores)] = scores
+    return table
+
+
+def _calibration(
+    reward: np.ndarray, better: np.ndarray, prompts: list[str]
+) -> tuple[dict[str, Any], tuple[calibration.Bins, calibration.Bins]]:
+    """A temperature from every second held-out prompt, and what it does on the others.
+
+    Returns:
+      Numbers for the summary, None where there is no pair, and the bins before and after.
+    """
+    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    fitted = np.array([place[prompt] % 2 == 0 for prompt in prompts])
+    pairs = calibration.pairs(reward, better)
+    fit, other = pairs.of_rows(fitted).margin, pairs.of_rows(~fitted).margin
+    temperature = calibration.fit_temperature(fit)
+    sides = {}
+    for name, t in (("before", 1.0), ("after", temperature)):
+        found = calibration.measure(other, temperature=t)
+        found["ece_if_calibrated"] = calibration.ece_if_calibrated(other, temperature=t)
+        sides[name] = {k: None if math.isnan(x) else x for k, x in found.items()}
+    numbers = {
+        "temperature": temperature,
+        "pairs_fitted": len(fit),
+        "pairs_measured": len(other),
+        **sides,
+    }
+    return numbers, (calibration.bins(other), calibration.bins(other, temperature=temperature))
+
+
+def _report(workdir: pathlib.Path, fitted: Fitted) -> None:
+    """Draws the pictures, prints the tables and where things are."""
+    measured, calibrated = fitted.measured, fitted.calibrated
+    curves, diagram = workdir / "report.png", workdir / "reliability.png"
+    report.plot(workdir, curves, None, "")
+    report.plot_reliability(diagram, {name: bins for name, (_, bins) in calibrated.items()})
+    rows = {name: [str(x)] for name, x in measured.items() if x.count}
+    report.print_rows(
+        rows, ("held-out", "reward model"), f"{workdir}: {fitted.summary['steps']} steps"
+    )
+    report.say("± is the half-width of the 95% interval over prompts.")
+    for name, (numbers, _) in calibrated.items():
+        sides = [numbers[side] for side in ("before", "after")]
+        report.print_rows(
+            {k: ["-" if s[k] is None else f"{s[k]:.4f}" for s in sides] for k in sides[0]},
+            ("calibration", "before", "after"),
+            f"{name}: temperature {numbers['temperature']:.3f}, fitted on "
+            f"{numbers['pairs_fitted']} held-out pairs, measured on {numbers['pairs_measured']}",
+        )
+    report.say(
+        f"plots: {curves}, {diagram}\nnumbers: {workdir / 'summary.json'}\n"
+        f"the reward model: {workdir / 'params'}; to score with it: python -m alignjax score "
+        f"--reward_model={workdir} --records=FILE --out=FILE"
+    )

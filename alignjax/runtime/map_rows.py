@@ -1,0 +1,53 @@
+"""A compiled function over all rows of a dataset, batch by batch, fetched one batch late."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jax.sharding import Mesh
+
+from alignjax.data.batching import Bucketed, read
+from alignjax.runtime import distributed
+from alignjax.runtime.metrics import progress
+from alignjax.runtime.sharding import own_rows, put_rows
+from alignjax.types import Array, Batch
+
+
+def map_rows(
+    function: Callable[[Batch], Array], data: Bucketed, *, batch_size: int, mesh: Mesh, title: str
+) -> np.ndarray:
+    """Applies a compiled function to every response of a dataset, with a progress bar.
+
+    Args:
+      function: ``batch -> [B, K]``, or ``[B, K, M]``.
+      data: N >= 1 rows.
+      batch_size: prompts at a time.
+      mesh: where the batches go.
+      title: of the progress bar.
+
+    Returns:
+      ``[N, K]`` or ``[N, K, M]`` float32.
+    """
+    table: np.ndarray | None = None
+    plan = data.in_order(batch_size)
+    mine = plan.only(own_rows(mesh, batch_size))
+    late: list[tuple[np.ndarray, Array]] = []  # fetched one batch late, see metrics.py
+
+    def fetch() -> None:
+        nonlocal table
+        rows, values = late.pop(0)
+        found = distributed.fetch(values)
+        if table is None:
+            k = data.dataset.response_length.shape[1]
+            table = np.zeros((len(data.dataset), k, *found.shape[2:]), np.float32)
+        table[rows[rows >= 0]] = found[rows >= 0]
+
+    with progress(title, len(data.dataset)) as advance:
+        for rows, batch in zip(plan.rows, read(data.dataset, mine), strict=True):
+            late.append((rows, function(put_rows(batch, mesh))))
+            if len(late) > 1:
+                fetch()
+            advance(int((rows >= 0).sum()))
+        while late:
+            fetch()
+    assert table is not None
+    return table

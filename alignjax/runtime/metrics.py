@@ -1,0 +1,207 @@
+"""What a run tells: metrics.jsonl, TensorBoard, a progress bar. Values are fetched one step late.
+
+Fetching late keeps the device busy: while step t runs, the host reads the numbers of step t - 1.
+It also bounds how far the host runs ahead, which CPU collectives need.
+"""
+
+import contextlib
+import json
+import math
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from alignjax.errors import NumericalError
+from alignjax.runtime import distributed
+
+
+class Writer:
+    """Appends metrics to ``metrics.jsonl`` (the source of truth) and to TensorBoard files.
+
+    Of several processes the first one writes; the others' writers do nothing.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, after_step: int) -> None:
+        """Opens the files; lines of steps after ``after_step`` are removed: they run again."""
+        import tensorboardX
+
+        self._writes = distributed.is_main()
+        if not self._writes:
+            return
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._path = workdir / "metrics.jsonl"
+        if self._path.exists():
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) <= after_step]
+            temporary = self._path.with_name(self._path.name + ".tmp")
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            temporary.replace(self._path)  # a kill meanwhile must not cost the lines before
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=after_step + 1, flush_secs=30
+        )
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """One line: ``{"step": step, name: number, ...}``; null for what is not finite."""
+        if not self._writes:
+            return
+        finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._writes:
+            self._file.close()
+            self._board.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # cut short by a kill: dropped
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class Meter:
+    """Averages between log lines, throughput, and the stop on non-finite steps."""
+
+    def __init__(self, *, max_skipped: int) -> None:
+        self._max_skipped = max_skipped
+        self._bad: list[int] = []  # steps in a row that were not finite
+        self._start()
+
+    def _start(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._rows = self._counted = self._tokens = self._skipped = 0.0
+        self._since = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """What it has added up since the last line, as JSON data, for a checkpoint.
+
+        With it, a line that spans a stop is the one of the run that never stopped, save for the
+        throughput, which is of the time since the restart.
+        """
+        return {
+            "bad": list(self._bad),
+            "sums": dict(self._sums),
+            "counted": self._counted,
+            "skipped": self._skipped,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state`; the clock starts here."""
+        self._bad, self._sums = list(state["bad"]), dict(state["sums"])
+        self._counted, self._skipped = state["counted"], state["skipped"]
+
+    def add(self, step: int, scalars: dict[str, jax.Array]) -> dict[str, float]:
+        """Takes one step's scalars off the device.
+
+        Returns:
+          The scalars as numbers.
+
+        Raises:
+          NumericalError: ``max_skipped`` steps in a row were not finite.
+        """
+        values = {name: float(x) for name, x in jax.device_get(scalars).items()}
+        if values["skipped"]:
+            self._bad.append(step)
+            self._skipped += 1
+            if len(self._bad) >= self._max_skipped:
+                raise NumericalError(
+                    f"loss or gradient not finite in {len(self._bad)} steps in a row "
+                    f"({self._bad[0]} to {self._bad[-1]}; loss {values['loss']}, gradient norm "
+                    f"{values['grad_norm']}); the last checkpoint holds the parameters from "
+                    "before; lower optim.learning_rate or look at these batches"
+                )
+        else:
+            self._bad = []
+            for name, value in values.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value * values["weight"]
+            self._counted += values["weight"]
+        self._rows += values["weight"]
+        self._tokens += values["num_tokens"]
+        return values
+
+    def averages(self) -> dict[str, float]:
+        """Means since the last call, each step by its rows, and throughput per second.
+
+        Tokens are those that are not padding; a prompt counts once, whatever K is.
+        """
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        out = {name: total / max(self._counted, 1e-9) for name, total in self._sums.items()}
+        out["skipped"] = self._skipped
+        out["prompts_per_second"] = self._rows / seconds
+        out["tokens_per_second"] = self._tokens / seconds
+        self._start()
+        return out
+
+
+@contextlib.contextmanager
+def timed() -> Iterator[list[float]]:
+    """Yields a list that holds the block's seconds once it is left, without those of compiling.
+
+    Tracing counts as compiling. For blocks that wait for their results: what is still running on
+    the device is not counted.
+    """
+    spans: list[tuple[float, float]] = []
+    took: list[float] = []
+
+    # JAX calls it with whatever it knows of an event.
+    def note(event: str, start_time: float, end_time: float, **_: str | int) -> None:
+        if event.startswith("/jax/core/compile/"):
+            spans.append((start_time, end_time))
+
+    jax.monitoring.register_event_time_span_listener(note)
+    since = time.time()  # the clock of the spans
+    try:
+        yield took
+    finally:
+        until = time.time()
+        jax.monitoring.unregister_event_time_span_listener(note)
+        compiling, reached = 0.0, since
+        for start, end in sorted(spans):  # one lies inside another where jits are nested
+            compiling += max(0.0, end - max(start, reached))
+            reached = max(reached, end)
+        took.append(max(0.0, until - since - compiling))
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int, *, done: int = 0) -> Iterator[Any]:
+    """A progress bar with ETA; yields ``advance(n, **numbers)``. Silent bars where no terminal.
+
+    Of several processes the first one shows it.
+    """
+    import rich.console
+    import rich.progress as rp
+
+    console = rich.console.Console(stderr=True)
+    columns = (
+        rp.TextColumn(f"{title:<22}"),
+        rp.BarColumn(),
+        rp.MofNCompleteColumn(),
+        rp.TimeElapsedColumn(),
+        rp.TextColumn("ETA"),
+        rp.TimeRemainingColumn(),
+        rp.TextColumn("{task.fields[note]}"),
+    )
+    shown = distributed.is_main()
+    with rp.Progress(*columns, console=console, refresh_per_second=4, disable=not shown) as bar:
+        task = bar.add_task(title, total=total, completed=done, note="")
+
+        def advance(n: int = 1, **numbers: float) -> None:
+            note = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
+            bar.update(task, advance=n)
+            if numbers:
+                bar.update(task, note=note)
+
+        yield advance

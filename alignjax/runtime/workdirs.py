@@ -1,0 +1,234 @@
+"""The run's folder: who owns it, which config it belongs to, files that are never half.
+
+Of several processes the first one alone looks into the folder for what decides what happens next,
+and alone writes small files; the others are told what it found, and wait until a file is there. So
+all take the same way, however late their view of a shared folder is. What is here is called by all
+processes alike. Checkpoints are written by all: `alignjax.runtime.checkpoint`.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import alignjax
+from alignjax.config.fields import differences
+from alignjax.errors import UserError
+from alignjax.runtime.distributed import once, told
+from alignjax.runtime.faults import fault_point
+
+log = logging.getLogger("alignjax")
+
+# What may change between two starts of one run: it decides when, where and how it is measured,
+# not what is trained.
+FREE = (
+    "train.save_every",
+    "train.log_every",
+    "train.eval_every",
+    "train.keep",
+    "train.max_skipped",
+    "train.stuck_after",
+    *(f"game.train.{name}" for name in ("save_every", "log_every", "eval_every", "keep")),
+    "game.train.max_skipped",
+    "game.train.stuck_after",
+    "data.cache_dir",
+    "reference.mode",
+    "mesh.",
+    "evaluate.",
+    "candidates.gather_weights",
+    "game.sampling.gather_weights",
+    "objectives.box",
+    "objectives.truth",
+    "model.path",  # what is in it counts: the reference's and the tokenizer's digests
+    "tokenizer.path",
+    "model.remat",
+    "model.attention",
+    "model.logits_chunk",
+)
+
+
+@contextlib.contextmanager
+def owned(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes the folder and keeps a second run out of it; the lock dies with the process.
+
+    Raises:
+      UserError: the folder cannot be written, or another run has it.
+    """
+    with contextlib.ExitStack() as held:
+        once("the workdir's lock", lambda: _lock(workdir, held))
+        yield
+
+
+def _lock(workdir: pathlib.Path, held: contextlib.ExitStack) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = held.enter_context((workdir / ".lock").open("a+"))
+    except OSError as error:
+        raise UserError(f"--workdir: {workdir} cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        raise UserError(f"--workdir: {workdir} is in use by {lock.read() or '?'}") from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}")
+    lock.flush()
+
+
+def write_config(workdir: pathlib.Path, description: dict[str, Any], *, allow_change: bool) -> None:
+    """Keeps the run's config; refuses another one, field by field, unless told otherwise.
+
+    A config binds from the first checkpoint on. Until then it may be mended freely, and what was
+    made of the old one (the tokenizer trained on its data) is removed.
+
+    Raises:
+      UserError: the folder belongs to a run that trains something else.
+    """
+    once("config.json", lambda: _write_config(workdir, description, allow_change))
+
+
+def _write_config(workdir: pathlib.Path, description: dict[str, Any], allow_change: bool) -> None:
+    path = workdir / "config.json"
+    begun = any(any(workdir.glob(f"{p}checkpoints")) for p in ("", "*/", "*/*/"))
+    if path.is_file() and not begun and _read_json(path) != description:
+        (workdir / "tokenizer.model").unlink(missing_ok=True)
+    elif path.is_file():
+        changes = [
+            change
+            for change in differences(_read_json(path), description)
+            if not change.startswith(FREE)
+        ]
+        if changes and not allow_change:
+            raise UserError(
+                f"{workdir} holds a run of another config ({'; '.join(changes)}): use another "
+                "--workdir, or --allow_config_change to go on with the new one"
+            )
+        for change in changes:
+            log.warning("config changed: %s", change)
+    _write(path, _as_json(description))
+
+
+def find_json(path: pathlib.Path) -> Any:
+    """The content of a JSON file; None where there is none.
+
+    Raises:
+      UserError: it is not JSON.
+    """
+    return told(f"look for {path.name}", lambda: _read_json(path) if path.is_file() else None)
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """The content of a JSON file that is there.
+
+    Raises:
+      UserError: it is not, or not JSON.
+    """
+    return told(f"read {path.name}", lambda: _read_json(path))
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """As `write`, of JSON data."""
+    write(path, _as_json(content))
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file in one step: readers see the old one or the new one. Makes its folder."""
+    once(f"write {path.name}", lambda: _write(path, content))
+
+
+def _as_json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def names(folder: pathlib.Path, pattern: str) -> list[str]:
+    """Names of the files in a folder that match, sorted; none where there is no folder."""
+    return told(f"list {folder.name}", lambda: sorted(p.name for p in folder.glob(pattern)))
+
+
+def sha256(path: pathlib.Path) -> str:
+    """The digest of a file's content; empty where there is none."""
+
+    def digest() -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+    return told(f"digest of {path.name}", digest)
+
+
+def copy(source: pathlib.Path, to: pathlib.Path) -> None:
+    """Copies a file. Makes the folder it goes to."""
+    once(f"copy {source.name}", lambda: _write(to, source.read_bytes()))
+
+
+def remove(path: pathlib.Path) -> None:
+    """Removes a file, or a folder with all that is in it; it may be gone already."""
+    once(f"remove {path.name}", lambda: _remove(path))
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def kept(path: pathlib.Path, key: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a JSON file holds, if it was written under this key; else what is made and written now.
+
+    Args:
+      key: JSON data that changes whenever the content would.
+    """
+    found: dict[str, Any] = find_json(path) or {}
+    if found.get("key") != key:
+        found = {"key": key, **make()}
+        write_json(path, found)
+        fault_point("kept", path.name)
+    return found
+
+
+def begin(folder: pathlib.Path, key: Any) -> None:
+    """Makes the folder of a stage that trains; one that was begun under another key is removed.
+
+    Args:
+      key: JSON data that changes whenever what is trained would.
+    """
+    once(f"begin {folder.name}", lambda: _begin(folder, key))
+
+
+def _begin(folder: pathlib.Path, key: Any) -> None:
+    path = folder / "begun.json"
+    if folder.is_dir() and (not path.is_file() or _read_json(path) != key):
+        log.warning("%s was begun under another config: training it again", folder)
+        shutil.rmtree(folder)
+    _write(path, _as_json(key))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "alignjax": alignjax.__version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in names},
+    }

@@ -1,0 +1,273 @@
+"""From prompts to responses as text: batches of similar prompts through `sampling.decode`."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Container, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from alignjax.config import SamplingConfig
+from alignjax.config.fields import describe
+from alignjax.data.batching import Bucketed, choose_shapes, plan_batches
+from alignjax.data.tokenizer.load import Tokenizer
+from alignjax.models import kl
+from alignjax.models.config import ModelConfig
+from alignjax.models.mixture import Mixture
+from alignjax.runtime import distributed
+from alignjax.runtime.metrics import progress
+from alignjax.runtime.sharding import own_rows, put_rows
+from alignjax.sampling.beam import beam_search
+from alignjax.sampling.decode import sample
+from alignjax.types import Array, Batch, Params
+
+log = logging.getLogger("alignjax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One sampled response."""
+
+    prompt: str
+    response: str
+    length: int  # tokens, end-of-sequence included
+    ended: bool  # by an end-of-sequence token, rather than for lack of room
+    logps: float  # nats under the policy (or mixture) itself, whatever the settings
+    reference: float  # nats under the reference; NaN when none was given
+    kl: float  # nats of policy from reference, summed over its tokens; see `kl.against`
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Question:
+    """A prompt to respond to."""
+
+    number: int  # seeds its randomness; a row of the dataset
+    prompt: str
+    ids: np.ndarray  # [P] int32
+
+
+def questions(data: Bucketed, limit: int) -> list[Question]:
+    """The first distinct prompts of a dataset, at most ``limit``, numbered by their row."""
+    found = []
+    for row in first_of_each_prompt(data, limit):
+        example = data.dataset[row]
+        found.append(Question(row, example.prompt, example.prompt_ids))
+    return found
+
+
+def decisive(settings: SamplingConfig) -> dict[str, Any]:
+    """What decides which responses are drawn, as JSON data: all but where the weights are."""
+    return {k: v for k, v in describe(settings).items() if k != "gather_weights"}
+
+
+def undistorted(settings: SamplingConfig) -> SamplingConfig:
+    """The same settings for draws from the policy itself: temperature 1, no id cut or penalised."""
+    return dataclasses.replace(
+        settings,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        min_p=0.0,
+        repetition_penalty=1.0,
+        num_beams=1,
+    )
+
+
+def respond(
+    params: Params | Mixture,
+    ref_params: Params | None,
+    asked: Sequence[Question],
+    *,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    settings: SamplingConfig,
+    key: Array,
+    mesh: Mesh,
+    title: str,
+) -> list[Sample]:
+    """Samples responses to prompts.
+
+    Args:
+      params: the policy, or several policies and their weights (`alignjax.models.mixture.mix`).
+      ref_params: a network whose log-probabilities of the samples are wanted too, or None.
+      asked: the prompts.
+      settings: how many responses to each, and how to draw them.
+
+    Returns:
+      ``settings.samples`` responses per prompt, in the order of ``asked``.
+    """
+    out: dict[int, list[Sample]] = {}
+    for _, found in respond_in_batches(
+        params,
+        ref_params,
+        asked,
+        model=model,
+        tokenizer=tokenizer,
+        settings=settings,
+        key=key,
+        mesh=mesh,
+        title=title,
+    ):
+        out |= found
+    return [s for i in sorted(out) for s in out[i]]
+
+
+def respond_in_batches(
+    params: Params | Mixture,
+    ref_params: Params | None,
+    asked: Sequence[Question],
+    *,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    settings: SamplingConfig,
+    key: Array,
+    mesh: Mesh,
+    title: str,
+    done: Container[int] = (),
+) -> Iterator[tuple[int, dict[int, list[Sample]]]]:
+    """As `respond`, batch by batch: for work that is kept as it goes.
+
+    Which prompts batch i holds depends on ``asked`` and ``settings.batch_size`` alone. At the end
+    the speed is logged: tokens of responses, end-of-sequence included, per second of decoding.
+
+    Args:
+      done: numbers of batches to leave out.
+
+    Yields:
+      The number of a batch, and the samples of each of its prompts by index into ``asked``.
+    """
+    lengths = np.array([len(q.ids) for q in asked], np.int64)
+    shapes, assignment = choose_shapes(
+        lengths, np.ones((len(asked), 1), np.int64), count=2, multiple=16
+    )
+    plan = plan_batches(shapes, assignment, batch_size=settings.batch_size, order=range(len(asked)))
+    timed: list[tuple[int, int, float]] = []  # of every batch: shape, tokens, seconds
+    with progress(title, len(asked)) as advance:
+        for number, (shape, chosen) in enumerate(zip(plan.shape, plan.rows, strict=True)):
+            real = chosen >= 0
+            if number in done:
+                advance(int(real.sum()))
+                continue
+            mine = chosen[own_rows(mesh, len(chosen))]
+            batch = put_rows(prompts_only(asked, mine, shapes[shape].prompt), mesh)
+            since = time.perf_counter()
+            tokens, length, logps = jax.block_until_ready(
+                _decoded(params, batch, key, model=model, eos=tokenizer.eos_id, settings=settings)
+            )
+            seconds = time.perf_counter() - since
+            ids, counts, nats = distributed.fetch((tokens, length, logps))
+            timed.append((int(shape), int(counts[real].sum()), seconds))
+            reference = divergence = np.full(counts.shape, np.nan, np.float32)
+            if ref_params is not None:
+                scored = dataclasses.replace(batch, response=tokens, response_length=length)
+                found = kl.against(params, ref_params, scored, config=model)
+                reference, divergence = distributed.fetch(found)
+            yield (
+                number,
+                {
+                    int(chosen[i]): [
+                        Sample(
+                            prompt=asked[chosen[i]].prompt,
+                            response=tokenizer.decode(ids[i, j, : counts[i, j]].tolist()),
+                            length=int(counts[i, j]),
+                            ended=bool(ids[i, j, counts[i, j] - 1] == tokenizer.eos_id),
+                            logps=float(nats[i, j]),
+                            reference=float(reference[i, j]),
+                            kl=float(divergence[i, j]),
+                        )
+                        for j in range(settings.samples)
+                    ]
+                    for i in np.flatnonzero(real)
+                },
+            )
+            advance(int(real.sum()))
+    if timed:
+        log.info("%s: %s", title.strip(), speed(timed))
+
+
+def speed(timed: Sequence[tuple[int, int, float]]) -> str:
+    """Tokens, and tokens per second without what was compiled, where any batch did without.
+
+    Args:
+      timed: shape, tokens and seconds of each batch; the first one of a shape compiles.
+    """
+    again = [i for i, (shape, *_) in enumerate(timed) if shape in [s for s, *_ in timed[:i]]]
+    counted = [timed[i] for i in again] or timed
+    rate = sum(n for _, n, _ in counted) / sum(s for *_, s in counted)
+    how = "" if again else ", compilation included"
+    return f"{sum(n for _, n, _ in timed):,} tokens, {rate:,.0f} tokens/s{how}"
+
+
+def _decoded(
+    params: Params | Mixture,
+    batch: Batch,
+    key: Array,
+    *,
+    model: ModelConfig,
+    eos: int,
+    settings: SamplingConfig,
+) -> tuple[Array, Array, Array]:
+    """Responses of a batch as ids, their lengths and their log-probabilities."""
+    if settings.num_beams > 1:
+        return beam_search(
+            params,
+            batch.prompt,
+            batch.prompt_length,
+            config=model,
+            samples=settings.samples,
+            num_beams=settings.num_beams,
+            max_new_tokens=settings.max_new_tokens,
+            eos=eos,
+            length_penalty=settings.length_penalty,
+            gather_weights=settings.gather_weights,
+        )
+    return sample(
+        params,
+        batch.prompt,
+        batch.prompt_length,
+        batch.prompt_id,
+        key,
+        config=model,
+        samples=settings.samples,
+        max_new_tokens=settings.max_new_tokens,
+        eos=eos,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        repetition_penalty=settings.repetition_penalty,
+        gather_weights=settings.gather_weights,
+    )
+
+
+def prompts_only(asked: Sequence[Question], chosen: np.ndarray, length: int) -> Batch:
+    """A batch without responses; where ``chosen`` is -1, of a prompt of no token and weight 0."""
+    b = len(chosen)
+    prompt, prompt_length = np.zeros((b, length), np.int32), np.zeros(b, np.int32)
+    numbers = np.zeros(b, np.int32)
+    for i in np.flatnonzero(chosen >= 0):
+        question = asked[chosen[i]]
+        prompt[i, length - len(question.ids) :] = question.ids
+        prompt_length[i], numbers[i] = len(question.ids), question.number
+    fields: dict[str, Any] = dict(
+        prompt=prompt,
+        prompt_length=prompt_length,
+        response=np.zeros((b, 1, 1), np.int32),
+        response_length=np.zeros((b, 1), np.int32),
+        weight=(chosen >= 0).astype(np.float32),
+        prompt_id=numbers,
+    )
+    return Batch(**fields)
+
+
+def first_of_each_prompt(data: Bucketed, limit: int) -> list[int]:
+    """Rows that hold a prompt for the first time, at most ``limit``."""
+    seen: dict[str, int] = {}
+    for row in range(len(data.dataset)):
+        if len(seen) == limit:
+            break
+        seen.setdefault(data.dataset[row].prompt, row)
+    return list(seen.values())

@@ -1,0 +1,201 @@
+"""What recipes share: the supervised stage, the job that `loop.fit` is given, held-out rows."""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from alignjax.config import Config, SftConfig
+from alignjax.data.batching import Bucketed, Plan, plan_batches, shuffled
+from alignjax.models.logps import response_logps
+from alignjax.models.transformer import init_params
+from alignjax.runtime import checkpoint, workdirs
+from alignjax.runtime.faults import fault_point
+from alignjax.stages import pretrained, reference
+from alignjax.stages.data import Prepared
+from alignjax.training import loop, optim
+from alignjax.types import Params
+
+log = logging.getLogger("alignjax")
+
+
+def make_job(
+    name: str, config: Config, workdir: pathlib.Path, data: Prepared, mesh: Mesh, digest: str
+) -> loop.Job:
+    """What `loop.fit` needs to train a policy; a reward model's recipe changes what differs."""
+    identity = {
+        "data": data.train.dataset.digest,
+        "tokenizer": data.tokenizer.digest,
+        "reference": digest,
+    }
+    return job_of_rows(name, config, workdir, data.train, mesh, identity)
+
+
+def job_of_rows(
+    name: str,
+    config: Config,
+    workdir: pathlib.Path,
+    rows: Bucketed,
+    mesh: Mesh,
+    identity: dict[str, str],
+) -> loop.Job:
+    """The same of rows alone; ``identity`` is what a checkpoint must have been made of."""
+    plan = run_plan(config, rows)
+    steps = len(plan)
+    return loop.Job(
+        name=name,
+        workdir=workdir,
+        plan=plan,
+        data=rows,
+        ref_logps=None,
+        ref_params=None,
+        params_shape=jax.eval_shape(
+            functools.partial(init_params, config.model), jax.random.key(0)
+        ),
+        apply=functools.partial(response_logps, config=config.model),
+        loss=config.objective,
+        select=config.select,
+        baseline=config.baseline,
+        optimizer=optim.make(config.optim, steps),
+        learning_rate=optim.learning_rate(config.optim, steps),
+        accumulate=config.train.accumulate,
+        mesh=mesh,
+        identity=identity,
+        save_every=config.train.save_every,
+        log_every=config.train.log_every,
+        eval_every=config.train.eval_every,
+        keep=config.train.keep,
+        max_skipped=config.train.max_skipped,
+        stuck_after=config.train.stuck_after,
+    )
+
+
+def run_plan(config: Config, rows: Bucketed) -> Plan:
+    """Every batch of the run: a pure function of the rows' lengths, the sizes and the seed."""
+    count = len(rows.dataset)
+    return plan_batches(
+        rows.shapes,
+        rows.assignment,
+        batch_size=config.train.batch_size,
+        order=shuffled(count, config.train.seed),
+        rows=0 if config.train.steps else max(1, round(config.train.epochs * count)),
+        batches=config.train.steps,
+    )
+
+
+def supervised_config(config: Config, sft: SftConfig) -> Config:
+    """The config of the supervised stage, as of a run of its own."""
+    return dataclasses.replace(
+        config,
+        loss=sft.loss,
+        reward_loss=None,
+        game=None,
+        select=sft.select,
+        baseline=None,
+        optim=dataclasses.replace(config.optim, learning_rate=sft.learning_rate),
+        train=dataclasses.replace(
+            config.train,
+            epochs=sft.epochs,
+            steps=sft.steps,
+            batch_size=sft.batch_size,
+            accumulate=1,
+            eval_every=0,
+        ),
+        sft=None,
+        lora=None,
+    )
+
+
+def supervised(
+    config: Config, workdir: pathlib.Path, data: Prepared, mesh: Mesh
+) -> Callable[[], Params]:
+    """Runs the supervised stage, if there is one.
+
+    Returns:
+      What loads the parameters it ended with: those of the reference and of the policy's start.
+      With ``lora.quantize`` they are quantised; the stage itself trains a whole network.
+    """
+    quantize = config.lora.quantize if config.lora is not None else ""
+    key = jax.random.key(config.train.seed)
+    fresh = pretrained.fresh(config.model, config.train.seed, mesh)
+    sft = config.sft
+    if sft is None:
+        return pretrained.fresh(config.model, config.train.seed, mesh, quantize)
+    job = make_job(
+        "supervised", supervised_config(config, sft), workdir / "sft", data, mesh, "none"
+    )
+    state, counts = loop.fit(job, fresh, key)
+    told = workdir / "sft" / "summary.json"
+    # The summary is written last: with it, the parameters of these very steps are there.
+    if (workdirs.find_json(told) or {}).get("steps") != counts["steps"]:
+        checkpoint.save_params(pretrained.supervised_params(workdir), state.params)
+        fault_point("params", "")
+        logps = held_out_logps(config, data, mesh, state.params, "supervised, held out")
+        tokens = data.held_out.dataset.response_length
+        summary = {
+            "nll_per_response": float(-logps[tokens > 0].mean()),
+            "nll_per_token": float(-logps.sum() / tokens.sum()),
+            **counts,
+        }
+        if sft.truth is not None:
+            summary["truth_nll_per_response"] = _truth(sft.truth, data.held_out)
+        workdirs.write_json(told, summary)
+        log.info(
+            "supervised: held-out loss %.4f nats per response%s, %.4f per token",
+            summary["nll_per_response"],
+            f" (the truth: {summary['truth_nll_per_response']:.4f})" if sft.truth else "",
+            summary["nll_per_token"],
+        )
+    return pretrained.supervised(config.model, workdir, mesh, quantize)
+
+
+def _truth(truth: Callable[[str, str], float], rows: Bucketed) -> float:
+    """What the distribution that the rows came from loses on them, nats per response."""
+    examples = (rows.dataset[i] for i in range(len(rows.dataset)))
+    return float(np.mean([-truth(e.prompt, y) for e in examples for y in e.responses]))
+
+
+def held_out_logps(
+    config: Config, data: Prepared, mesh: Mesh, params: Params, title: str
+) -> np.ndarray:
+    return reference.dataset_logps(
+        params,
+        data.held_out,
+        config=config.model,
+        batch_size=config.evaluate.batch_size,
+        mesh=mesh,
+        title=title,
+    )
+
+
+def held_out_order(rows: Bucketed) -> np.ndarray | None:
+    """``[N, K]`` scores that order the held-out responses; None where index 0 is the chosen one.
+
+    Rows with several objectives have no one order: theirs are all NaN, and say nothing.
+    """
+    labels = held_out_labels(rows)
+    table = np.full(rows.dataset.response_length.shape, np.nan)
+    for i in range(len(rows.dataset)):
+        scores = rows.dataset[i].scores
+        if scores is None:
+            return None if labels is None else labels.astype(np.float64)
+        if scores.shape[1] == 1:
+            table[i, : len(scores)] = scores[:, 0]
+    return table
+
+
+def held_out_labels(rows: Bucketed) -> np.ndarray | None:
+    """``[N, K]`` which responses are desirable; None without labels."""
+    if not sum(rows.dataset.labels):
+        return None
+    table = np.zeros(rows.dataset.response_length.shape, bool)
+    for i in range(len(rows.dataset)):
+        found = rows.dataset[i].desirable
+        assert found is not None  # preparation refuses rows of several kinds
+        table[i, : len(found)] = found
+    return table

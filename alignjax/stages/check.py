@@ -1,0 +1,247 @@
+"""Tries the objective on the data's shapes before anything is compiled."""
+
+import dataclasses
+import functools
+import inspect
+import logging
+import pathlib
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alignjax.config import Config
+from alignjax.config.fields import keywords, name_of, plain
+from alignjax.data.batching import Bucketed, assemble
+from alignjax.errors import UserError
+from alignjax.training.step import resolve
+from alignjax.types import Array, Batch, Logps
+
+log = logging.getLogger("alignjax")
+
+# What the step and the loop log under these names themselves.
+RESERVED = (
+    *("step", "loss", "grad_norm", "num_tokens", "weight", "skipped", "learning_rate", "epoch"),
+    *("baseline", "running_baseline"),
+    *("prompts_per_second", "tokens_per_second", "data_wait_seconds", "step_seconds"),
+)
+
+
+def check_objectives(config: Config, rows: Bucketed) -> None:
+    """Traces ``select``, ``baseline`` and ``loss`` on shapes alone, and the supervised stage's.
+
+    Raises:
+      UserError: they do not fit the data (K, scores, labels), need a reference there is not, or
+        return something else than ``[B]`` losses and named ``[B]`` metrics; or ``select`` adds
+        responses that are in no cache, and ``reference.mode`` asks for the cache.
+    """
+    batch = _first_rows(config, rows)
+    if config.sft is not None:
+        drawn = _select("sft.select", config.sft.select, batch)
+        _check("sft.loss", config.sft.loss, _logps(drawn, reference=False), drawn)
+    game, k = config.game, batch.response.shape[1]
+    if config.candidates is not None:
+        own = k if config.candidates.keep_own else 0
+        batch = _as_lists(batch, config.candidates.samples + own)
+    elif game is not None:
+        rows_of_both = _as_lists(batch, max(k, 1 + game.sampling.samples))
+        adversarial: Any = np.zeros(len(batch.weight), bool)
+        rows_of_both = dataclasses.replace(rows_of_both, adversarial=adversarial)
+        _check_reward(config, rows_of_both)
+        batch = _as_lists(batch, game.sampling.samples)
+    drawn = _select("select", config.select, batch)
+    with_reference = config.reference.mode != "none"
+    if (
+        config.select is not None
+        and config.reference.mode == "cache"
+        and not _keeps_cache(config, batch)
+    ):
+        raise UserError(
+            f"reference.mode: wanted auto, live or none, found 'cache': {name_of(config.select)} "
+            "adds responses whose log-probabilities are in no cache"
+        )
+    if config.loss is not None:
+        logps = _logps(drawn, reference=with_reference)
+        if config.baseline is not None:
+            drawn = _baseline(config.baseline, logps, drawn)
+        _check("loss", config.objective, logps, drawn)
+    else:
+        _check_reward(config, drawn)
+
+
+def _check_reward(config: Config, batch: Any) -> None:
+    assert config.reward_loss is not None
+    if batch.scores is not None and batch.scores.ndim == 3:  # it sees each objective by itself
+        one: Any = jax.ShapeDtypeStruct(batch.scores.shape[:2], jnp.float32)
+        batch = dataclasses.replace(batch, scores=one)
+    scores = jax.ShapeDtypeStruct(batch.response_length.shape, jnp.float32)
+    _check("reward_loss", config.reward_loss, scores, batch)
+
+
+def _as_lists(batch: Batch, k: int) -> Batch:
+    """What will be made of the data, in shape: lists of k scored responses."""
+    b, _, r = batch.response.shape
+    arrays: dict[str, Any] = dict(
+        response=np.zeros((b, k, r), np.int32),
+        response_length=np.ones((b, k), np.int32),
+        scores=np.zeros((b, k), np.float32),
+        desirable=None,
+    )
+    return dataclasses.replace(batch, **arrays)
+
+
+def _select(field: str, select: Callable[..., Any] | None, batch: Batch) -> Any:
+    if select is None:
+        return batch
+    resolved = resolve(select, jnp.int32(0))
+    drawn = _trace(field, select, resolved, jax.random.key(0), batch)
+    if not isinstance(drawn, Batch):
+        raise UserError(f"{field}: {name_of(select)} returns no Batch")
+    return drawn
+
+
+def _logps(batch: Any, *, reference: bool) -> Logps:
+    zeros: Any = jax.ShapeDtypeStruct(batch.response_length.shape, jnp.float32)
+    return Logps(policy=zeros, reference=zeros if reference else None, length=batch.response_length)
+
+
+def _baseline(baseline: Callable[..., Any], logps: Logps, batch: Any) -> Batch:
+    """The batch as the loss sees it, with the baseline's averages."""
+    found = _trace("baseline", baseline, resolve(baseline, jnp.int32(0)), logps, batch)
+    shape = getattr(found, "shape", type(found))
+    if shape != batch.weight.shape:
+        raise UserError(
+            f"baseline: {name_of(baseline)}: wanted one value per prompt, [B], found {shape} for "
+            f"B={len(batch.weight)}"
+        )
+    mean: Any = jax.ShapeDtypeStruct(batch.weight.shape, jnp.float32)
+    return dataclasses.replace(batch, baseline=mean, running_baseline=mean)
+
+
+def _check(field: str, loss: Callable[..., Any], seen: Any, batch: Any) -> None:
+    found = _trace(field, loss, resolve(loss, jnp.int32(0)), seen, batch)
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
+        raise UserError(f"{field}: {name_of(loss)} must return (losses, metrics), two values")
+    taken = [name for name in found[1] if name in RESERVED]
+    if taken:
+        raise UserError(
+            f"{field}: {name_of(loss)} returns a metric {taken[0]!r}, a name that the step uses "
+            "itself; call it something else"
+        )
+    b = len(batch.response_length)
+    shapes = {n: getattr(x, "shape", type(x)) for n, x in {"loss": found[0], **found[1]}.items()}
+    wrong = {n: shape for n, shape in shapes.items() if shape != (b,)}
+    if wrong:
+        raise UserError(
+            f"{field}: {name_of(loss)}: wanted one value per prompt, [B], found shapes {wrong} for "
+            f"B={b}"
+        )
+
+
+def _trace(field: str, function: Callable[..., Any], resolved: Any, *args: Any) -> Any:
+    try:
+        return jax.eval_shape(resolved, *args)
+    except Exception as error:  # a person's own objective may raise anything
+        what = " ".join(str(error).split())[:400]
+        if not isinstance(error, ValueError):  # ours say all there is to say in ValueErrors
+            file = inspect.getsourcefile(plain(function))
+            frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+            at = f"{pathlib.Path(frames[-1].filename).name}:{frames[-1].lineno}: " if frames else ""
+            what = f"{at}{type(error).__name__}: {what}"
+        raise UserError(f"{field}: {name_of(function)} on this data: {what}") from error
+
+
+def drawn_responses(config: Config, rows: Bucketed) -> int:
+    """K', the responses per prompt that a step scores."""
+    batch = _first_rows(config, rows)
+    if config.select is None:
+        return batch.response.shape[1]
+    select = resolve(config.select, jnp.int32(0))
+    return jax.eval_shape(select, jax.random.key(0), batch).response.shape[1]
+
+
+def keeps_cache(config: Config, rows: Bucketed) -> bool:
+    """Whether the responses that a step scores are the row's own, as a cache holds them."""
+    return _keeps_cache(config, _first_rows(config, rows))
+
+
+def _keeps_cache(config: Config, batch: Batch) -> bool:
+    if config.select is None:
+        return True
+    zeros: Any = np.zeros(batch.response_length.shape, np.float32)
+    cached = dataclasses.replace(batch, ref_logps=zeros)
+    select = resolve(config.select, jnp.int32(0))
+    return jax.eval_shape(select, jax.random.key(0), cached).ref_logps is not None
+
+
+def bind_fraction(config: Config, rows: Bucketed) -> Config:
+    """Binds ``desirable_fraction`` of ``loss`` and ``baseline`` to that of the training responses.
+
+    A value that the config binds wins.
+
+    Raises:
+      UserError: all labelled training responses are of one class.
+    """
+    good, bad = rows.dataset.labels
+    if not good + bad:
+        return config
+    if not good or not bad:
+        raise UserError(
+            f"data: all {good + bad} labelled training responses are "
+            f"{'desirable' if good else 'undesirable'}: unpaired data need both classes"
+        )
+    fraction = good / (good + bad)
+    changes: dict[str, Any] = {}
+    for field in ("loss", "baseline"):
+        function = getattr(config, field)
+        if function is None or "desirable_fraction" not in keywords(plain(function)):
+            continue
+        given = function.keywords if isinstance(function, functools.partial) else {}
+        if given.get("desirable_fraction") is None:
+            changes[field] = functools.partial(function, desirable_fraction=fraction)
+    log.info(
+        "labels: %s desirable and %s undesirable training responses, desirable fraction %.6f; "
+        "class weights %.4f and %.4f%s",
+        f"{good:,}",
+        f"{bad:,}",
+        fraction,
+        1 / fraction,
+        1 / (1 - fraction),
+        "" if "loss" in changes else " (not bound to the loss)",
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def _first_rows(config: Config, rows: Bucketed) -> Batch:
+    picked = np.flatnonzero(rows.assignment == rows.assignment[0])[:1].repeat(2)
+    return assemble(rows.dataset, picked, rows.shapes[rows.assignment[0]])
+
+
+def implicit_reward(loss: Callable[..., Any]) -> Callable[[Logps], Array]:
+    """``[B, K]`` rewards as the loss trains them: its ``beta`` times its ``implicit``.
+
+    Schedules stand at their end. A loss without ``beta`` has 1. One that does not take ``implicit``
+    has that of its own file, with those keywords that the two share, as losses without a reference
+    do; else the log-ratio, or the log-probability where there is no reference.
+    """
+    last = resolve(loss, jnp.int32(np.iinfo(np.int32).max))
+    bound = last.keywords if isinstance(last, functools.partial) else {}
+    known = keywords(plain(last))
+
+    def hyperparameter(name: str, otherwise: Any) -> Any:
+        default = known[name].default if name in known else otherwise
+        return bound.get(name, default)
+
+    own = getattr(inspect.getmodule(plain(last)), "implicit", None)
+    if own is not None:
+        shared = [name for name in keywords(own) if name in known]
+        own = functools.partial(own, **{name: hyperparameter(name, None) for name in shared})
+    beta, implicit = hyperparameter("beta", 1.0), hyperparameter("implicit", own or _log_ratio)
+    return lambda logps: beta * implicit(logps)
+
+
+def _log_ratio(logps: Logps) -> Array:
+    return logps.policy if logps.reference is None else logps.log_ratio

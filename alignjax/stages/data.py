@@ -1,0 +1,225 @@
+"""The stage that every recipe begins with: from files or a generator to bucketed rows."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+from alignjax.config import Config, DataConfig
+from alignjax.config.fields import describe, keywords, plain
+from alignjax.data.batching import Bucketed, bucket
+from alignjax.data.files import fingerprint
+from alignjax.data.prepare import Dataset, enforce, prepare
+from alignjax.data.records import Receipt, Record, check, check_no_overlap, split_by_prompt
+from alignjax.data.tokenizer import load as tokenizers
+from alignjax.data.tokenizer import training
+from alignjax.data.tokenizer.load import Tokenizer
+from alignjax.errors import UserError
+from alignjax.runtime import workdirs
+from alignjax.runtime.distributed import agree, once, one_folder, several
+
+log = logging.getLogger("alignjax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Rows to train on, held-out rows of other prompts, and the tokenizer they went through."""
+
+    train: Bucketed
+    held_out: Bucketed
+    asked: Bucketed  # held-out rows as they were read: prompts to sample for, preferred responses
+    asked_records: dict[str, Record]  # the same as text, by id
+    tokenizer: Tokenizer
+    receipt: dict[str, Any]  # what receipt.json says
+
+
+def read_records(
+    data: DataConfig, path: str, receipt: Receipt, field: str = "data.path"
+) -> list[Record]:
+    """Reads and checks every record of a source.
+
+    Args:
+      data: its ``source`` is read.
+      path: what the source is given, if it reads files.
+      receipt: counts the rows.
+      field: the config field that has the path, for messages.
+
+    Raises:
+      UserError: the source wants a path and none is given, or the other way round; or the data
+        are bad (file, line, field).
+    """
+    wants_path = "path" in keywords(plain(data.source))
+    if wants_path and not path:
+        raise UserError(
+            f"{field}: {plain(data.source).__name__} reads files; say which: --set {field}=..."
+        )
+    if path and not wants_path:
+        raise UserError(f"{field}: {plain(data.source).__name__} reads no file, found {path!r}")
+    source = functools.partial(data.source, path=path) if wants_path else data.source
+    return list(check(source(receipt), receipt))
+
+
+def split(config: Config, receipts: dict[str, Receipt]) -> tuple[list[Record], list[Record]]:
+    """Training and held-out records; no prompt is on both sides."""
+    data = config.data
+    records = read_records(data, data.path, receipts["train"])
+    if not data.eval_path:
+        train, held_out = split_by_prompt(
+            records,
+            seed=config.train.seed,
+            eval_fraction=data.eval_fraction,
+            receipt=receipts["train"],
+        )
+        receipts["held_out"].rows_in = len(held_out)
+    else:
+        train = records
+        held_out = read_records(data, data.eval_path, receipts["held_out"])
+        check_no_overlap(train, held_out)
+    if not held_out:
+        raise UserError(
+            f"data.eval_fraction: {data.eval_fraction} of {len(records)} rows holds out none"
+        )
+    return train, held_out
+
+
+def load_tokenizer(config: Config, workdir: pathlib.Path, train: list[Record]) -> Tokenizer:
+    """The config's tokenizer, or one trained on the training records and kept in the workdir.
+
+    Raises:
+      UserError: it cannot be read, or has more ids than the model has embeddings.
+    """
+    settings = config.tokenizer
+    path = settings.path
+    if not path:
+        path = str(workdir / "tokenizer.model")
+        once("tokenizer.model", lambda: _train_tokenizer(train, settings.vocab_size, path))
+    tokenizer = tokenizers.load(path, chat_template=settings.chat_template)
+    tokenizers.check_ids(path, tokenizer.vocab_size, config.model.vocab_size)
+    return tokenizer
+
+
+def _train_tokenizer(train: list[Record], vocab_size: int, path: str) -> None:
+    if not pathlib.Path(path).is_file():
+        texts = (text for record in train for text in _texts(record))
+        training.train_sentencepiece(texts, vocab_size=vocab_size, path=path)
+
+
+def _texts(record: Record) -> list[str]:
+    prompt = record.prompt
+    turns = [prompt] if isinstance(prompt, str) else [m.content for m in prompt]
+    return [*turns, *record.responses]
+
+
+def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
+    """Reads, checks, splits, tokenises and buckets the data; writes and prints the receipt.
+
+    Raises:
+      UserError: bad data, or more rows dropped than ``data.max_drop_fraction``.
+    """
+    data = config.data
+    receipts = {"train": Receipt(), "held_out": Receipt()}
+    train, held_out = split(config, receipts)
+    if several():  # every process reads by itself, from disks of its own perhaps
+        agree(
+            {"the data's training records": _digest(train), "held-out records": _digest(held_out)}
+        )
+    if data.cache_dir:
+        one_folder(pathlib.Path(data.cache_dir), "data.cache_dir")
+    tokenizer = load_tokenizer(config, workdir, train)
+    files = {p: fingerprint(p) for p in (data.path, data.eval_path) if p}
+    sides = {}
+    for side, records in (("train", train), ("held_out", held_out)):
+        parts = {
+            "side": side,
+            "source": describe(data.source),
+            "files": list(files.values()),
+            "split": [data.eval_fraction, config.train.seed, bool(data.eval_path)],
+        }
+        identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        sides[side] = rows_of(config, workdir, records, tokenizer, receipts[side], identity)
+    receipt = {side: r.as_dict() | _labels(sides[side]) for side, r in receipts.items()}
+    workdirs.write_json(workdir / "receipt.json", receipt)
+    for side, r in receipts.items():
+        log.info("data, %s:\n%s", side.replace("_", " "), r.render())
+    for r in receipts.values():
+        enforce(r, max_drop_fraction=data.max_drop_fraction)
+    for side, rows in sides.items():
+        log.info("%s shapes (prompt + K x response tokens): %s", side, _shapes(rows))
+    return Prepared(
+        train=sides["train"],
+        held_out=sides["held_out"],
+        asked=sides["held_out"],
+        asked_records={record.id: record for record in held_out},
+        tokenizer=tokenizer,
+        receipt=receipt,
+    )
+
+
+def _digest(records: list[Record]) -> str:
+    digest = hashlib.sha256()
+    for r in records:
+        digest.update(repr((r.id, r.prompt, r.responses, r.scores, r.desirable)).encode())
+    return f"{len(records)} with digest {digest.hexdigest()[:16]}"
+
+
+def rows_of(
+    config: Config,
+    workdir: pathlib.Path,
+    records: Iterable[Record],
+    tokenizer: Tokenizer,
+    receipt: Receipt,
+    identity: Any,
+) -> Bucketed:
+    """Records as rows to train or to measure on, tokenised, cut and padded as the config says.
+
+    The first process writes them, and all open what it wrote.
+
+    Args:
+      records: checked; not touched where the rows are there already.
+      receipt: gets the counts of the preparation.
+      identity: JSON data that changes whenever the records would.
+    """
+    data = config.data
+    made = functools.partial(
+        prepare,
+        records,
+        tokenizer,
+        cache_dir=str(cache_dir(config, workdir)),
+        max_prompt_tokens=data.max_prompt_tokens,
+        max_response_tokens=data.max_response_tokens,
+        receipt=receipt,
+        identity=identity,
+    )
+    written: list[Dataset] = []
+    once("prepared rows", lambda: written.append(made()))
+    dataset = written[0] if written else made()
+    return bucket(dataset, count=data.buckets, multiple=data.pad_multiple)
+
+
+def _labels(rows: Bucketed) -> dict[str, Any]:
+    """What is labelled among the rows kept; a receipt's ``labels`` are of all that were read."""
+    good, bad = rows.dataset.labels
+    if not good + bad:
+        return {}
+    share = good / (good + bad)
+    return {
+        "kept_labels": {"desirable": good, "undesirable": bad, "desirable_fraction": share},
+    }
+
+
+def _shapes(rows: Bucketed) -> str:
+    k = rows.dataset.response_length.shape[1]
+    counts = [int((rows.assignment == i).sum()) for i in range(len(rows.shapes))]
+    return ", ".join(
+        f"{s.prompt} + {k} x {s.response} ({n:,} rows)"
+        for s, n in zip(rows.shapes, counts, strict=True)
+    )
+
+
+def cache_dir(config: Config, workdir: pathlib.Path) -> pathlib.Path:
+    """Where prepared rows and reference log-probabilities are kept."""
+    return pathlib.Path(config.data.cache_dir or workdir / "cache")

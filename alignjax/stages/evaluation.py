@@ -1,0 +1,288 @@
+"""What a run measures: held-out rewards, sampled responses, their scores, BLEU and KL; the report.
+
+`during` is the short form, at every ``train.eval_every`` steps; the rest is for the end.
+"""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from alignjax.config import Config
+from alignjax.data.batching import Bucketed
+from alignjax.data.records import Record
+from alignjax.evaluation import preferences, report, text
+from alignjax.evaluation.preferences import Estimate
+from alignjax.runtime import workdirs
+from alignjax.runtime.faults import fault_point
+from alignjax.sampling.generate import Question, Sample, decisive, questions, respond, undistorted
+from alignjax.stages import bricks, scored
+from alignjax.stages.check import implicit_reward
+from alignjax.stages.data import Prepared
+from alignjax.types import Logps, Params
+
+log = logging.getLogger("alignjax")
+
+KL = "KL to reference, nats"
+
+
+def held_out(
+    config: Config, data: Prepared, policy: np.ndarray, reference: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """Rewards and margins of held-out rows, or what is said of labelled ones; see `evaluate`.
+
+    Args:
+      policy: ``[N, K]`` nats.
+      reference: the same; None: the run has no reference, and margins against it are left out.
+    """
+    length = data.held_out.dataset.response_length
+    order = bricks.held_out_order(data.held_out)
+    logps = Logps(
+        policy=jnp.asarray(policy),
+        reference=None if reference is None else jnp.asarray(reference),
+        length=jnp.asarray(length),
+    )
+    reward = np.asarray(implicit_reward(config.objective)(logps))
+    found = preferences.preferences(reward, length, order)
+    if reference is not None:
+        found |= preferences.margins(policy, reference, length, order)
+    labels = bricks.held_out_labels(data.held_out)
+    if labels is not None:
+        found |= preferences.labelled(policy, reference, labels, length)
+    return found
+
+
+def during(
+    config: Config,
+    data: Prepared,
+    mesh: Mesh,
+    params: Params,
+    ref_params: Params | None,
+    reference: np.ndarray | None,
+) -> dict[str, float]:
+    """One line of the run's history: means over held-out rows, and of samples at temperature 1.
+
+    The samples, of the first ``evaluate.during`` prompts, give ``kl`` with the half-width of its
+    95% interval, and the judge's scores. Every evaluation draws with the same random numbers.
+    """
+    policy = bricks.held_out_logps(config, data, mesh, params, "  held-out rows")
+    found = preferences.means(held_out(config, data, policy, reference))
+    samples = _as_they_are(config, data, mesh, params, ref_params, "  sampling")
+    if samples and ref_params is not None:
+        kl = preferences.kl_to_reference(samples)
+        found |= {"kl": kl.mean, "kl_half_width": kl.half_width}
+    if samples and config.evaluate.judge is not None:
+        said = [(s.prompt, s.response) for s in samples]
+        found |= preferences.means(scored.judgements(config.evaluate.judge, said))
+    return found
+
+
+def _as_they_are(
+    config: Config,
+    data: Prepared,
+    mesh: Mesh,
+    params: Params,
+    ref_params: Params | None,
+    title: str,
+) -> list[Sample]:
+    settings = config.evaluate
+    if not settings.during:
+        return []
+    rows = config.mesh.data * config.mesh.fsdp
+    fitting = -(-min(settings.during, settings.batch_size) // rows) * rows
+    return respond(
+        params,
+        ref_params,
+        questions(data.asked, settings.during),
+        model=config.model,
+        tokenizer=data.tokenizer,
+        settings=dataclasses.replace(undistorted(settings), batch_size=fitting),
+        key=jax.random.key(config.train.seed),
+        mesh=mesh,
+        title=title,
+    )
+
+
+def samples_of(
+    name: str,
+    config: Config,
+    workdir: pathlib.Path,
+    data: Prepared,
+    mesh: Mesh,
+    params: Params,
+    ref_params: Params | None,
+    digest: str,
+) -> list[Sample]:
+    """Sampled responses to held-out prompts; read back when the same ones were drawn before."""
+    path = workdir / f"{name}.json"
+    settings = dataclasses.replace(config.evaluate, judge=None, scorers=(), best_of=0, during=0)
+    key = {"params": digest, "data": data.asked.dataset.digest, "evaluate": decisive(settings)}
+    found = workdirs.find_json(path) or {}
+    if found.get("key") == key:
+        return [Sample(**s) for s in found["samples"]]
+    if not config.evaluate.prompts:
+        return []
+    samples = respond(
+        params,
+        ref_params,
+        questions(data.asked, config.evaluate.prompts),
+        model=config.model,
+        tokenizer=data.tokenizer,
+        settings=config.evaluate,
+        key=jax.random.key(config.train.seed),
+        mesh=mesh,
+        title=f"sampling, {name}",
+    )
+    workdirs.write_json(path, {"key": key, "samples": [dataclasses.asdict(s) for s in samples]})
+    fault_point("sampled", name)
+    return samples
+
+
+def kl(
+    config: Config,
+    data: Prepared,
+    mesh: Mesh,
+    params: Params,
+    ref_params: Params,
+    samples: list[Sample],
+) -> Estimate | None:
+    """The policy's KL, of the samples where they are its own, else of some drawn for it.
+
+    None where ``evaluate.prompts`` asks for no samples.
+    """
+    settings = config.evaluate
+    if not settings.prompts:
+        return None
+    if not samples or settings != undistorted(settings):
+        samples = _as_they_are(config, data, mesh, params, ref_params, "sampling, for KL")
+    return preferences.kl_to_reference(samples) if samples else None
+
+
+def records_of(data: Prepared, asked: Sequence[Question], samples: list[Sample]) -> list[Record]:
+    """One record per prompt with its responses, for scorers and for files."""
+    each = len(samples) // max(len(asked), 1)
+    out = []
+    for i, question in enumerate(asked):
+        original = data.asked_records[data.asked.dataset[question.number].id]
+        said = tuple(s.response for s in samples[i * each : (i + 1) * each])
+        out.append(
+            Record(id=original.id, prompt=original.prompt, responses=said, domain=original.domain)
+        )
+    return out
+
+
+def preferred(rows: Bucketed) -> dict[str, str]:
+    """The response that the data prefer, by prompt: the first row's that says."""
+    order = bricks.held_out_order(rows)
+    out: dict[str, str] = {}
+    for i in range(len(rows.dataset)):
+        example = rows.dataset[i]
+        if order is not None:
+            best = -1 if np.isnan(order[i]).all() else int(np.nanargmax(order[i]))
+        elif example.desirable is not None:
+            best = int(example.desirable.argmax()) if example.desirable.any() else -1
+        else:
+            best = 0
+        if best >= 0:
+            out.setdefault(example.prompt, example.responses[best])
+    return out
+
+
+def sampled(config: Config, data: Prepared, samples: list[Sample]) -> dict[str, Estimate]:
+    """Everything that is said of one policy's samples.
+
+    The best of N is the response of the highest mean score of ``evaluate.scorers``, or without any
+    of the judge's first score, among the prompt's first ``evaluate.best_of``; without either it is
+    the first sample. BLEU compares it with what the data prefer.
+    """
+    settings, n = config.evaluate, config.evaluate.samples
+    asked = questions(data.asked, settings.prompts)
+    prompts = [q.prompt for q in asked]
+    tables: dict[str, np.ndarray] = {}  # [prompts, samples]
+    if settings.judge is not None:
+        said = [(s.prompt, s.response) for s in samples]
+        found_by_judge = scored.judgements(settings.judge, said)
+        tables = {name: x.reshape(-1, n) for name, x in found_by_judge.items()}
+    picking = next(iter(tables.values()), None)
+    if settings.scorers:
+        records = records_of(data, asked, samples)
+        given = [
+            np.stack(scored.scores(scorer, records, f"evaluate.scorers[{i}]", config.mesh))
+            for i, scorer in enumerate(settings.scorers)
+        ]
+        names = ["reward"] if len(given) == 1 else [f"reward_{i}" for i in range(len(given))]
+        tables |= dict(zip(names, given, strict=True))
+        picking = np.mean(given, axis=0)
+    found = {
+        name: preferences.mean_over_prompts(x.reshape(-1), np.repeat(prompts, n).tolist())
+        for name, x in tables.items()
+    }
+    best = np.zeros(len(asked), np.int64)
+    if picking is not None:
+        best = preferences.best_of(picking, settings.best_of)
+        for name, x in tables.items():
+            of_best = x[np.arange(len(best)), best]
+            found[f"best/{name}"] = preferences.mean_over_prompts(of_best, prompts)
+    wanted = preferred(data.asked)
+    pairs = [
+        (samples[i * n + int(best[i])].response.strip(), wanted[prompt].strip())
+        for i, prompt in enumerate(prompts)
+        if prompt in wanted
+    ]
+    if pairs:
+        ours, theirs = zip(*pairs, strict=True)
+        found["bleu"] = text.bleu(ours, theirs)
+        found["bleu_char"] = preferences.mean_over_prompts(
+            text.bleu_char(ours, theirs), range(len(pairs))
+        )
+    found["response tokens"] = preferences.tokens(samples)
+    return found
+
+
+def write(
+    config: Config,
+    workdir: pathlib.Path,
+    data: Prepared,
+    table: report.Table,
+    before: list[Sample],
+    after: list[Sample],
+    rest: dict[str, Any],
+) -> dict[str, Any]:
+    """Writes summary.json and report.png; prints the table, some samples and where things are.
+
+    Args:
+      table: every metric, before and after.
+      rest: what else the summary is to hold.
+    """
+    judge = config.evaluate.judge
+    table = {name: pair for name, pair in table.items() if pair[1] is not None and pair[1].count}
+    first, scores = "", None
+    if before and judge is not None:
+        first = next(iter(judge(before[0].prompt, before[0].response)))
+        scores = [[judge(s.prompt, s.response)[first] for s in x] for x in (before, after)]
+    summary = {
+        "table": {
+            name: {
+                side: None if x is None else dataclasses.asdict(x)
+                for side, x in zip(("before", "after"), pair, strict=True)
+            }
+            for name, pair in table.items()
+        },
+        "best_of": config.evaluate.best_of or config.evaluate.samples,
+        **rest,
+        "receipt": data.receipt,
+        "versions": workdirs.versions(),
+    }
+    workdirs.write_json(workdir / "summary.json", summary)
+    picture = workdir / "report.png"
+    report.plot(workdir, picture, scores, first)
+    report.print_samples(before, after, judge, count=3)
+    report.print_table(table, f"{workdir}: {rest['steps']} steps")
+    report.say(f"plot: {picture}\nnumbers: {workdir / 'summary.json'}")
+    return summary

@@ -1,0 +1,150 @@
+"""What recipes of `training.on_policy` share: prompts, the policy's job, scores of token ids."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jax.sharding import Mesh
+
+from alignjax.config import Config, SamplingConfig
+from alignjax.data.tokenizer.load import Tokenizer
+from alignjax.errors import UserError
+from alignjax.models import lora, reward_head
+from alignjax.rewards import scorers
+from alignjax.runtime import distributed
+from alignjax.sampling import decode
+from alignjax.sampling.generate import Question
+from alignjax.stages import adapters
+from alignjax.training import on_policy, optim
+from alignjax.training.loop import Job
+from alignjax.training.on_policy import Asking
+from alignjax.types import Array, Batch, Params
+
+
+def asking(
+    job: Job,
+    config: Config,
+    asked: Sequence[Question],
+    tokenizer: Tokenizer,
+    load_reference: Callable[[], Params],
+    *,
+    sampling: SamplingConfig,
+    steps: int,
+    max_empty_fraction: float,
+) -> tuple[Job, Asking, Callable[[], Params]]:
+    """A policy's job turned to its own samples, with the reference scored in every step.
+
+    Args:
+      job: of `bricks.make_job`.
+      config: batch size, optimizer, buckets and adapters are as it says.
+      asked: the prompts.
+      load_reference: gives the reference, which the policy starts from.
+      sampling: how the policy responds.
+      steps: of the policy.
+      max_empty_fraction: see `on_policy.Asking`.
+
+    Returns:
+      The job, what is asked, and what gives the parameters that training starts from.
+
+    Raises:
+      UserError: ``sampling`` asks for a beam search, which draws nothing.
+    """
+    if sampling.num_beams > 1:
+        raise UserError(
+            "sampling.num_beams: wanted 1, a policy learns from samples, found "
+            f"{sampling.num_beams}"
+        )
+    base = load_reference()
+    job = dataclasses.replace(
+        job,
+        plan=on_policy.plan_prompts(
+            asked,
+            buckets=config.data.buckets,
+            multiple=config.data.pad_multiple,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            steps=steps,
+        ),
+        ref_params=base,
+        optimizer=optim.make(config.optim, steps),
+        learning_rate=optim.learning_rate(config.optim, steps),
+    )
+    asks = Asking(
+        asked=asked,
+        sample=functools.partial(
+            decode.sample,
+            config=config.model,
+            samples=sampling.samples,
+            max_new_tokens=sampling.max_new_tokens,
+            eos=tokenizer.eos_id,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            gather_weights=sampling.gather_weights,
+        ),
+        eos=tokenizer.eos_id,
+        max_empty_fraction=max_empty_fraction,
+    )
+    if config.lora is None:
+        return job, asks, load_reference
+    job, load_start = adapters.trains(job, config, base, live=True)
+    with_adapters = functools.partial(_whole, config=config)
+    return job, dataclasses.replace(asks, whole=with_adapters), load_start
+
+
+def _whole(params: Params, base: Params | None, *, config: Config) -> Params:
+    assert config.lora is not None
+    return lora.join(base, params, config.lora)
+
+
+def steps_of(config: Config, asked: Sequence[Question]) -> int:
+    """Steps of the policy: ``train.steps``, or ``train.epochs`` over the prompts."""
+    train = config.train
+    return train.steps or max(1, round(train.epochs * len(asked) / train.batch_size))
+
+
+def by_reward_model(
+    path: str, tokenizer: Tokenizer, mesh: Mesh
+) -> tuple[Callable[[Batch], Array], tuple[str, ...]]:
+    """Scores of samples by a trained reward model that reads the very ids, on the mesh.
+
+    Args:
+      path: as for `scorers.reward_model`.
+      tokenizer: the policy's.
+
+    Returns:
+      What gives ``[B, K]``, or ``[B, K, M]`` for M > 1 objectives, and the objectives' names.
+
+    Raises:
+      UserError: the reward model has another tokenizer.
+    """
+    found = scorers.find_reward_model(path)
+    if found.tokenizer.digest != tokenizer.digest:
+        raise UserError(
+            f"{path}: a reward model of tokenizer {found.tokenizer.digest[:12]}, and the policy "
+            f"has {tokenizer.digest[:12]}: ids sampled in the loop are scored as they are; train "
+            "one with the policy's tokenizer (tokenizer.path)"
+        )
+    params = scorers.load_params(found, mesh)
+    return functools.partial(_score_ids, params, config=found.model), found.objectives
+
+
+def _score_ids(params: Params, batch: Batch, *, config: object) -> Array:
+    return reward_head.score_responses(params, batch, config=config)
+
+
+def texts(batch: Batch, tokenizer: Tokenizer) -> list[tuple[int, list[str]]]:
+    """The samples of all rows that count, as text: the prompt's number and its K responses."""
+    rows, numbers, ids, lengths = distributed.fetch(
+        (batch.weight, batch.prompt_id, batch.response, batch.response_length)
+    )
+    return [
+        (
+            int(numbers[i]),
+            [tokenizer.decode(y[:n].tolist()) for y, n in zip(ids[i], lengths[i], strict=True)],
+        )
+        for i in np.flatnonzero(rows > 0)
+    ]

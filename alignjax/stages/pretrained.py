@@ -1,0 +1,227 @@
+"""Models that runs start from and end in: folders as transformers saves them, and imported ones.
+
+An imported folder holds what came with the model (config.json, the tokenizer's files), and the
+parameters as a checkpoint of ours in ``params/``; ``imported.json`` says in which dtype.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from alignjax.config import Config
+from alignjax.data.tokenizer import load as tokenizers
+from alignjax.errors import UserError
+from alignjax.models import kernels, quantized, reward_head
+from alignjax.models.config import ModelConfig, check_adapters
+from alignjax.models.hf import configjson
+from alignjax.models.hf import load as hf
+from alignjax.models.hf.save import write_json
+from alignjax.models.transformer import init_params
+from alignjax.runtime import checkpoint, sharding
+from alignjax.runtime.distributed import once
+from alignjax.runtime.workdirs import read_json
+from alignjax.types import Array, Params
+
+log = logging.getLogger("alignjax")
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "spiece.model", "tokenizer_config.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "chat_template.jinja"),
+)
+MODEL_FILES = ("config.json", "generation_config.json")
+
+
+def resolve(config: Config, *, runs: bool = True) -> Config:
+    """The config with the shape and, unless it names another, the tokenizer of ``model.path``.
+
+    Args:
+      config: of a run.
+      runs: whether its networks will be run on the devices that are here.
+
+    Raises:
+      UserError: see `alignjax.models.hf.load.resolve`; or ``lora.rank`` is too large for the model;
+        or ``mesh.tensor`` does not divide its heads; or ``model.attention`` names a kernel that
+        these devices, or the model, cannot have.
+    """
+    model = hf.resolve(config.model)
+    tokenizer = config.tokenizer
+    if model.path and not tokenizer.path:
+        tokenizer = dataclasses.replace(tokenizer, path=model.path)
+    if config.lora is not None:
+        check_adapters(config.lora, model)
+    if runs:
+        sharding.check_heads(model, config.mesh.tensor)
+    if runs and model.attention != "auto":
+        kernels.chosen(model, jax.default_backend(), config.mesh.tensor)
+    return dataclasses.replace(config, model=model, tokenizer=tokenizer)
+
+
+def target(config: ModelConfig, mesh: Mesh, *, objectives: int = 0) -> Params:
+    """Shapes, dtypes, shardings of a policy's parameters, or a reward model's with M outputs."""
+    init = functools.partial(init_params, config)
+    if objectives:
+        init = functools.partial(reward_head.init_params, config, objectives=objectives)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return sharding.abstract(shapes, sharding.shard_tree(shapes, mesh))
+
+
+def load(config: ModelConfig, mesh: Mesh, quantize: str = "") -> Params:
+    """The parameters in ``config.path``, in ``config.param_dtype``, on the mesh.
+
+    Args:
+      config: of the network.
+      mesh: where they go.
+      quantize: `LoraConfig.quantize`. A folder of tensors is quantised one parameter at a time, so
+        that the devices never hold the whole network as it was; an imported one at its end.
+    """
+    folder = pathlib.Path(config.path)
+    if not (folder / "imported.json").is_file():
+        finish = functools.partial(_quantized_leaf, kind=quantize, mesh=mesh)
+        return hf.load_params(folder, target(config, mesh), config, finish)
+    stored = dataclasses.replace(
+        config, param_dtype=read_json(folder / "imported.json")["param_dtype"]
+    )
+    params = checkpoint.load_params(folder / "params", target(stored, mesh))
+    params = jax.tree.map(lambda x: x.astype(config.param_dtype), params)
+    return quantize_params(params, quantize, mesh)
+
+
+def quantize_params(params: Params, kind: str, mesh: Mesh) -> Params:
+    """Parameters with codes and scales in the place of projections; ``kind`` empty: themselves."""
+
+    def leaf(path: tuple[Any, ...], parameter: Array) -> Any:
+        return _quantized_leaf(sharding.path_name(path), parameter, kind=kind, mesh=mesh)
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def _quantized_leaf(path: str, parameter: Array, *, kind: str, mesh: Mesh) -> Any:
+    if not kind or not quantized.kernel_name(path):
+        return parameter
+    encode = functools.partial(quantized.encode, kind=kind)
+    shapes = jax.eval_shape(encode, parameter)
+    named = {f"{path}/{name}": shape for name, shape in shapes.items()}
+    shards = sharding.shard_tree(named, mesh)
+    layout = {name: shards[f"{path}/{name}"] for name in shapes}
+    return jax.jit(encode, out_shardings=layout)(parameter)
+
+
+def fresh(model: ModelConfig, seed: int, mesh: Mesh, quantize: str = "") -> Callable[[], Params]:
+    """What gives the parameters that a run begins with, from ``model.path`` or from the seed."""
+    if model.path:
+        return functools.partial(load, model, mesh, quantize)
+    init = functools.partial(init_params, model, jax.random.key(seed))
+    shards = sharding.shard_tree(jax.eval_shape(init), mesh)
+    made = jax.jit(init, out_shardings=shards)
+    return lambda: quantize_params(made(), quantize, mesh)
+
+
+def supervised_params(workdir: pathlib.Path) -> pathlib.Path:
+    """Where a run keeps the parameters that its supervised stage ended with."""
+    return workdir / "sft" / "params"
+
+
+def supervised(
+    model: ModelConfig, workdir: pathlib.Path, mesh: Mesh, quantize: str = ""
+) -> Callable[[], Params]:
+    """What loads them."""
+    wanted, folder = target(model, mesh), supervised_params(workdir)
+    return lambda: quantize_params(checkpoint.load_params(folder, wanted), quantize, mesh)
+
+
+def import_model(source: str, to: str) -> None:
+    """Reads a folder as transformers saves it and writes an imported one.
+
+    Args:
+      source: config.json, safetensors, tokenizer files.
+      to: a folder that does not exist yet; it appears when all is in it.
+
+    Raises:
+      UserError: the model is not supported or damaged; the tokenizer has more ids than the
+        embedding has rows; ``to`` exists.
+    """
+    folder = pathlib.Path(source)
+    if configjson.labels(hf.read_json(folder / "config.json"), source):
+        raise UserError(
+            f"{source}: holds a reward model: give the folder itself to score.reward_model or "
+            "--reward_model"
+        )
+    config = dataclasses.replace(hf.read_config(folder), path=source)
+    kinds = {tensor.dtype for tensor in hf.find_tensors(folder).values()}
+    config = dataclasses.replace(config, param_dtype="bfloat16" if kinds == {"BF16"} else "float32")
+    with new_folder(to) as made:
+        copy_files(folder, made, (*MODEL_FILES, *TOKENIZER_FILES))
+        if any((made / name).is_file() for name in TOKENIZER_FILES[:3]):
+            ids = tokenizers.load(str(made)).vocab_size
+            tokenizers.check_ids(source, ids, config.vocab_size)
+        else:
+            log.info("%s: holds no tokenizer; set tokenizer.path in configs", folder)
+        params = load(config, sharding.make_mesh(1, 1, 1))
+        checkpoint.save_params(made / "params", params)
+        write_json(made / "imported.json", {"format": 1, "param_dtype": config.param_dtype})
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    log.info("%s: %s parameters in %s", to, f"{count:,}", config.param_dtype)
+
+
+def keep_files(config: Config, workdir: pathlib.Path) -> None:
+    """Copies what came with the model, and its tokenizer, into the run's ``pretrained/``."""
+    if config.model.path:
+        once("pretrained", lambda: _keep_files(config, workdir / "pretrained"))
+
+
+def _keep_files(config: Config, kept: pathlib.Path) -> None:
+    if kept.is_dir():
+        return
+    with new_folder(str(kept)) as made:
+        copy_files(pathlib.Path(config.model.path), made, MODEL_FILES)
+        path = pathlib.Path(config.tokenizer.path)
+        names = TOKENIZER_FILES if path.is_dir() else (path.name,)
+        copy_files(path if path.is_dir() else path.parent, made, names)
+
+
+def copy_files(source: pathlib.Path, to: pathlib.Path, names: tuple[str, ...]) -> None:
+    """Copies those of the files that are there; links that leave the folder are refused."""
+    for name in names:
+        if os.path.lexists(source / name):
+            shutil.copyfile(hf.inside(source, name), to / name)
+
+
+@contextlib.contextmanager
+def new_folder(path: str) -> Iterator[pathlib.Path]:
+    """A folder that appears under its name only when the block has filled it.
+
+    Raises:
+      UserError: it exists and holds something, or cannot be written.
+    """
+    final = pathlib.Path(path).absolute()
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise UserError(f"{path}: exists already; name a new folder")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        made = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    try:
+        made.chmod(0o755)
+        yield made
+        for file in made.iterdir():
+            if file.is_file():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+        os.replace(made, final)
+    except OSError as error:
+        shutil.rmtree(made, ignore_errors=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise

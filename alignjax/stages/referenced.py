@@ -1,0 +1,88 @@
+"""A policy's job with its reference: log-probabilities from a table on disk, or in every step."""
+
+import dataclasses
+import logging
+import pathlib
+
+import numpy as np
+from jax.sharding import Mesh
+
+from alignjax.config import Config
+from alignjax.data.batching import Bucketed
+from alignjax.stages import reference
+from alignjax.stages.check import drawn_responses, keeps_cache
+from alignjax.stages.data import cache_dir
+from alignjax.training.loop import Job
+from alignjax.types import Params
+
+log = logging.getLogger("alignjax")
+
+
+def table(
+    config: Config,
+    workdir: pathlib.Path,
+    rows: Bucketed,
+    mesh: Mesh,
+    params: Params,
+    digest: str,
+    title: str,
+) -> np.ndarray:
+    """``[N, K]`` nats of every response under the reference, from the run's cache if it is there.
+
+    Args:
+      params: the reference's; ``digest`` is theirs.
+      title: of the progress bar.
+    """
+    return reference.cached_logps(
+        cache_dir(config, workdir),
+        reference.table_key(digest, rows, config.model),
+        rows.dataset.response_length.shape,
+        lambda: reference.dataset_logps(
+            params,
+            rows,
+            config=config.model,
+            batch_size=config.evaluate.batch_size,
+            mesh=mesh,
+            title=title,
+        ),
+    )
+
+
+def attach(
+    job: Job,
+    config: Config,
+    workdir: pathlib.Path,
+    rows: Bucketed,
+    mesh: Mesh,
+    params: Params,
+    digest: str,
+    title: str,
+) -> tuple[Job, reference.Choice]:
+    """The job with a reference, had in the cheaper way or as ``reference.mode`` says.
+
+    Args:
+      rows: what the job trains on.
+      params: the reference's; ``digest`` is theirs.
+      title: of the progress bar, where there is a table to fill.
+
+    Returns:
+      The job, which holds ``params`` where they are scored live; and how and why.
+    """
+    count, responses = rows.dataset.response_length.shape
+    choice = reference.choose(
+        config.reference.mode,
+        rows=count,
+        responses=responses,
+        trained_rows=job.plan.row_count,
+        drawn=drawn_responses(config, rows),
+        cacheable=keeps_cache(config, rows),
+        cached=reference.is_cached(
+            cache_dir(config, workdir), reference.table_key(digest, rows, config.model)
+        ),
+    )
+    log.info("reference: %s (%s)", choice.mode, choice.reason)
+    cached = None
+    if choice.mode == "cache":
+        cached = table(config, workdir, rows, mesh, params, digest, title)
+    live = params if choice.mode == "live" else None
+    return dataclasses.replace(job, ref_logps=cached, ref_params=live), choice

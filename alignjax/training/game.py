@@ -1,0 +1,139 @@
+"""The game of a policy and a reward model: a step of each, and whose turn it is.
+
+Each player's step is `step.train_step` on its half of a `GameState`; the other half comes out as
+it went in, bit for bit. They are two programs, compiled apart, and the host chooses between them::
+
+    if player(int(state.step), reward_steps=1, policy_steps=4) == "reward":
+        state, scalars = reward(state, batch)
+    else:
+        state, scalars = policy(state, ref_params, batch)
+
+Both receive their objective and import none. Both may donate ``state``: no array of it may then
+be used elsewhere, the reference's parameters among them, nor twice inside it.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+import optax
+
+from alignjax.errors import UserError
+from alignjax.training.step import Apply, Forward, reward_scores, score, train_step, weighted_sums
+from alignjax.types import Array, Batch, GameState, Loss, Params, RewardLoss, Select
+
+
+def player(step: int, *, reward_steps: int, policy_steps: int) -> Literal["reward", "policy"]:
+    """Whose turn it is: ``reward_steps`` of the reward model, then ``policy_steps`` of the policy.
+
+    It depends on the integers alone, so a resumed game goes on in the middle of a cycle without
+    having stored where it was.
+
+    Args:
+      step: turns taken so far by either player, `GameState.step`.
+      reward_steps: turns of the reward model in a cycle; 0: it never moves.
+      policy_steps: turns of the policy in a cycle; 0: it never moves.
+
+    Raises:
+      UserError: a count is negative, or both are 0.
+    """
+    if min(reward_steps, policy_steps) < 0 or reward_steps + policy_steps == 0:
+        raise UserError(
+            "reward_steps, policy_steps: wanted whole numbers from 0 on, one of them above 0, "
+            f"found {reward_steps} and {policy_steps}"
+        )
+    return "reward" if step % (reward_steps + policy_steps) < reward_steps else "policy"
+
+
+def turns_before(step: int, *, reward_steps: int, policy_steps: int) -> dict[str, int]:
+    """How many of the first ``step`` turns are each player's, by its name; see `player`."""
+    cycles, rest = divmod(step, reward_steps + policy_steps)
+    reward = cycles * reward_steps + min(rest, reward_steps)
+    return {"reward": reward, "policy": step - reward}
+
+
+def turns_until(policy_turns: int, *, reward_steps: int, policy_steps: int) -> int:
+    """The number of turns that ends with the policy's ``policy_turns``-th; both are above 0."""
+    cycles, rest = divmod(policy_turns - 1, policy_steps)
+    return cycles * (reward_steps + policy_steps) + reward_steps + rest + 1
+
+
+def reward_step(
+    state: GameState,
+    batch: Batch,
+    *,
+    apply: Apply,
+    optimizer: optax.GradientTransformation,
+    loss: RewardLoss,
+    select: Select | None = None,
+    accumulate: int = 1,
+) -> tuple[GameState, dict[str, Array]]:
+    """One optimizer step of the reward model; the policy stays as it is.
+
+    Args:
+      state: both players.
+      batch: what the loss compares, such as golden responses with samples of the policy.
+      apply: ``(params, batch) -> [B, K]`` scores of the reward model.
+      optimizer, loss, select, accumulate: as in `step.train_step`.
+
+    Returns:
+      The new state, and the scalars of `step.train_step`.
+    """
+    reward, scalars = train_step(
+        state.reward,
+        None,
+        batch,
+        apply=apply,
+        optimizer=optimizer,
+        loss=loss,
+        forward=reward_scores,
+        select=select,
+        accumulate=accumulate,
+    )
+    return dataclasses.replace(state, reward=reward), scalars
+
+
+def policy_step(
+    state: GameState,
+    ref_params: Params | None,
+    batch: Batch,
+    *,
+    apply: Apply,
+    reward_apply: Apply,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    forward: Forward = score,
+    select: Select | None = None,
+    accumulate: int = 1,
+) -> tuple[GameState, dict[str, Array]]:
+    """One optimizer step of the policy on responses that the reward model scores as it now is.
+
+    Args:
+      state: both players; the reward model stays as it is.
+      ref_params: the frozen reference, as in `step.train_step`. Never donated.
+      batch: B prompts with K responses, as a rule the policy's own samples. Its ``scores``, if
+        any, are replaced before ``select`` sees them.
+      apply: ``(params, batch) -> [B, K]`` response log-probabilities of the policy, nats.
+      reward_apply: ``(params, batch) -> [B, K]`` scores of the reward model, over all B rows at
+        once, whatever ``accumulate``.
+      optimizer, loss, forward, select, accumulate: as in `step.train_step`.
+
+    Returns:
+      The new state, and the scalars of `step.train_step`; ``scores``, the mean score of a response.
+    """
+    scores = reward_apply(state.reward.params, batch)  # outside of what is differentiated
+    policy, scalars = train_step(
+        state.policy,
+        ref_params,
+        dataclasses.replace(batch, scores=scores),
+        apply=apply,
+        optimizer=optimizer,
+        loss=loss,
+        forward=forward,
+        select=select,
+        accumulate=accumulate,
+    )
+    mean = jnp.where(batch.present, scores, 0.0).sum(1) / jnp.maximum(batch.present.sum(1), 1)
+    total, _ = weighted_sums(mean, {}, batch.weight)
+    mean_score = total / jnp.maximum(batch.weight.sum(), 1e-9)
+    return dataclasses.replace(state, policy=policy), {"scores": mean_score, **scalars}

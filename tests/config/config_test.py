@@ -1,0 +1,673 @@
+"""Config files and what they may hold: types, ranges, overrides, descriptions, no dead field."""
+
+import ast
+import dataclasses
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import optax
+import pytest
+from flax import traverse_util
+
+from alignjax.config import (
+    CandidatesConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    GameConfig,
+    OptimConfig,
+    load,
+    validate,
+)
+from alignjax.config import schema as configs
+from alignjax.config.fields import describe, differences, parse
+from alignjax.config.validate import check_keywords
+from alignjax.errors import UserError
+from alignjax.losses import apo, bradley_terry, dpo, hps, kto
+from alignjax.models.config import LoraConfig, ModelConfig, RopeScaling
+from alignjax.recipes.multi_objective import supervised
+from alignjax.rewards import scorers as score
+from alignjax.training import optim
+from alignjax.types import Array, Logps
+from alignjax.world import sources as world
+from tests import runs
+
+CONFIGS = sorted((runs.ROOT / "configs").rglob("*.py"))
+
+
+def beside(loss, beta, *, on=True, sizes: tuple[int, ...] = (), mode: str = "a", top: int = 1):
+    """Takes every type of hyperparameter."""
+
+
+def every_type(
+    logps,
+    batch,
+    *,
+    beta: float = 0.1,
+    count: int = 1,
+    on: bool = False,
+    name: str = "x",
+    sizes: tuple[int, ...] = (),
+    pair: tuple[float, str] = (0.0, ""),
+    limit: float | None = None,
+    either: "int | str" = 0,
+    free=None,
+    implicit: Callable[[Logps], Array] = dpo.implicit,
+):
+    """A loss with a hyperparameter of every type."""
+
+
+def scaled(logps, *, scale: float, shift: float = 0.0):
+    """An implicit reward with a hyperparameter that has to be bound."""
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [
+        ("train.batch_size=16", 16),
+        ("data.eval_fraction=0.5", 0.5),
+        ("optim.learning_rate=1", 1.0),
+        ("optim.learning_rate=1e-6", 1e-6),
+        ("optim.clip_norm=None", None),
+        ("optim.clip_norm=2", 2.0),
+        ("model.qk_norm=true", True),
+        ("model.qk_norm= True", True),
+        ("model.qk_norm=False", False),
+        ("tokenizer.path=a b.model", "a b.model"),
+        ("tokenizer.path='7'", "7"),
+        ("tokenizer.path=7", "7"),
+        ("data.path=/data/*.jsonl.gz", "/data/*.jsonl.gz"),
+        ("evaluate.judge=None", None),
+        ("loss.beta=0.25", 0.25),
+        ("data.source.size=99", 99),
+        ("data.source.world.trade_off=convex", "convex"),
+        ("optim.schedule=None", UserError),
+        ("train.batch_size=16.0", UserError),
+        ("train.batch_size=True", UserError),
+        ("train.batch_size=many", UserError),
+        ("train.batch_size=", UserError),
+        ("model.qk_norm=1", UserError),
+        ("optim.learning_rate=nan", UserError),
+        ("optim.learning_rate=1e999", UserError),
+        ("loss=dpo.loss", UserError),
+        ("sft=x", UserError),
+    ],
+)
+def test_an_override_reaches_its_field_with_its_type(override, wanted):
+    field = override.partition("=")[0]
+    if wanted is UserError:
+        with pytest.raises(UserError, match=rf"{field}: wanted .*, found ") as caught:
+            runs.changed(override)
+        assert "\n" not in str(caught.value)
+        return
+    found = validate.get(runs.changed(override), field)
+    assert found == wanted
+    assert type(found) is type(wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("sizes", "(1, 2)", (1, 2)),
+        ("sizes", "[1]", (1,)),
+        ("sizes", "()", ()),
+        ("sizes", "1", UserError),
+        ("sizes", "(1, 2.5)", UserError),
+        ("sizes", "(True,)", UserError),
+        ("pair", "(1, 'a')", (1.0, "a")),
+        ("pair", "(1,)", UserError),
+        ("pair", "(1, 'a', 2)", UserError),
+        ("limit", "3", 3.0),
+        ("limit", "None", None),
+        ("limit", "none at all", UserError),
+        ("either", "3", 3),
+        ("either", "three", "three"),
+        ("free", "{'a': 1}", {"a": 1}),
+        ("free", "text", "text"),
+        ("on", "TRUE", True),
+        ("on", "yes", UserError),
+        ("count", "3", 3),
+        ("count", "3.0", UserError),
+    ],
+)
+def test_text_becomes_a_value_of_the_annotated_type(name, text, wanted):
+    hint = validate.keywords(every_type)[name].annotation
+    if wanted is UserError:
+        with pytest.raises(UserError, match=rf"loss.{name}: wanted .*, found "):
+            parse(text, hint, f"loss.{name}")
+    else:
+        found = parse(text, hint, "")
+        assert found == wanted
+        assert type(found) is type(wanted)
+
+
+def test_a_plain_function_becomes_a_partial():
+    config = runs.get_config(loss=dpo.loss)
+    changed = load.override(config, ["loss.beta=0.3", "train.seed=4"])
+    assert changed.loss.func is dpo.loss
+    assert changed.loss.keywords == {"beta": 0.3}
+    assert changed.train.seed == 4
+    assert config.loss is dpo.loss  # the first one is as it was
+
+
+def test_overrides_of_one_partial_add_up_and_the_last_of_a_field_wins():
+    loss = runs.changed("loss.beta=0.3", "loss.label_smoothing=0.1", "loss.beta=0.4").loss
+    assert loss.keywords == {"beta": 0.4, "label_smoothing": 0.1}
+
+
+def test_overrides_are_checked_together():
+    # Alone, 12 rows do not divide by 8 devices.
+    assert runs.changed("mesh.data=4", "train.batch_size=12").train.batch_size == 12
+    with pytest.raises(UserError, match=r"train\.batch_size: wanted .* multiple of .*\(8\)"):
+        runs.changed("mesh.data=8", "train.batch_size=12")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.bach_size=3", r"train\.bach_size: no such field \(did you mean 'batch_size'\?\)"),
+        ("trian.steps=3", r"trian: no such field \(did you mean 'train'\?\)"),
+        ("loss.betta=3", r"loss\.betta: no such field \(did you mean 'beta'\?\); loss has beta, "),
+        ("data.source.sise=3", r"data\.source\.sise: no such field \(did you mean 'size'\?\)"),
+        ("sft.loss.beta=3", r"sft\.loss\.beta: no such field; sft\.loss has none"),
+        ("select.gamma=3", r"select: it is None and has no fields"),
+        ("train.steps.more=3", r"train\.steps: it is 8 and has no fields"),
+        ("train.steps", r"--set train\.steps: wanted field=value"),
+    ],
+)
+def test_an_override_that_fits_nothing_says_what_would(override, message):
+    with pytest.raises(UserError, match=message):
+        runs.changed(override)
+
+
+def test_a_field_and_a_part_of_it_are_not_both_set():
+    for overrides in (["sft.steps=3", "sft=None"], ["sft=None", "sft.steps=3"]):
+        with pytest.raises(UserError, match=r"--set sft"):
+            runs.changed(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (functools.partial(dpo.loss, betta=1), r"loss\.betta: alignjax\.objectives\.dpo\.loss "
+         r"takes no such keyword \(did you mean 'beta'\?\); it takes beta, label_smoothing"),
+        (functools.partial(dpo.loss, beta="0.1"), r"loss\.beta: wanted float, found '0\.1'"),
+        (functools.partial(dpo.loss, 0.1), r"loss: loss is bound to \(0\.1,\) by position"),
+        (hps.select, r"loss\.gamma: select needs it; bind it with partial"),
+        ("dpo", r"loss: wanted a function.*, found 'dpo'"),
+        (functools.partial(every_type, count=1.0), r"loss\.count: wanted int, found 1\.0"),
+        (functools.partial(dpo.loss, implicit=0.5),
+         r"loss\.implicit: wanted a function, found 0\.5"),
+        (functools.partial(dpo.loss, implicit=scaled),
+         r"loss\.implicit\.scale: scaled needs it; bind it with partial"),
+        (functools.partial(dpo.loss, implicit=functools.partial(scaled, scale=1.0, sift=2.0)),
+         r"loss\.implicit\.sift: .*scaled takes no such keyword \(did you mean 'shift'\?\)"),
+        (functools.partial(dpo.loss, implicit=functools.partial(scaled, scale="1")),
+         r"loss\.implicit\.scale: wanted float, found '1'"),
+        (functools.partial(beside, loss=1), r"loss\.loss: .* takes no such keyword"),
+    ],
+)  # fmt: skip
+def test_a_bound_function_is_checked(function, message):
+    with pytest.raises(UserError, match=message):
+        check_keywords(function, "loss")
+    with pytest.raises(UserError, match=message):
+        runs.get_config(loss=function)
+
+
+def test_schedules_fit_any_hyperparameter():
+    schedule = optax.constant_schedule(0.1)
+    check_keywords(functools.partial(dpo.loss, beta=schedule), "loss")
+    nested = functools.partial(scaled, scale=schedule)
+    check_keywords(functools.partial(dpo.loss, implicit=nested), "loss")
+
+
+def test_an_override_reaches_the_keywords_of_a_bound_function():
+    nested = functools.partial(scaled, scale=1.0)
+    config = runs.get_config(loss=functools.partial(dpo.loss, beta=0.2, implicit=nested))
+    changed = load.override(config, ["loss.implicit.scale=3", "loss.beta=0.5"])
+    assert validate.get(changed, "loss.implicit.scale") == 3.0
+    assert changed.loss.keywords["beta"] == 0.5
+    assert changed.loss.keywords["implicit"].func is scaled
+    assert differences(describe(config), describe(changed)) == [
+        "loss.beta: 0.2 -> 0.5",
+        "loss.implicit.scale: 1.0 -> 3.0",
+    ]
+    # The function itself has no text; and the keywords of a default are reached as well.
+    for override, message in (
+        ("loss.implicit=scaled", r"--set loss\.implicit: wanted a function, found 'scaled'"),
+        ("loss.implicit.scale=x", r"--set loss\.implicit\.scale: no such field; .* has none"),
+    ):
+        with pytest.raises(UserError, match=message):
+            runs.changed(override)
+    unbound = functools.partial(every_type, implicit=scaled)
+    found = load._apply(unbound, {"implicit": {"shift": "2"}}, "loss")
+    assert found.keywords["implicit"].keywords == {"shift": 2.0}
+
+
+def leaves(config):
+    """Every field that is no group, by its dotted path."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from ((f"{field.name}.{path}", v) for path, v in leaves(value))
+        else:
+            yield field.name, value
+
+
+def with_leaf(config, path, value):
+    name, _, rest = path.partition(".")
+    new = with_leaf(getattr(config, name), rest, value) if rest else value
+    return dataclasses.replace(config, **{name: new})
+
+
+@pytest.mark.parametrize("path", [path for path, _ in leaves(runs.get_config())])
+def test_every_field_refuses_a_wrong_type(path):
+    wrong = object()
+    with pytest.raises((UserError, TypeError), match=rf"{path}: wanted|not supported between"):
+        with_leaf(runs.get_config(), path, wrong)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("train.batch_size=0", "train.accumulate=0", "train.accumulate=3", "train.steps=-1"),
+        *("train.eval_every=-1", "train.save_every=0", "train.log_every=0", "train.keep=0"),
+        *("train.max_skipped=0", "train.stuck_after=-1", "train.seed=-1"),
+        *("optim.learning_rate=-1", "optim.b1=1"),
+        *("optim.b2=-0.1", "optim.eps=0", "optim.clip_norm=0", "optim.warmup_fraction=1"),
+        *("optim.weight_decay=-1", "data.eval_fraction=0", "data.eval_fraction=1"),
+        *("data.max_drop_fraction=2", "data.max_prompt_tokens=1", "data.max_response_tokens=0"),
+        *("data.buckets=0", "data.pad_multiple=0", "tokenizer.vocab_size=0", "model.width=0"),
+        *("model.kv_heads=3", "model.dtype=float16", "model.remat=some", "sft.steps=-1"),
+        *("sft.batch_size=0", "sft.learning_rate=-1", "reference.mode=cached", "mesh.data=0"),
+        *("evaluate.prompts=-1", "evaluate.samples=0", "evaluate.max_new_tokens=0"),
+        *("evaluate.temperature=-1", "evaluate.top_p=0", "evaluate.top_k=-1"),
+        *("evaluate.min_p=2", "evaluate.repetition_penalty=0", "evaluate.batch_size=0"),
+        *("evaluate.num_beams=0", "evaluate.length_penalty=inf"),
+    ],
+)
+def test_a_number_out_of_range_names_its_field(override):
+    field = override.partition("=")[0]
+    field = "mesh" if field.startswith("mesh") else field
+    with pytest.raises(UserError, match=rf"{field}: wanted .*, found "):
+        runs.changed(override)
+
+
+def test_beams_are_as_many_as_responses_and_nothing_is_drawn():
+    assert runs.changed("evaluate.num_beams=4", "evaluate.samples=4").evaluate.num_beams == 4
+    with pytest.raises(UserError, match=r"evaluate\.num_beams: wanted 1, or at least .* \(4\)"):
+        runs.changed("evaluate.num_beams=3", "evaluate.samples=4")
+    for other in ("temperature=0", "top_k=5", "top_p=0.9", "min_p=0.1", "repetition_penalty=1.1"):
+        with pytest.raises(UserError, match=r"num_beams: wanted 1 with temperature.*found 4"):
+            runs.changed("evaluate.num_beams=4", f"evaluate.{other}")
+
+
+def test_a_run_trains_a_policy_or_a_reward_model():
+    parts = dict(loss=None, reward_loss=every_type, evaluate=EvaluateConfig())
+    assert runs.get_config(**parts).objective is every_type
+    assert runs.get_config().objective.func is dpo.loss
+    for changes, found in ((dict(loss=None), "none"), (dict(reward_loss=every_type), "both")):
+        with pytest.raises(UserError, match=rf"^loss, reward_loss: wanted one .*, found {found}$"):
+            runs.get_config(**changes)
+    scorers = (functools.partial(score.reward_model, path="runs/rm"),)
+    for field, changes in (
+        ("baseline", dict(baseline=kto.baseline)),
+        ("candidates", dict(candidates=CandidatesConfig(scorers=scorers))),
+        ("evaluate.judge", dict(evaluate=EvaluateConfig(judge=world.judge))),
+        ("evaluate.scorers", dict(evaluate=EvaluateConfig(scorers=scorers))),
+    ):
+        with pytest.raises(UserError, match=rf"^{field}: wanted none with reward_loss"):
+            runs.get_config(**{**parts, **changes})
+
+
+def test_a_game_has_a_loss_for_each_player():
+    both = dict(reward_loss=apo.reward_loss, game=game())
+    assert runs.get_config(**both).objective.func is dpo.loss
+    for changes, found in ((dict(loss=None), "reward_loss"), (dict(reward_loss=None), "loss")):
+        message = rf"^game: wanted loss .* and reward_loss .*, found {found}$"
+        with pytest.raises(UserError, match=message):
+            runs.get_config(**{**both, **changes})
+    scorers = (functools.partial(score.reward_model, path="runs/rm"),)
+    for field, value in (
+        ("candidates", CandidatesConfig(scorers=scorers)),
+        ("lora", LoraConfig(rank=2)),
+    ):
+        with pytest.raises(UserError, match=rf"^{field}: wanted none with game"):
+            runs.get_config(**both, **{field: value})
+    with pytest.raises(UserError, match=r"^game\.golden\.sise: .*golden takes no such keyword"):
+        runs.get_config(**{**both, "game": game(golden=functools.partial(world.golden, sise=1))})
+
+
+def game(**changes):
+    return GameConfig(**{"optim": OptimConfig(schedule=optim.constant), **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *(dict(rounds=0), dict(policy_fraction=1.0), dict(policy_fraction=0.0)),
+        *(dict(max_missing_fraction=1.1), dict(max_empty_fraction=1.0), dict(reference="none")),
+        *(dict(learning_rates=(1e-4, -1.0)), dict(reward_steps=-1), dict(policy_steps=-1)),
+        *({"sampling.samples": 1}, {"sampling.temperature": 0.0}, {"sampling.top_p": 0.0}),
+        dict(max_drop_fraction=2.0),
+        *({"train.steps": -1}, {"optim.b1": 1.0}),
+    ],
+)
+def test_a_game_s_number_out_of_range_names_its_field(changes):
+    ((field, value),) = changes.items()
+    settings = game()
+    part, _, name = field.rpartition(".")
+    if part:
+        changes = {part: dataclasses.replace(getattr(settings, part), **{name: value})}
+    with pytest.raises(UserError, match=rf"^game\.{field}: wanted .*, found "):
+        runs.get_config(reward_loss=apo.reward_loss, game=dataclasses.replace(settings, **changes))
+
+
+def test_a_reward_model_that_moves_leaves_the_policy_a_turn():
+    with pytest.raises(UserError, match=r"game\.policy_steps: wanted a number above 0 beside"):
+        runs.get_config(reward_loss=apo.reward_loss, game=game(reward_steps=1))
+    runs.get_config(reward_loss=apo.reward_loss, game=game(reward_steps=1, policy_steps=2))
+
+
+def test_epochs_count_only_without_steps():
+    assert runs.changed("train.epochs=0").train.steps == 8
+    with pytest.raises(UserError, match=r"train\.epochs"):
+        runs.changed("train.steps=0", "train.epochs=0")
+
+
+@pytest.mark.parametrize("field", ["train.batch_size", "evaluate.batch_size", "sft.batch_size"])
+def test_a_batch_divides_by_the_mesh(field):
+    with pytest.raises(UserError, match=rf"{field}: wanted .*mesh\.data x mesh\.fsdp \(4\)"):
+        runs.changed("mesh.data=2", "mesh.fsdp=2", f"{field}=6")
+
+
+# --- descriptions
+
+
+def test_equal_configs_have_equal_descriptions_that_are_json():
+    one, other = describe(runs.get_config()), describe(runs.get_config())
+    assert one == other
+    assert json.loads(json.dumps(one)) == one
+    assert differences(one, other) == []
+
+
+def another(value):
+    """A value of the same type that differs."""
+    if value is None:
+        return 0.5
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value * 2 if value else 1
+    if isinstance(value, str):
+        return "other"
+    return optim.linear if value is not optim.linear else optim.cosine
+
+
+@pytest.mark.parametrize("path", [path for path, _ in leaves(runs.get_config())])
+def test_a_changed_field_changes_the_description_at_its_path(path, monkeypatch):
+    # Descriptions are of any config, sensible or not.
+    monkeypatch.setattr(Config, "__post_init__", lambda self: None)
+    monkeypatch.setattr(ModelConfig, "__post_init__", lambda self: None)
+    config = runs.get_config()
+    old = describe(config)
+    new = describe(with_leaf(config, path, another(dict(leaves(config))[path])))
+    changes = differences(old, new)
+    assert changes
+    assert all(change.startswith(path) for change in changes)
+
+
+def test_bound_keywords_and_schedules_are_described_by_value():
+    def described(**keywords):
+        return json.dumps(describe(functools.partial(hps.select, **keywords)))
+
+    values = [
+        described(gamma=1.0),
+        described(gamma=1.5),
+        described(gamma=optax.linear_schedule(-5, 5, 100)),
+        described(gamma=optax.linear_schedule(-5, 6, 100)),
+        described(gamma=optax.linear_schedule(-5, 5, 101)),
+        described(gamma=optax.constant_schedule(1.0)),
+        described(gamma=optax.piecewise_constant_schedule(1.0, {10: 0.5})),
+        described(gamma=optax.piecewise_constant_schedule(1.0, {11: 0.5})),
+        described(gamma=optax.join_schedules([optax.constant_schedule(1.0)] * 2, [3])),
+        described(gamma=optax.join_schedules([optax.constant_schedule(1.0)] * 2, [4])),
+        described(gamma=optax.warmup_cosine_decay_schedule(0, 1, 5, 50)),
+        described(gamma=optax.warmup_cosine_decay_schedule(0, 1, 5, 51)),
+        described(gamma=optax.piecewise_interpolate_schedule("linear", 1.0, {10: 0.5})),
+        described(gamma=optax.piecewise_interpolate_schedule("linear", 1.0, {10: 0.6})),
+        described(gamma=hps.curriculum(10)),
+        described(gamma=hps.curriculum(11)),
+        described(gamma=np.linspace(0, 1, 3000)),
+        described(gamma=np.linspace(0, 1, 3000) + 1e-12),
+    ]
+    assert len(set(values)) == len(values)
+    # No address, which every process has of its own.
+    assert not [v for v in values if " at 0x" in v]
+
+
+class Weighted:
+    """A callable with state, as some libraries make schedules."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def at(self, step):
+        return self.scale * step
+
+    __call__ = at
+
+
+def test_objects_and_methods_are_described_without_addresses():
+    assert describe(Weighted(1.0)) == describe(Weighted(1.0)) != describe(Weighted(2.0))
+    assert describe(Weighted(1.0).at) == describe(Weighted(1.0).at) != describe(Weighted(2.0).at)
+    partial = functools.partial(optim.cosine, 0.1)
+    assert describe(partial) != describe(functools.partial(optim.cosine, 0.2))
+    assert describe(math.inf) == "inf"
+
+
+def test_differences_name_every_leaf():
+    old, new = describe(runs.get_config()), describe(runs.changed("loss.beta=0.2", "sft=None"))
+    beta, sft = differences(old, new)
+    assert beta == "loss.beta: 0.1 -> 0.2"
+    assert sft.startswith("sft: {")
+    assert sft.endswith("-> None")
+
+
+# --- no dead field
+
+
+def attributes_read(source: str) -> set[str]:
+    """Names read as attributes of anything in a source file."""
+    return {
+        node.attr
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+
+
+def config_classes():
+    return [
+        value
+        for value in vars(configs).values()
+        if dataclasses.is_dataclass(value) and isinstance(value, type)
+    ] + [RopeScaling]
+
+
+def dead_fields(classes) -> list[str]:
+    """Fields that no file reads, the checks of the config itself not counted."""
+    files = [
+        path.read_text(encoding="utf-8")
+        for path in (runs.ROOT / "alignjax").rglob("*.py")
+        if path.name not in ("config.py", "config_checks.py", "configfile.py", "fields.py")
+    ]
+    read = set().union(*map(attributes_read, files))
+    # The sizes that are needed by what is around the model are read in the model's own folder.
+    return [
+        f"{cls.__name__}.{field.name}"
+        for cls in classes
+        for field in dataclasses.fields(cls)
+        if field.name not in read
+    ]
+
+
+def test_every_config_field_is_read_somewhere():
+    classes = config_classes()
+    assert {"Config", "DataConfig", "ModelConfig", "MeshConfig"} <= {c.__name__ for c in classes}
+    assert dead_fields(classes) == []
+
+
+def test_a_dead_field_is_found():
+    dead = dataclasses.make_dataclass("TrainConfig", [("steps", int), ("turbo_mode", bool)])
+    assert dead_fields([dead]) == ["TrainConfig.turbo_mode"]
+
+
+# --- config files
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(runs.ROOT)))
+def test_a_config_of_ours_loads_and_says_what_to_expect(path):
+    config = load.load(str(path), [])
+    assert json.loads(json.dumps(describe(config))) == describe(config)
+    said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    for line in ("Command:", "Hardware:", "Time:", "Expect:"):
+        assert f"\n{line}" in said, f"{path}: its docstring has no line {line}"
+    assert len(path.read_text().splitlines()) <= 90
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:\n", r"c\.py:1: SyntaxError: "),
+        ("\n\n1 +\n", r"c\.py:3: SyntaxError: "),
+        ("import nothing_of_that_name\n", r"c\.py:1: ModuleNotFoundError: No module named "),
+        ("x = 1\ny = x / 0\n", r"c\.py:2: ZeroDivisionError: "),
+        ("def get_config():\n    return {}['a']\n", r"c\.py:2: KeyError: 'a'"),
+        ("get_confg = 1\n", r"c\.py: defines no get_config\(\)"),
+        ("def get_config():\n    return None\n", r"c\.py: get_config\(\) returned NoneType"),
+        ("def get_config(*, size):\n    return None\n", r"c\.py: TypeError: .*'size'"),
+        (
+            "from alignjax.config import *\ndef get_config():\n    return DataConfig(bufets=1)\n",
+            r"c\.py:3: TypeError: .*'bufets' ?.*[Dd]id you mean 'buckets'\?",
+        ),
+        (
+            "from tests import runs\nfrom functools import partial\n"
+            "from alignjax.losses import dpo\n"
+            "def get_config():\n    return runs.get_config(loss=partial(dpo.loss, betta=1))\n",
+            r"c\.py: loss\.betta: .* takes no such keyword \(did you mean 'beta'\?\)",
+        ),
+        (
+            "from tests import runs\n"
+            "def get_config():\n    return runs.get_config(select=runs.dpo.loss)\n",
+            "",
+        ),
+        (
+            "from tests import runs\nfrom alignjax.config import TrainConfig\n"
+            "def get_config():\n    return runs.get_config(train=TrainConfig(batch_size='8'))\n",
+            r"c\.py: train\.batch_size: wanted int, found '8'",
+        ),
+        (
+            "from alignjax.models.config import ModelConfig\n"
+            "def get_config():\n    return ModelConfig(heads=3, kv_heads=2)\n",
+            r"c\.py: model\.kv_heads: wanted a divisor of heads \(3\), found 2",
+        ),
+    ],
+)
+def test_a_config_file_that_fails_says_where_in_one_line(tmp_path, text, message):
+    path = tmp_path / "c.py"
+    path.write_text(text, encoding="utf-8")
+    if not message:
+        load.load(str(path), [])  # what a select does is found out on the data's shapes
+        return
+    with pytest.raises(UserError, match=rf"--config: .*{message}") as caught:
+        load.load(str(path), [])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_config_file_names_the_closest(tmp_path):
+    (tmp_path / "small.py").write_text("")
+    with pytest.raises(UserError, match=r"no file .*smal\.py \(did you mean '.*small\.py'\?\)"):
+        load.load(str(tmp_path / "smal.py"), [])
+    with pytest.raises(UserError, match=r"no file .*nowhere"):
+        load.load(str(tmp_path / "nowhere" / "c.py"), [])
+
+
+def test_a_config_imports_the_files_beside_it_and_no_others(tmp_path):
+    before = list(sys.path)
+    for folder, beta in (("one", 0.3), ("two", 0.7)):
+        (tmp_path / folder).mkdir()
+        runs.write(tmp_path / folder / "neighbour.py", f"BETA = {beta}\n")
+        runs.write(
+            tmp_path / folder / "c.py",
+            """
+            from functools import partial
+            import neighbour
+            from alignjax.losses import dpo
+            from tests import runs
+
+            def get_config():
+                return runs.get_config(loss=partial(dpo.loss, beta=neighbour.BETA))
+            """,
+        )
+    found = [load.load(str(tmp_path / f / "c.py"), []) for f in ("one", "two", "one")]
+    assert [config.loss.keywords["beta"] for config in found] == [0.3, 0.7, 0.3]
+    assert "neighbour" not in sys.modules
+    assert sys.path == before
+
+
+def several(**changes):
+    settings = dict(
+        method=supervised.train,
+        scorer=functools.partial(score.judged, judge=world.judge, name=("helpful", "harmless")),
+        names=("helpful", "harmless"),
+        preferences=((1.0, 0.0), (0.5, 0.5)),
+    )
+    return configs.ObjectivesConfig(**{**settings, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(preferences=((1.0, -0.5),)), r"preferences\[0\]: wanted weights >= 0 that"),
+        (dict(preferences=((1.0, 0.0), (0.0, 0.0))), r"preferences\[1\]: .* found \(0\.0, 0\.0\)"),
+        (dict(preferences=((1.0, math.inf),)), r"preferences\[0\]: wanted weights >= 0"),
+        (dict(preferences=((1.0, math.nan),)), r"preferences\[0\]: wanted weights >= 0"),
+        (dict(preferences=((1.0, 0.0, 0.0),)), r"preferences\[0\]: wanted 2 weights, for helpful"),
+        (dict(preferences=()), r"preferences: wanted at least one"),
+        (dict(names=("helpful",)), r"names: wanted two or more different names"),
+        (dict(names=("helpful", "helpful")), r"names: wanted two or more different names"),
+        (dict(box=((0.0, 1.0),)), r"box: wanted \(low, high\) .* for each of helpful, harmless"),
+        (dict(box=((0.0, 1.0), (1.0, 1.0))), r"box: wanted \(low, high\) with low < high"),
+        (dict(max_missing_fraction=2.0), r"max_missing_fraction: wanted a number in \[0, 1\]"),
+        (dict(method=functools.partial(supervised.train, size=3)), r"method\.size: .* no such"),
+    ],
+)  # fmt: skip
+def test_several_objectives_that_do_not_fit_each_other_are_refused(changes, message):
+    assert runs.get_config(objectives=several()).objectives is not None
+    with pytest.raises(UserError, match=rf"^objectives\.{message}"):
+        runs.get_config(objectives=several(**changes))
+
+
+def test_several_objectives_go_with_neither_a_reward_model_nor_candidates():
+    with pytest.raises(UserError, match=r"^objectives: wanted none with reward_loss"):
+        runs.get_config(
+            loss=None,
+            reward_loss=bradley_terry.reward_loss,
+            objectives=several(),
+            evaluate=EvaluateConfig(),
+        )
+    made = CandidatesConfig(scorers=(several().scorer,))
+    with pytest.raises(UserError, match=r"^candidates: wanted none with objectives"):
+        runs.get_config(objectives=several(), candidates=made)
+    with pytest.raises(UserError, match=r"^evaluate\.prompts: wanted a positive number"):
+        runs.get_config(objectives=several(), evaluate=EvaluateConfig(prompts=0))
+
+
+def test_the_example_is_as_small_as_its_name():
+    sizes = traverse_util.flatten_dict(describe(runs.get_config()), sep=".")
+    assert sizes["data.source.size"] == 200
+    assert isinstance(runs.get_config().data, DataConfig)

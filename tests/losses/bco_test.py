@@ -1,0 +1,74 @@
+"""BCO against NumPy in float64; the shift; the density ratio."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alignjax.losses import bco
+from alignjax.training.step import resolve
+from alignjax.types import loss_inputs
+
+F = 0.25
+
+
+@pytest.mark.parametrize("reduction", ["class_mean", "batch_mean"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_value_and_gradient(reduction, weighted):
+    rng = np.random.default_rng(0)
+    ratio, labels = rng.normal(0, 3, (40, 2)), rng.random((40, 2)) < F
+    density = rng.uniform(0.5, 2, 40)
+    with jax.enable_x64(True):
+        logps, batch = loss_inputs(
+            ratio, np.zeros_like(ratio), desirable=labels, running_baseline=0.4
+        )
+
+        def total(policy):
+            return bco.loss(
+                logps.replace(policy=policy),
+                batch,
+                beta=0.5,
+                desirable_fraction=F,
+                reduction=reduction,
+                density_ratio=(lambda _: jnp.asarray(density)) if weighted else None,
+            )[0].sum()
+
+        value, gradient = jax.value_and_grad(total)(logps.policy)
+    good, bad = (1 / F, 1 / (1 - F)) if reduction == "class_mean" else (1, 1)
+    w = np.where(labels, good, bad * (density[:, None] if weighted else 1))
+    sigma = 1 / (1 + np.exp(-0.5 * (ratio - 0.4)))
+    np.testing.assert_allclose(
+        value, -(w * np.log(np.where(labels, sigma, 1 - sigma))).sum(), rtol=1e-9
+    )
+    np.testing.assert_allclose(gradient, w * 0.5 * (sigma - labels), rtol=1e-9)
+
+
+def test_the_shift_is_halfway_between_the_classes():
+    ratio = np.array([[1.0], [3.0], [-5.0], [-1.0], [-3.0], [0.0], [0.0], [-9.0]])
+    labels = np.arange(8)[:, None] < 2
+    logps, batch = loss_inputs(ratio, np.zeros_like(ratio), desirable=labels)
+    found = bco.baseline(logps, batch, desirable_fraction=F).mean()
+    np.testing.assert_allclose(found, (2.0 - 3.0) / 2, rtol=1e-6)
+    found = bco.baseline(logps, batch, desirable_fraction=F, reduction="batch_mean").mean()
+    np.testing.assert_allclose(found, ratio.mean(), rtol=1e-6)
+
+
+def test_what_is_missing_is_named():
+    logps, batch = loss_inputs([[-1.0]], [[-1.0]], desirable=[[True]])
+    with pytest.raises(ValueError, match=r"set `baseline` to bco\.baseline"):
+        bco.loss(logps, batch, desirable_fraction=F)
+    for call in (bco.loss, bco.baseline):
+        with pytest.raises(ValueError, match=r"binds it from the data"):
+            call(logps, batch.replace(running_baseline=jnp.zeros(1)))
+        with pytest.raises(ValueError, match=r"needs a label for every response"):
+            call(logps, batch.replace(desirable=None), desirable_fraction=F)
+
+
+def test_a_density_ratio_is_no_schedule():
+    def ratio(batch):
+        return batch.weight
+
+    bound = resolve(partial(bco.loss, density_ratio=ratio), jnp.int32(0))
+    assert bound.keywords["density_ratio"] is ratio

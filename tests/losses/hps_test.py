@@ -1,0 +1,236 @@
+"""The three forms of the loss against NumPy in float64; what select keeps, draws and refuses."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import parameterized
+
+from alignjax.losses import dpo, hps
+from alignjax.types import loss_inputs
+from tests.losses import checks, golden
+
+
+def lists(k=5, b=16, seed=0):
+    rng = np.random.default_rng(seed)
+    policy, reference = rng.uniform(-30, 0, (2, b, k))
+    return policy, reference, rng.normal(size=(b, k))
+
+
+class Golden(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_one_drawn_negative(self):
+        policy, reference, _ = lists(k=2)
+        drawn_from = np.arange(1, 17)
+        losses, metrics = self.variant(hps.loss)(
+            *loss_inputs(policy, reference, drawn_from=drawn_from)
+        )
+        e = np.exp(0.1 * (policy - reference))
+        expected = -np.log(e[:, 0] / (e[:, 0] + drawn_from * e[:, 1]))
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+        np.testing.assert_array_equal(metrics["negatives"], drawn_from)
+        assert dpo.loss(*loss_inputs(policy, reference))[1].keys() < metrics.keys()
+
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.parameters(-2.0, 0.0, 1.5)
+    def test_full_expectation(self, gamma):
+        policy, reference, scores = lists()
+        losses, metrics = self.variant(lambda *x: hps.loss_full(*x, beta=0.2, gamma=gamma))(
+            *loss_inputs(policy, reference, scores=scores)
+        )
+        for b in range(16):
+            e = np.exp(0.2 * (policy[b] - reference[b]))
+            best = int(np.argmax(scores[b]))
+            rest = np.delete(np.arange(5), best)
+            q = np.exp(gamma * scores[b, rest])
+            q = q / q.sum()
+            expected = -np.log(e[best] / (e[best] + 4 * (q * e[rest]).sum()))
+            np.testing.assert_allclose(losses[b], expected, rtol=1e-5)
+        np.testing.assert_array_equal(metrics["negatives"], 4.0)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_published_form(self):
+        policy, reference, _ = lists(k=2)
+        losses, _ = self.variant(hps.loss_published)(*loss_inputs(policy, reference))
+        margin = 0.25 * np.diff(reference - policy, axis=1)[:, 0]
+        p = 1 / (1 + np.exp(-margin))
+        np.testing.assert_allclose(losses, -0.9 * np.log(p) - 0.1 * np.log1p(-p), rtol=2e-5)
+
+
+def test_full_expectation_leaves_out_ties_with_the_best_and_absent_responses():
+    policy, reference, scores = lists(k=5)
+    scores[:, 3] = scores[:, 4] = scores[:, :3].max(axis=1)  # tied; 4 is absent besides
+    length = np.ones((16, 5), int)
+    length[:, 4] = 0
+    losses, metrics = hps.loss_full(*loss_inputs(policy, reference, scores=scores, length=length))
+    short = hps.loss_full(*loss_inputs(policy[:, :3], reference[:, :3], scores=scores[:, :3]))
+    np.testing.assert_allclose(losses, short[0], rtol=1e-5)
+    np.testing.assert_array_equal(metrics["negatives"], 2.0)
+
+
+def against(reward, scores, first, rest, gamma):
+    """Eq. 8 for one response and its negatives."""
+    q = np.exp(gamma * scores[rest])
+    expectation = (q * np.exp(reward[rest])).sum() / q.sum()
+    return np.log1p(len(rest) * expectation / np.exp(reward[first]))
+
+
+def two_valid(policy, reference, _, scores):
+    reward, order = 0.2 * (policy - reference), np.argsort(-scores)
+    terms = [against(reward, scores, order[i], order[i + 1 :], 0.7) for i in (0, 1)]
+    return terms[0] + 0.3 * terms[1]
+
+
+def test_two_valid_responses():
+    loss = functools.partial(hps.loss_two_valid, beta=0.2, gamma=0.7, second_weight=0.3)
+    golden.check(loss, two_valid, golden.rows(5))
+
+
+def test_a_second_valid_response_of_no_weight_gives_the_loss_of_one():
+    case = loss_inputs(*lists()[:2], scores=lists()[2])
+    one = hps.loss_full(*case, gamma=0.7)
+    two = hps.loss_two_valid(*case, gamma=0.7, second_weight=0.0)
+    chex.assert_trees_all_equal(two, one)
+    assert (hps.loss_two_valid(*case, gamma=0.7)[0] > one[0]).all()
+    # Pairs have no third response: nothing is worse than the second.
+    pairs = loss_inputs(*(x[:, :2] for x in lists()[:2]), scores=lists()[2][:, :2])
+    chex.assert_trees_all_equal(hps.loss_two_valid(*pairs), hps.loss_full(*pairs))
+
+
+def test_the_second_of_two_tied_at_the_top_is_no_negative_of_the_first():
+    case = loss_inputs([[-1.0, -2.0, -3.0]], [[-2.0] * 3], scores=[[1.0, 1.0, 0.0]])
+    losses, _ = hps.loss_two_valid(*case, beta=1.0)
+    np.testing.assert_allclose(
+        losses[0], np.log1p(np.exp(-2.0)) + np.log1p(np.exp(-1.0)), rtol=1e-5
+    )
+
+
+def test_a_list_without_a_negative_teaches_nothing():
+    case = loss_inputs([[-1.0, -2.0, -9.0]], [[-2.0, -1.0, -3.0]], scores=[[1.0, 1.0, 1.0]])
+    result = checks.compiled(hps.loss_full)(*case)
+    np.testing.assert_array_equal(result.losses, 0.0)
+    np.testing.assert_array_equal(result.gradient, 0.0)
+
+
+@pytest.mark.parametrize("gamma", [-1e6, 1e6])
+def test_any_gamma_is_finite(gamma):
+    case = loss_inputs(*lists()[:2], scores=lists()[2])
+    chex.assert_tree_all_finite(hps.loss_full(*case, gamma=gamma))
+
+
+def test_select_keeps_the_best_and_one_drawn_negative_with_all_they_carry():
+    _, batch = checks.make(4)
+    order = np.random.default_rng(0).permuted(np.tile(np.arange(4), (checks.B, 1)), axis=1)
+    best = np.argmax(order == 0, axis=1)
+
+    def moved(x):
+        return jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
+
+    fields = ("response", "response_length", "scores", "desirable", "ref_logps")
+    batch = batch.replace(ref_logps=batch.scores * 3 - 10, drawn_from=None)
+    batch = batch.replace(**{f: moved(getattr(batch, f)) for f in fields})
+
+    pair = jax.jit(hps.select)(jax.random.key(1), batch, gamma=1.0)
+
+    drawn = np.argmax(np.asarray(batch.scores) == np.asarray(pair.scores)[:, 1:], axis=1)
+    assert (drawn != best).all()
+    assert len(set(drawn)) > 1
+    for field in fields:
+        taken = np.stack(
+            [np.asarray(getattr(batch, field))[np.arange(checks.B), i] for i in (best, drawn)], 1
+        )
+        np.testing.assert_array_equal(getattr(pair, field), taken, err_msg=field)
+    np.testing.assert_array_equal(pair.drawn_from, 3)
+    np.testing.assert_array_equal(pair.weight, batch.weight)
+    np.testing.assert_array_equal(pair.prompt_id, batch.prompt_id)
+
+
+def never_drawn(select):
+    """Absent, tied with the best, not finite: drawn by none of 500 prompts; N is right."""
+    scores = np.tile([0.5, 2.0, 9.0, 2.0, np.nan, -1.0], (500, 1))
+    length = np.tile([1, 1, 0, 1, 1, 1], (500, 1))
+    _, batch = loss_inputs(np.zeros((500, 6)), scores=scores, length=length)
+    pair = select(jax.random.key(0), batch, gamma=0.0)
+    assert set(np.unique(pair.scores[:, 1])) == {0.5, -1.0}
+    np.testing.assert_array_equal(pair.scores[:, 0], 2.0)
+    np.testing.assert_array_equal(pair.drawn_from, 2)
+
+
+def test_what_is_no_negative_is_never_drawn():
+    never_drawn(hps.select)
+
+
+@pytest.mark.parametrize(
+    "negatives", [lambda b: b.scores < 9, lambda b: b.present, lambda b: b.scores > -9]
+)
+def test_without_the_guard_other_responses_are_drawn(monkeypatch, negatives):
+    guarded = hps.best_and_negatives
+    monkeypatch.setattr(hps, "best_and_negatives", lambda b: (guarded(b)[0], negatives(b)))
+    with pytest.raises(AssertionError):
+        never_drawn(hps.select)
+
+
+def test_a_prompt_without_a_negative_gets_weight_0():
+    scores = np.array([[1.0, 1.0, 1.0], [3.0, 1.0, 2.0], [1.0, 5.0, 5.0], [5.0, 5.0, np.nan]])
+    length = np.array([[1, 1, 1], [1, 1, 1], [0, 1, 1], [1, 1, 1]])
+    logps, batch = loss_inputs(np.zeros((4, 3)), np.zeros((4, 3)), scores=scores, length=length)
+    pair = hps.select(jax.random.key(0), batch, gamma=2.0)
+    np.testing.assert_array_equal(pair.weight, [0.0, 1.0, 0.0, 0.0])
+    np.testing.assert_array_equal(pair.drawn_from, [0, 2, 0, 0])
+    logps = logps.replace(
+        policy=logps.policy[:, :2], reference=logps.reference[:, :2], length=pair.response_length
+    )
+    result = checks.compiled(hps.loss)(logps, pair)
+    chex.assert_tree_all_finite(result)
+    np.testing.assert_allclose(result.mean, np.log(3), rtol=1e-6)  # the second prompt alone
+
+
+def test_a_score_that_is_not_a_number_stays_in_its_row():
+    policy, reference, scores = lists()
+    clean = checks.compiled(hps.loss_full)(*loss_inputs(policy, reference, scores=scores))
+    scores[3, 2] = np.nan
+    faulty = checks.compiled(hps.loss_full)(*loss_inputs(policy, reference, scores=scores))
+    chex.assert_tree_all_finite(faulty)
+    others = np.arange(16) != 3
+    np.testing.assert_array_equal(faulty.losses[others], clean.losses[others])
+
+
+def test_errors_say_what_to_change():
+    single = loss_inputs(np.zeros((2, 1)), np.zeros((2, 1)), scores=np.zeros((2, 1)))
+    pairs = loss_inputs(np.zeros((2, 2)), np.zeros((2, 2)))
+    many = loss_inputs(np.zeros((2, 3)), np.zeros((2, 3)), scores=np.zeros((2, 3, 2)))
+    with pytest.raises(ValueError, match=r"set `select` to hps\.select"):
+        hps.loss(*pairs)
+    for loss in (hps.loss, hps.loss_published):
+        with pytest.raises(ValueError, match="K=3: set `select`"):
+            loss(*many)
+    for (_, batch), message in ((single, "at least 2"), (pairs, "`scores`"), (many, "M]")):
+        with pytest.raises(ValueError, match=message):
+            hps.select(jax.random.key(0), batch, gamma=0.0)
+    with pytest.raises(ValueError, match="total_steps=0"):
+        hps.curriculum(0)
+    with pytest.raises(ValueError, match="plateaus=0"):
+        hps.curriculum(10, plateaus=0)
+
+
+def test_curriculum_has_the_published_plateaus():
+    schedule = jax.jit(hps.curriculum(1000))
+    starts = {0: -5, 199: -5, 200: -3, 399: -3, 400: -1, 600: 1, 799: 1, 800: 3, 999: 3, 5000: 3}
+    for step, gamma in starts.items():
+        assert float(schedule(jnp.int32(step))) == pytest.approx(gamma), step
+
+
+def test_plateaus_start_at_the_right_step_whatever_their_number_divides():
+    for total in (5, 7, 30, 83, 1000):
+        gammas = jax.vmap(hps.curriculum(total, start=0.0, stop=5.0))(jnp.arange(total))
+        np.testing.assert_allclose(gammas, [step * 5 // total for step in range(total)], rtol=1e-6)
+
+
+def test_curriculum_without_plateaus_is_linear_and_ends_at_stop():
+    schedule = jax.jit(hps.curriculum(100, start=-2.0, stop=4.0, plateaus=None))
+    for step in (0, 1, 50, 100, 400):
+        expected = -2 + 6 * min(step, 100) / 100
+        assert float(schedule(jnp.int32(step))) == pytest.approx(expected, abs=1e-6)

@@ -1,0 +1,143 @@
+"""RDRO's loss, weights and metrics against NumPy in float64; what it refuses."""
+
+import functools
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alignjax.losses import ddro, rdro
+from alignjax.types import loss_inputs
+
+F = 0.2  # desirable fraction
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def case(k=3, b=64, seed=0, scale=3.0):
+    """Log-ratios, labels and presence ``[b, k]``, and the loss's two arguments."""
+    rng = np.random.default_rng(seed)
+    ratio = rng.normal(0, scale, (b, k))
+    labels = rng.random((b, k)) < F
+    present = (rng.random((b, k)) < 0.8) | (np.arange(k) == 0)
+    reference = rng.uniform(-30, -10, (b, k))
+    inputs = loss_inputs(ratio + reference, reference, length=2 * present, desirable=labels)
+    return ratio, labels, present, inputs
+
+
+@pytest.mark.parametrize("reduction", ["class_mean", "batch_mean"])
+@pytest.mark.parametrize("alpha", [None, 0.35])
+def test_value_and_gradient(reduction, alpha):
+    ratio, labels, present, (logps, batch) = case()
+    a = F if alpha is None else alpha
+    good, bad = (1 / F, 1 / (1 - F)) if reduction == "class_mean" else (1.0, 1.0)
+    weight = present * np.where(labels, good, bad)
+    sp, sigma = np.logaddexp(0, ratio), 1 / (1 + np.exp(-ratio))
+    terms = np.where(labels, (1 + a) * sp - ratio, (1 - a) * sp)
+    slopes = np.where(labels, (1 + a) * sigma - 1, (1 - a) * sigma)
+
+    def total(policy):
+        losses, metrics = rdro.loss(
+            logps.replace(policy=policy),
+            batch,
+            alpha=alpha,
+            desirable_fraction=F,
+            reduction=reduction,
+        )
+        return losses.sum(), (losses, metrics)
+
+    gradient, (losses, metrics) = jax.grad(total, has_aux=True)(logps.policy)
+    np.testing.assert_allclose(losses, (weight * terms).sum(axis=1), rtol=1e-9)
+    np.testing.assert_allclose(gradient, weight * slopes, rtol=1e-9, atol=1e-12)
+    count = present.sum(axis=1)
+    wanted = {
+        "desirable": (present & labels).sum(axis=1) / count,
+        "log_ratio/desirable": (ratio * (present & labels)).sum(axis=1) / count,
+        "log_ratio/undesirable": (ratio * (present & ~labels)).sum(axis=1) / count,
+    }
+    assert metrics.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-9, atol=1e-12)
+
+
+def eq_18(ratio, labels, alpha):
+    """Class-wise means over all responses."""
+    sp = np.logaddexp(0, ratio)
+    good = ((1 + alpha) * sp - ratio)[labels].mean()
+    return good + ((1 - alpha) * sp)[~labels].mean()
+
+
+def random_batches_average_to_eq_18(weigh):
+    """The mean over every batch of one row, most of them of one class only, is Eq. 18."""
+    ratio, labels, _, (logps, batch) = case(k=1, b=200)
+    f = labels.mean()
+    batches = [jax.tree.map(lambda x, i=i: x[i : i + 1], (logps, batch)) for i in range(0, 200, 8)]
+    assert all(len(np.unique(b.desirable)) == 1 for _, b in batches)
+    whole = np.asarray(weigh(logps, batch, alpha=0.3, desirable_fraction=float(f))[0])
+    apart = [weigh(*one, alpha=0.3, desirable_fraction=float(f))[0][0] for one in batches]
+    np.testing.assert_allclose(apart, whole[::8], rtol=1e-12)
+    np.testing.assert_allclose(whole.mean(), eq_18(ratio, labels, 0.3), rtol=1e-9)
+
+
+def test_random_batches_average_to_eq_18():
+    random_batches_average_to_eq_18(rdro.loss)
+
+
+def test_without_the_weights_they_do_not():
+    """The check can fail: with the weights patched out, and with the reduction over the batch."""
+    ones = mock.patch.object(
+        rdro, "class_weights", lambda batch, *_: jnp.where(batch.present, 1.0, 0.0)
+    )
+    with ones, pytest.raises(AssertionError):
+        random_batches_average_to_eq_18(rdro.loss)
+    with pytest.raises(AssertionError):
+        random_batches_average_to_eq_18(functools.partial(rdro.loss, reduction="batch_mean"))
+
+
+def test_lists_are_the_same_rows_times_their_mean_number_of_responses():
+    ratio, labels, present, (logps, batch) = case(k=4)
+    f = float(labels[present].mean())
+    lists = rdro.loss(logps, batch, desirable_fraction=f)[0].mean()
+    single = loss_inputs(
+        ratio[present][:, None],
+        np.zeros((present.sum(), 1)),
+        desirable=labels[present][:, None],
+    )
+    rows = rdro.loss(*single, desirable_fraction=f)[0].mean()
+    np.testing.assert_allclose(lists, rows * present.sum() / len(present), rtol=1e-9)
+    np.testing.assert_allclose(rows, eq_18(ratio[present], labels[present], f), rtol=1e-9)
+
+
+@pytest.mark.parametrize("loss", [rdro.loss, ddro.loss, ddro.loss_log_sigmoid])
+def test_what_is_refused(loss):
+    logps, batch = case()[-1]
+    assert np.isfinite(loss(logps, batch, desirable_fraction=F)[0]).all()
+    with pytest.raises(ValueError, match=r"binds it from the data; in a direct call pass"):
+        loss(logps, batch)
+    with pytest.raises(ValueError, match=r"binds it from the data"):
+        loss(logps, batch, alpha=0.5)
+    for value in (0.0, 1.0, -0.1, 2, float("nan")):
+        with pytest.raises(ValueError, match=rf"alpha is {value}, expected a number in \(0, 1\)"):
+            loss(logps, batch, desirable_fraction=F, alpha=value)
+        with pytest.raises(ValueError, match=rf"desirable_fraction is {value}, expected"):
+            loss(logps, batch, desirable_fraction=value)
+    with pytest.raises(ValueError, match=r"reduction is 'mean', expected 'class_mean'"):
+        loss(logps, batch, desirable_fraction=F, reduction="mean")
+    with pytest.raises(ValueError, match=r"needs a label .*sources\.unpaired"):
+        loss(logps, batch.replace(desirable=None), desirable_fraction=F)
+    with pytest.raises(ValueError, match=r"3 responses and 2 labels .*kto\.select"):
+        loss(logps, batch.replace(desirable=batch.desirable[:, :2]), desirable_fraction=F)
+
+
+def test_alpha_and_fraction_may_be_traced():
+    inputs = case()[-1]
+    traced = jax.jit(lambda a, f: rdro.loss(*inputs, alpha=a, desirable_fraction=f)[0])(0.3, F)
+    np.testing.assert_allclose(
+        traced, rdro.loss(*inputs, alpha=0.3, desirable_fraction=F)[0], rtol=1e-9
+    )

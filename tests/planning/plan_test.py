@@ -1,0 +1,251 @@
+"""The verb plan: what it refuses, what it says, and that it reads neither data nor weights."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+
+import jax
+import pytest
+
+from alignjax.config import MeshConfig
+from alignjax.config.load import load, override
+from alignjax.errors import UserError
+from alignjax.models.config import LoraConfig
+from alignjax.planning import compile, plan, programs
+from alignjax.runtime.sharding import make_mesh
+from tests import tiny
+
+
+def config(file="configs/demo/dpo.py", **changes):
+    """A config of the demo with a network of two small layers, its data and weights nowhere."""
+    whole = load(file, ["data.max_prompt_tokens=16", "data.max_response_tokens=16"])
+    model = tiny.model(path="nowhere", tied_embeddings=False)
+    return dataclasses.replace(
+        whole,
+        model=model,
+        data=dataclasses.replace(whole.data, path="nowhere/*.jsonl"),
+        train=dataclasses.replace(whole.train, batch_size=8),
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    """The plan of a step on GPUs that are not here, as written."""
+    out = tmp_path_factory.mktemp("plan") / "plan.json"
+    found = plan.run(config(), "h100:4", price=2.0, out=str(out))
+    assert json.loads(out.read_text()) == found
+    return found
+
+
+def test_a_plan_tells_memory_products_time_and_dollars(printed):
+    [one] = printed["plans"]
+    assert not printed["exact"]
+    assert one["attention"] == "xla"
+    assert one["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
+    found, took = one["measured"], one["seconds"]
+    assert found["fits"]
+    # The optimizer keeps two moments of every parameter.
+    assert one["holds"]["params"] > 0
+    assert one["holds"]["optimizer"] == pytest.approx(2 * one["holds"]["params"], rel=0.01)
+    assert found["arguments"] >= one["holds"]["params"] + one["holds"]["optimizer"]
+    assert found["total"] == found["arguments"] + found["temporary"] + found["output"]
+    # Attention is computed in full and counted by half, and the head's chunks are computed twice.
+    assert one["model_flops"] < found["flops"] < 2 * one["model_flops"]
+    assert took["estimate"] <= took["at_most"]
+    assert one["dollars_per_hour"] == 8.0
+    assert one["tokens"] == 8 * (16 + 2 * 16)
+
+
+def test_flops_of_the_model_by_hand():
+    model = tiny.model()
+    width, inner, kv, mlp = model.width, 32, 16, 48
+    layer = width * inner * 2 + width * kv * 2 + 3 * width * mlp
+    # One row, prompt of 2 tokens, two responses of 1: 3 + 2 x 3 pairs of a query and a key.
+    by_hand = 2 * (4 * layer * 2 + 2 * width * 64 + 2 * 9 * inner * 2)
+    assert compile.forward_flops(model, 1, 2, 2, 1) == by_hand
+
+
+@pytest.mark.parametrize(
+    ("topology", "mesh", "changes", "message"),
+    [
+        ("v9:2x2", "", [], r"no chip 'v9'.*known: v5e:2x2\|2x4"),
+        ("h100:many", "", [], r"wanted a number of GPUs, such as h100:8"),
+        ("v5e:four", "", [], r"wanted v5e:SHAPE; known"),
+        ("h100:4", "fsdp=3", [], r"fsdp=3 x tensor=1 is 3, h100:4 has 4 devices"),
+        ("h100:4", "rows=4", [], r"wanted data=..,fsdp=..,tensor=.. with positive numbers, found"),
+        ("h100:3", "", [], r"train.batch_size: 8 / accumulate 1 = 8 rows divide over no mesh of 3"),
+        ("h100:4", "tensor=4", ["model.vocab_size=63"], r"mesh.tensor=4 does not divide 63"),
+        (
+            *("h100:4", "tensor=4", ["model.heads=6", "model.kv_heads=6"]),
+            r"^mesh.tensor=4 does not divide model.heads=6$",
+        ),
+        (
+            *("h100:8", "fsdp=8", ["evaluate.batch_size=12"]),
+            r"evaluate.batch_size: wanted a multiple",
+        ),
+    ],
+)
+def test_what_does_not_divide_is_refused_in_one_line(topology, mesh, changes, message, monkeypatch):
+    monkeypatch.setattr(compile, "measure", lambda *a, **k: pytest.fail("would compile"))
+    with pytest.raises(UserError, match=message):
+        plan.run(override(config(), changes), topology, mesh=mesh)
+
+
+@pytest.mark.parametrize(
+    ("topology", "mesh"),
+    [("h100:8", "data=2,fsdp=2,tensor=2"), ("h100:4", "tensor=4")],  # which cuts heads of keys
+)
+def test_meshes_that_divide_are_compiled_for(topology, mesh, monkeypatch):
+    class CompiledError(Exception):
+        pass
+
+    def compiling(*args, **options):
+        raise CompiledError
+
+    monkeypatch.setattr(compile, "measure", compiling)
+    with pytest.raises(CompiledError):
+        plan.run(config(), topology, mesh=mesh)
+
+
+def test_without_libtpu_it_says_how_to_install(monkeypatch):
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install -c requirements.txt -e \"\.\[tpu\]\""):
+        compile.machine("v5e:2x2")
+
+
+@pytest.fixture
+def too_large(monkeypatch):
+    """Programs of three, two and half a chip's memory, one after another; and their options."""
+    sizes, seen = iter([3.0, 2.0, 0.5]), []
+
+    def measured(function, *args, on, **static):
+        total = next(sizes) * on.chip.memory
+        seen.append((args, static))
+        return compile.Measured(
+            **dict.fromkeys(("arguments", "output", "temporary", "flops", "moved"), 1.0),
+            fits=total <= on.chip.memory,
+            limit=on.chip.memory,
+            total=total,
+            collectives={},
+            compile_seconds=0.0,
+        )
+
+    monkeypatch.setattr(compile, "measure", measured)
+    return seen
+
+
+def test_what_does_not_fit_is_made_smaller_until_it_does(too_large, capsys):
+    found = plan.run(config(), "h100:2")["plans"]
+    assert [x["measured"]["fits"] for x in found] == [False, False, True]
+    assert (found[1]["remat"], found[1]["accumulate"]) == ("full", 1)
+    assert (found[2]["remat"], found[2]["accumulate"]) == ("full", 2)
+    assert "--set model.remat=full --set train.accumulate=2: " in capsys.readouterr().out
+
+
+def test_sampling_that_does_not_fit_gathers_less_then_draws_less_at_once(too_large, capsys):
+    found = plan.run(config(), "h100:2", parts=("sample",))["plans"]
+    assert [(x["part"], x["measured"]["fits"]) for x in found] == [
+        *[("sample", False)] * 2,
+        ("sample", True),
+    ]
+    assert [static["gather_weights"] for _, static in too_large] == [True, False, False]
+    first, _, last = (args[1].shape[0] for args, _ in too_large)
+    assert last == first // 2
+    text = f"--set evaluate.gather_weights=False --set evaluate.batch_size={last}: "
+    assert text in capsys.readouterr().out
+
+
+def test_a_sweep_ranks_what_fits_by_time(monkeypatch):
+    def measured(function, *args, on, **static):
+        rows = args[2].prompt.sharding.mesh.shape
+        return compile.Measured(
+            **dict.fromkeys(("arguments", "output", "temporary", "moved"), 1.0),
+            fits=rows["tensor"] == 1,
+            limit=1.0,
+            total=1.0,
+            flops=1e12 * rows["fsdp"],
+            collectives={},
+            compile_seconds=0.0,
+        )
+
+    monkeypatch.setattr(compile, "measure", measured)
+    found = plan.run(config(), "h100:4", sweep=True)["plans"]
+    meshes = [tuple(x["mesh"].values()) for x in found if x["remat"] == "full"]
+    assert meshes[:3] == [(4, 1, 1), (2, 2, 1), (1, 4, 1)]
+    assert {m[2] for m in meshes[3:]} == {2}  # 4 does not divide the heads of keys and values
+    assert {x["remat"] for x in found} == {"none", "dots", "kv", "full"}
+
+
+@pytest.mark.parametrize(
+    ("file", "part", "drawn"),
+    [
+        ("configs/demo/kto.py", "step", 2),
+        ("configs/demo/rdro.py", "step", 1),
+        ("configs/hps_world.py", "step", 2),
+        ("configs/rm_world.py", "step", 2),
+        ("configs/apo_world.py", "step", 1),
+        ("configs/apo_world.py", "reward", 5),
+        ("configs/demo/dpo.py", "sft", 2),
+    ],
+)
+def test_rows_are_of_the_kind_that_the_objective_takes(file, part, drawn):
+    mesh = make_mesh(1, 2, 1)
+    of = dataclasses.replace(config(file), mesh=MeshConfig(fsdp=2))
+    found, job, batch, k = programs.job_of(of, mesh, part)
+    assert k == drawn
+    assert batch.prompt.shape[0] == found.train.batch_size
+    reference = batch.ref_logps is not None or job.ref_params is not None
+    assert reference == (part == "step" and of.reward_loss is None)
+
+
+def test_adapters_hold_a_frozen_base():
+    made = programs.make(config(lora=LoraConfig(rank=2)), make_mesh(1, 2, 1), "step")
+    assert made.holds["frozen params"] > 5 * made.holds["params"] > 0
+    small = programs.make(
+        config(lora=LoraConfig(rank=2, quantize="int8")), make_mesh(1, 2, 1), "step"
+    )
+    assert small.holds["frozen params"] < made.holds["frozen params"]
+    whole = programs.make(config(), make_mesh(1, 2, 1), "step")
+    assert made.model_flops == pytest.approx(whole.model_flops * 2 / 3)
+    assert math.isfinite(made.tokens)
+
+
+def test_networks_trained_side_by_side_are_planned_so():
+    changes = ["objectives.method.at_once=3", "mesh.fsdp=2"]
+    several = load("configs/paretohqd_world.py", changes)
+    one = load("configs/paretohqd_world.py", ["objectives.method.at_once=1", "mesh.fsdp=2"])
+    mesh = make_mesh(1, 2, 1)
+    three, alone = (programs.make(x, mesh, "step") for x in (several, one))
+    assert (three.name, alone.name) == ("the step of 3 networks", "the step")
+    for kind in ("params", "optimizer"):
+        assert three.holds[kind] == pytest.approx(3 * alone.holds[kind], rel=1e-3)
+    assert three.holds["frozen params"] == alone.holds["frozen params"]  # one base for all
+    assert three.tokens == 3 * alone.tokens
+    assert three.model_flops == 3 * alone.model_flops
+    jax.eval_shape(three.function, *three.args)
+
+
+def test_a_reward_model_projects_to_no_vocabulary():
+    made = programs.make(config("configs/rm_world.py"), make_mesh(1, 2, 1), "step")
+    counted = dataclasses.replace(config().model, vocab_size=1)
+    assert made.model_flops == 3 * compile.forward_flops(counted, 8, 2, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("file", "field"),
+    [
+        ("configs/apo_world.py", "game.sampling"),
+        ("configs/hps_world.py", "candidates"),
+        ("configs/demo/dpo.py", "evaluate"),
+    ],
+)
+def test_sampling_is_that_of_training_where_there_is_one(file, field):
+    sizes = [f"{field}.batch_size=6", f"{field}.samples=3", f"{field}.max_new_tokens=5"]
+    config = load(file, ["data.max_prompt_tokens=16", "data.max_response_tokens=16", *sizes])
+    made = programs.make(config, make_mesh(1, 1, 1), "sample")
+    assert made.args[1].shape == (6, 16)
+    assert made.static["samples"] == 3
+    assert made.tokens == 6 * (16 + 3 * 5)

@@ -1,0 +1,178 @@
+"""Golden answers: whose prompts are whose, what is missing, and rows of both kinds in one batch."""
+
+import dataclasses
+from functools import partial
+
+import numpy as np
+import pytest
+
+from alignjax.config import GameConfig, OptimConfig
+from alignjax.data.batching import assemble, bucket, read
+from alignjax.data.prepare import open_dataset, prepare
+from alignjax.data.records import Receipt, Record, check, prompt_digest, split_by_prompt
+from alignjax.data.sources import trl
+from alignjax.data.tokenizer import load as tokenizers
+from alignjax.data.tokenizer import training
+from alignjax.errors import UserError
+from alignjax.losses import apo
+from alignjax.recipes.apo import golden
+from alignjax.training import optim
+from alignjax.world import sources as world
+from tests import runs
+
+SIZE = 40
+
+
+def config(**changes):
+    game = GameConfig(
+        optim=OptimConfig(schedule=optim.constant),
+        golden=partial(world.golden, size=SIZE, seed=0),
+        **changes,
+    )
+    return runs.get_config(game=game, reward_loss=apo.reward_loss)
+
+
+@pytest.fixture(scope="module")
+def records():
+    return list(world.pairs(Receipt(), size=SIZE, seed=0))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(records, tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("tokenizer") / "t.model")
+    texts = [text for record in records for text in (record.prompt, *record.responses)]
+    training.train_sentencepiece(texts, vocab_size=320, path=path)
+    return tokenizers.load(path)
+
+
+def test_every_prompt_is_on_one_side(records):
+    reward, policy = golden.sides(config(policy_fraction=0.3), records)
+    prompts = [{prompt_digest(r.prompt) for r in side} for side in (reward, policy)]
+    assert not prompts[0] & prompts[1]
+    assert len(reward) + len(policy) == len(records)
+    # Binomial: 0.3 of 40 with a deviation of 2.9; held at five of them.
+    assert 0 < len(policy) < 27
+    held_out = split_by_prompt(records, seed=0, eval_fraction=0.3)[1]
+    assert policy != held_out  # the two splits are independent
+    with pytest.raises(UserError, match=r"game\.policy_fraction: .* leaves the policy no prompt"):
+        golden.sides(config(policy_fraction=1e-9), records)
+
+
+def test_an_answer_is_the_source_s_or_what_the_data_prefer(records):
+    found, receipt = golden.answers(config(), records)
+    wanted = {r.prompt: r.responses[0] for r in world.golden(Receipt(), size=SIZE, seed=0)}
+    assert found == {prompt_digest(p): y for p, y in wanted.items()}
+    assert (receipt.rows_in, receipt.kept) == (SIZE, SIZE)
+    settings = dataclasses.replace(config().game, golden=None)
+    own, _ = golden.answers(dataclasses.replace(config(), game=settings), records)
+    assert own == {prompt_digest(r.prompt): r.responses[0] for r in records}
+
+
+def test_missing_answers_are_counted_and_too_many_refused(records):
+    few = partial(world.golden, size=SIZE - 4, seed=0)
+    settings = dataclasses.replace(config().game, golden=few, max_missing_fraction=0.1)
+    found, receipt = golden.answers(dataclasses.replace(config(), game=settings), records)
+    assert receipt.dropped == {"no_golden_answer": 4}
+    assert len(found) == SIZE - 4
+    settings = dataclasses.replace(settings, max_missing_fraction=0.09)
+    message = r"4 of 40 rows dropped \(10.0%\), more than game\.max_missing_fraction = 0\.09 allows"
+    with pytest.raises(UserError, match=message):
+        golden.answers(dataclasses.replace(config(), game=settings), records)
+
+
+def test_a_source_of_files_is_given_its_path(records):
+    settings = dataclasses.replace(config().game, golden=trl)
+    with pytest.raises(UserError, match=r"^game\.golden_path: trl reads files; say which"):
+        golden.answers(dataclasses.replace(config(), game=settings), records)
+    settings = dataclasses.replace(config().game, golden=None, golden_path="x.jsonl")
+    with pytest.raises(UserError, match=r"^game\.golden_path: no game\.golden to read it"):
+        golden.answers(dataclasses.replace(config(), game=settings), records)
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        (dict(responses=("a", "b")), "a"),
+        (dict(responses=("a",)), "a"),
+        (dict(responses=("a", "b"), scores=((1.0,), (2.0,)), objectives=("s",)), "b"),
+        (dict(responses=("a", "b"), desirable=(False, True)), "b"),
+        (dict(responses=("a",), desirable=(False,)), None),
+    ],
+)
+def test_what_a_record_prefers(fields, wanted):
+    assert golden.preferred(Record(id="x", prompt="p", **fields)) == wanted
+
+
+def test_what_is_no_comparison_is_refused():
+    one = Record(id="x", prompt="p", responses=("a",), origin="f:1")
+    with pytest.raises(UserError, match=r"^f:1: a game's reward model needs pairs or scored lists"):
+        golden.compared(one)
+    two = dict(responses=("a", "b"), scores=((1.0, 2.0), (0.0, 1.0)), objectives=("s", "t"))
+    with pytest.raises(UserError, match=r"^f:1: a game has one objective, found s, t"):
+        golden.compared(dataclasses.replace(one, **two))
+
+
+def mixed(records):
+    """Comparisons, and rows of a golden answer with 3 samples, of which some repeat."""
+    samples = (" Yes.", " No.", " Yes.", "  ")
+    rows = [golden.against(r, " Golden." if i else " No.", samples) for i, r in enumerate(records)]
+    return [*map(golden.compared, records), *rows]
+
+
+def test_rows_of_both_kinds_share_batches(records, tokenizer, tmp_path):
+    receipt = Receipt(rows_in=12)
+    data = prepare(
+        check(mixed(records[:6]), receipt),
+        tokenizer,
+        cache_dir=str(tmp_path),
+        max_prompt_tokens=64,
+        max_response_tokens=64,
+        receipt=receipt,
+        identity="mixed",
+    )
+    assert receipt.kept == 12
+    assert receipt.warned["removed_repeated_responses"] == 6
+    assert receipt.warned["removed_empty_responses"] == 6
+    assert open_dataset(data.path).adversarial.tolist() == [False] * 6 + [True] * 6
+    rows = bucket(data, count=1, multiple=8)
+    batch = assemble(data, np.array([0, 7, 6, -1]), rows.shapes[0])
+    assert batch.adversarial.tolist() == [False, True, True, False]
+    assert batch.present.tolist() == [
+        [True, True, False],
+        [True, True, True],
+        [True, True, False],  # one sample is the golden answer itself
+        [False] * 3,
+    ]
+    assert batch.scores.tolist() == [[1, 0, 0]] * 3 + [[0, 0, 0]]
+    # The loss of a row is its own, whatever lies beside it.
+    scores = np.array([[1, -1, 9], [0.5, 1, 2], [1, 0, -9], [3, 2, 1]], np.float32)
+    losses, metrics = apo.reward_loss(scores, batch, pair_weight=2.0, sample_weight=0.5)
+    softplus = lambda x: np.log1p(np.exp(x))  # noqa: E731
+    wanted = [
+        2 * softplus(-2.0),
+        0.5 * (softplus(0.5) + softplus(1.5)) / 2,
+        0.5 * softplus(-1.0),
+        0,
+    ]
+    np.testing.assert_allclose(losses, wanted, rtol=1e-5)
+    assert metrics["adversarial"].tolist() == [0, 1, 1, 0]
+    assert next(read(data, rows.in_order(4))).adversarial.shape == (4,)
+
+
+def test_data_without_such_rows_are_prepared_as_before(records, tokenizer, tmp_path):
+    made = {}
+    for name, flag in (("plain", False), ("marked", True)):
+        rows = [dataclasses.replace(golden.compared(r), adversarial=flag) for r in records[:3]]
+        made[name] = prepare(
+            rows,
+            tokenizer,
+            cache_dir=str(tmp_path),
+            max_prompt_tokens=64,
+            max_response_tokens=64,
+            receipt=Receipt(),
+            identity=name,
+        )
+    assert made["plain"].adversarial is None
+    shapes = bucket(made["plain"], count=1, multiple=8).shapes
+    assert assemble(made["plain"], np.arange(2), shapes[0]).adversarial is None
+    assert made["plain"].digest != made["marked"].digest

@@ -1,0 +1,422 @@
+"""The game in rounds: what it writes, that it goes on where it was, and what it refuses."""
+
+import collections
+import dataclasses
+import json
+import pathlib
+import shutil
+from functools import partial
+
+import numpy as np
+import pytest
+
+from alignjax.commands import export, finished_run
+from alignjax.config import (
+    GameConfig,
+    MeshConfig,
+    OptimConfig,
+    ReferenceConfig,
+    SamplingConfig,
+    TrainConfig,
+)
+from alignjax.data.tokenizer import load as tokenizers
+from alignjax.data.tokenizer import training
+from alignjax.errors import UserError
+from alignjax.losses import apo, bradley_terry, dpo, sft
+from alignjax.recipes import reward_model
+from alignjax.recipes.apo import rounds, setup
+from alignjax.rewards import scorers
+from alignjax.runtime import checkpoint, workdirs
+from alignjax.runtime.sharding import make_mesh
+from alignjax.sampling import generate
+from alignjax.stages import evaluation, sample_lists, scored
+from alignjax.stages.data import prepare_data
+from alignjax.training import loop, optim
+from alignjax.world import sources as world
+from tests import runs
+
+pytestmark = pytest.mark.usefixtures("compiled_here")
+
+SIZE = 60
+
+
+def config(*overrides, game=None, **changes):
+    """Two rounds of two steps of each player, on 60 pairs."""
+    settings = dict(
+        golden=partial(world.golden, size=SIZE, seed=0),
+        optim=OptimConfig(learning_rate=1e-2, schedule=optim.constant),
+        train=TrainConfig(steps=2, batch_size=8, save_every=1),
+        rounds=2,
+        sampling=SamplingConfig(samples=3, max_new_tokens=5, batch_size=16),
+        max_drop_fraction=0.5,
+        learning_rates=(1e-2, 5e-3),
+    )
+    parts = dict(
+        loss=sft.loss,
+        select=apo.select_best,
+        reward_loss=apo.reward_loss,
+        reference=ReferenceConfig(mode="none"),
+        game=GameConfig(**{**settings, **(game or {})}),
+    )
+    base = runs.changed(
+        *(f"data.source.size={SIZE}", "sft.steps=2", "train.steps=2", "train.save_every=1"),
+        *("evaluate.during=0", "evaluate.max_new_tokens=5", *overrides),
+    )
+    return dataclasses.replace(base, **{**parts, **changes})
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, compiled_here):
+    """One whole run: its folder, what it returned, and how often what costs was done."""
+    workdir = tmp_path_factory.mktemp("rounds") / "w"
+    with pytest.MonkeyPatch.context() as patch:
+        calls = counting(patch)
+        summary = rounds.run(config(), workdir)
+    return workdir, summary, dict(calls)
+
+
+def counting(patch):
+    """How often batches were sampled, lists scored and steps taken."""
+    calls = collections.Counter()
+
+    def count(name, module, attribute):
+        inner = getattr(module, attribute)
+
+        def wrapped(*args, **kwargs):
+            calls[name] += 1
+            return inner(*args, **kwargs)
+
+        patch.setattr(module, attribute, wrapped)
+
+    count("sampled", generate, "sample")
+    count("scored", scorers, "reward_model")
+    real = loop.fault_point
+
+    def step(phase, place):
+        calls["steps"] += phase == "step"
+        real(phase, place)
+
+    patch.setattr(loop, "fault_point", step)
+    return calls
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def results(workdir):
+    """All that came of a game, to the last bit: digests of parameters stand for them."""
+    names = ["base/record.json", "history.json"]
+    for t in (1, 2):
+        lists = [f"{side}_lists/{x}" for side in ("reward", "policy")
+                 for x in ("lists.jsonl", "record.json")]  # fmt: skip
+        names += [f"round-{t}/{x}" for x in (*lists, "reward/record.json", "samples.json")]
+    found = {name: (workdir / name).read_bytes() for name in names}
+    for t in (1, 2):
+        found[f"policy-{t}"] = read(workdir / f"round-{t}/policy/summary.json")["params"]
+        for player in ("reward", "policy"):
+            found[f"{player}-{t}-lines"] = runs.lines(workdir / f"round-{t}" / player)
+    return found
+
+
+def test_it_writes_what_its_docstring_lists(base):
+    workdir, summary, _ = base
+    listed = rounds.__doc__.split("\n\n")[2]
+    for path in workdir.iterdir():
+        if path.name[:5] not in ("round", ".lock") and path.name not in (
+            *("config.json", "receipt.json", "tokenizer.model", "sft", "cache"),
+        ):
+            assert path.name in listed, f"{path.name} is written and not listed"
+    in_round = {path.name for path in (workdir / "round-2").iterdir()}
+    assert in_round == {
+        *("reward_lists", "reward", "policy_lists", "policy", "samples.json", "measured.json")
+    }
+    assert all(name in listed for name in in_round)
+    assert (workdir / "report.png").read_bytes()[:4] == b"\x89PNG"
+    assert summary == read(workdir / "summary.json")
+
+
+def test_each_player_starts_where_the_paper_says(base):
+    workdir = base[0]
+    supervised = read(workdir / "round-1/policy/summary.json")["key"]["start"]
+    policies = [supervised]
+    for t in (1, 2):
+        record = read(workdir / f"round-{t}/reward/record.json")
+        assert record["key"]["start"] == supervised  # its base, in every round
+        told = read(workdir / f"round-{t}/policy/summary.json")
+        assert told["key"]["start"] == told["key"]["reference"] == policies[-1]
+        assert told["learning_rate"] == (1e-2, 5e-3)[t - 1]
+        for side in ("reward", "policy"):
+            lists = read(workdir / f"round-{t}/{side}_lists/record.json")
+            assert lists["key"]["policy"] == policies[-1]
+        assert lists["key"]["reward"] == record["params"]
+        policies.append(told["params"])
+    assert len(set(policies)) == 3
+
+
+def test_the_reward_model_sees_golden_answers_against_samples_beside_pairs(base):
+    workdir = base[0]
+    settings = config()
+    table = laid(settings, workdir)
+    said = [json.loads(line) for line in
+            (workdir / "round-1/reward_lists/lists.jsonl").read_text().splitlines()]  # fmt: skip
+    assert [row["responses"][0] for row in said] == table.answers
+    assert all(row["scores"] == [1.0] + [0.0] * (len(row["responses"]) - 1) for row in said)
+    prompts = [{r.prompt for r in side.originals} for side in (table.reward, table.policy)]
+    assert not prompts[0] & prompts[1]
+    assert {r.prompt for r in table.pairs} == prompts[0]
+    lists = (workdir / "round-1/policy_lists/lists.jsonl").read_text().splitlines()
+    assert {json.loads(line)["prompt"] for line in lists} == prompts[1]
+    shares = [float.fromhex(line["adversarial"]) for line in runs.lines(workdir / "round-1/reward")]
+    assert 0 < np.mean(shares) < 1
+    assert all(float.fromhex(x["adversarial"]) == 0 for x in runs.lines(workdir / "base"))
+
+
+def laid(settings, workdir):
+    return setup.lay(settings, workdir, prepare_data(settings, workdir), make_mesh(1, 1, 1))
+
+
+def test_the_history_is_what_the_parts_say(base):
+    workdir, summary, _ = base
+    history = summary["rounds"]
+    assert [line["round"] for line in history] == [0, 1, 2]
+    assert history[0]["reward_model"] == history[0]["base"]
+    assert history[0]["policy"][evaluation.KL]["mean"] == pytest.approx(0, abs=1e-5)
+    assert history[2]["policy"][evaluation.KL]["mean"] > 1e-4
+    table = laid(config(), workdir)
+    last = workdir / "round-2" / "reward"
+    found = np.array(scorers.reward_model(table.held_out, path=str(last)))
+    accuracy = history[2]["reward_model"]["pairs"]["accuracy"]
+    assert accuracy["mean"] == pytest.approx(np.mean(found[:, 0] > found[:, 1]))
+    samples = read(workdir / "round-2/samples.json")["samples"]
+    truth = [world.judge(s["prompt"], s["response"])["true_score"] for s in samples]
+    assert history[2]["policy"]["true_score"]["mean"] == pytest.approx(np.mean(truth))
+    before, after = (summary["table"]["true_score"][x]["mean"] for x in ("before", "after"))
+    assert before == history[0]["policy"]["true_score"]["mean"]
+    assert after == history[2]["policy"]["true_score"]["mean"]
+
+
+PLACES = [
+    *(("step", "reward model, base-2"), ("params", ""), ("kept", "record.json")),
+    *(("sampled", "round-0/samples"), ("kept", "measured.json")),
+    *(("generated", "lists-000000"), ("scored", "scores-lists-000000"), ("listed", "")),
+    *(("step", "round 1: reward model-2"), ("logged", "round 1: policy-1")),
+    *(("kept", "summary.json"), ("sampled", "round-1/samples")),
+    *(("step", "round 2: reward model-1"), ("saving", "round 2: policy-2")),
+    *(("generated", "lists-000001"), ("ended", "")),
+]
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_ends_with_the_same_bits(base, tmp_path, monkeypatch):
+    """Ended at each of its places in turn, and nothing that was kept is done twice."""
+
+    class KilledError(Exception):
+        pass
+
+    calls = counting(monkeypatch)
+    left = list(PLACES)
+
+    def ending(real):
+        def fault_point(*place):
+            real(*place)
+            if place in left:
+                left.remove(place)
+                raise KilledError(place)
+
+        return fault_point
+
+    for module in (sample_lists, loop, workdirs, evaluation, reward_model, rounds):
+        monkeypatch.setattr(module, "fault_point", ending(module.fault_point))
+    for _ in PLACES:
+        with pytest.raises(KilledError):
+            rounds.run(config(), tmp_path)
+    rounds.run(config(), tmp_path)
+    assert not left
+    assert results(tmp_path) == results(base[0])
+    # A step that was ended before its save is taken again, and nothing else.
+    again = sum(phase in ("step", "logged") for phase, _ in PLACES)
+    wanted = base[2]
+    assert calls["steps"] == wanted["steps"] + again
+    assert calls["sampled"] == wanted["sampled"]
+
+
+def test_a_game_that_has_ended_is_left_as_it_is(base, monkeypatch):
+    workdir, summary, _ = base
+    calls = counting(monkeypatch)
+    assert rounds.run(config(), workdir) == summary
+    assert not calls
+
+
+def test_other_measures_train_nothing(base, tmp_path, monkeypatch):
+    workdir = pathlib.Path(shutil.copytree(base[0], tmp_path / "copy"))
+    calls = counting(monkeypatch)
+    found = rounds.run(config("evaluate.samples=3"), workdir)
+    assert not calls["steps"]
+    assert [line["policy"]["true_score"]["count"] for line in found["rounds"]] == [2] * 3
+    assert results(workdir)["policy-2"] == results(base[0])["policy-2"]
+
+
+@pytest.fixture
+def begun(base, tmp_path):
+    """A folder in which the supervised stage and the pairs' reward model are done."""
+    for name in ("sft", "cache", "base"):
+        shutil.copytree(base[0] / name, tmp_path / name)
+    shutil.copy(base[0] / "tokenizer.model", tmp_path)
+    return tmp_path
+
+
+def test_without_an_adversary_one_reward_model_stays(begun):
+    pair = dict(select=bradley_terry.select, loss=partial(dpo.loss, beta=0.1))
+    settings = config(
+        game=dict(adversarial=False, rounds=1, reference="supervised"),
+        reference=ReferenceConfig(mode="auto"),
+        **pair,
+    )
+    found = rounds.run(settings, begun)
+    assert not (begun / "round-1" / "reward").exists()
+    assert not (begun / "round-1" / "reward_lists").exists()
+    lists = read(begun / "round-1/policy_lists/record.json")
+    assert lists["key"]["reward"] == read(begun / "base/record.json")["params"]
+    assert found["rounds"][1]["ahead"]["pairs"]["mean"] == 0
+    assert read(begun / "round-1/policy/summary.json")["reference"]["mode"] in ("cache", "live")
+
+
+# --- what is refused
+
+
+def refused(settings, workdir, match):
+    with pytest.raises(UserError, match=match) as caught:
+        rounds.run(settings, workdir)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_few_golden_answers_are_refused_before_anything_is_trained(tmp_path):
+    few = partial(world.golden, size=SIZE // 2, seed=0)
+    match = r"rows dropped .* more than game\.max_missing_fraction = 0\.01 .*no_golden_answer"
+    refused(config(game=dict(golden=few)), tmp_path, match)
+    assert not (tmp_path / "sft").exists()
+
+
+def test_a_policy_of_empty_responses_is_stopped_with_round_and_share(begun, monkeypatch):
+    real = sample_lists.respond_in_batches
+
+    def mute(*args, title, **rest):
+        for number, found in real(*args, title=title, **rest):
+            if title.startswith("round 2: sampling, policy"):
+                found = {
+                    i: [dataclasses.replace(s, response=" ") for s in x] for i, x in found.items()
+                }
+            yield number, found
+
+    monkeypatch.setattr(sample_lists, "respond_in_batches", mute)
+    match = (
+        r"^round 2: 100\.0% of the policy's \d+ samples to the policy prompts are empty, more than "
+        r"game\.max_empty_fraction = 0\.5 allows$"
+    )
+    settings = config(game=dict(sequential=True))
+    refused(settings, begun, match)
+    refused(settings, begun, match)  # the samples are kept, and so is what is said of them
+    # A sequential reward model goes on from the last one.
+    models = [
+        read(begun / name / "record.json") for name in ("base", "round-1/reward", "round-2/reward")
+    ]
+    assert models[1]["key"]["start"] == models[0]["params"]
+    assert models[2]["key"]["start"] == models[1]["params"]
+
+
+def test_samples_that_are_all_alike_are_refused_with_the_round(begun, monkeypatch):
+    def same(params, ref_params, asked, *, done, settings, **rest):
+        samples = [generate.Sample("", " a", 1, True, 0.0, 0.0, 0.0)] * settings.samples
+        if 0 not in done:
+            yield 0, dict.fromkeys(range(len(asked)), samples)
+
+    monkeypatch.setattr(sample_lists, "respond_in_batches", same)
+    refused(
+        config(game=dict(adversarial=False)), begun, r"no rows left to train on: .*single_response"
+    )
+
+
+def other_reward_model(folder, base, **changes):
+    """The pairs' reward model under another config."""
+    shutil.copytree(base[0] / "base", folder)
+    said = read(folder / "config.json")
+    for name, value in changes.items():
+        said[name] |= value
+    (folder / "config.json").write_text(json.dumps(said))
+    return str(folder)
+
+
+def test_a_reward_model_of_another_size_or_tokenizer_is_refused(base, tmp_path):
+    wide = other_reward_model(tmp_path / "wide", base, model={"width": 64})
+    match = (
+        r"^game\.reward_model: .*wide: wanted a model of the policy's size, found width: 32 -> 64$"
+    )
+    refused(config(game=dict(reward_model=wide)), tmp_path / "a", match)
+    other = pathlib.Path(other_reward_model(tmp_path / "other", base))
+    path = str(other / "tokenizer.model")
+    pathlib.Path(path).unlink()
+    texts = [f"number {i} is a fine number\n" for i in range(100)]
+    training.train_sentencepiece(texts, vocab_size=300, path=path)
+    said = read(other / "summary.json")
+    said["reward_model"]["tokenizer"] = tokenizers.load(path).digest
+    (other / "summary.json").write_text(json.dumps(said))
+    match = r"^game\.reward_model: .*other: wanted the policy's tokenizer \w{12}, found \w{12}$"
+    refused(config(game=dict(reward_model=str(other))), tmp_path / "b", match)
+    assert not (tmp_path / "b" / "sft").exists()
+    refused(config(game=dict(reward_model="none")), tmp_path / "c", r"game\.reward_model: none hol")
+
+
+def test_a_reward_model_that_is_given_stands_for_the_pairs_own(base, begun):
+    shutil.rmtree(begun / "base")
+    given = str(base[0] / "base")
+    found = rounds.run(config(game=dict(reward_model=given, rounds=1)), begun)
+    assert not (begun / "base").exists()
+    one = base[1]["rounds"][0]["base"]["pairs"]
+    assert found["rounds"][0]["base"]["pairs"] == one
+
+
+def test_losses_are_tried_on_the_rows_to_come(tmp_path):
+    refused(config(select=None, loss=dpo.loss), tmp_path, r"^loss: .*dpo\.loss on this data: .*K=3")
+    pairs_only = partial(of_pairs, size=2)
+    refused(
+        config(reward_loss=pairs_only), tmp_path, r"^reward_loss: .*of_pairs on this data: .*K=4"
+    )
+    assert not (tmp_path / "sft").exists()
+
+
+def of_pairs(scores, batch, *, size: int):
+    if scores.shape[1] != size:
+        raise ValueError(f"wanted K={size}, found K={scores.shape[1]}")
+    return scores[:, 0], {}
+
+
+def test_a_step_wise_schedule_is_not_played_in_rounds(tmp_path):
+    settings = config(game=dict(reward_steps=1, policy_steps=1))
+    refused(
+        settings, tmp_path, r"^game\.reward_steps, game\.policy_steps: wanted 0 and 0 .*1 and 1"
+    )
+
+
+# --- afterwards
+
+
+def test_the_last_policy_is_what_the_verbs_take(base, tmp_path):
+    workdir = base[0]
+    params = finished_run.load_policy(config(), str(workdir))
+    digest = read(workdir / "round-2/policy/summary.json")["params"]
+    assert checkpoint.tree_digest(params) == digest
+    finished_run.require_complete(str(workdir))
+    export.export(str(workdir), str(tmp_path / "exported"))
+    card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
+    assert f"`{sft.loss.__module__}.loss`, 2 steps" in card
+    assert (tmp_path / "exported" / "model.safetensors").is_file()
+    with pytest.raises(UserError, match=r"holds a game, not a reward model: .*round-\*/reward"):
+        scorers.find_reward_model(str(workdir))
+    assert scorers.find_reward_model(str(workdir / "round-2/reward")).digest
+    assert scored.scores(
+        partial(scorers.reward_model, path=str(workdir / "round-1/reward")),
+        laid(config(), workdir).held_out[:1],
+        "s",
+        MeshConfig(),
+    )

@@ -1,0 +1,133 @@
+"""The game step by step as a run: what it measures and leaves, what resumes, what is refused.
+
+Whole runs are slow; the loop itself is in online_test.
+"""
+
+import dataclasses
+import functools
+import json
+
+import pytest
+
+from alignjax.commands import finished_run
+from alignjax.config import GameConfig, OptimConfig, ReferenceConfig, SamplingConfig, TrainConfig
+from alignjax.errors import UserError
+from alignjax.losses import apo
+from alignjax.recipes.apo import stepwise
+from alignjax.rewards import scorers
+from alignjax.runtime import checkpoint
+from alignjax.training import loop, optim
+from alignjax.world import sources as world
+from tests import runs
+
+pytestmark = pytest.mark.usefixtures("compiled_here")
+
+STEPS = 3  # of the policy; with two of the reward model before each, 9 turns
+
+
+def judge(prompt, response):
+    """Something that the texts of a network of two steps differ in."""
+    return {"es": float(response.count("e")), "length": float(len(response))}
+
+
+def config(**changes):
+    settings = dict(
+        golden=functools.partial(world.golden, size=60, seed=0),
+        policy_fraction=0.4,
+        sampling=SamplingConfig(samples=2, max_new_tokens=4, batch_size=8),
+        max_empty_fraction=0.9,
+        optim=OptimConfig(learning_rate=1e-3, schedule=optim.cosine),
+        train=TrainConfig(steps=2, batch_size=4),
+        reference="supervised",
+        reward_steps=2,
+        policy_steps=1,
+    )
+    base = runs.changed("data.source.size=60", "sft.steps=2", f"train.steps={STEPS}")
+    return dataclasses.replace(
+        base,
+        train=dataclasses.replace(base.train, batch_size=4, save_every=2, log_every=1),
+        evaluate=dataclasses.replace(base.evaluate, judge=judge, prompts=4),
+        loss=functools.partial(apo.loss, beta=0.1),
+        reward_loss=functools.partial(apo.reward_loss, sample_weight=0.5),
+        game=GameConfig(**{**settings, **changes}),
+    )
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory, compiled_here):
+    workdir = tmp_path_factory.mktemp("game")
+    return workdir, stepwise.run(config(), workdir)
+
+
+@pytest.mark.slow
+def test_both_players_are_measured_before_and_after(clean):
+    workdir, summary = clean
+    assert summary["steps"] == 3 * STEPS
+    before, after = summary["rounds"]
+    assert "es" in before["policy"]
+    assert {"pairs", "samples"} <= set(after["reward_model"])
+    assert str(before["reward_model"]) == str(before["base"])  # NaNs among them
+    assert after["reward_model"] != after["base"]
+    steps = [float.fromhex(x["step"]) for x in runs.lines(workdir)]
+    assert steps == list(range(1, 10))
+
+
+@pytest.mark.slow
+def test_what_it_leaves_can_be_used(clean):
+    workdir, _ = clean
+    ended = json.loads((workdir / "players.json").read_text())
+    policy = finished_run.load_policy(config(), str(workdir))
+    assert checkpoint.tree_digest(policy) == ended["policy"]
+    found = scorers.find_reward_model(str(workdir / "reward"))
+    assert found.digest == ended["reward"]
+
+
+class StopHereError(Exception):
+    """The end of the process, as far as the run is concerned."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [2, 4])  # the turn that comes next: the policy's, the other's
+def test_a_run_that_was_stopped_ends_with_the_same_bits(stop, clean, tmp_path):
+    """Turns 2 and 4 are saved: the policy's third, and in the middle of the reward model's two."""
+    wanted, summary = clean
+    real, left = loop.put_rows, [stop]
+
+    def put_rows(batch, mesh):
+        if (tmp_path / "base" / "record.json").is_file():
+            if not left[0]:
+                raise StopHereError
+            left[0] -= 1
+        return real(batch, mesh)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "put_rows", put_rows)
+        with pytest.raises(StopHereError):
+            stepwise.run(config(), tmp_path)
+    found = stepwise.run(config(), tmp_path)
+    assert found["resumed_from"] == stop
+    for name in ("players.json", "history.json"):
+        assert (tmp_path / name).read_bytes() == (wanted / name).read_bytes()
+    assert runs.lines(tmp_path) == runs.lines(wanted)
+    assert found["table"] == summary["table"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reference": "previous"}, r"game.reference: .* wanted supervised: .*; found 'previous'"),
+        ({"sequential": True}, r"game.sequential: .* found True"),
+        ({"adversarial": False}, r"game.adversarial: .* found False"),
+        ({"learning_rates": (1e-3,)}, r"game.learning_rates: .* wanted none: see optim"),
+    ],
+)
+def test_what_one_loop_would_not_read_is_refused(changes, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        stepwise.run(config(**changes), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reference_without_new_samples_is_refused(tmp_path):
+    settings = dataclasses.replace(config(), reference=ReferenceConfig(mode="cache"))
+    with pytest.raises(UserError, match=r"reference.mode: wanted auto or live .* found 'cache'"):
+        stepwise.run(settings, tmp_path)

@@ -1,0 +1,182 @@
+"""MODPO as a recipe: the lists it makes, which objective orders them, one policy a preference."""
+
+import dataclasses
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+
+from alignjax.config import ObjectivesConfig
+from alignjax.errors import UserError
+from alignjax.losses import dpo, modpo
+from alignjax.recipes.multi_objective import modpo as method
+from alignjax.recipes.multi_objective import run as recipe
+from alignjax.recipes.multi_objective import training
+from alignjax.recipes.multi_objective.method import Rows
+from alignjax.rewards import scorers
+from alignjax.training import loop
+from alignjax.world import sources as world
+from tests import runs
+
+pytestmark = pytest.mark.usefixtures("compiled_here")
+
+NAMES = ("harmless", "helpful")
+PREFERENCES = ((2.0, 0.0), (0.25, 0.75))
+
+
+LOSS = partial(modpo.loss, beta=0.3)
+
+
+def config(*overrides, preferences=PREFERENCES, loss=LOSS, **keywords):
+    settings = runs.changed(
+        *("data.max_response_tokens=64", "sft.steps=2", "train.steps=2", "train.save_every=1"),
+        *overrides,
+    )
+    source = partial(
+        world.lists, size=40, seed=0, responses=3, objectives=("helpful", "harmless", "concise")
+    )
+    return dataclasses.replace(
+        settings,
+        data=dataclasses.replace(settings.data, source=source),
+        loss=loss,
+        objectives=ObjectivesConfig(
+            method=partial(method.train, **keywords),
+            scorer=partial(scorers.judged, judge=world.judge, name=NAMES),
+            names=NAMES,
+            preferences=preferences,
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, compiled_here):
+    """One whole run, the lists it trained on, and what each policy was trained with."""
+    workdir, given, fitted = tmp_path_factory.mktemp("modpo"), [], {}
+    prepare, fit = training.prepared, training.fit
+
+    def seen(setting, records, name):
+        given.extend(records)
+        return prepare(setting, records, name)
+
+    def trained(setting, name, rows, **keywords):
+        fitted[name] = keywords
+        return fit(setting, name, rows, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "prepared", seen)
+        patch.setattr(training, "fit", trained)
+        recipe.run(config(log_odds=2.0), workdir)
+    return workdir, given, fitted
+
+
+def lines(workdir, i):
+    text = (workdir / f"modpo-{i:02d}" / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_scores_become_rewards_in_log_odds(base):
+    records = base[1]
+    truth = np.array([[[world.judge(r.prompt, y)[n] for n in NAMES] for y in r.responses]
+                      for r in records])  # fmt: skip
+    assert truth.shape[1:] == (3, 2)
+    assert {r.objectives for r in records} == {NAMES}
+    rewards = np.array([r.scores for r in records])
+    np.testing.assert_allclose(rewards.reshape(-1, 2).std(axis=0), 2.0, rtol=1e-6)
+    np.testing.assert_allclose(rewards, truth * (2.0 / truth.reshape(-1, 2).std(axis=0)), rtol=1e-5)
+
+
+def test_each_preference_has_a_policy_of_its_own(base):
+    workdir, _, fitted = base
+    assert {p.name for p in workdir.glob("modpo-*")} == set(fitted) == {"modpo-00", "modpo-01"}
+    found = json.loads((workdir / "front.json").read_text())
+    assert set(found["seconds_by_part"]) == set(fitted)
+    for name, preference, main in (("modpo-00", (1.0, 0.0), 0), ("modpo-01", (0.25, 0.75), 1)):
+        loss, select = fitted[name]["loss"], fitted[name]["select"]
+        assert loss.keywords == {"beta": 0.3, "preference": preference, "main": main}
+        assert select.keywords == {"main": main, "noisy": False}
+    # At the start policy and reference are one: all weight on harmless is DPO, log 2 nats.
+    first, other = (lines(workdir, i)[0] for i in range(2))
+    assert first["loss"] == pytest.approx(np.log(2), rel=1e-5)
+    assert first["rewards/collective"] == other["rewards/collective"] == 0
+    assert first["rewards/margins"] == 0
+    assert abs(other["rewards/margins"]) > 1e-3  # harmless is the margin
+
+
+def test_killed_in_the_second_policy_it_keeps_the_first(base, tmp_path, monkeypatch):
+    class KilledError(Exception):
+        pass
+
+    def fault_point(*place):
+        if place == ("logged", "modpo-01-2"):
+            raise KilledError
+
+    settings = config(log_odds=2.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "fault_point", fault_point)
+        with pytest.raises(KilledError):
+            recipe.run(settings, tmp_path)
+    steps, dispatched = [], loop.train_step
+    monkeypatch.setattr(
+        loop, "train_step", lambda *x, **y: (steps.append(1), dispatched(*x, **y))[1]
+    )
+    recipe.run(settings, tmp_path)
+    assert len(steps) == 1  # traced for the second policy's last step alone
+    front, wanted = (json.loads((d / "front.json").read_text()) for d in (tmp_path, base[0]))
+    assert front["scores"] == wanted["scores"]
+
+
+@pytest.mark.parametrize(
+    ("preference", "main", "wanted"),
+    [
+        ((0.3, 0.7), None, 1),
+        ((0.5, 0.5), None, 0),
+        ((0.3, 0.7), 0, 0),
+        ((0.0, 1.0), 0, 1),  # the loss would divide by 0
+        ((0.0, 0.2, 0.8), 0, 2),
+    ],
+)
+def test_the_objective_that_orders_the_pairs(preference, main, wanted):
+    assert method.ordering(preference, main) == wanted
+
+
+def rows(scores):
+    n = len(scores)
+    return Rows(tuple("aab"[:n]), ("p",) * n, ("x", "y", "z")[:n], np.array(scores, float))
+
+
+class Setting:
+    objectives = config().objectives
+
+
+def test_prompts_with_one_response_are_counted(caplog):
+    with caplog.at_level("INFO", logger="alignjax"):
+        (record,) = method.lists(Setting, rows([[1, 2], [3, 5], [4, 4]]), 1.0)
+    assert record.responses == ("x", "y")
+    assert "1 lists; 1 prompts have one response" in caplog.text
+
+
+def test_bad_data_and_keywords_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"helpful has one value, 2\.0, in all 3 rows"):
+        method.lists(Setting, rows([[1, 2], [3, 2], [4, 2]]), 1.0)
+    with pytest.raises(UserError, match="wanted prompts with two responses or more, found 2"):
+        method.lists(Setting, dataclasses.replace(rows([[1, 2], [3, 5]]), ids=("a", "b")), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"main": 2}, "objectives.method.main: wanted 0 to 1, found 2"),
+        ({"log_odds": 0.0}, "objectives.method.log_odds: wanted a positive number, found 0.0"),
+    ],
+)
+def test_keywords_out_of_range_are_refused(keywords, message):
+    setting = type("Setting", (), {"config": config(), "objectives": config().objectives})
+    with pytest.raises(UserError, match=message):
+        method.train(setting, **keywords)
+
+
+def test_a_loss_without_preferences_is_refused():
+    setting = type("Setting", (), {"config": config(loss=dpo.loss)})
+    with pytest.raises(UserError, match=r"loss: wanted modpo.loss .* found alignjax.*dpo.loss"):
+        method.train(setting)

@@ -1,0 +1,190 @@
+"""A policy per preference, by policy gradient on a weighted sum of scores."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from alignjax.config import EvaluateConfig, ObjectivesConfig
+from alignjax.errors import UserError
+from alignjax.losses import apo
+from alignjax.models import reward_head
+from alignjax.models.config import LoraConfig
+from alignjax.recipes.multi_objective import morlhf, training
+from alignjax.recipes.multi_objective import run as recipe
+from alignjax.rewards import scorers
+from alignjax.runtime import checkpoint
+from alignjax.sampling import generate
+from tests import runs
+
+pytestmark = pytest.mark.usefixtures("compiled_here")
+
+NAMES = ("short", "spaced")
+SEEN = []
+
+
+def judge(prompt, response):
+    return {"short": -float(len(response)), "spaced": float(response.count(" ")), "flat": 1.0}
+
+
+def method(setting, *, steps: int):
+    """MORLHF, which leaves its setting for the tests."""
+    SEEN.append(setting)
+    return morlhf.train(setting, steps=steps)
+
+
+def config(**changes):
+    objectives = ObjectivesConfig(
+        method=functools.partial(method, steps=16),
+        scorer=functools.partial(scorers.judged, judge=judge, name=NAMES),
+        names=NAMES,
+        preferences=((1.0, 0.0), (0.0, 2.0)),
+    )
+    parts = dict(
+        loss=functools.partial(apo.loss, beta=0.05),
+        objectives=objectives,
+        evaluate=EvaluateConfig(prompts=16, samples=4, max_new_tokens=6, batch_size=16),
+    )
+    base = runs.changed("data.source.size=80", "sft.steps=2", "optim.learning_rate=0.02")
+    return dataclasses.replace(base, **{**parts, **changes})
+
+
+@pytest.fixture(scope="module")
+def front(tmp_path_factory, compiled_here):
+    workdir = tmp_path_factory.mktemp("morlhf")
+    recipe.run(config(), workdir)
+    return workdir, SEEN[-1]
+
+
+def scores_of(setting, params):
+    """``[S, M]`` scores of samples of a policy."""
+    asked = generate.questions(setting.data.asked, 16)
+    said = training.respond_with(setting, params)(asked)
+    return np.array([[judge(s.prompt, s.response)[n] for n in NAMES] for s in said])
+
+
+def test_each_policy_raises_what_its_preference_weighs(front):
+    workdir, setting = front
+    before = scores_of(setting, setting.load_reference())
+    told = json.loads((workdir / "front.json").read_text())
+    table = np.array(told["scores"]).mean(axis=1)  # [P, M]
+    deviation = before.std(axis=0) / np.sqrt(len(before))
+    assert (np.diag(table) > before.mean(axis=0) + 5 * deviation).all()
+    assert table[0, 0] > table[1, 0]
+    assert table[1, 1] > table[0, 1]
+
+
+def test_a_policy_that_was_trained_is_read_back(front, monkeypatch):
+    workdir, setting = front
+    name = workdir / "morlhf" / "1.0000-0.0000"
+    before = (name / "metrics.jsonl").read_bytes()
+    first = morlhf.policy(setting, (1.0, 0.0), steps=16)
+    assert checkpoint.tree_digest(first) == checkpoint.tree_digest(
+        morlhf.policy(setting, (1.0, 0.0), steps=16)
+    )
+    assert (name / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(UserError, match=r"belongs to another run: samples 4 \(this run: 3\)"):
+        morlhf.policy(setting, (1.0, 0.0), steps=16, samples=3)
+
+
+def test_only_adapters_are_trained_where_the_config_has_them(front, tmp_path):
+    _, setting = front
+    lora = dataclasses.replace(setting.config, lora=LoraConfig(rank=2, targets=("q", "v")))
+    setting = dataclasses.replace(setting, config=lora, workdir=tmp_path)
+    params = morlhf.policy(setting, (0.5, 0.5), steps=2)
+    assert set(params) == {"layers"}
+    assert any(np.abs(x["lora_b"]).max() > 0 for x in params["layers"].values())
+    assert (
+        len(training.respond_with(setting, params)(generate.questions(setting.data.asked, 2))) == 8
+    )
+
+
+def batch_of(setting, k=3):
+    rng = np.random.default_rng(0)
+    asked = generate.questions(setting.data.train, 4)
+    batch = generate.prompts_only(asked, np.array([2, 0, -1]), 32)
+    ids = rng.integers(3, 300, (3, k, 5)).astype(np.int32)
+    lengths = rng.integers(1, 6, (3, k)).astype(np.int32)
+    return dataclasses.replace(batch, response=ids, response_length=lengths)
+
+
+def test_scores_of_samples_are_weighted_and_normalised(front):
+    _, setting = front
+    rows = training.scored_rows(setting)
+    batch = batch_of(setting)
+    shift, scale = morlhf.normalisation(rows.scores, "zscore")
+    found = morlhf._scalar(setting, rows, np.array([0.25, 0.75]) * scale, shift)(batch)
+    wanted = np.zeros((3, 3))
+    mean, std = rows.scores.mean(0), rows.scores.std(0)
+    for i in range(2):  # the third row only fills the batch up
+        for j in range(3):
+            ids = batch.response[i, j, : batch.response_length[i, j]].tolist()
+            told = judge("", setting.data.tokenizer.decode(ids))
+            z = (np.array([told[n] for n in NAMES]) - mean) / std
+            wanted[i, j] = 0.25 * z[0] + 0.75 * z[1]
+    np.testing.assert_allclose(found, wanted, rtol=1e-9)
+
+
+def test_normalisation():
+    table = np.array([[0.0, 5.0, 1.0], [2.0, 5.0, 3.0], [4.0, 5.0, 8.0]])
+    shift, scale = morlhf.normalisation(table, "minmax")
+    np.testing.assert_allclose((table - shift) * scale, [[0, 0, 0], [0.5, 0, 2 / 7], [1, 0, 1]])
+    shift, scale = morlhf.normalisation(table, "zscore")
+    found = (table - shift) * scale
+    np.testing.assert_allclose(found.std(axis=0), [1, 0, 1])
+    np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-12)
+    shift, scale = morlhf.normalisation(table, "none")
+    np.testing.assert_array_equal((table - shift) * scale, table)
+
+
+@pytest.fixture
+def two_headed(front, monkeypatch):
+    """A reward model of the policy's shape that scores both objectives, in the other order."""
+    _, setting = front
+    model = setting.config.model
+    found = scorers.RewardModel(
+        "rm", model, setting.data.tokenizer, (NAMES[1], NAMES[0]), {}, "digest"
+    )
+    init = functools.partial(reward_head.init_params, model, objectives=2)
+    params = jax.tree.map(lambda x: x + 0.1, jax.jit(init)(jax.random.key(5)))
+    params["reward"]["kernel"] = jax.random.normal(jax.random.key(6), (model.width, 2))
+    monkeypatch.setattr(scorers, "find_reward_model", lambda path: found)
+    monkeypatch.setattr(scorers, "load_params", lambda found, mesh: params)
+    scorer = functools.partial(scorers.reward_model, path="rm")
+    several = dataclasses.replace(setting.config.objectives, scorer=scorer)
+    config = dataclasses.replace(setting.config, objectives=several)
+    return dataclasses.replace(setting, config=config), params, found
+
+
+def test_a_reward_model_scores_the_ids_themselves(two_headed):
+    setting, params, _ = two_headed
+    batch = batch_of(setting)
+    shift, weights = np.array([1.0, 2.0]), np.array([0.3, 0.7])
+    found = morlhf._scalar(setting, None, weights, shift)(batch)
+    model = setting.config.model
+    table = np.asarray(reward_head.score_responses(params, batch, config=model))[..., ::-1]
+    np.testing.assert_allclose(found, (table - shift) @ weights, rtol=1e-5)
+
+
+def test_a_reward_model_of_another_tokenizer_is_refused(two_headed, monkeypatch):
+    setting, _, found = two_headed
+    other = dataclasses.replace(found, tokenizer=dataclasses.replace(found.tokenizer, digest="x"))
+    monkeypatch.setattr(scorers, "find_reward_model", lambda path: other)
+    with pytest.raises(UserError, match="rm: a reward model of tokenizer x, and the policy has"):
+        morlhf._scalar(setting, None, np.ones(2), np.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"samples": 1}, r"objectives.method.samples: wanted 2 at least, found 1"),
+        ({"normalise": "z"}, r"normalise: wanted zscore, minmax, none, found 'z'"),
+        ({"max_empty_fraction": 1.0}, r"max_empty_fraction: wanted a number in \[0, 1\)"),
+    ],
+)
+def test_hyperparameters_out_of_range_are_refused(settings, message, front):
+    with pytest.raises(UserError, match=message):
+        morlhf.policy(front[1], (1.0, 0.0), **settings)

@@ -1,0 +1,325 @@
+"""RiC as a recipe: what prompts tell in every stage, what is kept, how it goes on if killed."""
+
+import dataclasses
+import json
+import re
+import shutil
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from alignjax.config import ObjectivesConfig
+from alignjax.data.records import Message, Receipt, Record
+from alignjax.data.tokenizer import load
+from alignjax.errors import UserError
+from alignjax.losses import rewards_in_context as ric
+from alignjax.recipes.multi_objective import rewards_in_context, sampling, scores, training
+from alignjax.recipes.multi_objective import run as recipe
+from alignjax.rewards import scorers
+from alignjax.sampling.generate import Question
+from alignjax.stages import data
+from alignjax.training import loop
+from tests import runs
+
+pytestmark = pytest.mark.usefixtures("compiled_here")
+
+NAMES = ("short", "first")
+PREFERENCES = ((3.0, 0.0), (1.0, 1.0))
+
+
+def judge(prompt, response):
+    del prompt
+    return {"short": -float(len(response)), "first": float(ord(response.strip()[:1] or "a"))}
+
+
+METHOD = partial(
+    rewards_in_context.train,
+    limits=ric.data_limits,
+    online_rounds=2,
+    online_samples=96,
+    originals=8,
+    quantile=0.8,
+    online_steps=2,
+    online_learning_rate=1e-3,
+    temperature=1.0,
+    top_p=1.0,
+)
+
+
+def config(*overrides, method=METHOD):
+    return dataclasses.replace(
+        runs.changed(
+            *("data.source.size=60", "data.max_prompt_tokens=112", "data.pad_multiple=56"),
+            *("sft.steps=12", "train.steps=2", "train.save_every=1"),
+            *("evaluate.max_new_tokens=40", "evaluate.batch_size=48", *overrides),
+        ),
+        loss=ric.loss,
+        objectives=ObjectivesConfig(
+            method=method,
+            scorer=partial(scorers.judged, judge=judge, name=NAMES),
+            names=NAMES,
+            preferences=PREFERENCES,
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, compiled_here):
+    """One whole run, and what its stages were given: records to train on, prompts to sample for."""
+    workdir, given = tmp_path_factory.mktemp("ric"), {}
+    prepare, draw = training.prepared, sampling.sampled
+
+    def records_seen(setting, records, name):
+        given[name] = list(records)
+        return prepare(setting, records, name)
+
+    def questions_seen(setting, name, params, asked, **rest):
+        given[name] = list(asked)
+        return draw(setting, name, params, asked, **rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "prepared", records_seen)
+        patch.setattr(sampling, "sampled", questions_seen)
+        recipe.run(config(), workdir)
+    return workdir, given
+
+
+def test_configs_may_name_the_maps():
+    for target in (ric.l2, ric.linf, ric.linear):
+        for limits in (ric.data_limits, partial(ric.normal_limits, draws=9)):
+            config(method=partial(METHOD, target=target, limits=limits))
+
+
+def told(workdir, name="rewards_in_context"):
+    return json.loads((workdir / f"{name}.json").read_text())
+
+
+def numbers(text):
+    return tuple(float(x) for x in re.findall(r"<rm\d_score> (-?\d+\.\d)", text))
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """(prompt, response, scores) of every training response."""
+    receipts = {side: Receipt() for side in ("train", "held_out")}
+    records, _ = data.split(config(), receipts)
+    return [(r.prompt, y, [judge("", y)[n] for n in NAMES]) for r in records for y in r.responses]
+
+
+def z_scores(rows):
+    table = np.array([s for _, _, s in rows])
+    return (table - table.mean(axis=0)) / table.std(axis=0), table
+
+
+def test_offline_every_response_is_told_its_own_scores(base, rows):
+    z, _ = z_scores(rows)
+    records = base[1]["offline rows"]
+    assert len(records) == len(rows)
+    for record, (prompt, response, _), own in zip(records, rows, z, strict=True):
+        assert record.responses == (response,)
+        assert record.prompt == rewards_in_context.conditioned(prompt, own)
+        np.testing.assert_allclose(numbers(record.prompt), own, atol=0.05 + 1e-9)
+        assert not record.scores
+    assert len({numbers(r.prompt) for r in records}) > 20
+
+
+def test_samples_are_asked_for_all_but_one_objective(base, rows):
+    z, _ = z_scores(rows)
+    low, high = z.min(axis=0), z.max(axis=0)
+    for name in ("online-1", "online-2"):
+        asked = np.array([numbers(q.prompt) for q in base[1][name]])
+        assert asked.shape == (96, 2)
+        at_top = asked == high.round(1)
+        assert at_top.any(axis=1).all()
+        assert not at_top.all(axis=1).all()
+        assert (asked >= low - 0.06).all()
+    assert [q.prompt for q in base[1]["online-1"]] != [q.prompt for q in base[1]["online-2"]]
+
+
+def test_rounds_train_on_what_is_good_at_something_told_the_scores_it_got(base, rows):
+    workdir, given = base
+    z, table = z_scores(rows)
+    frontier = {
+        (rewards_in_context.conditioned(p, s), y)
+        for (p, y, _), s, good in zip(rows, z, ric.keep(z, quantile=0.8), strict=True)
+        if good
+    }
+    so_far = []
+    for number, counts in enumerate(told(workdir)["rounds"], start=1):
+        samples = told(workdir, f"online-{number}")["samples"]
+        usable = [s for s in samples if s["response"].strip() and s["ended"]]
+        got = np.array([[judge("", s["response"])[n] for n in NAMES] for s in usable])
+        got = (got - table.mean(axis=0)) / table.std(axis=0)
+        thresholds = np.quantile(got, 0.8, axis=0)
+        for sample, own in zip(usable, got, strict=True):
+            if (own >= thresholds).any():
+                plain = re.sub(r" <rm1_score> \S+ <rm2_score> \S+", "", sample["prompt"])
+                prompt = rewards_in_context.conditioned(plain, own)
+                so_far.append((prompt, sample["response"]))
+        records = [(r.prompt, r.responses[0]) for r in given[f"online-{number} rows"]]
+        assert records[8:] == so_far
+        assert len(set(records[:8])) == 8
+        assert set(records[:8]) <= frontier
+        assert counts["sampled"] == len(samples) == 96
+        assert counts["empty"] + counts["unfinished"] == 96 - len(usable)
+        assert counts["kept of all rounds"] == len(so_far)
+        assert 0 < counts["kept"] < len(usable)
+        assert counts["originals"] == 8
+    assert len(so_far) > told(workdir)["rounds"][0]["kept"]  # those of the first round stay
+
+
+def test_targets_are_of_the_training_responses(base, rows):
+    z, table = z_scores(rows)
+    found = told(base[0])
+    np.testing.assert_allclose(found["mean"], table.mean(axis=0))
+    np.testing.assert_allclose(found["deviation"], table.std(axis=0))
+    np.testing.assert_allclose([found["low"], found["high"]], [z.min(axis=0), z.max(axis=0)])
+
+
+def test_a_preference_is_asked_for_and_the_samples_answer_the_plain_prompt(
+    base, monkeypatch, tmp_path
+):
+    """What is sampled for a preference is what the policy says to the prompt with its target."""
+    seen = []
+    respond_with = training.respond_with
+
+    def spy(setting, params):
+        ask = respond_with(setting, params)
+        return lambda asked: (seen.append(list(asked)), ask(asked))[1]
+
+    monkeypatch.setattr(training, "respond_with", spy)
+    for path in (base[0] / "said").iterdir():
+        path.unlink()
+    recipe.run(config(), base[0])
+    limits = {k: np.array(told(base[0])[k]) for k in ("low", "high")}
+    for i, preference in enumerate(PREFERENCES):
+        wanted = ric.l2(preference, **limits)
+        said = json.loads((base[0] / "said" / f"{i:02d}.json").read_text())["samples"]
+        assert len(said) == 2 * len(seen[i]) == 4
+        for j, question in enumerate(seen[i]):
+            pair = said[2 * j : 2 * j + 2]
+            (plain,) = {s["prompt"] for s in pair}
+            assert "_score>" not in plain
+            assert question.prompt == rewards_in_context.conditioned(plain, wanted)
+    # The same prompts and randomness, another target.
+    assert [q.number for q in seen[0]] == [q.number for q in seen[1]]
+    assert [list(q.ids) for q in seen[0]] != [list(q.ids) for q in seen[1]]
+
+
+def test_questions_are_found_among_the_held_out_rows_by_their_text():
+    """A conversation's messages are needed: the scores go into one of them."""
+    turns = (Message("user", "Why?"),)
+    records = {"a": Record(id="a", prompt=turns, responses=("x",)),
+               "b": Record(id="b", prompt="Once", responses=("y",))}  # fmt: skip
+    tokens = SimpleNamespace(render=lambda prompt: prompt if prompt == "Once" else "<u>Why?</u>")
+    setting = SimpleNamespace(data=SimpleNamespace(tokenizer=tokens, asked_records=records))
+    asked = [Question(n, text, np.zeros(0)) for n, text in ((7, "Once"), (3, "<u>Why?</u>"))]
+    assert rewards_in_context._held_out(setting, asked) == [records["b"], records["a"]]
+    with pytest.raises(UserError, match="wanted one of the held-out rows, found 'Why'"):
+        rewards_in_context._held_out(setting, [*asked, Question(0, "Why", np.zeros(0))])
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_goes_on(base, tmp_path, monkeypatch):
+    """Ended in and between its stages, one after the other; it ends as the run nobody stopped."""
+
+    class KilledError(Exception):
+        pass
+
+    def ending_at(wanted):
+        def fault_point(*place):
+            if place == wanted:
+                raise KilledError
+
+        return fault_point
+
+    places = [
+        (scores, ("rows_scored", "rows-0")),
+        (loop, ("step", "offline-2")),
+        (sampling, ("drawn", "online-1-000000")),
+        (scores, ("rows_scored", "online-1-scores-0")),
+        (loop, ("step", "online-1-2")),
+        (loop, ("logged", "online-2-2")),
+    ]
+    for module, place in places:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "fault_point", ending_at(place))
+            with pytest.raises(KilledError):
+                recipe.run(config(), tmp_path)
+    recipe.run(config(), tmp_path)
+    for name in ("online-1", "online-2"):
+        assert told(tmp_path, name)["samples"] == told(base[0], name)["samples"]
+        assert told(tmp_path, f"{name}-scores") == told(base[0], f"{name}-scores")
+    assert told(tmp_path, "front")["scores"] == told(base[0], "front")["scores"]
+    assert told(tmp_path) == told(base[0])
+
+
+def test_the_prompt_with_scores_comes_through_the_tokenizer(base):
+    tokens = load.load(str(base[0] / "tokenizer.model"))
+    for record in base[1]["offline rows"][:20]:
+        encoded = tokens.encode(record.prompt, record.responses)
+        assert tokens.decode(encoded.prompt_ids) == record.prompt
+        assert numbers(tokens.decode(encoded.prompt_ids)) == numbers(record.prompt)
+        assert len(encoded.prompt_ids) <= 112  # the run's limit: nothing of it was cut
+    turns = (Message("system", "Be brief."), Message("user", "Why?"))
+    encoded = tokens.encode(rewards_in_context.conditioned(turns, (0.5, -1.0)), ())
+    assert tokens.decode(encoded.prompt_ids).endswith(
+        "User: Why? <rm1_score> 0.5 <rm2_score> -1.0\nAssistant:"
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wanted"),
+    [
+        ("\n\nHuman: Why?\n\nAssistant:", "\n\nHuman: Why?{}\n\nAssistant:"),
+        ("User: Why?\nAssistant:", "User: Why?{}\nAssistant:"),
+        ("### Input: x \n### Response:", "### Input: x{} \n### Response:"),
+        ("Answer all of the following three:", "Answer all of the following three:{}"),
+        ("A list\nanswer all of the following:", "A list\nanswer all of the following:{}"),
+        ("Once upon a time", "Once upon a time{}"),
+    ],
+)
+def test_where_the_scores_go_in_plain_text(prompt, wanted):
+    found = rewards_in_context.conditioned(prompt, (1.0, -2.0))
+    assert found == wanted.format(" <rm1_score> 1.0 <rm2_score> -2.0")
+
+
+def test_in_a_conversation_the_scores_end_the_last_message():
+    turns = (Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "Why?"))
+    found = rewards_in_context.conditioned(turns, (1.0,))
+    assert found == (*turns[:2], Message("user", "Why? <rm1_score> 1.0"))
+
+
+def test_an_objective_with_one_value_is_told_as_0(caplog):
+    class Names:
+        objectives = ObjectivesConfig(
+            method=METHOD, scorer=METHOD, names=("a", "b"), preferences=PREFERENCES
+        )
+
+    with caplog.at_level("WARNING", logger="alignjax"):
+        scale = rewards_in_context._scale(Names, np.array([[1.0, 7.0], [3.0, 7.0]]))
+    assert "objective b has one value, 7.0, in all rows" in caplog.text
+    np.testing.assert_array_equal(scale(np.array([[3.0, 9.0]])), [[1.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"online_rounds": -1}, "online_rounds: wanted a number >= 0, found -1"),
+        ({"online_samples": 0}, "online_samples: wanted a positive number"),
+        ({"quantile": 1.5}, r"quantile: wanted a number in \[0, 1\]"),
+        ({"top_p": 0.0}, r"top_p: wanted a number in \(0, 1\]"),
+    ],
+)
+def test_keywords_out_of_range_are_refused(keywords, message):
+    with pytest.raises(UserError, match=f"objectives.method.{message}"):
+        rewards_in_context.train(None, **keywords)
+
+
+def test_a_round_without_a_usable_sample_is_refused(base, tmp_path):
+    workdir = tmp_path / "again"
+    shutil.copytree(base[0], workdir)
+    with pytest.raises(UserError, match=r"online-1: wanted samples .* \(evaluate.max_new_tokens\)"):
+        recipe.run(config("evaluate.max_new_tokens=1"), workdir, allow_config_change=True)

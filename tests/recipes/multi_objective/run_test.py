@@ -1,0 +1,366 @@
+"""Runs of several objectives: the frame that methods share, what is measured, what is refused."""
+
+import dataclasses
+import json
+import shutil
+import types
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from alignjax.config import ObjectivesConfig
+from alignjax.data.records import Record
+from alignjax.errors import UserError
+from alignjax.evaluation import fronts
+from alignjax.losses import dpo, sft
+from alignjax.models.config import LoraConfig
+from alignjax.recipes.multi_objective import mod, sampling, scores, soups, supervised, training
+from alignjax.recipes.multi_objective import run as recipe
+from alignjax.rewards import scorers
+from alignjax.runtime import checkpoint, metrics
+from alignjax.sampling import generate
+from alignjax.stages import adapters
+from alignjax.training import loop
+from alignjax.world import sources as world
+from tests import runs
+
+pytestmark = pytest.mark.usefixtures("compiled_here")
+
+NAMES = ("short", "first")
+
+
+def judge(prompt, response):
+    return {"short": -float(len(response)), "first": float(ord(response[:1] or "a")), "other": 0.0}
+
+
+SCORER = partial(scorers.judged, judge=judge, name=("other", "first", "short"))
+
+
+SEEN = []  # the settings that methods were given
+
+
+def nearest(setting, *, size: int = 8):
+    """Fine-tuning on the best responses by weighted sum, of the data and of samples."""
+    SEEN.append(setting)
+    policies = {}
+    rows = training.scored_rows(setting)
+    asked = generate.questions(setting.data.train, 4)
+    drawn = sampling.sampled(setting, "nearest/drawn", setting.load_reference(), asked)
+    texts = [Record(id=f"d{i}", prompt=s.prompt, responses=(s.response,)) for i, s in
+             enumerate(drawn) if s.response.strip()]  # fmt: skip
+    for i, weights in enumerate(setting.objectives.preferences):
+        best = np.argsort(-(rows.scores @ np.array(weights)))[:size]
+        name = f"nearest/{i}"
+        records = [*training.records_of(rows, best), *texts]
+        fitted = training.fit(setting, name, training.prepared(setting, records, name))
+        policies[recipe.normalised(weights)] = training.respond_with(setting, fitted)
+    return lambda preference, asked: policies[preference](asked)
+
+
+def config(*overrides, method=nearest, **changes):
+    settings = dict(scorer=SCORER, names=NAMES, preferences=((2.0, 0.0), (1.0, 1.0)))
+    return dataclasses.replace(
+        runs.changed(
+            *("data.source.size=60", "train.steps=2", "sft.steps=2", "optim.learning_rate=0.05"),
+            *overrides,
+        ),
+        loss=sft.loss,
+        objectives=ObjectivesConfig(method=method, **{**settings, **changes}),
+    )
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, compiled_here):
+    workdir = tmp_path_factory.mktemp("front")
+    return workdir, recipe.run(config(), workdir)
+
+
+def told(workdir):
+    return json.loads((workdir / "front.json").read_text())
+
+
+def test_a_run_ends_in_the_scores_of_every_preference(base):
+    workdir, summary = base
+    found = told(workdir)
+    assert found["objectives"] == list(NAMES)
+    assert found["preferences"] == [[1.0, 0.0], [0.5, 0.5]]
+    assert summary["method"]["function"].endswith("nearest")
+    for i in range(2):
+        said = json.loads((workdir / "said" / f"{i:02d}.json").read_text())["samples"]
+        assert len(said) == 4  # evaluate.prompts x evaluate.samples
+        for j in range(2):
+            pair = [judge("", s["response"]) for s in said[2 * j : 2 * j + 2]]
+            means = [np.mean([x[name] for x in pair]) for name in NAMES]
+            np.testing.assert_allclose(found["scores"][i][j], means, rtol=1e-6)
+    number = summary["fronts"][workdir.name]
+    assert number["points"][1]["short"]["mean"] == pytest.approx(
+        np.mean(found["scores"], axis=1)[1, 0]
+    )
+    assert number["collapsed"] == np.mean(found["collapsed"])
+
+
+def test_the_time_is_that_of_steps_and_sampling(base):
+    found = told(base[0])
+    parts = found["seconds_by_part"]
+    assert set(parts) == {"nearest-0", "nearest-1", "nearest-drawn"}
+    assert all(seconds > 0 for seconds in parts.values())
+    assert found["seconds"] == sum(parts.values())
+    for i in range(2):
+        lines = (base[0] / "nearest" / str(i) / "metrics.jsonl").read_text().splitlines()
+        assert len(lines) == 2  # the steps it is the time of
+
+
+def test_compiling_is_not_timed(monkeypatch):
+    """By a clock of its own; what JAX tells of spans lies inside one another where jits do."""
+    now = [0.0]
+    monkeypatch.setattr(metrics, "time", types.SimpleNamespace(time=lambda: now[0]))
+    tell = jax.monitoring.record_event_time_span
+    with metrics.timed() as took:
+        now[0] = 10.0
+        for start, end in ((3.0, 4.0), (2.0, 5.0), (4.5, 6.0), (-3.0, 1.0)):
+            tell("/jax/core/compile/some_duration", start, end)
+        tell("/jax/something/else", 7.0, 9.0)
+    assert took == [10.0 - (6.0 - 2.0) - (1.0 - 0.0)]
+    tell("/jax/core/compile/some_duration", 0.0, 10.0)  # nobody listens any more
+    assert took == [5.0]
+
+
+def test_jax_tells_when_it_traces_and_compiles():
+    told = []
+
+    def note(event, start_time, end_time, **_):
+        told.append((event, start_time <= end_time))
+
+    jax.monitoring.register_event_time_span_listener(note)
+    try:
+        jax.jit(lambda x: x * 3 + 1)(2.0).block_until_ready()
+    finally:
+        jax.monitoring.unregister_event_time_span_listener(note)
+    compiling = {event for event, ordered in told if ordered and "/jax/core/compile/" in event}
+    assert {event.rpartition("/")[2] for event in compiling} >= {
+        *("jaxpr_trace_duration", "jaxpr_to_mlir_module_duration", "backend_compile_duration"),
+    }
+
+
+def test_started_again_it_trains_and_samples_nothing(base, tmp_path, monkeypatch):
+    shutil.copytree(base[0], tmp_path / base[0].name)
+
+    def never(*_, **__):
+        raise AssertionError("done before")
+
+    monkeypatch.setattr(loop, "train_step", never)
+    monkeypatch.setattr(generate, "sample", never)
+    monkeypatch.setattr(scorers, "judged", SCORER.func)
+    again = recipe.run(config(), tmp_path / base[0].name)
+    assert again["fronts"] == base[1]["fronts"]
+    with pytest.raises(AssertionError, match="done before"):  # the guard does see sampling
+        recipe.run(config("evaluate.prompts=3"), tmp_path / base[0].name)
+
+
+def test_killed_anywhere_it_goes_on(base, tmp_path, monkeypatch):
+    """Ended at every one of its places in turn; the front is that of the run nobody stopped."""
+
+    class KilledError(Exception):
+        pass
+
+    def ending_at(wanted):
+        def fault_point(*place):
+            if place == wanted:
+                raise KilledError
+
+        return fault_point
+
+    places = [
+        (scores, ("rows_scored", "rows-0")),
+        (sampling, ("drawn", "nearest/drawn-000000")),
+        (loop, ("step", "nearest/0-2")),
+        (recipe, ("said", "00")),
+        (recipe, ("front", "")),
+    ]
+    workdir = tmp_path / base[0].name
+    for module, place in places:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "fault_point", ending_at(place))
+            with pytest.raises(KilledError):
+                recipe.run(config(), workdir)
+    recipe.run(config(), workdir)
+    same = ("scores", "collapsed", "reference")
+    assert {k: told(workdir)[k] for k in same} == {k: told(base[0])[k] for k in same}
+    assert not list(workdir.glob("**/*.parts*"))
+
+
+def test_the_supervised_policy_answers_alike_for_every_preference(base, tmp_path):
+    shutil.copytree(base[0] / "sft", tmp_path / "sft")
+    shutil.copy(base[0] / "tokenizer.model", tmp_path)
+    summary = recipe.run(config(method=supervised.train), tmp_path)
+    found = told(tmp_path)
+    assert found["reference"] == told(base[0])["reference"]
+    assert found["scores"][0] == found["scores"][1]
+    assert found["seconds"] == 0
+    assert summary["fronts"][tmp_path.name]["hypervolume"] is None  # one point spans no box
+
+
+@pytest.fixture(scope="module")
+def setting(base):
+    """The base run's, as its method saw it."""
+    return next(seen for seen in SEEN if seen.workdir == base[0])
+
+
+def test_rows_come_from_the_data_where_they_have_the_objectives(setting):
+    names = ("harmless", "helpful")
+    source = partial(
+        world.lists, size=6, seed=0, responses=3, objectives=("true_score", "helpful", "harmless")
+    )
+    several = dataclasses.replace(setting.objectives, names=names)
+    data = dataclasses.replace(setting.config.data, source=source)
+    other = dataclasses.replace(setting.config, data=data, objectives=several)
+    rows = training.scored_rows(dataclasses.replace(setting, config=other))
+    assert rows.scores.shape == (len(rows.ids), 2)
+    for prompt, text, row in zip(rows.prompts, rows.responses, rows.scores, strict=True):
+        judged = world.judge(prompt, text)
+        np.testing.assert_allclose(row, [judged[n] for n in names], rtol=1e-6)
+
+
+def test_rows_of_the_scorer_are_in_the_order_of_the_names(setting):
+    rows = training.scored_rows(setting)
+    wanted = [[judge("", text)[n] for n in NAMES] for text in rows.responses]
+    np.testing.assert_array_equal(rows.scores, wanted)
+
+
+def some_lack(records):
+    out = [np.array([[judge("", y)[n] for n in NAMES] for y in r.responses]) for r in records]
+    out[0][0, 1] = np.nan
+    return out
+
+
+def test_a_missing_objective_is_counted_and_refused_above_the_limit(setting, caplog):
+    def with_limit(limit):
+        several = dataclasses.replace(
+            setting.objectives, scorer=some_lack, max_missing_fraction=limit
+        )
+        changed = dataclasses.replace(setting.config, objectives=several)
+        return dataclasses.replace(setting, config=changed)
+
+    whole = len(training.scored_rows(setting).ids)
+    with caplog.at_level("INFO", logger="alignjax"):
+        rows = training.scored_rows(with_limit(0.5))
+    assert len(rows.ids) == whole - 1
+    assert "1 lack an objective" in caplog.text
+    with pytest.raises(UserError, match=rf"1 of {whole} responses .* lack one of short, first"):
+        training.scored_rows(with_limit(0.0))
+
+
+def test_adapters_are_trained_from_the_reference_or_from_others(setting):
+    changed = dataclasses.replace(setting.config, lora=LoraConfig(rank=2))
+    rank2 = dataclasses.replace(setting, config=changed)
+    rows = training.scored_rows(setting)
+    made = training.prepared(rank2, training.records_of(rows, range(8)), "rows")
+    first = training.fit(rank2, "lora/a", made)
+    assert "embed" not in first
+    further = training.fit(rank2, "lora/b", made, start=first, steps=1, learning_rate=0.0)
+    assert checkpoint.tree_digest(further) == checkpoint.tree_digest(first)
+    asked = generate.questions(setting.data.asked, 1)
+    one, other = (training.respond_with(rank2, x)(asked) for x in (first, further))
+    assert [(s.response, s.logps) for s in one] == [(s.response, s.logps) for s in other]
+
+
+def test_a_loss_may_read_the_reference(setting):
+    """At the start policy and reference are equal: DPO's loss is log 2."""
+    rows = setting.data.train
+    training.fit(setting, "pairs", rows, loss=partial(dpo.loss, beta=0.1), steps=1, reference=True)
+    line = json.loads((setting.workdir / "pairs" / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["loss"] == pytest.approx(np.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "names", "message"),
+    [
+        (SCORER, ("short", "frist"), r"objectives\.names: the scorer has no 'frist' \(did you mean "
+         r"'first'\?\); it has other, first, short"),
+        (lambda records: [np.zeros((len(r.responses), 3)) for r in records], NAMES,
+         r"wanted scores \[2, 2\], for short, first, found shape \[2, 3\]"),
+        (lambda records: [np.full((len(r.responses), 2), np.inf) for r in records], NAMES,
+         r"wanted finite scores"),
+        (lambda records: [], NAMES, r"wanted scores of 1 records, found 0"),
+        (lambda records: 1 / 0, NAMES, r"ZeroDivisionError"),
+    ],
+)  # fmt: skip
+def test_a_scorer_that_does_not_fit_is_refused_before_training(scorer, names, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        recipe.run(config(scorer=scorer, names=names), tmp_path)
+    assert not (tmp_path / "sft").exists()
+
+
+def test_a_truth_of_another_shape_is_refused(base, tmp_path):
+    workdir = tmp_path / base[0].name
+    shutil.copytree(base[0], workdir)
+    with pytest.raises(UserError, match=r"objectives\.truth: .*wanted points \[F, 2\]"):
+        recipe.run(config(truth=lambda prompts, names: np.zeros((4, 3))), workdir)
+
+
+def test_the_rule_of_collapse_reads_the_tokenizers_tokens(base, setting):
+    said = [" aaaaaaaaaaaaaaaaaaaaaaaaaaaa", " How do I clean the hat on a tight budget?", " a"]
+    samples = [generate.Sample("", text, 9, True, 0.0, 0.0, 0.0) for text in said]
+    found = recipe._collapsed(setting, samples)
+    ids = [setting.data.tokenizer.encode_text(text, False) for text in said]
+    assert found == np.mean([fronts.is_collapsed(x) for x in ids])
+    assert 0 < found < 1
+
+
+def one_objective(setting, preference, *, rate: float = 0.05):
+    """An expert as cheap as can be: fine-tuning on responses that are best for its objective."""
+    rows = training.scored_rows(setting)
+    best = np.argsort(-(rows.scores @ np.array(preference)))[:8]
+    made = training.prepared(setting, training.records_of(rows, best), "best")
+    name = f"expert-{preference.index(1.0)}"
+    return training.fit(setting, name, made, learning_rate=rate)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_soups_and_mixtures_of_one_expert_are_that_expert(setting, tmp_path, rank):
+    lora = LoraConfig(rank=rank) if rank else None
+    own = dataclasses.replace(
+        setting, config=dataclasses.replace(setting.config, lora=lora), workdir=tmp_path
+    )
+    experts = soups.experts(own, one_objective)
+    asked = generate.questions(setting.data.asked, 2)
+
+    def said(respond, preference=()):
+        samples = respond(preference, asked) if preference else respond(asked)
+        return [s.response for s in samples], np.array([s.logps for s in samples])
+
+    both = {m: m.train(own, expert=one_objective) for m in (soups, mod)}
+    alone = [said(training.respond_with(own, expert)) for expert in experts]
+    assert alone[0][0] != alone[1][0]
+    for k, unit in enumerate(((1.0, 0.0), (0.0, 1.0))):
+        for method, respond in both.items():
+            texts, logps = said(respond, unit)
+            assert texts == alone[k][0], method
+            # Of adapters beside a kernel, and of them merged, the sums round differently.
+            np.testing.assert_allclose(logps, alone[k][1], rtol=1e-4)
+    middle = [said(respond, (0.5, 0.5))[1] for respond in both.values()]
+    assert not np.allclose(*middle, rtol=1e-3)
+    assert not np.allclose(middle[0], alone[0][1], rtol=1e-3)
+
+
+def test_a_soup_is_the_weighted_mean_of_networks_and_of_the_products_of_adapters(setting, tmp_path):
+    lora = LoraConfig(rank=2)
+    own = dataclasses.replace(
+        setting, config=dataclasses.replace(setting.config, lora=lora), workdir=tmp_path
+    )
+    base = setting.load_reference()
+    rng = np.random.default_rng(0)
+    fresh = [adapters.init(lora, setting.config.model, jax.random.key(k)) for k in range(2)]
+    experts = [jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype("f4"), a) for a in fresh]
+    weights = (0.3, 0.7)
+    found = soups.average([soups.whole(own, expert) for expert in experts], weights)
+    for name, expert in experts[0]["layers"].items():
+        kernel = np.asarray(base["layers"][name]["kernel"], np.float64)
+        for w, parts in zip(weights, (expert, experts[1]["layers"][name]), strict=True):
+            a, b = (np.asarray(parts[x], np.float64) for x in ("lora_a", "lora_b"))
+            kernel = kernel + w * (lora.alpha / lora.rank) * (a @ b)
+        np.testing.assert_allclose(found["layers"][name]["kernel"], kernel, rtol=1e-5, atol=1e-5)
+    unit = soups.average([base, found], (1.0, 0.0))
+    assert checkpoint.tree_digest(unit) == checkpoint.tree_digest(base)

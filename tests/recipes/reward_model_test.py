@@ -1,0 +1,355 @@
+"""Reward models at the smallest size: the run, what it writes, and scoring with what it left."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import shutil
+import signal
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from alignjax.commands import score
+from alignjax.config import MeshConfig
+from alignjax.data.records import Receipt
+from alignjax.errors import CheckpointError, UserError
+from alignjax.evaluation import calibration
+from alignjax.losses import bradley_terry
+from alignjax.models import reward_head
+from alignjax.recipes import reward_model
+from alignjax.rewards import scorers
+from alignjax.runtime import checkpoint, metrics
+from alignjax.stages.data import prepare_data
+from alignjax.training import loop
+from alignjax.types import loss_inputs
+from alignjax.world import sources as world
+from tests import runs
+
+pytestmark = pytest.mark.usefixtures("compiled_here")
+
+STEPS = 8
+
+
+def config(*overrides, **changes):
+    policy = runs.changed("train.eval_every=4", *overrides)
+    evaluate = dataclasses.replace(policy.evaluate, judge=None)
+    parts = {"loss": None, "reward_loss": bradley_terry.reward_loss, "evaluate": evaluate}
+    return dataclasses.replace(policy, **{**parts, **changes})
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, compiled_here):
+    """One run: its folder and what it returned."""
+    workdir = tmp_path_factory.mktemp("runs") / "base"
+    return workdir, reward_model.run(config(), workdir)
+
+
+def records(size=3, responses=4):
+    return list(world.lists(Receipt(), size=size, seed=3, responses=responses))
+
+
+def test_every_response_scores_0_before_the_first_step_and_then_learns(base):
+    lines = metrics.read(base[0] / "metrics.jsonl")
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert abs(losses[0] - math.log(2)) < 1e-6
+    assert len(losses) == STEPS
+    assert abs(losses[-1] - math.log(2)) > 1e-4
+    assert {"rewards/accuracies", "rewards/margins"} <= set(lines[0])
+    evaluated = [line["eval_rewards/accuracies"] for line in lines if "loss" not in line]
+    assert len(evaluated) == 2
+
+
+def test_it_writes_what_its_docstring_lists(base):
+    names = {path.name for path in base[0].iterdir()}
+    listed = reward_model.__doc__.split("\n\n", 2)[2]
+    for name in names - {".lock"}:
+        assert name in listed, f"{name} is written and not listed"
+    for picture in ("report.png", "reliability.png"):
+        assert (base[0] / picture).read_bytes()[:4] == b"\x89PNG"
+    assert not (base[0] / "cache" / "ref_logps").exists()
+
+
+def test_the_summary_is_what_the_saved_model_says_of_the_held_out_rows(base):
+    workdir, returned = base
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(returned))
+    assert summary["compiles"] == 1
+    held_out = prepare_data(config(), workdir).held_out.dataset
+    rows = [held_out[i] for i in range(len(held_out))]
+    texts = [
+        dataclasses.replace(records(1)[0], id=e.id, prompt=e.prompt, responses=e.responses)
+        for e in rows
+    ]
+    found = np.array(scorers.reward_model(texts, path=str(workdir)))
+    margin = found[:, 0] - found[:, 1]
+    accuracy = summary["table"]["rewards/accuracies"]
+    assert accuracy["mean"] == pytest.approx(np.mean(margin > 0))
+    assert accuracy["count"] == len({e.prompt for e in rows})
+    assert summary["table"]["rewards/margins"]["mean"] == pytest.approx(margin.mean(), rel=1e-4)
+    # The temperature comes from every second prompt, and the numbers from the others.
+    numbers = summary["calibration"]["reward"]
+    assert numbers["pairs_fitted"] + numbers["pairs_measured"] == len(rows)
+    assert numbers["temperature"] == pytest.approx(
+        calibration.fit_temperature(margin[::2]), rel=1e-3
+    )
+    wanted = calibration.measure(margin[1::2])
+    for name, value in wanted.items():
+        assert numbers["before"][name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+
+
+def test_stopped_and_started_again_it_ends_with_the_same_bits(base, tmp_path, monkeypatch):
+    real = loop.fault_point
+
+    def stop(phase, place):
+        if (phase, place) == ("step", "reward model-5"):
+            signal.raise_signal(signal.SIGTERM)
+        real(phase, place)
+
+    monkeypatch.setattr(loop, "fault_point", stop)
+    with pytest.raises(loop.StoppedError, match="saved step 5"):
+        reward_model.run(config(), tmp_path)
+    monkeypatch.setattr(loop, "fault_point", real)
+    found = reward_model.run(config(), tmp_path)
+    assert found["resumed_from"] == 5
+    assert runs.lines(tmp_path) == runs.lines(base[0])
+    for name in ("table", "calibration", "reward_model"):
+        assert found[name] == base[1][name]
+
+
+def test_it_starts_from_the_supervised_stage(copy, monkeypatch):
+    real, starts = loop.fit, []
+
+    def fit(job, load_start, *rest):
+        if job.name != "reward model":
+            return real(job, load_start, *rest)
+        starts.append(load_start())
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(loop, "fit", fit)
+    with pytest.raises(ZeroDivisionError):
+        reward_model.run(config(), copy)
+    language = runs.stored(copy / "sft", config()).params
+    wanted = checkpoint.tree_digest(reward_head.from_language_model(language))
+    assert checkpoint.tree_digest(starts[0]) == wanted
+    trained = json.loads((copy / "summary.json").read_text())["reward_model"]["params"]
+    assert trained != wanted
+
+
+def test_several_objectives_have_a_head_each(tmp_path):
+    names = ("helpful", "harmless")
+    source = partial(world.lists, size=60, seed=0, responses=4, objectives=names)
+    data = dataclasses.replace(runs.get_config().data, source=source)
+    settings = config("train.steps=2", "train.eval_every=0", data=data, sft=None)
+    found = reward_model.run(settings, tmp_path)
+    assert found["reward_model"]["objectives"] == list(names)
+    assert set(found["calibration"]) == set(names)
+    first = metrics.read(tmp_path / "metrics.jsonl")[0]
+    assert {"rewards/margins/helpful", "rewards/accuracies/harmless"} <= set(first)
+    assert "rewards/margins/helpful" in found["table"]
+    scores = scorers.reward_model(records(), path=str(tmp_path))
+    assert [x.shape for x in scores] == [(4, 2)] * 3
+    assert all((x[:, 0] != x[:, 1]).all() for x in scores)
+
+
+def test_the_mean_over_objectives_is_that_of_each_by_itself():
+    rng = np.random.default_rng(0)
+    given, truth = rng.normal(size=(2, 3, 4, 2)).astype(np.float32)
+    _, batch = loss_inputs(np.zeros((3, 4)), scores=truth)
+    losses, found = reward_model.over_objectives(
+        given, batch, reward_loss=bradley_terry.reward_loss, names=("a", "b")
+    )
+    alone = [
+        bradley_terry.reward_loss(given[..., m], batch.replace(scores=truth[..., m]))
+        for m in range(2)
+    ]
+    np.testing.assert_allclose(losses, (alone[0][0] + alone[1][0]) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(found["rewards/margins/b"], alone[1][1]["rewards/margins"])
+
+
+# --- scoring
+
+
+def test_scores_do_not_depend_on_the_batch_or_the_list(base):
+    rows = records(5)
+    rows[1] = dataclasses.replace(
+        rows[1], responses=rows[1].responses[:1], scores=(), objectives=()
+    )
+    found = scorers.reward_model(rows, path=str(base[0]))
+    assert [x.shape for x in found] == [(4,), (1,), (4,), (4,), (4,)]
+    again = scorers.reward_model(rows[::-1], path=str(base[0]), batch_size=2)[::-1]
+    for x, y in zip(found, again, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+    assert len(np.unique(np.concatenate(found))) == 17
+    assert scorers.reward_model([], path=str(base[0])) == []
+
+
+def test_scores_do_not_depend_on_the_mesh_and_the_model_is_split_over_it(base, monkeypatch):
+    rows, path, spread = records(5), str(base[0]), []
+
+    def load(found, mesh, load=scorers.load_params):
+        params = load(found, mesh)
+        spread.append(len({str(s.index) for s in params["embed"]["embedding"].addressable_shards}))
+        return params
+
+    monkeypatch.setattr(scorers, "load_params", load)
+    found = scorers.reward_model(rows, path=path)
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
+    scorer = scorers.over(partial(scorers.reward_model, path=path, batch_size=3), mesh)
+    for x, y in zip(found, scorer(rows), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+    assert spread == [1, 4]
+
+
+def test_a_scorer_keeps_its_own_mesh_and_others_have_none():
+    mine, runs_own = MeshConfig(fsdp=2), MeshConfig(data=2)
+    scorer = partial(scorers.reward_model, path="rm", mesh=mine)
+    assert scorers.over(scorer, runs_own).keywords["mesh"] == mine
+    judged = partial(scorers.judged, judge=world.judge, name="helpful")
+    assert scorers.over(judged, runs_own) is judged
+
+
+def test_one_compile_for_each_shape(base):
+    before = reward_head.score_responses._cache_size()
+    for _ in range(2):
+        scorers.reward_model(records(7, responses=3), path=str(base[0]), batch_size=4)
+    assert reward_head.score_responses._cache_size() - before == 1  # one bucket
+
+
+@pytest.fixture
+def copy(base, tmp_path):
+    return pathlib.Path(shutil.copytree(base[0], tmp_path / "copy"))
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", lambda c: c.update(reward_loss=None), "holds a policy, not a reward model"),
+        ("config.json", None, r"holds no run: no config\.json"),
+        ("summary.json", None, "holds a run that has not finished"),
+        ("tokenizer.model", None, r"tokenizer\.model"),
+        (
+            "summary.json",
+            lambda c: c["reward_model"].update(tokenizer="0123456789abcdef"),
+            r"trained with tokenizer 0123456789ab, .*tokenizer\.model is \w+",
+        ),
+        ("config.json", lambda c: c["model"].update(width=64), r"params.*embed/embedding: wanted"),
+        (
+            "summary.json",
+            lambda c: c["reward_model"].update(objectives=["a", "b"]),
+            r"reward/kernel: wanted \(32, 2\) float32, found \(32, 1\) float32",
+        ),
+    ],
+)
+def test_what_is_no_reward_model_is_one_line(file, change, message, copy):
+    if change is None:
+        (copy / file).unlink()
+    else:
+        edit(copy / file, change)
+    with pytest.raises(UserError, match=message) as caught:
+        scorers.reward_model(records(), path=str(copy))
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, CheckpointError) == ("params" in message or "kernel" in message)
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def unscored(count=3):
+    return [
+        {"prompt": r.prompt, "responses": list(r.responses), "note": i}
+        for i, r in enumerate(records(count))
+    ]
+
+
+def test_the_program_writes_lists_that_sources_read(base, compiled, tmp_path):
+    from alignjax.data import sources
+
+    rows = write(tmp_path / "rows.jsonl", unscored())
+    out = tmp_path / "deep" / "scored.jsonl"
+    flags = (f"--records={rows}", f"--reward_model={base[0]}", f"--out={out}")
+    done = runs.start("score", *flags, **compiled)
+    assert done.returncode == 0, done.stderr
+    assert "12 responses to 3 prompts" in " ".join(done.stdout.split())  # a long path wraps
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    wanted = scorers.reward_model(records(), path=str(base[0]))
+    for row, given, scores in zip(written, unscored(), wanted, strict=True):
+        np.testing.assert_allclose(row["scores"], scores, rtol=1e-5, atol=1e-6)
+        assert {k: row[k] for k in given} == given
+    receipt = Receipt()
+    read = list(sources.lists(receipt, path=str(out)))
+    assert [r.id for r in read] == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:3"]
+    assert not list(out.parent.glob("*.tmp"))
+
+
+@pytest.fixture
+def scored(base, tmp_path):
+    """The arguments of a call, and what it wrote."""
+    rows = write(tmp_path / "rows.jsonl", unscored())
+    arguments = [str(rows), [str(base[0])], str(tmp_path / "scored.jsonl")]
+    score.run(*arguments)
+    return arguments, (tmp_path / "scored.jsonl")
+
+
+def test_done_work_is_not_done_again_and_nothing_is_overwritten(scored, monkeypatch, caplog):
+    arguments, out = scored
+    content = out.read_bytes()
+    monkeypatch.setattr(scorers, "reward_model", lambda *a, **k: 1 / 0)
+    score.run(*arguments)
+    assert out.read_bytes() == content
+    out.write_bytes(content + b"\n")
+    with pytest.raises(UserError, match="was changed after it was written"):
+        score.run(*arguments)
+    out.write_bytes(content)
+    write(pathlib.Path(arguments[0]), unscored(2))
+    with pytest.raises(UserError, match="exists and is of other records or reward models"):
+        score.run(*arguments)
+    assert out.read_bytes() == content
+    with pytest.raises(UserError, match=r"exists and is no output of this command"):
+        score.run(arguments[0], arguments[1], write(out.with_name("other.jsonl"), [{}]))
+    out.unlink()  # what it was made of stays, and does not stand for it
+    with pytest.raises(ZeroDivisionError):
+        score.run(*arguments)
+
+
+def test_two_reward_models_give_named_scores(scored, copy, tmp_path):
+    (rows, (first,), _), one = scored
+    out = tmp_path / "both.jsonl"
+    score.run(rows, [first, str(copy)], str(out))
+    found = [json.loads(line)["scores"] for line in out.read_text().splitlines()]
+    alone = [json.loads(line)["scores"] for line in one.read_text().splitlines()]
+    assert [[x["base"] for x in row] for row in found] == alone
+    assert [[x["copy"] for x in row] for row in found] == alone
+    with pytest.raises(UserError, match="two of them are called 'base'; rename"):
+        score.run(rows, [first, first], str(tmp_path / "twice.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "a", "responses": ["b"], "scores": [1]}, r"\.jsonl:1: field 'scores' is there"),
+        ({"prompt": "a"}, r"\.jsonl:1: field 'responses' is missing"),
+        ({"prompt": "a", "responses": []}, r"\.jsonl:1: has no responses"),
+        ({"prompt": "a", "responses": ["b", 3]}, r"field 'responses\[1\]' is number"),
+        ({"prompt": 7, "responses": ["b"]}, r"field 'prompt' is number"),
+    ],
+)
+def test_bad_rows_are_one_line(row, message, base, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "jit", lambda *a, **k: 1 / 0)  # nothing is compiled before
+    rows = write(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(UserError, match=message):
+        score.run(str(rows), [str(base[0])], str(tmp_path / "out.jsonl"))
+    with pytest.raises(
+        UserError, match=r"--out: wanted a name that ends in \.jsonl, found '.*out'"
+    ):
+        score.run(str(write(rows, unscored(1))), [str(base[0])], str(tmp_path / "out"))

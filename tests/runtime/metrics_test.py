@@ -1,0 +1,115 @@
+"""What a run writes, after a kill too, its averages, and the stop on steps that are not finite."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from alignjax.errors import NumericalError
+from alignjax.runtime import distributed, metrics
+from alignjax.runtime.metrics import Meter, Writer
+
+
+def steps_in(path):
+    return [line["step"] for line in metrics.read(path)]
+
+
+def test_lines_are_whole_and_in_order(tmp_path):
+    writer = Writer(tmp_path / "run", after_step=0)
+    writer.write(1, {"loss": 0.5, "rewards/margins": -1.0})
+    assert metrics.read(tmp_path / "run" / "metrics.jsonl") == [
+        {"step": 1, "loss": 0.5, "rewards/margins": -1.0}
+    ]  # before it is closed: a kill loses no line
+    writer.close()
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_the_first_process_alone_writes_and_shows_a_bar(tmp_path, monkeypatch, capsys, main):
+    monkeypatch.setattr(distributed, "is_main", lambda: main)
+    writer = Writer(tmp_path / "run", after_step=0)
+    writer.write(1, {"loss": 0.5})
+    writer.close()
+    with metrics.progress("steps", 1) as advance:
+        advance(loss=0.5)
+    assert (tmp_path / "run").exists() == main
+    assert ("1/1" in capsys.readouterr().err) == main
+
+
+def test_lines_of_steps_that_run_again_are_removed(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": n, "loss": n}) + "\n" for n in (2, 4, 6)))
+    writer = Writer(tmp_path, after_step=4)
+    writer.write(6, {"loss": 60})
+    writer.close()
+    assert metrics.read(path) == [
+        {"step": 2, "loss": 2},
+        {"step": 4, "loss": 4},
+        {"step": 6, "loss": 60},
+    ]
+
+
+@pytest.mark.parametrize("half", ['{"step": 4, "los', "{", '{"loss": 1.0}', "null", "17", '"a"'])
+def test_half_lines_are_removed(tmp_path, half):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"step": 2}) + "\n" + half)
+    Writer(tmp_path, after_step=4).close()
+    assert steps_in(path) == [2]
+
+
+def scalars(loss, weight=1.0, skipped=0):
+    values = dict(loss=loss, grad_norm=2.0, num_tokens=10, weight=weight, skipped=skipped)
+    return {name: jnp.asarray(x) for name, x in values.items()}
+
+
+def test_averages_weigh_each_step_by_its_rows(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    meter = Meter(max_skipped=3)
+    assert meter.add(1, scalars(1.0, weight=8.0))["loss"] == 1.0
+    meter.add(2, scalars(4.0, weight=4.0))
+    now[0] = 2.0
+    found = meter.averages()
+    assert found["loss"] == pytest.approx((8 * 1.0 + 4 * 4.0) / 12)
+    assert found["skipped"] == 0
+    assert found["prompts_per_second"] == pytest.approx(6.0)
+    assert found["tokens_per_second"] == pytest.approx(10.0)
+    meter.add(3, scalars(7.0))
+    assert meter.averages()["loss"] == pytest.approx(7.0)  # a window forgets the one before
+
+
+def test_steps_that_were_skipped_are_counted_and_not_averaged():
+    meter = Meter(max_skipped=3)
+    meter.add(1, scalars(1.0))
+    meter.add(2, scalars(float("nan"), skipped=1))
+    meter.add(3, scalars(float("inf"), skipped=1))
+    meter.add(4, scalars(3.0))
+    found = meter.averages()
+    assert found["loss"] == pytest.approx(2.0)
+    assert found["skipped"] == 2
+    assert meter.averages()["skipped"] == 0
+
+
+def test_too_many_in_a_row_stop_the_run_with_one_line():
+    meter = Meter(max_skipped=3)
+    bad = scalars(float("nan"), skipped=1)
+    for step in (1, 2):
+        meter.add(step, bad)
+    meter.add(3, scalars(1.0))  # one good step: counting starts again
+    for step in (4, 5):
+        meter.add(step, bad)
+    with pytest.raises(NumericalError) as error:
+        meter.add(6, bad)
+    assert error.value.exit_code == 4
+    assert "3 steps in a row (4 to 6; loss nan, gradient norm 2.0)" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_progress_counts(capsys):
+    with metrics.progress("rows", 3) as advance:
+        advance(2, loss=0.25)
+        advance()
+    shown = capsys.readouterr()
+    assert shown.out == ""  # the bar goes to stderr: stdout is for results
+    assert "3/3" in shown.err
+    assert "loss 0.25" in shown.err

@@ -1,0 +1,142 @@
+"""The run's folder: one owner, one config, whole JSON files."""
+
+import fcntl
+import json
+import os
+import platform
+
+import pytest
+
+from alignjax.config.fields import describe
+from alignjax.errors import UserError
+from alignjax.runtime import workdirs
+from tests import runs
+
+
+def test_a_folder_has_one_owner(tmp_path):
+    folder = tmp_path / "a" / "b"
+    owner = f"process {os.getpid()} on {platform.node()}"
+    with (
+        workdirs.owned(folder),
+        pytest.raises(UserError, match=rf"{folder} is in use by {owner}"),
+        workdirs.owned(folder),
+    ):
+        pass
+    with workdirs.owned(folder):  # free again
+        assert (folder / ".lock").read_text() == owner
+
+
+def test_without_the_lock_two_runs_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda *a: None)
+    with workdirs.owned(tmp_path), workdirs.owned(tmp_path):
+        pass
+
+
+def test_an_owner_that_died_keeps_nobody_out(tmp_path):
+    (tmp_path / ".lock").write_text("process 1 on elsewhere")
+    with workdirs.owned(tmp_path):
+        pass
+
+
+def begun(folder):
+    (folder / "sft" / "checkpoints").mkdir(parents=True)
+
+
+def test_another_config_is_refused_field_by_field(tmp_path):
+    begun(tmp_path)
+    old = describe(runs.get_config())
+    workdirs.write_config(tmp_path, old, allow_change=False)
+    new = describe(runs.changed("loss.beta=0.2", "optim.learning_rate=0.5", "train.keep=7"))
+    with pytest.raises(UserError) as caught:
+        workdirs.write_config(tmp_path, new, allow_change=False)
+    message = str(caught.value)
+    assert "(loss.beta: 0.1 -> 0.2; optim.learning_rate: 0.001 -> 0.5)" in message
+    assert "--allow_config_change" in message
+    assert "\n" not in message
+    assert json.loads((tmp_path / "config.json").read_text()) == old
+
+    workdirs.write_config(tmp_path, new, allow_change=True)
+    assert json.loads((tmp_path / "config.json").read_text()) == new
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("train.save_every=5", "train.log_every=5", "train.eval_every=5", "train.keep=5"),
+        *("train.max_skipped=5", "data.cache_dir=/x", "reference.mode=live", "mesh.data=2"),
+        *("evaluate.prompts=5", "evaluate.judge=None", "model.remat=full", "model.logits_chunk=8"),
+    ],
+)
+def test_what_changes_no_number_may_change(override, tmp_path):
+    begun(tmp_path)
+    workdirs.write_config(tmp_path, describe(runs.get_config()), allow_change=False)
+    new = describe(runs.changed(override))
+    workdirs.write_config(tmp_path, new, allow_change=False)
+    assert json.loads((tmp_path / "config.json").read_text()) == new
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("train.steps=9", "train.batch_size=16", "train.seed=1", "train.accumulate=2"),
+        *("data.source.size=201", "data.buckets=2", "tokenizer.vocab_size=321", "optim.b1=0.5"),
+        *("model.width=64", "sft.steps=4", "sft=None", "loss.label_smoothing=0.1"),
+    ],
+)
+def test_what_changes_a_number_may_not(override, tmp_path):
+    begun(tmp_path)
+    workdirs.write_config(tmp_path, describe(runs.get_config()), allow_change=False)
+    with pytest.raises(UserError, match=override.partition("=")[0]):
+        workdirs.write_config(tmp_path, describe(runs.changed(override)), allow_change=False)
+
+
+def test_a_config_binds_from_the_first_checkpoint_on(tmp_path):
+    (tmp_path / "tokenizer.model").write_text("of the first config")
+    old, new = describe(runs.get_config()), describe(runs.changed("tokenizer.vocab_size=400"))
+    workdirs.write_config(tmp_path, old, allow_change=False)
+    workdirs.write_config(tmp_path, old, allow_change=False)
+    assert (tmp_path / "tokenizer.model").exists()
+    workdirs.write_config(tmp_path, new, allow_change=False)
+    assert not (tmp_path / "tokenizer.model").exists()
+    assert json.loads((tmp_path / "config.json").read_text()) == new
+
+
+def test_json_is_replaced_in_one_step(tmp_path):
+    path = tmp_path / "x.json"
+    workdirs.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        workdirs.write_json(path, {"a": object()})
+    assert workdirs.read_json(path) == {"a": 1}
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"x\.json cannot be read"):
+        workdirs.read_json(path)
+
+
+def test_versions_are_of_what_runs():
+    import jax
+
+    assert workdirs.versions()["jax"] == jax.__version__
+
+
+def test_what_is_kept_is_made_once_for_each_key(tmp_path):
+    made = []
+
+    def make():
+        made.append(len(made))
+        return {"x": made[-1]}
+
+    path = tmp_path / "kept.json"
+    for key, wanted in (("a", 0), ("a", 0), ("b", 1), ("b", 1)):
+        assert workdirs.kept(path, key, make) == {"key": key, "x": wanted}
+    assert made == [0, 1]
+
+
+def test_a_stage_that_was_begun_under_another_key_begins_again(tmp_path, caplog):
+    folder = tmp_path / "stage"
+    workdirs.begin(folder, {"loss": "a"})
+    (folder / "step").touch()
+    workdirs.begin(folder, {"loss": "a"})
+    assert (folder / "step").is_file()
+    workdirs.begin(folder, {"loss": "b"})
+    assert not (folder / "step").exists()
+    assert "was begun under another config" in caplog.text

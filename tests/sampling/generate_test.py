@@ -1,0 +1,92 @@
+"""From prompts to samples: whom is asked, what comes back as text, and how fast it was."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from alignjax.config import EvaluateConfig
+from alignjax.data.batching import bucket
+from alignjax.models.mixture import mix
+from alignjax.runtime.sharding import make_mesh
+from alignjax.sampling.generate import first_of_each_prompt, questions, respond, speed
+from tests import tiny
+
+CONFIG, EOS = tiny.model(kv_heads=4), 5
+
+pytestmark = pytest.mark.usefixtures("compiled_here")
+
+
+class Words:
+    """What sampling needs of a tokenizer."""
+
+    eos_id = EOS
+
+    def decode(self, ids):
+        return " ".join(str(i) for i in ids if i != EOS)
+
+
+def respond_to(params, ref_params, data, **changes):
+    settings = EvaluateConfig(
+        **{**dict(prompts=5, samples=2, max_new_tokens=6, batch_size=4), **changes}
+    )
+    return respond(
+        params,
+        ref_params,
+        questions(bucket(data, count=2, multiple=8), settings.prompts),
+        model=CONFIG,
+        tokenizer=Words(),
+        settings=settings,
+        key=jax.random.key(11),
+        mesh=make_mesh(2, 1, 1),
+        title="test",
+    )
+
+
+def test_responses_to_the_first_of_each_prompt():
+    """And they do not depend on how many prompts are sampled at once."""
+    data = tiny.dataset(14, longest=(12, 6))  # every prompt twice
+    assert first_of_each_prompt(bucket(data, count=2, multiple=8), 5) == [0, 2, 4, 6, 8]
+    assert len(first_of_each_prompt(bucket(data, count=2, multiple=8), 99)) == 7
+    bent = tiny.params(CONFIG)
+    bent["embed"]["embedding"][EOS] *= 4.0  # an end that is drawn often
+    found = respond_to(bent, bent, data)
+    assert [s.prompt for s in found] == [f"prompt {i}" for i in range(5) for _ in range(2)]
+    for s in found:
+        assert s.logps == pytest.approx(s.reference, abs=1e-4)  # the same network
+        assert s.kl == pytest.approx(0, abs=1e-4)
+        assert len(s.response.split()) == s.length - s.ended
+        assert s.ended or s.length == 6
+    assert {s.ended for s in found} == {True, False}
+    for one, other in zip(found, respond_to(bent, None, data, batch_size=8), strict=True):
+        numbers = dict(logps=one.logps, reference=one.reference, kl=one.kl)
+        assert dataclasses.replace(other, **numbers) == one
+        assert one.logps == pytest.approx(other.logps, abs=1e-4)
+        assert np.isnan([other.reference, other.kl]).all()  # none was given
+
+
+def test_the_speed_is_logged_and_leaves_out_what_compiled(caplog):
+    assert speed([(0, 100, 50.0), (0, 30, 1.0), (1, 5, 50.0), (0, 10, 1.0)]) == (
+        "145 tokens, 20 tokens/s"
+    )
+    assert speed([(0, 100, 1.0), (1, 50, 2.0)]) == ("150 tokens, 50 tokens/s, compilation included")
+    with caplog.at_level("INFO", logger="alignjax"):
+        found = respond_to(tiny.params(CONFIG), None, tiny.dataset(14, longest=(12, 6)))
+    total = sum(s.length for s in found)
+    assert f"test: {total} tokens, " in caplog.text
+
+
+def test_a_beam_search_and_a_mixture_respond():
+    """As text, the best first; and a mixture's divergence from one of its policies."""
+    data, params = tiny.dataset(14, longest=(12, 6)), tiny.params(CONFIG)
+    mixture = mix([params, tiny.params(CONFIG, seed=1)], [1.0, 0.0])
+    plain = respond_to(params, params, data, num_beams=3)
+    assert [s.prompt for s in plain] == [f"prompt {i}" for i in range(5) for _ in range(2)]
+    for first, second in zip(plain[::2], plain[1::2], strict=True):
+        assert first.response != second.response
+        assert first.logps / first.length >= second.logps / second.length
+    for one, other in zip(plain, respond_to(mixture, params, data, num_beams=3), strict=True):
+        assert (one.response, one.logps) == (other.response, other.logps)
+        assert other.kl == pytest.approx(0, abs=1e-4)
+        assert other.reference == pytest.approx(one.logps, abs=1e-4)

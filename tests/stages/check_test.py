@@ -1,0 +1,253 @@
+"""Objectives tried on the data's shapes: what does not fit is told before anything is compiled."""
+
+import dataclasses
+import logging
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from alignjax.config import EvaluateConfig, ReferenceConfig
+from alignjax.errors import UserError
+from alignjax.losses import bco, cpo, dpo, hps, kto, orpo, plackett_luce, pro, rdro, rrhf, sft, slic
+from alignjax.stages import check
+from alignjax.stages.data import prepare_data
+from alignjax.types import loss_inputs
+from alignjax.world import sources as world
+from tests import runs
+
+LISTS = dataclasses.replace(
+    runs.get_config().data, source=partial(world.lists, size=60, seed=0, responses=4)
+)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return prepare_data(runs.get_config(), tmp_path_factory.mktemp("pairs")).train
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory):
+    config = runs.get_config(data=LISTS)
+    return prepare_data(config, tmp_path_factory.mktemp("lists")).train
+
+
+@pytest.fixture(scope="module")
+def unpaired(tmp_path_factory):
+    data = dataclasses.replace(
+        runs.get_config().data,
+        source=partial(world.unpaired, size=60, seed=0, desirable_fraction=0.3),
+    )
+    return prepare_data(runs.get_config(data=data), tmp_path_factory.mktemp("unpaired"))
+
+
+def scalar(logps, batch):
+    return logps.policy.mean(), {}
+
+
+def scalar_metric(logps, batch):
+    return logps.policy[:, 0], {"x": logps.policy.mean()}
+
+
+def no_metrics(logps, batch):
+    return logps.policy[:, 0]
+
+
+def taken(logps, batch):
+    return logps.policy[:, 0], {"weight": logps.policy[:, 0]}
+
+
+def mistaken(logps, batch):
+    return logps.polcy[:, 0], {}
+
+
+def misshapen(logps, batch):
+    return jnp.concatenate([logps.policy, logps.policy[0]]), {}
+
+
+def branching(logps, batch):
+    return (logps.policy[:, 0], {}) if logps.policy[0, 0] > 0 else (logps.policy[:, 1], {})
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (scalar, r"loss: .*scalar: wanted one value per prompt, \[B\], found shapes .*\(\)"),
+        (scalar_metric, r"wanted one value per prompt, \[B\], found shapes \{'x': \(\)\}"),
+        (no_metrics, r"no_metrics must return \(losses, metrics\)"),
+        (taken, r"returns a metric 'weight', a name that the step uses itself"),
+        (mistaken, r"signature_test\.py:\d+: AttributeError: .*'polcy'"),
+        (misshapen, r"loss: .*misshapen on this data: "),
+        (branching, r"signature_test\.py:\d+: TracerBoolConversionError: "),
+        (hps.loss, r"loss: .*hps\.loss on this data: "),
+    ],
+)
+def test_a_loss_that_does_not_fit_is_told_in_one_line(loss, message, pairs):
+    config = runs.get_config(loss=loss)
+    if loss is hps.loss:  # wants to know how many responses it was drawn from
+        config = dataclasses.replace(config, loss=plackett_luce.loss)
+        message = r"plackett_luce\.loss on this data: .*scores"
+    with pytest.raises(UserError, match=message) as caught:
+        check.check_objectives(config, pairs)
+    assert "\n" not in str(caught.value)
+
+
+def test_k_and_reference_are_checked(pairs, lists):
+    with pytest.raises(UserError, match=r"K=4: set `select`"):
+        check.check_objectives(runs.get_config(data=LISTS), lists)
+    with pytest.raises(UserError, match=r"set reference\.mode"):
+        check.check_objectives(runs.changed("reference.mode=none"), pairs)
+    with pytest.raises(UserError, match=r"select: .*hps\.select on this data: .*scores"):
+        check.check_objectives(runs.get_config(select=partial(hps.select, gamma=1.0)), pairs)
+
+
+def test_the_loss_of_a_reward_model_is_given_scores(pairs, lists):
+    def margin(scores, batch, *, wanted: tuple[int, ...]):
+        assert scores.shape == batch.response_length.shape == wanted
+        assert batch.scores is None or batch.scores.shape == wanted
+        return scores[:, 0] - scores[:, 1], {}
+
+    def config(loss, **changes):
+        return runs.get_config(loss=None, reward_loss=loss, evaluate=EvaluateConfig(), **changes)
+
+    def fitting(rows):
+        return partial(margin, wanted=(2, rows.dataset.response_length.shape[1]))
+
+    check.check_objectives(config(fitting(pairs)), pairs)
+    check.check_objectives(config(fitting(lists), data=LISTS), lists)
+    with pytest.raises(UserError, match=r"reward_loss: .*mistaken on this data: .*polcy"):
+        check.check_objectives(config(mistaken), pairs)
+
+
+def test_the_supervised_loss_is_checked_too(pairs):
+    stage = dataclasses.replace(runs.get_config().sft, loss=dpo.loss)
+    with pytest.raises(UserError, match=r"sft\.loss: .*dpo\.loss on this data: .*reference"):
+        check.check_objectives(runs.get_config(sft=stage), pairs)
+
+
+def test_what_fits_passes(pairs, lists):
+    check.check_objectives(runs.get_config(), pairs)
+    check.check_objectives(runs.get_config(loss=sft.loss), pairs)
+    check.check_objectives(runs.get_config(loss=plackett_luce.loss), lists)
+    gamma = optax.linear_schedule(-5.0, 5.0, 8)
+    config = runs.get_config(select=partial(hps.select, gamma=gamma), loss=hps.loss)
+    check.check_objectives(config, lists)
+    assert check.drawn_responses(config, lists) == 2
+    assert check.drawn_responses(runs.get_config(), lists) == 4
+
+
+def share(rows):
+    labels = [rows.dataset[i].desirable[0] for i in range(len(rows.dataset))]
+    return np.mean(labels)
+
+
+def test_the_desirable_fraction_is_that_of_the_training_responses(unpaired, caplog):
+    rows, wanted = unpaired.train, share(unpaired.train)
+    config = runs.get_config(loss=rdro.loss, baseline=partial(bco.baseline, reduction="batch_mean"))
+    with caplog.at_level(logging.INFO):
+        found = check.bind_fraction(config, rows)
+    assert found.loss.keywords == {"desirable_fraction": wanted}
+    assert found.baseline.keywords == {"desirable_fraction": wanted, "reduction": "batch_mean"}
+    assert f"class weights {1 / wanted:.4f} and {1 / (1 - wanted):.4f}" in caplog.text
+    assert unpaired.receipt["train"]["kept_labels"]["desirable_fraction"] == wanted
+    assert wanted != share(unpaired.held_out)
+    bound = partial(rdro.loss, desirable_fraction=0.25, alpha=0.4)
+    assert check.bind_fraction(runs.get_config(loss=bound), rows).loss == bound
+
+
+def test_what_takes_no_fraction_is_left_alone(unpaired, pairs):
+    config = runs.get_config()
+    assert check.bind_fraction(config, unpaired.train).loss is config.loss
+    config = runs.get_config(loss=rdro.loss)
+    assert check.bind_fraction(config, pairs) is config
+    with pytest.raises(UserError, match=r"rdro\.loss needs a label for every response"):
+        check.check_objectives(config, pairs)
+
+
+@pytest.mark.parametrize(("labels", "name"), [((7, 0), "desirable"), ((0, 7), "undesirable")])
+def test_one_class_only_is_refused(unpaired, labels, name):
+    dataset = dataclasses.replace(unpaired.train.dataset, labels=labels)
+    rows = dataclasses.replace(unpaired.train, dataset=dataset)
+    with pytest.raises(UserError, match=rf"all 7 labelled training responses are {name}: "):
+        check.bind_fraction(runs.get_config(loss=kto.loss), rows)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        (dict(alpha=1.0), r"loss: .*rdro\.loss on this data: .*alpha is 1\.0, expected"),
+        (
+            dict(desirable_fraction=1.5),
+            r"desirable_fraction is 1\.5, expected a number in \(0, 1\)",
+        ),
+        (dict(reduction="sum"), r"reduction is 'sum', expected 'class_mean' or 'batch_mean'"),
+    ],
+)
+def test_values_out_of_range_are_told_before_anything_is_compiled(unpaired, keywords, message):
+    config = runs.get_config(loss=partial(rdro.loss, **keywords))
+    with pytest.raises(UserError, match=message) as caught:
+        check.check_objectives(check.bind_fraction(config, unpaired.train), unpaired.train)
+    assert "\n" not in str(caught.value)
+
+
+KTO = dict(loss=kto.loss, select=kto.select, baseline=kto.baseline)
+
+
+def test_baselines_are_tried_too(unpaired):
+    check.check_objectives(runs.get_config(**KTO), unpaired.train)
+    for missing, message in (
+        ("select", r"baseline: .*kto\.baseline on this data: .*set `select` to kto\.select"),
+        ("baseline", r"loss: .*kto\.loss on this data: .*set `select` to kto\.select and"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check.check_objectives(runs.get_config(**{**KTO, missing: None}), unpaired.train)
+    wrong = {**KTO, "baseline": lambda logps, batch: logps.policy}
+    with pytest.raises(UserError, match=r"baseline: .*wanted one value per prompt.*\(2, 2\)"):
+        check.check_objectives(runs.get_config(**wrong), unpaired.train)
+
+
+def test_responses_of_other_rows_are_in_no_cache(unpaired, pairs):
+    config = runs.get_config(**KTO)
+    assert not check.keeps_cache(config, unpaired.train)
+    assert check.keeps_cache(runs.get_config(), pairs)
+    assert check.keeps_cache(runs.get_config(loss=sft.loss, select=sft.select), pairs)
+    cached = dataclasses.replace(config, reference=ReferenceConfig(mode="cache"))
+    with pytest.raises(UserError, match=r"reference\.mode: wanted auto, live or none, found 'cach"):
+        check.check_objectives(cached, unpaired.train)
+
+
+def per_token(logps, *, scale: float = 1.0):
+    return scale * logps.policy / jnp.maximum(logps.length, 1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "wanted"),
+    [
+        (dpo.loss, [0.2, -0.3]),
+        (partial(dpo.loss, beta=0.3), [0.6, -0.9]),
+        (partial(dpo.loss, beta=optax.linear_schedule(0.0, 0.7, 10)), [1.4, -2.1]),
+        (partial(plackett_luce.loss, beta=2.0, implicit=per_token), [-2.0, -4.0]),
+        (
+            partial(hps.loss, implicit=partial(per_token, scale=optax.linear_schedule(0, 5.0, 9))),
+            [-0.5, -1.0],
+        ),
+        (sft.loss, [2.0, -3.0]),
+        (kto.loss, [0.2, -0.3]),
+        (partial(cpo.loss, beta=0.5), [-2.0, -3.0]),
+        (slic.loss, [-4.0, -6.0]),
+        (orpo.loss, [-1.0, -2.0]),
+        (pro.loss, [-1.0, -2.0]),
+        (rrhf.loss, [-1.0, -2.0]),
+        (partial(rrhf.loss, length_penalty=0.0), [-4.0, -6.0]),
+    ],
+)
+def test_rewards_are_those_that_the_loss_trains(loss, wanted):
+    logps, _ = loss_inputs([[-4.0, -6.0]], [[-6.0, -3.0]], length=[[4, 3]])
+    np.testing.assert_allclose(check.implicit_reward(loss)(logps), [wanted], rtol=1e-6)
+
+
+def test_without_a_reference_the_reward_is_the_log_probability():
+    logps, _ = loss_inputs([[-4.0, -6.0]])
+    np.testing.assert_array_equal(check.implicit_reward(sft.loss)(logps), [[-4.0, -6.0]])

@@ -1,0 +1,535 @@
+"""The loop: what it resumes, saves, counts and refuses. In one process; see also resume_test."""
+
+import dataclasses
+import functools
+import gc
+import json
+import os
+import signal
+import types
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from alignjax.data.batching import Bucketed, Plan, choose_shapes, plan_batches, shuffled
+from alignjax.errors import CheckpointError, NumericalError, UserError
+from alignjax.runtime import checkpoint, metrics, sharding
+from alignjax.runtime.metrics import Meter
+from alignjax.training import loop
+from tests import runs
+
+pytestmark = pytest.mark.usefixtures("compiled_here")
+
+N, B, WIDTH = 44, 8, 4
+TOTAL = 12  # steps
+IDENTITY = {"data": "d", "tokenizer": "t", "reference": "r"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Pairs of one-token responses: all that the loop needs of a prepared dataset."""
+
+    prompt_length: np.ndarray
+    response_length: np.ndarray
+    adversarial: None = None
+    objectives: tuple[str, ...] = ()
+    labels: tuple[int, int] = (0, 0)
+
+    def __len__(self):
+        return len(self.prompt_length)
+
+    def __getitem__(self, i):
+        rng = np.random.default_rng(i)
+        ids = tuple(rng.integers(0, WIDTH, n).astype(np.int32) for n in self.response_length[i])
+        prompt = rng.integers(0, WIDTH, self.prompt_length[i]).astype(np.int32)
+        return Example(prompt, ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    prompt_ids: np.ndarray
+    response_ids: tuple
+    scores: None = None
+    desirable: None = None
+
+
+def rows(count: int = 2) -> Bucketed:
+    rng = np.random.default_rng(0)
+    data = Rows(rng.integers(1, 9, N).astype(np.int32), rng.integers(1, 9, (N, 2)).astype(np.int32))
+    shapes, assignment = choose_shapes(
+        data.prompt_length, data.response_length, count=count, multiple=4
+    )
+    return Bucketed(data, shapes, assignment)
+
+
+def apply(params, batch):
+    """A bag of tokens: the log-probability of a response is the sum of its tokens' logits."""
+    position = jnp.arange(batch.response.shape[-1])
+    here = position < batch.response_length[..., None]
+    logits = jax.nn.log_softmax(params["w"].sum(0))[batch.response]
+    return jnp.where(here, logits, 0).sum(-1)
+
+
+def level(logps, batch):
+    """A baseline: how likely the first response is."""
+    return logps.policy[:, 0]
+
+
+def loss(logps, batch):
+    margin = logps.policy[:, 0] - logps.policy[:, 1]
+    margin -= 0.1 * batch.baseline + 0.2 * batch.running_baseline
+    return -jax.nn.log_sigmoid(margin), {"rewards/margins": margin}
+
+
+def draw(key, batch):
+    """Swaps the responses of some rows, at random."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.prompt_id)
+    swap = jax.vmap(jax.random.bernoulli)(keys)
+    return dataclasses.replace(
+        batch,
+        response=jnp.where(swap[:, None, None], batch.response[:, ::-1], batch.response),
+        response_length=jnp.where(
+            swap[:, None], batch.response_length[:, ::-1], batch.response_length
+        ),
+    )
+
+
+def job(workdir, *, epochs: float = 2.0, **changes) -> loop.Job:
+    data = changes.pop("data", None) or rows()
+    plan = plan_batches(
+        data.shapes,
+        data.assignment,
+        batch_size=B,
+        order=shuffled(N, 0),
+        rows=round(epochs * N),
+    )
+    schedule = optax.linear_schedule(0.1, 0.0, 12)
+    parts = dict(
+        name="alignment",
+        workdir=workdir,
+        plan=plan,
+        data=data,
+        ref_logps=None,
+        ref_params=None,
+        params_shape={"w": jax.ShapeDtypeStruct((2, WIDTH), jnp.float32)},
+        apply=apply,
+        loss=loss,
+        select=draw,
+        baseline=level,
+        optimizer=optax.adam(schedule),
+        learning_rate=schedule,
+        accumulate=1,
+        mesh=changes.pop("mesh", None) or sharding.make_mesh(1, 1, 1),
+        identity=IDENTITY,
+        save_every=4,
+        log_every=3,
+        eval_every=0,
+        keep=3,
+        max_skipped=3,
+    )
+    return loop.Job(**{**parts, **changes})
+
+
+def begin():
+    return {"w": jnp.linspace(-1, 1, 2 * WIDTH).reshape(2, WIDTH)}
+
+
+def fit(settings, evaluate=None):
+    return loop.fit(settings, begin, jax.random.key(7), evaluate)
+
+
+class StopHereError(Exception):
+    """The end of the process, as far as the loop is concerned."""
+
+
+def stopping_after(monkeypatch, step):
+    """Raises where step + 1 would be dispatched."""
+    real = loop.put_rows
+    left = [step]
+
+    def put_rows(batch, mesh):
+        if not left[0]:
+            raise StopHereError
+        left[0] -= 1
+        return real(batch, mesh)
+
+    monkeypatch.setattr(loop, "put_rows", put_rows)
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory, compiled_here):
+    """The run that never stopped: its state, counts, lines and the rows of every step."""
+    workdir = tmp_path_factory.mktemp("clean")
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        real = loop.put_rows
+        patch.setattr(loop, "put_rows", lambda b, m: (seen.append(b), real(b, m))[1])
+        state, counts = fit(job(workdir))
+    return state, counts, runs.lines(workdir), [b.prompt_id for b in seen]
+
+
+def same_bits(a, b):
+    chex.assert_trees_all_equal_shapes_and_dtypes(a, b)
+    assert checkpoint.tree_digest(bare(a)) == checkpoint.tree_digest(bare(b))
+
+
+def bare(state):
+    return dataclasses.replace(state, key=jax.random.key_data(state.key))
+
+
+def test_the_run_covers_what_resuming_has_to_get_right(clean):
+    state, counts, lines, _ = clean
+    assert counts["steps"] == len(job(None).plan) == int(state.step) == TOTAL
+    assert counts["skipped_steps"] == 0
+    assert abs(float(state.baseline)) > 0.1  # what the loss reads of the steps before
+    assert counts["resumed_from"] == 0
+    assert len(job(None).plan.shapes) == 2
+    assert (job(None).plan.rows == -1).any()  # batches that are filled up
+    assert [float.fromhex(line["step"]) for line in lines][:4] == [3, 6, 9, 12]
+
+
+def test_it_compiles_once_for_every_shape(clean, tmp_path):
+    assert clean[1]["compiles"] == 2
+    assert fit(job(tmp_path, data=rows(count=1)))[1]["compiles"] == 1
+
+
+def test_the_compiler_agrees_with_the_count(tmp_path, caplog):
+    """A program is traced once and compiled once: what comes back from a step fits the next."""
+    with jax.log_compiles():
+        counts = fit(job(tmp_path))[1]
+        fit(job(tmp_path, save_every=5))  # complete
+    compiled = [r for r in caplog.records if "Compiling jit(one_step)" in r.getMessage()]
+    assert len(compiled) == counts["compiles"] == 2
+
+
+def test_resuming_compiles_no_more(tmp_path, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        stopping_after(patch, 5)
+        with pytest.raises(StopHereError):
+            fit(job(tmp_path))
+    with jax.log_compiles():
+        assert fit(job(tmp_path))[1]["compiles"] == 2
+    compiled = [r for r in caplog.records if "Compiling jit(one_step)" in r.getMessage()]
+    assert len(compiled) == 2
+
+
+def test_a_compile_more_is_counted(tmp_path):
+    # What would compile in every step: a batch whose shape is its longest row's.
+    data = rows(count=2)
+    plan = job(None).plan
+    shapes = tuple(dataclasses.replace(plan.shapes[i], prompt=12 + j) for j, i in enumerate([0, 1]))
+    odd = Plan((*plan.shapes, *shapes), (plan.shape + 2 * (np.arange(len(plan)) % 2)), plan.rows)
+    assert fit(job(tmp_path, data=data, plan=odd))[1]["compiles"] == 4
+
+
+def test_every_row_is_used_once_in_every_epoch(clean):
+    plan = job(None).plan
+    ids = np.concatenate(clean[3])
+    weights = (plan.rows >= 0).reshape(-1)
+    assert np.bincount(ids[weights], minlength=N).tolist() == [2] * N
+
+
+@pytest.mark.parametrize("stop", range(1, TOTAL))
+def test_resuming_after_any_step_gives_the_same_bits(stop, clean, tmp_path, monkeypatch):
+    state, _, lines, seen = clean
+    with monkeypatch.context() as patch:
+        stopping_after(patch, stop)
+        with pytest.raises(StopHereError):
+            fit(job(tmp_path))
+    again = []
+    with monkeypatch.context() as patch:
+        real = loop.put_rows
+        patch.setattr(loop, "put_rows", lambda b, m: (again.append(b), real(b, m))[1])
+        resumed, found = fit(job(tmp_path))
+    assert found["resumed_from"] == stop // 4 * 4
+    same_bits(resumed, state)
+    assert runs.lines(tmp_path) == lines
+    assert [b.prompt_id.tolist() for b in again] == [s.tolist() for s in seen[stop // 4 * 4 :]]
+
+
+def test_the_time_of_steps_adds_up_over_starts_without_what_is_no_step(tmp_path, monkeypatch):
+    """A clock that a step moves by 1, a row's wait by 10 and an evaluation by 100 seconds."""
+    now = [0.0]
+    own = job(tmp_path, data=rows(count=1), eval_every=5)
+    clock = types.SimpleNamespace(perf_counter=lambda: now[0], time=lambda: now[0])
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(metrics, "time", clock)
+    real_read, real_add = loop.read, Meter.add
+
+    def slowly(*a, **k):
+        for batch in real_read(*a, **k):
+            now[0] += 10.0
+            yield batch
+
+    def add(self, *a):
+        now[0] += 1.0
+        return real_add(self, *a)
+
+    def evaluate(params):
+        now[0] += 100.0
+        return {"x": 0.0}
+
+    monkeypatch.setattr(loop, "read", slowly)
+    monkeypatch.setattr(Meter, "add", add)
+    with monkeypatch.context() as patch:
+        stopping_after(patch, 5)
+        with pytest.raises(StopHereError):
+            fit(own, evaluate)
+    fit(own, evaluate)  # from step 4 on
+    lines = metrics.read(tmp_path / "metrics.jsonl")
+    found = {x["step"]: x["step_seconds"] for x in lines if "step_seconds" in x}
+    # One shape: a start compiles in its first step, whose numbers are looked at in the second.
+    assert found == {3: 3.0, 6: 6.0, 9: 9.0, 11: 11.0}
+
+
+def test_a_line_that_spans_a_stop_needs_the_sums_before_it(clean, tmp_path, monkeypatch):
+    # The control of the test above: steps 4 and 5 of the line at step 6 lie on both sides.
+    monkeypatch.setattr(Meter, "restore", lambda self, state: None)
+    with monkeypatch.context() as patch:
+        stopping_after(patch, 5)
+        with pytest.raises(StopHereError):
+            fit(job(tmp_path))
+    fit(job(tmp_path))
+    assert runs.lines(tmp_path) != clean[2]
+
+
+def test_a_stop_at_the_wrong_batch_would_show(clean, tmp_path, monkeypatch):
+    # The control of the data position: read from one batch earlier.
+    with monkeypatch.context() as patch:
+        stopping_after(patch, 5)
+        with pytest.raises(StopHereError):
+            fit(job(tmp_path))
+    real = loop.read
+    monkeypatch.setattr(loop, "read", lambda *a, start, **k: real(*a, start=start - 1, **k))
+    resumed, _ = fit(job(tmp_path))
+    assert checkpoint.tree_digest(bare(resumed)) != checkpoint.tree_digest(bare(clean[0]))
+
+
+def test_a_stop_in_the_first_steps_starts_over(clean, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stopping_after(patch, 2)
+        with pytest.raises(StopHereError):
+            fit(job(tmp_path))
+    resumed, counts = fit(job(tmp_path))
+    assert counts["resumed_from"] == 0
+    same_bits(resumed, clean[0])
+    assert runs.lines(tmp_path) == clean[2]
+
+
+def test_how_often_it_saves_and_evaluates_changes_nothing_trained(clean, tmp_path):
+    calls = []
+
+    def evaluate(params):
+        calls.append(float(params["w"].sum()))
+        return {"rewards/accuracies": 0.5}
+
+    state, _ = fit(job(tmp_path, save_every=1, eval_every=5), evaluate)
+    same_bits(state, clean[0])
+    found = runs.lines(tmp_path)
+    assert [x for x in found if "loss" in x] == clean[2]
+    evals = [x for x in found if "eval_rewards/accuracies" in x]
+    total = int(state.step)
+    assert total % 5
+    assert [float.fromhex(x["step"]) for x in evals] == [*range(5, total, 5), total]
+    assert len(calls) == len(evals)
+
+
+def test_a_complete_run_is_left_as_it_is(clean, tmp_path):
+    fit(job(tmp_path))
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    state, counts = fit(job(tmp_path))
+    same_bits(state, clean[0])
+    assert counts["compiles"] == 0
+    assert counts["resumed_from"] == counts["steps"]
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_longer_checkpoint_than_the_run_is_refused(tmp_path):
+    fit(job(tmp_path))
+    with pytest.raises(UserError, match=r"its checkpoint is of step \d+, .* now has \d+ steps"):
+        fit(job(tmp_path, epochs=1.0))
+
+
+@pytest.mark.parametrize("name", list(IDENTITY))
+def test_another_runs_checkpoint_is_refused(name, tmp_path, monkeypatch):
+    fit(job(tmp_path))
+    other = job(tmp_path, identity={**IDENTITY, name: "other"})
+    wanted = rf"belongs to another run: {name} '.' \(this run: 'other'\)"
+    with pytest.raises(UserError, match=wanted) as caught:
+        fit(other)
+    assert caught.value.exit_code == 2
+    monkeypatch.setattr(checkpoint, "refuse_other", lambda *a: None)
+    assert fit(other)[1]["compiles"] == 0  # without the guard it is taken for its own
+
+
+# --- signals
+
+
+def signalled(settings, signum, at, *, times=1):
+    """Sends this process a signal while step ``at`` runs."""
+    real, count = loop.put_rows, [0]
+
+    def put_rows(batch, mesh):
+        count[0] += 1
+        if count[0] == at:
+            for _ in range(times):
+                os.kill(os.getpid(), signum)
+        return real(batch, mesh)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "put_rows", put_rows)
+        return fit(settings)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_stops(signum, code, times, clean, tmp_path):
+    with pytest.raises(loop.StoppedError, match=rf"{signum.name}: saved step 6 in ") as caught:
+        signalled(job(tmp_path), signum, 6, times=times)
+    assert caught.value.exit_code == code
+    resumed, counts = fit(job(tmp_path))
+    assert counts["resumed_from"] == 6
+    same_bits(resumed, clean[0])
+    assert runs.lines(tmp_path) == clean[2]
+
+
+def test_a_signal_in_the_last_step_stops_too(clean, tmp_path):
+    total = clean[1]["steps"]
+    with pytest.raises(loop.StoppedError, match=rf"saved step {total} in"):
+        signalled(job(tmp_path), signal.SIGTERM, total)
+    assert fit(job(tmp_path))[1]["resumed_from"] == total
+
+
+def test_handlers_are_those_of_before(tmp_path):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    fit(job(tmp_path, epochs=0.5))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+# --- numbers that are none
+
+
+def nan_at(first, last, logps, batch, *, step):
+    losses, metrics = loss(logps, batch)
+    return jnp.where((step >= first) & (step < last), jnp.nan, losses), metrics
+
+
+def broken(first, last):
+    """A loss that is NaN in some steps; its one hyperparameter is a schedule of the step."""
+
+    def with_step(logps, batch, *, step):
+        return nan_at(first, last, logps, batch, step=step)
+
+    return functools.partial(with_step, step=lambda step: step)
+
+
+def test_skipped_steps_are_counted_and_training_goes_on(tmp_path):
+    state, counts = fit(job(tmp_path, loss=broken(4, 6), log_every=1))
+    assert counts["skipped_steps"] == 2
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines if x["skipped"]] == [5, 6]
+    assert ["loss" in x for x in lines if x["skipped"]] == [False, False]
+    assert np.isfinite(state.params["w"]).all()
+
+
+def test_too_many_bad_steps_end_the_run_with_the_last_good_parameters(tmp_path):
+    broken_job = job(tmp_path, loss=broken(5, 99))
+    with pytest.raises(NumericalError, match=r"3 steps in a row \(6 to 8; loss nan") as caught:
+        fit(broken_job)
+    assert caught.value.exit_code == 4
+    stored = stored_state(tmp_path)
+    assert int(stored.step) == 4
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((stored.params, stored.opt_state)))
+    good, _ = fit(job(tmp_path / "good"))
+    assert stored_equal(stored, stored_state(tmp_path / "good", step=4))
+    assert good is not None
+
+
+def test_bad_steps_before_a_stop_count_after_it(tmp_path):
+    # Steps 3 to 5 are bad, the checkpoint of step 4 lies between: two before it, one after.
+    with pytest.MonkeyPatch.context() as patch:
+        stopping_after(patch, 4)
+        with pytest.raises(StopHereError):
+            fit(job(tmp_path, loss=broken(2, 99)))
+    with pytest.raises(NumericalError, match=r"3 steps in a row \(3 to 5"):
+        fit(job(tmp_path, loss=broken(2, 99)))
+
+
+def stored_state(workdir, step=None):
+    settings = job(workdir)
+    shapes = jax.eval_shape(
+        lambda p: loop.init_state(p, settings.optimizer, jax.random.key(0)), settings.params_shape
+    )
+    target = sharding.abstract(shapes, sharding.shard_tree(shapes, settings.mesh))
+    with checkpoint.open_store(workdir / "checkpoints", keep=settings.keep) as store:
+        return checkpoint.restore(store, step or checkpoint.latest(store), target)
+
+
+def stored_equal(a, b):
+    return checkpoint.tree_digest(bare(a)) == checkpoint.tree_digest(bare(b))
+
+
+def test_a_metric_of_the_steps_own_name_would_replace_its_number(tmp_path):
+    """Why such names are refused before a run (see `stages.check`)."""
+
+    def heavy(logps, batch):
+        return loss(logps, batch)[0], {"weight": jnp.full(batch.weight.shape, 1000.0)}
+
+    fit(job(tmp_path, loss=heavy, epochs=0.5))
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["weight"] == 1000  # not the rows of the batch
+
+
+# --- checkpoints that are damaged or half
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_checkpoint_is_one_line_with_exit_code_3(tmp_path):
+    fit(job(tmp_path))
+    newest = max((tmp_path / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name))
+    for path in newest.rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[:5])
+    with pytest.raises(CheckpointError, match=rf"{newest.parent}: step {newest.name} ") as caught:
+        fit(job(tmp_path))
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_other_shapes_than_the_checkpoints_are_refused(tmp_path):
+    fit(job(tmp_path))
+    wider = job(tmp_path, params_shape={"w": jax.ShapeDtypeStruct((3, WIDTH), jnp.float32)})
+    with pytest.raises(CheckpointError, match=r"cannot be restored") as caught:
+        fit(wider)
+    assert "\n" not in str(caught.value)
+    gc.collect()  # what the library had begun to read, and its warnings about that
+
+
+def test_a_half_written_save_is_not_seen(clean, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        stopping_after(patch, 9)
+        with pytest.raises(StopHereError):
+            fit(job(tmp_path))
+    folder = tmp_path / "checkpoints"
+    done = folder / "8"
+    # What a killed save leaves: the name before the rename, and no mark of success.
+    half = folder / "9.orbax-checkpoint-tmp"
+    done.rename(half)
+    for mark in half.rglob("commit_success.txt"):
+        mark.unlink()
+    resumed, counts = fit(job(tmp_path))
+    assert counts["resumed_from"] == 4
+    same_bits(resumed, clean[0])
+    assert not list(folder.glob("*tmp*"))
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    total = fit(job(tmp_path, save_every=1, keep=2))[1]["steps"]
+    names = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    assert names == [total - 1, total]

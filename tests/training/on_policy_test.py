@@ -1,0 +1,308 @@
+"""Training on a policy's own samples: what they are, what resumes, what compiles, who moves."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from alignjax.data.batching import Plan, bucket, plan_batches, shuffled
+from alignjax.errors import NumericalError, UserError
+from alignjax.losses import apo
+from alignjax.models import reward_head, transformer
+from alignjax.models.logps import response_logps
+from alignjax.runtime import checkpoint, sharding
+from alignjax.sampling import decode
+from alignjax.sampling.generate import Question
+from alignjax.training import game, on_policy, on_policy_game
+from alignjax.training import loop as train
+from alignjax.types import Batch
+from tests import runs, tiny
+
+pytestmark = pytest.mark.usefixtures("compiled_here")
+
+CONFIG = tiny.model(vocab_size=64, width=16, layers=1, heads=2, kv_heads=1, mlp_width=16)
+EOS, LIKED = 1, 32
+B, K, R, P = 4, 3, 4, 4
+STEPS = 3
+KEY = jax.random.key(3)
+SAMPLE = functools.partial(decode.sample, config=CONFIG, samples=K, max_new_tokens=R, eos=EOS)
+ASKED = [
+    Question(i, f"prompt {i}", np.random.default_rng(i).integers(2, 64, 1 + i % P).astype(np.int32))
+    for i in range(10)
+]
+
+
+def start():
+    return transformer.init_params(CONFIG, jax.random.key(1))
+
+
+def start_reward():
+    return reward_head.from_language_model(start())
+
+
+def on(mesh, make):
+    """The same, on a mesh."""
+    return jax.jit(make, out_shardings=sharding.shard_tree(jax.eval_shape(make), mesh))
+
+
+def asking(**changes):
+    parts = dict(asked=ASKED, sample=SAMPLE, eos=EOS, max_empty_fraction=0.9)
+    return on_policy.Asking(**{**parts, **changes})
+
+
+def job(workdir, mesh=None, **changes):
+    mesh = mesh or sharding.make_mesh(1, 1, 1)
+    plan = on_policy.plan_prompts(ASKED, buckets=1, multiple=P, batch_size=B, seed=0, steps=STEPS)
+    parts = dict(
+        name="online",
+        workdir=workdir,
+        plan=plan,
+        data=None,
+        ref_logps=None,
+        ref_params=on(mesh, start)(),
+        params_shape=jax.eval_shape(start),
+        apply=functools.partial(response_logps, config=CONFIG),
+        loss=functools.partial(apo.loss, beta=0.1),
+        select=None,
+        baseline=None,
+        optimizer=optax.adam(0.1, eps=1e-2),
+        learning_rate=optax.constant_schedule(0.1),
+        accumulate=1,
+        mesh=mesh,
+        identity={"data": "d"},
+        save_every=2,
+        log_every=3,
+        eval_every=0,
+        keep=10,
+        max_skipped=2,
+    )
+    return train.Job(**{**parts, **changes})
+
+
+def liked(batch):
+    """``[B, K]`` how many of a response's ids are low ones; on the host."""
+    return np.asarray((batch.response < LIKED).sum(-1))
+
+
+def fit(settings, *, score=liked, **changes):
+    return on_policy.fit(settings, asking(**changes), score, on(settings.mesh, start), KEY)
+
+
+def opponent(settings, *, reward_steps=2, policy_steps=1, **changes):
+    """A reward model with golden responses and pairs of its own, in the same shapes."""
+    turns = game.turns_until(STEPS, reward_steps=reward_steps, policy_steps=policy_steps) - STEPS
+    golden, pairs = (
+        bucket(tiny.dataset(8, k=k, longest=(P, R), seed=k), count=1, multiple=P) for k in (1, 2)
+    )
+    nothing = np.zeros(0, np.int32), np.zeros((0, B), np.int64)
+    plans = [
+        plan_batches(x.shapes, x.assignment, batch_size=B, order=shuffled(8, 1), batches=turns)
+        if turns
+        else Plan(x.shapes, *nothing)
+        for x in (golden, pairs)
+    ]
+    its = dataclasses.replace(
+        settings,
+        plan=plans[0],
+        data=golden,
+        ref_params=None,
+        params_shape=jax.eval_shape(start_reward),
+        apply=functools.partial(reward_head.response_scores, config=CONFIG),
+        loss=functools.partial(apo.reward_loss, sample_weight=0.5),
+    )
+    return on_policy_game.Opponent(
+        job=dataclasses.replace(its, **changes),
+        load_start=on(settings.mesh, start_reward),
+        pairs=pairs,
+        pairs_plan=plans[1],
+        reward_steps=reward_steps,
+        policy_steps=policy_steps,
+    )
+
+
+def play(settings, **changes):
+    its, begin = opponent(settings, **changes), on(settings.mesh, start)
+    return on_policy_game.play(settings, asking(), its, begin, KEY)
+
+
+LOOPS = {"fit": fit, "play": play}
+
+
+class StopHereError(Exception):
+    """The end of the process, as far as the loop is concerned."""
+
+
+def stopping_after(patch, step):
+    real, left = train.put_rows, [step]
+
+    def put_rows(batch, mesh):
+        if not left[0]:
+            raise StopHereError
+        left[0] -= 1
+        return real(batch, mesh)
+
+    patch.setattr(train, "put_rows", put_rows)
+
+
+def bits(tree):
+    def one(x):
+        x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        return np.asarray(x).tobytes()
+
+    return jax.tree.map(one, tree)
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory, compiled_here):
+    """Both loops as they never stop: state, counts, lines."""
+    found = {"seen": []}
+
+    def score(batch):
+        found["seen"].append(jax.device_get(batch))
+        return liked(batch)
+
+    for name, loop in {"fit": functools.partial(fit, score=score), "play": play}.items():
+        folder = tmp_path_factory.mktemp(name)
+        state, counts = loop(job(folder, save_every=1))
+        found[name] = (folder, bits(state), counts, runs.lines(folder))
+        found[f"{name} target"] = jax.eval_shape(lambda: state)  # noqa: B023
+    return found
+
+
+def stored(folder, step, target):
+    layout = sharding.shard_tree(target, sharding.make_mesh(1, 1, 1))
+    with checkpoint.open_store(folder / "checkpoints", keep=20) as store:
+        return checkpoint.restore(store, step, sharding.abstract(target, layout))
+
+
+def test_what_a_step_is_trained_on_is_sampled_from_the_policy_as_it_then_is(clean):
+    seen, folder = clean["seen"], clean["fit"][0]
+    assert len(seen) == STEPS
+    params, old = [on(sharding.make_mesh(1, 1, 1), start)()], []
+    params += [stored(folder, step, clean["fit target"]).params for step in range(1, STEPS)]
+    for step, (batch, policy) in enumerate(zip(seen, params, strict=True)):
+        key = jax.random.fold_in(jax.random.fold_in(KEY, on_policy.SAMPLES), step)
+        asked = batch.prompt, batch.prompt_length, batch.prompt_id
+        response, length, _ = SAMPLE(policy, *asked, key)
+        np.testing.assert_array_equal(batch.response, response)
+        np.testing.assert_array_equal(batch.response_length, length)
+        old.append((np.asarray(SAMPLE(params[0], *asked, key)[0]) != batch.response).any())
+    assert (old[0], any(old)) == (
+        False,
+        True,
+    )  # the control: the policy of the start would give others
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_programs_are_compiled_once(name, clean):
+    _, _, counts, _ = clean[name]
+    assert counts["compiles"] == {"fit": 2, "play": 3}[name]
+    assert counts["steps"] == {"fit": STEPS, "play": 3 * STEPS}[name]
+
+
+@pytest.mark.parametrize(("name", "stop"), [("fit", 2), ("play", 2), ("play", 5)])
+def test_resuming_after_a_turn_of_either_gives_the_same_bits(name, stop, clean, tmp_path):
+    _, wanted, _, lines = clean[name]
+    with pytest.MonkeyPatch.context() as patch:
+        stopping_after(patch, stop)
+        with pytest.raises(StopHereError):
+            LOOPS[name](job(tmp_path))
+    state, counts = LOOPS[name](job(tmp_path))
+    assert counts["resumed_from"] == stop // 2 * 2
+    assert jax.tree.leaves(bits(state)) == jax.tree.leaves(wanted)
+    assert runs.lines(tmp_path) == lines
+
+
+def test_the_policy_alone_is_read_from_a_games_checkpoint(clean):
+    folder, wanted, counts, _ = clean["play"]
+    layout = sharding.shard_tree(clean["play target"].policy.params, sharding.make_mesh(1, 1, 1))
+    target = sharding.abstract(clean["play target"].policy.params, layout)
+    with checkpoint.open_store(folder / "checkpoints", keep=20) as store:
+        params = checkpoint.restore_params(store, counts["steps"], target)
+    assert jax.tree.leaves(bits(params)) == jax.tree.leaves(wanted.policy.params)
+
+
+def test_lines_keep_the_players_apart(clean):
+    lines = [{k: float.fromhex(v) for k, v in x.items()} for x in clean["play"][3]]
+    assert [x["step"] for x in lines] == [3, 6, 9]
+    for line in lines:
+        assert {"scores", "kl", "entropy", "empty", "unfinished", "response_tokens"} <= set(line)
+        assert {"reward_model/rewards/accuracies", "reward_model/learning_rate"} <= set(line)
+        assert line["reward_model/adversarial"] == 0.5
+        assert (line["weight"], line["reward_model/weight"]) == (B, 2 * B)
+
+
+def test_a_share_of_empty_responses_ends_the_run(tmp_path):
+    def silent(params, prompt, prompt_length, prompt_id, key):
+        b = len(prompt)
+        tokens = jnp.zeros((b, K, R), jnp.int32).at[..., 0].set(EOS)
+        return tokens, jnp.ones((b, K), jnp.int32), jnp.zeros((b, K))
+
+    with pytest.raises(UserError, match=r"online: 100% of the responses .* step 1 are empty"):
+        fit(job(tmp_path), sample=silent)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_bad_steps_of_one_player_in_a_row_end_the_game(tmp_path):
+    """Good turns of the policy lie between them."""
+
+    def broken(scores, batch):
+        return scores.sum(axis=1) * jnp.nan, {}
+
+    with pytest.raises(NumericalError, match=r"2 steps in a row \(1 to 3;"):
+        play(job(tmp_path), reward_steps=1, loss=broken)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_several_devices_give_what_one_gives(name, clean, tmp_path):
+    mesh = sharding.make_mesh(2, 2, 1)
+    state, counts = LOOPS[name](job(tmp_path, mesh))
+    assert counts["compiles"] == clean[name][2]["compiles"]
+    alone = stored(clean[name][0], counts["steps"], clean[f"{name} target"])
+    both = [(x.policy, x.reward) if name == "play" else (x,) for x in (state, alone)]
+    for ours, theirs in zip(*both, strict=True):
+        for a, b in zip(*map(jax.tree.leaves, (ours.params, theirs.params)), strict=True):
+            # Adam divides what rounding leaves of a gradient, 1e-7, by eps, 1e-2, and moves by a
+            # tenth of that in each of up to 9 turns.
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
+def test_a_reward_model_without_turns_stays_as_it_is(tmp_path):
+    settings = job(tmp_path)
+    state, counts = play(settings, reward_steps=0)
+    assert (counts["steps"], counts["compiles"]) == (STEPS, 2)
+    begun = on(settings.mesh, start_reward)()
+    assert jax.tree.leaves(bits(state.reward.params)) == jax.tree.leaves(bits(begun))
+
+
+def test_rows_of_the_reward_model(clean):
+    def part(b, k, p, r, seed, **more):
+        rng = np.random.default_rng(seed)
+        return Batch(
+            prompt=jnp.asarray(rng.integers(2, 9, (b, p)), jnp.int32),
+            prompt_length=jnp.full(b, p, jnp.int32),
+            response=jnp.asarray(rng.integers(2, 9, (b, k, r)), jnp.int32),
+            response_length=jnp.full((b, k), r, jnp.int32),
+            weight=jnp.ones(b),
+            prompt_id=jnp.arange(b),
+            **more,
+        )
+
+    golden, sampled, pairs = part(2, 1, 3, 5, 0), part(2, 3, 3, 4, 1), part(1, 2, 4, 6, 2)
+    rows = on_policy_game.against(golden, sampled, pairs)
+    assert (rows.prompt.shape, rows.response.shape) == ((3, 4), (3, 4, 6))
+    assert rows.prompt[:2, 0].tolist() == [0, 0]
+    np.testing.assert_array_equal(rows.prompt[:2, 1:], golden.prompt)
+    np.testing.assert_array_equal(rows.response[:2, 0, :5], golden.response[:, 0])
+    np.testing.assert_array_equal(rows.response[:2, 1:, :4], sampled.response)
+    np.testing.assert_array_equal(rows.response[2, :2], pairs.response[0])
+    assert rows.response_length.tolist() == [[5, 4, 4, 4], [5, 4, 4, 4], [6, 6, 0, 0]]
+    assert rows.scores.tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
+    assert rows.adversarial.tolist() == [True, True, False]
+    scored = dataclasses.replace(pairs, scores=jnp.array([[0.2, 0.7]]))
+    rows = on_policy_game.against(golden, sampled, scored)
+    np.testing.assert_allclose(rows.scores[2], [0.2, 0.7, 0, 0])
