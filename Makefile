@@ -1,6 +1,7 @@
 # make demo    the whole way, from random weights to an aligned model, on this machine's CPU
 # make test    every test          make check   the quick ones
 # make lint    ruff, mypy, shellcheck    make format  let ruff rewrite what it can
+# make tidy    who imports whom, pins and paths: the tests that need no accelerator and no compiler
 # make test-tpu     compile for TPUs, whose compiler gets a folder of its own (600 MB); Linux, x86-64
 # make test-parity  compare with torch and transformers, in an environment of their own (4 GB)
 # make pins    choose new versions of the dependencies (needs uv); then run make test
@@ -16,7 +17,7 @@ PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 PARITY := .venv-parity
 LIBTPU := $(VENV)-libtpu
 
-.PHONY: demo test test-tpu test-parity check lint format pins setup clean-venv
+.PHONY: demo test test-tpu test-parity check tidy lint format pins setup clean-venv
 
 demo: setup
 	$(BIN)/python -m alignjax demo
@@ -44,6 +45,9 @@ $(PARITY)/done: tests/parity/requirements.txt
 
 check: setup
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+
+tidy: setup
+	$(BIN)/python -m pytest tests/layering_test.py tests/packaging_test.py
 
 lint: setup
 	$(BIN)/ruff check .

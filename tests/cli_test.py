@@ -253,7 +253,7 @@ def test_a_loss_that_does_not_fit_the_data_is_refused(tmp_path):
         """
         import dataclasses
         from functools import partial
-        from alignjax.data import world
+        from alignjax.world import sources as world
         from tests import runs
 
         def get_config():

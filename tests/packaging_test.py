@@ -1,6 +1,7 @@
 """The repository as a whole: dependencies, pins, lock file, paths, and what newcomers run first."""
 
 import ast
+import functools
 import importlib.metadata
 import os
 import pathlib
@@ -82,6 +83,7 @@ def test_the_parity_script_has_its_packages_pinned():
         assert re.search(rf"^{package}==[\d.]+$", pinned, re.M)
 
 
+@functools.cache
 def imported_packages(folder: str) -> set[str]:
     """Third-party top-level packages imported anywhere under a folder of the repository."""
     names: set[str] = set()
@@ -95,9 +97,11 @@ def imported_packages(folder: str) -> set[str]:
     return names - set(sys.stdlib_module_names) - ours
 
 
+DISTRIBUTIONS = importlib.metadata.packages_distributions()
+
+
 def distributions(package: str) -> set[str]:
-    known = importlib.metadata.packages_distributions()
-    return {canonicalize_name(name) for name in known.get(package, [package])}
+    return {canonicalize_name(name) for name in DISTRIBUTIONS.get(package, [package])}
 
 
 @pytest.mark.parametrize(
@@ -131,18 +135,43 @@ def test_readme_starts_with_the_two_commands():
     ]
 
 
+def tracked() -> list[pathlib.Path]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: the list of files is unknown")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    paths = (ROOT / name for name in filter(None, listed.stdout.decode().split("\0")))
+    return [path for path in paths if path.is_file()]  # what is removed may not be committed yet
+
+
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+# In backticks or quotes, where a hook says what it runs, or alone on its line before a comment.
+COMMAND = re.compile(
+    r"(?:`|'|entry: )make ([a-z-]+)|^(?:\$ )?make ([a-z-]+)(?=$|  | #| [A-Z]+=)", re.M
+)
+
+
+def test_every_target_that_a_file_names_exists():
+    for path in tracked():
+        text = path.read_text(errors="replace")
+        for match in COMMAND.finditer(text):
+            target, line = match[1] or match[2], text.count("\n", 0, match.start()) + 1
+            assert target in TARGETS, f"{path.relative_to(ROOT)}:{line}: no target {target}"
+    assert {"demo", "check", "tidy", "test-tpu"} <= TARGETS
+
+
+@pytest.mark.parametrize("text", ["`make {}`", "entry: make {}", "$ make {}", "make {}  # what"])
+def test_a_command_is_recognised(text):
+    assert "none" in COMMAND.search(text.format("none")).groups()
+
+
 LOCAL_PATH = re.compile(r"(?<![\w.~-])/(?:home|Users|root|tmp|work|farm|var/folders)/\w")
 
 
 def test_no_file_names_a_folder_of_somebodys_machine():
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout: the list of files is unknown")
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        if not (ROOT / name).is_file():
-            continue  # removed and not committed yet
-        text = (ROOT / name).read_bytes().decode(errors="replace")
+    for path in tracked():
+        text = path.read_bytes().decode(errors="replace")
         for number, line in enumerate(text.splitlines(), 1):
+            name = path.relative_to(ROOT)
             assert not LOCAL_PATH.search(line), f"{name}:{number}: a path of one machine: {line}"
 
 

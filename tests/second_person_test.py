@@ -31,7 +31,7 @@ SMALL = (
 @pytest.fixture
 def folder(tmp_path):
     """The two copies, changed the way a person would."""
-    shutil.copy(runs.ROOT / "alignjax" / "objectives" / "dpo.py", tmp_path / "hinge.py")
+    shutil.copy(runs.ROOT / "alignjax" / "losses" / "dpo.py", tmp_path / "hinge.py")
     shutil.copy(runs.ROOT / "configs" / "demo" / "dpo.py", tmp_path / "my_run.py")
 
     objective = (tmp_path / "hinge.py").read_text()

@@ -128,7 +128,7 @@ def test_evaluate_measures_again_and_trains_nothing(base, tmp_path, monkeypatch)
     workdir = shutil.copytree(base[0], tmp_path / "w")
     config = finished_run.config_of(str(workdir), "", ["evaluate.best_of=1"])
     finished_run.require_complete(str(workdir))
-    monkeypatch.setattr(align.train, "train_step", None)
+    monkeypatch.setattr(align.loop, "train_step", None)
     found = align.run(config, workdir)
     assert found["best_of"] == 1
     for name, sides in base[1]["table"].items():

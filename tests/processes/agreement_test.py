@@ -11,7 +11,7 @@ from tests.processes import members
 HOST = distributed.platform.node()
 CONFIG = """
     import dataclasses, os
-    from alignjax.data import world
+    from alignjax.world import sources as world
     from tests import runs
 
     def pairs(receipt, *, seed):
@@ -46,7 +46,7 @@ def refused(command, folder, each):
 def test_other_code(command, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(runs.ROOT / "alignjax", copy / "alignjax")
-    changed = copy / "alignjax" / "kl.py"
+    changed = copy / "alignjax" / "models" / "kl.py"
     changed.write_text(changed.read_text() + "# another version\n")
     path = f"{copy}:{runs.ROOT}"
     line = refused(command, tmp_path, [{}, {"PYTHONPATH": path}])
@@ -93,5 +93,5 @@ def test_the_code_counts_wherever_it_lies(monkeypatch, tmp_path):
     shutil.copytree(runs.ROOT / "alignjax", copy)
     monkeypatch.setattr(consistency.alignjax, "__file__", str(copy / "__init__.py"))
     assert consistency._code() == before
-    (copy / "objectives" / "dpo.py").write_text("")
+    (copy / "losses" / "dpo.py").write_text("")
     assert consistency._code() != before

@@ -29,7 +29,7 @@ PLAIN = {
 
 SCRIPT = """
     import json, pathlib, sys
-    from alignjax import distributed
+    from alignjax.runtime import distributed
     from alignjax.errors import CheckpointError, UserError
 
     folder, me = pathlib.Path(sys.argv[1]), None

@@ -15,7 +15,7 @@ from tests.processes import members
 SCRIPT = """
     import json, pathlib, sys
     import numpy as np
-    from alignjax import checkpoint, distributed, sharding
+    from alignjax.runtime import checkpoint, distributed, sharding
     from alignjax.errors import CheckpointError, UserError
 
     distributed.start()
