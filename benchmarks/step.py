@@ -28,7 +28,7 @@ import numpy as np
 import optax
 
 from alignjax.data import sources
-from alignjax.data.batching import Shape, assemble, bucket, plan_batches
+from alignjax.data.batching import Shape, assemble, bucket, deal_batches
 from alignjax.data.prepare import prepare
 from alignjax.data.records import Receipt, Record, check
 from alignjax.data.tokenizer.load import load
@@ -120,7 +120,7 @@ def ragged(path: str, batches: int) -> tuple[list[Any], list[Any], str]:
         rows = rng.permutation(len(dataset))
         data = bucket(dataset, count=BUCKETS, multiple=16)
         # As in a run, where rows left over at the end of an epoch come first in the next.
-        plan = plan_batches(
+        schedule = deal_batches(
             data.shapes,
             data.assignment,
             batch_size=PAIRS,
@@ -128,8 +128,8 @@ def ragged(path: str, batches: int) -> tuple[list[Any], list[Any], str]:
             batches=len(rows) // PAIRS,
         )
         ours = [
-            (assemble(dataset, plan.rows[i], plan.shapes[plan.shape[i]]), None)
-            for i in rng.choice(len(plan), batches, replace=False)
+            (assemble(dataset, schedule.rows[i], schedule.shapes[schedule.shape[i]]), None)
+            for i in rng.choice(len(schedule), batches, replace=False)
         ]
         plain = []
         whole = rows[: len(rows) // PAIRS * PAIRS].reshape(-1, PAIRS)

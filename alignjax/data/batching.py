@@ -1,8 +1,8 @@
-"""Rows -> batches: a few padded shapes, a plan of every batch, and arrays read ahead of the step.
+"""Rows -> batches: a few padded shapes, which rows make up which batch, and arrays read ahead.
 
-The plan of a whole run, which rows make up batch i, is a pure function of the rows' lengths and
-the seed. The data position is therefore one integer, the index of the next batch, whatever the
-number of devices, processes or reading threads.
+Which rows make up batch i of a whole run is a pure function of the rows' lengths and the seed.
+The data position is therefore one integer, the index of the next batch, whatever the number of
+devices, processes or reading threads.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Shape:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Batches:
     """Every batch of a run, in order."""
 
     shapes: tuple[Shape, ...]
@@ -34,7 +34,7 @@ class Plan:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def only(self, places: np.ndarray) -> "Plan":
+    def only(self, places: np.ndarray) -> "Batches":
         """The same batches of their rows at these places alone: what one process reads."""
         return dataclasses.replace(self, rows=self.rows[:, places])
 
@@ -104,7 +104,7 @@ def shuffled(rows: int, seed: int) -> Iterator[int]:
         yield int(order[position])
 
 
-def plan_batches(
+def deal_batches(
     shapes: tuple[Shape, ...],
     assignment: np.ndarray,
     *,
@@ -112,7 +112,7 @@ def plan_batches(
     order: Iterable[int],
     rows: int = 0,
     batches: int = 0,
-) -> Plan:
+) -> Batches:
     """Deals rows to batches, in order; each batch holds rows of one shape.
 
     A batch leaves when its shape has ``batch_size`` rows waiting. Rows still waiting at the end of
@@ -143,7 +143,7 @@ def plan_batches(
             if queue:
                 shape_of.append(shape)
                 dealt.append(queue + [-1] * (batch_size - len(queue)))
-    return Plan(
+    return Batches(
         shapes, np.array(shape_of, np.int32), np.array(dealt, np.int64).reshape(-1, batch_size)
     )
 
@@ -207,16 +207,16 @@ def assemble(
 
 
 def read(
-    dataset: Dataset, plan: Plan, *, start: int = 0, ref_logps: np.ndarray | None = None
+    dataset: Dataset, batches: Batches, *, start: int = 0, ref_logps: np.ndarray | None = None
 ) -> Iterator[Batch]:
-    """The batches ``start, start + 1, ...`` of a plan, read ahead by background threads."""
+    """The batches ``start, start + 1, ...`` of a run, read ahead by background threads."""
     import grain
 
     def one(i: int) -> Batch:
-        return assemble(dataset, plan.rows[i], plan.shapes[plan.shape[i]], ref_logps)
+        return assemble(dataset, batches.rows[i], batches.shapes[batches.shape[i]], ref_logps)
 
     ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-    yield from grain.MapDataset.range(start, len(plan)).map(one).to_iter_dataset(ahead)
+    yield from grain.MapDataset.range(start, len(batches)).map(one).to_iter_dataset(ahead)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,9 +227,9 @@ class Bucketed:
     shapes: tuple[Shape, ...]
     assignment: np.ndarray  # [N] index into shapes
 
-    def in_order(self, batch_size: int) -> Plan:
+    def in_order(self, batch_size: int) -> Batches:
         """Every row once, no shuffling: for scoring and sampling."""
-        return plan_batches(
+        return deal_batches(
             self.shapes, self.assignment, batch_size=batch_size, order=range(len(self.dataset))
         )
 

@@ -28,8 +28,8 @@ def map_rows(
       ``[N, K]`` or ``[N, K, M]`` float32.
     """
     table: np.ndarray | None = None
-    plan = data.in_order(batch_size)
-    mine = plan.only(own_rows(mesh, batch_size))
+    batches = data.in_order(batch_size)
+    mine = batches.only(own_rows(mesh, batch_size))
     late: list[tuple[np.ndarray, Array]] = []  # fetched one batch late, see metrics.py
 
     def fetch() -> None:
@@ -42,7 +42,7 @@ def map_rows(
         table[rows[rows >= 0]] = found[rows >= 0]
 
     with progress(title, len(data.dataset)) as advance:
-        for rows, batch in zip(plan.rows, read(data.dataset, mine), strict=True):
+        for rows, batch in zip(batches.rows, read(data.dataset, mine), strict=True):
             late.append((rows, function(put_rows(batch, mesh))))
             if len(late) > 1:
                 fetch()

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from alignjax.config import SamplingConfig
 from alignjax.config.fields import describe
-from alignjax.data.batching import Bucketed, choose_shapes, plan_batches
+from alignjax.data.batching import Bucketed, choose_shapes, deal_batches
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.models import kl
 from alignjax.models.config import ModelConfig
@@ -143,10 +143,12 @@ def respond_in_batches(
     shapes, assignment = choose_shapes(
         lengths, np.ones((len(asked), 1), np.int64), count=2, multiple=16
     )
-    plan = plan_batches(shapes, assignment, batch_size=settings.batch_size, order=range(len(asked)))
+    batches = deal_batches(
+        shapes, assignment, batch_size=settings.batch_size, order=range(len(asked))
+    )
     timed: list[tuple[int, int, float]] = []  # of every batch: shape, tokens, seconds
     with progress(title, len(asked)) as advance:
-        for number, (shape, chosen) in enumerate(zip(plan.shape, plan.rows, strict=True)):
+        for number, (shape, chosen) in enumerate(zip(batches.shape, batches.rows, strict=True)):
             real = chosen >= 0
             if number in done:
                 advance(int(real.sum()))

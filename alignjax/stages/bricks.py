@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alignjax.config import Config, SftConfig
-from alignjax.data.batching import Bucketed, Plan, plan_batches, shuffled
+from alignjax.data.batching import Batches, Bucketed, deal_batches, shuffled
 from alignjax.models.logps import response_logps
 from alignjax.models.transformer import init_params
 from alignjax.runtime import checkpoint, workdirs
@@ -45,7 +45,7 @@ def job_of_rows(
     identity: dict[str, str],
 ) -> loop.Job:
     """The same of rows alone; ``identity`` is what a checkpoint must have been made of."""
-    plan = run_plan(config, rows)
+    plan = run_batches(config, rows)
     steps = len(plan)
     return loop.Job(
         name=name,
@@ -75,10 +75,10 @@ def job_of_rows(
     )
 
 
-def run_plan(config: Config, rows: Bucketed) -> Plan:
+def run_batches(config: Config, rows: Bucketed) -> Batches:
     """Every batch of the run: a pure function of the rows' lengths, the sizes and the seed."""
     count = len(rows.dataset)
-    return plan_batches(
+    return deal_batches(
         rows.shapes,
         rows.assignment,
         batch_size=config.train.batch_size,

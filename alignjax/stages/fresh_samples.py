@@ -58,7 +58,7 @@ def asking(
     base = load_reference()
     job = dataclasses.replace(
         job,
-        plan=on_policy.plan_prompts(
+        plan=on_policy.deal_prompts(
             asked,
             buckets=config.data.buckets,
             multiple=config.data.pad_multiple,

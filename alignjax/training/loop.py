@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from alignjax.data.batching import Bucketed, Plan, read
+from alignjax.data.batching import Batches, Bucketed, read
 from alignjax.errors import UserError
 from alignjax.runtime import checkpoint, distributed, metrics, watchdog
 from alignjax.runtime.faults import fault_point
@@ -60,7 +60,7 @@ class Job:
 
     name: str  # for the progress bar
     workdir: pathlib.Path
-    plan: Plan  # every batch of the run
+    plan: Batches  # every batch of the run
     data: Bucketed
     ref_logps: np.ndarray | None  # [N, K] nats, when cached
     ref_params: Params | None  # when scored in every step

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignjax.data.batching import Plan, choose_shapes, plan_batches, shuffled
+from alignjax.data.batching import Batches, choose_shapes, deal_batches, shuffled
 from alignjax.errors import UserError
 from alignjax.runtime.sharding import abstract, own_rows, put_rows, row_sharding, shard_tree
 from alignjax.sampling.generate import Question, prompts_only
@@ -44,7 +44,7 @@ class Asking:
     whole: Callable[[Params, Params | None], Params] = lambda params, base: params
 
 
-def plan_prompts(
+def deal_prompts(
     asked: Sequence[Question],
     *,
     buckets: int,
@@ -52,7 +52,7 @@ def plan_prompts(
     batch_size: int,
     seed: int,
     steps: int,
-) -> Plan:
+) -> Batches:
     """The prompts of every turn of the policy: all of them, shuffled, again and again.
 
     Args:
@@ -65,7 +65,7 @@ def plan_prompts(
     nothing = np.ones((len(asked), 1), np.int64)
     shapes, assignment = choose_shapes(lengths, nothing, count=buckets, multiple=multiple)
     order = shuffled(len(asked), seed)
-    return plan_batches(shapes, assignment, batch_size=batch_size, order=order, batches=steps)
+    return deal_batches(shapes, assignment, batch_size=batch_size, order=order, batches=steps)
 
 
 def fit(
@@ -79,7 +79,7 @@ def fit(
     """Trains a policy on its own samples, from the newest checkpoint if there is one.
 
     Args:
-      job: the policy's; its plan is of `plan_prompts`, its data are not read.
+      job: the policy's; its plan is of `deal_prompts`, its data are not read.
       asking: what it is asked.
       score: of a batch with the step's samples, on the mesh.
       load_start, key, evaluate: as in `loop.fit`; samples have keys of their own.

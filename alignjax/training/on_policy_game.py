@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignjax.data.batching import Bucketed, Plan, read
+from alignjax.data.batching import Batches, Bucketed, read
 from alignjax.runtime.sharding import abstract, own_rows, shard_tree
 from alignjax.training import game, on_policy
 from alignjax.training.loop import Job, loop
@@ -38,7 +38,7 @@ class Opponent:
     job: Job  # its data: prompts with their golden response first; a plan of one batch per turn
     load_start: Callable[[], Params]  # as buffers of its own
     pairs: Bucketed  # human comparisons
-    pairs_plan: Plan  # one batch per turn
+    pairs_plan: Batches  # one batch per turn
     reward_steps: int  # turns of the reward model in a cycle
     policy_steps: int  # and then of the policy; > 0
 
@@ -54,7 +54,7 @@ def play(
     """Trains both players, from the newest checkpoint if there is one.
 
     Args:
-      job: the policy's; its plan is of `on_policy.plan_prompts`, its data are not read.
+      job: the policy's; its plan is of `on_policy.deal_prompts`, its data are not read.
       asking: what the policy is asked.
       opponent: the reward model's side.
       load_start, key: as in `loop.fit`, of the policy.
@@ -160,7 +160,7 @@ def play(
     )
 
 
-def _own(plan: Plan, job: Job) -> Plan:
+def _own(plan: Batches, job: Job) -> Batches:
     """What this process reads of it."""
     return plan.only(own_rows(job.mesh, plan.rows.shape[1]))
 

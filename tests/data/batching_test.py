@@ -1,4 +1,4 @@
-"""Shapes, plans and batches: what is in them, that nothing is lost, and where a run goes on."""
+"""Shapes, schedules and batches: what is in them, that nothing is lost, and where a run goes on."""
 
 import itertools
 
@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from alignjax.data.batching import (
+    Batches,
     Bucketed,
-    Plan,
     Shape,
     assemble,
     bucket,
     choose_shapes,
-    plan_batches,
+    deal_batches,
     read,
     shuffled,
 )
@@ -86,39 +86,39 @@ def assignment(n, seed=0):
 @pytest.mark.parametrize(("n", "size", "epochs"), [(1, 4, 1), (23, 4, 1), (23, 4, 3), (40, 8, 2)])
 def test_a_plan_uses_each_row_once_an_epoch(n, size, epochs):
     kinds = assignment(n)
-    plan = plan_batches(SHAPES, kinds, batch_size=size, order=shuffled(n, 0), rows=n * epochs)
-    assert plan.rows.shape == (len(plan), size)
-    counts = np.bincount(plan.rows[plan.rows >= 0], minlength=n)
+    schedule = deal_batches(SHAPES, kinds, batch_size=size, order=shuffled(n, 0), rows=n * epochs)
+    assert schedule.rows.shape == (len(schedule), size)
+    counts = np.bincount(schedule.rows[schedule.rows >= 0], minlength=n)
     assert counts.tolist() == [epochs] * n
-    assert plan.row_count == n * epochs
-    for shape, rows in zip(plan.shape, plan.rows, strict=True):
+    assert schedule.row_count == n * epochs
+    for shape, rows in zip(schedule.shape, schedule.rows, strict=True):
         assert set(kinds[rows[rows >= 0]]) == {shape}
-    fillers = (plan.rows < 0).any(axis=1)
+    fillers = (schedule.rows < 0).any(axis=1)
     assert fillers.sum() <= len(SHAPES)
-    assert not fillers[: len(plan) - fillers.sum()].any()  # only at the very end
+    assert not fillers[: len(schedule) - fillers.sum()].any()  # only at the very end
 
 
 def test_parts_of_an_epoch():
-    plan = plan_batches(SHAPES, assignment(20), batch_size=4, order=shuffled(20, 0), rows=7)
-    assert plan.row_count == 7
-    assert len(np.unique(plan.rows[plan.rows >= 0])) == 7
+    schedule = deal_batches(SHAPES, assignment(20), batch_size=4, order=shuffled(20, 0), rows=7)
+    assert schedule.row_count == 7
+    assert len(np.unique(schedule.rows[schedule.rows >= 0])) == 7
 
 
 def test_a_plan_of_so_many_batches_is_the_beginning_of_a_longer_one():
-    plans = [
-        plan_batches(SHAPES, assignment(23), batch_size=4, order=shuffled(23, 5), batches=n)
+    schedules = [
+        deal_batches(SHAPES, assignment(23), batch_size=4, order=shuffled(23, 5), batches=n)
         for n in (5, 12)
     ]
-    assert [len(p) for p in plans] == [5, 12]
-    assert (plans[1].rows >= 0).all()
-    np.testing.assert_array_equal(plans[1].rows[:5], plans[0].rows)
-    np.testing.assert_array_equal(plans[1].shape[:5], plans[0].shape)
+    assert [len(p) for p in schedules] == [5, 12]
+    assert (schedules[1].rows >= 0).all()
+    np.testing.assert_array_equal(schedules[1].rows[:5], schedules[0].rows)
+    np.testing.assert_array_equal(schedules[1].shape[:5], schedules[0].shape)
 
 
 def test_no_rows_make_an_empty_plan():
-    plan = plan_batches(SHAPES, assignment(0), batch_size=4, order=[])
-    assert plan.rows.shape == (0, 4)
-    assert (len(plan), plan.row_count) == (0, 0)
+    schedule = deal_batches(SHAPES, assignment(0), batch_size=4, order=[])
+    assert schedule.rows.shape == (0, 4)
+    assert (len(schedule), schedule.row_count) == (0, 0)
 
 
 @pytest.mark.parametrize("objectives", [1, 3])
@@ -183,12 +183,14 @@ def test_a_row_longer_than_its_shape_is_an_error_not_a_cut():
 
 @pytest.fixture(scope="module")
 def run():
-    """A dataset, the plan of two epochs of it, a reference table and all batches."""
+    """A dataset, the schedule of two epochs of it, a reference table and all batches."""
     data = tiny.dataset(21, k=3, lists=True)
     rows = bucket(data, count=3, multiple=4)
-    plan = plan_batches(rows.shapes, rows.assignment, batch_size=4, order=shuffled(21, 1), rows=42)
+    schedule = deal_batches(
+        rows.shapes, rows.assignment, batch_size=4, order=shuffled(21, 1), rows=42
+    )
     table = np.random.default_rng(0).normal(size=(21, 3)).astype(np.float32)
-    return data, plan, table, list(read(data, plan, ref_logps=table))
+    return data, schedule, table, list(read(data, schedule, ref_logps=table))
 
 
 def assert_same(found, wanted):
@@ -197,38 +199,38 @@ def assert_same(found, wanted):
 
 
 def test_reading_gives_the_plan_in_order(run):
-    data, plan, table, batches = run
+    data, schedule, table, batches = run
     wanted = [
-        assemble(data, rows, plan.shapes[shape], table)
-        for shape, rows in zip(plan.shape, plan.rows, strict=True)
+        assemble(data, rows, schedule.shapes[shape], table)
+        for shape, rows in zip(schedule.shape, schedule.rows, strict=True)
     ]
     assert_same(batches, wanted)
     assert len({b.prompt.shape + b.response.shape for b in batches}) == 3
 
 
 def test_reading_goes_on_from_every_batch(run):
-    data, plan, table, batches = run
-    for start in range(len(plan)):
-        assert_same(list(read(data, plan, start=start, ref_logps=table)), batches[start:])
+    data, schedule, table, batches = run
+    for start in range(len(schedule)):
+        assert_same(list(read(data, schedule, start=start, ref_logps=table)), batches[start:])
 
 
 def test_a_part_of_a_plan_is_the_same_batches(run):
-    data, plan, table, batches = run
+    data, schedule, table, batches = run
     places = np.array([2, 0])
-    found = list(read(data, plan.only(places), ref_logps=table))
+    found = list(read(data, schedule.only(places), ref_logps=table))
     assert_same(found, [jax.tree.map(lambda x: x[places], batch) for batch in batches])
 
 
 def test_one_batch_less_or_another_start_is_noticed(run):
-    data, plan, table, batches = run
-    other = list(read(data, plan, start=1, ref_logps=table))
+    data, schedule, table, batches = run
+    other = list(read(data, schedule, start=1, ref_logps=table))
     with pytest.raises(AssertionError):
         assert_same(other, batches[:-1])
 
 
 def test_reading_fails_when_a_row_does(run):
-    data, plan, *_ = run
-    short = Plan(tuple(Shape(1, 1) for _ in plan.shapes), plan.shape, plan.rows)
+    data, schedule, *_ = run
+    short = Batches(tuple(Shape(1, 1) for _ in schedule.shapes), schedule.shape, schedule.rows)
     with pytest.raises(ValueError, match="broadcast"):
         list(read(data, short))
 
@@ -237,8 +239,8 @@ def test_in_order_holds_every_row_once():
     data = tiny.dataset(11)
     rows = bucket(data, count=2, multiple=4)
     assert isinstance(rows, Bucketed)
-    plan = rows.in_order(4)
-    assert sorted(plan.rows[plan.rows >= 0].tolist()) == list(range(11))
+    schedule = rows.in_order(4)
+    assert sorted(schedule.rows[schedule.rows >= 0].tolist()) == list(range(11))
     for kind in range(len(rows.shapes)):
-        dealt = plan.rows[plan.shape == kind].ravel()
+        dealt = schedule.rows[schedule.shape == kind].ravel()
         assert (np.diff(dealt[dealt >= 0]) > 0).all()

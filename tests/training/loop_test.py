@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from alignjax.data.batching import Bucketed, Plan, choose_shapes, plan_batches, shuffled
+from alignjax.data.batching import Batches, Bucketed, choose_shapes, deal_batches, shuffled
 from alignjax.errors import CheckpointError, NumericalError, UserError
 from alignjax.runtime import checkpoint, metrics, sharding
 from alignjax.runtime.metrics import Meter
@@ -100,7 +100,7 @@ def draw(key, batch):
 
 def job(workdir, *, epochs: float = 2.0, **changes) -> loop.Job:
     data = changes.pop("data", None) or rows()
-    plan = plan_batches(
+    plan = deal_batches(
         data.shapes,
         data.assignment,
         batch_size=B,
@@ -222,7 +222,7 @@ def test_a_compile_more_is_counted(tmp_path):
     data = rows(count=2)
     plan = job(None).plan
     shapes = tuple(dataclasses.replace(plan.shapes[i], prompt=12 + j) for j, i in enumerate([0, 1]))
-    odd = Plan((*plan.shapes, *shapes), (plan.shape + 2 * (np.arange(len(plan)) % 2)), plan.rows)
+    odd = Batches((*plan.shapes, *shapes), (plan.shape + 2 * (np.arange(len(plan)) % 2)), plan.rows)
     assert fit(job(tmp_path, data=data, plan=odd))[1]["compiles"] == 4
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from alignjax.data.batching import Plan, bucket, plan_batches, shuffled
+from alignjax.data.batching import Batches, bucket, deal_batches, shuffled
 from alignjax.errors import NumericalError, UserError
 from alignjax.losses import apo
 from alignjax.models import reward_head, transformer
@@ -56,7 +56,7 @@ def asking(**changes):
 
 def job(workdir, mesh=None, **changes):
     mesh = mesh or sharding.make_mesh(1, 1, 1)
-    plan = on_policy.plan_prompts(ASKED, buckets=1, multiple=P, batch_size=B, seed=0, steps=STEPS)
+    plan = on_policy.deal_prompts(ASKED, buckets=1, multiple=P, batch_size=B, seed=0, steps=STEPS)
     parts = dict(
         name="online",
         workdir=workdir,
@@ -100,9 +100,9 @@ def opponent(settings, *, reward_steps=2, policy_steps=1, **changes):
     )
     nothing = np.zeros(0, np.int32), np.zeros((0, B), np.int64)
     plans = [
-        plan_batches(x.shapes, x.assignment, batch_size=B, order=shuffled(8, 1), batches=turns)
+        deal_batches(x.shapes, x.assignment, batch_size=B, order=shuffled(8, 1), batches=turns)
         if turns
-        else Plan(x.shapes, *nothing)
+        else Batches(x.shapes, *nothing)
         for x in (golden, pairs)
     ]
     its = dataclasses.replace(

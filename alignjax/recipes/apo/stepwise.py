@@ -30,7 +30,7 @@ import numpy as np
 
 from alignjax.config import Config
 from alignjax.config.fields import describe
-from alignjax.data.batching import Bucketed, Plan, bucket, plan_batches, shuffled
+from alignjax.data.batching import Batches, Bucketed, bucket, deal_batches, shuffled
 from alignjax.data.records import Record
 from alignjax.errors import UserError
 from alignjax.models import reward_head
@@ -217,13 +217,13 @@ def _one_shape(table: Table, rows: Bucketed) -> Bucketed:
     return bucket(rows.dataset, count=1, multiple=table.config.data.pad_multiple)
 
 
-def _plan(config: Config, rows: Bucketed, steps: int, *, stream: int) -> Plan:
+def _plan(config: Config, rows: Bucketed, steps: int, *, stream: int) -> Batches:
     """One batch of rows for each turn of the reward model; it may have none."""
     assert config.game is not None
     b = config.game.train.batch_size
     if not steps:
-        return Plan(rows.shapes, np.zeros(0, np.int32), np.zeros((0, b), np.int64))
-    return plan_batches(
+        return Batches(rows.shapes, np.zeros(0, np.int32), np.zeros((0, b), np.int64))
+    return deal_batches(
         rows.shapes,
         rows.assignment,
         batch_size=b,

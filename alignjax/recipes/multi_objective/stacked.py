@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignjax.config import Config
-from alignjax.data.batching import Bucketed, Plan, choose_shapes, plan_batches, shuffled
+from alignjax.data.batching import Batches, Bucketed, choose_shapes, deal_batches, shuffled
 from alignjax.recipes.multi_objective import cost, training
 from alignjax.recipes.multi_objective.method import Setting
 from alignjax.types import Params
@@ -92,7 +92,7 @@ def _side_by_side(
     return (jax.tree.map(lambda x, i=i: x[i], state.params) for i in range(count))
 
 
-def _plan(config: Config, rows: Bucketed, chosen: np.ndarray) -> Plan:
+def _plan(config: Config, rows: Bucketed, chosen: np.ndarray) -> Batches:
     """Every batch: row i is network i % P's; all are padded to one shape, and compile once."""
     data, settings = rows.dataset, config.train
     used = np.unique(chosen)
@@ -108,7 +108,7 @@ def _plan(config: Config, rows: Bucketed, chosen: np.ndarray) -> Plan:
         return (int(own[i]) for i in shuffled(k, settings.seed))
 
     each = [
-        plan_batches(
+        deal_batches(
             shapes,
             np.zeros(len(data), np.int32),
             batch_size=settings.batch_size,
@@ -119,4 +119,4 @@ def _plan(config: Config, rows: Bucketed, chosen: np.ndarray) -> Plan:
         for own in chosen
     ]
     together = np.stack(each, axis=2).reshape(len(each[0]), -1)
-    return Plan(shapes, np.zeros(len(together), np.int32), together)
+    return Batches(shapes, np.zeros(len(together), np.int32), together)
