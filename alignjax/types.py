@@ -6,9 +6,15 @@ Axes, everywhere in alignjax:
     K  responses per prompt        R  response tokens (right-padded)
     M  objectives a response is scored on
 
-Every objective sees ``[B, K]``: pairs are ``K = 2``, lists ``K = n``, unpaired data and
-supervised fine-tuning ``K = 1``. Where the data are pairs, **index 0 is the chosen response and
-index 1 the rejected one**; where they are lists, the order means nothing and ``scores`` decides.
+Every loss sees ``[B, K]``: pairs are ``K = 2``, lists ``K = n``, unpaired data and supervised
+fine-tuning ``K = 1``. In pairs **index 0 is the chosen response and index 1 the rejected one**; in
+lists the order means nothing and ``scores`` decides.
+
+A loss is a plain function ``(logps, batch) -> ([B] losses, {name: [B]} metrics)``; `testing`
+makes its arguments from plain numbers:
+
+    logps, batch = loss_inputs(policy=[[-4.0, -9.0]], reference=[[-5.0, -6.0]])
+    losses, metrics = dpo.loss(logps, batch, beta=0.1)
 """
 
 import dataclasses
@@ -26,7 +32,7 @@ Metrics = dict[str, Array]  # name -> [B], one value per prompt; averaged by the
 
 @flax.struct.dataclass(kw_only=True)
 class Batch:
-    """B prompts, each stored once, with K responses beside it.
+    """B prompts, each stored once, with its K responses.
 
     Masks come from lengths, never from ``ids != pad``: a tokenizer may use one id for both
     padding and end-of-sequence.
@@ -36,15 +42,19 @@ class Batch:
     prompt_length: Array  # [B] int32
     response: Array  # [B, K, R] int32, right-padded; ends with EOS unless it was cut
     response_length: Array  # [B, K] int32, EOS included; 0 marks an absent response
-    weight: Array  # [B] float32; 0 for the rows that only fill up the batch
+    weight: Array  # [B] float32; 0 for rows that only fill the batch up
     prompt_id: Array  # [B] int32, index in the dataset; seeds per-prompt randomness
     scores: Array | None = None  # [B, K] or [B, K, M] float32, larger is better; None: no scores
     desirable: Array | None = None  # [B, K] bool, unpaired label; None: no labels
-    ref_logps: Array | None = None  # [B, K] nats, when taken from the cache
-    drawn_from: Array | None = None  # [B] int32, responses that index 1 was drawn from; by a select
-    baseline: Array | None = None  # [B] one number in all rows: see `Baseline`; by the step
-    running_baseline: Array | None = None  # [B] the same, mean over all steps so far, this included
-    adversarial: Array | None = None  # [B] bool, a golden response and the policy's samples
+    ref_logps: Array | None = None  # [B, K] nats, from the cache; None: the reference is run
+    # Set by a `Select`: how many responses index 1 was drawn from.
+    drawn_from: Array | None = None  # [B] int32
+    # Set by the step, one number repeated in every row: the mean of a `Baseline` over this global
+    # batch, and over all batches up to and including this one.
+    baseline: Array | None = None  # [B] float32
+    running_baseline: Array | None = None  # [B] float32
+    # APO: the row holds a golden response and samples of the policy, not a human's comparison.
+    adversarial: Array | None = None  # [B] bool
 
     @property
     def present(self) -> Array:
@@ -65,7 +75,7 @@ class Logps:
 
     @property
     def log_ratio(self) -> Array:
-        """``[B, K]`` log pi/pi_ref in nats; 0, without gradient, for absent responses.
+        """``[B, K]`` log pi / pi_ref in nats; 0, without gradient, for absent responses.
 
         Raises:
           ValueError: the run has no reference (config field ``reference.mode``).
@@ -80,46 +90,48 @@ class Logps:
 
     @property
     def per_token(self) -> Array:
-        """``[B, K]`` mean log-probability of a response's tokens, nats; 0 for absent responses."""
+        """``[B, K]`` mean log-probability per token, nats; 0 for absent responses."""
         return jnp.where(self.length > 0, self.policy / jnp.maximum(self.length, 1), 0.0)
 
 
 @flax.struct.dataclass(kw_only=True)
 class TrainState:
-    """One network being optimised. The reference model is not part of it."""
+    """One network in training. The reference model is not part of it."""
 
-    step: Array  # int32 scalar, optimizer steps taken (skipped ones included)
+    step: Array  # int32 scalar, optimizer steps taken, skipped ones included
     params: Params
     opt_state: Any
-    key: Array  # the root PRNG key, never split: step keys are ``fold_in(key, step)``
-    skipped: Array  # int32 scalar, steps skipped so far because loss or gradient was not finite
-    baseline: Array  # float32 scalar, mean of the baseline over all rows so far; 0 without one
-    baseline_weight: Array  # float32 scalar, the weight of those rows
+    key: Array  # the root PRNG key, never split: a step's key is ``fold_in(key, step)``
+    skipped: Array  # int32 scalar, steps skipped because loss or gradient was not finite
+    baseline: Array  # float32 scalar, mean of the `Baseline` over all rows so far; 0 without one
+    baseline_weight: Array  # float32 scalar, the total weight of those rows
 
 
 @flax.struct.dataclass(kw_only=True)
 class GameState:
-    """A policy and the reward model it plays against, each with an optimizer of its own."""
+    """A policy and the reward model it plays against, each with its own optimizer."""
 
     policy: TrainState
     reward: TrainState
 
     @property
     def step(self) -> Array:
-        """int32 scalar, turns taken by either player: what `game.player` decides by."""
+        """int32 scalar, turns taken by both players; `game.player` decides by it whose is next."""
         return self.policy.step + self.reward.step
 
     @property
     def skipped(self) -> Array:
-        """int32 scalar, turns of either player that were not finite."""
+        """int32 scalar, skipped turns of both players."""
         return self.policy.skipped + self.reward.skipped
 
 
+# The functions that a config names. Hyperparameters are keyword-only, bound by `partial`.
 Loss = Callable[[Logps, Batch], tuple[Array, Metrics]]  # -> ([B] losses, {name: [B]})
-RewardLoss = Callable[[Array, Batch], tuple[Array, Metrics]]  # the same of [B, K] scores
-Select = Callable[[Array, Batch], Batch]  # (key, batch with K responses) -> batch with K'
+RewardLoss = Callable[[Array, Batch], tuple[Array, Metrics]]  # the same, of [B, K] scores
 Implicit = Callable[[Logps], Array]  # -> [B, K] implicit rewards per unit of beta, nats
-# -> [B]; the step averages it over the whole global batch, without gradient, for the loss to read
+# (key, batch with K responses) -> batch with K' responses, chosen before the forward pass
+Select = Callable[[Array, Batch], Batch]
+# -> [B], averaged by the step over the global batch, without gradient, into ``batch.baseline``
 Baseline = Callable[[Logps, Batch], Array]
 
 
@@ -145,54 +157,3 @@ def take_responses(batch: Batch, index: Array) -> Batch:
         desirable=None if batch.desirable is None else take(batch.desirable),
         ref_logps=None if batch.ref_logps is None else take(batch.ref_logps),
     )
-
-
-def loss_inputs(
-    policy: Any,
-    reference: Any = None,
-    *,
-    length: Any = None,
-    scores: Any = None,
-    desirable: Any = None,
-    drawn_from: Any = None,
-    baseline: float | None = None,
-    running_baseline: float | None = None,
-    adversarial: Any = None,
-) -> tuple[Logps, Batch]:
-    """The two arguments of a loss from plain numbers: for notebooks, docstrings and tests.
-
-    Args:
-      policy: ``[B, K]`` log-probabilities of the responses, nats.
-      reference: ``[B, K]`` nats, or None for no reference.
-      length: ``[B, K]`` response tokens, 0 for an absent response; None: one token each.
-      scores: ``[B, K]`` or ``[B, K, M]``.
-      desirable: ``[B, K]`` bool.
-      drawn_from: ``[B]``.
-      baseline, running_baseline: the number in every row.
-      adversarial: ``[B]`` bool.
-
-    Returns:
-      Logps and a batch with one token id 0 instead of the tokens, which a loss never reads.
-    """
-
-    def array(x: Any, dtype: Any) -> Array | None:
-        return None if x is None else jnp.asarray(x, dtype)
-
-    policy = jnp.asarray(policy, float)
-    b, k = policy.shape
-    length = jnp.ones((b, k), jnp.int32) if length is None else jnp.asarray(length, jnp.int32)
-    batch = Batch(
-        prompt=jnp.zeros((b, 1), jnp.int32),
-        prompt_length=jnp.ones(b, jnp.int32),
-        response=jnp.zeros((b, k, 1), jnp.int32),
-        response_length=length,
-        weight=jnp.ones(b),
-        prompt_id=jnp.arange(b, dtype=jnp.int32),
-        scores=array(scores, float),
-        desirable=array(desirable, bool),
-        drawn_from=array(drawn_from, jnp.int32),
-        baseline=None if baseline is None else jnp.full(b, baseline, float),
-        running_baseline=None if running_baseline is None else jnp.full(b, running_baseline, float),
-        adversarial=array(adversarial, bool),
-    )
-    return Logps(policy=policy, reference=array(reference, float), length=length), batch

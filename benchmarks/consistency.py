@@ -21,7 +21,8 @@ import jax
 import numpy as np
 
 from alignjax.losses import bco, ddro, dpo, kto, rdro, sft
-from alignjax.types import Baseline, Batch, Logps, Loss, loss_inputs
+from alignjax.testing import loss_inputs
+from alignjax.types import Baseline, Batch, Logps, Loss
 from benchmarks.tabular import (
     Preferences,
     Rows,

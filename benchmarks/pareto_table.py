@@ -53,8 +53,8 @@ from alignjax.config import (
     TrainConfig,
     load,
 )
-from alignjax.evaluation import fronts
-from alignjax.losses import apo, modpo, pareto, paretohqd, rewards_in_context, sft
+from alignjax.evaluation import fronts, pareto
+from alignjax.losses import apo, modpo, paretohqd, rewards_in_context, sft
 from alignjax.models.config import LoraConfig, ModelConfig
 from alignjax.recipes import reward_model
 from alignjax.recipes.multi_objective import mod, morlhf, soups, supervised

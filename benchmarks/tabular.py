@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from alignjax.types import Array, Baseline, Batch, Logps, Loss, loss_inputs
+from alignjax.testing import loss_inputs
+from alignjax.types import Array, Baseline, Batch, Logps, Loss
 
 PROMPTS, RESPONSES = SHAPE = (4, 24)  # X, n
 

@@ -24,7 +24,7 @@ LAYERS = (
     ("sampling", "rewards"),
     ("runtime",),
     ("config", "world"),
-    ("losses", "models", "data"),
+    ("losses", "models", "data", "testing"),
     ("types",),
     ("errors",),
 )

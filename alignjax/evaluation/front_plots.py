@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from alignjax.evaluation import fronts
-from alignjax.losses import pareto
+from alignjax.losses import paretohqd
 from alignjax.runtime import distributed
 
 
@@ -119,7 +119,7 @@ def upper_hull(points: np.ndarray) -> np.ndarray:
     >>> upper_hull(np.array([[0, 3], [1, 1], [2, 2], [3, 0], [0, 0]])).tolist()
     [[0, 3], [2, 2], [3, 0]]
     """
-    best = np.unique(points[pareto.layers(points) == 0], axis=0)
+    best = np.unique(points[paretohqd.layers(points) == 0], axis=0)
     chain: list[np.ndarray] = []
     for point in best:
         while len(chain) > 1:

@@ -10,8 +10,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from alignjax.evaluation import pareto
 from alignjax.evaluation.preferences import Estimate, mean_over_prompts
-from alignjax.losses import pareto
 
 SHORTEST = 5  # tokens; a response of fewer has collapsed
 GRAM = 4  # tokens that count as a phrase

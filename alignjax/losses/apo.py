@@ -79,7 +79,7 @@ def reward_loss(
     sample_weight (0.1 / 4; for K samples set 0.1 / K). Its mean is over the pairs of a micro-batch,
     the same for micro-batches of one row, which it was run with.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> import jax.numpy as jnp
     >>> scores = jnp.array([[2.0, 0.0], [2.0, 0.0]])
     >>> _, batch = loss_inputs(scores, adversarial=[False, True])  # 0.1269 each before weights
@@ -119,7 +119,7 @@ def reward_loss_diff(
     Differs from the paper: as `reward_loss`.
     From the authors' code: apo_loss_type "diff"; as `reward_loss`.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> import jax.numpy as jnp
     >>> scores = jnp.array([[2.0, 0.0]])
     >>> _, batch = loss_inputs(scores, adversarial=[True])
@@ -168,7 +168,7 @@ def loss(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metri
     REINFORCE Samples, Get a Baseline for Free, and for language models in Ahmadian et al., Back to
     Basics, arXiv 2402.14740.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> import jax
     >>> logps, batch = loss_inputs([[-2.0, -5.0]], [[-3.0, -5.0]], scores=[[1.0, 0.0]])
     >>> print(f"{loss(logps, batch, beta=0.5)[0][0]:.4f}")  # -(0.5 + 0) / 2

@@ -61,7 +61,7 @@ def loss(
     Differs from the paper: the ratio has to be given, it is not fitted here.
     From the authors' code: not compared. TRL averages over the mixed batch, ``batch_mean``.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> case = loss_inputs([[-4.0], [-9.0]], [[-5.0], [-6.0]], desirable=[[1], [0]],
     ...                    running_baseline=0.5)
     >>> print("{:.4f} {:.4f}".format(*loss(*case, beta=1.0, desirable_fraction=0.5)[0]))

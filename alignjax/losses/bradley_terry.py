@@ -60,7 +60,7 @@ def loss(
     Differs from the paper: it trains a reward model, see `reward_loss`.
     From the authors' code: none is published.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-9.0, -4.0]], [[-6.0, -5.0]], scores=[[0.1, 0.8]])
     >>> print(f"{loss(logps, batch, beta=0.5)[0][0]:.4f}")
     0.1269
@@ -98,7 +98,7 @@ def reward_loss(scores: Array, batch: Batch, *, margin: float = 0.0) -> tuple[Ar
     mean is over the pairs that remain.
     From the authors' code: none is published.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> import jax.numpy as jnp
     >>> _, batch = loss_inputs([[0.0, 0.0]])  # no scores: response 0 was chosen
     >>> print(f"{reward_loss(jnp.array([[2.0, 0.0]]), batch)[0][0]:.4f}")

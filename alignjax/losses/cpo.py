@@ -49,7 +49,7 @@ def loss(
     From the authors' code: there the mean runs over all chosen tokens of a micro-batch, so that
     long responses weigh more; here over one response, each prompt with weight 1.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-4.0, -9.0]], length=[[2, 3]])
     >>> print(f"{loss(logps, batch, beta=0.4)[0][0]:.4f}")  # softplus(-2) + 4 / 2
     2.1269

@@ -65,7 +65,7 @@ def loss(
     Differs from the paper: g is clamped; the KL term, which has no gradient there, is left out.
     From the authors' code: not compared.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> case = loss_inputs([[-5.5], [-9.0]], [[-5.0], [-6.0]], desirable=[[True], [False]])
     >>> print("{:.4f} {:.4f}".format(*loss(*case, desirable_fraction=0.5)[0]))
     2.3863 0.0504
@@ -107,7 +107,7 @@ def loss_log_sigmoid(
     Differs from the paper: g is clamped; the KL term, which has no gradient there, is left out.
     From the authors' code: not compared.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> case = loss_inputs([[-5.0], [-6.0]], [[-5.0], [-6.0]], desirable=[[True], [False]])
     >>> print(f"{loss_log_sigmoid(*case, desirable_fraction=0.5)[0][0]:.4f}")  # 2 log(2/3)
     -0.8109

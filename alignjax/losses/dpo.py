@@ -54,7 +54,7 @@ def loss(
     Differs from the paper: no; label_smoothing=0 is Eq. 7.
     From the authors' code: no; "ipo" and "reference_free" there are other objectives here.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs(policy=[[-4.0, -9.0]], reference=[[-5.0, -6.0]])
     >>> losses, metrics = loss(logps, batch, beta=0.5)
     >>> print(f"{losses[0]:.4f} {metrics['rewards/margins'][0]:.1f}")

@@ -63,7 +63,7 @@ def loss(
     From the authors' code: there the logarithms of 1 - e and e are 0 and -10, so e is 4.5e-5 and
     the label does not add up to 1; the default here is TRL's 1e-3.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-5.0, -6.0]], [[-5.0, -6.0]])
     >>> print(f"{loss(logps, batch)[0][0]:.4f}")  # -log 2 - log(0.001 x 0.999) / 2
     2.7612
@@ -113,7 +113,7 @@ def loss_list(
     Differs from the paper: no; K responses are an estimate that is exact as K grows.
     From the authors' code: no.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-3.0, -4.0]], [[-4.0, -4.0]], scores=[[0.5, 0.0]])
     >>> print(f"{loss_list(logps, batch, beta=0.5)[0][0]:.4f}")
     0.0000

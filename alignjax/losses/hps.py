@@ -58,7 +58,7 @@ def loss(
     N of Eq. 8 (q / p is N q, not q); this is Eq. 8, the form that its Theorem 1 analyses.
     From the authors' code: that runs the printed Eq. 10, here `loss_published`.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]], drawn_from=[15])
     >>> print(f"{loss(logps, batch, beta=0.5)[0][0]:.4f}")  # log(1 + 15 exp(-2))
     1.1086
@@ -107,7 +107,7 @@ def loss_full(
     Differs from the paper: no; its practice is `loss`.
     From the authors' code: that never computes the expectation.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-4.0, -7.0, -5.0]], [[-4.0, -7.0, -5.0]], scores=[[3, 2, 1]])
     >>> print(f"{loss_full(logps, batch)[0][0]:.4f}")  # log(1 + N)
     1.0986
@@ -153,7 +153,7 @@ def loss_two_valid(
     of that one; y_2 may tie with y_1.
     From the authors' code: that has no second valid response.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-4.0, -7.0, -5.0]], [[-4.0, -7.0, -5.0]], scores=[[3, 2, 1]])
     >>> print(f"{loss_two_valid(logps, batch)[0][0]:.4f}")  # log 3 + log 2
     1.7918
@@ -197,7 +197,7 @@ def loss_published(
     again afterwards, and the ``hard_i`` schedule reads gamma before it is assigned; use
     `curriculum`.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]])
     >>> print(f"{loss_published(logps, batch, beta=0.5, label_smoothing=0.0)[0][0]:.4f}")
     0.1269

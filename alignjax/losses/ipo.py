@@ -57,7 +57,7 @@ def loss(
     Differs from the paper: no.
     From the authors' code: none is published; for the widespread form see `loss_mean`.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs(policy=[[-4.0, -9.0]], reference=[[-5.0, -6.0]])
     >>> print(loss(logps, batch, beta=0.5)[0])  # a gap of 4, wanted 1
     [9.]
@@ -93,7 +93,7 @@ def loss_mean(
     those who implemented it, and what trainers run.
     From the authors' code: none is published; TRL's and HALOs' "ipo" is this one.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]], length=[[2, 6]])
     >>> print(loss_mean(logps, batch, beta=0.5)[0])  # a gap of 1/2 + 3/6, wanted 1
     [0.]
@@ -129,7 +129,7 @@ def loss_list(
     From the authors' code: none is published. HPS (arXiv 2502.14400) reports an "IPO-PL" whose form
     it does not give.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-9.0, -4.0]], [[-6.0, -5.0]], scores=[[0.1, 0.8]])
     >>> print(loss_list(logps, batch, beta=0.5)[0])
     [9.]

@@ -60,7 +60,7 @@ def loss(
     Differs from the paper: z_0 is of the whole global batch, not of a micro-batch or a device.
     From the authors' code: not compared.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> case = loss_inputs([[-4.0], [-9.0]], [[-5.0], [-6.0]], desirable=[[1], [0]], baseline=0.5)
     >>> print("{:.4f} {:.4f}".format(*loss(*case, beta=1.0)[0]))
     0.3775 0.0293

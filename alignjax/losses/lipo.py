@@ -51,7 +51,7 @@ def loss(
     the natural one; base 2 would multiply the loss by log 2.
     From the authors' code: none is published.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-9.0, -4.0]], [[-6.0, -5.0]], scores=[[0.0, 1.0]])
     >>> print(f"{loss(logps, batch, beta=0.5)[0][0]:.4f}")  # DPO's 0.1269 (1/log 2 - 1/log 3)
     0.0676

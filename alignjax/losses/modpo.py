@@ -69,7 +69,7 @@ def loss(
     model that is run in the step, often beta T of a frozen DPO policy; here they are the batch's
     scores, computed once.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> scores = [[[9.0, 1.0], [2.0, 3.0]]]  # ordered by the first, margins from the second
     >>> case = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]], scores=scores)
     >>> print(f"{loss(*case, beta=0.5, preference=(0.5, 0.5))[0][0]:.4f}")  # sigma(4 + 2)

@@ -56,7 +56,7 @@ def loss(
     Differs from the paper: no.
     From the authors' code: no, nor from TRL's "nca_pair".
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-5.0, -6.0]], [[-5.0, -6.0]])
     >>> print(f"{loss(logps, batch)[0][0]:.4f}")  # 2 log 2
     1.3863
@@ -102,7 +102,7 @@ def loss_list(
     From the authors' code: that adds 0.01 to the first response's score, so that it is the best
     one where scores tie, and is written for K = 4.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-5.0, -6.0, -7.0]], [[-5.0, -6.0, -7.0]], scores=[[3, 2, 1]])
     >>> print(f"{loss_list(logps, batch)[0][0]:.4f}")  # 2 log 2
     1.3863
@@ -146,7 +146,7 @@ def loss_info(
     Differs from the paper: responses may be fewer than K.
     From the authors' code: that adds 0.01 to the first response's score, as for `loss_list`.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-5.0, -6.0, -7.0]], [[-5.0, -6.0, -7.0]], scores=[[3, 2, 1]])
     >>> print(f"{loss_info(logps, batch)[0][0]:.4f}")  # log 3
     1.0986

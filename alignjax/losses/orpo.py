@@ -51,7 +51,7 @@ def loss(logps: Logps, batch: Batch, *, odds_weight: float = 0.1) -> tuple[Array
     micro-batch, those of the prompt included unless --disable_prompt_loss; here over the tokens
     of the response, each prompt with weight 1. TRL's ORPOTrainer counts the prompt as well.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-2.0, -6.0]], length=[[2, 3]])  # p = -1, -2
     >>> losses, metrics = loss(logps, batch, odds_weight=0.5)
     >>> print(f"{losses[0]:.4f} {metrics['log_odds_ratio'][0]:.4f}")

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alignjax.losses import pareto, sft
+from alignjax.losses import sft
 from alignjax.types import Array, Batch, Logps, Metrics
 
 log = logging.getLogger("alignjax")
@@ -47,7 +47,7 @@ def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
     Differs from the paper: no, with one response a row.
     From the authors' code: not compared.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> print(loss(*loss_inputs([[-6.0]]))[0])
     [6.]
     """
@@ -63,7 +63,7 @@ def curate(
 ) -> np.ndarray:
     """Chooses the responses nearest to each preference's direction, out of the best layers.
 
-    Ties in distance go to the response with more room for itself (`pareto.crowding` within its
+    Ties in distance go to the response with more room for itself (`crowding` within its
     layer), then to the earlier row. An objective that is the same everywhere says nothing: it is
     dropped, with a line in the log, and the other weights are scaled to sum to 1. The data are
     sorted once for all preferences.
@@ -90,10 +90,10 @@ def curate(
     pool = high_quality(points, size=10 * size, depth=depth)
     where = f"the first {depth} layers" if depth else "the data, all its layers"
     _enough(len(pool), size, preferences, where)
-    layer = pareto.layers(points[pool])  # the same as among all: whole layers were taken
+    layer = layers(points[pool])  # the same as among all: whole layers were taken
     room = np.zeros(len(pool))
     for i in np.unique(layer):
-        room[layer == i] = pareto.crowding(points[pool[layer == i]])
+        room[layer == i] = crowding(points[pool[layer == i]])
     # Distances that differ by rounding alone are ties.
     table = distances(points, weights)[:, pool].round(12)
     return np.stack([pool[np.lexsort((pool, -room, row))[:size]] for row in table])
@@ -126,11 +126,57 @@ def high_quality(scores: np.ndarray, *, size: int, depth: int | None = None) -> 
       size: take the fewest layers that hold this many rows; all rows if there are not so many.
       depth: take this many layers instead.
     """
-    layer = pareto.layers(scores)
+    layer = layers(scores)
     if depth is None:
         held = np.cumsum(np.bincount(layer))
         depth = int(np.searchsorted(held, size)) + 1
     return np.flatnonzero(layer < depth)
+
+
+def layers(points: np.ndarray) -> np.ndarray:
+    """Non-dominated sorting: the layer of every point, 0 for what nothing dominates.
+
+    A point dominates another if it is at least as good in all objectives and better in one. Layer
+    i is what nothing dominates once the layers before it are taken away; equal points share one.
+
+    Args:
+      points: ``[N, M]``.
+
+    Returns:
+      ``[N]`` int.
+
+    >>> layers(np.array([[1, 1], [0, 2], [0, 0], [1, 1]]))
+    array([0, 0, 1, 0])
+    """
+    import moocore
+
+    ranks = moocore.pareto_rank(check_points(points), maximise=True)
+    return np.asarray(ranks, np.int64)
+
+
+def crowding(points: np.ndarray) -> np.ndarray:
+    """Crowding distance of every point among the given ones: how much room it has for itself.
+
+    The sum over objectives of the gap between a point's two neighbours in that objective, in units
+    of the objective's range; infinite for the extremes of an objective (Deb et al., NSGA-II). An
+    objective with one value says nothing. Meant for the points of one layer.
+
+    Args:
+      points: ``[N, M]``.
+
+    Returns:
+      ``[N]`` float64.
+    """
+    points = check_points(points)
+    room = np.zeros(len(points))
+    for value in points.T:
+        order = np.argsort(value, kind="stable")
+        ordered = value[order]
+        span = ordered[-1] - ordered[0]
+        if span > 0:
+            room[order[1:-1]] += (ordered[2:] - ordered[:-2]) / span
+            room[order[[0, -1]]] = np.inf
+    return room
 
 
 def distances(
@@ -170,6 +216,24 @@ def distances(
     return out
 
 
+def check_points(points: np.ndarray, name: str = "scores") -> np.ndarray:
+    """The points as float64.
+
+    Raises:
+      ValueError: they are not ``[N, M]`` finite numbers with N >= 1 and M >= 1.
+    """
+    points = np.asarray(points, np.float64)
+    if points.ndim != 2 or 0 in points.shape:
+        raise ValueError(f"{name}: wanted [N, M], N points of M objectives, found {points.shape}")
+    bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"{name}: wanted finite numbers, found {points[bad[0]].tolist()} in row {bad[0]}, and "
+            f"{len(bad) - 1} more rows like it; leave such rows out and count them"
+        )
+    return points
+
+
 def _units(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The scores as shares of their ranges, without the objectives that have one value.
 
@@ -184,14 +248,14 @@ def _units(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         )
     if not kept.any():
         return points[:, kept], kept
-    return pareto.normalised(points[:, kept], low=low[kept], high=high[kept]), kept
+    return (points[:, kept] - low[kept]) / (high - low)[kept], kept
 
 
 def _checked(
     scores: np.ndarray, preferences: Sequence[tuple[float, ...]] | np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The scores, and ``[P, M]`` weights that sum to 1."""
-    points = pareto.check_points(scores)
+    points = check_points(scores)
     if size < 1:
         raise ValueError(f"size: wanted a positive number, found {size}")
     if not len(preferences):

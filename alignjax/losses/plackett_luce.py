@@ -52,7 +52,7 @@ def loss(
     Differs from the paper: it leaves ties open.
     From the authors' code: that has no ranking loss.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-9.0, -4.0]], [[-6.0, -5.0]], scores=[[0.1, 0.8]])
     >>> print(f"{loss(logps, batch, beta=0.5)[0][0]:.4f}")  # two responses: DPO
     0.1269
@@ -83,7 +83,7 @@ def reward_loss(scores: Array, batch: Batch) -> tuple[Array, Metrics]:
     al., arXiv 2203.02155, with pairs.
     From the authors' code: that trains no reward model.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> _, batch = loss_inputs([[0.0, 0.0, 0.0]], scores=[[3, 2, 1]])
     >>> print(f"{reward_loss(batch.scores * 0.0, batch)[0][0]:.4f}")  # log 3!
     1.7918
@@ -128,7 +128,7 @@ def loss_top1(
     Differs from the paper: it leaves ties open.
     From the authors' code: that has no list loss.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-4.0, -7.0, -5.0]], [[-4.0, -7.0, -5.0]], scores=[[3, 2, 1]])
     >>> print(f"{loss_top1(logps, batch)[0][0]:.4f}")  # log 3
     1.0986

@@ -52,7 +52,7 @@ def loss(logps: Logps, batch: Batch, *, nll_weight: float = 0.05) -> tuple[Array
     From the authors' code: it adds 1e-10 inside the logarithm, and keeps a tied response in the
     sum as exp(0). Its imitation term is this one: summed over tokens, c = 0.05.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-2.0, -6.0]], length=[[2, 3]], scores=[[0.9, 0.4]])
     >>> print(f"{loss(logps, batch)[0][0]:.4f}")  # softplus(0.5 (-2 + 1)) + 0.05 x 2
     0.5741

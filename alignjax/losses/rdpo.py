@@ -57,7 +57,7 @@ def loss(
     how many nats a token is worth.
     From the authors' code: none is published.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]], length=[[5, 15]])
     >>> print(f"{loss(logps, batch, beta=0.5)[0][0]:.4f}")  # margin 2 - 0.5
     0.2014

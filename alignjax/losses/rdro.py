@@ -66,7 +66,7 @@ def loss(
     From the authors' code: as the paper describes its runs, those average over the mixed batch;
     ``reduction="batch_mean"``.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> case = loss_inputs([[-4.0], [-9.0]], [[-5.0], [-6.0]], desirable=[[True], [False]])
     >>> print("{:.4f} {:.4f}".format(*loss(*case, desirable_fraction=0.5)[0]))
     1.9398 0.0486

@@ -44,7 +44,7 @@ def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
     From the authors' code: that averages over the tokens of a batch, so that long responses weigh
     more; here each response has weight 1.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> print(loss(*loss_inputs([[-6.0]]))[0])
     [6.]
     """

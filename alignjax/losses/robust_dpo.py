@@ -52,7 +52,7 @@ def loss(
     Differs from the paper: no.
     From the authors' code: none was found; TRL's loss_type "robust" is the same.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs(policy=[[-4.0, -9.0]], reference=[[-5.0, -6.0]])
     >>> losses, _ = loss(logps, batch, beta=0.5, flip_rate=0.25)
     >>> print(f"{losses[0]:.4f}")  # (0.75 x 0.1269 - 0.25 x 2.1269) / 0.5

@@ -47,7 +47,7 @@ def loss(
     positions, not a sum, the first of tied responses counts as best, and w is 100. To come near
     it, set rank_weight to 100 times the usual number of tokens and divide the learning rate by it.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-4.0, -6.0]], length=[[2, 4]], scores=[[0.9, 0.1]])
     >>> print(f"{loss(logps, batch)[0][0]:.4f}")  # p = -2, -1.5: max(0, -1.5 + 2) + 4
     4.5000

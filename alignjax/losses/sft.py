@@ -34,7 +34,7 @@ def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
     From the authors' code: none is published. Most trainers average over the tokens of a batch,
     so that long responses weigh more; here each prompt has weight 1.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> losses, metrics = loss(*loss_inputs([[-6.0, -2.0]], length=[[3, 1]]))
     >>> print(losses, metrics["nll_per_token"])
     [4.] [2.]

@@ -54,7 +54,7 @@ def loss(
     Differs from the paper: no; it gives gamma itself.
     From the authors' code: no; the names and the defaults are its. It can smooth labels.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-4.0, -9.0]], length=[[4, 3]])
     >>> print(f"{loss(logps, batch, beta=2.0, gamma_beta_ratio=1.0)[0][0]:.4f}")
     0.1269

@@ -54,7 +54,7 @@ def loss(
     From the authors' code: none is published. ContextualAI/HALOs has the same two terms, delta 1
     and lambda 0.1.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-4.0, -4.5]])
     >>> print(f"{loss(logps, batch)[0][0]:.4f}")  # 1 - 0.5 + 0.1 x 4
     0.9000
@@ -95,7 +95,7 @@ def loss_hinge(
     regularises by the reference.
     From the authors' code: none is published; TRL's loss_type "hinge" is the same.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs(policy=[[-4.0, -9.0]], reference=[[-5.0, -6.0]])
     >>> print(f"{loss_hinge(logps, batch)[0][0]:.4f}")  # 1 - 0.1 x 4
     0.6000

@@ -49,7 +49,7 @@ def loss(
     From the authors' code: that uses estimated win rates and halves the sum; this is TRL's
     "sppo_hard".
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]])
     >>> print(loss(logps, batch, beta=0.5)[0])  # ratios 1 and -3, wanted 1 and -1
     [4.]
@@ -94,7 +94,7 @@ def loss_list(
     From the authors' code: the win rates are the same, over K = 5 samples scored by a pair ranker;
     but only the best and the worst response are trained on, with half the sum of their squares.
 
-    >>> from alignjax.types import loss_inputs
+    >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-5.0, -6.0]], [[-5.0, -6.0]], scores=[[50.0, 0.0]])
     >>> print(loss_list(logps, batch, beta=0.5)[0])  # 0, wanted 1/2 and -1/2
     [0.25]

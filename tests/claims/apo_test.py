@@ -14,9 +14,10 @@ import optax
 import pytest
 
 from alignjax.losses import apo, dpo
+from alignjax.testing import loss_inputs
 from alignjax.training import game
 from alignjax.training.step import init_state
-from alignjax.types import GameState, loss_inputs
+from alignjax.types import GameState
 
 V = 4
 GOLD = np.array([0.4, 0.3, 0.2, 0.1])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alignjax.losses import dpo, lipo, orpo, plackett_luce, pro, robust_dpo, rrhf
-from alignjax.types import loss_inputs
+from alignjax.testing import loss_inputs
 
 
 @pytest.fixture(autouse=True)

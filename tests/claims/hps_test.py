@@ -12,7 +12,8 @@ import scipy.stats
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from alignjax.losses import dpo, hps, plackett_luce
-from alignjax.types import Batch, loss_inputs, take_responses
+from alignjax.testing import loss_inputs
+from alignjax.types import Batch, take_responses
 
 N = 6  # negatives per list
 B = 12

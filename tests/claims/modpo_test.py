@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alignjax.losses import modpo
-from alignjax.types import loss_inputs
+from alignjax.testing import loss_inputs
 
 BETA, PREFERENCE = 0.4, (0.2, 0.5, 0.3)
 RNG = np.random.default_rng(0)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from alignjax.losses import bradley_terry, dpo, exo, ipo, nca, sppo
-from alignjax.types import loss_inputs
+from alignjax.testing import loss_inputs
 
 BETA = 0.25
 SCORES = np.array([0.3, -1.0, 2.0, 0.7])

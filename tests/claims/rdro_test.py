@@ -13,7 +13,7 @@ import pytest
 import scipy.optimize
 
 from alignjax.losses import ddro, rdro, sft
-from alignjax.types import loss_inputs
+from alignjax.testing import loss_inputs
 
 N = 7  # responses
 

@@ -7,7 +7,7 @@ import pytest
 
 from alignjax.commands import front
 from alignjax.errors import UserError
-from alignjax.losses import pareto
+from alignjax.evaluation import pareto
 
 
 def fake(folder, name, scores, **changes):

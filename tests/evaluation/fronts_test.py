@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from alignjax.evaluation import fronts
-from alignjax.losses import pareto
+from alignjax.evaluation import fronts, pareto
 
 RNG = np.random.default_rng(0)
 UNIT = {"low": np.zeros(2), "high": np.ones(2)}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alignjax.losses import apo, bradley_terry, plackett_luce, sft
-from alignjax.types import loss_inputs
+from alignjax.testing import loss_inputs
 from tests.losses import checks, golden
 
 B, K = 8, 4  # a row has a golden response and 3 samples, or 2 to 4 responses a human ranked

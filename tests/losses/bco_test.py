@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from alignjax.losses import bco
+from alignjax.testing import loss_inputs
 from alignjax.training.step import resolve
-from alignjax.types import loss_inputs
 
 F = 0.25
 

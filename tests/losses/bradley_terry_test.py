@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from alignjax.losses import bradley_terry, dpo, hps
-from alignjax.types import loss_inputs
+from alignjax.testing import loss_inputs
 from tests.losses import checks, golden
 
 

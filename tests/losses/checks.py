@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from alignjax.types import Array, Batch, Logps, Loss, Metrics, loss_inputs
+from alignjax.testing import loss_inputs
+from alignjax.types import Array, Batch, Logps, Loss, Metrics
 
 B = 8
 

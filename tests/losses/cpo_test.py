@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from alignjax.losses import cpo
-from alignjax.types import loss_inputs
+from alignjax.testing import loss_inputs
 from tests.losses import checks
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from alignjax.losses import ddro
-from alignjax.types import loss_inputs
+from alignjax.testing import loss_inputs
 
 ALPHA, F = 0.4, 0.3
 

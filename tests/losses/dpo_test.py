@@ -8,7 +8,7 @@ import pytest
 from absl.testing import parameterized
 
 from alignjax.losses import dpo
-from alignjax.types import loss_inputs
+from alignjax.testing import loss_inputs
 from tests.losses import checks
 
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from alignjax.types import Loss, loss_inputs
+from alignjax.testing import loss_inputs
+from alignjax.types import Loss
 from tests.losses import checks
 
 Formula = Callable[..., float]  # (policy, reference, length, scores), each [K] -> loss of one row

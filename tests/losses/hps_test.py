@@ -10,7 +10,7 @@ import pytest
 from absl.testing import parameterized
 
 from alignjax.losses import dpo, hps
-from alignjax.types import loss_inputs
+from alignjax.testing import loss_inputs
 from tests.losses import checks, golden
 
 

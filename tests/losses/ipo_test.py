@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alignjax.losses import dpo, ipo
-from alignjax.types import loss_inputs
+from alignjax.testing import loss_inputs
 from tests.losses import golden
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from alignjax.losses import kto, rdro
 from alignjax.models.logps import response_logps
+from alignjax.testing import loss_inputs
 from alignjax.training import step
-from alignjax.types import loss_inputs
 from tests import tiny
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alignjax.data.records import Receipt
-from alignjax.losses import pareto, paretohqd
+from alignjax.losses import paretohqd
 from alignjax.world import sources as world
 
 ELEVEN = [(i / 10, 1 - i / 10) for i in range(11)]
@@ -55,7 +55,7 @@ def test_units_of_an_objective_do_not_matter():
 
 def test_only_the_best_layers_are_chosen_from():
     scores = np.random.default_rng(2).normal(size=(2000, 2))
-    layer = pareto.layers(scores)
+    layer = paretohqd.layers(scores)
     chosen = paretohqd.curate(scores, preferences=[(0.5, 0.5)], size=10)[0]
     depth = int(np.searchsorted(np.cumsum(np.bincount(layer)), 100)) + 1
     assert layer[chosen].max() < depth

@@ -6,7 +6,7 @@ import pytest
 from absl.testing import parameterized
 
 from alignjax.losses import dpo, plackett_luce
-from alignjax.types import loss_inputs
+from alignjax.testing import loss_inputs
 from tests.losses import checks
 
 

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from alignjax.losses import dpo, rdpo
-from alignjax.types import loss_inputs
+from alignjax.testing import loss_inputs
 from tests.losses import golden
 
 BETA, ALPHA = 0.2, 0.06

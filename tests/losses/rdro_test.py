@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alignjax.losses import ddro, rdro
-from alignjax.types import loss_inputs
+from alignjax.testing import loss_inputs
 
 F = 0.2  # desirable fraction
 

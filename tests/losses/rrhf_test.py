@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alignjax.losses import rrhf
-from alignjax.types import loss_inputs
+from alignjax.testing import loss_inputs
 from tests.losses import checks
 
 

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from alignjax.losses import dpo, hps, plackett_luce, simpo
-from alignjax.types import loss_inputs
+from alignjax.testing import loss_inputs
 from tests.losses import golden
 
 

@@ -27,7 +27,7 @@ from alignjax.losses import (
     slic,
     sppo,
 )
-from alignjax.types import loss_inputs
+from alignjax.testing import loss_inputs
 
 RECORDED = json.loads((Path(__file__).parent / "trl_values.json").read_text())
 LOSSES = RECORDED["losses"]

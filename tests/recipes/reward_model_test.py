@@ -23,8 +23,8 @@ from alignjax.recipes import reward_model
 from alignjax.rewards import scorers
 from alignjax.runtime import checkpoint, metrics
 from alignjax.stages.data import prepare_data
+from alignjax.testing import loss_inputs
 from alignjax.training import loop
-from alignjax.types import loss_inputs
 from alignjax.world import sources as world
 from tests import runs
 

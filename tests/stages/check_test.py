@@ -14,7 +14,7 @@ from alignjax.errors import UserError
 from alignjax.losses import bco, cpo, dpo, hps, kto, orpo, plackett_luce, pro, rdro, rrhf, sft, slic
 from alignjax.stages import check
 from alignjax.stages.data import prepare_data
-from alignjax.types import loss_inputs
+from alignjax.testing import loss_inputs
 from alignjax.world import sources as world
 from tests import runs
 

@@ -14,9 +14,10 @@ from alignjax.errors import UserError
 from alignjax.losses import apo, bradley_terry, dpo
 from alignjax.models import reward_head, transformer
 from alignjax.runtime import checkpoint, sharding
+from alignjax.testing import loss_inputs
 from alignjax.training import game
 from alignjax.training.step import init_state, reward_scores, train_step
-from alignjax.types import GameState, loss_inputs
+from alignjax.types import GameState
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compiled_here")

@@ -13,9 +13,10 @@ from absl.testing import parameterized
 
 from alignjax.losses import bco, dpo, hps, kto
 from alignjax.runtime.checkpoint import tree_digest
+from alignjax.testing import loss_inputs
 from alignjax.training import step as step_module
 from alignjax.training.step import init_state, resolve, score, train_step, weighted_sums
-from alignjax.types import Logps, loss_inputs
+from alignjax.types import Logps
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
 
