@@ -141,7 +141,7 @@ def _verb(argv: Sequence[str]) -> int:
         if distributed.several():
             from alignjax.runtime import consistency
 
-            consistency.of_programs()
+            consistency.check_programs()
     if verb == "generate":
         return _generate()
     if verb == "evaluate":
@@ -183,7 +183,7 @@ def _verb(argv: Sequence[str]) -> int:
     if verb == "data":
         align.show_data(config)
         return 0
-    consistency.of_runs(config, path, pathlib.Path(workdir))
+    consistency.check_run(config, path, pathlib.Path(workdir))
     _recipe(config).run(config, workdir, allow_config_change=FLAGS.allow_config_change)
     finished_run.note_origin(workdir, path, FLAGS.set)
     return 0
@@ -345,7 +345,7 @@ def main() -> None:
         print(f"alignjax: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except UserError as error:
-        watchdog.await_reason(error)
+        watchdog.wait_for_verdict(error)
         # All is said with this line. Where a checkpoint is damaged, threads of the library go on to
         # tell of reads that nobody waits for any more, past every hook that Python has: they lose
         # their stderr first, so that none of theirs can follow ours.
@@ -365,7 +365,7 @@ def main() -> None:
         watchdog.fail(130, "stopped")
         raise SystemExit(130) from None
     except Exception as error:
-        watchdog.await_reason(error)
+        watchdog.wait_for_verdict(error)
         if distributed.several():
             traceback.print_exc()
         watchdog.fail(1, f"{type(error).__name__}: {error}")

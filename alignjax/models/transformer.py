@@ -400,7 +400,7 @@ def prompt_positions(prompt_length: Array, p: int) -> Array:
 def unembedding(params: Params, config: ModelConfig) -> Array:
     """``[vocab, width]`` output projection of a parameter tree.
 
-    Where the embedding is the head, there may be a copy for this: see `sharding.whole_weights`.
+    Where the embedding is the head, there may be a copy for this: see `sharding.unshard_weights`.
     """
     if config.tied_embeddings and "head" not in params:
         return params["embed"]["embedding"]

@@ -1,11 +1,11 @@
-"""Which processes the environment announces: plain addresses, Slurm, or a Cloud TPU.
+"""Detects the processes that the environment announces: plain addresses, Slurm, or a Cloud TPU.
 
-Read in this order; what announces nothing runs alone:
+The sources are read in this order; without any of them the process runs alone:
 
 - ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and
   ``JAX_PROCESS_ID``, all three. `launch/local.py` sets them, and so can a Kubernetes JobSet.
 - Slurm: a step of more than one task, as `srun` starts it. The shell of `salloc` and the script of
-  `sbatch` are no such step, whatever the job was given.
+  `sbatch` are no such step, however many tasks the job has.
 - A Cloud TPU VM or a TPU pod of GKE: JAX asks the metadata server, or reads what GKE sets.
 """
 
@@ -20,18 +20,18 @@ SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
 
 
 @dataclasses.dataclass(frozen=True)
-class Announced:
-    """What JAX is told; None: JAX finds it out by ``method``."""
+class Cluster:
+    """What JAX needs to join the processes; it finds out what is None by ``method``."""
 
-    method: str  # JAX's name for how to find out what is None; deactivate: nothing is
+    method: str  # JAX's name of a detection method; deactivate: nothing is left to detect
     address: str | None = None  # host:port of process 0
     processes: int | None = None
     index: int | None = None  # of this process, from 0
     devices: tuple[int, ...] | None = None  # of the machine's GPUs; None: JAX's choice
 
 
-def announced(env: Mapping[str, str], *, on_tpu: bool) -> Announced | None:
-    """What the environment announces; None: one process, or nothing.
+def detect_cluster(env: Mapping[str, str], *, on_tpu: bool) -> Cluster | None:
+    """Finds the cluster that the environment announces; None: this process runs alone.
 
     Args:
       env: the environment variables.
@@ -44,14 +44,14 @@ def announced(env: Mapping[str, str], *, on_tpu: bool) -> Announced | None:
         return _plain(env)
     if "SLURM_STEP_NUM_TASKS" in env and _number(env, "SLURM_STEP_NUM_TASKS") > 1:
         return _slurm(env)
-    # One method by name: JAX's search would also try others, with warnings of their own.
+    # The method is named because JAX's own search tries others too, and warns of each.
     if on_tpu:
         named = "TPU_PROCESS_ADDRESSES" in env or "TPU_WORKER_HOSTNAMES" in env
-        return Announced("gketpu" if named else "gcetpu")
+        return Cluster("gketpu" if named else "gcetpu")
     return None
 
 
-def _plain(env: Mapping[str, str]) -> Announced | None:
+def _plain(env: Mapping[str, str]) -> Cluster | None:
     missing = [name for name in PLAIN if not env.get(name)]
     if missing:
         there = [name for name in PLAIN if name not in missing]
@@ -64,20 +64,20 @@ def _plain(env: Mapping[str, str]) -> Announced | None:
         raise UserError(f"{PLAIN[0]}: wanted host:port of process 0, found {address!r}")
     if not index < processes:
         raise UserError(f"{PLAIN[2]}: wanted 0 to {PLAIN[1]} - 1 = {processes - 1}, found {index}")
-    return Announced("deactivate", address, processes, index) if processes > 1 else None
+    return Cluster("deactivate", address, processes, index) if processes > 1 else None
 
 
-def _slurm(env: Mapping[str, str]) -> Announced:
+def _slurm(env: Mapping[str, str]) -> Cluster:
     missing = [name for name in SLURM if not env.get(name)]
     if missing:
         raise UserError(f"SLURM_STEP_NUM_TASKS announces a Slurm step, without {missing[0]}")
     tasks = _number(env, "SLURM_STEP_NUM_TASKS")
-    # JAX gives every task one GPU, number SLURM_LOCALID. A task that has its machine alone, or
-    # whose GPUs Slurm picked already (--gpus-per-task=1), takes all that it sees instead.
+    # By default JAX gives every task one GPU, number SLURM_LOCALID. A task that is alone on its
+    # machine, or whose GPUs Slurm has chosen (--gpus-per-task=1), takes all visible ones instead.
     seen = [gpu for gpu in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     alone = env.get("SLURM_STEP_NUM_NODES") == str(tasks)
     devices = tuple(range(len(seen))) if seen and (alone or len(seen) == 1) else None
-    return Announced("slurm", None, tasks, _number(env, "SLURM_PROCID"), devices)
+    return Cluster("slurm", None, tasks, _number(env, "SLURM_PROCID"), devices)
 
 
 def _number(env: Mapping[str, str], name: str) -> int:

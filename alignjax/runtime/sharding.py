@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh, one table of rules, written once.
+"""Places arrays on devices: one mesh, and one table of rules for all parameters.
 
 The mesh has three axes, any of size 1: ``data`` (copies of the model), ``fsdp`` (parameters,
 optimizer state and batch rows split alike) and ``tensor`` (heads, feed-forward and vocabulary
@@ -71,10 +71,10 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = Non
 
 
 def check_heads(config: ModelConfig, tensor: int) -> None:
-    """Refuses to cut heads: their halves would be sent to and fro in every layer.
+    """Refuses a mesh that cuts heads: their halves would be exchanged in every layer.
 
-    Fewer heads of keys and values than ``tensor`` are cut, with XLA's attention, as there is no
-    other way to split such a model further.
+    Heads of keys and values may be cut, with XLA's attention: with fewer of them than ``tensor``
+    there is no other way to split the model further.
 
     Raises:
       UserError: with the field.
@@ -93,11 +93,11 @@ def _rule(name: str) -> P:
 
 
 def shard_tree(tree: Any, mesh: Mesh, *, stacked: bool = False) -> Any:
-    """The sharding of every leaf of a tree of arrays (or of their shapes), by `RULES`.
+    """Looks up the sharding of every leaf of a tree of arrays, or of their shapes, in `RULES`.
 
     Args:
       tree: the arrays.
-      mesh: where to.
+      mesh: the devices.
       stacked: every leaf has one more axis in front, of networks side by side; it is not split.
 
     Raises:
@@ -118,13 +118,13 @@ def shard_tree(tree: Any, mesh: Mesh, *, stacked: bool = False) -> Any:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def whole_weights(params: Params, config: ModelConfig) -> Params:
-    """Weights as products want them, for a program that uses them again and again.
+def unshard_weights(params: Params, config: ModelConfig) -> Params:
+    """Gathers weights over ``fsdp`` in ``config.dtype``, for programs that use them many times.
 
-    Whole on every device of ``fsdp`` and in ``config.dtype``, where a single pass gathers each
-    layer as it comes. Products have the same values. Quantised kernels keep their types. The
-    embedding stays where it is, to be looked up in; where it is the head as well, a head of its
-    own stands beside it: the compiler would keep one array in one place for both.
+    A single pass rather gathers each layer when it gets there. Products have the same values.
+    Quantised kernels keep their types. The embedding stays split, as it is only looked up in.
+    Where it is the head too, a separate head is added: the compiler would give one array one
+    layout for both uses.
 
     Args:
       params: a network's parameters, with adapters beside them or without.
@@ -142,29 +142,29 @@ def whole_weights(params: Params, config: ModelConfig) -> Params:
 
     if config.tied_embeddings:
         params = {**params, "head": params["embed"]["embedding"]}
-    found: Params = jax.tree_util.tree_map_with_path(one, params)
-    return found
+    gathered: Params = jax.tree_util.tree_map_with_path(one, params)
+    return gathered
 
 
 def abstract(tree: Any, sharding: Any) -> Any:
-    """Shapes, dtypes and shardings of a tree: what a checkpoint is restored into."""
+    """Describes a tree by shapes, dtypes and shardings, to restore a checkpoint into."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, sharding
     )
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
-    """How every field of a batch is split: by rows over ``data`` and ``fsdp``."""
+    """Splits rows over ``data`` and ``fsdp``: the sharding of every field of a batch."""
     return NamedSharding(mesh, ROWS)
 
 
 def shards_of(holders: np.ndarray, process: int) -> np.ndarray:
-    """Which of the parts that a batch's rows are split into a process holds, in ascending order.
+    """Lists the parts of a batch's rows that a process holds, in ascending order.
 
     Args:
       holders: ``[data, fsdp, tensor]``, the process of every device of a mesh. Where ``tensor``
         spans processes, several of them hold the same rows.
-      process: its number.
+      process: number of the process.
     """
     parts = holders.reshape(-1, holders.shape[-1])
     return np.flatnonzero((parts == process).any(axis=1))
@@ -176,14 +176,14 @@ def _own_shards(mesh: Mesh) -> np.ndarray:
 
 
 def own_rows(mesh: Mesh, rows: int) -> np.ndarray:
-    """Which rows of a global batch this process has to read: those that its devices hold.
+    """Lists the rows of a global batch that this process reads: those that its devices hold.
 
     Args:
-      mesh: where the batch goes.
+      mesh: the devices of the batch.
       rows: of the global batch; a multiple of ``data * fsdp``.
 
     Returns:
-      Their positions in it, in ascending order; with one process all of them.
+      Their positions in the batch, in ascending order; with one process all of them.
     """
     size = _divided(rows, mesh.shape["data"] * mesh.shape["fsdp"])
     return (_own_shards(mesh)[:, None] * size + np.arange(size)).reshape(-1)
@@ -196,9 +196,9 @@ def _divided(rows: int, parts: int) -> int:
 
 
 def put_rows(batch: Any, mesh: Mesh) -> Any:
-    """Host arrays with a leading row axis -> global arrays on the mesh, split by rows.
+    """Puts host arrays with a leading row axis on the mesh, split by rows.
 
-    Every process passes the rows at `own_rows` and no others.
+    Every process passes its `own_rows` and no others.
     """
     sharding, own = row_sharding(mesh), _own_shards(mesh)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]

@@ -1,9 +1,9 @@
-"""What becomes of a run of several processes when one of them fails, is lost or hangs.
+"""Ends all processes of a run with one message when one of them fails, is lost or hangs.
 
-None of the others can go on, and a scheduler can only start them again when all have ended. Every
-process gives a sign of life every second, through the key-value store that process 0 serves;
-process 0 watches those of the others, and they watch whether it answers. Whoever finds out that
-the run is over writes down why, once, and every process ends with that line.
+The others cannot continue without it, and a scheduler can restart the run only when all have
+ended. Every process sends a heartbeat every second through the key-value store that process 0
+serves. Process 0 watches the heartbeats of the others, and they watch whether it answers. The
+first process that finds the run broken publishes a verdict, and every process ends with its line.
 """
 
 import contextlib
@@ -23,36 +23,40 @@ from typing import Any
 from alignjax.errors import UserError
 
 BEAT_SECONDS = 1.0
-GRACE_SECONDS = 4.0  # for a process to say itself what the verdict says, where it failed as well
-ACKNOWLEDGE_SECONDS = 10.0  # process 0 stays so long at most, for the others to read the verdict
+GRACE_SECONDS = 4.0  # a process that fails like the one of the verdict has so long to say so itself
+READ_SECONDS = 10.0  # how long process 0 waits for the others to read the verdict
 EXIT_CODE = 5
-# How errors of the runtime begin that a lost peer may cause; of the type one cannot be sure.
-FROM_RUNTIME = re.compile(
+# How errors of the runtime begin that a lost peer may cause; their types differ.
+RUNTIME_ERROR = re.compile(
     r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): "
 )
 ALIVE, VERDICT, READ = "alignjax/alive/", "alignjax/verdict/", "alignjax/read/"
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Peers:
     """The processes of a run."""
 
     client: Any  # of JAX's coordination service
     me: int  # number of this process
     hosts: list[str]  # the machine of each
 
+    def name(self, i: int) -> str:
+        """``process 1 (host)``."""
+        return f"process {i} ({self.hosts[i]})"
 
-_run: Run | None = None  # None: one process
+
+_peers: Peers | None = None  # None: one process
 _leaving = threading.Event()  # set when this process ends by itself
-_rounds = [0]  # how often this process spoke with process 0
-# Called by C: has to stay for as long as the process does.
+_rounds = [0]  # how often process 0 has answered this process
+# Called from C code: must not be freed while the process lives.
 _aborted = ctypes.CFUNCTYPE(None, ctypes.c_int)(
     lambda _: _end(EXIT_CODE, "aborted by JAX, which says why above; most likely a peer is lost")
 )
 
 
 def lost_after() -> int:
-    """Seconds without a sign of life until a process counts as lost; ``ALIGNJAX_LOST_AFTER``.
+    """Reads after how many silent seconds a process counts as lost: ``ALIGNJAX_LOST_AFTER``.
 
     Raises:
       UserError: the variable is no such number.
@@ -63,10 +67,10 @@ def lost_after() -> int:
     return int(text)
 
 
-def expect_aborts() -> None:
-    """JAX aborts the process when process 0 is gone, or never came; the exit code is ours then.
+def handle_aborts() -> None:
+    """Exits with our code when JAX aborts the process: process 0 is gone, or never came.
 
-    A handler of Python's would run after the abort: this one is C's.
+    A handler in Python would run only after the abort, so this one is C's.
     """
     libc = ctypes.CDLL(None)
     libc.signal.argtypes = [ctypes.c_int, type(_aborted)]
@@ -74,160 +78,164 @@ def expect_aborts() -> None:
     libc.signal(signal.SIGABRT, _aborted)
 
 
-def watch(run: Run) -> None:
-    """Starts to give signs of life, and to watch the others'."""
-    global _run
-    _run = run
+def start(peers: Peers) -> None:
+    """Starts to send heartbeats and to watch the other processes."""
+    global _peers
+    _peers = peers
     seconds = lost_after()
-    threading.Thread(target=_speak, args=(run, seconds), daemon=True).start()
-    if run.me:
-        threading.Thread(target=_listen, args=(run, seconds), daemon=True).start()
+    threading.Thread(target=_beat, args=(peers, seconds), daemon=True).start()
+    if peers.me:
+        threading.Thread(target=_watch_main, args=(peers, seconds), daemon=True).start()
 
 
-def _speak(run: Run, seconds: int) -> None:
-    count = len(run.hosts)
-    heard, quiet = [""] * count, [0] * count
+def _beat(peers: Peers, seconds: int) -> None:
+    """Sends heartbeats and obeys a verdict; in process 0 it also watches the others' heartbeats."""
+    count = len(peers.hosts)
+    last, silent = [""] * count, [0] * count  # heartbeats, and rounds without a new one
     try:
         while not _leaving.wait(BEAT_SECONDS):
-            run.client.key_value_set(f"{ALIVE}{run.me}", str(_rounds[0]), allow_overwrite=True)
-            for _, text in run.client.key_value_dir_get(VERDICT):
-                _obey(run, json.loads(text))
+            peers.client.key_value_set(f"{ALIVE}{peers.me}", str(_rounds[0]), allow_overwrite=True)
+            for _, text in peers.client.key_value_dir_get(VERDICT):
+                _obey(peers, json.loads(text))
             _rounds[0] += 1
-            if run.me:
+            if peers.me:
                 continue
-            now = {int(key.split("/")[-1]): n for key, n in run.client.key_value_dir_get(ALIVE)}
+            beats = peers.client.key_value_dir_get(ALIVE)
+            now = {int(key.split("/")[-1]): text for key, text in beats}
             for i in range(1, count):
-                quiet[i] = quiet[i] + 1 if now.get(i, "") == heard[i] else 0
-                heard[i] = now.get(i, "")
-            lost = [i for i in range(count) if quiet[i] * BEAT_SECONDS > seconds]
+                silent[i] = silent[i] + 1 if now.get(i, "") == last[i] else 0
+                last[i] = now.get(i, "")
+            lost = [i for i in range(count) if silent[i] * BEAT_SECONDS > seconds]
             if lost:
-                who = ", ".join(f"process {i} ({run.hosts[i]})" for i in lost[:4])
-                line = f"{who}: lost, no sign of life for {seconds} s"
-                _publish(run, EXIT_CODE, line, silent=len(lost))
+                names = ", ".join(peers.name(i) for i in lost[:4])
+                line = f"{names}: lost, no sign of life for {seconds} s"
+                _publish(peers, EXIT_CODE, line, lost=len(lost))
                 _end(EXIT_CODE, line)
-    except Exception:  # the client's: process 0 serves nothing any more
+    except Exception:  # of the client: process 0 has stopped to serve
         if not _leaving.is_set():
-            _end(EXIT_CODE, f"process 0 ({run.hosts[0]}): lost, it does not answer")
+            _end(EXIT_CODE, f"{peers.name(0)}: lost, it does not answer")
 
 
-def _listen(run: Run, seconds: int) -> None:
-    """Ends this process when process 0 leaves a call of `_speak` without an answer."""
-    before, quiet = -1, 0
+def _watch_main(peers: Peers, seconds: int) -> None:
+    """Ends this process when process 0 leaves a call of `_beat` unanswered."""
+    before, silent = -1, 0
     while not _leaving.wait(BEAT_SECONDS):
-        quiet = quiet + 1 if _rounds[0] == before else 0
+        silent = silent + 1 if _rounds[0] == before else 0
         before = _rounds[0]
-        if quiet * BEAT_SECONDS > seconds:
-            _end(EXIT_CODE, f"process 0 ({run.hosts[0]}): lost, no answer for {seconds} s")
+        if silent * BEAT_SECONDS > seconds:
+            _end(EXIT_CODE, f"{peers.name(0)}: lost, no answer for {seconds} s")
 
 
-def _obey(run: Run, verdict: dict[str, Any]) -> None:
-    if verdict["by"] == run.me:  # the thread that found it out ends this process
+def _obey(peers: Peers, verdict: dict[str, Any]) -> None:
+    if verdict["by"] == peers.me:  # the thread that published it ends this process
         return
     if verdict["dump"]:
         faulthandler.dump_traceback()
     elif verdict["exit_code"] != EXIT_CODE and _leaving.wait(GRACE_SECONDS):
         return
-    _say(verdict["line"])
-    with contextlib.suppress(Exception):  # process 0 has gone meanwhile
-        run.client.key_value_set(f"{READ}{run.me}", "", allow_overwrite=True)
+    _print(verdict["line"])
+    with contextlib.suppress(Exception):  # process 0 may be gone by now
+        peers.client.key_value_set(f"{READ}{peers.me}", "", allow_overwrite=True)
     os._exit(verdict["exit_code"])
 
 
-def _publish(run: Run, exit_code: int, line: str, *, dump: bool = False, silent: int = 0) -> None:
-    """Tells all processes that the run is over; the first to say so is heard.
+def _publish(peers: Peers, exit_code: int, line: str, *, dump: bool = False, lost: int = 0) -> None:
+    """Publishes the verdict that the run is over; only the first one counts.
 
-    Process 0, whose end would take it from them, waits until the others read it, but for the
-    ``silent`` ones that are lost.
+    The verdict would vanish with process 0, so that it waits until the others have read it, all
+    but the ``lost`` ones.
     """
-    verdict = {"by": run.me, "exit_code": exit_code, "line": line, "dump": dump}
+    verdict = {"by": peers.me, "exit_code": exit_code, "line": line, "dump": dump}
     with contextlib.suppress(Exception):  # another was first, or process 0 is gone
-        run.client.key_value_set(f"{VERDICT}it", json.dumps(verdict))
+        peers.client.key_value_set(f"{VERDICT}it", json.dumps(verdict))
     with contextlib.suppress(Exception):
-        run.client.key_value_set(f"{READ}{run.me}", "", allow_overwrite=True)
-        until = time.monotonic() + ACKNOWLEDGE_SECONDS
-        readers = len(run.hosts) - silent
-        while run.me == 0 and len(run.client.key_value_dir_get(READ)) < readers:
+        peers.client.key_value_set(f"{READ}{peers.me}", "", allow_overwrite=True)
+        until = time.monotonic() + READ_SECONDS
+        readers = len(peers.hosts) - lost
+        while peers.me == 0 and len(peers.client.key_value_dir_get(READ)) < readers:
             if time.monotonic() > until:
                 break
             time.sleep(0.1)
 
 
-def await_reason(error: BaseException) -> None:
-    """Where the runtime raised an error, a peer that was lost may be the reason.
+def wait_for_verdict(error: BaseException) -> None:
+    """Waits, if an error came from the runtime, because a lost peer may be its cause.
 
-    The process that finds out who is given the time to say so, and all end with its line.
+    So the process that finds out which peer is lost has the time to publish it, and all end with
+    its line.
     """
     cause: BaseException | None = error
-    while _run is not None and cause is not None:
-        if FROM_RUNTIME.match(str(cause)):
+    while _peers is not None and cause is not None:
+        if RUNTIME_ERROR.match(str(cause)):
             time.sleep(lost_after() + 10)
             return
         cause = cause.__cause__ or cause.__context__
 
 
 def fail(exit_code: int, reason: str) -> None:
-    """Of several processes: tells the others why this one fails, and ends it here."""
-    if _run is not None:
+    """Tells the other processes, if there are any, why this one fails, and ends it here."""
+    if _peers is not None:
         _leaving.set()
         sys.stdout.flush()
-        _publish(_run, exit_code, f"{_name(_run)}: {reason}")
+        _publish(_peers, exit_code, f"{_peers.name(_peers.me)}: {reason}")
         os._exit(exit_code)
 
 
-def left() -> None:
-    """This process comes to its end, as all others do: nobody is missed any more."""
+def stop() -> None:
+    """Stops the watchdog: all processes have finished."""
     _leaving.set()
 
 
 @contextlib.contextmanager
-def watched(seconds: float) -> Iterator[Callable[[str], contextlib.AbstractContextManager[None]]]:
-    """Yields what blocks are put into that may take so long: ``with within("step 3"):``.
+def time_limit(
+    seconds: float,
+) -> Iterator[Callable[[str], contextlib.AbstractContextManager[None]]]:
+    """Yields a context manager for blocks that may hang: ``with limited("step 3"):``.
 
-    One that takes longer ends the run, with exit code 5 and the stacks of all threads. Seconds are
-    counted while the process runs: a laptop that was asleep is not stuck.
+    A block that takes longer ends the run, with exit code 5 and the stacks of all threads. Only
+    seconds in which the process runs are counted: a laptop that was asleep is not stuck.
 
     Args:
-      seconds: 0: as long as it takes.
+      seconds: 0: no limit.
     """
-    over, waiting, spent = threading.Event(), [""], [0.0]
+    over, block, spent = threading.Event(), [""], [0.0]
 
     @contextlib.contextmanager
-    def within(what: str) -> Iterator[None]:
-        waiting[0], spent[0] = what, 0.0
+    def limited(name: str) -> Iterator[None]:
+        block[0], spent[0] = name, 0.0
         try:
             yield
         finally:
-            waiting[0] = ""
+            block[0] = ""
 
     def count() -> None:
         tick = min(1.0, seconds)
         while not over.wait(tick):
             spent[0] += tick
-            if waiting[0] and spent[0] > seconds:
-                line = f"{waiting[0]}: stuck, nothing came for {seconds:g} s"
-                faulthandler.dump_traceback()
-                if _run is not None:
-                    line = f"{_name(_run)}: {line}"
-                    _publish(_run, EXIT_CODE, line, dump=True)
-                _end(EXIT_CODE, line)
+            if block[0] and spent[0] > seconds:
+                _end_stuck(f"{block[0]}: stuck, nothing came for {seconds:g} s")
 
     if seconds:
         threading.Thread(target=count, daemon=True).start()
     try:
-        yield within
+        yield limited
     finally:
         over.set()
 
 
-def _name(run: Run) -> str:
-    return f"process {run.me} ({run.hosts[run.me]})"
+def _end_stuck(line: str) -> None:
+    faulthandler.dump_traceback()
+    if _peers is not None:
+        line = f"{_peers.name(_peers.me)}: {line}"
+        _publish(_peers, EXIT_CODE, line, dump=True)
+    _end(EXIT_CODE, line)
 
 
 def _end(exit_code: int, line: str) -> None:
-    """Ends the process at once: its main thread waits for what does not come any more."""
-    _say(line)
+    """Ends the process at once, as its main thread may wait for ever."""
+    _print(line)
     os._exit(exit_code)
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     os.write(2, f"alignjax: {' '.join(line.split())}\n".encode(errors="backslashreplace"))

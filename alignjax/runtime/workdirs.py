@@ -22,7 +22,7 @@ from typing import Any
 import alignjax
 from alignjax.config.fields import differences
 from alignjax.errors import UserError
-from alignjax.runtime.distributed import once, told
+from alignjax.runtime.distributed import broadcast, run_on_main
 from alignjax.runtime.faults import fault_point
 
 log = logging.getLogger("alignjax")
@@ -63,7 +63,7 @@ def owned(workdir: pathlib.Path) -> Iterator[None]:
       UserError: the folder cannot be written, or another run has it.
     """
     with contextlib.ExitStack() as held:
-        once("the workdir's lock", lambda: _lock(workdir, held))
+        run_on_main("the workdir's lock", lambda: _lock(workdir, held))
         yield
 
 
@@ -92,7 +92,7 @@ def write_config(workdir: pathlib.Path, description: dict[str, Any], *, allow_ch
     Raises:
       UserError: the folder belongs to a run that trains something else.
     """
-    once("config.json", lambda: _write_config(workdir, description, allow_change))
+    run_on_main("config.json", lambda: _write_config(workdir, description, allow_change))
 
 
 def _write_config(workdir: pathlib.Path, description: dict[str, Any], allow_change: bool) -> None:
@@ -122,7 +122,7 @@ def find_json(path: pathlib.Path) -> Any:
     Raises:
       UserError: it is not JSON.
     """
-    return told(f"look for {path.name}", lambda: _read_json(path) if path.is_file() else None)
+    return broadcast(f"look for {path.name}", lambda: _read_json(path) if path.is_file() else None)
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -131,7 +131,7 @@ def read_json(path: pathlib.Path) -> Any:
     Raises:
       UserError: it is not, or not JSON.
     """
-    return told(f"read {path.name}", lambda: _read_json(path))
+    return broadcast(f"read {path.name}", lambda: _read_json(path))
 
 
 def _read_json(path: pathlib.Path) -> Any:
@@ -148,7 +148,7 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 
 def write(path: pathlib.Path, content: bytes) -> None:
     """Writes a file in one step: readers see the old one or the new one. Makes its folder."""
-    once(f"write {path.name}", lambda: _write(path, content))
+    run_on_main(f"write {path.name}", lambda: _write(path, content))
 
 
 def _as_json(content: Any) -> bytes:
@@ -164,7 +164,7 @@ def _write(path: pathlib.Path, content: bytes) -> None:
 
 def names(folder: pathlib.Path, pattern: str) -> list[str]:
     """Names of the files in a folder that match, sorted; none where there is no folder."""
-    return told(f"list {folder.name}", lambda: sorted(p.name for p in folder.glob(pattern)))
+    return broadcast(f"list {folder.name}", lambda: sorted(p.name for p in folder.glob(pattern)))
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -173,17 +173,17 @@ def sha256(path: pathlib.Path) -> str:
     def digest() -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
-    return told(f"digest of {path.name}", digest)
+    return broadcast(f"digest of {path.name}", digest)
 
 
 def copy(source: pathlib.Path, to: pathlib.Path) -> None:
     """Copies a file. Makes the folder it goes to."""
-    once(f"copy {source.name}", lambda: _write(to, source.read_bytes()))
+    run_on_main(f"copy {source.name}", lambda: _write(to, source.read_bytes()))
 
 
 def remove(path: pathlib.Path) -> None:
     """Removes a file, or a folder with all that is in it; it may be gone already."""
-    once(f"remove {path.name}", lambda: _remove(path))
+    run_on_main(f"remove {path.name}", lambda: _remove(path))
 
 
 def _remove(path: pathlib.Path) -> None:
@@ -213,7 +213,7 @@ def begin(folder: pathlib.Path, key: Any) -> None:
     Args:
       key: JSON data that changes whenever what is trained would.
     """
-    once(f"begin {folder.name}", lambda: _begin(folder, key))
+    run_on_main(f"begin {folder.name}", lambda: _begin(folder, key))
 
 
 def _begin(folder: pathlib.Path, key: Any) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from alignjax.models.config import ModelConfig
 from alignjax.models.mixture import Mixture, each_policy
-from alignjax.runtime.sharding import whole_weights
+from alignjax.runtime.sharding import unshard_weights
 from alignjax.sampling.decode import Caches, Hidden, decode, logits_of, prefill
 from alignjax.types import Array, Params
 
@@ -71,7 +71,7 @@ def beam_search(
       fewer than K responses at all, the length is 0 and the log-probability -inf.
     """
     if gather_weights:
-        params = each_policy(functools.partial(whole_weights, config=config), params)
+        params = each_policy(functools.partial(unshard_weights, config=config), params)
     b, k, w, r = len(prompt), samples, num_beams, max_new_tokens
 
     def score(nats: Array, length: Array) -> Array:

@@ -16,7 +16,7 @@ from alignjax.models.attention import soft_cap
 from alignjax.models.config import ModelConfig
 from alignjax.models.mixture import Mixture, each_policy, mixed, policies_of
 from alignjax.models.transformer import Cache, Transformer, unembedding
-from alignjax.runtime.sharding import whole_weights
+from alignjax.runtime.sharding import unshard_weights
 from alignjax.sampling.logits import keep_likely, penalise, pick, seen_in
 from alignjax.types import Array, Params
 
@@ -60,7 +60,7 @@ def sample(
       eos: id that ends a response.
       temperature: 0 takes the likeliest id, after the repetition penalty.
       top_k, top_p, min_p, repetition_penalty: see `alignjax.sampling.logits`.
-      gather_weights: once, before the first token (`sharding.whole_weights`), not at every token;
+      gather_weights: once, before the first token (`sharding.unshard_weights`), not at every token;
         what is sampled is the same, up to the rounding of logits.
 
     Returns:
@@ -69,7 +69,7 @@ def sample(
       sampled, under the policy (or the mixture) itself: temperature 1, nothing cut or penalised.
     """
     if gather_weights:
-        params = each_policy(functools.partial(whole_weights, config=config), params)
+        params = each_policy(functools.partial(unshard_weights, config=config), params)
     b, k, r = len(prompt), samples, max_new_tokens
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(prompt_id)
     keys = jax.vmap(lambda q: jax.vmap(lambda j: jax.random.fold_in(q, j))(jnp.arange(k)))(keys)

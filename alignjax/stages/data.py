@@ -20,7 +20,8 @@ from alignjax.data.tokenizer import training
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
 from alignjax.runtime import workdirs
-from alignjax.runtime.distributed import agree, once, one_folder, several
+from alignjax.runtime.consistency import check_same, check_shared_folder
+from alignjax.runtime.distributed import run_on_main, several
 
 log = logging.getLogger("alignjax")
 
@@ -96,7 +97,7 @@ def load_tokenizer(config: Config, workdir: pathlib.Path, train: list[Record]) -
     path = settings.path
     if not path:
         path = str(workdir / "tokenizer.model")
-        once("tokenizer.model", lambda: _train_tokenizer(train, settings.vocab_size, path))
+        run_on_main("tokenizer.model", lambda: _train_tokenizer(train, settings.vocab_size, path))
     tokenizer = tokenizers.load(path, chat_template=settings.chat_template)
     tokenizers.check_ids(path, tokenizer.vocab_size, config.model.vocab_size)
     return tokenizer
@@ -124,11 +125,11 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
     receipts = {"train": Receipt(), "held_out": Receipt()}
     train, held_out = split(config, receipts)
     if several():  # every process reads by itself, from disks of its own perhaps
-        agree(
+        check_same(
             {"the data's training records": _digest(train), "held-out records": _digest(held_out)}
         )
     if data.cache_dir:
-        one_folder(pathlib.Path(data.cache_dir), "data.cache_dir")
+        check_shared_folder(pathlib.Path(data.cache_dir), "data.cache_dir")
     tokenizer = load_tokenizer(config, workdir, train)
     files = {p: fingerprint(p) for p in (data.path, data.eval_path) if p}
     sides = {}
@@ -195,7 +196,7 @@ def rows_of(
         identity=identity,
     )
     written: list[Dataset] = []
-    once("prepared rows", lambda: written.append(made()))
+    run_on_main("prepared rows", lambda: written.append(made()))
     dataset = written[0] if written else made()
     return bucket(dataset, count=data.buckets, multiple=data.pad_multiple)
 

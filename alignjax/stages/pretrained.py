@@ -28,7 +28,7 @@ from alignjax.models.hf import load as hf
 from alignjax.models.hf.save import write_json
 from alignjax.models.transformer import init_params
 from alignjax.runtime import checkpoint, sharding
-from alignjax.runtime.distributed import once
+from alignjax.runtime.distributed import run_on_main
 from alignjax.runtime.workdirs import read_json
 from alignjax.types import Array, Params
 
@@ -176,7 +176,7 @@ def import_model(source: str, to: str) -> None:
 def keep_files(config: Config, workdir: pathlib.Path) -> None:
     """Copies what came with the model, and its tokenizer, into the run's ``pretrained/``."""
     if config.model.path:
-        once("pretrained", lambda: _keep_files(config, workdir / "pretrained"))
+        run_on_main("pretrained", lambda: _keep_files(config, workdir / "pretrained"))
 
 
 def _keep_files(config: Config, kept: pathlib.Path) -> None:

@@ -58,7 +58,7 @@ def _table_path(cache_dir: pathlib.Path, key: str) -> pathlib.Path:
 
 def is_cached(cache_dir: pathlib.Path, key: str) -> bool:
     """Whether a table of this key is on disk."""
-    return bool(distributed.told("look for a table", _table_path(cache_dir, key).is_file))
+    return bool(distributed.broadcast("look for a table", _table_path(cache_dir, key).is_file))
 
 
 def cached_logps(
@@ -66,10 +66,10 @@ def cached_logps(
 ) -> np.ndarray:
     """A ``[N, K]`` table from ``cache_dir``, computed and written if it is not there and whole."""
     path = _table_path(cache_dir, key)
-    if distributed.told("check a table", lambda: _is_whole(path, shape)):
+    if distributed.broadcast("check a table", lambda: _is_whole(path, shape)):
         return np.load(path, allow_pickle=False)
     table = compute()
-    distributed.once("write a table", lambda: _write_table(path, table))
+    distributed.run_on_main("write a table", lambda: _write_table(path, table))
     return table
 
 

@@ -15,7 +15,7 @@ from alignjax.config.fields import name_of
 from alignjax.data.records import Record
 from alignjax.errors import UserError
 from alignjax.rewards import scorers as score
-from alignjax.runtime.distributed import told
+from alignjax.runtime.distributed import broadcast
 from alignjax.stages.data import Prepared
 
 
@@ -62,7 +62,7 @@ def judgements(judge: Callable[..., Any], said: Sequence[tuple[str, str]]) -> di
         if bad:
             raise UserError(f"{name}: wanted finite numbers, found {bad} for {response!r}")
         rows.append(found)
-    rows = told("judgements", lambda: [{n: float(x) for n, x in row.items()} for row in rows])
+    rows = broadcast("judgements", lambda: [{n: float(x) for n, x in row.items()} for row in rows])
     return {n: np.array([row[n] for row in rows], np.float64) for n in (rows[0] if rows else ())}
 
 
@@ -101,7 +101,7 @@ def scores(
                 f"{name}: record {record.id!r}: wanted finite scores, found {array.tolist()}"
             )
         out.append(array if array.ndim == 1 else array.mean(axis=1))
-    return [np.array(x) for x in told("scores", lambda: [x.tolist() for x in out])]
+    return [np.array(x) for x in broadcast("scores", lambda: [x.tolist() for x in out])]
 
 
 def _call(name: str, function: Callable[..., Any], *args: Any) -> Any:

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from alignjax.data.batching import Batches, Bucketed, read
 from alignjax.errors import UserError
-from alignjax.runtime import checkpoint, distributed, metrics, watchdog
+from alignjax.runtime import checkpoint, consistency, distributed, metrics, watchdog
 from alignjax.runtime.faults import fault_point
 from alignjax.runtime.sharding import abstract, own_rows, put_rows, shard_tree
 from alignjax.training.step import Apply, Forward, init_state, score, stacked_step, train_step
@@ -220,7 +220,7 @@ def loop(
     Every line of the metrics holds ``step_seconds``: what all turns so far took, over all starts of
     the run, without tracing and compiling, waiting for rows, saving and evaluating.
     """
-    distributed.agree({f"{job.name}: {name}": str(x) for name, x in job.identity.items()})
+    consistency.check_same({f"{job.name}: {name}": str(x) for name, x in job.identity.items()})
     players = dict.fromkeys(player(done) for done in range(total))
     meters = {who: metrics.Meter(max_skipped=job.max_skipped) for who in players}
     with checkpoint.open_store(job.workdir / "checkpoints", keep=job.keep) as store:
@@ -268,7 +268,7 @@ def loop(
         late: dict[str, Array] | None = None
         with (
             _signals() as caught,
-            watchdog.watched(job.stuck_after) as within,
+            watchdog.time_limit(job.stuck_after) as limited,
             contextlib.closing(metrics.Writer(job.workdir, after_step=begin)) as writer,
             metrics.progress(job.name, total, done=begin) as advance,
         ):
@@ -278,12 +278,12 @@ def loop(
                 waited += time.perf_counter() - since
                 batch = put_rows(host, job.mesh)
                 # Of several processes, one may have caught a signal: all stop at the same step.
-                with within(f"{job.name}, step {step}"):
-                    heard = distributed.loudest(caught)
+                with limited(f"{job.name}, step {step}"):
+                    heard = distributed.max_over_processes(caught)
                 with metrics.timed() as took:
                     state, scalars = turn(state, batch, step - 1)
                     fault_point("step", f"{job.name}-{step}")
-                    with within(f"{job.name}, step {step}"):
+                    with limited(f"{job.name}, step {step}"):
                         if late is not None:
                             look(step - 1, late)
                         stopping = bool(heard())  # once: a signal may come at any line
@@ -293,7 +293,7 @@ def loop(
                 evaluates = job.eval_every and (at_end or step % job.eval_every == 0)
                 saves = at_end or stopping or step % job.save_every == 0
                 if logs or at_end or evaluates or saves:  # these look at this very step
-                    with metrics.timed() as took, within(f"{job.name}, step {step}"):
+                    with metrics.timed() as took, limited(f"{job.name}, step {step}"):
                         note = look(step, late)
                     spent += took[0]
                     late = None
@@ -311,8 +311,8 @@ def loop(
                 advance(1)
                 if stopping:
                     break
-            with within(f"{job.name}, the end"):
-                signum = distributed.loudest(caught)()
+            with limited(f"{job.name}, the end"):
+                signum = distributed.max_over_processes(caught)()
             if signum:  # at the end of the plan too: another stage would follow
                 store.wait()
                 raise StoppedError(signum, int(state.step.max()), job.workdir)

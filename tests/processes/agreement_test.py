@@ -72,13 +72,15 @@ def test_other_data(command, tmp_path):
 def test_every_field_and_the_file_of_a_config_count(monkeypatch, tmp_path):
     told = []
     monkeypatch.setattr(distributed, "several", lambda: True)
-    monkeypatch.setattr(distributed, "agree", told.append)
-    monkeypatch.setattr(distributed, "one_folder", lambda folder, field: told.append(folder))
+    monkeypatch.setattr(consistency, "check_same", told.append)
+    monkeypatch.setattr(
+        consistency, "check_shared_folder", lambda folder, field: told.append(folder)
+    )
     path = runs.write(tmp_path / "config.py", "one")
     for config in (runs.get_config(), runs.get_config(), runs.changed("loss.beta=0.3")):
-        consistency.of_runs(config, str(path), tmp_path)
+        consistency.check_run(config, str(path), tmp_path)
     path.write_text("another")
-    consistency.of_runs(runs.get_config(), str(path), tmp_path)
+    consistency.check_run(runs.get_config(), str(path), tmp_path)
     assert told[1::2] == [tmp_path] * 4
     first, same, beta, text = told[::2]
     assert first == same  # what is equal is not refused
@@ -88,10 +90,10 @@ def test_every_field_and_the_file_of_a_config_count(monkeypatch, tmp_path):
 
 
 def test_the_code_counts_wherever_it_lies(monkeypatch, tmp_path):
-    before = consistency._code()
+    before = consistency._code_digest()
     copy = tmp_path / "elsewhere"
     shutil.copytree(runs.ROOT / "alignjax", copy)
     monkeypatch.setattr(consistency.alignjax, "__file__", str(copy / "__init__.py"))
-    assert consistency._code() == before
+    assert consistency._code_digest() == before
     (copy / "losses" / "dpo.py").write_text("")
-    assert consistency._code() != before
+    assert consistency._code_digest() != before

@@ -29,7 +29,7 @@ PLAIN = {
 
 SCRIPT = """
     import json, pathlib, sys
-    from alignjax.runtime import distributed
+    from alignjax.runtime import consistency, distributed
     from alignjax.errors import CheckpointError, UserError
 
     folder, me = pathlib.Path(sys.argv[1]), None
@@ -47,16 +47,16 @@ SCRIPT = """
     def bad():
         raise CheckpointError("no such step")
 
-    distributed.once("file", lambda: (folder / "made").write_text("by 0"))
+    distributed.run_on_main("file", lambda: (folder / "made").write_text("by 0"))
     told["made"] = (folder / "made").read_text()
-    told["bad"] = caught(distributed.once, "bad", bad)
+    told["bad"] = caught(distributed.run_on_main, "bad", bad)
     told["exchange"] = distributed.exchange("x", f"from {me}")
     same = {"code": "c0de", "seed": "1"}
-    told["same"] = caught(distributed.agree, same)
-    told["other"] = caught(distributed.agree, {**same, "data": f"d{min(me, 1)}"})
-    told["missing"] = caught(distributed.agree, same if me else {**same, "lora": "yes"})
-    told["shared"] = caught(distributed.one_folder, folder / "new", "--workdir")
-    told["apart"] = caught(distributed.one_folder, folder / f"own{me % 2}", "--workdir")
+    told["same"] = caught(consistency.check_same, same)
+    told["other"] = caught(consistency.check_same, {**same, "data": f"d{min(me, 1)}"})
+    told["missing"] = caught(consistency.check_same, same if me else {**same, "lora": "yes"})
+    told["shared"] = caught(consistency.check_shared_folder, folder / "new", "--workdir")
+    told["apart"] = caught(consistency.check_shared_folder, folder / f"own{me % 2}", "--workdir")
     told["left"] = sorted(p.name for p in folder.rglob(".process*"))
 
     import jax, numpy as np
@@ -148,18 +148,18 @@ def test_fetched_arrays_are_whole(told):
 
 
 def test_without_an_announcement_nothing_waits(tmp_path):
-    assert cluster.announced({}, on_tpu=False) is None
+    assert cluster.detect_cluster({}, on_tpu=False) is None
     assert distributed.is_main()
     assert not distributed.several()
     distributed.barrier("alone")
-    distributed.agree({"data": "one"})
-    distributed.one_folder(tmp_path / "not made", "--workdir")
+    consistency.check_same({"data": "one"})
+    consistency.check_shared_folder(tmp_path / "not made", "--workdir")
     assert not (tmp_path / "not made").exists()
     made = []
-    distributed.once("alone", lambda: made.append(1))
+    distributed.run_on_main("alone", lambda: made.append(1))
     assert made == [1]
     with pytest.raises(UserError, match=r"^own$"):
-        distributed.once("alone", _raise)
+        distributed.run_on_main("alone", _raise)
 
 
 def _raise() -> None:
@@ -167,11 +167,11 @@ def _raise() -> None:
 
 
 def test_plain_addresses():
-    assert cluster.announced(PLAIN, on_tpu=True) == cluster.Announced(
+    assert cluster.detect_cluster(PLAIN, on_tpu=True) == cluster.Cluster(
         "deactivate", "10.0.0.1:1234", 2, 1
     )
     alone = {**PLAIN, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}
-    assert cluster.announced(alone, on_tpu=False) is None
+    assert cluster.detect_cluster(alone, on_tpu=False) is None
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_plain_addresses():
 )
 def test_half_an_announcement_is_refused(change, message):
     with pytest.raises(UserError) as error:
-        cluster.announced({**PLAIN, **change}, on_tpu=False)
+        cluster.detect_cluster({**PLAIN, **change}, on_tpu=False)
     assert message in str(error.value)
 
 
@@ -210,8 +210,8 @@ def test_half_an_announcement_ends_the_program_at_once(tmp_path):
     ],
 )
 def test_slurm_step(change, devices):
-    found = cluster.announced({**SLURM, **change}, on_tpu=False)
-    assert found == cluster.Announced("slurm", None, 4, 3, devices)
+    found = cluster.detect_cluster({**SLURM, **change}, on_tpu=False)
+    assert found == cluster.Cluster("slurm", None, 4, 3, devices)
 
 
 @pytest.mark.parametrize(
@@ -223,20 +223,20 @@ def test_slurm_step(change, devices):
 )
 def test_no_slurm_step_of_several_tasks_runs_alone(change):
     env = {k: v for k, v in {**SLURM, **change}.items() if v is not None}
-    assert cluster.announced(env, on_tpu=False) is None
+    assert cluster.detect_cluster(env, on_tpu=False) is None
 
 
 def test_slurm_step_without_a_number_is_refused():
     env = {k: v for k, v in SLURM.items() if k != "SLURM_PROCID"}
     with pytest.raises(UserError, match="without SLURM_PROCID"):
-        cluster.announced(env, on_tpu=False)
+        cluster.detect_cluster(env, on_tpu=False)
 
 
 def test_tpus_ask_jax_and_only_there():
-    assert cluster.announced({}, on_tpu=True) == cluster.Announced("gcetpu")
+    assert cluster.detect_cluster({}, on_tpu=True) == cluster.Cluster("gcetpu")
     gke = {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}
-    assert cluster.announced(gke, on_tpu=True) == cluster.Announced("gketpu")
-    assert cluster.announced(gke, on_tpu=False) is None
+    assert cluster.detect_cluster(gke, on_tpu=True) == cluster.Cluster("gketpu")
+    assert cluster.detect_cluster(gke, on_tpu=False) is None
 
 
 def test_tpus_without_a_cluster_run_alone(monkeypatch, caplog):

@@ -43,14 +43,14 @@ SCRIPT = """
     checkpoint.PIECE = 100  # bytes: four rows of 24 at a time
     told["digests"].append(checkpoint.tree_digest(spread))
 
-    told["told"] = distributed.told("who", lambda: {"who": me, "nan": [float("nan"), 0.1]})
-    told["large"] = len(distributed.told("large", lambda: "x" * 10**6))
+    told["told"] = distributed.broadcast("who", lambda: {"who": me, "nan": [float("nan"), 0.1]})
+    told["large"] = len(distributed.broadcast("large", lambda: "x" * 10**6))
 
     def fail():
         raise CheckpointError(f"seen by {me}")
 
     try:
-        distributed.told("bad", fail)
+        distributed.broadcast("bad", fail)
     except UserError as error:
         told["bad"] = f"{error.exit_code} {error}"
     (folder / f"told{me}.json").write_text(json.dumps(told))

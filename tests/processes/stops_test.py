@@ -53,7 +53,7 @@ def test_a_signal_to_one_stops_all_and_any_count_goes_on(clean, compiled, tmp_pa
 
 def test_without_agreement_a_signal_to_one_does_not_stop_all(monkeypatch, tmp_path):
     """Negative control: a loop that does not ask the others goes on to the end."""
-    monkeypatch.setattr(distributed, "loudest", lambda numbers: lambda: 0)
+    monkeypatch.setattr(distributed, "max_over_processes", lambda numbers: lambda: 0)
     monkeypatch.setenv("ALIGNJAX_FAULT", "step:alignment-5=term")
     state, counts = loop_test.fit(loop_test.job(tmp_path))
     assert counts["steps"] == int(state.step) == 12

@@ -62,19 +62,19 @@ def test_what_takes_too_long_ends_the_program(monkeypatch):
 
     monkeypatch.setattr(watchdog, "_end", end)
     monkeypatch.setattr(watchdog.faulthandler, "dump_traceback", lambda: ended.append("stacks"))
-    with watchdog.watched(0.01) as within, within("a step"):
+    with watchdog.time_limit(0.01) as limited, limited("a step"):
         while len(ended) < 2:
             pass
     # It did not really end, so that some more may have come.
     assert ended[:2] == ["stacks", (5, "a step: stuck, nothing came for 0.01 s")]
     ended.clear()
     # What is in time, what is outside of a block, and what has no limit, is left alone.
-    with watchdog.watched(0.2) as within:
+    with watchdog.time_limit(0.2) as limited:
         for _ in range(8):
-            with within("a step"):
+            with limited("a step"):
                 time.sleep(0.05)
         time.sleep(0.5)
-    with watchdog.watched(0) as within, within("a step"):
+    with watchdog.time_limit(0) as limited, limited("a step"):
         pass
     assert not ended
 
@@ -88,14 +88,14 @@ def test_a_limit_that_is_no_number_of_seconds_is_refused(monkeypatch, text):
 
 def test_only_errors_of_the_runtime_wait_for_a_reason(monkeypatch):
     waited = []
-    monkeypatch.setattr(watchdog, "_run", watchdog.Run(None, 0, ["here", "there"]))
+    monkeypatch.setattr(watchdog, "_peers", watchdog.Peers(None, 0, ["here", "there"]))
     monkeypatch.setattr(watchdog.time, "sleep", waited.append)
     monkeypatch.setenv("ALIGNJAX_LOST_AFTER", "7")
     for own in (UserError("data.path: no file"), ValueError("K: 3"), ZeroDivisionError()):
-        watchdog.await_reason(own)
+        watchdog.wait_for_verdict(own)
     assert not waited
     wrapped = UserError("the last save failed")
     wrapped.__cause__ = RuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
     for foreign in (ValueError("UNKNOWN: Gloo all-reduce failed"), wrapped):
-        watchdog.await_reason(foreign)
+        watchdog.wait_for_verdict(foreign)
     assert waited == [17, 17]

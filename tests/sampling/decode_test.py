@@ -245,9 +245,9 @@ def test_weights_are_gathered_once_or_at_every_token(tied):
 def test_gathered_weights_have_the_type_of_the_products():
     """Halving what is held; codes, scales and a table that is only looked up stay as they are."""
     config = dataclasses.replace(CONFIG, dtype="bfloat16", tied_embeddings=False)
-    whole = sharding.whole_weights(tiny.params(config), config)
+    whole = sharding.unshard_weights(tiny.params(config), config)
     coded = pretrained.quantize_params(tiny.params(config), "int8", make_mesh(1, 1, 1))
-    found = sharding.whole_weights(coded, config)["layers"]["q"]["kernel"]
+    found = sharding.unshard_weights(coded, config)["layers"]["q"]["kernel"]
     assert whole["head"].dtype == whole["layers"]["down"]["kernel"].dtype == jnp.bfloat16
     assert whole["embed"]["embedding"].dtype == whole["norm"]["scale"].dtype == jnp.float32
     assert (found["codes"].dtype, found["scale"].dtype) == (jnp.int8, jnp.float32)

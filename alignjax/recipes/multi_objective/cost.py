@@ -9,7 +9,7 @@ import pathlib
 
 from alignjax.recipes.multi_objective.method import Setting
 from alignjax.runtime import metrics
-from alignjax.runtime.distributed import told
+from alignjax.runtime.distributed import broadcast
 
 
 def note_seconds(setting: Setting, name: str, seconds: float) -> None:
@@ -23,7 +23,9 @@ def note_seconds(setting: Setting, name: str, seconds: float) -> None:
 def note_steps(setting: Setting, name: str) -> None:
     """Keeps the time that the steps of a training in ``workdir/name`` took."""
     path = setting.workdir / name / "metrics.jsonl"
-    note_seconds(setting, name, told("seconds", lambda: metrics.read(path)[-1]["step_seconds"]))
+    note_seconds(
+        setting, name, broadcast("seconds", lambda: metrics.read(path)[-1]["step_seconds"])
+    )
 
 
 def seconds(workdir: pathlib.Path) -> dict[str, float]:

@@ -14,7 +14,7 @@ from alignjax.data.records import Record
 from alignjax.errors import UserError, did_you_mean
 from alignjax.recipes.multi_objective.method import Setting
 from alignjax.rewards import scorers
-from alignjax.runtime.distributed import told
+from alignjax.runtime.distributed import broadcast
 from alignjax.runtime.faults import fault_point
 
 AT_ONCE = 512  # records handed to the scorer at a time, and kept
@@ -58,7 +58,7 @@ def given(
             )
         out.append(table)
     # Of several processes the first one's, as in `stages.scored`.
-    return [np.array(x) for x in told("scores", lambda: [x.tolist() for x in out])]
+    return [np.array(x) for x in broadcast("scores", lambda: [x.tolist() for x in out])]
 
 
 def _columns(several: ObjectivesConfig) -> list[int] | None:
