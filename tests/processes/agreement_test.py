@@ -73,9 +73,7 @@ def test_every_field_and_the_file_of_a_config_count(monkeypatch, tmp_path):
     told = []
     monkeypatch.setattr(distributed, "several", lambda: True)
     monkeypatch.setattr(consistency, "check_same", told.append)
-    monkeypatch.setattr(
-        consistency, "check_shared_folder", lambda folder, field: told.append(folder)
-    )
+    monkeypatch.setattr(consistency, "check_shared_folder", lambda folder, _: told.append(folder))
     path = runs.write(tmp_path / "config.py", "one")
     for config in (runs.get_config(), runs.get_config(), runs.changed("loss.beta=0.3")):
         consistency.check_run(config, str(path), tmp_path)

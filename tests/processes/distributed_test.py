@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from alignjax.errors import UserError
-from alignjax.runtime import cluster, distributed
+from alignjax.runtime import cluster, consistency, distributed
 from tests import runs
 from tests.processes import members
 
