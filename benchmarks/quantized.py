@@ -28,6 +28,7 @@ from alignjax.runtime import sharding, workdirs
 from alignjax.runtime.sharding import put_rows
 from alignjax.stages import bricks, pretrained
 from alignjax.stages.data import prepare_data
+from alignjax.stages.run import Run
 
 
 def sizes(names: list[str]) -> None:
@@ -61,7 +62,7 @@ def main() -> None:
     workdir, mesh = pathlib.Path(given.workdir), sharding.make_mesh(1, 1, 1)
     with workdirs.owned(workdir):
         data = prepare_data(config, workdir)
-        network = bricks.supervised(config, workdir, data, mesh)()
+        network = bricks.supervised(Run(config, workdir, data, mesh)).load()
     rows = data.held_out
     plan = rows.in_order(32)
     compare = jax.jit(functools.partial(kl.against, config=config.model))

@@ -13,24 +13,23 @@ Read it downwards: `run` is the order of events. What each stage writes into the
 """
 
 import dataclasses
-import functools
 import logging
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from alignjax.config import Config
 from alignjax.config.fields import describe
 from alignjax.evaluation import preferences, report
 from alignjax.evaluation.preferences import Estimate
-from alignjax.runtime import checkpoint, sharding, workdirs
+from alignjax.recipes.run import open_run
+from alignjax.runtime import checkpoint
 from alignjax.runtime.faults import fault_point
-from alignjax.stages import adapters, bricks, candidates, evaluation, pretrained, referenced, scored
-from alignjax.stages.check import bind_fraction, check_objectives
-from alignjax.stages.data import Prepared, prepare_data
+from alignjax.stages import adapters, bricks, candidates, evaluation, pretrained, referenced
+from alignjax.stages.data import prepare_data
+from alignjax.stages.reference import Reference
+from alignjax.stages.run import Run
 from alignjax.training import loop
 from alignjax.types import Params
 
@@ -53,21 +52,11 @@ def run(
     Raises:
       UserError: see `alignjax.errors` for the kinds and their exit codes.
     """
-    workdir, config = pathlib.Path(workdir), pretrained.resolve(config)
-    with workdirs.owned(workdir):
-        workdirs.write_config(workdir, describe(config), allow_change=allow_config_change)
-        pretrained.keep_files(config, workdir)
-        fault_point("config", "")
-        data = prepare_data(config, workdir)
-        fault_point("data", "")
-        config = bind_fraction(config, data.train)
-        check_objectives(config, data.train)
-        scored.try_out(config, data)
-        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-        load_reference = bricks.supervised(config, workdir, data, mesh)
-        if config.candidates is not None:
-            data = candidates.make(config, workdir, data, mesh, load_reference)
-        return _align(config, workdir, data, mesh, load_reference)
+    with open_run(config, workdir, allow_config_change) as run:
+        reference = bricks.supervised(run)
+        if run.config.candidates is not None:
+            run = candidates.make(run, run.config.candidates, reference)
+        return _align(run, reference)
 
 
 def show_data(config: Config) -> None:
@@ -84,33 +73,21 @@ def show_data(config: Config) -> None:
                 report.say(f"  [{i}]{response}")
 
 
-def _align(
-    config: Config,
-    workdir: pathlib.Path,
-    data: Prepared,
-    mesh: Mesh,
-    load_reference: Callable[[], Params],
-) -> dict[str, Any]:
+def _align(run: Run, reference: Reference) -> dict[str, Any]:
     """Aligns the policy and reports; see the module's docstring for what is written."""
-    key = jax.random.key(config.train.seed)
-    ref_params = load_reference()
-    digest = checkpoint.tree_digest(ref_params)
-    job = bricks.make_job("alignment", config, workdir, data, mesh, digest)
-    job, choice = referenced.attach(
-        job, config, workdir, data.train, mesh, ref_params, digest, "reference, train"
-    )
+    config, data = run.config, run.data
+    ref_params = reference.load()
+    job = bricks.make_job("alignment", run, reference.digest)
+    job, choice = referenced.attach(job, run, ref_params, reference.digest, "reference, train")
     held_out_reference = None
     if choice.mode != "none":
         title = "reference, held out"
         held_out_reference = referenced.table(
-            config, workdir, data.held_out, mesh, ref_params, digest, title
+            run, data.held_out, ref_params, reference.digest, title
         )
     fault_point("cached", "")
-    sample = functools.partial(
-        evaluation.samples_of, config=config, workdir=workdir, data=data, mesh=mesh
-    )
-    before = sample("before", params=ref_params, ref_params=None, digest=digest)
-    load_start = load_reference
+    before = evaluation.samples_of("before", run, ref_params, None, reference.digest)
+    load_start = reference.load
     if config.lora is not None:
         job, load_start = adapters.trains(job, config, ref_params, live=choice.mode == "live")
     live = job.ref_params
@@ -118,35 +95,29 @@ def _align(
 
     def during(params: Params) -> dict[str, float]:
         # A reference that was put away is read again for the moment: the KL needs it.
-        of = load_reference() if live is None and config.evaluate.during else live
-        policy = adapters.whole(config, live, params)
-        return evaluation.during(config, data, mesh, policy, of, held_out_reference)
+        of = reference.load() if live is None and config.evaluate.during else live
+        return evaluation.during(run, adapters.whole(config, live, params), of, held_out_reference)
 
-    state, counts = loop.fit(job, load_start, key, during)
-    ref_params = load_reference() if live is None else live
+    state, counts = loop.fit(job, load_start, jax.random.key(config.train.seed), during)
+    ref_params = reference.load() if live is None else live
     params = adapters.whole(config, ref_params, state.params)
-    after = sample(
-        "after",
-        params=params,
-        ref_params=ref_params,
-        digest=checkpoint.tree_digest(params),
-    )
-    if checkpoint.tree_digest(ref_params) != digest:
+    after = evaluation.samples_of("after", run, params, ref_params, checkpoint.tree_digest(params))
+    if checkpoint.tree_digest(ref_params) != reference.digest:
         raise AssertionError("the reference's parameters changed during the run")
     prompts = [data.held_out.dataset[i].prompt for i in range(len(data.held_out.dataset))]
-    policy = bricks.held_out_logps(config, data, mesh, params, "  held-out rows")
-    end = evaluation.held_out(config, data, policy, held_out_reference)
+    policy = bricks.held_out_logps(run, params, "  held-out rows")
+    end = evaluation.held_out(run, policy, held_out_reference)
     table_of: report.Table = {}
     for name, values in end.items():
         table_of[name] = (None, preferences.mean_over_prompts(values, prompts))
     if held_out_reference is not None:  # at the start the policy is the reference
-        start = evaluation.held_out(config, data, held_out_reference, held_out_reference)
+        start = evaluation.held_out(run, held_out_reference, held_out_reference)
         for name, values in start.items():
             table_of[name] = (preferences.mean_over_prompts(values, prompts), table_of[name][1])
     if after:
-        old, new = (evaluation.sampled(config, data, x) for x in (before, after))
+        old, new = (evaluation.sampled(run, x) for x in (before, after))
         table_of |= {name: (old[name], new[name]) for name in new}
-    divergence = evaluation.kl(config, data, mesh, params, ref_params, after)
+    divergence = evaluation.kl(run, params, ref_params, after)
     if divergence is not None:
         table_of[evaluation.KL] = (Estimate(0.0, 0.0, 0), divergence)
     rest = {
@@ -154,4 +125,4 @@ def _align(
         "loss": describe(config.loss),
         **counts,
     }
-    return evaluation.write(config, workdir, data, table_of, before, after, rest)
+    return evaluation.write(run, table_of, before, after, rest)

@@ -22,21 +22,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from alignjax.config import Config
-from alignjax.config.fields import describe
 from alignjax.data.batching import Bucketed
 from alignjax.errors import UserError
 from alignjax.evaluation import calibration, report
 from alignjax.evaluation import preferences as evaluate
 from alignjax.models import lora, reward_head
-from alignjax.runtime import checkpoint, sharding, workdirs
+from alignjax.recipes.run import open_run
+from alignjax.runtime import checkpoint, workdirs
 from alignjax.runtime.faults import fault_point
 from alignjax.runtime.map_rows import map_rows
-from alignjax.stages import adapters, bricks, pretrained
-from alignjax.stages.check import check_objectives
-from alignjax.stages.data import Prepared, prepare_data
+from alignjax.stages import adapters, bricks
+from alignjax.stages.reference import Reference
+from alignjax.stages.run import Run
 from alignjax.training import loop
 from alignjax.training.step import reward_scores
 from alignjax.types import Array, Batch, Metrics, Params, RewardLoss
@@ -60,18 +59,9 @@ def run(
     Raises:
       UserError: see `alignjax.errors` for the kinds and their exit codes.
     """
-    workdir, config = pathlib.Path(workdir), pretrained.resolve(config)
-    with workdirs.owned(workdir):
-        workdirs.write_config(workdir, describe(config), allow_change=allow_config_change)
-        pretrained.keep_files(config, workdir)
-        fault_point("config", "")
-        data = prepare_data(config, workdir)
-        fault_point("data", "")
-        check_objectives(config, data.train)
-        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-        load_base = bricks.supervised(config, workdir, data, mesh)
-        fitted = fit(config, workdir, data, mesh, load_base)
-        _report(workdir, fitted)
+    with open_run(config, workdir, allow_config_change) as run:
+        fitted = fit(run, bricks.supervised(run))
+        _report(run.workdir, fitted)
         return fitted.summary
 
 
@@ -123,11 +113,8 @@ class Fitted:
 
 
 def fit(
-    config: Config,
-    workdir: pathlib.Path,
-    data: Prepared,
-    mesh: Mesh,
-    load_base: Callable[[], Params],
+    run: Run,
+    language_model: Reference,
     *,
     name: str = "reward model",
     load_start: Callable[[], Params] | None = None,
@@ -135,13 +122,12 @@ def fit(
     """Trains a reward model, saves its parameters and writes ``summary.json``; resumes.
 
     Args:
-      config: its ``reward_loss`` is trained, with its ``optim`` and ``train``.
-      workdir: the folder of the checkpoints, metrics and parameters.
-      data: what to train on, and held-out rows.
-      load_base: gives the language model that it starts from.
+      run: its ``reward_loss`` is trained, with its ``optim`` and ``train``.
+      language_model: what it starts from.
       name: for the progress bar.
       load_start: gives the reward model that it starts from instead; not with adapters.
     """
+    config, workdir, data, mesh = run.config, run.workdir, run.data, run.mesh
     names = data.train.dataset.objectives
     if data.held_out.dataset.objectives != names:
         raise UserError(
@@ -150,14 +136,14 @@ def fit(
         )
     key = jax.random.key(config.train.seed)
     objectives = max(1, len(names))
-    base = load_base() if load_start is None else load_start()
+    base = language_model.load() if load_start is None else load_start()
     digest = checkpoint.tree_digest(base)
-    job = reward_job(bricks.make_job(name, config, workdir, data, mesh, digest), config, names)
+    job = reward_job(bricks.make_job(name, run, digest), config, names)
 
     def with_head(params: Params) -> Params:
         return reward_head.from_language_model(params, objectives=objectives)
 
-    load_start = load_start or (lambda: with_head(load_base()))
+    load_start = load_start or (lambda: with_head(language_model.load()))
     if config.lora is not None:
         job, load_start = adapters.trains(job, config, base, live=False, objectives=objectives)
     base = job.ref_params  # without adapters none: its memory is free from here on

@@ -17,23 +17,28 @@ from alignjax.models.transformer import init_params
 from alignjax.runtime import checkpoint, workdirs
 from alignjax.runtime.faults import fault_point
 from alignjax.stages import pretrained, reference
-from alignjax.stages.data import Prepared
+from alignjax.stages.reference import Reference
+from alignjax.stages.run import Run
 from alignjax.training import loop, optim
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
 
 
-def make_job(
-    name: str, config: Config, workdir: pathlib.Path, data: Prepared, mesh: Mesh, digest: str
-) -> loop.Job:
-    """What `loop.fit` needs to train a policy; a reward model's recipe changes what differs."""
+def make_job(name: str, run: Run, digest: str) -> loop.Job:
+    """What `loop.fit` needs to train a policy; a reward model's recipe changes what differs.
+
+    Args:
+      name: for the progress bar.
+      run: its config and its training rows are the job's.
+      digest: of the reference's parameters.
+    """
     identity = {
-        "data": data.train.dataset.digest,
-        "tokenizer": data.tokenizer.digest,
+        "data": run.data.train.dataset.digest,
+        "tokenizer": run.data.tokenizer.digest,
         "reference": digest,
     }
-    return job_of_rows(name, config, workdir, data.train, mesh, identity)
+    return job_of_rows(name, run.config, run.workdir, run.data.train, run.mesh, identity)
 
 
 def job_of_rows(
@@ -111,31 +116,34 @@ def supervised_config(config: Config, sft: SftConfig) -> Config:
     )
 
 
-def supervised(
-    config: Config, workdir: pathlib.Path, data: Prepared, mesh: Mesh
-) -> Callable[[], Params]:
+def supervised(run: Run) -> Reference:
     """Runs the supervised stage, if there is one.
 
     Returns:
-      What loads the parameters it ended with: those of the reference and of the policy's start.
-      With ``lora.quantize`` they are quantised; the stage itself trains a whole network.
+      The parameters it ended with: those of the reference and of the policy's start. With
+      ``lora.quantize`` they are quantised; the stage itself trains a whole network.
     """
+    load = _supervised(run)
+    return Reference(load, checkpoint.tree_digest(load()))
+
+
+def _supervised(run: Run) -> Callable[[], Params]:
+    config, workdir, data, mesh = run.config, run.workdir, run.data, run.mesh
     quantize = config.lora.quantize if config.lora is not None else ""
     key = jax.random.key(config.train.seed)
     fresh = pretrained.fresh(config.model, config.train.seed, mesh)
     sft = config.sft
     if sft is None:
         return pretrained.fresh(config.model, config.train.seed, mesh, quantize)
-    job = make_job(
-        "supervised", supervised_config(config, sft), workdir / "sft", data, mesh, "none"
-    )
+    own = dataclasses.replace(run, config=supervised_config(config, sft), workdir=workdir / "sft")
+    job = make_job("supervised", own, "none")
     state, counts = loop.fit(job, fresh, key)
     told = workdir / "sft" / "summary.json"
     # The summary is written last: with it, the parameters of these very steps are there.
     if (workdirs.find_json(told) or {}).get("steps") != counts["steps"]:
         checkpoint.save_params(pretrained.supervised_params(workdir), state.params)
         fault_point("params", "")
-        logps = held_out_logps(config, data, mesh, state.params, "supervised, held out")
+        logps = held_out_logps(run, state.params, "supervised, held out")
         tokens = data.held_out.dataset.response_length
         summary = {
             "nll_per_response": float(-logps[tokens > 0].mean()),
@@ -160,15 +168,14 @@ def _truth(truth: Callable[[str, str], float], rows: Bucketed) -> float:
     return float(np.mean([-truth(e.prompt, y) for e in examples for y in e.responses]))
 
 
-def held_out_logps(
-    config: Config, data: Prepared, mesh: Mesh, params: Params, title: str
-) -> np.ndarray:
+def held_out_logps(run: Run, params: Params, title: str) -> np.ndarray:
+    """``[N, K]`` nats of every held-out response under one network."""
     return reference.dataset_logps(
         params,
-        data.held_out,
-        config=config.model,
-        batch_size=config.evaluate.batch_size,
-        mesh=mesh,
+        run.data.held_out,
+        config=run.config.model,
+        batch_size=run.config.evaluate.batch_size,
+        mesh=run.mesh,
         title=title,
     )
 

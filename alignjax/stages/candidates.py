@@ -14,99 +14,91 @@ is recognised by its record and its digests, and skipped.
 import dataclasses
 import functools
 import logging
-import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
-from alignjax.config import Config
+from alignjax.config import CandidatesConfig, Config
 from alignjax.data.batching import Bucketed
 from alignjax.data.prepare import enforce
 from alignjax.data.records import Receipt, Record
 from alignjax.rewards import scorers
-from alignjax.runtime import checkpoint, workdirs
+from alignjax.runtime import workdirs
 from alignjax.sampling.generate import decisive, questions
 from alignjax.stages import sample_lists, scored
 from alignjax.stages.data import Prepared, split
-from alignjax.types import Params
+from alignjax.stages.reference import Reference
+from alignjax.stages.run import Run
 
 log = logging.getLogger("alignjax")
 
 SIDES = ("train", "held_out")
 
 
-def make(
-    config: Config,
-    workdir: pathlib.Path,
-    data: Prepared,
-    mesh: Mesh,
-    load_policy: Callable[[], Params],
-) -> Prepared:
+def make(run: Run, settings: CandidatesConfig, policy: Reference) -> Run:
     """Makes the lists, unless they are there, and opens them.
 
     Args:
-      config: ``candidates`` says how.
-      data: the prompts, on both sides.
-      load_policy: gives the supervised policy.
+      run: its prompts, on both sides, are responded to.
+      settings: how to sample and to score.
+      policy: the supervised one.
 
     Returns:
-      The lists to train and to evaluate on; what is asked of the policies stays as it was.
+      The run on the lists, to train and to evaluate on; what is asked of the policies stays as it
+      was.
 
     Raises:
       UserError: a scorer gives something else than finite scores, or too many prompts gave no list
         (``candidates.max_drop_fraction``).
     """
-    settings = config.candidates
-    assert settings is not None
-    folder = workdir / "candidates"
+    config, data = run.config, run.data
+    folder = run.workdir / "candidates"
     key = {
-        "policy": checkpoint.tree_digest(load_policy()),
+        "policy": policy.digest,
         "data": {"train": data.train.dataset.digest, "held_out": data.held_out.dataset.digest},
         "tokenizer": data.tokenizer.digest,
         "seed": config.train.seed,
         "candidates": decisive(settings),
-        "reward_models": _reward_models(config),
+        "reward_models": _reward_models(settings),
     }
     record = sample_lists.complete(folder, key)
     if record is None:
         record = sample_lists.make(
             folder,
             key,
-            _sides(config, data),
-            sample_lists.Drawing(load_policy, config.model, data.tokenizer, mesh),
+            _sides(config, settings, data),
+            sample_lists.Drawing(policy.load, config.model, data.tokenizer, run.mesh),
             settings,
             lambda some: scored.mean_scores(
                 settings.scorers, some, "candidates.scorers", config.mesh
             ),
         )
-    return _open(config, workdir, folder, record, data)
+    return _open(run, settings, record)
 
 
-def _reward_models(config: Config) -> list[str]:
+def _reward_models(settings: CandidatesConfig) -> list[str]:
     """Digests of the parameters that the scorers use: a path says nothing of what is there."""
-    assert config.candidates is not None
     found = []
-    for scorer in config.candidates.scorers:
+    for scorer in settings.scorers:
         if isinstance(scorer, functools.partial) and scorer.func is scorers.reward_model:
             found.append(scorers.find_reward_model(scorer.keywords["path"]).digest)
     return found
 
 
-def _sides(config: Config, data: Prepared) -> list[sample_lists.Side]:
+def _sides(config: Config, settings: CandidatesConfig, data: Prepared) -> list[sample_lists.Side]:
     train, held_out = split(config, {side: Receipt() for side in SIDES})
     texts = {record.id: record for record in (*train, *held_out)}
     return [
-        _side(config, name, rows, texts)
+        _side(name, rows, texts, keep_own=settings.keep_own, seed=config.train.seed)
         for name, rows in zip(SIDES, (data.train, data.held_out), strict=True)
     ]
 
 
-def _side(config: Config, name: str, rows: Bucketed, texts: dict[str, Record]) -> sample_lists.Side:
-    assert config.candidates is not None
+def _side(
+    name: str, rows: Bucketed, texts: dict[str, Record], *, keep_own: bool, seed: int
+) -> sample_lists.Side:
     own: dict[str, list[str]] = {}
-    if config.candidates.keep_own:
+    if keep_own:
         for row in range(len(rows.dataset)):
             example = rows.dataset[row]
             own.setdefault(example.prompt, []).extend(texts[example.id].responses)
@@ -114,30 +106,21 @@ def _side(config: Config, name: str, rows: Bucketed, texts: dict[str, Record]) -
     return sample_lists.Side(
         name=name,
         title=f"candidates, {name.replace('_', ' ')}",
-        key=jax.random.fold_in(jax.random.key(config.train.seed), 1 + SIDES.index(name)),
+        key=jax.random.fold_in(jax.random.key(seed), 1 + SIDES.index(name)),
         asked=asked,
         originals=[texts[rows.dataset[q.number].id] for q in asked],
         own=[own.get(q.prompt, []) for q in asked],
     )
 
 
-def _open(
-    config: Config,
-    workdir: pathlib.Path,
-    folder: pathlib.Path,
-    record: dict[str, Any],
-    data: Prepared,
-) -> Prepared:
+def _open(run: Run, settings: CandidatesConfig, record: dict[str, Any]) -> Run:
     """Prepares the lists like any other data; extends the receipt."""
-    assert config.candidates is not None
     sides, receipts = {}, {}
     for side in SIDES:
         receipt = Receipt()
         sides[side] = sample_lists.opened(
-            config,
-            workdir,
-            folder / f"{side}.jsonl",
-            data.tokenizer,
+            run,
+            run.workdir / "candidates" / f"{side}.jsonl",
             receipt,
             {"candidates": record["sha256"][side], "side": side},
         )
@@ -147,12 +130,12 @@ def _open(
         receipts[side] = {**receipt.as_dict(), "responses": counts}
         enforce(
             receipt,
-            max_drop_fraction=config.candidates.max_drop_fraction,
+            max_drop_fraction=settings.max_drop_fraction,
             field="candidates.max_drop_fraction",
         )
-    receipt_file = workdir / "receipt.json"
-    told_all = {**data.receipt, "candidates": receipts}
-    workdirs.write_json(receipt_file, told_all)
-    return dataclasses.replace(
-        data, train=sides["train"], held_out=sides["held_out"], receipt=told_all
+    receipt_of_all = {**run.data.receipt, "candidates": receipts}
+    workdirs.write_json(run.workdir / "receipt.json", receipt_of_all)
+    data = dataclasses.replace(
+        run.data, train=sides["train"], held_out=sides["held_out"], receipt=receipt_of_all
     )
+    return dataclasses.replace(run, data=data)

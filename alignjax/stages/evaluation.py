@@ -5,16 +5,13 @@
 
 import dataclasses
 import logging
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from alignjax.config import Config
 from alignjax.data.batching import Bucketed
 from alignjax.data.records import Record
 from alignjax.evaluation import preferences, report, text
@@ -25,6 +22,7 @@ from alignjax.sampling.generate import Question, Sample, decisive, questions, re
 from alignjax.stages import bricks, scored
 from alignjax.stages.check import implicit_reward
 from alignjax.stages.data import Prepared
+from alignjax.stages.run import Run
 from alignjax.types import Logps, Params
 
 log = logging.getLogger("alignjax")
@@ -32,95 +30,77 @@ log = logging.getLogger("alignjax")
 KL = "KL to reference, nats"
 
 
-def held_out(
-    config: Config, data: Prepared, policy: np.ndarray, reference: np.ndarray | None
-) -> dict[str, np.ndarray]:
+def held_out(run: Run, policy: np.ndarray, reference: np.ndarray | None) -> dict[str, np.ndarray]:
     """Rewards and margins of held-out rows, or what is said of labelled ones; see `evaluate`.
 
     Args:
       policy: ``[N, K]`` nats.
       reference: the same; None: the run has no reference, and margins against it are left out.
     """
-    length = data.held_out.dataset.response_length
-    order = bricks.held_out_order(data.held_out)
+    rows = run.data.held_out
+    length = rows.dataset.response_length
+    order = bricks.held_out_order(rows)
     logps = Logps(
         policy=jnp.asarray(policy),
         reference=None if reference is None else jnp.asarray(reference),
         length=jnp.asarray(length),
     )
-    reward = np.asarray(implicit_reward(config.objective)(logps))
+    reward = np.asarray(implicit_reward(run.config.objective)(logps))
     found = preferences.preferences(reward, length, order)
     if reference is not None:
         found |= preferences.margins(policy, reference, length, order)
-    labels = bricks.held_out_labels(data.held_out)
+    labels = bricks.held_out_labels(rows)
     if labels is not None:
         found |= preferences.labelled(policy, reference, labels, length)
     return found
 
 
 def during(
-    config: Config,
-    data: Prepared,
-    mesh: Mesh,
-    params: Params,
-    ref_params: Params | None,
-    reference: np.ndarray | None,
+    run: Run, params: Params, ref_params: Params | None, reference: np.ndarray | None
 ) -> dict[str, float]:
     """One line of the run's history: means over held-out rows, and of samples at temperature 1.
 
     The samples, of the first ``evaluate.during`` prompts, give ``kl`` with the half-width of its
     95% interval, and the judge's scores. Every evaluation draws with the same random numbers.
     """
-    policy = bricks.held_out_logps(config, data, mesh, params, "  held-out rows")
-    found = preferences.means(held_out(config, data, policy, reference))
-    samples = _as_they_are(config, data, mesh, params, ref_params, "  sampling")
+    judge = run.config.evaluate.judge
+    policy = bricks.held_out_logps(run, params, "  held-out rows")
+    found = preferences.means(held_out(run, policy, reference))
+    samples = _as_they_are(run, params, ref_params, "  sampling")
     if samples and ref_params is not None:
         kl = preferences.kl_to_reference(samples)
         found |= {"kl": kl.mean, "kl_half_width": kl.half_width}
-    if samples and config.evaluate.judge is not None:
+    if samples and judge is not None:
         said = [(s.prompt, s.response) for s in samples]
-        found |= preferences.means(scored.judgements(config.evaluate.judge, said))
+        found |= preferences.means(scored.judgements(judge, said))
     return found
 
 
-def _as_they_are(
-    config: Config,
-    data: Prepared,
-    mesh: Mesh,
-    params: Params,
-    ref_params: Params | None,
-    title: str,
-) -> list[Sample]:
-    settings = config.evaluate
+def _as_they_are(run: Run, params: Params, ref_params: Params | None, title: str) -> list[Sample]:
+    settings = run.config.evaluate
     if not settings.during:
         return []
-    rows = config.mesh.data * config.mesh.fsdp
+    rows = run.config.mesh.data * run.config.mesh.fsdp
     fitting = -(-min(settings.during, settings.batch_size) // rows) * rows
     return respond(
         params,
         ref_params,
-        questions(data.asked, settings.during),
-        model=config.model,
-        tokenizer=data.tokenizer,
+        questions(run.data.asked, settings.during),
+        model=run.config.model,
+        tokenizer=run.data.tokenizer,
         settings=dataclasses.replace(undistorted(settings), batch_size=fitting),
-        key=jax.random.key(config.train.seed),
-        mesh=mesh,
+        key=jax.random.key(run.config.train.seed),
+        mesh=run.mesh,
         title=title,
     )
 
 
 def samples_of(
-    name: str,
-    config: Config,
-    workdir: pathlib.Path,
-    data: Prepared,
-    mesh: Mesh,
-    params: Params,
-    ref_params: Params | None,
-    digest: str,
+    name: str, run: Run, params: Params, ref_params: Params | None, digest: str
 ) -> list[Sample]:
     """Sampled responses to held-out prompts; read back when the same ones were drawn before."""
-    path = workdir / f"{name}.json"
+    config, data = run.config, run.data
+    path = run.workdir / f"{name}.json"
     settings = dataclasses.replace(config.evaluate, judge=None, scorers=(), best_of=0, during=0)
     key = {"params": digest, "data": data.asked.dataset.digest, "evaluate": decisive(settings)}
     found = workdirs.find_json(path) or {}
@@ -136,7 +116,7 @@ def samples_of(
         tokenizer=data.tokenizer,
         settings=config.evaluate,
         key=jax.random.key(config.train.seed),
-        mesh=mesh,
+        mesh=run.mesh,
         title=f"sampling, {name}",
     )
     workdirs.write_json(path, {"key": key, "samples": [dataclasses.asdict(s) for s in samples]})
@@ -144,23 +124,16 @@ def samples_of(
     return samples
 
 
-def kl(
-    config: Config,
-    data: Prepared,
-    mesh: Mesh,
-    params: Params,
-    ref_params: Params,
-    samples: list[Sample],
-) -> Estimate | None:
+def kl(run: Run, params: Params, ref_params: Params, samples: list[Sample]) -> Estimate | None:
     """The policy's KL, of the samples where they are its own, else of some drawn for it.
 
     None where ``evaluate.prompts`` asks for no samples.
     """
-    settings = config.evaluate
+    settings = run.config.evaluate
     if not settings.prompts:
         return None
     if not samples or settings != undistorted(settings):
-        samples = _as_they_are(config, data, mesh, params, ref_params, "sampling, for KL")
+        samples = _as_they_are(run, params, ref_params, "sampling, for KL")
     return preferences.kl_to_reference(samples) if samples else None
 
 
@@ -194,13 +167,14 @@ def preferred(rows: Bucketed) -> dict[str, str]:
     return out
 
 
-def sampled(config: Config, data: Prepared, samples: list[Sample]) -> dict[str, Estimate]:
+def sampled(run: Run, samples: list[Sample]) -> dict[str, Estimate]:
     """Everything that is said of one policy's samples.
 
     The best of N is the response of the highest mean score of ``evaluate.scorers``, or without any
     of the judge's first score, among the prompt's first ``evaluate.best_of``; without either it is
     the first sample. BLEU compares it with what the data prefer.
     """
+    config, data = run.config, run.data
     settings, n = config.evaluate, config.evaluate.samples
     asked = questions(data.asked, settings.prompts)
     prompts = [q.prompt for q in asked]
@@ -246,9 +220,7 @@ def sampled(config: Config, data: Prepared, samples: list[Sample]) -> dict[str, 
 
 
 def write(
-    config: Config,
-    workdir: pathlib.Path,
-    data: Prepared,
+    run: Run,
     table: report.Table,
     before: list[Sample],
     after: list[Sample],
@@ -260,7 +232,7 @@ def write(
       table: every metric, before and after.
       rest: what else the summary is to hold.
     """
-    judge = config.evaluate.judge
+    workdir, judge = run.workdir, run.config.evaluate.judge
     table = {name: pair for name, pair in table.items() if pair[1] is not None and pair[1].count}
     first, scores = "", None
     if before and judge is not None:
@@ -274,9 +246,9 @@ def write(
             }
             for name, pair in table.items()
         },
-        "best_of": config.evaluate.best_of or config.evaluate.samples,
+        "best_of": run.config.evaluate.best_of or run.config.evaluate.samples,
         **rest,
-        "receipt": data.receipt,
+        "receipt": run.data.receipt,
         "versions": workdirs.versions(),
     }
     workdirs.write_json(workdir / "summary.json", summary)

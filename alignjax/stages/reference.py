@@ -27,6 +27,17 @@ from alignjax.types import Params
 log = logging.getLogger("alignjax")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reference:
+    """The network that a policy starts from and is compared with.
+
+    It is read from disk, or made from the seed, where it is needed, and freed afterwards.
+    """
+
+    load: Callable[[], Params]  # on the run's mesh
+    digest: str  # of the parameters
+
+
 def dataset_logps(
     params: Params, data: Bucketed, *, config: ModelConfig, batch_size: int, mesh: Mesh, title: str
 ) -> np.ndarray:

@@ -2,39 +2,30 @@
 
 import dataclasses
 import logging
-import pathlib
 
 import numpy as np
-from jax.sharding import Mesh
 
-from alignjax.config import Config
 from alignjax.data.batching import Bucketed
 from alignjax.stages import reference
 from alignjax.stages.check import drawn_responses, keeps_cache
 from alignjax.stages.data import cache_dir
+from alignjax.stages.run import Run
 from alignjax.training.loop import Job
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
 
 
-def table(
-    config: Config,
-    workdir: pathlib.Path,
-    rows: Bucketed,
-    mesh: Mesh,
-    params: Params,
-    digest: str,
-    title: str,
-) -> np.ndarray:
+def table(run: Run, rows: Bucketed, params: Params, digest: str, title: str) -> np.ndarray:
     """``[N, K]`` nats of every response under the reference, from the run's cache if it is there.
 
     Args:
       params: the reference's; ``digest`` is theirs.
       title: of the progress bar.
     """
+    config = run.config
     return reference.cached_logps(
-        cache_dir(config, workdir),
+        cache_dir(config, run.workdir),
         reference.table_key(digest, rows, config.model),
         rows.dataset.response_length.shape,
         lambda: reference.dataset_logps(
@@ -42,32 +33,25 @@ def table(
             rows,
             config=config.model,
             batch_size=config.evaluate.batch_size,
-            mesh=mesh,
+            mesh=run.mesh,
             title=title,
         ),
     )
 
 
 def attach(
-    job: Job,
-    config: Config,
-    workdir: pathlib.Path,
-    rows: Bucketed,
-    mesh: Mesh,
-    params: Params,
-    digest: str,
-    title: str,
+    job: Job, run: Run, params: Params, digest: str, title: str
 ) -> tuple[Job, reference.Choice]:
     """The job with a reference, had in the cheaper way or as ``reference.mode`` says.
 
     Args:
-      rows: what the job trains on.
       params: the reference's; ``digest`` is theirs.
       title: of the progress bar, where there is a table to fill.
 
     Returns:
       The job, which holds ``params`` where they are scored live; and how and why.
     """
+    config, rows = run.config, run.data.train
     count, responses = rows.dataset.response_length.shape
     choice = reference.choose(
         config.reference.mode,
@@ -77,12 +61,12 @@ def attach(
         drawn=drawn_responses(config, rows),
         cacheable=keeps_cache(config, rows),
         cached=reference.is_cached(
-            cache_dir(config, workdir), reference.table_key(digest, rows, config.model)
+            cache_dir(config, run.workdir), reference.table_key(digest, rows, config.model)
         ),
     )
     log.info("reference: %s (%s)", choice.mode, choice.reason)
     cached = None
     if choice.mode == "cache":
-        cached = table(config, workdir, rows, mesh, params, digest, title)
+        cached = table(run, rows, params, digest, title)
     live = params if choice.mode == "live" else None
     return dataclasses.replace(job, ref_logps=cached, ref_params=live), choice

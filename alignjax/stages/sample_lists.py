@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from alignjax.config import Config, SamplingConfig
+from alignjax.config import SamplingConfig
 from alignjax.data.batching import Bucketed
 from alignjax.data.records import Prompt, Receipt, Record, check
 from alignjax.data.sources import lists
@@ -33,6 +33,7 @@ from alignjax.runtime import workdirs
 from alignjax.runtime.faults import fault_point
 from alignjax.sampling.generate import Question, respond_in_batches
 from alignjax.stages.data import rows_of
+from alignjax.stages.run import Run
 from alignjax.types import Array, Params
 
 log = logging.getLogger("alignjax")
@@ -199,17 +200,10 @@ def _score(
     return out
 
 
-def opened(
-    config: Config,
-    workdir: pathlib.Path,
-    path: pathlib.Path,
-    tokenizer: Tokenizer,
-    receipt: Receipt,
-    identity: Any,
-) -> Bucketed:
+def opened(run: Run, path: pathlib.Path, receipt: Receipt, identity: Any) -> Bucketed:
     """One side's lists as rows to train on: checked, prepared and bucketed like any other data."""
     records = check(lists(receipt, path=str(path), domain="domain"), receipt)
-    return rows_of(config, workdir, records, tokenizer, receipt, identity)
+    return rows_of(run.config, run.workdir, records, run.data.tokenizer, receipt, identity)
 
 
 def line(record: Record, scores: list[float] | None = None) -> str:

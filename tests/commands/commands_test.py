@@ -16,9 +16,11 @@ from alignjax.evaluation import report
 from alignjax.recipes import align
 from alignjax.rewards import scorers
 from alignjax.runtime import metrics
+from alignjax.runtime.sharding import make_mesh
 from alignjax.sampling.generate import questions
 from alignjax.stages import evaluation
 from alignjax.stages.data import prepare_data
+from alignjax.stages.run import Run
 from tests import runs
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
@@ -95,7 +97,8 @@ def test_best_of_n_and_bleu_by_hand(base):
 
     def sampled(**changes):
         evaluate = dataclasses.replace(settings.evaluate, **changes)
-        return evaluation.sampled(dataclasses.replace(settings, evaluate=evaluate), data, samples)
+        config = dataclasses.replace(settings, evaluate=evaluate)
+        return evaluation.sampled(Run(config, workdir, data, make_mesh(1, 1, 1)), samples)
 
     found = sampled(judge=judge, scorers=(vowels,))
     assert found["reward"].mean == pytest.approx(np.mean([2, 4, 0, 0, 3, 0, 1, 1, 3]))

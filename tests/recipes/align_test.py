@@ -258,7 +258,7 @@ def test_a_reference_that_changes_is_noticed(base, tmp_path, monkeypatch):
     def load_params(path, target):
         loads[0] += 1
         params = real(path, target)
-        return jax.tree.map(lambda x: x * 1.001, params) if loads[0] == 3 else params
+        return jax.tree.map(lambda x: x * 1.001, params) if loads[0] == 4 else params
 
     monkeypatch.setattr(align.checkpoint, "load_params", load_params)
     with pytest.raises(AssertionError, match="reference's parameters changed"):
@@ -297,7 +297,7 @@ def test_another_config_is_refused_or_told_to_be_taken(stopped, monkeypatch):
     with pytest.raises(UserError, match=message) as caught:
         align.run(other, stopped)
     assert caught.value.exit_code == 2
-    monkeypatch.setattr(align, "_align", lambda config, *rest: config)
+    monkeypatch.setattr(align, "_align", lambda run, *rest: run.config)
     assert align.run(other, stopped, allow_config_change=True) == other
     assert json.loads((stopped / "config.json").read_text())["loss"]["beta"] == 0.3
 

@@ -23,6 +23,7 @@ from alignjax.stages import bricks, candidates, scored
 from alignjax.stages import sample_lists as sampled
 from alignjax.stages.check import check_objectives
 from alignjax.stages.data import prepare_data
+from alignjax.stages.run import Run
 from tests import runs
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
@@ -115,8 +116,8 @@ def again(base, tmp_path, settings=None):
     shutil.copy(base[0] / "tokenizer.model", tmp_path)
     data = prepare_data(settings, tmp_path)
     mesh = make_mesh(1, 1, 1)
-    load = bricks.supervised(settings, tmp_path, data, mesh)
-    return candidates.make(settings, tmp_path, data, mesh, load)
+    run = Run(settings, tmp_path, data, mesh)
+    return candidates.make(run, settings.candidates, bricks.supervised(run)).data
 
 
 @pytest.fixture

@@ -60,14 +60,13 @@ def measure(
     }
 
     def make() -> dict[str, Any]:
-        config = table.config
         told: dict[str, Estimate] = {}
         sets: dict[str, tuple[list[Record], np.ndarray | None]] = {PAIRS: _comparisons(table)}
-        if config.evaluate.prompts:
+        if table.config.evaluate.prompts:
             params, ref = policy.load(), supervised.load()
             samples = _drawn(table, number, policy.digest, params, ref)
-            told = evaluation.sampled(config, table.data, samples)
-            kl = evaluation.kl(config, table.data, table.mesh, params, ref, samples)
+            told = evaluation.sampled(table.run, samples)
+            kl = evaluation.kl(table.run, params, ref, samples)
             told |= {} if kl is None else {evaluation.KL: kl}
             del params, ref  # reward models come next
             sets[SAMPLES] = _ordered(table, samples)
@@ -97,16 +96,7 @@ def measure(
 
 def _drawn(table: Table, number: int, digest: str, params: Params, ref: Params) -> list[Sample]:
     """Responses to held-out prompts; with None for parameters, those that were drawn before."""
-    return evaluation.samples_of(
-        f"round-{number}/samples",
-        config=table.config,
-        workdir=table.workdir,
-        data=table.data,
-        mesh=table.mesh,
-        params=params,
-        ref_params=ref,
-        digest=digest,
-    )
+    return evaluation.samples_of(f"round-{number}/samples", table.run, params, ref, digest)
 
 
 def _comparisons(table: Table) -> tuple[list[Record], np.ndarray]:

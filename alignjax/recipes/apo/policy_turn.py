@@ -43,9 +43,7 @@ def move(table: Table, number: int, policy: Player, supervised: Player, reward: 
         {"reward": reward.digest},
     )
     receipt = Receipt()
-    rows = sample_lists.opened(
-        table.config, table.workdir, file, table.data.tokenizer, receipt, {"lists": digest}
-    )
+    rows = sample_lists.opened(table.run, file, receipt, {"lists": digest})
     setup.refuse_drops(table, receipt, f"round {number}, lists")
     reference = supervised if game.reference == "supervised" else policy
     config = _config(table.config, number)
@@ -89,27 +87,20 @@ def _fit(
     key: dict[str, Any],
 ) -> dict[str, Any]:
     workdirs.begin(folder, key)
-    data = dataclasses.replace(table.data, train=rows)
+    run = dataclasses.replace(table.run.on(rows), config=config)
     name = f"round {number}: policy"
-    job = bricks.make_job(name, config, folder, data, table.mesh, reference.digest)
+    job = bricks.make_job(name, dataclasses.replace(run, workdir=folder), reference.digest)
     job = dataclasses.replace(job, identity={**job.identity, "start": start.digest})
     choice = None
     if config.reference.mode != "none":
         job, choice = referenced.attach(
-            job,
-            config,
-            table.workdir,
-            rows,
-            table.mesh,
-            reference.load(),
-            reference.digest,
-            f"round {number}: reference",
+            job, run, reference.load(), reference.digest, f"round {number}: reference"
         )
     state, counts = loop.fit(
         job,
         start.load,
         jax.random.fold_in(jax.random.key(config.train.seed), number),
-        lambda params: evaluation.during(config, data, table.mesh, params, job.ref_params, None),
+        lambda params: evaluation.during(run, params, job.ref_params, None),
     )
     return {
         **counts,

@@ -128,16 +128,9 @@ def _fit(
         held = table.data.held_out.dataset.digest
         held_out = setup.rows(table, table.held_out, held, "comparisons, held out")
         data = dataclasses.replace(table.data, train=rows, held_out=held_out)
+        run = dataclasses.replace(table.run, config=config, workdir=folder, data=data)
         load_start = None if start is None else start.load
-        fitted = reward_model.fit(
-            config,
-            folder,
-            data,
-            table.mesh,
-            language_model.load,
-            name=name,
-            load_start=load_start,
-        )
+        fitted = reward_model.fit(run, language_model.network, name=name, load_start=load_start)
         return {"params": fitted.summary["reward_model"]["params"]}
 
     digest = workdirs.kept(folder / "record.json", key, fit)["params"]

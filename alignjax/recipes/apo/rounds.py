@@ -27,11 +27,10 @@ from alignjax.evaluation.preferences import Estimate
 from alignjax.recipes.apo import measure, policy_turn, reward_turn, setup
 from alignjax.recipes.apo.measure import ACCURACY, BEFORE, ECE, PAIRS, SAMPLES
 from alignjax.recipes.apo.setup import Player, Table
-from alignjax.runtime import checkpoint, sharding, workdirs
+from alignjax.recipes.run import open_run
+from alignjax.runtime import workdirs
 from alignjax.runtime.faults import fault_point
-from alignjax.stages import bricks, pretrained, scored
-from alignjax.stages.check import check_objectives
-from alignjax.stages.data import prepare_data
+from alignjax.stages import bricks
 
 log = logging.getLogger("alignjax")
 
@@ -52,7 +51,6 @@ def run(
     Raises:
       UserError: see `alignjax.errors` for the kinds and their exit codes.
     """
-    workdir, config = pathlib.Path(workdir), pretrained.resolve(config)
     game = config.game
     assert game is not None
     if game.reward_steps or game.policy_steps:
@@ -60,20 +58,12 @@ def run(
             "game.reward_steps, game.policy_steps: wanted 0 and 0 for a game in rounds, found "
             f"{game.reward_steps} and {game.policy_steps}"
         )
-    with workdirs.owned(workdir):
-        workdirs.write_config(workdir, describe(config), allow_change=allow_config_change)
-        pretrained.keep_files(config, workdir)
-        fault_point("config", "")
-        data = prepare_data(config, workdir)
-        fault_point("data", "")
-        check_objectives(config, data.train)
-        scored.try_out(config, data)
-        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-        table = setup.lay(config, workdir, data, mesh)
+    with open_run(config, workdir, allow_config_change) as run:
+        table = setup.lay(run)
         if game.reward_model:
             reward_turn.given(table)  # refused, if it has to be, before anything is trained
-        load = bricks.supervised(config, workdir, data, mesh)
-        supervised = Player(workdir / "sft", checkpoint.tree_digest(load()), load)
+        reference = bricks.supervised(run)
+        supervised = Player(run.workdir / "sft", reference.digest, reference.load)
         history = _play(table, supervised)
         columns = [f"round {line['round']}" for line in history]
         return report_game(table, history, columns, _last_reward(table), {})

@@ -20,6 +20,8 @@ from alignjax.recipes.apo import golden
 from alignjax.sampling.generate import Question, decisive, questions
 from alignjax.stages import sample_lists
 from alignjax.stages.data import Prepared, rows_of, split
+from alignjax.stages.reference import Reference
+from alignjax.stages.run import Run
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
@@ -32,6 +34,11 @@ class Player:
     folder: pathlib.Path
     digest: str  # of the parameters
     load: Callable[[], Params]
+
+    @property
+    def network(self) -> Reference:
+        """Its parameters, as a stage takes them."""
+        return Reference(self.load, self.digest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +53,28 @@ class Prompts:
 class Table:
     """What the players sit at; see `lay`."""
 
-    config: Config
-    workdir: pathlib.Path
-    data: Prepared
-    mesh: Mesh
+    run: Run
     pairs: list[Record]  # humans' comparisons on the reward model's side
     held_out: list[Record]  # the same of held-out prompts
     reward: Prompts  # those with a golden answer
     answers: list[str]  # golden, of these prompts
     policy: Prompts
+
+    @property
+    def config(self) -> Config:
+        return self.run.config
+
+    @property
+    def workdir(self) -> pathlib.Path:
+        return self.run.workdir
+
+    @property
+    def data(self) -> Prepared:
+        return self.run.data
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.run.mesh
 
     @property
     def made_of(self) -> dict[str, Any]:
@@ -70,13 +90,14 @@ class Table:
         }
 
 
-def lay(config: Config, workdir: pathlib.Path, data: Prepared, mesh: Mesh) -> Table:
+def lay(run: Run) -> Table:
     """Splits the prompts in two and finds the golden answers.
 
     Raises:
       UserError: a side has no prompts, the data are no comparisons, or too many prompts have no
         golden answer.
     """
+    config, data = run.config, run.data
     train, held_out = split(config, {side: Receipt() for side in ("train", "held_out")})
     mine, others = golden.sides(config, train)
     pairs = [golden.compared(record) for record in mine]
@@ -100,10 +121,7 @@ def lay(config: Config, workdir: pathlib.Path, data: Prepared, mesh: Mesh) -> Ta
         Prompts([q for q, _ in sides[x]], [r for _, r in sides[x]]) for x in (False, True)
     )
     return Table(
-        config=config,
-        workdir=workdir,
-        data=data,
-        mesh=mesh,
+        run=run,
         pairs=pairs,
         held_out=[golden.compared(record) for record in held_out],
         reward=reward,

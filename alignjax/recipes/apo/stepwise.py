@@ -37,11 +37,10 @@ from alignjax.models import reward_head
 from alignjax.recipes.apo import measure as round_measures
 from alignjax.recipes.apo import reward_turn, rounds, setup
 from alignjax.recipes.apo.setup import Player, Table
-from alignjax.runtime import checkpoint, sharding, workdirs
+from alignjax.recipes.run import open_run
+from alignjax.runtime import checkpoint, workdirs
 from alignjax.runtime.faults import fault_point
-from alignjax.stages import bricks, evaluation, fresh_samples, pretrained, scored
-from alignjax.stages.check import check_objectives
-from alignjax.stages.data import prepare_data
+from alignjax.stages import bricks, evaluation, fresh_samples, pretrained
 from alignjax.training import game, on_policy_game, optim
 from alignjax.training.on_policy_game import Opponent
 from alignjax.types import GameState, Params
@@ -65,22 +64,13 @@ def run(
     Raises:
       UserError: see `alignjax.errors` for the kinds and their exit codes.
     """
-    workdir, config = pathlib.Path(workdir), pretrained.resolve(config)
     _refuse_unread(config)
-    with workdirs.owned(workdir):
-        workdirs.write_config(workdir, describe(config), allow_change=allow_config_change)
-        pretrained.keep_files(config, workdir)
-        fault_point("config", "")
-        data = prepare_data(config, workdir)
-        fault_point("data", "")
-        check_objectives(config, data.train)
-        scored.try_out(config, data)
-        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-        table = setup.lay(config, workdir, data, mesh)
+    with open_run(config, workdir, allow_config_change) as run:
+        table = setup.lay(run)
         if config.game is not None and config.game.reward_model:
             reward_turn.given(table)  # refused, if it has to be, before anything is trained
-        load = bricks.supervised(config, workdir, data, mesh)
-        supervised = Player(workdir / "sft", checkpoint.tree_digest(load()), load)
+        reference = bricks.supervised(run)
+        supervised = Player(run.workdir / "sft", reference.digest, reference.load)
         base = reward_turn.base(table, supervised)
         policy, reward, counts = _play(table, supervised, base)
         measure = functools.partial(
@@ -90,7 +80,7 @@ def run(
             measure(0, policy=supervised, reward=base),
             measure(1, policy=policy, reward=reward),
         ]
-        workdirs.write_json(workdir / "history.json", history)
+        workdirs.write_json(run.workdir / "history.json", history)
         columns = ["before", f"after {counts['steps']} turns"]
         return rounds.report_game(table, history, columns, reward.folder, counts)
 
@@ -123,8 +113,9 @@ def _play(table: Table, supervised: Player, base: Player) -> tuple[Player, Playe
     settings = config.game
     assert settings is not None
     policy_config = dataclasses.replace(config, game=None, reward_loss=None, sft=None)
+    run = dataclasses.replace(table.run, config=policy_config)
     job, asking, load_start = fresh_samples.asking(
-        bricks.make_job("game", policy_config, workdir, data, table.mesh, supervised.digest),
+        bricks.make_job("game", run, supervised.digest),
         policy_config,
         table.policy.asked,
         data.tokenizer,
@@ -146,9 +137,7 @@ def _play(table: Table, supervised: Player, base: Player) -> tuple[Player, Playe
     )
 
     def during(state: GameState) -> dict[str, float]:
-        return evaluation.during(
-            policy_config, data, table.mesh, state.policy.params, job.ref_params, None
-        )
+        return evaluation.during(run, state.policy.params, job.ref_params, None)
 
     key = jax.random.key(config.train.seed)
     state, counts = on_policy_game.play(job, asking, opponent, load_start, key, during)
@@ -190,13 +179,10 @@ def _opponent(table: Table, base: Player, *, turns: int) -> Opponent:
     ]
     golden = _one_shape(table, setup.rows(table, answers, "golden", "golden answers"))
     pairs = _one_shape(table, setup.rows(table, table.pairs, "pairs", "comparisons"))
-    reward_config = reward_turn.config_of(config)
-    data = dataclasses.replace(table.data, train=golden)
+    run = dataclasses.replace(table.run.on(golden), config=reward_turn.config_of(config))
     shapes = functools.partial(reward_head.init_params, config.model)
     job = dataclasses.replace(
-        bricks.make_job(
-            "reward model", reward_config, table.workdir, data, table.mesh, base.digest
-        ),
+        bricks.make_job("reward model", run, base.digest),
         plan=_plan(config, golden, steps, stream=1),
         params_shape=jax.eval_shape(shapes, jax.random.key(0)),
         apply=functools.partial(reward_head.response_scores, config=config.model),

@@ -8,9 +8,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alignjax.config import Config, ObjectivesConfig
+from alignjax.data.batching import Bucketed
 from alignjax.data.records import Prompt
 from alignjax.sampling.generate import Question, Sample
 from alignjax.stages.data import Prepared
+from alignjax.stages.run import Run
 from alignjax.types import Params
 
 Preference = tuple[float, ...]  # M weights >= 0 that sum to 1
@@ -29,6 +31,11 @@ class Setting:
     mesh: Mesh
     load_reference: Callable[[], Params]  # the supervised policy, on the mesh
     digest: str  # of its parameters
+
+    def training(self, name: str, config: Config, rows: Bucketed) -> Run:
+        """The run of one training inside a method: a folder, a config and rows of its own."""
+        run = Run(config, self.workdir / name, self.data, self.mesh)
+        return run.on(rows)
 
     @property
     def objectives(self) -> ObjectivesConfig:

@@ -145,7 +145,7 @@ def policy(
     steps = fresh_samples.steps_of(config, asked) if steps is None else steps
     name = "morlhf/" + "-".join(f"{w:.4f}" for w in preference)
     job, asking, load_start = fresh_samples.asking(
-        bricks.make_job(name, config, setting.workdir / name, data, setting.mesh, setting.digest),
+        bricks.make_job(name, setting.training(name, config, data.train), setting.digest),
         config,
         asked,
         data.tokenizer,

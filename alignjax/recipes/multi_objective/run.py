@@ -23,16 +23,17 @@ import numpy as np
 from alignjax.commands import front
 from alignjax.config import Config
 from alignjax.config.fields import describe, name_of
+from alignjax.data.batching import Bucketed
 from alignjax.errors import UserError
 from alignjax.evaluation import fronts, report
 from alignjax.recipes.multi_objective import cost, scores
 from alignjax.recipes.multi_objective.method import Preference, Respond, Setting, normalised
-from alignjax.runtime import checkpoint, sharding, workdirs
+from alignjax.recipes.run import open_run
+from alignjax.runtime import workdirs
 from alignjax.runtime.faults import fault_point
 from alignjax.sampling.generate import Sample, questions
-from alignjax.stages import bricks, evaluation, pretrained, scored
+from alignjax.stages import bricks, evaluation
 from alignjax.stages.check import check_objectives
-from alignjax.stages.data import prepare_data
 
 log = logging.getLogger("alignjax")
 
@@ -53,25 +54,24 @@ def run(
     Raises:
       UserError: see `alignjax.errors` for the kinds and their exit codes.
     """
-    workdir, config = pathlib.Path(workdir), pretrained.resolve(config)
-    assert config.objectives is not None
-    with workdirs.owned(workdir):
-        workdirs.write_config(workdir, describe(config), allow_change=allow_config_change)
-        pretrained.keep_files(config, workdir)
-        fault_point("config", "")
-        data = prepare_data(config, workdir)
-        fault_point("data", "")
-        if config.sft is not None:
-            stage = dataclasses.replace(config, loss=config.sft.loss, select=config.sft.select)
-            check_objectives(dataclasses.replace(stage, objectives=None), data.train)
-        scored.try_out(config, data)
-        scores.given(config.objectives, [data.asked_records[data.asked.dataset[0].id]], config.mesh)
-        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-        load_reference = bricks.supervised(config, workdir, data, mesh)
-        digest = checkpoint.tree_digest(load_reference())
-        setting = Setting(config, workdir, data, mesh, load_reference, digest)
-        respond = config.objectives.method(setting)
+    several = config.objectives
+    assert several is not None
+    with open_run(config, workdir, allow_config_change, check=_check) as run:
+        example = run.data.asked_records[run.data.asked.dataset[0].id]
+        scores.given(several, [example], config.mesh)
+        reference = bricks.supervised(run)
+        setting = Setting(
+            run.config, run.workdir, run.data, run.mesh, reference.load, reference.digest
+        )
+        respond = several.method(setting)
         return _measure(setting, respond)
+
+
+def _check(config: Config, rows: Bucketed) -> None:
+    """Tries the supervised stage alone: each method trains on rows of its own."""
+    if config.sft is not None:
+        stage = dataclasses.replace(config, loss=config.sft.loss, select=config.sft.select)
+        check_objectives(dataclasses.replace(stage, objectives=None), rows)
 
 
 def _measure(setting: Setting, respond: Respond) -> dict[str, Any]:

@@ -66,9 +66,7 @@ def _side_by_side(
     plan = _plan(setting.config, rows, chosen)
     config = training.stage(setting.config, steps=len(plan))
     check.check_objectives(config, rows)
-    data = dataclasses.replace(setting.data, train=rows)
-    folder = setting.workdir / name
-    job = bricks.make_job(name, config, folder, data, setting.mesh, setting.digest)
+    job = bricks.make_job(name, setting.training(name, config, rows), setting.digest)
     identity = {
         "start": "reference" if starts is None else checkpoint.tree_digest(list(starts)),
         "rows": hashlib.sha256(plan.rows.tobytes()).hexdigest()[:16],

@@ -176,9 +176,7 @@ def fit(
             config, reference=dataclasses.replace(config.reference, mode=mode)
         )
     check.check_objectives(config, rows)
-    data = dataclasses.replace(setting.data, train=rows)
-    folder = setting.workdir / name
-    job = bricks.make_job(name, config, folder, data, setting.mesh, setting.digest)
+    job = bricks.make_job(name, setting.training(name, config, rows), setting.digest)
     begins = "reference" if start is None else checkpoint.tree_digest(start)
     job = dataclasses.replace(job, eval_every=0, identity={**job.identity, "start": begins})
     table_key = references.table_key(setting.digest, rows, config.model)

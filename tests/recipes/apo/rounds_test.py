@@ -31,6 +31,7 @@ from alignjax.runtime.sharding import make_mesh
 from alignjax.sampling import generate
 from alignjax.stages import evaluation, sample_lists, scored
 from alignjax.stages.data import prepare_data
+from alignjax.stages.run import Run
 from alignjax.training import loop, optim
 from alignjax.world import sources as world
 from tests import runs
@@ -173,7 +174,7 @@ def test_the_reward_model_sees_golden_answers_against_samples_beside_pairs(base)
 
 
 def laid(settings, workdir):
-    return setup.lay(settings, workdir, prepare_data(settings, workdir), make_mesh(1, 1, 1))
+    return setup.lay(Run(settings, workdir, prepare_data(settings, workdir), make_mesh(1, 1, 1)))
 
 
 def test_the_history_is_what_the_parts_say(base):

@@ -1,0 +1,48 @@
+"""What every recipe begins with: the folder, the config, the data, the devices."""
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Iterator
+
+from alignjax.config import Config
+from alignjax.config.fields import describe
+from alignjax.data.batching import Bucketed
+from alignjax.runtime import sharding, workdirs
+from alignjax.runtime.faults import fault_point
+from alignjax.stages import pretrained, scored
+from alignjax.stages.check import bind_fraction, check_objectives
+from alignjax.stages.data import prepare_data
+from alignjax.stages.run import Run
+
+
+@contextlib.contextmanager
+def open_run(
+    config: Config,
+    workdir: str | pathlib.Path,
+    allow_config_change: bool = False,
+    *,
+    check: Callable[[Config, Bucketed], None] = check_objectives,
+) -> Iterator[Run]:
+    """Prepares the data and tries what the config names, before anything is trained.
+
+    Args:
+      config: as the config file gives it.
+      workdir: the run's folder; the run owns it inside the block.
+      allow_config_change: continue although the config differs from the one the run began with.
+      check: tries the config's functions on the shapes of the training rows.
+
+    Raises:
+      UserError: see `alignjax.errors` for the kinds and their exit codes.
+    """
+    workdir, config = pathlib.Path(workdir), pretrained.resolve(config)
+    with workdirs.owned(workdir):
+        workdirs.write_config(workdir, describe(config), allow_change=allow_config_change)
+        pretrained.keep_files(config, workdir)
+        fault_point("config", "")
+        data = prepare_data(config, workdir)
+        fault_point("data", "")
+        config = bind_fraction(config, data.train)
+        check(config, data.train)
+        scored.try_out(config, data)
+        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+        yield Run(config, workdir, data, mesh)
