@@ -19,7 +19,8 @@ from alignjax.data.sources import responses_of
 from alignjax.errors import NumericalError, UserError
 from alignjax.evaluation import report
 from alignjax.evaluation.preferences import mean_over_prompts
-from alignjax.rewards import scorers
+from alignjax.rewards import reward_models, scorers
+from alignjax.rewards.reward_models import RewardModel
 from alignjax.runtime import workdirs
 
 log = logging.getLogger("alignjax")
@@ -27,13 +28,13 @@ log = logging.getLogger("alignjax")
 FORMAT = 1  # raised when the same inputs are written differently
 
 
-def run(records: str, reward_models: Sequence[str], out: str) -> None:
+def run(records: str, paths: Sequence[str], out: str) -> None:
     """Scores every response of a file and prints a summary of each score.
 
     Args:
       records: ``.jsonl`` or ``.jsonl.gz``, a file or a glob: rows with ``prompt`` (text or
         messages) and ``responses`` (texts). Other fields are kept as they are.
-      reward_models: workdirs of finished reward runs.
+      paths: workdirs of finished reward runs.
       out: the ``.jsonl`` to write: each row with an ``id`` and ``scores``, one number per response;
         where there are several scores, one object of them by name.
 
@@ -41,7 +42,7 @@ def run(records: str, reward_models: Sequence[str], out: str) -> None:
       UserError: a row has other fields than these or has ``scores`` already; the workdir of a
         reward model holds none; or ``out`` exists and is not what this very command wrote.
     """
-    models = [scorers.find_reward_model(path) for path in reward_models]
+    models = [reward_models.find(path) for path in paths]
     names = _names(models)
     rows = list(read_rows(records))
     found = [_record(row) for row in rows]
@@ -71,7 +72,7 @@ def run(records: str, reward_models: Sequence[str], out: str) -> None:
     _summarise(found, table, names, str(target))
 
 
-def _names(models: Sequence[scorers.RewardModel]) -> list[str]:
+def _names(models: Sequence[RewardModel]) -> list[str]:
     """One name per score: the workdir's, the objectives' where there is one model, or both."""
     names = []
     for model in models:

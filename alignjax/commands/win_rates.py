@@ -15,9 +15,8 @@ from alignjax.data.sources import responses_of
 from alignjax.errors import UserError
 from alignjax.evaluation import report
 from alignjax.evaluation.win_rate import WinRate, win_rate
-from alignjax.rewards import scorers
+from alignjax.rewards.scorers import judged, judgements, open_scorer, open_scorers, reward_model
 from alignjax.runtime import workdirs
-from alignjax.stages import scored
 
 Scores = dict[str, list[np.ndarray]]  # name of a score -> for each record [k]
 
@@ -103,21 +102,17 @@ def _scores(rows: list[Row], reward_models: Sequence[str], config: Config | None
     records = [responses_of(row) for row in rows]
     out: Scores = {}
     for path in reward_models:
-        model = functools.partial(scorers.reward_model, path=path)
-        out[pathlib.Path(path).resolve().name] = scored.scores(
-            model, records, "--reward_model", None
-        )
+        scorer = open_scorer(functools.partial(reward_model, path=path), "--reward_model", None)
+        out[pathlib.Path(path).resolve().name] = scorer.means(records)
     if config is not None:
         settings = config.evaluate
         if settings.judge is not None:
-            judge = settings.judge
             first = (str(records[0].prompt), records[0].responses[0])
-            for name in scored.judgements(judge, [first]):
-                out[name] = scorers.judged(records, judge=judge, name=name)
-        for i, scorer in enumerate(settings.scorers):
-            out[f"reward_{i}"] = scored.scores(
-                scorer, records, f"evaluate.scorers[{i}]", config.mesh
-            )
+            for name in judgements(settings.judge, [first]):
+                by_judge = functools.partial(judged, judge=settings.judge, name=name)
+                out[name] = open_scorer(by_judge, "evaluate.judge", None).means(records)
+        scorers = open_scorers(settings.scorers, "evaluate.scorers", config.mesh)
+        out |= {f"reward_{i}": scorer.means(records) for i, scorer in enumerate(scorers)}
         if not out:
             raise UserError("--config: it has neither evaluate.judge nor evaluate.scorers")
     return out

@@ -9,8 +9,8 @@ from alignjax.config.fields import describe
 from alignjax.data.batching import Bucketed
 from alignjax.runtime import sharding, workdirs
 from alignjax.runtime.faults import fault_point
-from alignjax.stages import pretrained, scored
-from alignjax.stages.check import bind_fraction, check_objectives
+from alignjax.stages import pretrained
+from alignjax.stages.check import bind_fraction, check_objectives, check_scorers
 from alignjax.stages.data import prepare_data
 from alignjax.stages.run import Run
 
@@ -43,6 +43,6 @@ def open_run(
         fault_point("data", "")
         config = bind_fraction(config, data.train)
         check(config, data.train)
-        scored.try_out(config, data)
+        check_scorers(config, data)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         yield Run(config, workdir, data, mesh)

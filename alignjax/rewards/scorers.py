@@ -1,40 +1,31 @@
-"""Scores of responses: from a trained reward model, or from a judge that is a plain function.
+"""Scores of responses: by a trained reward model, a judge, or a function of the user's own.
 
-A `Scorer` takes records and returns one array per record. Configs bind one with
-`functools.partial`:
+A config names a function of records and binds its keywords with `functools.partial`:
 
-    scorer=partial(score.reward_model, path="runs/rm")
-    scorer=partial(score.judged, judge=world.judge, name="true_score")
+    scorer=partial(scorers.reward_model, path="runs/rm")
+    scorer=partial(scorers.judged, judge=world.judge, name="true_score")
+    scorer=my_function
+
+`open_scorer` makes a `Scorer` of any of them. All that use scores go through it, so what a scorer
+returns is checked in one place.
 """
 
 import dataclasses
 import functools
-import json
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from alignjax.config import DataConfig, MeshConfig
-from alignjax.data.batching import bucket
-from alignjax.data.files import fingerprint
-from alignjax.data.prepare import in_memory
+from alignjax.config import MeshConfig
+from alignjax.config.fields import name_of, plain
 from alignjax.data.records import DataError, Record
-from alignjax.data.tokenizer import load as tokenizers
-from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError, did_you_mean
-from alignjax.models import reward_head
-from alignjax.models.config import ModelConfig, model_from
-from alignjax.models.hf import configjson
-from alignjax.models.hf import load as hf
-from alignjax.runtime import distributed, sharding
-from alignjax.runtime.map_rows import map_rows
-from alignjax.types import Params
+from alignjax.rewards import reward_models
+from alignjax.rewards.reward_models import RewardModel
+from alignjax.runtime.distributed import broadcast
 
-Scorer = Callable[[Sequence[Record]], list[np.ndarray]]  # for each record [k] or [k, M] float32
+Score = Callable[[Sequence[Record]], list[np.ndarray]]  # for each record [k] or [k, M]
 Judge = Callable[[str, str], dict[str, float]]  # (prompt, response) -> {name: score}
 
 
@@ -55,7 +46,7 @@ def judged(
       DataError: a prompt is a conversation, or the judge has no such score.
     """
     names = (name,) if isinstance(name, str) else name
-    found = []
+    out = []
     for record in records:
         if not isinstance(record.prompt, str):
             raise DataError(
@@ -72,20 +63,8 @@ def judged(
                     )
         scores = np.array([[row[n] for n in names] for row in rows], np.float32)
         scores = scores.reshape(len(rows), len(names))
-        found.append(scores[:, 0] if isinstance(name, str) else scores)
-    return found
-
-
-@dataclasses.dataclass(frozen=True)
-class RewardModel:
-    """What a finished run of the reward recipe left, without its parameters."""
-
-    path: pathlib.Path
-    model: ModelConfig
-    tokenizer: Tokenizer
-    objectives: tuple[str, ...]  # names of the M scores; () for one score without a name
-    data: dict[str, Any]  # the run's config field ``data``: token limits and padding
-    digest: str  # of the parameters
+        out.append(scores[:, 0] if isinstance(name, str) else scores)
+    return out
 
 
 def reward_model(
@@ -105,8 +84,8 @@ def reward_model(
       path: the workdir of a finished run whose config has a ``reward_loss``, or a folder of a
         ``...ForSequenceClassification`` as transformers saves it.
       batch_size: prompts at a time, or as many more as the mesh's ``data * fsdp`` divides.
-      mesh: what the parameters and the rows are split over. Inside a run it is the run's, see
-        `over`; None: one device, or with several processes all of them along ``fsdp``.
+      mesh: what the parameters and the rows are split over. Inside a run it is the run's; None:
+        one device, or with several processes all of them along ``fsdp``.
 
     Returns:
       For each record ``[k]`` float32, or ``[k, M]`` where the model has M > 1 objectives.
@@ -118,110 +97,190 @@ def reward_model(
     """
     if batch_size < 1:
         raise UserError(f"batch_size: wanted a positive number, found {batch_size}")
-    found = find_reward_model(path)
-    if mesh is None:
-        mesh = MeshConfig(fsdp=len(jax.devices()) if distributed.several() else 1)
-    devices = sharding.make_mesh(mesh.data, mesh.fsdp, mesh.tensor)
-    params = load_params(found, devices)
-    if not records:
-        return []
-    dataset = in_memory(
-        records,
-        found.tokenizer,
-        max_prompt_tokens=found.data["max_prompt_tokens"],
-        max_response_tokens=found.data["max_response_tokens"],
-    )
-    rows = mesh.data * mesh.fsdp
-    table = map_rows(
-        lambda batch: reward_head.score_responses(params, batch, config=found.model),
-        bucket(dataset, count=found.data["buckets"], multiple=found.data["pad_multiple"]),
-        batch_size=-(-batch_size // rows) * rows,
-        mesh=devices,
-        title=f"scoring, {found.path.name}",
-    )
-    return [table[i, : len(record.responses)] for i, record in enumerate(records)]
+    return reward_models.score(reward_models.find(path), records, batch_size=batch_size, mesh=mesh)
 
 
-def over(scorer: Callable[..., Any], mesh: MeshConfig | None) -> Callable[..., Any]:
-    """A config's scorer on the run's devices: a reward model is split over them, unless it says."""
-    if not isinstance(scorer, functools.partial) or scorer.func is not reward_model:
-        return scorer
-    return scorer if "mesh" in scorer.keywords else functools.partial(scorer, mesh=mesh)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scorer:
+    """A scorer of a config, opened: what it returns is checked."""
 
+    label: str  # the config field and the function, for messages
+    function: Score
+    names: tuple[str, ...] | None = None  # of its M scores; (): one without a name; None: unknown
+    reward_model: RewardModel | None = None  # the one that scores, where one does
 
-def find_reward_model(path: str) -> RewardModel:
-    """Reads what a reward run says of itself; see `reward_model` for what is refused."""
-    folder = pathlib.Path(path)
-    config = _read_json(folder, "config.json", "holds no run")
-    if "model_type" in config:
-        return _find_foreign(folder, config)
-    if config.get("game") is not None:
-        raise UserError(
-            f"{folder} holds a game, not a reward model: its reward models are in its "
-            "folders base and round-*/reward"
+    @property
+    def digest(self) -> str:
+        """Digest of a reward model's parameters, which its path says nothing of; else empty."""
+        return "" if self.reward_model is None else self.reward_model.digest
+
+    def means(self, records: Sequence[Record]) -> list[np.ndarray]:
+        """Scores responses, each by the mean of its M scores.
+
+        Returns:
+          For each record of k responses ``[k]`` float64.
+
+        Raises:
+          UserError: the scorer fails, an array has another shape, or a score is not finite.
+        """
+        out = []
+        for record, scores in self._call(records):
+            k = len(record.responses)
+            if scores.ndim not in (1, 2) or len(scores) != k or not scores.size:
+                raise self._misshapen(record, scores, f"[{k}] or [{k}, M]")
+            if not np.isfinite(scores).all():
+                raise self._not_finite(record, scores)
+            out.append(scores if scores.ndim == 1 else scores.mean(axis=1))
+        return _of_the_first_process(out)
+
+    def tables(self, records: Sequence[Record], names: Sequence[str]) -> list[np.ndarray]:
+        """Scores responses on M objectives.
+
+        Args:
+          records: of k responses each.
+          names: of the M objectives. A scorer that names its scores gives those of these names;
+            of any other its M scores are taken in this order.
+
+        Returns:
+          For each record ``[k, M]`` float64, NaN where the scorer has no score.
+
+        Raises:
+          UserError: the scorer fails, lacks a name, gives another shape or an infinite score.
+        """
+        columns = self._columns(names)
+        out = []
+        for record, scores in self._call(records):
+            if columns is not None and scores.ndim == 2:
+                scores = scores[:, columns]
+            wanted = (len(record.responses), len(names))
+            if scores.shape != wanted:
+                raise self._misshapen(record, scores, f"{list(wanted)}, for {', '.join(names)}")
+            if np.isinf(scores).any():
+                raise self._not_finite(record, scores)
+            out.append(scores)
+        return _of_the_first_process(out)
+
+    def _call(self, records: Sequence[Record]) -> list[tuple[Record, np.ndarray]]:
+        scores = _named(self.label, self.function, records)
+        if len(scores) != len(records):
+            raise UserError(
+                f"{self.label}: wanted scores of {len(records)} records, found {len(scores)}"
+            )
+        return [(r, np.asarray(x, np.float64)) for r, x in zip(records, scores, strict=True)]
+
+    def _columns(self, names: Sequence[str]) -> list[int] | None:
+        if self.names is None:
+            return None
+        if not self.names:
+            raise UserError(
+                f"{self.label}: wanted scores of {', '.join(names)}, found a reward model that "
+                "scores one objective"
+            )
+        for name in names:
+            if name not in self.names:
+                raise UserError(
+                    f"{self.label}: wanted scores of {', '.join(names)}, found no "
+                    f"{name!r}{did_you_mean(name, self.names)}; it has {', '.join(self.names)}"
+                )
+        return [self.names.index(name) for name in names]
+
+    def _misshapen(self, record: Record, scores: np.ndarray, wanted: str) -> UserError:
+        return UserError(
+            f"{self.label}: record {record.id!r} has {len(record.responses)} responses: wanted "
+            f"scores {wanted}, found shape {list(scores.shape)}"
         )
-    if config.get("reward_loss") is None:
-        raise UserError(
-            f"{folder} holds a policy, not a reward model: its config has no reward_loss"
+
+    def _not_finite(self, record: Record, scores: np.ndarray) -> UserError:
+        return UserError(
+            f"{self.label}: record {record.id!r}: wanted finite scores, found {scores.tolist()}"
         )
-    summary = _read_json(folder, "summary.json", "holds a run that has not finished")
-    trained = folder / "tokenizer.model"
-    settings = config["tokenizer"]
-    tokenizer = tokenizers.load(
-        settings["path"] or str(trained), chat_template=settings["chat_template"]
-    )
-    said = summary["reward_model"]
-    if tokenizer.digest != said["tokenizer"]:
-        raise UserError(
-            f"{folder}: the reward model was trained with tokenizer {said['tokenizer'][:12]}, "
-            f"{settings['path'] or trained} is {tokenizer.digest[:12]}"
-        )
-    model = model_from(config, str(folder / "config.json"))
-    return RewardModel(
-        folder, model, tokenizer, tuple(said["objectives"]), config["data"], said["params"]
-    )
 
 
-def _find_foreign(folder: pathlib.Path, config: dict[str, Any]) -> RewardModel:
-    """A reward model that was not trained here; texts are cut to the limits a config has."""
-    model = hf.read_config(folder, reward=True)
-    names = configjson.labels(config, str(folder / "config.json"))
-    data = DataConfig(source=find_reward_model)  # its defaults; the source is not read
-    tokenizer = tokenizers.load(str(folder))
-    tokenizers.check_ids(str(folder), tokenizer.vocab_size, model.vocab_size)
-    return RewardModel(
-        folder,
-        dataclasses.replace(model, path=str(folder)),
-        tokenizer,
-        names if len(names) > 1 else (),
-        {k: v for k, v in dataclasses.asdict(data).items() if k != "source"},
-        fingerprint(str(folder / "*.safetensors")),
-    )
+def open_scorer(function: Callable[..., Any], field: str, mesh: MeshConfig | None) -> Scorer:
+    """Makes a `Scorer` of what a config names; a reward model is looked up, and not loaded yet.
 
-
-def load_params(found: RewardModel, mesh: Mesh) -> Params:
-    """The parameters of a reward model, on the mesh.
+    Args:
+      function: ``records -> [k] or [k, M] for each``.
+      field: the config field that names it, for messages.
+      mesh: what a reward model is split over, unless the config binds it one of its own.
 
     Raises:
-      CheckpointError: they cannot be read, or do not fit the config.
+      UserError: the folder of a reward model holds none.
     """
-    from alignjax.runtime import checkpoint  # slow to import, and configs import this file
+    label = f"{field}: {name_of(function)}"
+    bound = function.keywords if isinstance(function, functools.partial) else {}
+    if plain(function) is reward_model:
+        reward = _named(label, reward_models.find, bound["path"])
+        on_mesh = functools.partial(reward_model, **{"mesh": mesh, **bound})
+        return Scorer(label, on_mesh, reward.objectives, reward)
+    if plain(function) is judged:
+        name = bound["name"]
+        return Scorer(label, function, (name,) if isinstance(name, str) else name)
+    return Scorer(label, function)
 
-    objectives = max(1, len(found.objectives))
-    init = functools.partial(reward_head.init_params, found.model, objectives=objectives)
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    layout = sharding.shard_tree(shapes, mesh)
-    target = sharding.abstract(shapes, layout)
-    if not (found.path / "params").is_dir():
-        return hf.load_params(found.path, target, found.model)
-    return checkpoint.load_params(found.path / "params", target)
+
+def open_scorers(
+    functions: Sequence[Callable[..., Any]], field: str, mesh: MeshConfig | None
+) -> list[Scorer]:
+    """`open_scorer` for each item of a config field."""
+    return [open_scorer(f, f"{field}[{i}]", mesh) for i, f in enumerate(functions)]
 
 
-def _read_json(folder: pathlib.Path, name: str, otherwise: str) -> dict[str, Any]:
-    file = folder / name
-    if not file.is_file():
-        raise UserError(f"{folder} {otherwise}: no {name} in it")
+def mean_scores(scorers: Sequence[Scorer], records: Sequence[Record]) -> list[np.ndarray]:
+    """Scores responses by the mean of several scorers, ``[k]`` for each record."""
+    by_scorer = [scorer.means(records) for scorer in scorers]
+    return [np.mean(rows, axis=0) for rows in zip(*by_scorer, strict=True)]
+
+
+def judgements(judge: Judge, pairs: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
+    """Asks the judge of ``evaluate.judge`` for all its scores.
+
+    Args:
+      judge: ``(prompt, response) -> {name: score}``.
+      pairs: (prompt, response).
+
+    Returns:
+      By name ``[S]`` float64, one score a pair.
+
+    Raises:
+      UserError: what the judge returns is no ``{name: finite number}``, or has other names than
+        before.
+    """
+    label = f"evaluate.judge: {name_of(judge)}"
+    rows: list[dict[str, Any]] = []
+    for prompt, response in pairs:
+        row = _named(label, judge, prompt, response)
+        names = rows[0] if rows else row
+        if not isinstance(row, dict) or not row or set(row) != set(names):
+            wanted = f"the scores {', '.join(names)}" if rows else "{name: number}, one at least"
+            raise UserError(f"{label}: wanted {wanted}, found {row!r}")
+        bad = {n: x for n, x in row.items() if not _is_finite(x)}
+        if bad:
+            raise UserError(f"{label}: wanted finite numbers, found {bad} for {response!r}")
+        rows.append(row)
+    rows = broadcast("judgements", lambda: [{n: float(x) for n, x in row.items()} for row in rows])
+    return {n: np.array([row[n] for row in rows], np.float64) for n in (rows[0] if rows else ())}
+
+
+def _is_finite(x: Any) -> bool:
+    array = np.asarray(x)
+    return array.ndim == 0 and array.dtype.kind in "biuf" and bool(np.isfinite(array))
+
+
+def _named(label: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function; what it raises names the config field."""
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+        return function(*args)
+    except UserError as error:
+        raise type(error)(f"{label}: {error}") from error
+    except Exception as error:  # a user's own function may raise anything
+        raise UserError(f"{label}: {type(error).__name__}: {error}") from error
+
+
+def _of_the_first_process(scores: list[np.ndarray]) -> list[np.ndarray]:
+    """The scores of process 0, in all processes.
+
+    Every process runs the scorer, since a reward model runs on all devices; but a user's function
+    may answer differently each time, and all processes have to go on with the same numbers.
+    """
+    return [np.array(x) for x in broadcast("scores", lambda: [x.tolist() for x in scores])]

@@ -12,7 +12,6 @@ is recognised by its record and its digests, and skipped.
 """
 
 import dataclasses
-import functools
 import logging
 from typing import Any
 
@@ -22,10 +21,10 @@ from alignjax.config import CandidatesConfig, Config
 from alignjax.data.batching import Bucketed
 from alignjax.data.prepare import enforce
 from alignjax.data.records import Receipt, Record
-from alignjax.rewards import scorers
+from alignjax.rewards.scorers import mean_scores, open_scorers
 from alignjax.runtime import workdirs
 from alignjax.sampling.generate import decisive, questions
-from alignjax.stages import sample_lists, scored
+from alignjax.stages import sample_lists
 from alignjax.stages.data import Prepared, split
 from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
@@ -53,13 +52,14 @@ def make(run: Run, settings: CandidatesConfig, policy: Reference) -> Run:
     """
     config, data = run.config, run.data
     folder = run.workdir / "candidates"
+    scorers = open_scorers(settings.scorers, "candidates.scorers", config.mesh)
     key = {
         "policy": policy.digest,
         "data": {"train": data.train.dataset.digest, "held_out": data.held_out.dataset.digest},
         "tokenizer": data.tokenizer.digest,
         "seed": config.train.seed,
         "candidates": decisive(settings),
-        "reward_models": _reward_models(settings),
+        "reward_models": [s.digest for s in scorers if s.digest],  # a path is not what is there
     }
     record = sample_lists.complete(folder, key)
     if record is None:
@@ -69,20 +69,9 @@ def make(run: Run, settings: CandidatesConfig, policy: Reference) -> Run:
             _sides(config, settings, data),
             sample_lists.Drawing(policy.load, config.model, data.tokenizer, run.mesh),
             settings,
-            lambda some: scored.mean_scores(
-                settings.scorers, some, "candidates.scorers", config.mesh
-            ),
+            lambda records: mean_scores(scorers, records),
         )
     return _open(run, settings, record)
-
-
-def _reward_models(settings: CandidatesConfig) -> list[str]:
-    """Digests of the parameters that the scorers use: a path says nothing of what is there."""
-    found = []
-    for scorer in settings.scorers:
-        if isinstance(scorer, functools.partial) and scorer.func is scorers.reward_model:
-            found.append(scorers.find_reward_model(scorer.keywords["path"]).digest)
-    return found
 
 
 def _sides(config: Config, settings: CandidatesConfig, data: Prepared) -> list[sample_lists.Side]:

@@ -1,4 +1,4 @@
-"""Tries the objective on the data's shapes before anything is compiled."""
+"""Tries the loss on the data's shapes, and the scorers, before anything is compiled."""
 
 import dataclasses
 import functools
@@ -17,6 +17,8 @@ from alignjax.config import Config
 from alignjax.config.fields import keywords, name_of, plain
 from alignjax.data.batching import Bucketed, assemble
 from alignjax.errors import UserError
+from alignjax.rewards.scorers import judgements, open_scorers
+from alignjax.stages.data import Prepared
 from alignjax.training.step import resolve
 from alignjax.types import Array, Batch, Logps
 
@@ -218,6 +220,27 @@ def bind_fraction(config: Config, rows: Bucketed) -> Config:
 def _first_rows(config: Config, rows: Bucketed) -> Batch:
     picked = np.flatnonzero(rows.assignment == rows.assignment[0])[:1].repeat(2)
     return assemble(rows.dataset, picked, rows.shapes[rows.assignment[0]])
+
+
+def check_scorers(config: Config, data: Prepared) -> None:
+    """Tries the scorers and the judge before anything is trained: they are used hours later.
+
+    A reward model is only looked up, since loading it takes long; any other scorer, and the judge,
+    are given the first held-out row.
+
+    Raises:
+      UserError: one of them cannot be used.
+    """
+    example = data.asked.dataset[0]
+    candidates = config.candidates.scorers if config.candidates is not None else ()
+    for scorer in (
+        *open_scorers(candidates, "candidates.scorers", config.mesh),
+        *open_scorers(config.evaluate.scorers, "evaluate.scorers", config.mesh),
+    ):
+        if scorer.reward_model is None:
+            scorer.means([data.asked_records[example.id]])
+    if config.evaluate.judge is not None:
+        judgements(config.evaluate.judge, [(example.prompt, example.responses[0])])
 
 
 def implicit_reward(loss: Callable[..., Any]) -> Callable[[Logps], Array]:

@@ -16,10 +16,11 @@ from alignjax.data.batching import Bucketed
 from alignjax.data.records import Record
 from alignjax.evaluation import preferences, report, text
 from alignjax.evaluation.preferences import Estimate
+from alignjax.rewards.scorers import judgements, open_scorers
 from alignjax.runtime import workdirs
 from alignjax.runtime.faults import fault_point
 from alignjax.sampling.generate import Question, Sample, decisive, questions, respond, undistorted
-from alignjax.stages import bricks, scored
+from alignjax.stages import bricks
 from alignjax.stages.check import implicit_reward
 from alignjax.stages.data import Prepared
 from alignjax.stages.run import Run
@@ -72,7 +73,7 @@ def during(
         found |= {"kl": kl.mean, "kl_half_width": kl.half_width}
     if samples and judge is not None:
         said = [(s.prompt, s.response) for s in samples]
-        found |= preferences.means(scored.judgements(judge, said))
+        found |= preferences.means(judgements(judge, said))
     return found
 
 
@@ -181,15 +182,13 @@ def sampled(run: Run, samples: list[Sample]) -> dict[str, Estimate]:
     tables: dict[str, np.ndarray] = {}  # [prompts, samples]
     if settings.judge is not None:
         said = [(s.prompt, s.response) for s in samples]
-        found_by_judge = scored.judgements(settings.judge, said)
+        found_by_judge = judgements(settings.judge, said)
         tables = {name: x.reshape(-1, n) for name, x in found_by_judge.items()}
     picking = next(iter(tables.values()), None)
     if settings.scorers:
         records = records_of(data, asked, samples)
-        given = [
-            np.stack(scored.scores(scorer, records, f"evaluate.scorers[{i}]", config.mesh))
-            for i, scorer in enumerate(settings.scorers)
-        ]
+        scorers = open_scorers(settings.scorers, "evaluate.scorers", config.mesh)
+        given = [np.stack(scorer.means(records)) for scorer in scorers]
         names = ["reward"] if len(given) == 1 else [f"reward_{i}" for i in range(len(given))]
         tables |= dict(zip(names, given, strict=True))
         picking = np.mean(given, axis=0)

@@ -11,7 +11,8 @@ from alignjax.config import Config, SamplingConfig
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
 from alignjax.models import lora, reward_head
-from alignjax.rewards import scorers
+from alignjax.rewards import reward_models
+from alignjax.rewards.reward_models import RewardModel
 from alignjax.runtime import distributed
 from alignjax.sampling import decode
 from alignjax.sampling.generate import Question
@@ -107,29 +108,28 @@ def steps_of(config: Config, asked: Sequence[Question]) -> int:
 
 
 def by_reward_model(
-    path: str, tokenizer: Tokenizer, mesh: Mesh
-) -> tuple[Callable[[Batch], Array], tuple[str, ...]]:
-    """Scores of samples by a trained reward model that reads the very ids, on the mesh.
+    reward: RewardModel, tokenizer: Tokenizer, mesh: Mesh
+) -> Callable[[Batch], Array]:
+    """Loads a reward model onto the mesh, to score sampled ids without decoding them.
 
     Args:
-      path: as for `scorers.reward_model`.
+      reward: of the policy's tokenizer.
       tokenizer: the policy's.
 
     Returns:
-      What gives ``[B, K]``, or ``[B, K, M]`` for M > 1 objectives, and the objectives' names.
+      From a batch to ``[B, K]`` scores, or ``[B, K, M]`` for M > 1 objectives.
 
     Raises:
       UserError: the reward model has another tokenizer.
     """
-    found = scorers.find_reward_model(path)
-    if found.tokenizer.digest != tokenizer.digest:
+    if reward.tokenizer.digest != tokenizer.digest:
         raise UserError(
-            f"{path}: a reward model of tokenizer {found.tokenizer.digest[:12]}, and the policy "
-            f"has {tokenizer.digest[:12]}: ids sampled in the loop are scored as they are; train "
-            "one with the policy's tokenizer (tokenizer.path)"
+            f"{reward.path}: a reward model of tokenizer {reward.tokenizer.digest[:12]}, and the "
+            f"policy has {tokenizer.digest[:12]}: ids sampled in the loop are scored as they are; "
+            "train one with the policy's tokenizer (tokenizer.path)"
         )
-    params = scorers.load_params(found, mesh)
-    return functools.partial(_score_ids, params, config=found.model), found.objectives
+    params = reward_models.load_params(reward, mesh)
+    return functools.partial(_score_ids, params, config=reward.model)
 
 
 def _score_ids(params: Params, batch: Batch, *, config: object) -> Array:

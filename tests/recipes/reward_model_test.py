@@ -20,7 +20,7 @@ from alignjax.evaluation import calibration
 from alignjax.losses import bradley_terry
 from alignjax.models import reward_head
 from alignjax.recipes import reward_model
-from alignjax.rewards import scorers
+from alignjax.rewards import reward_models, scorers
 from alignjax.runtime import checkpoint, metrics
 from alignjax.stages.data import prepare_data
 from alignjax.testing import loss_inputs
@@ -189,26 +189,27 @@ def test_scores_do_not_depend_on_the_batch_or_the_list(base):
 def test_scores_do_not_depend_on_the_mesh_and_the_model_is_split_over_it(base, monkeypatch):
     rows, path, spread = records(5), str(base[0]), []
 
-    def load(found, mesh, load=scorers.load_params):
+    def load(found, mesh, load=reward_models.load_params):
         params = load(found, mesh)
         spread.append(len({str(s.index) for s in params["embed"]["embedding"].addressable_shards}))
         return params
 
-    monkeypatch.setattr(scorers, "load_params", load)
+    monkeypatch.setattr(reward_models, "load_params", load)
     found = scorers.reward_model(rows, path=path)
     mesh = MeshConfig(data=2, fsdp=2, tensor=2)
-    scorer = scorers.over(partial(scorers.reward_model, path=path, batch_size=3), mesh)
-    for x, y in zip(found, scorer(rows), strict=True):
+    function = partial(scorers.reward_model, path=path, batch_size=3)
+    scorer = scorers.open_scorer(function, "scorer", mesh)
+    for x, y in zip(found, scorer.means(rows), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
     assert spread == [1, 4]
 
 
-def test_a_scorer_keeps_its_own_mesh_and_others_have_none():
+def test_a_scorer_keeps_its_own_mesh_and_others_have_none(base):
     mine, runs_own = MeshConfig(fsdp=2), MeshConfig(data=2)
-    scorer = partial(scorers.reward_model, path="rm", mesh=mine)
-    assert scorers.over(scorer, runs_own).keywords["mesh"] == mine
+    function = partial(scorers.reward_model, path=str(base[0]), mesh=mine)
+    assert scorers.open_scorer(function, "scorer", runs_own).function.keywords["mesh"] == mine
     judged = partial(scorers.judged, judge=world.judge, name="helpful")
-    assert scorers.over(judged, runs_own) is judged
+    assert scorers.open_scorer(judged, "scorer", runs_own).function is judged
 
 
 def test_one_compile_for_each_shape(base):

@@ -15,7 +15,7 @@ from alignjax.models import lora
 from alignjax.models.config import LoraConfig
 from alignjax.models.hf import load, tensorfile
 from alignjax.recipes import align, reward_model
-from alignjax.rewards import scorers
+from alignjax.rewards import reward_models
 from alignjax.runtime import checkpoint, sharding
 from alignjax.stages import adapters, pretrained
 from alignjax.training import optim, step
@@ -133,8 +133,8 @@ def test_a_reward_model_s_adapters_and_head_are_trained(tmp_path):
     summary = reward_model.run(settings, tmp_path / "rm")
     state = state_of(tmp_path / "rm", 4, objectives=1)
     assert np.abs(state.params["reward"]["kernel"]).max() > 0
-    found = scorers.find_reward_model(str(tmp_path / "rm"))
-    params = scorers.load_params(found, sharding.make_mesh(1, 1, 1))
+    found = reward_models.find(str(tmp_path / "rm"))
+    params = reward_models.load_params(found, sharding.make_mesh(1, 1, 1))
     assert checkpoint.tree_digest(params) == summary["reward_model"]["params"]
     kernel = base_of(tmp_path / "rm")["layers"]["q"]["kernel"]
     assert np.abs(params["layers"]["q"]["kernel"] - kernel).max() > 0

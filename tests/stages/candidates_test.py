@@ -17,11 +17,12 @@ from alignjax.errors import UserError
 from alignjax.losses import hps
 from alignjax.recipes import align
 from alignjax.rewards import scorers
+from alignjax.rewards.scorers import judgements, mean_scores
 from alignjax.runtime.sharding import make_mesh
 from alignjax.sampling import generate
-from alignjax.stages import bricks, candidates, scored
+from alignjax.stages import bricks, candidates
 from alignjax.stages import sample_lists as sampled
-from alignjax.stages.check import check_objectives
+from alignjax.stages.check import check_objectives, check_scorers
 from alignjax.stages.data import prepare_data
 from alignjax.stages.run import Run
 from tests import runs
@@ -135,7 +136,7 @@ def counted(monkeypatch):
         monkeypatch.setattr(module, attribute, counting)
 
     count("sampled", generate, "sample")
-    count("scored", scored, "mean_scores")
+    count("scored", scorers.Scorer, "means")
     return calls
 
 
@@ -280,6 +281,10 @@ def three(records, *, give):
 RECORDS = [Record(id="first", prompt="p", responses=("a", "bc"))]
 
 
+def opened(*functions):
+    return scorers.open_scorers(functions, "s", MeshConfig())
+
+
 @pytest.mark.parametrize(
     ("give", "message"),
     [
@@ -292,12 +297,12 @@ RECORDS = [Record(id="first", prompt="p", responses=("a", "bc"))]
 )  # fmt: skip
 def test_scores_that_are_none_are_refused_with_the_scorer_s_name(give, message):
     with pytest.raises(UserError, match=rf"^s\[1\]: .*candidates_test\.three: .*{message}"):
-        scored.mean_scores((LENGTH, partial(three, give=give)), RECORDS, "s", MeshConfig())
-    with pytest.raises(UserError, match=r"s: .*three: KeyError: 'p'$"):
-        scored.scores(partial(three, give=lambda k: {}["p"]), RECORDS, "s", MeshConfig())
+        mean_scores(opened(LENGTH, partial(three, give=give)), RECORDS)
+    with pytest.raises(UserError, match=r"s\[0\]: .*three: KeyError: 'p'$"):
+        mean_scores(opened(partial(three, give=lambda k: {}["p"])), RECORDS)
     with pytest.raises(UserError, match=r"wanted scores of 1 records, found 0"):
-        scored.scores(lambda records: [], RECORDS, "s", MeshConfig())
-    found = scored.mean_scores((LENGTH, LENGTH), RECORDS, "s", MeshConfig())
+        mean_scores(opened(lambda records: []), RECORDS)
+    found = mean_scores(opened(LENGTH, LENGTH), RECORDS)
     assert found[0].tolist() == [1.0, 2.0]
 
 
@@ -372,7 +377,7 @@ def no_scores(prompt, response):
 )  # fmt: skip
 def test_scorers_and_judges_that_cannot_be_used_are_named(changes, message, prepared):
     with pytest.raises(UserError, match=message):
-        scored.try_out(dataclasses.replace(config(), **changes), prepared)
+        check_scorers(dataclasses.replace(config(), **changes), prepared)
 
 
 def test_scorers_are_tried_before_anything_is_trained(tmp_path):
@@ -385,10 +390,10 @@ def test_a_judge_gives_the_same_scores_of_every_response():
     def changing(prompt, response):
         return {"length": len(response), **({"b": 1} if "b" in response else {})}
 
-    found = scored.judgements(judge, [("p", "a"), ("p", "bc")])
+    found = judgements(judge, [("p", "a"), ("p", "bc")])
     assert {name: x.tolist() for name, x in found.items()} == {"length": [1, 2], "first": [97, 98]}
     with pytest.raises(UserError, match=r"changing: wanted the scores length, found .*'b': 1"):
-        scored.judgements(changing, [("p", "a"), ("p", "bc")])
+        judgements(changing, [("p", "a"), ("p", "bc")])
 
 
 @pytest.mark.slow

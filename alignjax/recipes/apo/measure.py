@@ -20,7 +20,7 @@ from alignjax.recipes.apo.setup import Player, Table
 from alignjax.rewards import scorers
 from alignjax.runtime import workdirs
 from alignjax.sampling.generate import Sample, questions
-from alignjax.stages import evaluation, scored
+from alignjax.stages import evaluation
 from alignjax.types import Params
 
 ACCURACY, ECE = "accuracy", "ECE"
@@ -111,13 +111,11 @@ def _ordered(table: Table, samples: list[Sample]) -> tuple[list[Record], np.ndar
     records = evaluation.records_of(table.data, asked, samples)
     if config.evaluate.judge is not None:
         said = [(s.prompt, s.response) for s in samples]
-        first = next(iter(scored.judgements(config.evaluate.judge, said).values()))
+        first = next(iter(scorers.judgements(config.evaluate.judge, said).values()))
         return records, first.reshape(len(records), -1)
     if config.evaluate.scorers:
-        found = scored.mean_scores(
-            config.evaluate.scorers, records, "evaluate.scorers", config.mesh
-        )
-        return records, np.stack(found)
+        opened = scorers.open_scorers(config.evaluate.scorers, "evaluate.scorers", config.mesh)
+        return records, np.stack(scorers.mean_scores(opened, records))
     return records, None
 
 

@@ -13,9 +13,9 @@ from alignjax.data.batching import Bucketed
 from alignjax.data.records import Receipt
 from alignjax.recipes.apo import setup
 from alignjax.recipes.apo.setup import Player, Table
-from alignjax.rewards import scorers
+from alignjax.rewards.scorers import open_scorer, reward_model
 from alignjax.runtime import checkpoint, workdirs
-from alignjax.stages import bricks, evaluation, pretrained, referenced, sample_lists, scored
+from alignjax.stages import bricks, evaluation, pretrained, referenced, sample_lists
 from alignjax.training import loop
 from alignjax.types import Params
 
@@ -32,14 +32,15 @@ def move(table: Table, number: int, policy: Player, supervised: Player, reward: 
     game = table.config.game
     assert game is not None
     batch_size = table.config.evaluate.batch_size
-    scorer = functools.partial(scorers.reward_model, path=str(reward.folder), batch_size=batch_size)
+    by_reward = functools.partial(reward_model, path=str(reward.folder), batch_size=batch_size)
+    scorer = open_scorer(by_reward, f"round {number}", table.config.mesh)
     file, digest = setup.respond(
         table,
         number,
         "policy",
         policy,
         [()] * len(table.policy.asked),
-        lambda records: scored.scores(scorer, records, f"round {number}", table.config.mesh),
+        scorer.means,
         {"reward": reward.digest},
     )
     receipt = Receipt()

@@ -17,7 +17,7 @@ from alignjax.models.hf import load as hf
 from alignjax.recipes import reward_model
 from alignjax.recipes.apo import golden, setup
 from alignjax.recipes.apo.setup import Player, Table
-from alignjax.rewards import scorers
+from alignjax.rewards import reward_models
 from alignjax.runtime import checkpoint, workdirs
 from alignjax.stages import pretrained
 
@@ -34,7 +34,7 @@ def given(table: Table) -> Player:
     config, game = table.config, table.config.game
     assert game is not None
     try:
-        found = scorers.find_reward_model(game.reward_model)
+        found = reward_models.find(game.reward_model)
     except UserError as error:
         raise type(error)(f"game.reward_model: {error}") from None
     where = f"game.reward_model: {found.path}"

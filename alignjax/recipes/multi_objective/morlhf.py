@@ -28,7 +28,6 @@ ppo/morlhf.py), and of ParetoHqD, arXiv 2504.16628.
 """
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable, Sequence
 
@@ -40,7 +39,6 @@ from alignjax.data.records import Record
 from alignjax.errors import UserError
 from alignjax.recipes.multi_objective import cost, scores, training
 from alignjax.recipes.multi_objective.method import Preference, Respond, Rows, Setting, normalised
-from alignjax.rewards import scorers
 from alignjax.runtime import distributed
 from alignjax.sampling.generate import Question, Sample, questions
 from alignjax.types import Array, Batch, Params
@@ -196,12 +194,11 @@ def _scalar(
     from alignjax.stages import fresh_samples
 
     several, data = setting.objectives, setting.data
-    scorer = several.scorer
-    if isinstance(scorer, functools.partial) and scorer.func is scorers.reward_model:
-        by_ids, names = fresh_samples.by_reward_model(
-            scorer.keywords["path"], data.tokenizer, setting.mesh
-        )
+    scorer = scores.scorer_of(several, setting.config.mesh)
+    if scorer.reward_model is not None:
+        names = scorer.reward_model.objectives
         columns = np.array([names.index(name) for name in several.names])
+        by_ids = fresh_samples.by_reward_model(scorer.reward_model, data.tokenizer, setting.mesh)
 
         def of_ids(batch: Batch) -> Array:
             return (by_ids(batch)[..., columns] - shift) @ weights
@@ -218,7 +215,7 @@ def _scalar(
             records.append(Record(id=example.id, prompt=prompt, responses=tuple(responses)))
         table = np.zeros(batch.response_length.shape)
         counted = np.flatnonzero(distributed.fetch(batch.weight) > 0)
-        given = scores.given(several, records, setting.config.mesh)
+        given = scorer.tables(records, several.names)
         for row, found in zip(counted, given, strict=True):
             table[row] = (found - shift) @ weights
         return table

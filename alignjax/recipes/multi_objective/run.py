@@ -58,7 +58,7 @@ def run(
     assert several is not None
     with open_run(config, workdir, allow_config_change, check=_check) as run:
         example = run.data.asked_records[run.data.asked.dataset[0].id]
-        scores.given(several, [example], config.mesh)
+        scores.scorer_of(several, config.mesh).tables([example], several.names)
         reference = bricks.supervised(run)
         setting = Setting(
             run.config, run.workdir, run.data, run.mesh, reference.load, reference.digest
@@ -79,11 +79,12 @@ def _measure(setting: Setting, respond: Respond) -> dict[str, Any]:
     several, data, workdir = setting.objectives, setting.data, setting.workdir
     asked = questions(data.asked, setting.config.evaluate.prompts)
     preferences = [normalised(weights) for weights in several.preferences]
+    scorer = scores.scorer_of(several, setting.config.mesh)
     tables, collapsed = [], []
     for i, preference in enumerate(preferences):
         samples = _samples(setting, respond, i, preference)
         records = evaluation.records_of(data, asked, samples)
-        found = scores.given(several, records, setting.config.mesh)
+        found = scorer.tables(records, several.names)
         tables.append([table.mean(axis=0).tolist() for table in found])
         collapsed.append(_collapsed(setting, samples))
     spent = cost.seconds(workdir)

@@ -25,11 +25,11 @@ from alignjax.errors import UserError
 from alignjax.losses import apo, bradley_terry, dpo, sft
 from alignjax.recipes import reward_model
 from alignjax.recipes.apo import rounds, setup
-from alignjax.rewards import scorers
+from alignjax.rewards import reward_models, scorers
 from alignjax.runtime import checkpoint, workdirs
 from alignjax.runtime.sharding import make_mesh
 from alignjax.sampling import generate
-from alignjax.stages import evaluation, sample_lists, scored
+from alignjax.stages import evaluation, sample_lists
 from alignjax.stages.data import prepare_data
 from alignjax.stages.run import Run
 from alignjax.training import loop, optim
@@ -413,11 +413,8 @@ def test_the_last_policy_is_what_the_verbs_take(base, tmp_path):
     assert f"`{sft.loss.__module__}.loss`, 2 steps" in card
     assert (tmp_path / "exported" / "model.safetensors").is_file()
     with pytest.raises(UserError, match=r"holds a game, not a reward model: .*round-\*/reward"):
-        scorers.find_reward_model(str(workdir))
-    assert scorers.find_reward_model(str(workdir / "round-2/reward")).digest
-    assert scored.scores(
-        partial(scorers.reward_model, path=str(workdir / "round-1/reward")),
-        laid(config(), workdir).held_out[:1],
-        "s",
-        MeshConfig(),
-    )
+        reward_models.find(str(workdir))
+    assert reward_models.find(str(workdir / "round-2/reward")).digest
+    last = partial(scorers.reward_model, path=str(workdir / "round-1/reward"))
+    held_out = laid(config(), workdir).held_out
+    assert scorers.open_scorer(last, "s", MeshConfig()).means(held_out[:1])

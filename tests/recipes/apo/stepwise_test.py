@@ -14,7 +14,7 @@ from alignjax.config import GameConfig, OptimConfig, ReferenceConfig, SamplingCo
 from alignjax.errors import UserError
 from alignjax.losses import apo
 from alignjax.recipes.apo import stepwise
-from alignjax.rewards import scorers
+from alignjax.rewards import reward_models
 from alignjax.runtime import checkpoint
 from alignjax.training import loop, optim
 from alignjax.world import sources as world
@@ -78,7 +78,7 @@ def test_what_it_leaves_can_be_used(clean):
     ended = json.loads((workdir / "players.json").read_text())
     policy = finished_run.load_policy(config(), str(workdir))
     assert checkpoint.tree_digest(policy) == ended["policy"]
-    found = scorers.find_reward_model(str(workdir / "reward"))
+    found = reward_models.find(str(workdir / "reward"))
     assert found.digest == ended["reward"]
 
 

@@ -15,7 +15,7 @@ from alignjax.models import reward_head
 from alignjax.models.config import LoraConfig
 from alignjax.recipes.multi_objective import morlhf, training
 from alignjax.recipes.multi_objective import run as recipe
-from alignjax.rewards import scorers
+from alignjax.rewards import reward_models, scorers
 from alignjax.runtime import checkpoint
 from alignjax.sampling import generate
 from tests import runs
@@ -145,14 +145,14 @@ def two_headed(front, monkeypatch):
     """A reward model of the policy's shape that scores both objectives, in the other order."""
     _, setting = front
     model = setting.config.model
-    found = scorers.RewardModel(
+    found = reward_models.RewardModel(
         "rm", model, setting.data.tokenizer, (NAMES[1], NAMES[0]), {}, "digest"
     )
     init = functools.partial(reward_head.init_params, model, objectives=2)
     params = jax.tree.map(lambda x: x + 0.1, jax.jit(init)(jax.random.key(5)))
     params["reward"]["kernel"] = jax.random.normal(jax.random.key(6), (model.width, 2))
-    monkeypatch.setattr(scorers, "find_reward_model", lambda path: found)
-    monkeypatch.setattr(scorers, "load_params", lambda found, mesh: params)
+    monkeypatch.setattr(reward_models, "find", lambda path: found)
+    monkeypatch.setattr(reward_models, "load_params", lambda found, mesh: params)
     scorer = functools.partial(scorers.reward_model, path="rm")
     several = dataclasses.replace(setting.config.objectives, scorer=scorer)
     config = dataclasses.replace(setting.config, objectives=several)
@@ -172,7 +172,7 @@ def test_a_reward_model_scores_the_ids_themselves(two_headed):
 def test_a_reward_model_of_another_tokenizer_is_refused(two_headed, monkeypatch):
     setting, _, found = two_headed
     other = dataclasses.replace(found, tokenizer=dataclasses.replace(found.tokenizer, digest="x"))
-    monkeypatch.setattr(scorers, "find_reward_model", lambda path: other)
+    monkeypatch.setattr(reward_models, "find", lambda path: other)
     with pytest.raises(UserError, match="rm: a reward model of tokenizer x, and the policy has"):
         morlhf._scalar(setting, None, np.ones(2), np.ones(2))
 

@@ -277,8 +277,8 @@ def test_a_loss_may_read_the_reference(setting):
 @pytest.mark.parametrize(
     ("scorer", "names", "message"),
     [
-        (SCORER, ("short", "frist"), r"objectives\.names: the scorer has no 'frist' \(did you mean "
-         r"'first'\?\); it has other, first, short"),
+        (SCORER, ("short", "frist"), r"objectives\.scorer: .*judged: .*found no 'frist' \(did you "
+         r"mean 'first'\?\); it has other, first, short"),
         (lambda records: [np.zeros((len(r.responses), 3)) for r in records], NAMES,
          r"wanted scores \[2, 2\], for short, first, found shape \[2, 3\]"),
         (lambda records: [np.full((len(r.responses), 2), np.inf) for r in records], NAMES,

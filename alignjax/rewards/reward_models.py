@@ -1,0 +1,156 @@
+"""Reward models: what a finished run of the reward recipe left, and scores by it."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from alignjax.config import DataConfig, MeshConfig
+from alignjax.data.batching import bucket
+from alignjax.data.files import fingerprint
+from alignjax.data.prepare import in_memory
+from alignjax.data.records import Record
+from alignjax.data.tokenizer import load as tokenizers
+from alignjax.data.tokenizer.load import Tokenizer
+from alignjax.errors import UserError
+from alignjax.models import reward_head
+from alignjax.models.config import ModelConfig, model_from
+from alignjax.models.hf import configjson
+from alignjax.models.hf import load as hf
+from alignjax.runtime import distributed, sharding
+from alignjax.runtime.map_rows import map_rows
+from alignjax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModel:
+    """A trained reward model, without its parameters."""
+
+    path: pathlib.Path  # its folder
+    model: ModelConfig
+    tokenizer: Tokenizer
+    objectives: tuple[str, ...]  # names of the M scores; () for one score without a name
+    data: dict[str, Any]  # the run's config field ``data``: token limits and padding
+    digest: str  # of the parameters
+
+
+def score(
+    reward: RewardModel, records: Sequence[Record], *, batch_size: int, mesh: MeshConfig | None
+) -> list[np.ndarray]:
+    """Scores responses; see `scorers.reward_model`, which is this for a folder."""
+    if mesh is None:
+        mesh = MeshConfig(fsdp=len(jax.devices()) if distributed.several() else 1)
+    devices = sharding.make_mesh(mesh.data, mesh.fsdp, mesh.tensor)
+    params = load_params(reward, devices)
+    if not records:
+        return []
+    dataset = in_memory(
+        records,
+        reward.tokenizer,
+        max_prompt_tokens=reward.data["max_prompt_tokens"],
+        max_response_tokens=reward.data["max_response_tokens"],
+    )
+    rows = mesh.data * mesh.fsdp
+    table = map_rows(
+        lambda batch: reward_head.score_responses(params, batch, config=reward.model),
+        bucket(dataset, count=reward.data["buckets"], multiple=reward.data["pad_multiple"]),
+        batch_size=-(-batch_size // rows) * rows,
+        mesh=devices,
+        title=f"scoring, {reward.path.name}",
+    )
+    return [table[i, : len(record.responses)] for i, record in enumerate(records)]
+
+
+def find(path: str) -> RewardModel:
+    """Reads what a reward model's folder says of itself.
+
+    Raises:
+      UserError: it holds no finished reward model, or another tokenizer than the model was trained
+        with.
+    """
+    folder = pathlib.Path(path)
+    config = _read_json(folder, "config.json", "holds no run")
+    if "model_type" in config:
+        return _from_elsewhere(folder, config)
+    if config.get("game") is not None:
+        raise UserError(
+            f"{folder} holds a game, not a reward model: its reward models are in its "
+            "folders base and round-*/reward"
+        )
+    if config.get("reward_loss") is None:
+        raise UserError(
+            f"{folder} holds a policy, not a reward model: its config has no reward_loss"
+        )
+    summary = _read_json(folder, "summary.json", "holds a run that has not finished")
+    own = folder / "tokenizer.model"
+    settings = config["tokenizer"]
+    tokenizer = tokenizers.load(
+        settings["path"] or str(own), chat_template=settings["chat_template"]
+    )
+    trained_with = summary["reward_model"]
+    if tokenizer.digest != trained_with["tokenizer"]:
+        raise UserError(
+            f"{folder}: the reward model was trained with tokenizer "
+            f"{trained_with['tokenizer'][:12]}, "
+            f"{settings['path'] or own} is {tokenizer.digest[:12]}"
+        )
+    model = model_from(config, str(folder / "config.json"))
+    return RewardModel(
+        folder,
+        model,
+        tokenizer,
+        tuple(trained_with["objectives"]),
+        config["data"],
+        trained_with["params"],
+    )
+
+
+def _from_elsewhere(folder: pathlib.Path, config: dict[str, Any]) -> RewardModel:
+    """A reward model that was not trained here; texts are cut to the limits a config has."""
+    model = hf.read_config(folder, reward=True)
+    names = configjson.labels(config, str(folder / "config.json"))
+    data = DataConfig(source=find)  # its defaults; the source is not read
+    tokenizer = tokenizers.load(str(folder))
+    tokenizers.check_ids(str(folder), tokenizer.vocab_size, model.vocab_size)
+    return RewardModel(
+        folder,
+        dataclasses.replace(model, path=str(folder)),
+        tokenizer,
+        names if len(names) > 1 else (),
+        {k: v for k, v in dataclasses.asdict(data).items() if k != "source"},
+        fingerprint(str(folder / "*.safetensors")),
+    )
+
+
+def load_params(reward: RewardModel, mesh: Mesh) -> Params:
+    """Loads the parameters of a reward model onto the mesh.
+
+    Raises:
+      CheckpointError: they cannot be read, or do not fit the config.
+    """
+    from alignjax.runtime import checkpoint  # slow to import, and configs import this module
+
+    objectives = max(1, len(reward.objectives))
+    init = functools.partial(reward_head.init_params, reward.model, objectives=objectives)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    layout = sharding.shard_tree(shapes, mesh)
+    target = sharding.abstract(shapes, layout)
+    if not (reward.path / "params").is_dir():
+        return hf.load_params(reward.path, target, reward.model)
+    return checkpoint.load_params(reward.path / "params", target)
+
+
+def _read_json(folder: pathlib.Path, name: str, otherwise: str) -> dict[str, Any]:
+    file = folder / name
+    if not file.is_file():
+        raise UserError(f"{folder} {otherwise}: no {name} in it")
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
