@@ -217,7 +217,7 @@ def test_win_rates_of_two_files(tmp_path, capsys):
     assert win_rates.run(a, b, tie=1.0)["scores"].ties.mean == 1
 
 
-def test_files_are_scored_by_a_config_s_judge_or_a_reward_model(base, tmp_path, monkeypatch):
+def test_files_are_scored_by_a_config_s_judge_and_scorers(base, tmp_path):
     plain = [{"prompt": p, "responses": r} for p, r in (("p", ["aaa", "x"]), ("q", ["oo"]))]
     other = [{"prompt": p, "responses": r} for p, r in (("p", ["bb"]), ("q", ["u"]))]
     a, b = write(tmp_path / "a.jsonl", plain), write(tmp_path / "b.jsonl", other)
@@ -235,12 +235,6 @@ def test_files_are_scored_by_a_config_s_judge_or_a_reward_model(base, tmp_path, 
         win_rates.run(a, b, config=dataclasses.replace(config, evaluate=no_judge))
     with pytest.raises(UserError, match=r"holds a policy, not a reward model"):
         win_rates.run(a, b, reward_models=[str(base[0])])
-
-    def lengths(records, *, path, mesh):
-        return scorers.judged(records, judge=judge, name="length")
-
-    monkeypatch.setattr(scorers, "reward_model", lengths)
-    assert win_rates.run(a, b, reward_models=["runs/rm"])["rm"] == found["length"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from alignjax.commands import score
+from alignjax.commands import score, win_rates
 from alignjax.config import MeshConfig
 from alignjax.data.records import Receipt
 from alignjax.errors import CheckpointError, UserError
@@ -291,6 +291,17 @@ def test_the_program_writes_lists_that_sources_read(base, compiled, tmp_path):
     read = list(sources.lists(receipt, path=str(out)))
     assert [r.id for r in read] == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:3"]
     assert not list(out.parent.glob("*.tmp"))
+
+
+def test_win_rates_are_of_the_reward_model_s_scores(base, tmp_path):
+    halves = [
+        write(tmp_path / name, [{**row, "responses": row["responses"][part]} for row in unscored()])
+        for name, part in (("a.jsonl", slice(2)), ("b.jsonl", slice(2, 4)))
+    ]
+    found = win_rates.run(*map(str, halves), reward_models=[str(base[0])])
+    scores = scorers.reward_model(records(), path=str(base[0]))
+    wins = [np.mean(x[:2, None] > x[None, 2:]) for x in scores]
+    assert found[base[0].resolve().name].wins.mean == pytest.approx(np.mean(wins))
 
 
 @pytest.fixture
