@@ -119,13 +119,14 @@ def _warn_only() -> None:
 
 def _main(argv: Sequence[str]) -> int:
     _quiet_libraries()
-    code = _verb(argv)
+    code = run_verb(argv)
     if argv[1] in COMPUTES:
         distributed.leave()
     return code
 
 
-def _verb(argv: Sequence[str]) -> int:
+def run_verb(argv: Sequence[str]) -> int:
+    """Does what a command line asks for, once the flags are read; returns the exit code."""
     if len(argv) != 2:
         raise UserError(f"wanted one verb out of {', '.join(VERBS)}, found {argv[1:] or 'none'}")
     verb = argv[1]

@@ -43,10 +43,13 @@ def data_dir() -> Path:
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment of programs that tests start: they compile with little optimisation, once.
 
-    What one of them compiled the next ones reuse. All that are compared get the same code.
+    What one of them compiled the next ones reuse, whichever process of pytest starts them. All
+    that are compared get the same code.
     """
+    top = tmp_path_factory.getbasetemp()
+    folder = (top.parent if "PYTEST_XDIST_WORKER" in os.environ else top) / "compiled"
     return {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }

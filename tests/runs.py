@@ -12,7 +12,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
+from absl import flags
 
+from alignjax import cli
 from alignjax.config import (
     Config,
     DataConfig,
@@ -23,6 +26,7 @@ from alignjax.config import (
     TrainConfig,
 )
 from alignjax.config.load import load
+from alignjax.errors import UserError
 from alignjax.losses import dpo, sft
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import init_params
@@ -39,6 +43,10 @@ TIMED = (
     "data_wait_seconds",
     "step_seconds",
 )  # what no two runs have alike
+
+
+# What JAX compiles to make a random key: a moment's work, whatever the model.
+OF_KEYS = {"jit(convert_element_type)", "jit(_threefry_seed)", "jit(stage)"}
 
 
 def get_config(**changes: Any) -> Config:
@@ -94,6 +102,36 @@ def start(
         text=True,
         timeout=300,
     )
+
+
+def here(*arguments: str) -> int:
+    """A command in this process: its exit code, or the error that `cli.main` would tell."""
+    try:
+        return cli.run_verb(cli.FLAGS(["alignjax", *arguments]))
+    finally:
+        for flag in cli.FLAGS.get_flags_for_module("alignjax.cli"):
+            flag.unparse()
+
+
+def refused(*arguments: str, code: int = 2) -> str:
+    """The line that a command ends with in this process, before anything is compiled."""
+    compiled = set()
+
+    def note(event: str, _: float, fun_name: str = "", **rest: str) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.add(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        with pytest.raises((UserError, flags.Error)) as caught:
+            here(*arguments)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert compiled <= OF_KEYS, compiled
+    assert getattr(caught.value, "exit_code", 2) == code
+    line = str(caught.value)
+    assert "\n" not in line or isinstance(caught.value, flags.Error)
+    return line
 
 
 def environment(**env: str) -> dict[str, str]:

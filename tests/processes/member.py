@@ -68,6 +68,6 @@ def trouble(step: int) -> None:
 
 
 if __name__ == "__main__":
-    program._verb = verb
+    program.run_verb = verb
     sys.argv[1:] = ["run"]
     program.main()
