@@ -26,7 +26,7 @@ from alignjax.losses import bradley_terry, dpo, hps, plackett_luce
 from alignjax.models.config import ModelConfig
 from alignjax.models.logps import response_logps
 from alignjax.models.transformer import init_params
-from alignjax.training.step import init_state, train_step
+from alignjax.training.step import Update, init_state, train_step
 from alignjax.types import Batch
 from benchmarks.plain import plain_logps
 
@@ -67,10 +67,12 @@ def compiled(name: str, n: int) -> Any:
     step = jax.jit(
         functools.partial(
             train_step,
-            apply=functools.partial(how["apply"], config=MODEL),
-            optimizer=optimizer,
-            loss=how["loss"],
-            select=how["select"],
+            update=Update(
+                apply=functools.partial(how["apply"], config=MODEL),
+                optimizer=optimizer,
+                loss=how["loss"],
+                select=how["select"],
+            ),
         ),
         donate_argnums=0,
     )

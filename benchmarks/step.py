@@ -37,7 +37,7 @@ from alignjax.losses import dpo
 from alignjax.models.config import ModelConfig
 from alignjax.models.logps import response_logps
 from alignjax.models.transformer import init_params
-from alignjax.training.step import init_state, train_step
+from alignjax.training.step import Update, init_state, train_step
 from alignjax.types import Batch
 from benchmarks.plain import plain_logps
 
@@ -169,9 +169,11 @@ def compile_step(setting: Setting) -> tuple[list[Callable[[], float]], float, fl
             extra = {} if total is None else {"total": total}
             step = functools.partial(
                 train_step,
-                apply=functools.partial(setting.apply, config=MODEL, **extra),
-                optimizer=optimizer,
-                loss=functools.partial(dpo.loss, beta=0.1),
+                update=Update(
+                    apply=functools.partial(setting.apply, config=MODEL, **extra),
+                    optimizer=optimizer,
+                    loss=functools.partial(dpo.loss, beta=0.1),
+                ),
             )
             since = time.perf_counter()
             lowered = jax.jit(step, donate_argnums=0).lower(box[0], ref_params, batch)

@@ -69,11 +69,13 @@ def measure(config: Config, on: compile.Machine, name: str) -> Measured:
     model = dataclasses.replace(config.model, attention="xla" if plain else name)
     config = dataclasses.replace(config, model=model)
     mesh = sharding.make_mesh(size.data, size.fsdp, size.tensor, list(on.devices))
-    of, job, batch, _ = programs.job_of(config, mesh, "step")
+    of, learner, batch, _ = programs.learner_of(config, mesh, "step")
     if plain:
-        job = dataclasses.replace(job, apply=functools.partial(plain_logps, config=of.model))
-    _, state, step = loop.make_step(job, jax.random.key(0))
-    return compile.measure(step, state, job.ref_params, batch, on=on)
+        apply = functools.partial(plain_logps, config=of.model)
+        update = dataclasses.replace(learner.update, apply=apply)
+        learner = dataclasses.replace(learner, update=update)
+    _, state, step = loop.make_step(learner, mesh, jax.random.key(0))
+    return compile.measure(step, state, learner.ref_params, batch, on=on)
 
 
 def main() -> None:

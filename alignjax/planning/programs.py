@@ -7,7 +7,6 @@ for the data, all as long as the config lets them be; what the objective wants t
 
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 import jax
@@ -22,10 +21,9 @@ from alignjax.data.prepare import Dataset
 from alignjax.errors import UserError
 from alignjax.models import logps, quantized
 from alignjax.planning import compile
-from alignjax.recipes import reward_model
 from alignjax.runtime import sharding
 from alignjax.sampling.decode import sample
-from alignjax.stages import adapters, bricks, pretrained
+from alignjax.stages import bricks, learners, pretrained
 from alignjax.stages.check import bind_fraction, check_objectives, drawn_responses, keeps_cache
 from alignjax.training import loop
 from alignjax.types import Batch, Params
@@ -62,12 +60,12 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
     """
     if part in ("score", "sample"):
         return _inference(config, mesh, part, responses)
-    of, job, batch, drawn = job_of(config, mesh, part, responses)
+    of, learner, batch, drawn = learner_of(config, mesh, part, responses)
     networks, key = _networks(config, part), jax.random.key(0)
     if networks > 1:
-        job, batch = _side_by_side(job, batch, networks, mesh)
+        batch = _side_by_side(batch, networks, mesh)
         key = jax.random.split(key, networks)
-    _, state, step = loop.make_step(job, key)
+    _, state, step = loop.make_step(learner, mesh, key)
     (b, p), r = batch.prompt.shape, batch.response.shape[2]
     # A backward pass costs two forward ones, and one where what is frozen needs no gradient.
     live = of.reward_loss is None and part != "sft" and batch.ref_logps is None
@@ -80,14 +78,14 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
     return Program(
         name=names.get(part, "the step") + (f" of {networks} networks" if networks > 1 else ""),
         function=step,
-        args=(state, job.ref_params, batch),
+        args=(state, learner.ref_params, batch),
         static={},
         tokens=b * (p + drawn * r),
         model_flops=passes * compile.forward_flops(counted, b, drawn, p, r),
         holds={
             "params": compile.bytes_per_device(state.params),
             "optimizer": compile.bytes_per_device(state.opt_state),
-            "frozen params": compile.bytes_per_device(job.ref_params),
+            "frozen params": compile.bytes_per_device(learner.ref_params),
         },
     )
 
@@ -101,47 +99,45 @@ def _networks(config: Config, part: str) -> int:
     return min(at_once.default, len(several.preferences)) if at_once is not None else 1
 
 
-def _side_by_side(job: loop.Job, batch: Batch, networks: int, mesh: Mesh) -> tuple[loop.Job, Batch]:
-    """The job and the batch of so many networks in one program (`step.stacked_step`)."""
-    shape = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((networks, *x.shape), x.dtype), job.params_shape
-    )
+def _side_by_side(batch: Batch, networks: int, mesh: Mesh) -> Batch:
+    """The batch of so many networks in one program (`step.stacked_step`)."""
     rows = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((networks * x.shape[0], *x.shape[1:]), x.dtype), batch
     )
-    return dataclasses.replace(job, params_shape=shape), _rows(rows, mesh)
+    return _rows(rows, mesh)
 
 
-def job_of(
+def learner_of(
     config: Config, mesh: Mesh, part: str, responses: int = 0
-) -> tuple[Config, loop.Job, Batch, int]:
-    """What `loop.fit` would be given for a part of a run, with shapes in the place of arrays.
+) -> tuple[Config, loop.Learner, Batch, int]:
+    """What `loop.fit` would train in a part of a run, with shapes in the place of arrays.
 
     Returns:
-      The part's config, the job, the batch as shapes on the mesh, and the responses per prompt that
-      a step scores.
+      The part's config, the network, the batch as shapes on the mesh, and the responses per prompt
+      that a step scores.
     """
     of = _part_of(config, part)
     rows = _stand_in(config, of, part, responses)
-    # Two rows are shuffled slowly, and how many steps there are changes no program.
-    of = dataclasses.replace(bind_fraction(of, rows), train=dataclasses.replace(of.train, steps=2))
+    of = bind_fraction(of, rows)
     picked = np.arange(of.train.batch_size) % len(rows.dataset)
     batch = assemble(rows.dataset, picked, rows.shapes[0])
-    job = bricks.job_of_rows("plan", of, pathlib.Path(), rows, mesh, {})
     base = _frozen(of, mesh)
-    live = False
+    steps = 2  # how many there are changes no program
     if of.reward_loss is not None:
-        job = reward_model.reward_job(job, of, ())
-    elif part != "sft" and of.reference.mode != "none":
-        live = of.reference.mode == "live" or not keeps_cache(of, rows)
-        if not live:
-            zeros: Any = np.zeros(batch.response_length.shape, np.float32)
-            batch = dataclasses.replace(batch, ref_logps=zeros)
-    job = dataclasses.replace(job, ref_params=base if live else None)
-    if of.lora is not None:
-        objectives = 0 if of.reward_loss is None else 1
-        job, _ = adapters.trains(job, of, base, live=live, objectives=objectives)
-    return of, job, _rows(batch, mesh), drawn_responses(of, rows)
+        learner = learners.reward_model(of, mesh, steps, load_start=_nothing, base=base)
+    else:
+        live = False
+        if part != "sft" and of.reference.mode != "none":
+            live = of.reference.mode == "live" or not keeps_cache(of, rows)
+            if not live:
+                zeros: Any = np.zeros(batch.response_length.shape, np.float32)
+                batch = dataclasses.replace(batch, ref_logps=zeros)
+        learner = learners.policy(of, mesh, steps, load_reference=_nothing, base=base, live=live)
+    return of, learner, _rows(batch, mesh), drawn_responses(of, rows)
+
+
+def _nothing() -> Params:
+    raise AssertionError("a program is compiled from shapes; no parameters are loaded")
 
 
 def _frozen(config: Config, mesh: Mesh) -> Params:

@@ -26,7 +26,15 @@ from alignjax.evaluation.preferences import Estimate
 from alignjax.recipes.run import open_run
 from alignjax.runtime import checkpoint
 from alignjax.runtime.faults import fault_point
-from alignjax.stages import adapters, bricks, candidates, evaluation, pretrained, referenced
+from alignjax.stages import (
+    adapters,
+    bricks,
+    candidates,
+    evaluation,
+    learners,
+    pretrained,
+    referenced,
+)
 from alignjax.stages.data import prepare_data
 from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
@@ -77,8 +85,10 @@ def _align(run: Run, reference: Reference) -> dict[str, Any]:
     """Aligns the policy and reports; see the module's docstring for what is written."""
     config, data = run.config, run.data
     ref_params = reference.load()
-    job = bricks.make_job("alignment", run, reference.digest)
-    job, choice = referenced.attach(job, run, ref_params, reference.digest, "reference, train")
+    batches = bricks.run_batches(config, data.train)
+    ref_logps, choice = referenced.attach(
+        run, ref_params, reference.digest, "reference, train", trained_rows=batches.row_count
+    )
     held_out_reference = None
     if choice.mode != "none":
         title = "reference, held out"
@@ -87,10 +97,15 @@ def _align(run: Run, reference: Reference) -> dict[str, Any]:
         )
     fault_point("cached", "")
     before = evaluation.samples_of("before", run, ref_params, None, reference.digest)
-    load_start = reference.load
-    if config.lora is not None:
-        job, load_start = adapters.trains(job, config, ref_params, live=choice.mode == "live")
-    live = job.ref_params
+    learner = learners.policy(
+        config,
+        run.mesh,
+        len(batches),
+        load_reference=reference.load,
+        base=ref_params,
+        live=choice.mode == "live",
+    )
+    live = learner.ref_params
     del ref_params  # unless steps are given it, its memory is free from here on
 
     def during(params: Params) -> dict[str, float]:
@@ -98,7 +113,13 @@ def _align(run: Run, reference: Reference) -> dict[str, Any]:
         of = reference.load() if live is None and config.evaluate.during else live
         return evaluation.during(run, adapters.whole(config, live, params), of, held_out_reference)
 
-    state, counts = loop.fit(job, load_start, jax.random.key(config.train.seed), during)
+    state, counts = loop.fit(
+        bricks.make_job("alignment", run, reference.digest),
+        learner,
+        loop.Feed(data.train.dataset, batches, ref_logps),
+        jax.random.key(config.train.seed),
+        during,
+    )
     ref_params = reference.load() if live is None else live
     params = adapters.whole(config, ref_params, state.params)
     after = evaluation.samples_of("after", run, params, ref_params, checkpoint.tree_digest(params))

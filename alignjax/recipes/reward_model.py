@@ -12,7 +12,6 @@ Read it downwards: `run` is the order of events. What each stage writes into the
 """
 
 import dataclasses
-import functools
 import logging
 import math
 import pathlib
@@ -20,7 +19,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from alignjax.config import Config
@@ -33,12 +31,11 @@ from alignjax.recipes.run import open_run
 from alignjax.runtime import checkpoint, workdirs
 from alignjax.runtime.faults import fault_point
 from alignjax.runtime.map_rows import map_rows
-from alignjax.stages import adapters, bricks
+from alignjax.stages import adapters, bricks, learners
 from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
 from alignjax.training import loop
-from alignjax.training.step import reward_scores
-from alignjax.types import Array, Batch, Metrics, Params, RewardLoss
+from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
 
@@ -63,44 +60,6 @@ def run(
         fitted = fit(run, bricks.supervised(run))
         _report(run.workdir, fitted)
         return fitted.summary
-
-
-def over_objectives(
-    scores: Array, batch: Batch, *, reward_loss: RewardLoss, names: tuple[str, ...]
-) -> tuple[Array, Metrics]:
-    """The mean of one reward loss over M objectives, each with its own output of the head.
-
-    Args:
-      scores: ``[B, K, M]``.
-      batch: ``scores [B, K, M]``.
-      reward_loss: of ``[B, K]`` scores.
-      names: of the M objectives; they go behind the names of the metrics.
-    """
-    assert batch.scores is not None
-    losses = jnp.zeros(len(scores))
-    metrics: Metrics = {}
-    for m, name in enumerate(names):
-        one = dataclasses.replace(batch, scores=batch.scores[..., m])
-        loss, found = reward_loss(scores[..., m], one)
-        losses += loss / len(names)
-        metrics |= {f"{key}/{name}": value for key, value in found.items()}
-    return losses, metrics
-
-
-def reward_job(job: loop.Job, config: Config, names: tuple[str, ...]) -> loop.Job:
-    """A job that trains a reward model where it trained a policy; ``names`` of M objectives."""
-    objectives = max(1, len(names))
-    init = functools.partial(reward_head.init_params, config.model, objectives=objectives)
-    loss = config.objective
-    if objectives > 1:
-        loss = functools.partial(over_objectives, reward_loss=loss, names=names)
-    return dataclasses.replace(
-        job,
-        params_shape=jax.eval_shape(init, jax.random.key(0)),
-        apply=functools.partial(reward_head.response_scores, config=config.model),
-        forward=reward_scores,
-        loss=loss,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,15 +97,20 @@ def fit(
     objectives = max(1, len(names))
     base = language_model.load() if load_start is None else load_start()
     digest = checkpoint.tree_digest(base)
-    job = reward_job(bricks.make_job(name, run, digest), config, names)
+    batches = bricks.run_batches(config, data.train)
 
     def with_head(params: Params) -> Params:
         return reward_head.from_language_model(params, objectives=objectives)
 
-    load_start = load_start or (lambda: with_head(language_model.load()))
-    if config.lora is not None:
-        job, load_start = adapters.trains(job, config, base, live=False, objectives=objectives)
-    base = job.ref_params  # without adapters none: its memory is free from here on
+    learner = learners.reward_model(
+        config,
+        run.mesh,
+        len(batches),
+        load_start=load_start or (lambda: with_head(language_model.load())),
+        base=base,
+        names=names,
+    )
+    base = learner.ref_params  # without adapters none: its memory is free from here on
     better = _better(data.held_out)
 
     def rewards(params: Params) -> np.ndarray:
@@ -168,8 +132,9 @@ def fit(
         return found
 
     state, counts = loop.fit(
-        job,
-        load_start,
+        bricks.make_job(name, run, digest),
+        learner,
+        loop.Feed(data.train.dataset, batches),
         key,
         lambda params: evaluate.means(preferences(rewards(adapters.whole(config, base, params)))),
     )

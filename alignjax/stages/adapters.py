@@ -1,9 +1,8 @@
-"""Where a config has ``lora``: a job that trains adapters, and whole networks to measure.
+"""Where a config has ``lora``: adapters to train, and whole networks to measure.
 
 The base is one copy on the mesh: an argument of every step, and the reference as it is.
 """
 
-import dataclasses
 import functools
 import logging
 import pathlib
@@ -21,8 +20,6 @@ from alignjax.models.config import LoraConfig, ModelConfig
 from alignjax.models.transformer import init_params
 from alignjax.runtime import checkpoint, sharding
 from alignjax.stages import pretrained
-from alignjax.training.loop import Job
-from alignjax.training.step import with_adapters
 from alignjax.types import Array, Params
 
 log = logging.getLogger("alignjax")
@@ -45,23 +42,17 @@ def target(config: LoraConfig, model: ModelConfig, mesh: Mesh, *, objectives: in
     return sharding.abstract(shapes, sharding.shard_tree(shapes, mesh))
 
 
-def trains(
-    job: Job, config: Config, base: Params, *, live: bool, objectives: int = 0
-) -> tuple[Job, Callable[[], Params]]:
-    """A job that trains adapters where it trained a whole network.
+def fresh(config: Config, mesh: Mesh, base: Params, *, objectives: int = 0) -> Callable[[], Params]:
+    """Makes a function that gives the adapters of a run as they start, on the mesh.
 
     Args:
-      job: of the network.
       config: its ``lora`` is set.
-      base: the network's frozen parameters, on the job's mesh.
-      live: whether the base is scored in every step, as the reference.
+      mesh: where.
+      base: the network's frozen parameters.
       objectives: outputs of a reward model's head, which is trained too; 0: a policy.
-
-    Returns:
-      The job, and what gives the adapters it starts from.
     """
     assert config.lora is not None
-    wanted = target(config.lora, config.model, job.mesh, objectives=objectives)
+    wanted = target(config.lora, config.model, mesh, objectives=objectives)
     network = jax.eval_shape(functools.partial(init_params, config.model), jax.random.key(0))
     trained, frozen = (sum(x.size for x in jax.tree.leaves(t)) for t in (wanted, network))
     log.info(
@@ -69,14 +60,11 @@ def trains(
         *(f"{trained:,}", f"{frozen:,}", 100 * trained / frozen),
         sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(base)) / 2**20,
     )
-    forward = functools.partial(with_adapters, forward=job.forward, config=config.lora, live=live)
     start = functools.partial(init, config.lora, config.model, objectives=objectives)
     # A step's keys have numbers below 2^31, its dropout's from there on: this is nobody's.
     key = jax.random.fold_in(jax.random.key(config.train.seed), np.uint32(2**32 - 1))
-    layout = jax.tree.map(lambda x: x.sharding, wanted)
-    fresh = jax.jit(start, out_shardings=layout)
-    job = dataclasses.replace(job, params_shape=wanted, ref_params=base, forward=forward)
-    return job, lambda: fresh(key)
+    make = jax.jit(start, out_shardings=jax.tree.map(lambda x: x.sharding, wanted))
+    return lambda: make(key)
 
 
 def whole(config: Config, base: Params | None, params: Params) -> Params:

@@ -1,87 +1,49 @@
 """What recipes share: the supervised stage, the job that `loop.fit` is given, held-out rows."""
 
 import dataclasses
-import functools
 import logging
-import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from alignjax.config import Config, SftConfig
 from alignjax.data.batching import Batches, Bucketed, deal_batches, shuffled
-from alignjax.models.logps import response_logps
-from alignjax.models.transformer import init_params
 from alignjax.runtime import checkpoint, workdirs
 from alignjax.runtime.faults import fault_point
-from alignjax.stages import pretrained, reference
+from alignjax.stages import learners, pretrained, reference
 from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
-from alignjax.training import loop, optim
+from alignjax.training import loop
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
 
 
-def make_job(name: str, run: Run, digest: str) -> loop.Job:
-    """What `loop.fit` needs to train a policy; a reward model's recipe changes what differs.
+def make_job(name: str, run: Run, digest: str, more: dict[str, Any] | None = None) -> loop.Job:
+    """Makes what the loop needs to know between steps.
 
     Args:
-      name: for the progress bar.
-      run: its config and its training rows are the job's.
+      name: for messages and the progress bar.
+      run: its folder, devices and ``config.train`` are the job's.
       digest: of the reference's parameters.
+      more: what else a checkpoint must have been made of to be continued.
     """
     identity = {
         "data": run.data.train.dataset.digest,
         "tokenizer": run.data.tokenizer.digest,
         "reference": digest,
+        **(more or {}),
     }
-    return job_of_rows(name, run.config, run.workdir, run.data.train, run.mesh, identity)
-
-
-def job_of_rows(
-    name: str,
-    config: Config,
-    workdir: pathlib.Path,
-    rows: Bucketed,
-    mesh: Mesh,
-    identity: dict[str, str],
-) -> loop.Job:
-    """The same of rows alone; ``identity`` is what a checkpoint must have been made of."""
-    plan = run_batches(config, rows)
-    steps = len(plan)
+    config = run.config
     return loop.Job(
-        name=name,
-        workdir=workdir,
-        plan=plan,
-        data=rows,
-        ref_logps=None,
-        ref_params=None,
-        params_shape=jax.eval_shape(
-            functools.partial(init_params, config.model), jax.random.key(0)
-        ),
-        apply=functools.partial(response_logps, config=config.model),
-        loss=config.objective,
-        select=config.select,
-        baseline=config.baseline,
-        optimizer=optim.make(config.optim, steps),
-        learning_rate=optim.learning_rate(config.optim, steps),
-        accumulate=config.train.accumulate,
-        mesh=mesh,
-        identity=identity,
-        save_every=config.train.save_every,
-        log_every=config.train.log_every,
-        eval_every=config.train.eval_every,
-        keep=config.train.keep,
-        max_skipped=config.train.max_skipped,
-        stuck_after=config.train.stuck_after,
+        name=name, workdir=run.workdir, mesh=run.mesh, identity=identity, train=config.train
     )
 
 
 def run_batches(config: Config, rows: Bucketed) -> Batches:
-    """Every batch of the run: a pure function of the rows' lengths, the sizes and the seed."""
+    """Deals every batch of the run: a function of the rows' lengths, the sizes and the seed."""
     count = len(rows.dataset)
     return deal_batches(
         rows.shapes,
@@ -136,8 +98,13 @@ def _supervised(run: Run) -> Callable[[], Params]:
     if sft is None:
         return pretrained.fresh(config.model, config.train.seed, mesh, quantize)
     own = dataclasses.replace(run, config=supervised_config(config, sft), workdir=workdir / "sft")
-    job = make_job("supervised", own, "none")
-    state, counts = loop.fit(job, fresh, key)
+    batches = run_batches(own.config, data.train)
+    state, counts = loop.fit(
+        make_job("supervised", own, "none"),
+        learners.policy(own.config, mesh, len(batches), load_reference=fresh),
+        loop.Feed(data.train.dataset, batches),
+        key,
+    )
     told = workdir / "sft" / "summary.json"
     # The summary is written last: with it, the parameters of these very steps are there.
     if (workdirs.find_json(told) or {}).get("steps") != counts["steps"]:

@@ -1,6 +1,5 @@
-"""What recipes of `training.on_policy` share: prompts, the policy's job, scores of token ids."""
+"""What recipes of `training.on_policy` share: the policy, its prompts, scores of token ids."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
@@ -10,22 +9,22 @@ from jax.sharding import Mesh
 from alignjax.config import Config, SamplingConfig
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
-from alignjax.models import lora, reward_head
+from alignjax.models import reward_head
 from alignjax.rewards import reward_models
 from alignjax.rewards.reward_models import RewardModel
 from alignjax.runtime import distributed
 from alignjax.sampling import decode
 from alignjax.sampling.generate import Question
-from alignjax.stages import adapters
-from alignjax.training import on_policy, optim
-from alignjax.training.loop import Job
+from alignjax.stages import adapters, learners
+from alignjax.training import on_policy
+from alignjax.training.loop import Learner
 from alignjax.training.on_policy import Asking
 from alignjax.types import Array, Batch, Params
 
 
 def asking(
-    job: Job,
     config: Config,
+    mesh: Mesh,
     asked: Sequence[Question],
     tokenizer: Tokenizer,
     load_reference: Callable[[], Params],
@@ -33,20 +32,17 @@ def asking(
     sampling: SamplingConfig,
     steps: int,
     max_empty_fraction: float,
-) -> tuple[Job, Asking, Callable[[], Params]]:
-    """A policy's job turned to its own samples, with the reference scored in every step.
+) -> tuple[Learner, Asking]:
+    """Makes a policy that learns from its own samples, with the reference scored in every step.
 
     Args:
-      job: of `bricks.make_job`.
       config: batch size, optimizer, buckets and adapters are as it says.
+      mesh: where.
       asked: the prompts.
       load_reference: gives the reference, which the policy starts from.
       sampling: how the policy responds.
       steps: of the policy.
       max_empty_fraction: see `on_policy.Asking`.
-
-    Returns:
-      The job, what is asked, and what gives the parameters that training starts from.
 
     Raises:
       UserError: ``sampling`` asks for a beam search, which draws nothing.
@@ -56,10 +52,12 @@ def asking(
             "sampling.num_beams: wanted 1, a policy learns from samples, found "
             f"{sampling.num_beams}"
         )
-    base = load_reference()
-    job = dataclasses.replace(
-        job,
-        plan=on_policy.deal_prompts(
+    learner = learners.policy(
+        config, mesh, steps, load_reference=load_reference, base=load_reference(), live=True
+    )
+    asking = Asking(
+        asked=asked,
+        batches=on_policy.deal_prompts(
             asked,
             buckets=config.data.buckets,
             multiple=config.data.pad_multiple,
@@ -67,12 +65,6 @@ def asking(
             seed=config.train.seed,
             steps=steps,
         ),
-        ref_params=base,
-        optimizer=optim.make(config.optim, steps),
-        learning_rate=optim.learning_rate(config.optim, steps),
-    )
-    asks = Asking(
-        asked=asked,
         sample=functools.partial(
             decode.sample,
             config=config.model,
@@ -88,17 +80,13 @@ def asking(
         ),
         eos=tokenizer.eos_id,
         max_empty_fraction=max_empty_fraction,
+        whole=functools.partial(_whole, config=config),
     )
-    if config.lora is None:
-        return job, asks, load_reference
-    job, load_start = adapters.trains(job, config, base, live=True)
-    with_adapters = functools.partial(_whole, config=config)
-    return job, dataclasses.replace(asks, whole=with_adapters), load_start
+    return learner, asking
 
 
 def _whole(params: Params, base: Params | None, *, config: Config) -> Params:
-    assert config.lora is not None
-    return lora.join(base, params, config.lora)
+    return adapters.whole(config, base, params)
 
 
 def steps_of(config: Config, asked: Sequence[Question]) -> int:

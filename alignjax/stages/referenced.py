@@ -1,6 +1,5 @@
-"""A policy's job with its reference: log-probabilities from a table on disk, or in every step."""
+"""How training sees the reference: log-probabilities from a table on disk, or in every step."""
 
-import dataclasses
 import logging
 
 import numpy as np
@@ -10,7 +9,6 @@ from alignjax.stages import reference
 from alignjax.stages.check import drawn_responses, keeps_cache
 from alignjax.stages.data import cache_dir
 from alignjax.stages.run import Run
-from alignjax.training.loop import Job
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
@@ -40,16 +38,17 @@ def table(run: Run, rows: Bucketed, params: Params, digest: str, title: str) -> 
 
 
 def attach(
-    job: Job, run: Run, params: Params, digest: str, title: str
-) -> tuple[Job, reference.Choice]:
-    """The job with a reference, had in the cheaper way or as ``reference.mode`` says.
+    run: Run, params: Params, digest: str, title: str, *, trained_rows: int
+) -> tuple[np.ndarray | None, reference.Choice]:
+    """Chooses how steps see the reference: in the cheaper way, or as ``reference.mode`` says.
 
     Args:
       params: the reference's; ``digest`` is theirs.
       title: of the progress bar, where there is a table to fill.
+      trained_rows: rows over all steps.
 
     Returns:
-      The job, which holds ``params`` where they are scored live; and how and why.
+      ``[N, K]`` nats where steps read them from a table; and how, and why.
     """
     config, rows = run.config, run.data.train
     count, responses = rows.dataset.response_length.shape
@@ -57,7 +56,7 @@ def attach(
         config.reference.mode,
         rows=count,
         responses=responses,
-        trained_rows=job.plan.row_count,
+        trained_rows=trained_rows,
         drawn=drawn_responses(config, rows),
         cacheable=keeps_cache(config, rows),
         cached=reference.is_cached(
@@ -68,5 +67,4 @@ def attach(
     cached = None
     if choice.mode == "cache":
         cached = table(run, rows, params, digest, title)
-    live = params if choice.mode == "live" else None
-    return dataclasses.replace(job, ref_logps=cached, ref_params=live), choice
+    return cached, choice

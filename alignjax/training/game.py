@@ -16,11 +16,10 @@ import dataclasses
 from typing import Literal
 
 import jax.numpy as jnp
-import optax
 
 from alignjax.errors import UserError
-from alignjax.training.step import Apply, Forward, reward_scores, score, train_step, weighted_sums
-from alignjax.types import Array, Batch, GameState, Loss, Params, RewardLoss, Select
+from alignjax.training.step import Apply, Update, train_step, weighted_sums
+from alignjax.types import Array, Batch, GameState, Params
 
 
 def player(step: int, *, reward_steps: int, policy_steps: int) -> Literal["reward", "policy"]:
@@ -59,37 +58,19 @@ def turns_until(policy_turns: int, *, reward_steps: int, policy_steps: int) -> i
 
 
 def reward_step(
-    state: GameState,
-    batch: Batch,
-    *,
-    apply: Apply,
-    optimizer: optax.GradientTransformation,
-    loss: RewardLoss,
-    select: Select | None = None,
-    accumulate: int = 1,
+    state: GameState, batch: Batch, update: Update
 ) -> tuple[GameState, dict[str, Array]]:
     """One optimizer step of the reward model; the policy stays as it is.
 
     Args:
       state: both players.
       batch: what the loss compares, such as golden responses with samples of the policy.
-      apply: ``(params, batch) -> [B, K]`` scores of the reward model.
-      optimizer, loss, select, accumulate: as in `step.train_step`.
+      update: the reward model's; its ``forward`` is `step.reward_scores`.
 
     Returns:
       The new state, and the scalars of `step.train_step`.
     """
-    reward, scalars = train_step(
-        state.reward,
-        None,
-        batch,
-        apply=apply,
-        optimizer=optimizer,
-        loss=loss,
-        forward=reward_scores,
-        select=select,
-        accumulate=accumulate,
-    )
+    reward, scalars = train_step(state.reward, None, batch, update)
     return dataclasses.replace(state, reward=reward), scalars
 
 
@@ -97,14 +78,9 @@ def policy_step(
     state: GameState,
     ref_params: Params | None,
     batch: Batch,
+    update: Update,
     *,
-    apply: Apply,
     reward_apply: Apply,
-    optimizer: optax.GradientTransformation,
-    loss: Loss,
-    forward: Forward = score,
-    select: Select | None = None,
-    accumulate: int = 1,
 ) -> tuple[GameState, dict[str, Array]]:
     """One optimizer step of the policy on responses that the reward model scores as it now is.
 
@@ -113,26 +89,16 @@ def policy_step(
       ref_params: the frozen reference, as in `step.train_step`. Never donated.
       batch: B prompts with K responses, as a rule the policy's own samples. Its ``scores``, if
         any, are replaced before ``select`` sees them.
-      apply: ``(params, batch) -> [B, K]`` response log-probabilities of the policy, nats.
+      update: the policy's.
       reward_apply: ``(params, batch) -> [B, K]`` scores of the reward model, over all B rows at
-        once, whatever ``accumulate``.
-      optimizer, loss, forward, select, accumulate: as in `step.train_step`.
+        once, whatever ``update.accumulate``.
 
     Returns:
       The new state, and the scalars of `step.train_step`; ``scores``, the mean score of a response.
     """
     scores = reward_apply(state.reward.params, batch)  # outside of what is differentiated
-    policy, scalars = train_step(
-        state.policy,
-        ref_params,
-        dataclasses.replace(batch, scores=scores),
-        apply=apply,
-        optimizer=optimizer,
-        loss=loss,
-        forward=forward,
-        select=select,
-        accumulate=accumulate,
-    )
+    scored = dataclasses.replace(batch, scores=scores)
+    policy, scalars = train_step(state.policy, ref_params, scored, update)
     mean = jnp.where(batch.present, scores, 0.0).sum(1) / jnp.maximum(batch.present.sum(1), 1)
     total, _ = weighted_sums(mean, {}, batch.weight)
     mean_score = total / jnp.maximum(batch.weight.sum(), 1e-9)

@@ -20,23 +20,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from alignjax.data.batching import Batches, Bucketed, read
+from alignjax.config import TrainConfig
+from alignjax.data.batching import Batches, read
+from alignjax.data.prepare import Dataset
 from alignjax.errors import UserError
 from alignjax.runtime import checkpoint, consistency, distributed, metrics, watchdog
 from alignjax.runtime.faults import fault_point
 from alignjax.runtime.sharding import abstract, own_rows, put_rows, shard_tree
-from alignjax.training.step import Apply, Forward, init_state, score, stacked_step, train_step
-from alignjax.types import (
-    Array,
-    Baseline,
-    Batch,
-    GameState,
-    Loss,
-    Params,
-    RewardLoss,
-    Select,
-    TrainState,
-)
+from alignjax.training.step import Update, init_state, stacked_step, train_step
+from alignjax.types import Array, Batch, GameState, Params, TrainState
 
 log = logging.getLogger("alignjax")
 
@@ -54,51 +46,63 @@ class StoppedError(UserError):
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Job:
-    """What one call of `fit` trains, and on what."""
+    """What the loop does between steps, and where."""
 
-    name: str  # for the progress bar
-    workdir: pathlib.Path
-    plan: Batches  # every batch of the run
-    data: Bucketed
-    ref_logps: np.ndarray | None  # [N, K] nats, when cached
-    ref_params: Params | None  # when scored in every step
-    params_shape: Params  # shapes and dtypes of the parameters
-    apply: Apply
-    loss: Loss | RewardLoss
-    select: Select | None
-    baseline: Baseline | None
-    optimizer: optax.GradientTransformation
-    learning_rate: optax.Schedule
-    accumulate: int
+    name: str  # for messages and the progress bar
+    workdir: pathlib.Path  # of metrics.jsonl and checkpoints/
     mesh: Mesh
     identity: dict[str, Any]  # what a checkpoint must have been made of to be continued
-    save_every: int
-    log_every: int
-    eval_every: int
-    keep: int
-    max_skipped: int
-    stuck_after: float = 0.0  # seconds; 0: a step may take as long as it takes
-    forward: Forward = score  # a policy's; `step.reward_scores`: a reward model's
+    train: TrainConfig  # how often to save, to log and to evaluate; when to give up
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Learner:
+    """A network to train: what it starts from, and how a step moves it."""
+
+    update: Update
+    learning_rate: optax.Schedule  # the optimizer's, for the lines of the metrics
+    params_shape: Params  # shapes and dtypes of what is trained
+    # The parameters to start from, on the mesh, as buffers of their own: the first step donates
+    # them. Called only when there is no checkpoint.
+    load_start: Callable[[], Params]
+    ref_params: Params | None = None  # what steps are given and never change: the reference that
+    # they score, or the base of adapters
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Feed:
+    """The rows that steps are taken on, and the batches they make up."""
+
+    dataset: Dataset
+    batches: Batches  # of the whole run
+    ref_logps: np.ndarray | None = None  # [N, K] nats under the reference, when cached
+
+    def read(self, start: int, mesh: Mesh) -> Iterator[Batch]:
+        """This process's rows of the batches ``start, start + 1, ...``, on the host."""
+        mine = self.batches.only(own_rows(mesh, self.batches.rows.shape[1]))
+        return read(self.dataset, mine, start=start, ref_logps=self.ref_logps)
 
 
 def fit(
     job: Job,
-    load_start: Callable[[], Params],
+    learner: Learner,
+    feed: Feed,
     key: Array,
     evaluate: Callable[[Params], dict[str, float]] | None = None,
 ) -> tuple[TrainState, dict[str, int]]:
-    """Trains to the end of the plan, from the newest checkpoint if there is one.
+    """Trains on every batch of the feed, from the newest checkpoint if there is one.
 
     Args:
-      job: what to train.
-      load_start: gives the parameters to start from, on the mesh, as buffers of its own; called
-        only when there is no checkpoint.
+      job: where, and what happens between steps.
+      learner: what is trained.
+      feed: on what.
       key: root PRNG key of the draws. ``[P]`` keys train P networks in one program: the parameters
-        have a leading axis P, and row i of a batch is network i % P's (`step.stacked_step`).
-      evaluate: called every ``eval_every`` steps and after the last one, if that is not 0; its
-        numbers are logged under ``eval_`` names.
+        that training starts from have a leading axis P, and row i of a batch is network i % P's
+        (`step.stacked_step`).
+      evaluate: called every ``job.train.eval_every`` steps and after the last one, if that is not
+        0; its numbers are logged under ``eval_`` names.
 
     Returns:
       The final state, and counts: steps, steps skipped, compiles, the step resumed from.
@@ -108,72 +112,59 @@ def fit(
       NumericalError: too many steps in a row were not finite.
       CheckpointError: a checkpoint cannot be read or written.
     """
-    compiles = 0
-
-    def traced() -> None:
-        nonlocal compiles
-        compiles += 1  # once per batch shape
-
-    start, target, step_fn = make_step(job, key, traced)
-    rows_done = np.cumsum((job.plan.rows >= 0).sum(axis=1))
-    mine = job.plan.only(own_rows(job.mesh, job.plan.rows.shape[1]))
+    traced: list[str] = []  # one entry per batch shape
+    start, target, step_fn = make_step(learner, job.mesh, key, lambda: traced.append("step"))
+    rows_done = np.cumsum((feed.batches.rows >= 0).sum(axis=1))
     return loop(
         job,
-        total=len(job.plan),
+        total=len(feed.batches),
         target=target,
-        start=lambda: start(load_start()),
-        batches=lambda begin: read(job.data.dataset, mine, start=begin, ref_logps=job.ref_logps),
-        turn=lambda state, batch, done: step_fn(state, job.ref_params, batch),
-        compiled=lambda: compiles,
+        start=lambda: start(learner.load_start()),
+        batches=lambda begin: feed.read(begin, job.mesh),
+        turn=lambda state, batch, done: step_fn(state, learner.ref_params, batch),
+        compiled=lambda: len(traced),
         tell=lambda step: {
-            "learning_rate": float(job.learning_rate(step - 1)),
-            "epoch": rows_done[step - 1] / len(job.data.dataset),
+            "learning_rate": float(learner.learning_rate(step - 1)),
+            "epoch": rows_done[step - 1] / len(feed.dataset),
         },
         evaluate=None if evaluate is None else lambda state: evaluate(state.params),
     )
 
 
 def make_step(
-    job: Job, key: Array, traced: Callable[[], None] = lambda: None
+    learner: Learner, mesh: Mesh, key: Array, traced: Callable[[], None] = lambda: None
 ) -> tuple[Callable[[Params], TrainState], TrainState, Any]:
-    """The program of one step, as `fit` runs it.
+    """Makes the program of one step, as `fit` runs it.
 
     Args:
-      job: what to train.
+      learner: what is trained.
+      mesh: where.
       key: as in `fit`.
       traced: called whenever the step is traced.
 
     Returns:
-      What makes the state at step 0 of the parameters to start from; shapes, dtypes and shardings
-      of the state; the step, jitted: ``(state, ref_params, batch) -> (state, scalars)``.
+      A function from the parameters to start from to the state at step 0; shapes, dtypes and
+      shardings of the state; the step, jitted: ``(state, ref_params, batch) -> (state, scalars)``.
     """
-    stacked = key.ndim > 0
+    stacked, shape = key.ndim > 0, learner.params_shape
+    if stacked:
+        shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(key), *x.shape), x.dtype), shape)
 
     def start(params: Params) -> TrainState:
-        make = functools.partial(init_state, optimizer=job.optimizer)
-        return (
-            jax.vmap(lambda p, k: make(p, key=k))(params, key) if stacked else make(params, key=key)
-        )
+        make = functools.partial(init_state, optimizer=learner.update.optimizer)
+        if stacked:
+            return jax.vmap(lambda p, k: make(p, key=k))(params, key)
+        return make(params, key=key)
 
-    shapes = jax.eval_shape(start, job.params_shape)
-    layout = shard_tree(shapes, job.mesh, stacked=stacked)
+    shapes = jax.eval_shape(start, shape)
+    layout = shard_tree(shapes, mesh, stacked=stacked)
 
     def one_step(
         state: TrainState, ref_params: Params | None, batch: Batch
     ) -> tuple[TrainState, dict[str, Array]]:
         traced()
-        step = functools.partial(
-            train_step,
-            apply=job.apply,
-            optimizer=job.optimizer,
-            loss=job.loss,
-            forward=job.forward,
-            select=job.select,
-            baseline=job.baseline,
-            accumulate=job.accumulate,
-        )
-        step = functools.partial(stacked_step, step=step) if stacked else step
-        return step(state, ref_params, batch)
+        take = stacked_step if stacked else train_step
+        return take(state, ref_params, batch, learner.update)
 
     return (
         jax.jit(start, out_shardings=layout, donate_argnums=0),
@@ -199,8 +190,7 @@ def loop(
     """Takes the steps that are left, and saves, tells and stops between them.
 
     Args:
-      job: its name, its folder, and how often to save and to tell; what is trained is the
-        caller's.
+      job: where, and what happens between steps; what is trained is the caller's.
       total: steps of the whole run.
       target: shapes, dtypes and shardings of the state.
       start: makes the state at step 0, laid out so; called only when there is no checkpoint.
@@ -222,8 +212,8 @@ def loop(
     """
     consistency.check_same({f"{job.name}: {name}": str(x) for name, x in job.identity.items()})
     players = dict.fromkeys(player(done) for done in range(total))
-    meters = {who: metrics.Meter(max_skipped=job.max_skipped) for who in players}
-    with checkpoint.open_store(job.workdir / "checkpoints", keep=job.keep) as store:
+    meters = {who: metrics.Meter(max_skipped=job.train.max_skipped) for who in players}
+    with checkpoint.open_store(job.workdir / "checkpoints", keep=job.train.keep) as store:
         # What process 0 sees: a file system may show it to the others later.
         begin = json.loads(distributed.exchange("latest", json.dumps(checkpoint.latest(store)))[0])
         if begin is None:
@@ -268,7 +258,7 @@ def loop(
         late: dict[str, Array] | None = None
         with (
             _signals() as caught,
-            watchdog.time_limit(job.stuck_after) as limited,
+            watchdog.time_limit(job.train.stuck_after) as limited,
             contextlib.closing(metrics.Writer(job.workdir, after_step=begin)) as writer,
             metrics.progress(job.name, total, done=begin) as advance,
         ):
@@ -289,9 +279,13 @@ def loop(
                         stopping = bool(heard())  # once: a signal may come at any line
                 spent += took[0]
                 late = scalars
-                at_end, logs = step == total, step % job.log_every == 0
-                evaluates = job.eval_every and (at_end or step % job.eval_every == 0)
-                saves = at_end or stopping or step % job.save_every == 0
+                at_end, logs = step == total, step % job.train.log_every == 0
+                evaluates = (
+                    evaluate is not None
+                    and job.train.eval_every > 0
+                    and (at_end or step % job.train.eval_every == 0)
+                )
+                saves = at_end or stopping or step % job.train.save_every == 0
                 if logs or at_end or evaluates or saves:  # these look at this very step
                     with metrics.timed() as took, limited(f"{job.name}, step {step}"):
                         note = look(step, late)

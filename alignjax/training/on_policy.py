@@ -14,12 +14,13 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from alignjax.data.batching import Batches, choose_shapes, deal_batches, shuffled
 from alignjax.errors import UserError
 from alignjax.runtime.sharding import abstract, own_rows, put_rows, row_sharding, shard_tree
 from alignjax.sampling.generate import Question, prompts_only
-from alignjax.training.loop import Job, loop
+from alignjax.training.loop import Job, Learner, loop
 from alignjax.training.step import init_state, train_step, weighted_sums
 from alignjax.types import Array, Batch, Params, TrainState
 
@@ -36,12 +37,18 @@ Score = Callable[[Batch], Array | np.ndarray]
 class Asking:
     """What the policy is asked, and how it responds."""
 
-    asked: Sequence[Question]  # rows of the policy's plan are indices into it
+    asked: Sequence[Question]
+    batches: Batches  # of the policy's steps; their rows are indices into ``asked``
     sample: Sampler  # `decode.sample` with its keywords bound
     eos: int
     max_empty_fraction: float  # stop when more of a step's responses are empty; in [0, 1)
-    # (trained parameters, job.ref_params) -> the network to sample from
+    # (trained parameters, learner.ref_params) -> the network to sample from
     whole: Callable[[Params, Params | None], Params] = lambda params, base: params
+
+    def prompts(self, index: int, mesh: Mesh) -> Batch:
+        """The prompts of the policy's step ``index``, from 0: this process's rows, on the host."""
+        rows, shape = self.batches.rows[index], self.batches.shapes[self.batches.shape[index]]
+        return prompts_only(self.asked, rows[own_rows(mesh, len(rows))], shape.prompt)
 
 
 def deal_prompts(
@@ -53,13 +60,13 @@ def deal_prompts(
     seed: int,
     steps: int,
 ) -> Batches:
-    """The prompts of every turn of the policy: all of them, shuffled, again and again.
+    """Deals the prompts to the policy's steps: all of them, shuffled, again and again.
 
     Args:
-      asked: what its rows are indices into.
+      asked: what the rows are indices into.
       buckets, multiple: shapes at most, and what their token counts are multiples of.
-      batch_size: prompts per turn.
-      steps: turns.
+      batch_size: prompts per step.
+      steps: of the policy.
     """
     lengths = np.array([len(q.ids) for q in asked], np.int64)
     nothing = np.ones((len(asked), 1), np.int64)
@@ -70,19 +77,20 @@ def deal_prompts(
 
 def fit(
     job: Job,
+    learner: Learner,
     asking: Asking,
     score: Score,
-    load_start: Callable[[], Params],
     key: Array,
     evaluate: Callable[[Params], dict[str, float]] | None = None,
 ) -> tuple[TrainState, dict[str, int]]:
     """Trains a policy on its own samples, from the newest checkpoint if there is one.
 
     Args:
-      job: the policy's; its plan is of `deal_prompts`, its data are not read.
+      job: as for `loop.fit`.
+      learner: the policy.
       asking: what it is asked.
       score: of a batch with the step's samples, on the mesh.
-      load_start, key, evaluate: as in `loop.fit`; samples have keys of their own.
+      key, evaluate: as in `loop.fit`; samples have keys of their own.
 
     Returns:
       As `loop.fit`.
@@ -93,29 +101,19 @@ def fit(
     """
 
     def start(params: Params) -> TrainState:
-        return init_state(params, job.optimizer, key)
+        return init_state(params, learner.update.optimizer, key)
 
-    shapes = jax.eval_shape(start, job.params_shape)
+    shapes = jax.eval_shape(start, learner.params_shape)
     layout = shard_tree(shapes, job.mesh)
     traced: list[str] = []  # one name per program and shape
-    ask = asker(job, asking, key, traced)
+    ask = asker(job, learner, asking, key, traced)
+    total = len(asking.batches)
 
     def policy(
         state: TrainState, ref_params: Params | None, batch: Batch, nats: Array
     ) -> tuple[TrainState, dict[str, Array]]:
         traced.append("policy")
-        state, scalars = train_step(
-            state,
-            ref_params,
-            batch,
-            apply=job.apply,
-            optimizer=job.optimizer,
-            loss=job.loss,
-            forward=job.forward,
-            select=job.select,
-            baseline=job.baseline,
-            accumulate=job.accumulate,
-        )
+        state, scalars = train_step(state, ref_params, batch, learner.update)
         assert batch.scores is not None
         return state, {
             **told(batch, asking, nats, {"scores": jnp.nan_to_num(batch.scores)}),
@@ -130,26 +128,27 @@ def fit(
         if isinstance(scores, np.ndarray):
             mine = scores[own_rows(job.mesh, len(scores))]
             scores = put_rows(mine.astype(np.float32), job.mesh)
-        return policy_fn(state, job.ref_params, dataclasses.replace(batch, scores=scores), nats)
+        batch = dataclasses.replace(batch, scores=scores)
+        return policy_fn(state, learner.ref_params, batch, nats)
 
     return loop(
         job,
-        total=len(job.plan),
+        total=total,
         target=abstract(shapes, layout),
-        start=lambda: jax.jit(start, out_shardings=layout, donate_argnums=0)(load_start()),
-        batches=lambda begin: (prompt_batch(job, asking, i) for i in range(begin, len(job.plan))),
+        start=lambda: jax.jit(start, out_shardings=layout, donate_argnums=0)(learner.load_start()),
+        batches=lambda begin: (asking.prompts(i, job.mesh) for i in range(begin, total)),
         turn=turn,
         compiled=lambda: len(traced),
-        tell=lambda step: policy_line(job, asking, step),
+        tell=lambda step: policy_line(learner, asking, step),
         watch=lambda step, values: refuse_empty(job, asking, step, values),
         evaluate=None if evaluate is None else lambda state: evaluate(state.params),
     )
 
 
 def asker(
-    job: Job, asking: Asking, key: Array, traced: list[str]
+    job: Job, learner: Learner, asking: Asking, key: Array, traced: list[str]
 ) -> Callable[[Params, Batch, int], tuple[Batch, Array]]:
-    """What samples a step's responses: the batch with them, and ``[B, K]`` nats of each."""
+    """Makes the sampling of a step's responses: the batch with them, ``[B, K]`` nats of each."""
 
     def sample(
         params: Params,
@@ -168,20 +167,13 @@ def asker(
 
     def ask(params: Params, batch: Batch, done: int) -> tuple[Batch, Array]:
         asked = batch.prompt, batch.prompt_length, batch.prompt_id
-        response, length, nats = sample_fn(params, job.ref_params, *asked, done)
+        response, length, nats = sample_fn(params, learner.ref_params, *asked, done)
         drawn = dataclasses.replace(
             batch, response=response, response_length=length, scores=None, desirable=None
         )
         return drawn, nats
 
     return ask
-
-
-def prompt_batch(job: Job, asking: Asking, index: int) -> Batch:
-    """The prompts of the policy's turn ``index``, from 0: this process's rows, on the host."""
-    plan = job.plan
-    mine = plan.rows[index][own_rows(job.mesh, plan.rows.shape[1])]
-    return prompts_only(asking.asked, mine, plan.shapes[plan.shape[index]].prompt)
 
 
 def told(batch: Batch, asking: Asking, nats: Array, more: dict[str, Array]) -> dict[str, Array]:
@@ -200,10 +192,10 @@ def told(batch: Batch, asking: Asking, nats: Array, more: dict[str, Array]) -> d
     return {name: x / jnp.maximum(batch.weight.sum(), 1e-9) for name, x in sums.items()}
 
 
-def policy_line(job: Job, asking: Asking, turns: int) -> dict[str, float]:
+def policy_line(learner: Learner, asking: Asking, turns: int) -> dict[str, float]:
     """What a line says of the policy after so many of its turns."""
-    rows = int((job.plan.rows[:turns] >= 0).sum())
-    rate = float(job.learning_rate(max(turns - 1, 0)))
+    rows = int((asking.batches.rows[:turns] >= 0).sum())
+    rate = float(learner.learning_rate(max(turns - 1, 0)))
     return {"learning_rate": rate, "epoch": rows / len(asking.asked)}
 
 

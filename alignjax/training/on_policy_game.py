@@ -12,19 +12,18 @@ that stays, such a loop settles between it and the golden distribution: docs/pap
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignjax.data.batching import Batches, Bucketed, read
-from alignjax.runtime.sharding import abstract, own_rows, shard_tree
+from alignjax.runtime.sharding import abstract, shard_tree
 from alignjax.training import game, on_policy
-from alignjax.training.loop import Job, loop
+from alignjax.training.loop import Feed, Job, Learner, loop
 from alignjax.training.on_policy import Asking
 from alignjax.training.step import init_state
-from alignjax.types import Array, Batch, GameState, Loss, Params, RewardLoss
+from alignjax.types import Array, Batch, GameState, Params
 
 # Folded into the run's key for the reward model's draws; see `on_policy.SAMPLES`.
 REWARD = np.uint32(2**32 - 3)
@@ -35,29 +34,29 @@ REWARD_MODEL = "reward_model/"  # what its numbers' names begin with
 class Opponent:
     """The reward model of a game, what it learns from, and when."""
 
-    job: Job  # its data: prompts with their golden response first; a plan of one batch per turn
-    load_start: Callable[[], Params]  # as buffers of its own
-    pairs: Bucketed  # human comparisons
-    pairs_plan: Batches  # one batch per turn
+    learner: Learner
+    golden: Feed  # prompts with their golden response first; one batch per turn
+    pairs: Feed  # human comparisons; one batch per turn
     reward_steps: int  # turns of the reward model in a cycle
     policy_steps: int  # and then of the policy; > 0
 
 
 def play(
     job: Job,
+    learner: Learner,
     asking: Asking,
     opponent: Opponent,
-    load_start: Callable[[], Params],
     key: Array,
     evaluate: Callable[[GameState], dict[str, float]] | None = None,
 ) -> tuple[GameState, dict[str, int]]:
     """Trains both players, from the newest checkpoint if there is one.
 
     Args:
-      job: the policy's; its plan is of `on_policy.deal_prompts`, its data are not read.
+      job: as for `loop.fit`.
+      learner: the policy.
       asking: what the policy is asked.
       opponent: the reward model's side.
-      load_start, key: as in `loop.fit`, of the policy.
+      key: as in `loop.fit`.
       evaluate: as in `loop.fit`, of both.
 
     Returns:
@@ -66,36 +65,27 @@ def play(
     Raises:
       UserError: as `on_policy.fit`.
     """
-    its = opponent.job
+    its = opponent.learner
     schedule = {"reward_steps": opponent.reward_steps, "policy_steps": opponent.policy_steps}
-    total = game.turns_until(len(job.plan), **schedule)
+    total = game.turns_until(len(asking.batches), **schedule)
 
     def start(policy: Params, reward: Params) -> GameState:
         return GameState(
-            policy=init_state(policy, job.optimizer, key),
-            reward=init_state(reward, its.optimizer, jax.random.fold_in(key, REWARD)),
+            policy=init_state(policy, learner.update.optimizer, key),
+            reward=init_state(reward, its.update.optimizer, jax.random.fold_in(key, REWARD)),
         )
 
-    shapes = jax.eval_shape(start, job.params_shape, its.params_shape)
+    shapes = jax.eval_shape(start, learner.params_shape, its.params_shape)
     layout = shard_tree(shapes, job.mesh)
     traced: list[str] = []
-    ask = on_policy.asker(job, asking, key, traced)
+    ask = on_policy.asker(job, learner, asking, key, traced)
 
     def policy(
         state: GameState, ref_params: Params | None, batch: Batch, nats: Array
     ) -> tuple[GameState, dict[str, Array]]:
         traced.append("policy")
         state, scalars = game.policy_step(
-            state,
-            ref_params,
-            batch,
-            apply=job.apply,
-            reward_apply=its.apply,
-            optimizer=job.optimizer,
-            loss=cast(Loss, job.loss),
-            forward=job.forward,
-            select=job.select,
-            accumulate=job.accumulate,
+            state, ref_params, batch, learner.update, reward_apply=its.update.apply
         )
         return state, {**on_policy.told(batch, asking, nats, {}), **scalars}
 
@@ -103,42 +93,31 @@ def play(
         state: GameState, golden: Batch, sampled: Batch, nats: Array, pairs: Batch
     ) -> tuple[GameState, dict[str, Array]]:
         traced.append("reward")
-        state, scalars = game.reward_step(
-            state,
-            against(golden, sampled, pairs),
-            apply=its.apply,
-            optimizer=its.optimizer,
-            loss=cast(RewardLoss, its.loss),
-            select=its.select,
-            accumulate=its.accumulate,
-        )
+        state, scalars = game.reward_step(state, against(golden, sampled, pairs), its.update)
         return state, {**on_policy.told(sampled, asking, nats, {}), **scalars}
 
     policy_fn = jax.jit(policy, donate_argnums=0, out_shardings=(layout, None))
     reward_fn = jax.jit(reward, donate_argnums=0, out_shardings=(layout, None))
 
     def batches(begin: int) -> Iterator[Any]:
-        turns = game.turns_before(begin, **schedule)
-        begin_at = turns["reward"]
-        golden = read(its.data.dataset, _own(its.plan, job), start=begin_at)
-        pairs = read(opponent.pairs.dataset, _own(opponent.pairs_plan, job), start=begin_at)
+        begin_at = game.turns_before(begin, **schedule)["reward"]
+        golden = opponent.golden.read(begin_at, job.mesh)
+        pairs = opponent.pairs.read(begin_at, job.mesh)
         for done in range(begin, total):
             if game.player(done, **schedule) == "reward":
                 yield next(golden), next(pairs)
             else:
-                yield on_policy.prompt_batch(
-                    job, asking, game.turns_before(done, **schedule)["policy"]
-                )
+                yield asking.prompts(game.turns_before(done, **schedule)["policy"], job.mesh)
 
     def turn(state: GameState, batch: Any, done: int) -> tuple[GameState, dict[str, Array]]:
         if game.player(done, **schedule) == "policy":
-            return policy_fn(state, job.ref_params, *ask(state.policy.params, batch, done))
+            return policy_fn(state, learner.ref_params, *ask(state.policy.params, batch, done))
         golden, pairs = batch
         return reward_fn(state, golden, *ask(state.policy.params, golden, done), pairs)
 
     def tell(step: int) -> dict[str, float]:
         turns = game.turns_before(step, **schedule)
-        line = on_policy.policy_line(job, asking, turns["policy"])
+        line = on_policy.policy_line(learner, asking, turns["policy"])
         if turns["reward"]:
             line[REWARD_MODEL + "learning_rate"] = float(its.learning_rate(turns["reward"] - 1))
         return line
@@ -148,7 +127,7 @@ def play(
         total=total,
         target=abstract(shapes, layout),
         start=lambda: jax.jit(start, out_shardings=layout, donate_argnums=(0, 1))(
-            load_start(), opponent.load_start()
+            learner.load_start(), its.load_start()
         ),
         batches=batches,
         turn=turn,
@@ -158,11 +137,6 @@ def play(
         watch=lambda step, values: on_policy.refuse_empty(job, asking, step, values),
         evaluate=evaluate,
     )
-
-
-def _own(plan: Batches, job: Job) -> Batches:
-    """What this process reads of it."""
-    return plan.only(own_rows(job.mesh, plan.rows.shape[1]))
 
 
 def against(golden: Batch, sampled: Batch, pairs: Batch) -> Batch:

@@ -33,7 +33,6 @@ from alignjax.types import (
 )
 
 Apply = Callable[[Params, Batch], Array]  # -> [B, K] response log-probabilities, nats; or scores
-StepFunction = Callable[[TrainState, Params | None, Batch], tuple[TrainState, dict[str, Array]]]
 Forward = Callable[..., Any]  # (params, ref_params, batch, *, apply, key) -> what the loss sees
 
 
@@ -142,18 +141,27 @@ def weighted_sums(loss: Array, metrics: Metrics, weight: Array) -> tuple[Array, 
     return total(loss), {name: total(x) for name, x in metrics.items()}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Update:
+    """What one optimizer step does: which numbers of the network, which loss, which optimizer."""
+
+    apply: Apply  # (params, batch) -> [B, K] response log-probabilities, or a reward model's scores
+    loss: Loss | RewardLoss  # with its hyperparameters bound; schedules among them are resolved
+    optimizer: optax.GradientTransformation
+    # Makes the loss's first argument: `score` for a policy, `reward_scores` for a reward model,
+    # `with_adapters` of either for adapters. Its key depends on the step and is not `select`'s.
+    forward: Forward = score
+    # Draws responses before the forward pass, with a key that depends on the step.
+    select: Select | None = None
+    # Values whose mean over the global batch the loss reads, without gradient. With accumulate = 1
+    # it costs no forward pass; else one more over policy and live reference, since the first
+    # micro-batch's gradient depends on the last one's value.
+    baseline: Baseline | None = None
+    accumulate: int = 1  # micro-batches whose gradients are added up; exact for weighted means
+
+
 def train_step(
-    state: TrainState,
-    ref_params: Params | None,
-    batch: Batch,
-    *,
-    apply: Apply,
-    optimizer: optax.GradientTransformation,
-    loss: Loss | RewardLoss,
-    forward: Forward = score,
-    select: Select | None = None,
-    baseline: Baseline | None = None,
-    accumulate: int = 1,
+    state: TrainState, ref_params: Params | None, batch: Batch, update: Update
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimizer step.
 
@@ -161,18 +169,8 @@ def train_step(
       state: the network being trained. Donate it.
       ref_params: the frozen reference, or None when its log-probabilities come with the batch or
         the loss uses none. Never donated.
-      batch: B prompts; B is a multiple of ``accumulate``.
-      apply: ``(params, batch) -> [B, K]`` response log-probabilities, or a reward model's scores.
-      optimizer: an optax transformation.
-      loss: the objective, with hyperparameters bound; bound schedules are resolved here.
-      forward: makes the loss's first argument: `score` for a policy, `reward_scores` for a reward
-        model; `with_adapters` of either trains adapters. Its key depends on the step and is not
-        the draws'.
-      select: draws responses before the forward pass, with a key that depends on the step.
-      baseline: values whose mean over the global batch the loss reads, without gradient. With
-        ``accumulate`` = 1 it costs no forward pass; else one more over policy and live reference,
-        since the first micro-batch's gradient depends on the last one's value.
-      accumulate: micro-batches whose gradients are added up; exact for weighted means.
+      batch: B prompts; B is a multiple of ``update.accumulate``.
+      update: what the step does.
 
     Returns:
       The new state and scalars: ``loss``, ``grad_norm``, ``num_tokens`` (not padding; a prompt
@@ -181,13 +179,14 @@ def train_step(
       ``running_baseline``. A step whose loss or gradient is not finite leaves
       parameters and optimizer state as they were, bit for bit.
     """
-    loss = resolve(loss, state.step)
-    if select is not None:
-        batch = resolve(select, state.step)(jax.random.fold_in(state.key, state.step), batch)
+    baseline, accumulate = update.baseline, update.accumulate
+    loss = resolve(update.loss, state.step)
+    if update.select is not None:
+        batch = resolve(update.select, state.step)(jax.random.fold_in(state.key, state.step), batch)
 
     # Steps are below 2^31: no draw of responses has one of these keys.
     key = jax.random.fold_in(state.key, state.step.astype(jnp.uint32) + np.uint32(2**31))
-    forward = functools.partial(forward, apply=apply, key=key)
+    forward = functools.partial(update.forward, apply=update.apply, key=key)
     whole = None
     if baseline is not None:
         baseline = resolve(baseline, state.step)
@@ -218,7 +217,7 @@ def train_step(
     weight = batch.weight.sum()
     grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9), grads)
     norm = optax.tree.norm(grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = update.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
     averages = {name: x / jnp.maximum(weight, 1e-9) for name, x in metrics.items()}
@@ -255,7 +254,7 @@ def train_step(
 
 
 def stacked_step(
-    states: TrainState, ref_params: Params | None, batch: Batch, *, step: StepFunction
+    states: TrainState, ref_params: Params | None, batch: Batch, update: Update
 ) -> tuple[TrainState, dict[str, Array]]:
     """One step of each of P networks, which share the reference (or the adapters' base).
 
@@ -263,7 +262,7 @@ def stacked_step(
       states: every leaf with a leading axis P; the P keys differ, or the networks draw alike.
       ref_params: of all of them, not stacked.
       batch: P x B rows; row i is network i % P's, so that every device has rows of each.
-      step: `train_step` with all its keywords bound.
+      update: what the step of each does.
 
     Returns:
       The new states, and the scalars of one step: means over the networks, sums of ``num_tokens``
@@ -271,6 +270,7 @@ def stacked_step(
       was and moves the others.
     """
     parts = _split(batch, len(states.step))
+    step = functools.partial(train_step, update=update)
     states, scalars = jax.vmap(step, in_axes=(0, None, 0))(states, ref_params, parts)
     whole: dict[str, Callable[[Array], Array]]
     whole = {"num_tokens": jnp.sum, "weight": jnp.sum, "skipped": jnp.max}

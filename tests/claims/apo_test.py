@@ -16,7 +16,7 @@ import pytest
 from alignjax.losses import apo, dpo
 from alignjax.testing import loss_inputs
 from alignjax.training import game
-from alignjax.training.step import init_state
+from alignjax.training.step import Update, init_state, reward_scores
 from alignjax.types import GameState
 
 V = 4
@@ -258,18 +258,17 @@ def test_alternating_against_a_fixed_reference_settles_between_it_and_the_golden
             for x in (jnp.asarray(GOLD), theta)
         )
         ranking = functools.partial(apo.reward_loss, sample_weight=1.0)
-        state, _ = game.reward_step(
-            state, first, apply=reward_apply, optimizer=optimizer, loss=ranking
+        update = Update(
+            apply=reward_apply, optimizer=optimizer, loss=ranking, forward=reward_scores
         )
+        state, _ = game.reward_step(state, first, update)
         ascent = functools.partial(apo.loss, beta=beta)
         state, _ = game.policy_step(
             state,
             reference,
             second,
-            apply=policy_apply,
+            Update(apply=policy_apply, optimizer=optimizer, loss=ascent),
             reward_apply=reward_apply,
-            optimizer=optimizer,
-            loss=ascent,
         )
         return state, None
 

@@ -25,7 +25,14 @@ from alignjax.models.transformer import init_params
 from alignjax.runtime import sharding
 from alignjax.stages import adapters, pretrained
 from alignjax.training import optim
-from alignjax.training.step import init_state, reward_scores, score, train_step, with_adapters
+from alignjax.training.step import (
+    Update,
+    init_state,
+    reward_scores,
+    score,
+    train_step,
+    with_adapters,
+)
 from alignjax.types import Batch
 from tests import runs
 
@@ -127,13 +134,15 @@ def evaluate_step(config: Config) -> None:
     base = network if config.lora is not None or not reward else None
     step = functools.partial(
         train_step,
-        apply=functools.partial(apply, config=config.model),
-        optimizer=optimizer,
-        loss=loss,
-        forward=forward,
-        select=config.select,
-        baseline=baseline,
-        accumulate=config.train.accumulate,
+        update=Update(
+            apply=functools.partial(apply, config=config.model),
+            optimizer=optimizer,
+            loss=loss,
+            forward=forward,
+            select=config.select,
+            baseline=baseline,
+            accumulate=config.train.accumulate,
+        ),
     )
     found, scalars = jax.eval_shape(step, state, base, batch_of(config, config.train.batch_size))
     assert jax.tree.structure(found.params) == jax.tree.structure(trained)

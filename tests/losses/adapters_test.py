@@ -10,7 +10,14 @@ import pytest
 
 from alignjax.models import lora
 from alignjax.models.config import LoraConfig
-from alignjax.training.step import init_state, reward_scores, score, train_step, with_adapters
+from alignjax.training.step import (
+    Update,
+    init_state,
+    reward_scores,
+    score,
+    train_step,
+    with_adapters,
+)
 from tests.losses import checks
 from tests.losses.conformance_test import DEFINED, RUNS, as_run
 
@@ -39,10 +46,12 @@ def test_a_step_moves_the_adapters_and_nothing_else(name):
     )
     step = functools.partial(
         train_step,
-        apply=apply,
-        optimizer=OPTIMIZER,
-        loss=as_run(DEFINED[name]),
-        forward=forward,
+        update=Update(
+            apply=apply,
+            optimizer=OPTIMIZER,
+            loss=as_run(DEFINED[name]),
+            forward=forward,
+        ),
     )
     before = init_state(lora.init(CONFIG, base, jax.random.key(1)), OPTIMIZER, jax.random.key(2))
     after, scalars = jax.jit(step)(before, base, batch)

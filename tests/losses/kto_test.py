@@ -123,11 +123,13 @@ def test_what_the_mismatched_response_costs():
     def flops(select, baseline, batch):
         run = functools.partial(
             step.train_step,
-            apply=functools.partial(response_logps, config=config),
-            optimizer=optimizer,
-            loss=kto.loss,
-            select=select,
-            baseline=baseline,
+            update=step.Update(
+                apply=functools.partial(response_logps, config=config),
+                optimizer=optimizer,
+                loss=kto.loss,
+                select=select,
+                baseline=baseline,
+            ),
         )
         return jax.jit(run).lower(state, params, batch).cost_analysis()["flops"]
 

@@ -19,6 +19,7 @@ from alignjax.runtime import sharding
 from alignjax.runtime.checkpoint import tree_digest
 from alignjax.training import step
 from alignjax.training.step import (
+    Update,
     init_state,
     reward_scores,
     score,
@@ -54,9 +55,8 @@ def step_of(loss, apply=response_logps, forward=score, live=True, config=CONFIG,
     model = keywords.pop("model", MODEL)
     forward = functools.partial(with_adapters, forward=forward, config=config, live=live)
     apply = functools.partial(apply, config=model)
-    return functools.partial(
-        train_step, apply=apply, optimizer=OPTIMIZER, loss=loss, forward=forward, **keywords
-    )
+    update = Update(apply=apply, optimizer=OPTIMIZER, loss=loss, forward=forward, **keywords)
+    return functools.partial(train_step, update=update)
 
 
 # --- the function and its gradient
@@ -158,7 +158,9 @@ def test_no_gradient_of_a_targeted_kernel_is_formed():
     ours = jax.make_jaxpr(step_of(loss))(state, base, batch)
     assert kernels_written(ours.jaxpr, shapes) == 0
     apply = functools.partial(response_logps, config=MODEL)
-    whole = functools.partial(train_step, apply=apply, optimizer=OPTIMIZER, loss=loss)
+    whole = functools.partial(
+        train_step, update=Update(apply=apply, optimizer=OPTIMIZER, loss=loss)
+    )
     dense = jax.make_jaxpr(whole)(init_state(base, OPTIMIZER, jax.random.key(0)), base, batch)
     assert kernels_written(dense.jaxpr, shapes) >= 7
 

@@ -19,7 +19,7 @@ from alignjax.runtime import sharding
 from alignjax.runtime.checkpoint import tree_digest
 from alignjax.stages import pretrained
 from alignjax.training import optim
-from alignjax.training.step import init_state, score, train_step, with_adapters
+from alignjax.training.step import Update, init_state, score, train_step, with_adapters
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
@@ -141,10 +141,12 @@ def step_of(model, config):
     forward = functools.partial(with_adapters, forward=score, config=config, live=True)
     return functools.partial(
         train_step,
-        apply=functools.partial(response_logps, config=model),
-        optimizer=OPTIMIZER,
-        loss=functools.partial(dpo.loss, beta=0.1),
-        forward=forward,
+        update=Update(
+            apply=functools.partial(response_logps, config=model),
+            optimizer=OPTIMIZER,
+            loss=functools.partial(dpo.loss, beta=0.1),
+            forward=forward,
+        ),
     )
 
 

@@ -194,10 +194,10 @@ def test_a_sweep_ranks_what_fits_by_time(monkeypatch):
 def test_rows_are_of_the_kind_that_the_objective_takes(file, part, drawn):
     mesh = make_mesh(1, 2, 1)
     of = dataclasses.replace(config(file), mesh=MeshConfig(fsdp=2))
-    found, job, batch, k = programs.job_of(of, mesh, part)
+    found, learner, batch, k = programs.learner_of(of, mesh, part)
     assert k == drawn
     assert batch.prompt.shape[0] == found.train.batch_size
-    reference = batch.ref_logps is not None or job.ref_params is not None
+    reference = batch.ref_logps is not None or learner.ref_params is not None
     assert reference == (part == "step" and of.reward_loss is None)
 
 

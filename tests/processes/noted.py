@@ -38,11 +38,11 @@ def _note(folder: pathlib.Path) -> None:
         (folder / f"rows-{index}.json").write_text(json.dumps(told), encoding="utf-8")
         return put_rows(batch, mesh)
 
-    def fitting(job: loop.Job, *rest: Any) -> Any:
+    def fitting(job: loop.Job, learner: loop.Learner, feed: loop.Feed, *rest: Any) -> Any:
         nonlocal data, stage
-        stage, data = job.name, job.data.dataset
+        stage, data = job.name, feed.dataset
         batches[stage], opened[stage] = [], set()
-        out = fit(job, *rest)
+        out = fit(job, learner, feed, *rest)
         data = None
         return out
 

@@ -22,6 +22,7 @@ from alignjax.models import reward_head
 from alignjax.recipes import reward_model
 from alignjax.rewards import reward_models, scorers
 from alignjax.runtime import checkpoint, metrics
+from alignjax.stages import learners
 from alignjax.stages.data import prepare_data
 from alignjax.testing import loss_inputs
 from alignjax.training import loop
@@ -122,10 +123,10 @@ def test_stopped_and_started_again_it_ends_with_the_same_bits(base, tmp_path, mo
 def test_it_starts_from_the_supervised_stage(copy, monkeypatch):
     real, starts = loop.fit, []
 
-    def fit(job, load_start, *rest):
+    def fit(job, learner, *rest):
         if job.name != "reward model":
-            return real(job, load_start, *rest)
-        starts.append(load_start())
+            return real(job, learner, *rest)
+        starts.append(learner.load_start())
         raise ZeroDivisionError
 
     monkeypatch.setattr(loop, "fit", fit)
@@ -158,7 +159,7 @@ def test_the_mean_over_objectives_is_that_of_each_by_itself():
     rng = np.random.default_rng(0)
     given, truth = rng.normal(size=(2, 3, 4, 2)).astype(np.float32)
     _, batch = loss_inputs(np.zeros((3, 4)), scores=truth)
-    losses, found = reward_model.over_objectives(
+    losses, found = learners.over_objectives(
         given, batch, reward_loss=bradley_terry.reward_loss, names=("a", "b")
     )
     alone = [

@@ -20,7 +20,7 @@ from alignjax.models.transformer import init_params
 from alignjax.runtime import sharding
 from alignjax.runtime.sharding import make_mesh, path_name, put_rows, shard_tree
 from alignjax.stages import pretrained
-from alignjax.training.step import init_state, train_step
+from alignjax.training.step import Update, init_state, train_step
 from benchmarks.plain import plain_logps
 from tests import tiny
 
@@ -176,10 +176,12 @@ def two_steps(mesh_shape, logps=response_logps, accumulate=1, live=True, rows=No
     step = jax.jit(
         functools.partial(
             train_step,
-            apply=apply,
-            optimizer=OPTIMIZER,
-            loss=functools.partial(dpo.loss, beta=0.5),
-            accumulate=accumulate,
+            update=Update(
+                apply=apply,
+                optimizer=OPTIMIZER,
+                loss=functools.partial(dpo.loss, beta=0.5),
+                accumulate=accumulate,
+            ),
         ),
         donate_argnums=0,
         out_shardings=(layout, None),
@@ -203,12 +205,14 @@ def test_a_baseline_is_of_the_batch_over_all_devices(accumulate):
     def kto_step(mesh):
         step = functools.partial(
             train_step,
-            apply=lambda params, b: params * b.response.sum(axis=-1) / 64,
-            optimizer=optax.sgd(1.0),
-            loss=functools.partial(kto.loss, beta=1.0),
-            select=kto.select,
-            baseline=kto.baseline,
-            accumulate=accumulate,
+            update=Update(
+                apply=lambda params, b: params * b.response.sum(axis=-1) / 64,
+                optimizer=optax.sgd(1.0),
+                loss=functools.partial(kto.loss, beta=1.0),
+                select=kto.select,
+                baseline=kto.baseline,
+                accumulate=accumulate,
+            ),
         )
         state = init_state(jnp.float32(1.0), optax.sgd(1.0), jax.random.key(0))
         batch = tiny.ragged(1, b=16).replace(

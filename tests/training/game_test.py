@@ -16,7 +16,7 @@ from alignjax.models import reward_head, transformer
 from alignjax.runtime import checkpoint, sharding
 from alignjax.testing import loss_inputs
 from alignjax.training import game
-from alignjax.training.step import init_state, reward_scores, train_step
+from alignjax.training.step import Update, init_state, reward_scores, train_step
 from alignjax.types import GameState
 from tests import tiny
 
@@ -51,19 +51,16 @@ def make_batch(step=0, b=B):
     return dataclasses.replace(batch, response=response)
 
 
-REWARD = functools.partial(
-    game.reward_step,
-    apply=apply,
-    optimizer=OPTIMIZER,
-    loss=functools.partial(apo.reward_loss, sample_weight=0.5),
+def policy_update(**changes):
+    loss = functools.partial(apo.loss, beta=0.2)
+    return Update(**{**dict(apply=apply, optimizer=OPTIMIZER, loss=loss), **changes})
+
+
+REWARD_UPDATE = policy_update(
+    loss=functools.partial(apo.reward_loss, sample_weight=0.5), forward=reward_scores
 )
-POLICY = functools.partial(
-    game.policy_step,
-    apply=apply,
-    reward_apply=apply,
-    optimizer=OPTIMIZER,
-    loss=functools.partial(apo.loss, beta=0.2),
-)
+REWARD = functools.partial(game.reward_step, update=REWARD_UPDATE)
+POLICY = functools.partial(game.policy_step, update=policy_update(), reward_apply=apply)
 
 
 @functools.cache
@@ -134,15 +131,13 @@ def test_steps_are_those_of_each_network_alone():
     """The same programs' arithmetic as training the one network on the other's scores."""
     state, batch, reference = make_state(), make_batch(), params(1)
     scored = batch.replace(scores=jax.jit(apply)(state.reward.params, batch))
-    keywords = dict(apply=apply, optimizer=OPTIMIZER)
-    alone = functools.partial(train_step, **keywords, loss=POLICY.keywords["loss"])
+    alone = functools.partial(train_step, update=policy_update())
     wanted, scalars = jax.jit(alone)(state.policy, reference, scored)
     new, found = jax.jit(POLICY)(state, reference, batch)
     chex.assert_trees_all_close((new.policy.params, found), (wanted.params, scalars), rtol=1e-5)
     np.testing.assert_allclose(found["scores"], scored.scores.mean(), rtol=1e-5)
 
-    loss = REWARD.keywords["loss"]
-    alone = functools.partial(train_step, **keywords, loss=loss, forward=reward_scores)
+    alone = functools.partial(train_step, update=REWARD_UPDATE)
     wanted, scalars = jax.jit(alone)(state.reward, None, batch)
     new, found = jax.jit(REWARD)(state, batch)
     chex.assert_trees_all_close((new.reward.params, found), (wanted.params, scalars), rtol=1e-5)
@@ -152,7 +147,8 @@ def test_selects_see_the_reward_models_scores():
     """DPO on its best and worst sample: the data's own scores, here all tied, are not used."""
     state, reference = make_state(), params(3)
     batch = make_batch().replace(scores=jnp.zeros((B, K)))
-    step = functools.partial(POLICY, loss=dpo.loss, select=bradley_terry.select, accumulate=2)
+    update = policy_update(loss=dpo.loss, select=bradley_terry.select, accumulate=2)
+    step = functools.partial(POLICY, update=update)
     _, scalars = jax.jit(step)(state, reference, batch)
     assert float(scalars["weight"]) == B
     scores = np.asarray(apply(state.reward.params, batch))
@@ -202,9 +198,8 @@ def test_a_step_that_is_not_finite_is_a_turn_taken():
         return apply(params, batch) * jnp.nan
 
     state = make_state()
-    new, scalars = jax.jit(functools.partial(POLICY, reward_apply=broken, loss=nan_loss))(
-        state, params(1), make_batch()
-    )
+    step = functools.partial(POLICY, update=policy_update(loss=nan_loss), reward_apply=broken)
+    new, scalars = jax.jit(step)(state, params(1), make_batch())
     assert int(scalars["skipped"]) == 1
     assert int(new.step) == 1
     assert same((new.reward, new.policy.params), (state.reward, state.policy.params))

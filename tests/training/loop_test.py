@@ -15,17 +15,20 @@ import numpy as np
 import optax
 import pytest
 
+from alignjax.config import TrainConfig
 from alignjax.data.batching import Batches, Bucketed, choose_shapes, deal_batches, shuffled
 from alignjax.errors import CheckpointError, NumericalError, UserError
 from alignjax.runtime import checkpoint, metrics, sharding
 from alignjax.runtime.metrics import Meter
 from alignjax.training import loop
+from alignjax.training.step import Update
 from tests import runs
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
 
 N, B, WIDTH = 44, 8, 4
 TOTAL = 12  # steps
+SHAPE = {"w": jax.ShapeDtypeStruct((2, WIDTH), jnp.float32)}
 IDENTITY = {"data": "d", "tokenizer": "t", "reference": "r"}
 
 
@@ -98,40 +101,59 @@ def draw(key, batch):
     )
 
 
-def job(workdir, *, epochs: float = 2.0, **changes) -> loop.Job:
-    data = changes.pop("data", None) or rows()
-    plan = deal_batches(
-        data.shapes,
-        data.assignment,
-        batch_size=B,
-        order=shuffled(N, 0),
-        rows=round(epochs * N),
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The three arguments of `loop.fit` that say what is trained."""
+
+    job: loop.Job
+    learner: loop.Learner
+    feed: loop.Feed
+
+
+def make_feed(*, epochs: float = 2.0, count: int = 2) -> loop.Feed:
+    data = rows(count)
+    order = shuffled(N, 0)
+    batches = deal_batches(
+        data.shapes, data.assignment, batch_size=B, order=order, rows=round(epochs * N)
     )
+    return loop.Feed(data.dataset, batches)
+
+
+def job(
+    workdir,
+    *,
+    mesh=None,
+    identity=IDENTITY,
+    feed=None,
+    params_shape=SHAPE,
+    loss=loss,
+    **train,
+) -> Settings:
+    """A run of `TOTAL` steps; ``train`` are fields of its `TrainConfig`."""
     schedule = optax.linear_schedule(0.1, 0.0, 12)
-    parts = dict(
-        name="alignment",
-        workdir=workdir,
-        plan=plan,
-        data=data,
-        ref_logps=None,
-        ref_params=None,
-        params_shape={"w": jax.ShapeDtypeStruct((2, WIDTH), jnp.float32)},
-        apply=apply,
-        loss=loss,
-        select=draw,
-        baseline=level,
-        optimizer=optax.adam(schedule),
-        learning_rate=schedule,
-        accumulate=1,
-        mesh=changes.pop("mesh", None) or sharding.make_mesh(1, 1, 1),
-        identity=IDENTITY,
-        save_every=4,
-        log_every=3,
-        eval_every=0,
-        keep=3,
-        max_skipped=3,
+    times = dict(save_every=4, log_every=3, keep=3, max_skipped=3, stuck_after=0.0)
+    return Settings(
+        loop.Job(
+            name="alignment",
+            workdir=workdir,
+            mesh=mesh or sharding.make_mesh(1, 1, 1),
+            identity=identity,
+            train=TrainConfig(**{**times, **train}),
+        ),
+        loop.Learner(
+            update=Update(
+                apply=apply,
+                loss=loss,
+                optimizer=optax.adam(schedule),
+                select=draw,
+                baseline=level,
+            ),
+            learning_rate=schedule,
+            params_shape=params_shape,
+            load_start=begin,
+        ),
+        feed or make_feed(),
     )
-    return loop.Job(**{**parts, **changes})
 
 
 def begin():
@@ -139,7 +161,7 @@ def begin():
 
 
 def fit(settings, evaluate=None):
-    return loop.fit(settings, begin, jax.random.key(7), evaluate)
+    return loop.fit(settings.job, settings.learner, settings.feed, jax.random.key(7), evaluate)
 
 
 class StopHereError(Exception):
@@ -183,18 +205,18 @@ def bare(state):
 
 def test_the_run_covers_what_resuming_has_to_get_right(clean):
     state, counts, lines, _ = clean
-    assert counts["steps"] == len(job(None).plan) == int(state.step) == TOTAL
+    assert counts["steps"] == len(make_feed().batches) == int(state.step) == TOTAL
     assert counts["skipped_steps"] == 0
     assert abs(float(state.baseline)) > 0.1  # what the loss reads of the steps before
     assert counts["resumed_from"] == 0
-    assert len(job(None).plan.shapes) == 2
-    assert (job(None).plan.rows == -1).any()  # batches that are filled up
+    assert len(make_feed().batches.shapes) == 2
+    assert (make_feed().batches.rows == -1).any()  # batches that are filled up
     assert [float.fromhex(line["step"]) for line in lines][:4] == [3, 6, 9, 12]
 
 
 def test_it_compiles_once_for_every_shape(clean, tmp_path):
     assert clean[1]["compiles"] == 2
-    assert fit(job(tmp_path, data=rows(count=1)))[1]["compiles"] == 1
+    assert fit(job(tmp_path, feed=make_feed(count=1)))[1]["compiles"] == 1
 
 
 def test_the_compiler_agrees_with_the_count(tmp_path, caplog):
@@ -219,15 +241,15 @@ def test_resuming_compiles_no_more(tmp_path, monkeypatch, caplog):
 
 def test_a_compile_more_is_counted(tmp_path):
     # What would compile in every step: a batch whose shape is its longest row's.
-    data = rows(count=2)
-    plan = job(None).plan
+    given = make_feed()
+    plan = given.batches
     shapes = tuple(dataclasses.replace(plan.shapes[i], prompt=12 + j) for j, i in enumerate([0, 1]))
     odd = Batches((*plan.shapes, *shapes), (plan.shape + 2 * (np.arange(len(plan)) % 2)), plan.rows)
-    assert fit(job(tmp_path, data=data, plan=odd))[1]["compiles"] == 4
+    assert fit(job(tmp_path, feed=loop.Feed(given.dataset, odd)))[1]["compiles"] == 4
 
 
 def test_every_row_is_used_once_in_every_epoch(clean):
-    plan = job(None).plan
+    plan = make_feed().batches
     ids = np.concatenate(clean[3])
     weights = (plan.rows >= 0).reshape(-1)
     assert np.bincount(ids[weights], minlength=N).tolist() == [2] * N
@@ -254,7 +276,7 @@ def test_resuming_after_any_step_gives_the_same_bits(stop, clean, tmp_path, monk
 def test_the_time_of_steps_adds_up_over_starts_without_what_is_no_step(tmp_path, monkeypatch):
     """A clock that a step moves by 1, a row's wait by 10 and an evaluation by 100 seconds."""
     now = [0.0]
-    own = job(tmp_path, data=rows(count=1), eval_every=5)
+    own = job(tmp_path, feed=make_feed(count=1), eval_every=5)
     clock = types.SimpleNamespace(perf_counter=lambda: now[0], time=lambda: now[0])
     monkeypatch.setattr(loop, "time", clock)
     monkeypatch.setattr(metrics, "time", clock)
@@ -351,7 +373,7 @@ def test_a_complete_run_is_left_as_it_is(clean, tmp_path):
 def test_a_longer_checkpoint_than_the_run_is_refused(tmp_path):
     fit(job(tmp_path))
     with pytest.raises(UserError, match=r"its checkpoint is of step \d+, .* now has \d+ steps"):
-        fit(job(tmp_path, epochs=1.0))
+        fit(job(tmp_path, feed=make_feed(epochs=1.0)))
 
 
 @pytest.mark.parametrize("name", list(IDENTITY))
@@ -406,7 +428,7 @@ def test_a_signal_in_the_last_step_stops_too(clean, tmp_path):
 
 def test_handlers_are_those_of_before(tmp_path):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    fit(job(tmp_path, epochs=0.5))
+    fit(job(tmp_path, feed=make_feed(epochs=0.5)))
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
@@ -462,10 +484,10 @@ def test_bad_steps_before_a_stop_count_after_it(tmp_path):
 def stored_state(workdir, step=None):
     settings = job(workdir)
     shapes = jax.eval_shape(
-        lambda p: loop.init_state(p, settings.optimizer, jax.random.key(0)), settings.params_shape
+        lambda p: loop.init_state(p, settings.learner.update.optimizer, jax.random.key(0)), SHAPE
     )
-    target = sharding.abstract(shapes, sharding.shard_tree(shapes, settings.mesh))
-    with checkpoint.open_store(workdir / "checkpoints", keep=settings.keep) as store:
+    target = sharding.abstract(shapes, sharding.shard_tree(shapes, settings.job.mesh))
+    with checkpoint.open_store(workdir / "checkpoints", keep=3) as store:
         return checkpoint.restore(store, step or checkpoint.latest(store), target)
 
 
@@ -479,7 +501,7 @@ def test_a_metric_of_the_steps_own_name_would_replace_its_number(tmp_path):
     def heavy(logps, batch):
         return loss(logps, batch)[0], {"weight": jnp.full(batch.weight.shape, 1000.0)}
 
-    fit(job(tmp_path, loss=heavy, epochs=0.5))
+    fit(job(tmp_path, loss=heavy, feed=make_feed(epochs=0.5)))
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert line["weight"] == 1000  # not the rows of the batch
 

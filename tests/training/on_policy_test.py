@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from alignjax.config import TrainConfig
 from alignjax.data.batching import Batches, bucket, deal_batches, shuffled
 from alignjax.errors import NumericalError, UserError
 from alignjax.losses import apo
@@ -19,6 +20,7 @@ from alignjax.sampling import decode
 from alignjax.sampling.generate import Question
 from alignjax.training import game, on_policy, on_policy_game
 from alignjax.training import loop as train
+from alignjax.training.step import Update, reward_scores
 from alignjax.types import Batch
 from tests import runs, tiny
 
@@ -29,6 +31,8 @@ EOS, LIKED = 1, 32
 B, K, R, P = 4, 3, 4, 4
 STEPS = 3
 KEY = jax.random.key(3)
+OPTIMIZER = optax.adam(0.1, eps=1e-2)
+REWARD_LOSS = functools.partial(apo.reward_loss, sample_weight=0.5)
 SAMPLE = functools.partial(decode.sample, config=CONFIG, samples=K, max_new_tokens=R, eos=EOS)
 ASKED = [
     Question(i, f"prompt {i}", np.random.default_rng(i).integers(2, 64, 1 + i % P).astype(np.int32))
@@ -49,38 +53,44 @@ def on(mesh, make):
     return jax.jit(make, out_shardings=sharding.shard_tree(jax.eval_shape(make), mesh))
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a run of either loop trains, and where."""
+
+    job: train.Job
+    learner: train.Learner
+
+
 def asking(**changes):
-    parts = dict(asked=ASKED, sample=SAMPLE, eos=EOS, max_empty_fraction=0.9)
+    prompts = on_policy.deal_prompts(
+        ASKED, buckets=1, multiple=P, batch_size=B, seed=0, steps=STEPS
+    )
+    parts = dict(asked=ASKED, batches=prompts, sample=SAMPLE, eos=EOS, max_empty_fraction=0.9)
     return on_policy.Asking(**{**parts, **changes})
 
 
-def job(workdir, mesh=None, **changes):
+def job(workdir, mesh=None, *, save_every=2):
     mesh = mesh or sharding.make_mesh(1, 1, 1)
-    plan = on_policy.deal_prompts(ASKED, buckets=1, multiple=P, batch_size=B, seed=0, steps=STEPS)
-    parts = dict(
-        name="online",
-        workdir=workdir,
-        plan=plan,
-        data=None,
-        ref_logps=None,
-        ref_params=on(mesh, start)(),
-        params_shape=jax.eval_shape(start),
-        apply=functools.partial(response_logps, config=CONFIG),
-        loss=functools.partial(apo.loss, beta=0.1),
-        select=None,
-        baseline=None,
-        optimizer=optax.adam(0.1, eps=1e-2),
-        learning_rate=optax.constant_schedule(0.1),
-        accumulate=1,
-        mesh=mesh,
-        identity={"data": "d"},
-        save_every=2,
-        log_every=3,
-        eval_every=0,
-        keep=10,
-        max_skipped=2,
+    return Settings(
+        train.Job(
+            name="online",
+            workdir=workdir,
+            mesh=mesh,
+            identity={"data": "d"},
+            train=TrainConfig(save_every=save_every, log_every=3, keep=10, max_skipped=2),
+        ),
+        train.Learner(
+            update=Update(
+                apply=functools.partial(response_logps, config=CONFIG),
+                loss=functools.partial(apo.loss, beta=0.1),
+                optimizer=OPTIMIZER,
+            ),
+            learning_rate=optax.constant_schedule(0.1),
+            params_shape=jax.eval_shape(start),
+            load_start=on(mesh, start),
+            ref_params=on(mesh, start)(),
+        ),
     )
-    return train.Job(**{**parts, **changes})
 
 
 def liked(batch):
@@ -89,44 +99,46 @@ def liked(batch):
 
 
 def fit(settings, *, score=liked, **changes):
-    return on_policy.fit(settings, asking(**changes), score, on(settings.mesh, start), KEY)
+    return on_policy.fit(settings.job, settings.learner, asking(**changes), score, KEY)
 
 
-def opponent(settings, *, reward_steps=2, policy_steps=1, **changes):
+def opponent(mesh, *, reward_steps=2, policy_steps=1, loss=REWARD_LOSS):
     """A reward model with golden responses and pairs of its own, in the same shapes."""
     turns = game.turns_until(STEPS, reward_steps=reward_steps, policy_steps=policy_steps) - STEPS
-    golden, pairs = (
-        bucket(tiny.dataset(8, k=k, longest=(P, R), seed=k), count=1, multiple=P) for k in (1, 2)
-    )
-    nothing = np.zeros(0, np.int32), np.zeros((0, B), np.int64)
-    plans = [
-        deal_batches(x.shapes, x.assignment, batch_size=B, order=shuffled(8, 1), batches=turns)
-        if turns
-        else Batches(x.shapes, *nothing)
-        for x in (golden, pairs)
-    ]
-    its = dataclasses.replace(
-        settings,
-        plan=plans[0],
-        data=golden,
-        ref_params=None,
-        params_shape=jax.eval_shape(start_reward),
-        apply=functools.partial(reward_head.response_scores, config=CONFIG),
-        loss=functools.partial(apo.reward_loss, sample_weight=0.5),
-    )
+
+    def feed(k):
+        rows = bucket(tiny.dataset(8, k=k, longest=(P, R), seed=k), count=1, multiple=P)
+        if not turns:
+            nothing = np.zeros(0, np.int32), np.zeros((0, B), np.int64)
+            return train.Feed(rows.dataset, Batches(rows.shapes, *nothing))
+        order = shuffled(8, 1)
+        return train.Feed(
+            rows.dataset,
+            deal_batches(rows.shapes, rows.assignment, batch_size=B, order=order, batches=turns),
+        )
+
     return on_policy_game.Opponent(
-        job=dataclasses.replace(its, **changes),
-        load_start=on(settings.mesh, start_reward),
-        pairs=pairs,
-        pairs_plan=plans[1],
+        learner=train.Learner(
+            update=Update(
+                apply=functools.partial(reward_head.response_scores, config=CONFIG),
+                loss=loss,
+                optimizer=OPTIMIZER,
+                forward=reward_scores,
+            ),
+            learning_rate=optax.constant_schedule(0.1),
+            params_shape=jax.eval_shape(start_reward),
+            load_start=on(mesh, start_reward),
+        ),
+        golden=feed(1),
+        pairs=feed(2),
         reward_steps=reward_steps,
         policy_steps=policy_steps,
     )
 
 
 def play(settings, **changes):
-    its, begin = opponent(settings, **changes), on(settings.mesh, start)
-    return on_policy_game.play(settings, asking(), its, begin, KEY)
+    its = opponent(settings.job.mesh, **changes)
+    return on_policy_game.play(settings.job, settings.learner, asking(), its, KEY)
 
 
 LOOPS = {"fit": fit, "play": play}
@@ -275,7 +287,7 @@ def test_a_reward_model_without_turns_stays_as_it_is(tmp_path):
     settings = job(tmp_path)
     state, counts = play(settings, reward_steps=0)
     assert (counts["steps"], counts["compiles"]) == (STEPS, 2)
-    begun = on(settings.mesh, start_reward)()
+    begun = on(settings.job.mesh, start_reward)()
     assert jax.tree.leaves(bits(state.reward.params)) == jax.tree.leaves(bits(begun))
 
 

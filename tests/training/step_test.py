@@ -15,7 +15,7 @@ from alignjax.losses import bco, dpo, hps, kto
 from alignjax.runtime.checkpoint import tree_digest
 from alignjax.testing import loss_inputs
 from alignjax.training import step as step_module
-from alignjax.training.step import init_state, resolve, score, train_step, weighted_sums
+from alignjax.training.step import Update, init_state, resolve, score, train_step, weighted_sums
 from alignjax.types import Logps
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
@@ -53,9 +53,8 @@ def make_state(seed=0, key=7):
 
 @functools.cache
 def make_step(loss=LOSS, jit=True, **keywords):
-    run = functools.partial(
-        train_step, **{**dict(apply=apply, optimizer=OPTIMIZER, loss=loss), **keywords}
-    )
+    update = Update(**{**dict(apply=apply, optimizer=OPTIMIZER, loss=loss), **keywords})
+    run = functools.partial(train_step, update=update)
     return jax.jit(run) if jit else run
 
 

@@ -15,7 +15,7 @@ from alignjax.recipes.apo import setup
 from alignjax.recipes.apo.setup import Player, Table
 from alignjax.rewards.scorers import open_scorer, reward_model
 from alignjax.runtime import checkpoint, workdirs
-from alignjax.stages import bricks, evaluation, pretrained, referenced, sample_lists
+from alignjax.stages import bricks, evaluation, learners, pretrained, referenced, sample_lists
 from alignjax.training import loop
 from alignjax.types import Params
 
@@ -90,18 +90,30 @@ def _fit(
     workdirs.begin(folder, key)
     run = dataclasses.replace(table.run.on(rows), config=config)
     name = f"round {number}: policy"
-    job = bricks.make_job(name, dataclasses.replace(run, workdir=folder), reference.digest)
-    job = dataclasses.replace(job, identity={**job.identity, "start": start.digest})
-    choice = None
+    batches = bricks.run_batches(config, rows)
+    ref_logps, choice, base = None, None, None
     if config.reference.mode != "none":
-        job, choice = referenced.attach(
-            job, run, reference.load(), reference.digest, f"round {number}: reference"
+        base = reference.load()
+        title = f"round {number}: reference"
+        ref_logps, choice = referenced.attach(
+            run, base, reference.digest, title, trained_rows=batches.row_count
         )
+    live = choice is not None and choice.mode == "live"
+    learner = learners.policy(
+        config, run.mesh, len(batches), load_reference=start.load, base=base, live=live
+    )
+    del base  # unless steps are given it, its memory is free from here on
     state, counts = loop.fit(
-        job,
-        start.load,
+        bricks.make_job(
+            name,
+            dataclasses.replace(run, workdir=folder),
+            reference.digest,
+            {"start": start.digest},
+        ),
+        learner,
+        loop.Feed(rows.dataset, batches, ref_logps),
         jax.random.fold_in(jax.random.key(config.train.seed), number),
-        lambda params: evaluation.during(run, params, job.ref_params, None),
+        lambda params: evaluation.during(run, params, learner.ref_params, None),
     )
     return {
         **counts,

@@ -33,15 +33,15 @@ from alignjax.config.fields import describe
 from alignjax.data.batching import Batches, Bucketed, bucket, deal_batches, shuffled
 from alignjax.data.records import Record
 from alignjax.errors import UserError
-from alignjax.models import reward_head
 from alignjax.recipes.apo import measure as round_measures
 from alignjax.recipes.apo import reward_turn, rounds, setup
 from alignjax.recipes.apo.setup import Player, Table
 from alignjax.recipes.run import open_run
 from alignjax.runtime import checkpoint, workdirs
 from alignjax.runtime.faults import fault_point
-from alignjax.stages import bricks, evaluation, fresh_samples, pretrained
-from alignjax.training import game, on_policy_game, optim
+from alignjax.stages import bricks, evaluation, fresh_samples, learners, pretrained
+from alignjax.training import game, on_policy_game
+from alignjax.training.loop import Feed
 from alignjax.training.on_policy_game import Opponent
 from alignjax.types import GameState, Params
 
@@ -114,9 +114,9 @@ def _play(table: Table, supervised: Player, base: Player) -> tuple[Player, Playe
     assert settings is not None
     policy_config = dataclasses.replace(config, game=None, reward_loss=None, sft=None)
     run = dataclasses.replace(table.run, config=policy_config)
-    job, asking, load_start = fresh_samples.asking(
-        bricks.make_job("game", run, supervised.digest),
+    learner, asking = fresh_samples.asking(
         policy_config,
+        table.mesh,
         table.policy.asked,
         data.tokenizer,
         supervised.load,
@@ -124,23 +124,20 @@ def _play(table: Table, supervised: Player, base: Player) -> tuple[Player, Playe
         steps=fresh_samples.steps_of(config, table.policy.asked),
         max_empty_fraction=settings.max_empty_fraction,
     )
-    opponent = _opponent(table, base, turns=len(job.plan))
-    job = dataclasses.replace(
-        job,
-        identity={
-            **job.identity,
-            **table.made_of,
-            "reward_model": base.digest,
-            "golden_rows": opponent.job.data.dataset.digest,
-            "pairs": opponent.pairs.dataset.digest,
-        },
-    )
+    opponent = _opponent(table, base, turns=len(asking.batches))
+    made_of = {
+        **table.made_of,
+        "reward_model": base.digest,
+        "golden_rows": opponent.golden.dataset.digest,
+        "pairs": opponent.pairs.dataset.digest,
+    }
+    job = bricks.make_job("game", run, supervised.digest, made_of)
 
     def during(state: GameState) -> dict[str, float]:
-        return evaluation.during(run, state.policy.params, job.ref_params, None)
+        return evaluation.during(run, state.policy.params, learner.ref_params, None)
 
     key = jax.random.key(config.train.seed)
-    state, counts = on_policy_game.play(job, asking, opponent, load_start, key, during)
+    state, counts = on_policy_game.play(job, learner, asking, opponent, key, during)
     ended = {
         "policy": checkpoint.tree_digest(state.policy.params),
         "reward": checkpoint.tree_digest(state.reward.params),
@@ -179,21 +176,13 @@ def _opponent(table: Table, base: Player, *, turns: int) -> Opponent:
     ]
     golden = _one_shape(table, setup.rows(table, answers, "golden", "golden answers"))
     pairs = _one_shape(table, setup.rows(table, table.pairs, "pairs", "comparisons"))
-    run = dataclasses.replace(table.run.on(golden), config=reward_turn.config_of(config))
-    shapes = functools.partial(reward_head.init_params, config.model)
-    job = dataclasses.replace(
-        bricks.make_job("reward model", run, base.digest),
-        plan=_plan(config, golden, steps, stream=1),
-        params_shape=jax.eval_shape(shapes, jax.random.key(0)),
-        apply=functools.partial(reward_head.response_scores, config=config.model),
-        optimizer=optim.make(settings.optim, steps),
-        learning_rate=optim.learning_rate(settings.optim, steps),
+    learner = learners.reward_model(
+        reward_turn.config_of(config), table.mesh, steps, load_start=base.load
     )
     return Opponent(
-        job=job,
-        load_start=base.load,
-        pairs=pairs,
-        pairs_plan=_plan(config, pairs, steps, stream=2),
+        learner=learner,
+        golden=Feed(golden.dataset, _batches(config, golden, steps, stream=1)),
+        pairs=Feed(pairs.dataset, _batches(config, pairs, steps, stream=2)),
         **schedule,
     )
 
@@ -203,8 +192,8 @@ def _one_shape(table: Table, rows: Bucketed) -> Bucketed:
     return bucket(rows.dataset, count=1, multiple=table.config.data.pad_multiple)
 
 
-def _plan(config: Config, rows: Bucketed, steps: int, *, stream: int) -> Batches:
-    """One batch of rows for each turn of the reward model; it may have none."""
+def _batches(config: Config, rows: Bucketed, steps: int, *, stream: int) -> Batches:
+    """Deals one batch of rows for each turn of the reward model; it may have none."""
     assert config.game is not None
     b = config.game.train.batch_size
     if not steps:

@@ -142,9 +142,9 @@ def policy(
     asked = questions(data.train, len(data.train.dataset))
     steps = fresh_samples.steps_of(config, asked) if steps is None else steps
     name = "morlhf/" + "-".join(f"{w:.4f}" for w in preference)
-    job, asking, load_start = fresh_samples.asking(
-        bricks.make_job(name, setting.training(name, config, data.train), setting.digest),
+    learner, asking = fresh_samples.asking(
         config,
+        setting.mesh,
         asked,
         data.tokenizer,
         setting.load_reference,
@@ -153,14 +153,15 @@ def policy(
         max_empty_fraction=max_empty_fraction,
     )
     weights = {"shift": shift.tolist(), "scale": scale.tolist(), "samples": samples}
-    job = dataclasses.replace(job, eval_every=0, identity={**job.identity, **weights})
     constant = [n for n, s in zip(setting.objectives.names, scale, strict=True) if not s]
     if constant:
         log.warning(
             "%s: %s: the same score for all training responses, left out", name, ", ".join(constant)
         )
     scalar = _scalar(setting, rows, np.array(preference) * scale, shift)
-    state, _ = on_policy.fit(job, asking, scalar, load_start, jax.random.key(config.train.seed))
+    run = setting.training(name, config, data.train)
+    job = bricks.make_job(name, run, setting.digest, weights)
+    state, _ = on_policy.fit(job, learner, asking, scalar, jax.random.key(config.train.seed))
     cost.note_steps(setting, name)
     return state.params
 

@@ -59,38 +59,43 @@ def _side_by_side(
     starts: Sequence[Params] | None,
 ) -> Iterator[Params]:
     from alignjax.runtime import checkpoint
-    from alignjax.stages import adapters, bricks, check
+    from alignjax.stages import bricks, check, learners
     from alignjax.training import loop
 
     count = len(chosen)
-    plan = _plan(setting.config, rows, chosen)
-    config = training.stage(setting.config, steps=len(plan))
+    batches = _batches(setting.config, rows, chosen)
+    config = training.stage(setting.config, steps=len(batches))
     check.check_objectives(config, rows)
-    job = bricks.make_job(name, setting.training(name, config, rows), setting.digest)
+    run = setting.training(name, config, rows)
     identity = {
         "start": "reference" if starts is None else checkpoint.tree_digest(list(starts)),
-        "rows": hashlib.sha256(plan.rows.tobytes()).hexdigest()[:16],
+        "rows": hashlib.sha256(batches.rows.tobytes()).hexdigest()[:16],
     }
-    job = dataclasses.replace(job, plan=plan, eval_every=0, identity={**job.identity, **identity})
-    load_start = setting.load_reference
-    if config.lora is not None:
-        job, load_start = adapters.trains(job, config, setting.load_reference(), live=False)
-    shape = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), job.params_shape
+    learner = learners.policy(
+        config,
+        setting.mesh,
+        len(batches),
+        load_reference=setting.load_reference,
+        base=None if config.lora is None else setting.load_reference(),
     )
 
     def begin() -> Params:
-        each = [load_start()] * count if starts is None else starts
+        each = [learner.load_start()] * count if starts is None else starts
         return jax.tree.map(lambda *x: jnp.stack(x), *each)
 
     root = jax.random.key(config.train.seed)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(root, first + jnp.arange(count))
-    state, _ = loop.fit(dataclasses.replace(job, params_shape=shape), begin, keys)
+    state, _ = loop.fit(
+        bricks.make_job(name, run, setting.digest, identity),
+        dataclasses.replace(learner, load_start=begin),
+        loop.Feed(rows.dataset, batches),
+        keys,
+    )
     cost.note_steps(setting, name)
     return (jax.tree.map(lambda x, i=i: x[i], state.params) for i in range(count))
 
 
-def _plan(config: Config, rows: Bucketed, chosen: np.ndarray) -> Batches:
+def _batches(config: Config, rows: Bucketed, chosen: np.ndarray) -> Batches:
     """Every batch: row i is network i % P's; all are padded to one shape, and compile once."""
     data, settings = rows.dataset, config.train
     used = np.unique(chosen)

@@ -164,7 +164,7 @@ def fit(
       UserError: the loss does not fit the rows; or as `loop.fit`.
     """
     from alignjax.runtime import checkpoint
-    from alignjax.stages import adapters, bricks, check
+    from alignjax.stages import bricks, check, learners
     from alignjax.stages import reference as references
     from alignjax.training import loop as train
 
@@ -176,22 +176,23 @@ def fit(
             config, reference=dataclasses.replace(config.reference, mode=mode)
         )
     check.check_objectives(config, rows)
-    job = bricks.make_job(name, setting.training(name, config, rows), setting.digest)
+    run = setting.training(name, config, rows)
     begins = "reference" if start is None else checkpoint.tree_digest(start)
-    job = dataclasses.replace(job, eval_every=0, identity={**job.identity, "start": begins})
+    batches = bricks.run_batches(config, rows)
     table_key = references.table_key(setting.digest, rows, config.model)
     cache = cache_dir(config, setting.workdir)
     choice = references.choose(
         config.reference.mode,
         rows=len(rows.dataset),
         responses=rows.dataset.response_length.shape[1],
-        trained_rows=job.plan.row_count,
+        trained_rows=batches.row_count,
         drawn=check.drawn_responses(config, rows),
         cacheable=check.keeps_cache(config, rows),
         cached=references.is_cached(cache, table_key),
     )
     live = choice.mode == "live"
     base = setting.load_reference() if live or config.lora is not None else None
+    table = None
     if choice.mode == "cache":
         table = references.cached_logps(
             cache,
@@ -206,15 +207,23 @@ def fit(
                 title=f"reference, {name}",
             ),
         )
-        job = dataclasses.replace(job, ref_logps=table)
-    job = dataclasses.replace(job, ref_params=base if live else None)
-    load_start = setting.load_reference
-    if config.lora is not None:
-        assert base is not None
-        job, load_start = adapters.trains(job, config, base, live=live)
+    load_start = None
     if start is not None:  # the loop takes its buffers; the caller keeps its own
         load_start = functools.partial(jax.tree.map, jnp.copy, start)
-    state, _ = train.fit(job, load_start, jax.random.key(config.train.seed))
+    state, _ = train.fit(
+        bricks.make_job(name, run, setting.digest, {"start": begins}),
+        learners.policy(
+            config,
+            setting.mesh,
+            len(batches),
+            load_reference=setting.load_reference,
+            base=base,
+            live=live,
+            load_start=load_start,
+        ),
+        train.Feed(rows.dataset, batches, table),
+        jax.random.key(config.train.seed),
+    )
     cost.note_steps(setting, name)
     return state.params
 

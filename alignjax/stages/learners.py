@@ -1,0 +1,142 @@
+"""From a config to what is trained: a policy or a reward model, whole or as adapters."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from alignjax.config import Config
+from alignjax.models import reward_head
+from alignjax.models.logps import response_logps
+from alignjax.models.transformer import init_params
+from alignjax.stages import adapters
+from alignjax.training import optim
+from alignjax.training.loop import Learner
+from alignjax.training.step import Apply, Forward, Update, reward_scores, score, with_adapters
+from alignjax.types import Array, Batch, Loss, Metrics, Params, RewardLoss
+
+
+def policy(
+    config: Config,
+    mesh: Mesh,
+    steps: int,
+    *,
+    load_reference: Callable[[], Params],
+    base: Params | None = None,
+    live: bool = False,
+    load_start: Callable[[], Params] | None = None,
+) -> Learner:
+    """Makes the policy of a config, or its adapters where the config has ``lora``.
+
+    Args:
+      config: loss, optimizer and model are as it says.
+      mesh: where.
+      steps: optimizer steps that the learning rate is spread over.
+      load_reference: gives the reference, which the policy starts from.
+      base: the reference on the mesh, where it is ``live`` or adapters are trained beside it.
+      live: whether the reference is scored in every step.
+      load_start: gives what training starts from instead, adapters where the config has ``lora``.
+    """
+    apply = functools.partial(response_logps, config=config.model)
+    if config.lora is None:
+        return Learner(
+            update=_update(config, steps, apply, score, config.objective),
+            learning_rate=optim.learning_rate(config.optim, steps),
+            params_shape=jax.eval_shape(
+                functools.partial(init_params, config.model), jax.random.key(0)
+            ),
+            load_start=load_start or load_reference,
+            ref_params=base if live else None,
+        )
+    assert base is not None
+    forward = functools.partial(with_adapters, forward=score, config=config.lora, live=live)
+    return Learner(
+        update=_update(config, steps, apply, forward, config.objective),
+        learning_rate=optim.learning_rate(config.optim, steps),
+        params_shape=adapters.target(config.lora, config.model, mesh),
+        load_start=load_start or adapters.fresh(config, mesh, base),
+        ref_params=base,
+    )
+
+
+def reward_model(
+    config: Config,
+    mesh: Mesh,
+    steps: int,
+    *,
+    load_start: Callable[[], Params],
+    base: Params | None = None,
+    names: tuple[str, ...] = (),
+) -> Learner:
+    """Makes the reward model of a config, or its adapters and head where the config has ``lora``.
+
+    Args:
+      config: ``reward_loss``, optimizer and model are as it says.
+      mesh, steps: as in `policy`.
+      load_start: gives the reward model that training starts from; unused with ``lora``.
+      base: the language model on the mesh, for adapters to be trained beside it.
+      names: of the objectives, where there are several.
+    """
+    objectives = max(1, len(names))
+    loss = config.objective
+    if objectives > 1:
+        loss = functools.partial(over_objectives, reward_loss=loss, names=names)
+    apply = functools.partial(reward_head.response_scores, config=config.model)
+    if config.lora is None:
+        init = functools.partial(reward_head.init_params, config.model, objectives=objectives)
+        return Learner(
+            update=_update(config, steps, apply, reward_scores, loss),
+            learning_rate=optim.learning_rate(config.optim, steps),
+            params_shape=jax.eval_shape(init, jax.random.key(0)),
+            load_start=load_start,
+        )
+    assert base is not None
+    forward = functools.partial(
+        with_adapters, forward=reward_scores, config=config.lora, live=False
+    )
+    return Learner(
+        update=_update(config, steps, apply, forward, loss),
+        learning_rate=optim.learning_rate(config.optim, steps),
+        params_shape=adapters.target(config.lora, config.model, mesh, objectives=objectives),
+        load_start=adapters.fresh(config, mesh, base, objectives=objectives),
+        ref_params=base,
+    )
+
+
+def _update(
+    config: Config, steps: int, apply: Apply, forward: Forward, loss: Loss | RewardLoss
+) -> Update:
+    return Update(
+        apply=apply,
+        loss=loss,
+        optimizer=optim.make(config.optim, steps),
+        forward=forward,
+        select=config.select,
+        baseline=config.baseline,
+        accumulate=config.train.accumulate,
+    )
+
+
+def over_objectives(
+    scores: Array, batch: Batch, *, reward_loss: RewardLoss, names: tuple[str, ...]
+) -> tuple[Array, Metrics]:
+    """The mean of one reward loss over M objectives, each with its own output of the head.
+
+    Args:
+      scores: ``[B, K, M]``.
+      batch: ``scores [B, K, M]``.
+      reward_loss: of ``[B, K]`` scores.
+      names: of the M objectives; they go behind the names of the metrics.
+    """
+    assert batch.scores is not None
+    losses = jnp.zeros(len(scores))
+    metrics: Metrics = {}
+    for m, name in enumerate(names):
+        one = dataclasses.replace(batch, scores=batch.scores[..., m])
+        loss, found = reward_loss(scores[..., m], one)
+        losses += loss / len(names)
+        metrics |= {f"{key}/{name}": value for key, value in found.items()}
+    return losses, metrics
