@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,7 @@ from alignjax.errors import UserError
 from alignjax.losses import dpo, sft
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import init_params
-from alignjax.runtime import checkpoint, sharding
+from alignjax.runtime import checkpoint, faults, sharding
 from alignjax.training import optim, step
 from alignjax.types import TrainState
 from alignjax.world import sources as world
@@ -132,6 +133,14 @@ def refused(*arguments: str, code: int = 2) -> str:
     line = str(caught.value)
     assert "\n" not in line or isinstance(caught.value, flags.Error)
     return line
+
+
+def end_at(place: str, act: Callable[[], object]) -> None:
+    """Does what is in this process killed at a place, which it has to come to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALIGNJAX_FAULT", f"{place}=raise")
+        with pytest.raises(faults.FaultError):
+            act()
 
 
 def environment(**env: str) -> dict[str, str]:

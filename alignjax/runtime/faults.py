@@ -1,8 +1,8 @@
 """Faults on purpose, so that tests can end a run at one exact place.
 
 ``ALIGNJAX_FAULT=phase:place=kill`` sends this process SIGKILL when it first comes to that phase,
-``term``, ``int`` and ``stop`` send SIGTERM, SIGINT and SIGSTOP. Without the variable nothing
-happens.
+``term``, ``int`` and ``stop`` send SIGTERM, SIGINT and SIGSTOP, and ``raise`` raises `FaultError`,
+which nothing catches. Without the variable nothing happens.
 """
 
 import os
@@ -38,6 +38,13 @@ SIGNALS = {
 }
 
 
+ACTIONS = (*SIGNALS, "raise")
+
+
+class FaultError(Exception):
+    """The end of a process, as far as a test in the same process is concerned."""
+
+
 def fault_point(phase: str, place: object) -> None:
     """Ends the process here, if ``ALIGNJAX_FAULT`` asks for this phase and place.
 
@@ -49,11 +56,13 @@ def fault_point(phase: str, place: object) -> None:
         return
     where, _, action = asked.partition("=")
     wanted, _, at = where.partition(":")
-    if wanted not in PHASES or action not in SIGNALS:
+    if wanted not in PHASES or action not in ACTIONS:
         raise ValueError(
             f"ALIGNJAX_FAULT={asked}: wanted PHASE:PLACE=ACTION, with a phase out of "
-            f"{', '.join(PHASES)} and an action out of {', '.join(SIGNALS)}"
+            f"{', '.join(PHASES)} and an action out of {', '.join(ACTIONS)}"
         )
     if (phase, str(place)) == (wanted, at):
         os.environ["ALIGNJAX_FAULT"] = ""  # once
+        if action == "raise":
+            raise FaultError(asked)
         os.kill(os.getpid(), SIGNALS[action])
