@@ -322,9 +322,9 @@ def _exchange(verb: str) -> int:
         given = "--from" if verb == "import" else "--workdir"
         raise UserError(f"{verb} wants {given}=FOLDER and --to=FOLDER")
     if verb == "import":
-        from alignjax.stages import pretrained
+        from alignjax.commands import import_model
 
-        pretrained.import_model(source, FLAGS.to)
+        import_model.import_model(source, FLAGS.to)
     else:
         from alignjax.commands import export
 

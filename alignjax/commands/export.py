@@ -14,7 +14,7 @@ from alignjax.models.config import DTYPES, LoraConfig, ModelConfig, model_from
 from alignjax.models.hf.peft import save_adapters
 from alignjax.models.hf.save import save_model, write_json
 from alignjax.models.lora import merge
-from alignjax.runtime import checkpoint, sharding, workdirs
+from alignjax.runtime import artifacts, checkpoint, sharding, workdirs
 from alignjax.runtime.workdirs import read_json, versions
 from alignjax.stages import adapters, pretrained
 from alignjax.types import Params
@@ -67,11 +67,11 @@ def export(workdir: str, to: str, *, dtype: str = "", adapter: bool = False) -> 
         if lora is not None and not adapter:
             params = _merged(params, lora, model, config, run, record, len(outputs))
     if lora is not None and adapter:
-        with pretrained.new_folder(to) as made:
+        with artifacts.new_folder(to) as made:
             save_adapters(made, params, lora, model)
         log.info("%s: the adapters of step %d of %s", to, step, workdir)
         return
-    with pretrained.new_folder(to) as made:
+    with artifacts.new_folder(to) as made:
         kept = run / "pretrained"
         tokenizer = _tokenizer_files(config["tokenizer"], run, made)
         if kept.is_dir():

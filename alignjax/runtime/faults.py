@@ -8,27 +8,21 @@ which nothing catches. Without the variable nothing happens.
 import os
 import signal
 
-# Where a run can be ended. The place is the job and the step, alignment-12, in the first four; the
-# name of the file, or the start of it, where many of them are written; and empty in the rest.
+# Where a run can be ended. The place of the first four is the job and the step, alignment-12; of a
+# part its name, and of the rest the artifact's name, before.json.
 PHASES = (
+    *("config", "data", "params", "generated", "scored", "listed", "cached", "sampled", "ended"),
+    *("drawn", "rows_scored", "said", "front"),
     "step",  # a step is dispatched, its numbers are not fetched
     "logged",  # a step is to be saved, nothing of it is
     "saving",  # a save is started and goes on in the background
     "evaluated",  # an evaluation during training is logged
-    "config",  # the config is written
-    "data",  # rows are prepared
-    "params",  # the supervised stage's parameters are written, its summary is not
-    "generated",  # a batch of candidates is written
-    "scored",  # the scores of some of them are written
-    "listed",  # the lists are written, what they are made of is not
-    "cached",  # the reference's table is written
-    "sampled",  # responses are sampled and written
-    "kept",  # a part of a game's measurements is written
-    "ended",  # a game's summary is written
-    "drawn",  # a batch of samples that a method of several objectives learns from is written
-    "rows_scored",  # some of the scores of its rows are written
-    "said",  # responses for one preference are written
-    "front",  # the front is written, the summary is not
+    "part",  # a part of an artifact is written
+    "made",  # its content is complete, nothing says so
+    "sealed",  # the scratch folder says so
+    "moving",  # what was at its place has gone from there, if it was a folder
+    "moved",  # the new content is there, its manifest is not
+    "kept",  # the manifest is there too, the scratch folder is not gone
 )
 SIGNALS = {
     "kill": signal.SIGKILL,

@@ -98,12 +98,12 @@ def write_config(workdir: pathlib.Path, description: dict[str, Any], *, allow_ch
 def _write_config(workdir: pathlib.Path, description: dict[str, Any], allow_change: bool) -> None:
     path = workdir / "config.json"
     begun = any(any(workdir.glob(f"{p}checkpoints")) for p in ("", "*/", "*/*/"))
-    if path.is_file() and not begun and _read_json(path) != description:
+    if path.is_file() and not begun and read_here(path) != description:
         (workdir / "tokenizer.model").unlink(missing_ok=True)
     elif path.is_file():
         changes = [
             change
-            for change in differences(_read_json(path), description)
+            for change in differences(read_here(path), description)
             if not change.startswith(FREE)
         ]
         if changes and not allow_change:
@@ -113,7 +113,7 @@ def _write_config(workdir: pathlib.Path, description: dict[str, Any], allow_chan
             )
         for change in changes:
             log.warning("config changed: %s", change)
-    _write(path, _as_json(description))
+    write_here(path, as_json(description))
 
 
 def find_json(path: pathlib.Path) -> Any:
@@ -122,7 +122,7 @@ def find_json(path: pathlib.Path) -> Any:
     Raises:
       UserError: it is not JSON.
     """
-    return broadcast(f"look for {path.name}", lambda: _read_json(path) if path.is_file() else None)
+    return broadcast(f"look for {path.name}", lambda: read_here(path) if path.is_file() else None)
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -131,10 +131,11 @@ def read_json(path: pathlib.Path) -> Any:
     Raises:
       UserError: it is not, or not JSON.
     """
-    return broadcast(f"read {path.name}", lambda: _read_json(path))
+    return broadcast(f"read {path.name}", lambda: read_here(path))
 
 
-def _read_json(path: pathlib.Path) -> Any:
+def read_here(path: pathlib.Path) -> Any:
+    """As `read_json`, of this process alone: for what `broadcast` and `run_on_main` are given."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -143,19 +144,21 @@ def _read_json(path: pathlib.Path) -> Any:
 
 def write_json(path: pathlib.Path, content: Any) -> None:
     """As `write`, of JSON data."""
-    write(path, _as_json(content))
+    write(path, as_json(content))
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
     """Writes a file in one step: readers see the old one or the new one. Makes its folder."""
-    run_on_main(f"write {path.name}", lambda: _write(path, content))
+    run_on_main(f"write {path.name}", lambda: write_here(path, content))
 
 
-def _as_json(content: Any) -> bytes:
+def as_json(content: Any) -> bytes:
+    """The bytes of a JSON file with this content."""
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
-def _write(path: pathlib.Path, content: bytes) -> None:
+def write_here(path: pathlib.Path, content: bytes) -> None:
+    """As `write`, of this process alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(content)
@@ -178,7 +181,7 @@ def sha256(path: pathlib.Path) -> str:
 
 def copy(source: pathlib.Path, to: pathlib.Path) -> None:
     """Copies a file. Makes the folder it goes to."""
-    run_on_main(f"copy {source.name}", lambda: _write(to, source.read_bytes()))
+    run_on_main(f"copy {source.name}", lambda: write_here(to, source.read_bytes()))
 
 
 def remove(path: pathlib.Path) -> None:
@@ -205,23 +208,6 @@ def kept(path: pathlib.Path, key: Any, make: Callable[[], dict[str, Any]]) -> di
         write_json(path, found)
         fault_point("kept", path.name)
     return found
-
-
-def begin(folder: pathlib.Path, key: Any) -> None:
-    """Makes the folder of a stage that trains; one that was begun under another key is removed.
-
-    Args:
-      key: JSON data that changes whenever what is trained would.
-    """
-    run_on_main(f"begin {folder.name}", lambda: _begin(folder, key))
-
-
-def _begin(folder: pathlib.Path, key: Any) -> None:
-    path = folder / "begun.json"
-    if folder.is_dir() and (not path.is_file() or _read_json(path) != key):
-        log.warning("%s was begun under another config: training it again", folder)
-        shutil.rmtree(folder)
-    _write(path, _as_json(key))
 
 
 def versions() -> dict[str, str]:

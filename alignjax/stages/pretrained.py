@@ -4,30 +4,24 @@ An imported folder holds what came with the model (config.json, the tokenizer's 
 parameters as a checkpoint of ours in ``params/``; ``imported.json`` says in which dtype.
 """
 
-import contextlib
 import dataclasses
 import functools
 import logging
 import os
 import pathlib
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from alignjax.config import Config
-from alignjax.data.tokenizer import load as tokenizers
-from alignjax.errors import UserError
 from alignjax.models import kernels, quantized, reward_head
 from alignjax.models.config import ModelConfig, check_adapters
-from alignjax.models.hf import configjson
 from alignjax.models.hf import load as hf
-from alignjax.models.hf.save import write_json
 from alignjax.models.transformer import init_params
-from alignjax.runtime import checkpoint, sharding
+from alignjax.runtime import artifacts, checkpoint, sharding
 from alignjax.runtime.distributed import run_on_main
 from alignjax.runtime.workdirs import read_json
 from alignjax.types import Array, Params
@@ -139,40 +133,6 @@ def supervised(
     return lambda: quantize_params(checkpoint.load_params(folder, wanted), quantize, mesh)
 
 
-def import_model(source: str, to: str) -> None:
-    """Reads a folder as transformers saves it and writes an imported one.
-
-    Args:
-      source: config.json, safetensors, tokenizer files.
-      to: a folder that does not exist yet; it appears when all is in it.
-
-    Raises:
-      UserError: the model is not supported or damaged; the tokenizer has more ids than the
-        embedding has rows; ``to`` exists.
-    """
-    folder = pathlib.Path(source)
-    if configjson.labels(hf.read_json(folder / "config.json"), source):
-        raise UserError(
-            f"{source}: holds a reward model: give the folder itself to score.reward_model or "
-            "--reward_model"
-        )
-    config = dataclasses.replace(hf.read_config(folder), path=source)
-    kinds = {tensor.dtype for tensor in hf.find_tensors(folder).values()}
-    config = dataclasses.replace(config, param_dtype="bfloat16" if kinds == {"BF16"} else "float32")
-    with new_folder(to) as made:
-        copy_files(folder, made, (*MODEL_FILES, *TOKENIZER_FILES))
-        if any((made / name).is_file() for name in TOKENIZER_FILES[:3]):
-            ids = tokenizers.load(str(made)).vocab_size
-            tokenizers.check_ids(source, ids, config.vocab_size)
-        else:
-            log.info("%s: holds no tokenizer; set tokenizer.path in configs", folder)
-        params = load(config, sharding.make_mesh(1, 1, 1))
-        checkpoint.save_params(made / "params", params)
-        write_json(made / "imported.json", {"format": 1, "param_dtype": config.param_dtype})
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    log.info("%s: %s parameters in %s", to, f"{count:,}", config.param_dtype)
-
-
 def keep_files(config: Config, workdir: pathlib.Path) -> None:
     """Copies what came with the model, and its tokenizer, into the run's ``pretrained/``."""
     if config.model.path:
@@ -182,7 +142,7 @@ def keep_files(config: Config, workdir: pathlib.Path) -> None:
 def _keep_files(config: Config, kept: pathlib.Path) -> None:
     if kept.is_dir():
         return
-    with new_folder(str(kept)) as made:
+    with artifacts.new_folder(str(kept)) as made:
         copy_files(pathlib.Path(config.model.path), made, MODEL_FILES)
         path = pathlib.Path(config.tokenizer.path)
         names = TOKENIZER_FILES if path.is_dir() else (path.name,)
@@ -194,34 +154,3 @@ def copy_files(source: pathlib.Path, to: pathlib.Path, names: tuple[str, ...]) -
     for name in names:
         if os.path.lexists(source / name):
             shutil.copyfile(hf.inside(source, name), to / name)
-
-
-@contextlib.contextmanager
-def new_folder(path: str) -> Iterator[pathlib.Path]:
-    """A folder that appears under its name only when the block has filled it.
-
-    Raises:
-      UserError: it exists and holds something, or cannot be written.
-    """
-    final = pathlib.Path(path).absolute()
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise UserError(f"{path}: exists already; name a new folder")
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        made = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-    try:
-        made.chmod(0o755)
-        yield made
-        for file in made.iterdir():
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-        os.replace(made, final)
-    except OSError as error:
-        shutil.rmtree(made, ignore_errors=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from alignjax.commands import export
+from alignjax.commands import export, import_model
 from alignjax.data.records import Record
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.errors import UserError
@@ -17,6 +17,7 @@ from alignjax.models.hf import load, tensorfile
 from alignjax.models.hf.save import save_model
 from alignjax.recipes import align
 from alignjax.rewards import scorers
+from alignjax.runtime import artifacts
 from alignjax.stages import pretrained
 from tests import runs, tiny
 
@@ -101,7 +102,7 @@ def test_an_import_refuses_such_a_tokenizer_and_leaves_nothing(tmp_path):
     pretrained.copy_files(STORY, folder, pretrained.TOKENIZER_FILES)
     said = rf"the tokenizer {folder} has 3\d\d ids, the model embeds 64"
     with pytest.raises(UserError, match=said):
-        pretrained.import_model(str(folder), str(tmp_path / "imported"))
+        import_model.import_model(str(folder), str(tmp_path / "imported"))
     assert [x.name for x in tmp_path.iterdir()] == ["model"]
 
 
@@ -110,7 +111,7 @@ def test_a_folder_of_a_reward_model_scores_and_is_no_policy(tmp_path):
     params = reward_head.from_language_model(tiny.params(config), objectives=len(names))
     kernel = np.random.default_rng(0).normal(size=(32, len(names))).astype(np.float32)
     params["reward"] = {"kernel": kernel}
-    with pretrained.new_folder(str(tmp_path / "rm")) as made:
+    with artifacts.new_folder(str(tmp_path / "rm")) as made:
         save_model(made, params, config, dtype="float32", original={}, outputs=names)
         pretrained.copy_files(STORY, made, pretrained.TOKENIZER_FILES)
     texts = ("A plan.", "No idea at all.")
@@ -126,4 +127,4 @@ def test_a_folder_of_a_reward_model_scores_and_is_no_policy(tmp_path):
     wanted = reward_head.score_responses(params, batch, config=config)[0]
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
     with pytest.raises(UserError, match="holds a reward model: give the folder itself"):
-        pretrained.import_model(str(tmp_path / "rm"), str(tmp_path / "imported"))
+        import_model.import_model(str(tmp_path / "rm"), str(tmp_path / "imported"))

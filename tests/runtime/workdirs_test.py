@@ -129,14 +129,3 @@ def test_what_is_kept_is_made_once_for_each_key(tmp_path):
     for key, wanted in (("a", 0), ("a", 0), ("b", 1), ("b", 1)):
         assert workdirs.kept(path, key, make) == {"key": key, "x": wanted}
     assert made == [0, 1]
-
-
-def test_a_stage_that_was_begun_under_another_key_begins_again(tmp_path, caplog):
-    folder = tmp_path / "stage"
-    workdirs.begin(folder, {"loss": "a"})
-    (folder / "step").touch()
-    workdirs.begin(folder, {"loss": "a"})
-    assert (folder / "step").is_file()
-    workdirs.begin(folder, {"loss": "b"})
-    assert not (folder / "step").exists()
-    assert "was begun under another config" in caplog.text

@@ -14,7 +14,7 @@ from alignjax.data.records import Receipt
 from alignjax.recipes.apo import setup
 from alignjax.recipes.apo.setup import Player, Table
 from alignjax.rewards.scorers import open_scorer, reward_model
-from alignjax.runtime import checkpoint, workdirs
+from alignjax.runtime import artifacts, checkpoint, workdirs
 from alignjax.stages import bricks, evaluation, learners, pretrained, referenced, sample_lists
 from alignjax.training import loop
 from alignjax.types import Params
@@ -87,7 +87,7 @@ def _fit(
     reference: Player,
     key: dict[str, Any],
 ) -> dict[str, Any]:
-    workdirs.begin(folder, key)
+    artifacts.begin(folder, key)
     run = dataclasses.replace(table.run.on(rows), config=config)
     name = f"round {number}: policy"
     batches = bricks.run_batches(config, rows)

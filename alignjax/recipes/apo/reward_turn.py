@@ -18,7 +18,7 @@ from alignjax.recipes import reward_model
 from alignjax.recipes.apo import golden, setup
 from alignjax.recipes.apo.setup import Player, Table
 from alignjax.rewards import reward_models
-from alignjax.runtime import checkpoint, workdirs
+from alignjax.runtime import artifacts, checkpoint, workdirs
 from alignjax.stages import pretrained
 
 # Of a model's config: what two may differ in and still have the same parameters.
@@ -121,7 +121,7 @@ def _fit(
     }
 
     def fit() -> dict[str, Any]:
-        workdirs.begin(folder, key)
+        artifacts.begin(folder, key)
         if not config.tokenizer.path:
             workdirs.copy(table.workdir / "tokenizer.model", folder / "tokenizer.model")
         workdirs.write_json(folder / "config.json", describe(config))

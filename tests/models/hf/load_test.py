@@ -16,7 +16,7 @@ from alignjax.errors import UserError
 from alignjax.models.config import ModelConfig
 from alignjax.models.hf import load, tensorfile
 from alignjax.models.hf.save import save_model
-from alignjax.runtime import sharding
+from alignjax.runtime import artifacts, sharding
 from alignjax.stages import pretrained
 from tests import tiny
 
@@ -238,7 +238,7 @@ def test_half_an_export_is_no_folder(tmp_path, monkeypatch):
     to = tmp_path / "out"
 
     def export():
-        with pretrained.new_folder(str(to)) as made:
+        with artifacts.new_folder(str(to)) as made:
             save_model(made, params, config, dtype="float32", original={}, shard_bytes=2**14)
 
     real, calls = os.fsync, []

@@ -1,0 +1,269 @@
+"""Files and folders that a run makes once and reuses: under a key, verified, never half.
+
+An artifact is a file or a folder. Its key is JSON data that changes whenever the content would.
+Beside it lies what belongs to it:
+
+    .artifacts/NAME.manifest.json   the key, and the digest of every file
+    .artifacts/NAME.scratch/        while it is made: finished parts, in the end the content
+    .artifacts/NAME.lock            while it is made: one process at a time, of whichever run
+
+It is reused if the key is the same and every file has its digest. Otherwise it is made again in the
+scratch folder, and moved to its place when it is complete. Whoever was killed while making it goes
+on with the parts in the scratch folder; those of another key are removed.
+
+Of several processes of a run all call these functions alike, and all make; the first one alone
+looks, locks, and moves files.
+"""
+
+import concurrent.futures
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from alignjax.errors import UserError
+from alignjax.runtime import workdirs
+from alignjax.runtime.distributed import broadcast, run_on_main
+from alignjax.runtime.faults import fault_point
+
+log = logging.getLogger("alignjax")
+T = TypeVar("T")
+
+HASHING = 8  # files read at once; one is read no faster than its digest is computed
+
+
+def reuse(
+    path: pathlib.Path,
+    key: Any,
+    make: Callable[[pathlib.Path], None],
+    load: Callable[[pathlib.Path], T],
+) -> T:
+    """Loads an artifact; makes it first, unless it is there and whole.
+
+    Args:
+      path: where it is, or goes.
+      key: JSON data that changes whenever the content would.
+      make: writes the content as `path.name` into the folder that it is given. What else it writes
+        there are parts: when it was killed and is called again under the same key, they are there.
+      load: gets `path`.
+
+    Raises:
+      UserError: it cannot be written; what was there before stays.
+    """
+    if not broadcast(f"look for {path.name}", lambda: _is_done(path, key)):
+        with _locked(path):
+            _make(path, key, make)
+    return load(path)
+
+
+def reuse_json(
+    path: pathlib.Path, key: Any, make: Callable[[pathlib.Path], dict[str, Any]]
+) -> dict[str, Any]:
+    """As `reuse`, of a JSON file; the file holds its key besides.
+
+    Args:
+      make: gives the content; it gets the folder for parts.
+    """
+
+    def write(scratch: pathlib.Path) -> None:
+        workdirs.write_json(scratch / path.name, {"key": key, **make(scratch)})
+
+    content: dict[str, Any] = reuse(path, key, write, workdirs.read_json)
+    return content
+
+
+def part(scratch: pathlib.Path, name: str, make: Callable[[], Any]) -> Any:
+    """JSON data of one finished part, `scratch/NAME.json`; made and written if it is not there."""
+    path = scratch / f"{name}.json"
+    if not broadcast(f"look for {path.name}", path.is_file):
+        workdirs.write_json(path, make())
+        fault_point("part", name)
+    return workdirs.read_json(path)
+
+
+def is_whole(path: pathlib.Path, key: Any) -> bool:
+    """Whether an artifact of this key is there, and every file of it as it was written."""
+    return bool(broadcast(f"look for {path.name}", lambda: _damaged(path, key) == ""))
+
+
+def begin(folder: pathlib.Path, key: Any) -> None:
+    """Makes a folder to work in under a key; one that was begun under another key is removed.
+
+    For scratch folders, and for stages that train: their folder is to be seen while they do.
+    """
+    run_on_main(f"begin {folder.name}", lambda: _begin(folder, key))
+
+
+def _begin(folder: pathlib.Path, key: Any) -> None:
+    path = folder / "begun.json"
+    with _errors_of(folder):
+        if folder.is_dir() and not _same(_read(path), key):
+            log.warning("%s was begun under another config: beginning again", folder)
+            shutil.rmtree(folder)
+        workdirs.write_here(path, workdirs.as_json(key))
+
+
+@contextlib.contextmanager
+def new_folder(path: str) -> Iterator[pathlib.Path]:
+    """A folder that appears under its name only when the block has filled it.
+
+    Raises:
+      UserError: it exists and holds something, or cannot be written.
+    """
+    final = pathlib.Path(path).absolute()
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise UserError(f"{path}: exists already; name a new folder")
+    with _errors_of(path):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        made = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+        try:
+            made.chmod(0o755)
+            yield made
+            _sync(made)
+            made.replace(final)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)  # gone, unless something failed
+
+
+def _beside(path: pathlib.Path, end: str) -> pathlib.Path:
+    return path.parent / ".artifacts" / f"{path.name}.{end}"
+
+
+def _is_done(path: pathlib.Path, key: Any) -> bool:
+    return _damaged(path, key) == "" and not _beside(path, "scratch").exists()
+
+
+def _make(path: pathlib.Path, key: Any, make: Callable[[pathlib.Path], None]) -> None:
+    scratch = _beside(path, "scratch")
+    damaged = broadcast(f"look again for {path.name}", lambda: _damaged(path, key))
+    if damaged:
+        log.warning("%s is not as it was written: making %s again", damaged, path.name)
+    if damaged == "":  # another run has made it while this one waited, or was killed at the end
+        run_on_main(f"clean up {path.name}", lambda: shutil.rmtree(scratch, ignore_errors=True))
+        return
+    begin(scratch, key)
+    # With a manifest the content is complete: whoever made it was killed while it was moved.
+    if not broadcast(f"look into {scratch.name}", (scratch / "manifest.json").is_file):
+        with _errors_of(path):
+            make(scratch)
+        fault_point("made", path.name)
+        run_on_main(f"seal {path.name}", lambda: _seal(scratch, path, key))
+    run_on_main(f"move {path.name}", lambda: _move(scratch, path))
+
+
+def _seal(scratch: pathlib.Path, path: pathlib.Path, key: Any) -> None:
+    """Writes the manifest of complete content, once all of it is on the disk."""
+    with _errors_of(path):
+        _sync(scratch / path.name)
+        manifest = {"key": key, "sha256": _digests(scratch / path.name)}
+        workdirs.write_here(scratch / "manifest.json", workdirs.as_json(manifest))
+    fault_point("sealed", path.name)
+
+
+def _move(scratch: pathlib.Path, path: pathlib.Path) -> None:
+    """Moves content and manifest to their places; a killed move goes on where it was."""
+    content = scratch / path.name
+    with _errors_of(path):
+        if content.exists():
+            if path.is_dir() or (path.exists() and content.is_dir()):  # not replaced in one step
+                shutil.rmtree(scratch / "replaced", ignore_errors=True)
+                path.rename(scratch / "replaced")
+            fault_point("moving", path.name)
+            content.replace(path)
+        fault_point("moved", path.name)
+        (scratch / "manifest.json").replace(_beside(path, "manifest.json"))
+        fault_point("kept", path.name)
+        shutil.rmtree(scratch)
+
+
+def _damaged(path: pathlib.Path, key: Any) -> str | None:
+    """The first file that is not as it was written, empty: all are; None: nothing of this key."""
+    manifest = _read(_beside(path, "manifest.json"))
+    if not isinstance(manifest, dict) or not _same(manifest.get("key"), key):
+        return None
+    wanted, found = manifest.get("sha256") or {}, _digests(path)
+    names = sorted(set(wanted) | set(found))
+    return next((str(path / n) for n in names if wanted.get(n) != found.get(n)), "")
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are the same JSON: a tuple is a list, a key that is a number is text."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def _read(path: pathlib.Path) -> Any:
+    """The content of a JSON file; None where there is none, or none that can be read."""
+    try:
+        return workdirs.read_here(path) if path.is_file() else None
+    except UserError as error:
+        log.warning("%s", error)
+        return None
+
+
+def _files(path: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(p for p in (path, *path.rglob("*")) if p.is_file())
+
+
+def _digests(path: pathlib.Path) -> dict[str, str]:
+    """SHA-256 of every file of an artifact, by its place in it."""
+    files = _files(path)
+    with concurrent.futures.ThreadPoolExecutor(HASHING) as pool:
+        digests = pool.map(_digest, files)
+        return {str(f.relative_to(path)): d for f, d in zip(files, digests, strict=True)}
+
+
+def _digest(file: pathlib.Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _sync(path: pathlib.Path) -> None:
+    """Waits until every file is on the disk, before a name says that it is complete."""
+    for file in _files(path):
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+    """Keeps other runs from making the same artifact; the lock dies with the process."""
+    with contextlib.ExitStack() as held:
+        run_on_main(f"lock {path.name}", lambda: held.enter_context(_lock(path)))
+        yield
+
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path) -> Iterator[None]:
+    file = _beside(path, "lock")
+    with contextlib.ExitStack() as held:
+        while True:
+            with _errors_of(path):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                lock = held.enter_context(file.open("a"))
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    log.info("%s: another process is making it: waiting", path)
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+            # Whoever held it has removed the file: a lock on it keeps nobody out any more.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock.fileno()), file.stat()):
+                    break
+        held.callback(file.unlink)
+        yield
+
+
+@contextlib.contextmanager
+def _errors_of(path: object) -> Iterator[None]:
+    """Says of errors of the disk, in one line, what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error})") from error
