@@ -1,9 +1,8 @@
-"""Takes a compiled program's text apart, and counts how often each part of it runs.
+"""Parses the text of a compiled program, and counts how often each part of it runs.
 
-XLA's own ``cost_analysis`` counts the body of a loop once. Here every computation is weighed by how
-often it runs: a loop's body as often as the loop turns. A loop that may end early (sampling) is
-counted to its bound, and of a conditional every branch counts. What the parts cost:
-`alignjax.planning.hlo_costs`.
+XLA's own ``cost_analysis`` counts the body of a loop once. Here every computation counts as
+often as it runs: a loop's body once per iteration. A loop that may end early (sampling) counts to
+its bound, and a conditional with all branches. `hlo_costs` and `collectives` say what parts cost.
 """
 
 import dataclasses
@@ -74,15 +73,15 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program's text, taken apart."""
+    """A compiled program, parsed."""
 
     computations: dict[str, tuple[Instruction, ...]]
     times: dict[str, int]  # how often each computation runs in one call of the program
-    fused: frozenset[str]  # computations inside fusions: what they name is not kept in memory
+    fused: frozenset[str]  # computations inside fusions, whose values get no buffers
     devices: int
 
     def running(self) -> Iterator[tuple[str, Instruction, int]]:
-        """Every instruction that runs: its computation, itself, how often."""
+        """Yields every instruction that runs: its computation, itself, how often."""
         for name, lines in self.computations.items():
             if self.times.get(name, 0):
                 for line in lines:
@@ -90,8 +89,9 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """Takes the text of a compiled program apart (``compiled.as_text()``)."""
-    text = text.replace('={\n"', '={"').replace('"\n}}', '"}}')  # what a kernel says of itself
+    """Parses the text of a compiled program (``compiled.as_text()``)."""
+    # The metadata of a kernel take several lines: join them to the kernel's own.
+    text = text.replace('={\n"', '={"').replace('"\n}}', '"}}')
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", ""
     for line in text.splitlines():
@@ -100,15 +100,15 @@ def parse(text: str) -> Program:
             computations[current] = []
             if line.startswith("ENTRY"):
                 entry = current
-        elif current and (found := _LINE.match(line)):
-            computations[current].append(_instruction(found[1], found[2]))
+        elif current and (parts := _LINE.match(line)):
+            computations[current].append(_instruction(parts[1], parts[2]))
     whole = {name: tuple(lines) for name, lines in computations.items()}
     times: dict[str, int] = {}
     fused: set[str] = set()
-    _weigh(whole, entry, 1, times, fused, inside=False)
+    _count(whole, entry, 1, times, fused, inside=False)
     header = text[: text.find("\n")]
-    parts = re.search(r"num_partitions=(\d+)", header)
-    return Program(whole, times, frozenset(fused), int(parts[1]) if parts else 1)
+    devices = re.search(r"num_partitions=(\d+)", header)
+    return Program(whole, times, frozenset(fused), int(devices[1]) if devices else 1)
 
 
 def _instruction(name: str, rest: str) -> Instruction:
@@ -138,7 +138,7 @@ def _closing(text: str, opens: int) -> int:
     raise ValueError(f"unbalanced: {text[:80]}")
 
 
-def _weigh(
+def _count(
     computations: dict[str, tuple[Instruction, ...]],
     name: str,
     count: int,
@@ -146,6 +146,7 @@ def _weigh(
     fused: set[str],
     inside: bool,
 ) -> None:
+    """Adds the runs of a computation, and of all that it calls, to ``times`` and ``fused``."""
     times[name] = times.get(name, 0) + count
     if inside:
         fused.add(name)
@@ -155,21 +156,21 @@ def _weigh(
         called = CALLED.findall(line.text)
         for one, two in _BRANCHES.findall(line.text):
             called += re.findall(r"%?([\w.\-]+)", one) if one else [two]
-        turns = _turns(computations, line) if line.opcode == "while" else 1
-        small = line.opcode in ("reduce", "reduce-window", "scatter", "sort", "map", "select")
-        small |= line.opcode.startswith(("all-reduce", "reduce-scatter"))
-        if not small:  # what is applied to single elements holds nothing of interest
+        turns = _iterations(computations, line) if line.opcode == "while" else 1
+        elementwise = line.opcode in ("reduce", "reduce-window", "scatter", "sort", "map", "select")
+        elementwise |= line.opcode.startswith(("all-reduce", "reduce-scatter"))
+        if not elementwise:  # what is applied to single elements costs next to nothing
             for other in called:
                 deeper = inside or line.opcode == "fusion"
-                _weigh(computations, other, count * turns, times, fused, deeper)
+                _count(computations, other, count * turns, times, fused, deeper)
 
 
-def _turns(computations: dict[str, tuple[Instruction, ...]], loop: Instruction) -> int:
-    """How often a loop turns: told by the compiler, or the bound in its condition."""
+def _iterations(computations: dict[str, tuple[Instruction, ...]], loop: Instruction) -> int:
+    """Counts a loop's iterations: from the compiler, or by the bound in its condition."""
     if known := re.search(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)', loop.text):
         return int(known[1])
     condition, body = (
-        found[1] if (found := re.search(rf"{part}=%?([\w.\-]+)", loop.text)) else ""
+        name[1] if (name := re.search(rf"{part}=%?([\w.\-]+)", loop.text)) else ""
         for part in ("condition", "body")
     )
     bounds, compared, names = [1], "0", [condition]
@@ -184,7 +185,7 @@ def _turns(computations: dict[str, tuple[Instruction, ...]], loop: Instruction) 
 
 
 def _stride(body: tuple[Instruction, ...], index: int) -> int:
-    """By how much a loop's body raises its counter: more than 1 where it was unrolled."""
+    """Finds by how much a loop's body raises its counter: more than 1 where it was unrolled."""
     if not body:
         return 1
     by_name = {line.name: line for line in body}

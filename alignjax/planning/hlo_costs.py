@@ -1,148 +1,24 @@
-"""What a compiled program computes, moves and keeps; all numbers are of one device and one call."""
+"""Counts what a compiled program computes, moves and keeps, on one device in one call."""
 
-import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator
 
 from alignjax.planning import hlo
+from alignjax.planning.collectives import COLLECTIVES
 from alignjax.planning.hlo import BYTES, Instruction, Program, Shape
 
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# These name or rearrange buffers that are there already.
+# These name or rearrange existing buffers, and move nothing.
 FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
     *("call", "after-all", "partition-id", "replica-id", "opt-barrier", "iota"),
 }
-_HANDED = re.compile(r"\{(\d+)\}: \((\d+), \{\}\)")  # numbers of a result and its operand
+_PASSED = re.compile(r"\{(\d+)\}: \((\d+), \{\}\)")  # a result that is an operand: both numbers
 _KERNEL = re.compile(r'op_name="[^"]*\bsplash_(\d+)_(\d+)\b[^"]*_(fwd|dq|dkv)_')
 
 
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """A collective operation, and how often a step runs it."""
-
-    kind: str
-    size: int  # bytes of the result, on one device, each time
-    group: int  # devices that take part
-    times: int
-    shapes: tuple[Shape, ...]
-    source: str  # the operation it was made for, as JAX names it
-
-    @property
-    def entered(self) -> int:
-        """Bytes of the result; of a reduce-scatter, what goes into it."""
-        return self.size * (self.group if self.kind == "reduce-scatter" else 1)
-
-    @property
-    def wire(self) -> float:
-        """Bytes that one device sends each time, in a ring."""
-        share = (self.group - 1) / max(1, self.group)
-        factor = {
-            "all-gather": share,
-            "all-reduce": 2 * share,
-            "reduce-scatter": self.group - 1,  # of what it ends with, which is a part
-            "all-to-all": share,
-            "collective-permute": 1.0,
-        }
-        return factor[self.kind] * self.size
-
-
-def collectives(program: Program) -> list[Collective]:
-    """Every collective of a program. What is spread over several fusions counts once."""
-    callers, around = _callers(program), _around(program)
-    lines = [
-        (where, line)
-        for where, line, _ in program.running()
-        if line.opcode.removesuffix("-done") in COLLECTIVES
-    ]
-    bodies: dict[tuple[str, ...], set[str]] = {}
-    for where, line in lines:
-        if chain := _chain(line):
-            bodies.setdefault(chain, set()).add(_body(callers, where))
-    found: dict[tuple[str, ...], Collective] = {}
-    for where, line in lines:
-        kind, chain = line.opcode.removesuffix("-done"), _chain(line)
-        # Started in one fusion and continued in others, of the same body of a loop or of loops
-        # inside it: one operation.
-        body = _body(callers, where) if chain else where
-        key = (*chain, body) if chain else (where, line.name)
-        if key in found or (chain and bodies[chain] & {*_outer(around, body)}):
-            continue
-        shapes, told = line.shapes, line.text
-        if where.startswith("all-reduce-scatter"):  # a TPU's reduce-scatter: the fusion is the one
-            kind, (_, fusion) = "reduce-scatter", callers[where]
-            shapes, told = fusion.shapes, fusion.text
-        source = re.search(r'op_name="([^"]*)"', told)
-        found[key] = Collective(
-            kind=kind,
-            size=sum(shape.size for shape in shapes),
-            group=_group(line.text, program.devices),
-            times=program.times[body],
-            shapes=shapes,
-            source=source[1] if source else "",
-        )
-    return sorted(found.values(), key=lambda c: -c.size * c.times)
-
-
-def _chain(line: Instruction) -> tuple[str, ...]:
-    """What the parts of one collective have in common; () for a collective in one part."""
-    chain = re.search(r'chain_id="(\w+)"', line.text)
-    channel = re.search(r"channel_id=(\d+)", line.text)
-    return (line.opcode, chain[1], channel[1] if channel else "") if chain else ()
-
-
-def _around(program: Program) -> dict[str, str]:
-    """For every body of a loop: the computation that the loop is in."""
-    return {
-        called: name
-        for name, lines in program.computations.items()
-        for line in lines
-        if line.opcode == "while"
-        for called in hlo.CALLED.findall(line.text)
-    }
-
-
-def _outer(around: dict[str, str], body: str) -> Iterator[str]:
-    """The computations around a loop's body, from the inside out."""
-    while body in around:
-        body = around[body]
-        yield body
-
-
-def _callers(program: Program) -> dict[str, tuple[str, Instruction]]:
-    """For every computation inside a fusion: the fusion, and the computation that it is in."""
-    return {
-        called: (name, line)
-        for name, lines in program.computations.items()
-        for line in lines
-        if line.opcode == "fusion"
-        for called in hlo.CALLED.findall(line.text)
-    }
-
-
-def _body(callers: dict[str, tuple[str, Instruction]], name: str) -> str:
-    """The loop's body, or the like, that a computation inside fusions belongs to."""
-    while name in callers:
-        name = callers[name][0]
-    return name
-
-
-def _group(text: str, devices: int) -> int:
-    """Devices in one group of a collective."""
-    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
-        return listed[1].count(",") + 1
-    if tiled := re.search(r"replica_groups=\[(\d+),(\d+)\]", text):
-        return int(tiled[2])
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
-    return devices
-
-
 def flops(program: Program) -> float:
-    """Multiplications and additions of all matrix products, as they run (padding not counted)."""
+    """Counts multiplications and additions of all matrix products, without those on padding."""
     shapes = _shapes(program)
     total = 0.0
     for where, line, times in program.running():
@@ -160,26 +36,26 @@ def flops(program: Program) -> float:
 
 
 def _splash(line: Instruction, shapes: dict[str, tuple[Shape, ...]]) -> tuple[float, float] | None:
-    """FLOPs of a call of splash attention, and bytes that it reads block by block; None: no such.
+    """Counts FLOPs of a call of splash attention and bytes it reads; None for another line.
 
-    `models.kernels` says in the call's name how many blocks of scores are not empty, and how wide a
-    block is. The forward pass has two products for each (with the keys and with the values), the
-    gradients of the queries three, those of keys and values four: both begin with the scores again.
-    For every block two blocks are read: of keys and values, or where the gradients of those stay,
-    of queries and what comes back to them.
+    `models.kernels` writes into the call's name how many blocks of scores are not empty, and how
+    wide a block is. For each of them the forward pass has two products (with the keys and with the
+    values), the gradient of the queries three, and that of keys and values four, as both compute
+    the scores again. For each, two blocks are read: of keys and values, or for their gradient, of
+    queries and of the queries' incoming gradient.
     """
-    told = _KERNEL.search(line.text)
-    if line.opcode != "custom-call" or told is None:
+    name = _KERNEL.search(line.text)
+    if line.opcode != "custom-call" or name is None:
         return None
     query = shapes[line.operands[3]][0]  # [..., heads, tokens, size], after three tables of blocks
-    blocks, width = int(told[1]), int(told[2])
-    passed = blocks * width * query.elements / query.dims[-2]
-    products = {"fwd": 2, "dq": 3, "dkv": 4}[told[3]]
-    return products * 2 * width * passed, 2 * passed * BYTES[query.dtype]
+    blocks, width = int(name[1]), int(name[2])
+    per_product = blocks * width * query.elements / query.dims[-2]
+    products = {"fwd": 2, "dq": 3, "dkv": 4}[name[3]]
+    return products * 2 * width * per_product, 2 * per_product * BYTES[query.dtype]
 
 
 def uncounted(program: Program) -> list[str]:
-    """Names of the kernels that cannot be looked into: what they compute is not in `flops`."""
+    """Lists the kernels whose contents are unknown: their products are not in `flops`."""
     calls = (x for _, x, _ in program.running() if "tpu_custom_call" in x.text)
     return sorted({line.name for line in calls if _KERNEL.search(line.text) is None})
 
@@ -192,15 +68,15 @@ def _shapes(program: Program) -> dict[str, dict[str, tuple[Shape, ...]]]:
 
 
 def _convolution(line: Instruction, left: Shape, right: Shape) -> float:
-    """FLOPs of a convolution; TPUs have every matrix product as one.
+    """Counts FLOPs of a convolution, which is what TPU programs make of matrix products.
 
-    A batch axis of a product becomes a window that meets its own element only: places of a window
-    on padding or between the elements of a dilated axis are not counted.
+    A batch axis becomes a window that covers one element and padding, or gaps of a dilated axis.
+    Only what lies on elements is counted.
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.text)
     assert labels is not None, line.text
-    told = re.search(r"window=\{(.*?)\}", line.text)  # none for a product without batch axes
-    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", told[1] if told else ""))
+    listed = re.search(r"window=\{(.*?)\}", line.text)  # none for a product without batch axes
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", listed[1] if listed else ""))
     sizes = [int(n) for n in window.get("size", "").split("x") if n]
 
     def per_axis(field: str, default: str) -> list[str]:
@@ -211,7 +87,7 @@ def _convolution(line: Instruction, left: Shape, right: Shape) -> float:
         low = int(per_axis("pad", "0_0")[i].split("_")[0])
         stride, holes = int(per_axis("stride", "1")[i]), int(per_axis("lhs_dilate", "1")[i])
         spread = int(per_axis("rhs_dilate", "1")[i])
-        total *= _places(
+        total *= _pairs(
             line.shapes[0].dims[labels[3].index(str(i))],
             left.dims[labels[1].index(str(i))],
             *(size, stride, low, holes, spread),
@@ -222,10 +98,10 @@ def _convolution(line: Instruction, left: Shape, right: Shape) -> float:
 
 
 @functools.cache
-def _places(
+def _pairs(
     outputs: int, inputs: int, size: int, stride: int, low: int, holes: int, spread: int
 ) -> int:
-    """Pairs of an output and a place of its window that lie on an element of the input."""
+    """Counts pairs of an output and a place in its window that lie on an element of the input."""
     count = 0
     for place in range(size):
         for output in range(outputs):
@@ -235,11 +111,11 @@ def _places(
 
 
 def moved(program: Program) -> float:
-    """Bytes that instructions read and write, kept buffers only: what fusions hide is not moved.
+    """Counts bytes that instructions read and write in memory, not inside of fusions.
 
-    Where a fusion reads a slice of an operand, or writes into a part of one, the part counts. A
-    collective that is spread over fusions counts where it begins and ends: those between hand its
-    buffers on.
+    Where a fusion reads a slice of an operand, or updates a part of one, only that part counts.
+    A collective that is spread over fusions counts in the first and the last: those between only
+    pass its buffers on.
     """
     shapes = _shapes(program)
     total = 0.0
@@ -253,9 +129,9 @@ def moved(program: Program) -> float:
             sizes = [_read(program, inner, i, size) for i, size in enumerate(sizes)]
             written = _written(inner, written)
             if any(x.opcode in COLLECTIVES for x in inner):
-                handed = [(int(out), int(operand)) for out, operand in _HANDED.findall(line.text)]
-                written -= sum(line.shapes[out].size for out, _ in handed)
-                for _, operand in handed:
+                passed = [(int(out), int(operand)) for out, operand in _PASSED.findall(line.text)]
+                written -= sum(line.shapes[out].size for out, _ in passed)
+                for _, operand in passed:
                     sizes[operand] = 0
         elif line.opcode in ("dynamic-slice", "slice", "gather"):
             sizes = [written]
@@ -269,7 +145,7 @@ def moved(program: Program) -> float:
 
 
 def _read(program: Program, inner: tuple[Instruction, ...], index: int, size: int) -> int:
-    """Bytes that a fusion, or one inside of it, reads of its operand number ``index``."""
+    """Counts bytes that a fusion, or one inside of it, reads of its operand number ``index``."""
     name = next(
         (x.name for x in inner if x.opcode == "parameter" and x.operands[0] == str(index)), ""
     )
@@ -289,7 +165,7 @@ def _read(program: Program, inner: tuple[Instruction, ...], index: int, size: in
 
 
 def _written(inner: tuple[Instruction, ...], size: int) -> int:
-    """Bytes that a fusion writes: of a buffer updated in place only the update."""
+    """Counts bytes that a fusion writes: only the update of a buffer that is updated in place."""
     by_name = {x.name: x for x in inner}
     for x in inner:
         if x.opcode == "dynamic-update-slice" and x.size == size and x.operands[1] in by_name:
@@ -298,7 +174,7 @@ def _written(inner: tuple[Instruction, ...], size: int) -> int:
 
 
 def kept(program: Program) -> dict[Shape, str]:
-    """Every array that has a buffer of its own at some time, and the name of one that does."""
+    """Lists the shapes that get a buffer of their own, each with one instruction that has it."""
     return {
         shape: line.name
         for where, line, _ in program.running()

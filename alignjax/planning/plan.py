@@ -1,15 +1,16 @@
-"""The verb ``plan``: does it fit, what does a step do, how long does it take, before renting it.
+"""The verb ``plan``: tells whether a run fits a machine, what it does there, and how long it takes.
 
-The programs are those of a run (`alignjax.planning.programs`), compiled for machines that need not
-be there (`alignjax.planning.compile`).
+The programs are those of a run (`planning.programs`), compiled for machines that need not be there
+(`planning.chips`, `planning.measure`).
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from alignjax.config import Config, MeshConfig
@@ -19,12 +20,14 @@ from alignjax.errors import UserError
 from alignjax.evaluation import report
 from alignjax.models import kernels
 from alignjax.models.config import REMAT
-from alignjax.planning import compile, programs, tables
-from alignjax.planning.compile import Machine
+from alignjax.planning import chips, measure, programs, tables
+from alignjax.planning.chips import Machine
 from alignjax.planning.programs import PARTS
 from alignjax.runtime import sharding
 
 log = logging.getLogger("alignjax")
+
+PlanPart = Callable[[Config, str], dict[str, Any]]  # a config and a part -> the plan of its program
 
 
 def run(
@@ -56,53 +59,57 @@ def run(
     Raises:
       UserError: an unknown topology, a mesh or batch that does not divide, no libtpu.
     """
-    on = compile.machine(topology)
+    on = chips.find_machine(topology)
     for part in parts:
         if part not in PARTS:
             raise UserError(f"--parts: wanted some of {','.join(PARTS)}, found {part!r}")
     if not on.exact:
-        report.say(
-            f"{topology}: no compiler for it without one; memory, products and collectives are "
-            "those of XLA's compiler for CPUs, with its attention: an estimate"
-        )
-        kernels.chosen(config.model, "gpu", config.mesh.tensor)
-        config = dataclasses.replace(
-            config, model=dataclasses.replace(config.model, attention="xla")
-        )
+        config = _without_kernels(config, topology)
+    plan_part = functools.partial(_plan_part, on=on, responses=responses, price=price)
     if sweep:
-        found = _sweep(config, on, responses, price)
+        plans = _sweep(config, on, plan_part)
     else:
-        config = dataclasses.replace(config, mesh=_mesh(config, mesh, on))
-        found = [_planned(config, on, part, responses, price) for part in parts]
-        for one in found:
+        config = dataclasses.replace(config, mesh=_choose_mesh(config, mesh, on))
+        plans = [plan_part(config, part) for part in parts]
+        for one in plans:
             tables.print_one(one, on)
-        for one in [x for x in found if not x["measured"]["fits"]]:
+        for one in [x for x in plans if not x["measured"]["fits"]]:
             if one["part"] in ("step", "sample"):
-                found += _until_it_fits(config, on, one["part"], responses, price)
-    told = {
+                plans += _shrink_until_it_fits(config, one["part"], plan_part)
+    result = {
         "topology": topology,
         "exact": on.exact,
-        "assumption": compile.ASSUMPTION,
-        "plans": found,
+        "assumption": measure.ASSUMPTION,
+        "plans": plans,
     }
     if out:
         path = pathlib.Path(out)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(_known(told), indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(_nan_to_none(result), indent=2) + "\n", encoding="utf-8")
         report.say(f"numbers: {out}")
-    return told
+    return result
 
 
-def _known(value: Any) -> Any:
-    """With None in the place of what a program that does not fit leaves unknown."""
+def _without_kernels(config: Config, topology: str) -> Config:
+    """Takes XLA's attention: the CPU compiler of an estimate has no kernels of GPUs."""
+    report.say(
+        f"{topology}: no compiler for it without one; memory, products and collectives are "
+        "those of XLA's compiler for CPUs, with its attention: an estimate"
+    )
+    kernels.chosen(config.model, "gpu", config.mesh.tensor)  # refuses what a GPU would refuse
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, attention="xla"))
+
+
+def _nan_to_none(value: Any) -> Any:
+    """Replaces numbers that are unknown, of programs that do not fit, for JSON."""
     if isinstance(value, dict):
-        return {name: _known(x) for name, x in value.items()}
+        return {name: _nan_to_none(x) for name, x in value.items()}
     if isinstance(value, list):
-        return [_known(x) for x in value]
+        return [_nan_to_none(x) for x in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _mesh(config: Config, text: str, on: Machine) -> MeshConfig:
+def _choose_mesh(config: Config, text: str, on: Machine) -> MeshConfig:
     count = len(on.devices)
     if not text:
         if math.prod(dataclasses.astuple(config.mesh)) == count:
@@ -118,16 +125,16 @@ def _mesh(config: Config, text: str, on: Machine) -> MeshConfig:
             )
         sizes[name] = int(size)
     if math.prod(sizes.values()) != count:
-        told = " x ".join(f"{k}={v}" for k, v in sizes.items())
+        product = " x ".join(f"{k}={v}" for k, v in sizes.items())
         raise UserError(
-            f"--mesh={text}: {told} is {math.prod(sizes.values())}, {on.topology} has "
+            f"--mesh={text}: {product} is {math.prod(sizes.values())}, {on.topology} has "
             f"{count} devices"
         )
     return MeshConfig(**sizes)
 
 
 def _meshes(config: Config, count: int) -> Iterator[MeshConfig]:
-    """Meshes of so many devices that the batch and the heads divide by, the most fsdp first."""
+    """Yields the meshes of so many devices that divide batch and heads, the most fsdp first."""
     micro = config.train.batch_size // config.train.accumulate
     some = False
     for tensor in (1, 2, 4, 8, 16):
@@ -146,30 +153,18 @@ def _meshes(config: Config, count: int) -> Iterator[MeshConfig]:
         )
 
 
-def _planned(
-    config: Config, on: Machine, part: str, responses: int, price: float
+def _plan_part(
+    config: Config, part: str, *, on: Machine, responses: int, price: float
 ) -> dict[str, Any]:
-    """One program compiled, and all there is to say of it."""
+    """Compiles the program of one part, and derives all that the plan says of it."""
     sizes = config.mesh
     sharding.check_heads(config.model, sizes.tensor)
     mesh = sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor, list(on.devices))
     kernel = kernels.chosen(config.model, on.devices[0].platform, sizes.tensor)
     program = programs.make(config, mesh, part, responses)
-    log.info("%s: compiling %s on mesh %s", on.topology, program.name, _name(config))
-    found = compile.measure(program.function, *program.args, on=on, **program.static)
-    took = compile.seconds(found, on.chip)
-    speeds = [program.tokens / took[x] for x in ("at_most", "estimate")]
-    rates: dict[str, Any] = {
-        "tokens_per_second": speeds,
-        "model_flops_utilisation": program.model_flops
-        / (took["estimate"] * on.chip.flops * len(on.devices)),
-    }
-    if price:
-        hourly = price * len(on.devices)
-        rates["dollars_per_million_tokens"] = [
-            hourly / 3600 / speed * 1e6 for speed in reversed(speeds)
-        ]
-        rates["dollars_per_hour"] = hourly
+    log.info("%s: compiling %s on mesh %s", on.topology, program.name, _mesh_name(config))
+    measured = measure.measure(program.function, *program.args, on=on, **program.static)
+    seconds = measure.seconds(measured, on.chip)
     return {
         "part": part,
         "name": program.name,
@@ -182,40 +177,54 @@ def _planned(
         "tokens": program.tokens,
         "model_flops": program.model_flops / len(on.devices),
         "holds": program.holds,
-        "measured": dataclasses.asdict(found),
-        "seconds": took,
-        **rates,
+        "measured": dataclasses.asdict(measured),
+        "seconds": seconds,
+        **_rates(program, seconds, on, price),
     }
 
 
-def _name(config: Config) -> str:
+def _rates(
+    program: programs.Program, seconds: dict[str, float], on: Machine, price: float
+) -> dict[str, Any]:
+    """Derives tokens per second, utilisation and dollars from the seconds of a call."""
+    speeds = [program.tokens / seconds[x] for x in ("at_most", "estimate")]
+    peak = seconds["estimate"] * on.chip.flops * len(on.devices)
+    rates = {
+        "tokens_per_second": speeds,
+        "model_flops_utilisation": program.model_flops / peak,
+    }
+    if not price:
+        return rates
+    hourly = price * len(on.devices)
+    per_million = [hourly / 3600 / speed * 1e6 for speed in reversed(speeds)]
+    return {**rates, "dollars_per_million_tokens": per_million, "dollars_per_hour": hourly}
+
+
+def _mesh_name(config: Config) -> str:
     return ",".join(f"{k}={v}" for k, v in dataclasses.asdict(config.mesh).items())
 
 
-def _until_it_fits(
-    config: Config, on: Machine, part: str, responses: int, price: float
-) -> list[dict[str, Any]]:
-    """Changes that save memory, one more at a time, until the program fits."""
+def _shrink_until_it_fits(config: Config, part: str, plan_part: PlanPart) -> list[dict[str, Any]]:
+    """Applies changes that save memory, one more each time, until the program fits."""
     report.say("it does not fit; trying what would:")
-    tried = []
-    told: dict[str, str] = {}  # of every field, the last change
-    for changes in _smaller(config) if part == "step" else _smaller_sampling(config):
-        told |= {change.partition("=")[0]: change for change in changes}
-        changed = override(config, list(told.values()))
-        one = _planned(changed, on, part, responses, price)
+    plans = []
+    overrides: dict[str, str] = {}  # field -> its last change
+    for changes in _smaller_steps(config) if part == "step" else _smaller_sampling(config):
+        overrides |= {change.partition("=")[0]: change for change in changes}
+        one = plan_part(override(config, list(overrides.values())), part)
         fits = one["measured"]["fits"]
-        text = " ".join(f"--set {change}" for change in told.values())
+        text = " ".join(f"--set {change}" for change in overrides.values())
         report.say(f"  {text}: {tables.size(one)}, {'fits' if fits else 'does not fit'}")
-        tried.append(one)
+        plans.append(one)
         if fits:
             break
     else:
         report.say("  nothing tried fits: take a larger topology")
-    return tried
+    return plans
 
 
-def _smaller(config: Config) -> Iterator[list[str]]:
-    """Overrides with which a step needs less memory, each beside those before it."""
+def _smaller_steps(config: Config) -> Iterator[list[str]]:
+    """Yields overrides that make a step need less memory, each in addition to those before it."""
     if config.model.remat != "full":
         yield ["model.remat=full"]
     mesh = config.mesh
@@ -236,8 +245,8 @@ def _smaller(config: Config) -> Iterator[list[str]]:
 
 
 def _smaller_sampling(config: Config) -> Iterator[list[str]]:
-    """The same for sampling."""
-    field = programs.sampling_of(config)
+    """Yields such overrides for sampling."""
+    field = programs.sampling_field(config)
     settings = get(config, field)
     if settings.gather_weights:
         yield [f"{field}.gather_weights=False"]
@@ -247,21 +256,21 @@ def _smaller_sampling(config: Config) -> Iterator[list[str]]:
         yield [f"{field}.batch_size={rows}"]
 
 
-def _sweep(config: Config, on: Machine, responses: int, price: float) -> list[dict[str, Any]]:
-    """The step on every mesh and with every remat policy, the quickest that fit first."""
-    found = []
+def _sweep(config: Config, on: Machine, plan_part: PlanPart) -> list[dict[str, Any]]:
+    """Plans the step on every mesh with every remat policy; the quickest that fit come first."""
+    plans = []
     for mesh in _meshes(config, len(on.devices)):
         for remat in REMAT:
             model = dataclasses.replace(config.model, remat=remat)
+            changed = dataclasses.replace(config, model=model, mesh=mesh)
             try:
-                changed = dataclasses.replace(config, model=model, mesh=mesh)
-                one = _planned(changed, on, "step", responses, price)
+                one = plan_part(changed, "step")
             except UserError as error:  # a dimension that the mesh does not divide
                 log.info("%s: %s", mesh, error)
                 continue
-            found.append(one)
-            told = f"{tables.size(one)}, {tables.time(one)}"
-            report.say(f"  {_name(changed)} remat={remat}: {told}")
-    found.sort(key=lambda x: (not x["measured"]["fits"], x["seconds"]["estimate"]))
-    tables.print_ranked(found, on)
-    return found
+            plans.append(one)
+            numbers = f"{tables.size(one)}, {tables.time(one)}"
+            report.say(f"  {_mesh_name(changed)} remat={remat}: {numbers}")
+    plans.sort(key=lambda x: (not x["measured"]["fits"], x["seconds"]["estimate"]))
+    tables.print_ranked(plans, on)
+    return plans
