@@ -22,7 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from alignjax.config import load
 from alignjax.planning import plan
-from alignjax.planning.compile import GIB
+from alignjax.planning.chips import GIB
 
 PRICES = {"v5p": 4.2, "v5e": 1.2}  # dollars per chip and hour: examples
 SMALL, V5P, V5E, LARGE = "v5e:2x4", "v5p:2x2x4", "v5e:16x16", "v5p:8x8x8"

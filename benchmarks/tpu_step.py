@@ -31,9 +31,10 @@ from alignjax.config import Config, DataConfig, MeshConfig, OptimConfig, TrainCo
 from alignjax.data import sources
 from alignjax.losses import dpo
 from alignjax.models import presets
-from alignjax.planning import compile, programs
-from alignjax.planning.compile import GIB, Measured
-from alignjax.planning.hlo_costs import COLLECTIVES
+from alignjax.planning import programs
+from alignjax.planning.chips import GIB, Machine, find_machine
+from alignjax.planning.collectives import COLLECTIVES
+from alignjax.planning.measure import Measurement, measure_program
 from alignjax.runtime import sharding
 from alignjax.training import loop, optim
 from benchmarks.plain import plain_logps
@@ -63,19 +64,19 @@ def config_of(args: argparse.Namespace) -> Config:
     )
 
 
-def measure(config: Config, on: compile.Machine, name: str) -> Measured:
+def measure(config: Config, on: Machine, name: str) -> Measurement:
     """One of `STEPS`."""
     plain, size = name == "plain", config.mesh
     model = dataclasses.replace(config.model, attention="xla" if plain else name)
     config = dataclasses.replace(config, model=model)
     mesh = sharding.make_mesh(size.data, size.fsdp, size.tensor, list(on.devices))
-    of, learner, batch, _ = programs.learner_of(config, mesh, "step")
+    of, learner, batch, _ = programs.make_learner(config, mesh, "step")
     if plain:
         apply = functools.partial(plain_logps, config=of.model)
         update = dataclasses.replace(learner.update, apply=apply)
         learner = dataclasses.replace(learner, update=update)
     _, state, step = loop.make_step(learner, mesh, jax.random.key(0))
-    return compile.measure(step, state, learner.ref_params, batch, on=on)
+    return measure_program(step, state, learner.ref_params, batch, on=on)
 
 
 def main() -> None:
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument("--only", default="", choices=("", *STEPS), help="one of the steps")
     parser.add_argument("--out", default="", help="JSON file")
     args = parser.parse_args()
-    config, on = config_of(args), compile.machine(args.topology)
+    config, on = config_of(args), find_machine(args.topology)
     found = {name: measure(config, on, name) for name in ([args.only] if args.only else STEPS)}
     print(
         f"{args.topology}, fsdp {args.fsdp} x tensor {args.tensor}; {args.pairs} pairs, prompt "

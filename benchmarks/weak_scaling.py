@@ -26,9 +26,10 @@ from alignjax.config import Config, DataConfig, EvaluateConfig, MeshConfig, Opti
 from alignjax.data import sources
 from alignjax.losses import dpo
 from alignjax.models.config import ModelConfig
-from alignjax.planning import compile, programs
-from alignjax.planning.compile import Machine, Measured
-from alignjax.planning.hlo_costs import COLLECTIVES
+from alignjax.planning import programs
+from alignjax.planning.chips import Machine, find_machine
+from alignjax.planning.collectives import COLLECTIVES
+from alignjax.planning.measure import Measurement, estimate_seconds, measure_program
 from alignjax.runtime import sharding
 from alignjax.training import optim
 
@@ -65,12 +66,12 @@ def config_of(args: argparse.Namespace, mesh: MeshConfig) -> Config:
     )
 
 
-def measure(config: Config, on: Machine) -> Measured:
+def measure(config: Config, on: Machine) -> Measurement:
     """The step as a run makes it."""
     size = config.mesh
     mesh = sharding.make_mesh(size.data, size.fsdp, size.tensor, list(on.devices))
     made = programs.make(config, mesh, "step")
-    return compile.measure(made.function, *made.args, on=on)
+    return measure_program(made.function, *made.args, on=on)
 
 
 def main() -> None:
@@ -93,13 +94,13 @@ def main() -> None:
     print("MiB per chip and step\n\n| topology | data x fsdp x tensor |", " | ".join(heads), "|")
     print("|---|---|" + "---|" * len(heads))
     for topology in args.topologies.split(","):
-        on = compile.machine(topology)
+        on = find_machine(topology)
         count = len(on.devices)
         data = count // (args.fsdp * args.tensor)
         meshes = (MeshConfig(fsdp=count), MeshConfig(data=data, fsdp=args.fsdp, tensor=args.tensor))
         for mesh in meshes:
             one = measure(config_of(args, mesh), on)
-            took = compile.seconds(one, on.chip)
+            took = estimate_seconds(one, on.chip)
             name = " x ".join(str(n) for n in dataclasses.astuple(mesh))
             sizes = [
                 one.collectives.get(kind, {}).get("entered", 0.0) / MIB

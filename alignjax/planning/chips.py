@@ -66,7 +66,7 @@ def find_machine(topology: str) -> Machine:
     kind, _, shape = topology.partition(":")
     if kind not in CHIPS:
         raise UserError(
-            f"--topology={topology}: no chip {kind!r}{did_you_mean(kind, CHIPS)}; {_known_topologies()}"
+            f"--topology={topology}: no chip {kind!r}{did_you_mean(kind, CHIPS)}; {_known()}"
         )
     chip = CHIPS[kind]
     if not chip.shapes:
@@ -74,7 +74,7 @@ def find_machine(topology: str) -> Machine:
             raise UserError(f"--topology={topology}: wanted a number of GPUs, such as {kind}:8")
         return Machine(topology, chip, _virtual_devices(int(shape)), exact=False)
     if not re.fullmatch(r"\d+(x\d+)+", shape):
-        raise UserError(f"--topology={topology}: wanted {kind}:SHAPE; {_known_topologies()}")
+        raise UserError(f"--topology={topology}: wanted {kind}:SHAPE; {_known()}")
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise UserError(
             f"--topology={topology}: compiling for TPUs wants libtpu, which needs no TPU; it is "
@@ -92,11 +92,11 @@ def find_machine(topology: str) -> Machine:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:  # libtpu documents no type for it
         reason = " ".join(str(error).split()).removeprefix("INVALID_ARGUMENT: ")
-        raise UserError(f"--topology={topology}: {reason[:200]}; {_known_topologies()}") from None
+        raise UserError(f"--topology={topology}: {reason[:200]}; {_known()}") from None
     return Machine(topology, chip, described.devices, exact=True)
 
 
-def _known_topologies() -> str:
+def _known() -> str:
     known = [f"{kind}:{'|'.join(chip.shapes) or 'N'}" for kind, chip in CHIPS.items()]
     return "known: " + ", ".join(known)
 
@@ -110,5 +110,3 @@ def _virtual_devices(count: int) -> Sequence[Any]:
     if len(devices) < count:
         raise UserError(f"--topology: wants {count} devices, this process has {len(devices)}")
     return devices[:count]
-
-

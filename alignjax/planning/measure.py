@@ -51,7 +51,7 @@ class Measurement:
         return sum(kind["sent"] for kind in self.collectives.values())
 
 
-def measure(function: Any, *args: Any, on: Machine, **static: Any) -> Measurement:
+def measure_program(function: Any, *args: Any, on: Machine, **static: Any) -> Measurement:
     """Compiles a jitted function for a machine and measures the program.
 
     Args:
@@ -106,7 +106,7 @@ def _too_large(error: str, on: Machine, seconds: float) -> Measurement:
     )
 
 
-def seconds(measured: Measurement, chip: Chip) -> dict[str, float]:
+def estimate_seconds(measured: Measurement, chip: Chip) -> dict[str, float]:
     """Estimates the seconds of a call under `ASSUMPTION`, and of its parts."""
     parts = {
         "computing": measured.flops / chip.flops,

@@ -163,8 +163,8 @@ def _plan_part(
     kernel = kernels.chosen(config.model, on.devices[0].platform, sizes.tensor)
     program = programs.make(config, mesh, part, responses)
     log.info("%s: compiling %s on mesh %s", on.topology, program.name, _mesh_name(config))
-    measured = measure.measure(program.function, *program.args, on=on, **program.static)
-    seconds = measure.seconds(measured, on.chip)
+    measured = measure.measure_program(program.function, *program.args, on=on, **program.static)
+    seconds = measure.estimate_seconds(measured, on.chip)
     return {
         "part": part,
         "name": program.name,

@@ -1,8 +1,8 @@
-"""The programs of a run, from shapes alone: made by the functions that a run calls.
+"""Builds the programs of a run from shapes alone, by the functions that a run calls.
 
-No file of data or weights is read, and a model's shape is what the config says it is. Rows stand in
-for the data, all as long as the config lets them be; what the objective wants to see of them
-(pairs, labels, scored lists) is found by trying.
+No file of data or weights is read, and the config gives the model's shape. Rows of the greatest
+length stand in for the data; which kind of rows the loss takes (pairs, labels, scored lists) is
+found by trying each.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from alignjax.data.batching import Bucketed, assemble, bucket
 from alignjax.data.prepare import Dataset
 from alignjax.errors import UserError
 from alignjax.models import logps, quantized
-from alignjax.planning import compile
+from alignjax.planning.measure import bytes_per_device, forward_flops
 from alignjax.runtime import sharding
 from alignjax.sampling.decode import sample
 from alignjax.stages import bricks, learners, pretrained
@@ -28,25 +28,25 @@ from alignjax.stages.check import bind_fraction, check_objectives, drawn_respons
 from alignjax.training import loop
 from alignjax.types import Batch, Params
 
-_DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "gather_weights")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "gather_weights")
 PARTS = ("step", "sft", "reward", "score", "sample")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """Something a run compiles, and what there is to know of it before."""
+    """A function that a run compiles, its arguments, and what is known of it beforehand."""
 
     name: str
     function: Any  # of jax.jit
     args: tuple[Any, ...]
     static: dict[str, Any]
     tokens: int  # of a call, a prompt counted once
-    model_flops: float  # of a call, nothing computed twice, over all devices
-    holds: dict[str, int]  # bytes per device of what it is given, by kind
+    model_flops: float  # of a call, without recomputation, over all devices
+    holds: dict[str, int]  # bytes per device of its arguments, by kind
 
 
 def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
-    """A program of a run: its function, and its arguments as shapes on a mesh.
+    """Builds a program of a run: its function, and its arguments as shapes on a mesh.
 
     Args:
       config: of the run.
@@ -56,21 +56,21 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
       responses: per prompt, in the data; 0: 2, or 1 with labels.
 
     Raises:
-      UserError: the run has no such part, or its objective takes none of the kinds of rows.
+      UserError: the run has no such part, or its loss takes none of the kinds of rows.
     """
     if part in ("score", "sample"):
         return _inference(config, mesh, part, responses)
-    of, learner, batch, drawn = learner_of(config, mesh, part, responses)
+    of, learner, batch, drawn = make_learner(config, mesh, part, responses)
     networks, key = _networks(config, part), jax.random.key(0)
     if networks > 1:
         batch = _side_by_side(batch, networks, mesh)
         key = jax.random.split(key, networks)
     _, state, step = loop.make_step(learner, mesh, key)
     (b, p), r = batch.prompt.shape, batch.response.shape[2]
-    # A backward pass costs two forward ones, and one where what is frozen needs no gradient.
+    # A backward pass costs two forward passes, or one where frozen weights need no gradient.
     live = of.reward_loss is None and part != "sft" and batch.ref_logps is None
     passes = (3 if of.lora is None else 2) + (live and of.reference.mode != "none")
-    # A reward model ends in one number and not in the vocabulary.
+    # A reward model ends in one number, not in the vocabulary.
     counted = of.model
     if of.reward_loss is not None:
         counted = dataclasses.replace(of.model, vocab_size=1)
@@ -81,40 +81,40 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
         args=(state, learner.ref_params, batch),
         static={},
         tokens=b * (p + drawn * r),
-        model_flops=passes * compile.forward_flops(counted, b, drawn, p, r),
+        model_flops=passes * forward_flops(counted, b, drawn, p, r),
         holds={
-            "params": compile.bytes_per_device(state.params),
-            "optimizer": compile.bytes_per_device(state.opt_state),
-            "frozen params": compile.bytes_per_device(learner.ref_params),
+            "params": bytes_per_device(state.params),
+            "optimizer": bytes_per_device(state.opt_state),
+            "frozen params": bytes_per_device(learner.ref_params),
         },
     )
 
 
 def _networks(config: Config, part: str) -> int:
-    """How many networks one program of the part trains: several, for several objectives."""
+    """Counts the networks that one program trains: of several preferences, `stacked.fit_each`."""
     several = config.objectives
     if several is None or part != "step":
         return 1
-    at_once = keywords(several.method).get("at_once")  # with what is bound as its default
+    at_once = keywords(several.method).get("at_once")  # a bound value is its default
     return min(at_once.default, len(several.preferences)) if at_once is not None else 1
 
 
 def _side_by_side(batch: Batch, networks: int, mesh: Mesh) -> Batch:
-    """The batch of so many networks in one program (`step.stacked_step`)."""
+    """Repeats the batch for so many networks in one program, as for `step.stacked_step`."""
     rows = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((networks * x.shape[0], *x.shape[1:]), x.dtype), batch
     )
     return _rows(rows, mesh)
 
 
-def learner_of(
+def make_learner(
     config: Config, mesh: Mesh, part: str, responses: int = 0
 ) -> tuple[Config, loop.Learner, Batch, int]:
-    """What `loop.fit` would train in a part of a run, with shapes in the place of arrays.
+    """Makes what `loop.fit` trains in a part of a run, with shapes in the place of arrays.
 
     Returns:
-      The part's config, the network, the batch as shapes on the mesh, and the responses per prompt
-      that a step scores.
+      The part's config, the learner, the batch as shapes on the mesh, and how many responses per
+      prompt a step scores.
     """
     of = _part_of(config, part)
     rows = _stand_in(config, of, part, responses)
@@ -122,7 +122,7 @@ def learner_of(
     picked = np.arange(of.train.batch_size) % len(rows.dataset)
     batch = assemble(rows.dataset, picked, rows.shapes[0])
     base = _frozen(of, mesh)
-    steps = 2  # how many there are changes no program
+    steps = 2  # their number changes no program
     if of.reward_loss is not None:
         learner = learners.reward_model(of, mesh, steps, load_start=_nothing, base=base)
     else:
@@ -141,22 +141,22 @@ def _nothing() -> Params:
 
 
 def _frozen(config: Config, mesh: Mesh) -> Params:
-    """Shapes of the reference, or of what adapters are beside, which may be quantised."""
+    """Describes the frozen network: the reference, or a base that may be quantised."""
     whole = pretrained.target(config.model, mesh)
-    kind = "" if config.lora is None else config.lora.quantize
-    if not kind:
+    quantize = "" if config.lora is None else config.lora.quantize
+    if not quantize:
         return whole
 
     def leaf(path: Any, parameter: Any) -> Any:
         named = quantized.kernel_name(sharding.path_name(path))
-        return quantized.encode(parameter, kind) if named else parameter
+        return quantized.encode(parameter, quantize) if named else parameter
 
     shapes = jax.eval_shape(lambda p: jax.tree_util.tree_map_with_path(leaf, p), whole)
     return sharding.abstract(shapes, sharding.shard_tree(shapes, mesh))
 
 
 def _part_of(config: Config, part: str) -> Config:
-    """The config of one part of a run, as of a run of its own."""
+    """Makes the config of one part of a run, as if it were a run of its own."""
     game = config.game
     if part == "sft":
         if config.sft is None:
@@ -179,21 +179,21 @@ def _part_of(config: Config, part: str) -> Config:
     return config if game is None else dataclasses.replace(config, reward_loss=None, game=None)
 
 
-def sampling_of(config: Config) -> str:
-    """The field that says how a run samples: what it trains on, or else what it is measured on."""
+def sampling_field(config: Config) -> str:
+    """Names the field of a run's sampling settings: of training if it samples, or evaluation."""
     if config.candidates is not None:
         return "candidates"
     return "evaluate" if config.game is None else "game.sampling"
 
 
 def _inference(config: Config, mesh: Mesh, part: str, responses: int) -> Program:
-    """Scoring as the reference's table does it; sampling as training does, or the evaluation."""
+    """Builds scoring as for the reference's table, or sampling as in training or evaluation."""
     rows = _two_rows(config, responses or 2)
     params = pretrained.target(config.model, mesh)
-    settings: SamplingConfig = get(config, sampling_of(config))
+    settings: SamplingConfig = get(config, sampling_field(config))
     b, shape = (settings if part == "sample" else config.evaluate).batch_size, rows.shapes[0]
     batch = assemble(rows.dataset, np.arange(b) % len(rows.dataset), shape)
-    holds = {"params": compile.bytes_per_device(params)}
+    holds = {"params": bytes_per_device(params)}
     split = _rows(batch, mesh)
     if part == "score":
         k = batch.response.shape[1]
@@ -203,7 +203,7 @@ def _inference(config: Config, mesh: Mesh, part: str, responses: int) -> Program
             args=(params, split),
             static={"config": config.model},
             tokens=b * (shape.prompt + k * shape.response),
-            model_flops=compile.forward_flops(config.model, b, k, shape.prompt, shape.response),
+            model_flops=forward_flops(config.model, b, k, shape.prompt, shape.response),
             holds=holds,
         )
     k, r = settings.samples, settings.max_new_tokens
@@ -216,10 +216,10 @@ def _inference(config: Config, mesh: Mesh, part: str, responses: int) -> Program
             samples=k,
             max_new_tokens=r,
             eos=1,
-            **{name: getattr(settings, name) for name in _DRAWING},
+            **{name: getattr(settings, name) for name in _SAMPLING},
         ),
         tokens=b * (shape.prompt + k * r),
-        model_flops=compile.forward_flops(config.model, b, k, shape.prompt, r),
+        model_flops=forward_flops(config.model, b, k, shape.prompt, r),
         holds=holds,
     )
 
@@ -239,7 +239,7 @@ def _rows(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def _stand_in(config: Config, of: Config, part: str, responses: int) -> Bucketed:
-    """Two rows as long as rows get, of the kind that the part sees, or the first that it takes."""
+    """Makes two rows of the greatest length, of the kind that the part is given or accepts."""
     if part == "step" and config.candidates is not None:
         k = config.candidates.samples + (responses or 2) * config.candidates.keep_own
         return _two_rows(of, k, scored=True)

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from alignjax.planning import hlo, hlo_costs
+from alignjax.planning import collectives, hlo, hlo_costs
 from alignjax.runtime.sharding import make_mesh
 
 LOOP = """HloModule looped, num_partitions=4
@@ -83,7 +83,9 @@ ENTRY %main (t: s8[1,2,2], q: bf16[1,2,256,8], k: bf16[1,1,256,8]) -> (bf16[1,2,
 
 
 def told(program):
-    return [(c.kind, c.times, c.size, c.group, c.wire) for c in hlo_costs.collectives(program)]
+    return [
+        (c.kind, c.times, c.size, c.group, c.wire) for c in collectives.find_collectives(program)
+    ]
 
 
 def test_collectives_of_a_loop_count_by_its_turns():
@@ -231,9 +233,9 @@ def compiled():
 
 def test_a_compiled_loop_counts_in_full():
     assert hlo_costs.flops(compiled()) == 4 * 2 * (8 / 4) * 16 * 16
-    assert [(c.kind, c.times, c.size, c.group) for c in hlo_costs.collectives(compiled())] == [
-        ("all-reduce", 1, 16 * 4, 4)
-    ]
+    assert [
+        (c.kind, c.times, c.size, c.group) for c in collectives.find_collectives(compiled())
+    ] == [("all-reduce", 1, 16 * 4, 4)]
 
 
 def test_kept_arrays_are_those_outside_of_fusions():

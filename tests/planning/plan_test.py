@@ -12,7 +12,7 @@ from alignjax.config import MeshConfig
 from alignjax.config.load import load, override
 from alignjax.errors import UserError
 from alignjax.models.config import LoraConfig
-from alignjax.planning import compile, plan, programs
+from alignjax.planning import chips, measure, plan, programs
 from alignjax.runtime.sharding import make_mesh
 from tests import tiny
 
@@ -64,7 +64,7 @@ def test_flops_of_the_model_by_hand():
     layer = width * inner * 2 + width * kv * 2 + 3 * width * mlp
     # One row, prompt of 2 tokens, two responses of 1: 3 + 2 x 3 pairs of a query and a key.
     by_hand = 2 * (4 * layer * 2 + 2 * width * 64 + 2 * 9 * inner * 2)
-    assert compile.forward_flops(model, 1, 2, 2, 1) == by_hand
+    assert measure.forward_flops(model, 1, 2, 2, 1) == by_hand
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_flops_of_the_model_by_hand():
     ],
 )
 def test_what_does_not_divide_is_refused_in_one_line(topology, mesh, changes, message, monkeypatch):
-    monkeypatch.setattr(compile, "measure", lambda *a, **k: pytest.fail("would compile"))
+    monkeypatch.setattr(measure, "measure_program", lambda *a, **k: pytest.fail("would compile"))
     with pytest.raises(UserError, match=message):
         plan.run(override(config(), changes), topology, mesh=mesh)
 
@@ -104,7 +104,7 @@ def test_meshes_that_divide_are_compiled_for(topology, mesh, monkeypatch):
     def compiling(*args, **options):
         raise CompiledError
 
-    monkeypatch.setattr(compile, "measure", compiling)
+    monkeypatch.setattr(measure, "measure_program", compiling)
     with pytest.raises(CompiledError):
         plan.run(config(), topology, mesh=mesh)
 
@@ -113,7 +113,7 @@ def test_without_libtpu_it_says_how_to_install(monkeypatch):
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -c requirements.txt -e \"\.\[tpu\]\""):
-        compile.machine("v5e:2x2")
+        chips.find_machine("v5e:2x2")
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def too_large(monkeypatch):
     def measured(function, *args, on, **static):
         total = next(sizes) * on.chip.memory
         seen.append((args, static))
-        return compile.Measured(
+        return measure.Measurement(
             **dict.fromkeys(("arguments", "output", "temporary", "flops", "moved"), 1.0),
             fits=total <= on.chip.memory,
             limit=on.chip.memory,
@@ -133,7 +133,7 @@ def too_large(monkeypatch):
             compile_seconds=0.0,
         )
 
-    monkeypatch.setattr(compile, "measure", measured)
+    monkeypatch.setattr(measure, "measure_program", measured)
     return seen
 
 
@@ -161,7 +161,7 @@ def test_sampling_that_does_not_fit_gathers_less_then_draws_less_at_once(too_lar
 def test_a_sweep_ranks_what_fits_by_time(monkeypatch):
     def measured(function, *args, on, **static):
         rows = args[2].prompt.sharding.mesh.shape
-        return compile.Measured(
+        return measure.Measurement(
             **dict.fromkeys(("arguments", "output", "temporary", "moved"), 1.0),
             fits=rows["tensor"] == 1,
             limit=1.0,
@@ -171,7 +171,7 @@ def test_a_sweep_ranks_what_fits_by_time(monkeypatch):
             compile_seconds=0.0,
         )
 
-    monkeypatch.setattr(compile, "measure", measured)
+    monkeypatch.setattr(measure, "measure_program", measured)
     found = plan.run(config(), "h100:4", sweep=True)["plans"]
     meshes = [tuple(x["mesh"].values()) for x in found if x["remat"] == "full"]
     assert meshes[:3] == [(4, 1, 1), (2, 2, 1), (1, 4, 1)]
@@ -194,7 +194,7 @@ def test_a_sweep_ranks_what_fits_by_time(monkeypatch):
 def test_rows_are_of_the_kind_that_the_objective_takes(file, part, drawn):
     mesh = make_mesh(1, 2, 1)
     of = dataclasses.replace(config(file), mesh=MeshConfig(fsdp=2))
-    found, learner, batch, k = programs.learner_of(of, mesh, part)
+    found, learner, batch, k = programs.make_learner(of, mesh, part)
     assert k == drawn
     assert batch.prompt.shape[0] == found.train.batch_size
     reference = batch.ref_logps is not None or learner.ref_params is not None
@@ -231,7 +231,7 @@ def test_networks_trained_side_by_side_are_planned_so():
 def test_a_reward_model_projects_to_no_vocabulary():
     made = programs.make(config("configs/rm_world.py"), make_mesh(1, 2, 1), "step")
     counted = dataclasses.replace(config().model, vocab_size=1)
-    assert made.model_flops == 3 * compile.forward_flops(counted, 8, 2, 16, 16)
+    assert made.model_flops == 3 * measure.forward_flops(counted, 8, 2, 16, 16)
 
 
 @pytest.mark.parametrize(

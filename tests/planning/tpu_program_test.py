@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from alignjax.models import layout
-from alignjax.planning import compile, hlo, hlo_costs, programs
+from alignjax.planning import chips, collectives, hlo, hlo_costs, programs
 from alignjax.runtime import sharding
 from tests.planning.plan_test import config
 
@@ -62,7 +62,7 @@ def compiled(
         train=train,
         evaluate=evaluate,
     )
-    on = compile.machine(topology)
+    on = chips.find_machine(topology)
     made = programs.make(of, sharding.make_mesh(*mesh, list(on.devices)), part)
     text = made.function.lower(*made.args, **made.static).compile().as_text()
     return hlo.parse(text)
@@ -112,7 +112,7 @@ def unexpected(program):
         "collective-permute": states,
     }
     found = []
-    for one in hlo_costs.collectives(program):
+    for one in collectives.find_collectives(program):
         once = one.kind in ("all-gather", "all-reduce") and one.size == head and one.times == 1
         sizes = [shape.size for shape in one.shapes]
         # What a block adds is summed over tensor, and each chip gets a part of the sequence.
@@ -132,7 +132,7 @@ def kernel_gathers(program):
     return {
         kernel: sum(
             c.times * sum(shape.dims in (kernel, (1, *kernel)) for shape in c.shapes)
-            for c in hlo_costs.collectives(program)
+            for c in collectives.find_collectives(program)
             if c.kind == "all-gather"
         )
         for kernel in kernels
@@ -143,7 +143,7 @@ def of_the_head(program, fsdp=FSDP, tensor=TENSOR):
     """How often a step gathers the head, and how often it sums its gradient over chips."""
     table = VOCABULARY // tensor * WIDTH
     times = {"gathered": 0, "summed": 0}
-    for one in hlo_costs.collectives(program):
+    for one in collectives.find_collectives(program):
         if table in (one.shapes[0].elements, one.shapes[0].elements * fsdp):
             times["gathered" if one.kind == "all-gather" else "summed"] += one.times
     return times
@@ -159,7 +159,7 @@ def test_no_device_holds_the_vocabulary_or_all_logits():
 
 def test_collectives_are_those_of_states_and_one_layers_weights():
     assert unexpected(ours()) == []
-    kinds = {c.kind for c in hlo_costs.collectives(ours())}
+    kinds = {c.kind for c in collectives.find_collectives(ours())}
     assert {"all-gather", "reduce-scatter"} <= kinds
 
 
@@ -178,7 +178,7 @@ def test_sampling_gathers_weights_once_and_not_for_every_token(tied):
         kernel = 2 * WIDTH * KV_HEADS * HEAD // TENSOR
         return [
             c
-            for c in hlo_costs.collectives(program)
+            for c in collectives.find_collectives(program)
             if c.kind in ("all-gather", "all-reduce") and c.size >= kernel and c.times >= R - 1
         ]
 
@@ -189,7 +189,7 @@ def test_sampling_gathers_weights_once_and_not_for_every_token(tied):
 def test_the_head_is_gathered_once_and_its_gradient_is_summed_into_parts():
     assert of_the_head(ours()) == {"gathered": 1, "summed": R // CHUNK}
     part = VOCABULARY // TENSOR * WIDTH // FSDP
-    reduced = [c for c in hlo_costs.collectives(ours()) if c.kind == "all-reduce"]
+    reduced = [c for c in collectives.find_collectives(ours()) if c.kind == "all-reduce"]
     assert max(c.shapes[0].elements for c in reduced) < part
 
 
@@ -201,7 +201,7 @@ def test_where_it_is_not_split_the_heads_gradient_is_summed_once(monkeypatch):
 
 
 def exchanged(program):
-    return sum(c.times * c.entered for c in hlo_costs.collectives(program))
+    return sum(c.times * c.entered for c in collectives.find_collectives(program))
 
 
 def four_times(**changes):
@@ -304,6 +304,6 @@ def test_logits_in_full_are_found():
 
 @pytest.mark.parametrize("shape", [(8, 16, 4), (1, 512, 1), (2, 32, 8)])
 def test_a_mesh_may_split_the_axes_of_the_torus(shape):
-    made = sharding.make_mesh(*shape, list(compile.machine("v5p:8x8x8").devices))
+    made = sharding.make_mesh(*shape, list(chips.find_machine("v5p:8x8x8").devices))
     assert made.devices.shape == shape
     assert len({*made.devices.flat}) == 512

@@ -12,7 +12,7 @@ from scipy import stats
 
 from alignjax.models.logps import response_logps
 from alignjax.models.transformer import Transformer, unembedding
-from alignjax.planning import hlo, hlo_costs
+from alignjax.planning import collectives, hlo
 from alignjax.runtime import sharding
 from alignjax.runtime.sharding import make_mesh, put_rows, shard_tree
 from alignjax.sampling.decode import decode, prefill, sample
@@ -233,7 +233,7 @@ def test_weights_are_gathered_once_or_at_every_token(tied):
         ).compile()
         return [
             c
-            for c in hlo_costs.collectives(hlo.parse(program.as_text()))
+            for c in collectives.find_collectives(hlo.parse(program.as_text()))
             if c.kind == "all-gather" and c.times >= R and c.shapes[0].elements >= smallest
         ]
 
