@@ -116,7 +116,7 @@ class GameState:
 
     @property
     def step(self) -> Array:
-        """int32 scalar, turns taken by both players; `game.player` decides by it whose is next."""
+        """int32 scalar, turns taken by both players; `game.Cycle` decides by it whose is next."""
         return self.policy.step + self.reward.step
 
     @property

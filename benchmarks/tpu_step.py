@@ -36,7 +36,7 @@ from alignjax.planning.chips import GIB, Machine, find_machine
 from alignjax.planning.collectives import COLLECTIVES
 from alignjax.planning.measure import Measurement, measure_program
 from alignjax.runtime import sharding
-from alignjax.training import loop, optim
+from alignjax.training import offline, optim
 from benchmarks.plain import plain_logps
 
 STEPS = ("splash", "xla", "plain")
@@ -75,7 +75,7 @@ def measure(config: Config, on: Machine, name: str) -> Measurement:
         apply = functools.partial(plain_logps, config=of.model)
         update = dataclasses.replace(learner.update, apply=apply)
         learner = dataclasses.replace(learner, update=update)
-    _, state, step = loop.make_step(learner, mesh, jax.random.key(0))
+    _, state, step = offline.make_step(learner, mesh, jax.random.key(0))
     return measure_program(step, state, learner.ref_params, batch, on=on)
 
 

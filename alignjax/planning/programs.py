@@ -25,7 +25,8 @@ from alignjax.runtime import sharding
 from alignjax.sampling.decode import sample
 from alignjax.stages import bricks, learners, pretrained
 from alignjax.stages.check import bind_fraction, check_objectives, drawn_responses, keeps_cache
-from alignjax.training import loop
+from alignjax.training import offline
+from alignjax.training.job import Learner
 from alignjax.types import Batch, Params
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "gather_weights")
@@ -65,7 +66,7 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
     if networks > 1:
         batch = _side_by_side(batch, networks, mesh)
         key = jax.random.split(key, networks)
-    _, state, step = loop.make_step(learner, mesh, key)
+    _, state, step = offline.make_step(learner, mesh, key)
     (b, p), r = batch.prompt.shape, batch.response.shape[2]
     # A backward pass costs two forward passes, or one where frozen weights need no gradient.
     live = of.reward_loss is None and part != "sft" and batch.ref_logps is None
@@ -109,8 +110,8 @@ def _side_by_side(batch: Batch, networks: int, mesh: Mesh) -> Batch:
 
 def make_learner(
     config: Config, mesh: Mesh, part: str, responses: int = 0
-) -> tuple[Config, loop.Learner, Batch, int]:
-    """Makes what `loop.fit` trains in a part of a run, with shapes in the place of arrays.
+) -> tuple[Config, Learner, Batch, int]:
+    """Makes what `offline.fit` trains in a part of a run, with shapes in the place of arrays.
 
     Returns:
       The part's config, the learner, the batch as shapes on the mesh, and how many responses per

@@ -38,7 +38,8 @@ from alignjax.stages import (
 from alignjax.stages.data import prepare_data
 from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
-from alignjax.training import loop
+from alignjax.training import offline
+from alignjax.training.job import Feed
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
@@ -113,10 +114,10 @@ def _align(run: Run, reference: Reference) -> dict[str, Any]:
         of = reference.load() if live is None and config.evaluate.during else live
         return evaluation.during(run, adapters.whole(config, live, params), of, held_out_reference)
 
-    state, counts = loop.fit(
+    state, counts = offline.fit(
         bricks.make_job("alignment", run, reference.digest),
         learner,
-        loop.Feed(data.train.dataset, batches, ref_logps),
+        Feed(data.train.dataset, batches, ref_logps),
         jax.random.key(config.train.seed),
         during,
     )

@@ -34,7 +34,8 @@ from alignjax.runtime.map_rows import map_rows
 from alignjax.stages import adapters, bricks, learners
 from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
-from alignjax.training import loop
+from alignjax.training import offline
+from alignjax.training.job import Feed
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
@@ -131,10 +132,10 @@ def fit(
             found |= {f"{k}/{names[m]}" if objectives > 1 else k: x for k, x in one.items()}
         return found
 
-    state, counts = loop.fit(
+    state, counts = offline.fit(
         bricks.make_job(name, run, digest),
         learner,
-        loop.Feed(data.train.dataset, batches),
+        Feed(data.train.dataset, batches),
         key,
         lambda params: evaluate.means(preferences(rewards(adapters.whole(config, base, params)))),
     )

@@ -1,4 +1,4 @@
-"""What recipes share: the supervised stage, the job that `loop.fit` is given, held-out rows."""
+"""What recipes share: the supervised stage, the job that `offline.fit` is given, held-out rows."""
 
 import dataclasses
 import logging
@@ -15,13 +15,14 @@ from alignjax.runtime.faults import fault_point
 from alignjax.stages import learners, pretrained, reference
 from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
-from alignjax.training import loop
+from alignjax.training import offline
+from alignjax.training.job import Feed, Job
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
 
 
-def make_job(name: str, run: Run, digest: str, more: dict[str, Any] | None = None) -> loop.Job:
+def make_job(name: str, run: Run, digest: str, more: dict[str, Any] | None = None) -> Job:
     """Makes what the loop needs to know between steps.
 
     Args:
@@ -37,9 +38,7 @@ def make_job(name: str, run: Run, digest: str, more: dict[str, Any] | None = Non
         **(more or {}),
     }
     config = run.config
-    return loop.Job(
-        name=name, workdir=run.workdir, mesh=run.mesh, identity=identity, train=config.train
-    )
+    return Job(name=name, workdir=run.workdir, mesh=run.mesh, identity=identity, train=config.train)
 
 
 def run_batches(config: Config, rows: Bucketed) -> Batches:
@@ -99,10 +98,10 @@ def _supervised(run: Run) -> Callable[[], Params]:
         return pretrained.fresh(config.model, config.train.seed, mesh, quantize)
     own = dataclasses.replace(run, config=supervised_config(config, sft), workdir=workdir / "sft")
     batches = run_batches(own.config, data.train)
-    state, counts = loop.fit(
+    state, counts = offline.fit(
         make_job("supervised", own, "none"),
         learners.policy(own.config, mesh, len(batches), load_reference=fresh),
-        loop.Feed(data.train.dataset, batches),
+        Feed(data.train.dataset, batches),
         key,
     )
     told = workdir / "sft" / "summary.json"

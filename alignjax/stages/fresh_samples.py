@@ -17,7 +17,7 @@ from alignjax.sampling import decode
 from alignjax.sampling.generate import Question
 from alignjax.stages import adapters, learners
 from alignjax.training import on_policy
-from alignjax.training.loop import Learner
+from alignjax.training.job import Learner
 from alignjax.training.on_policy import Asking
 from alignjax.types import Array, Batch, Params
 

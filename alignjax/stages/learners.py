@@ -14,7 +14,7 @@ from alignjax.models.logps import response_logps
 from alignjax.models.transformer import init_params
 from alignjax.stages import adapters
 from alignjax.training import optim
-from alignjax.training.loop import Learner
+from alignjax.training.job import Learner
 from alignjax.training.step import Apply, Forward, Update, reward_scores, score, with_adapters
 from alignjax.types import Array, Batch, Loss, Metrics, Params, RewardLoss
 

@@ -3,7 +3,7 @@
 Each player's step is `step.train_step` on its half of a `GameState`; the other half comes out as
 it went in, bit for bit. They are two programs, compiled apart, and the host chooses between them::
 
-    if player(int(state.step), reward_steps=1, policy_steps=4) == "reward":
+    if Cycle(reward_steps=1, policy_steps=4).player(int(state.step)) == "reward":
         state, scalars = reward(state, batch)
     else:
         state, scalars = policy(state, ref_params, batch)
@@ -22,39 +22,43 @@ from alignjax.training.step import Apply, Update, train_step, weighted_sums
 from alignjax.types import Array, Batch, GameState, Params
 
 
-def player(step: int, *, reward_steps: int, policy_steps: int) -> Literal["reward", "policy"]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cycle:
     """Whose turn it is: ``reward_steps`` of the reward model, then ``policy_steps`` of the policy.
 
     It depends on the integers alone, so a resumed game goes on in the middle of a cycle without
     having stored where it was.
 
-    Args:
-      step: turns taken so far by either player, `GameState.step`.
-      reward_steps: turns of the reward model in a cycle; 0: it never moves.
-      policy_steps: turns of the policy in a cycle; 0: it never moves.
-
     Raises:
       UserError: a count is negative, or both are 0.
     """
-    if min(reward_steps, policy_steps) < 0 or reward_steps + policy_steps == 0:
-        raise UserError(
-            "reward_steps, policy_steps: wanted whole numbers from 0 on, one of them above 0, "
-            f"found {reward_steps} and {policy_steps}"
-        )
-    return "reward" if step % (reward_steps + policy_steps) < reward_steps else "policy"
 
+    reward_steps: int  # turns of the reward model in a cycle; 0: it never moves
+    policy_steps: int  # turns of the policy in a cycle; 0: it never moves
 
-def turns_before(step: int, *, reward_steps: int, policy_steps: int) -> dict[str, int]:
-    """How many of the first ``step`` turns are each player's, by its name; see `player`."""
-    cycles, rest = divmod(step, reward_steps + policy_steps)
-    reward = cycles * reward_steps + min(rest, reward_steps)
-    return {"reward": reward, "policy": step - reward}
+    def __post_init__(self) -> None:
+        steps = self.reward_steps, self.policy_steps
+        if min(steps) < 0 or sum(steps) == 0:
+            raise UserError(
+                "reward_steps, policy_steps: wanted whole numbers from 0 on, one of them above 0, "
+                f"found {self.reward_steps} and {self.policy_steps}"
+            )
 
+    def player(self, step: int) -> Literal["reward", "policy"]:
+        """Whose turn it is after ``step`` turns of either player, `GameState.step`."""
+        place = step % (self.reward_steps + self.policy_steps)
+        return "reward" if place < self.reward_steps else "policy"
 
-def turns_until(policy_turns: int, *, reward_steps: int, policy_steps: int) -> int:
-    """The number of turns that ends with the policy's ``policy_turns``-th; both are above 0."""
-    cycles, rest = divmod(policy_turns - 1, policy_steps)
-    return cycles * (reward_steps + policy_steps) + reward_steps + rest + 1
+    def turns_before(self, step: int) -> dict[str, int]:
+        """How many of the first ``step`` turns are each player's, by its name."""
+        cycles, rest = divmod(step, self.reward_steps + self.policy_steps)
+        reward = cycles * self.reward_steps + min(rest, self.reward_steps)
+        return {"reward": reward, "policy": step - reward}
+
+    def turns_until(self, policy_turns: int) -> int:
+        """The number of turns that ends with the policy's ``policy_turns``-th; both are above 0."""
+        cycles, rest = divmod(policy_turns - 1, self.policy_steps)
+        return cycles * (self.reward_steps + self.policy_steps) + self.reward_steps + rest + 1
 
 
 def reward_step(

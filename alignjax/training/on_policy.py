@@ -9,6 +9,7 @@ one moves the reward model; each is compiled once per shape.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -18,9 +19,11 @@ from jax.sharding import Mesh
 
 from alignjax.data.batching import Batches, choose_shapes, deal_batches, shuffled
 from alignjax.errors import UserError
-from alignjax.runtime.sharding import abstract, own_rows, put_rows, row_sharding, shard_tree
+from alignjax.runtime.sharding import own_rows, put_rows, row_sharding
 from alignjax.sampling.generate import Question, prompts_only
-from alignjax.training.loop import Job, Learner, loop
+from alignjax.training.compiled import compile_start, compile_step
+from alignjax.training.job import Job, Learner, Turns
+from alignjax.training.loop import loop
 from alignjax.training.step import init_state, train_step, weighted_sums
 from alignjax.types import Array, Batch, Params, TrainState
 
@@ -86,28 +89,24 @@ def fit(
     """Trains a policy on its own samples, from the newest checkpoint if there is one.
 
     Args:
-      job: as for `loop.fit`.
+      job: as for `offline.fit`.
       learner: the policy.
       asking: what it is asked.
       score: of a batch with the step's samples, on the mesh.
-      key, evaluate: as in `loop.fit`; samples have keys of their own.
+      key, evaluate: as in `offline.fit`; samples have keys of their own.
 
     Returns:
-      As `loop.fit`.
+      As `offline.fit`.
 
     Raises:
       UserError: more than ``asking.max_empty_fraction`` of a step's responses are empty; or as
-        `loop.fit`.
+        `offline.fit`.
     """
-
-    def start(params: Params) -> TrainState:
-        return init_state(params, learner.update.optimizer, key)
-
-    shapes = jax.eval_shape(start, learner.params_shape)
-    layout = shard_tree(shapes, job.mesh)
     traced: list[str] = []  # one name per program and shape
-    ask = asker(job, learner, asking, key, traced)
     total = len(asking.batches)
+    init = functools.partial(init_state, optimizer=learner.update.optimizer, key=key)
+    start, target = compile_start(init, learner.params_shape, mesh=job.mesh)
+    sample = compile_sampling(job, learner, asking, key, traced)
 
     def policy(
         state: TrainState, ref_params: Params | None, batch: Batch, nats: Array
@@ -115,40 +114,45 @@ def fit(
         traced.append("policy")
         state, scalars = train_step(state, ref_params, batch, learner.update)
         assert batch.scores is not None
-        return state, {
-            **told(batch, asking, nats, {"scores": jnp.nan_to_num(batch.scores)}),
-            **scalars,
-        }
+        scores = {"scores": jnp.nan_to_num(batch.scores)}
+        return state, {**sample_means(batch, asking, nats, scores), **scalars}
 
-    policy_fn = jax.jit(policy, donate_argnums=0, out_shardings=(layout, None))
+    step = compile_step(policy, target)
 
-    def turn(state: TrainState, prompts: Batch, done: int) -> tuple[TrainState, dict[str, Array]]:
-        batch, nats = ask(state.params, prompts, done)
-        scores = score(batch)
-        if isinstance(scores, np.ndarray):
-            mine = scores[own_rows(job.mesh, len(scores))]
-            scores = put_rows(mine.astype(np.float32), job.mesh)
-        batch = dataclasses.replace(batch, scores=scores)
-        return policy_fn(state, learner.ref_params, batch, nats)
+    def take(state: TrainState, prompts: Batch, done: int) -> tuple[TrainState, dict[str, Array]]:
+        batch, nats = sample(state.params, prompts, done)
+        batch = dataclasses.replace(batch, scores=_on_mesh(score(batch), job.mesh))
+        return step(state, learner.ref_params, batch, nats)
 
-    return loop(
-        job,
+    turns = Turns(
         total=total,
-        target=abstract(shapes, layout),
-        start=lambda: jax.jit(start, out_shardings=layout, donate_argnums=0)(learner.load_start()),
+        target=target,
+        start=lambda: start(learner.load_start()),
         batches=lambda begin: (asking.prompts(i, job.mesh) for i in range(begin, total)),
-        turn=turn,
-        compiled=lambda: len(traced),
-        tell=lambda step: policy_line(learner, asking, step),
+        take=take,
+        traced=traced,
+        line=lambda step: policy_line(learner, asking, step),
         watch=lambda step, values: refuse_empty(job, asking, step, values),
-        evaluate=None if evaluate is None else lambda state: evaluate(state.params),
     )
+    return loop(job, turns, None if evaluate is None else lambda state: evaluate(state.params))
 
 
-def asker(
+def _on_mesh(scores: Array | np.ndarray, mesh: Mesh) -> Array:
+    """Scores of all rows, where they come from the host: this process puts down its own."""
+    if not isinstance(scores, np.ndarray):
+        return scores
+    placed: Array = put_rows(scores[own_rows(mesh, len(scores))].astype(np.float32), mesh)
+    return placed
+
+
+def compile_sampling(
     job: Job, learner: Learner, asking: Asking, key: Array, traced: list[str]
 ) -> Callable[[Params, Batch, int], tuple[Batch, Array]]:
-    """Makes the sampling of a step's responses: the batch with them, ``[B, K]`` nats of each."""
+    """Compiles the sampling of a step's responses, from the parameters as they then are.
+
+    Returns:
+      ``(trained parameters, prompts, steps done) -> (batch with responses, [B, K] nats of each)``.
+    """
 
     def sample(
         params: Params,
@@ -163,21 +167,30 @@ def asker(
         network = asking.whole(params, base)
         return asking.sample(network, prompt, prompt_length, prompt_id, at_step)
 
-    sample_fn = jax.jit(sample, out_shardings=row_sharding(job.mesh))
+    program = jax.jit(sample, out_shardings=row_sharding(job.mesh))
 
-    def ask(params: Params, batch: Batch, done: int) -> tuple[Batch, Array]:
-        asked = batch.prompt, batch.prompt_length, batch.prompt_id
-        response, length, nats = sample_fn(params, learner.ref_params, *asked, done)
-        drawn = dataclasses.replace(
+    def respond(params: Params, batch: Batch, done: int) -> tuple[Batch, Array]:
+        prompts = batch.prompt, batch.prompt_length, batch.prompt_id
+        response, length, nats = program(params, learner.ref_params, *prompts, done)
+        batch = dataclasses.replace(
             batch, response=response, response_length=length, scores=None, desirable=None
         )
-        return drawn, nats
+        return batch, nats
 
-    return ask
+    return respond
 
 
-def told(batch: Batch, asking: Asking, nats: Array, more: dict[str, Array]) -> dict[str, Array]:
-    """Means over a step's samples. ``nats [B, K]``: their log-probabilities when drawn."""
+def sample_means(
+    batch: Batch, asking: Asking, nats: Array, more: dict[str, Array]
+) -> dict[str, Array]:
+    """Averages over a step's samples.
+
+    Args:
+      batch: with the samples.
+      asking: how they were sampled.
+      nats: ``[B, K]`` log-probabilities of the samples when they were drawn.
+      more: ``[B, K]`` values to average beside them.
+    """
     length = batch.response_length
     last = jnp.take_along_axis(batch.response, jnp.maximum(length - 1, 0)[..., None], axis=2)
     values = {
@@ -193,13 +206,14 @@ def told(batch: Batch, asking: Asking, nats: Array, more: dict[str, Array]) -> d
 
 
 def policy_line(learner: Learner, asking: Asking, turns: int) -> dict[str, float]:
-    """What a line says of the policy after so many of its turns."""
+    """The policy's numbers in a line of the metrics, after so many of its turns."""
     rows = int((asking.batches.rows[:turns] >= 0).sum())
     rate = float(learner.learning_rate(max(turns - 1, 0)))
     return {"learning_rate": rate, "epoch": rows / len(asking.asked)}
 
 
 def refuse_empty(job: Job, asking: Asking, step: int, values: dict[str, float]) -> None:
+    """Ends the run when the policy has come to say nothing, before such a step is saved."""
     share = values["empty"]
     if share > asking.max_empty_fraction:
         raise UserError(

@@ -3,7 +3,7 @@
 A turn of the policy samples responses to its prompts and moves on them, scored by the reward model
 as it then is. A turn of the reward model samples responses to prompts that have a golden one, puts
 that above them, and adds human comparisons. Whose turn it is depends on the number of the step
-alone (`game.player`). Steps in names, saves and lines are turns of either player, and the reward
+alone (`game.Cycle`). Steps in names, saves and lines are turns of either player, and the reward
 model's numbers are called ``reward_model/...``.
 
 The original work alternates in rounds of several epochs and never step by step. Against a reference
@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignjax.runtime.sharding import abstract, shard_tree
 from alignjax.training import game, on_policy
-from alignjax.training.loop import Feed, Job, Learner, loop
+from alignjax.training.compiled import compile_start, compile_step
+from alignjax.training.job import Feed, Job, Learner, Turns
+from alignjax.training.loop import loop
 from alignjax.training.on_policy import Asking
 from alignjax.training.step import init_state
 from alignjax.types import Array, Batch, GameState, Params
@@ -37,8 +38,7 @@ class Opponent:
     learner: Learner
     golden: Feed  # prompts with their golden response first; one batch per turn
     pairs: Feed  # human comparisons; one batch per turn
-    reward_steps: int  # turns of the reward model in a cycle
-    policy_steps: int  # and then of the policy; > 0
+    cycle: game.Cycle  # of both players; its policy_steps are above 0
 
 
 def play(
@@ -52,95 +52,116 @@ def play(
     """Trains both players, from the newest checkpoint if there is one.
 
     Args:
-      job: as for `loop.fit`.
+      job: as for `offline.fit`.
       learner: the policy.
       asking: what the policy is asked.
       opponent: the reward model's side.
-      key: as in `loop.fit`.
-      evaluate: as in `loop.fit`, of both.
+      key: as in `offline.fit`.
+      evaluate: as in `offline.fit`, of both.
 
     Returns:
-      As `loop.fit`, of both; ``steps`` are turns.
+      As `offline.fit`, of both; ``steps`` are turns.
 
     Raises:
       UserError: as `on_policy.fit`.
     """
-    its = opponent.learner
-    schedule = {"reward_steps": opponent.reward_steps, "policy_steps": opponent.policy_steps}
-    total = game.turns_until(len(asking.batches), **schedule)
+    its, cycle = opponent.learner, opponent.cycle
+    traced: list[str] = []
 
-    def start(policy: Params, reward: Params) -> GameState:
+    def init(policy: Params, reward: Params) -> GameState:
         return GameState(
             policy=init_state(policy, learner.update.optimizer, key),
             reward=init_state(reward, its.update.optimizer, jax.random.fold_in(key, REWARD)),
         )
 
-    shapes = jax.eval_shape(start, learner.params_shape, its.params_shape)
-    layout = shard_tree(shapes, job.mesh)
-    traced: list[str] = []
-    ask = on_policy.asker(job, learner, asking, key, traced)
+    start, target = compile_start(init, learner.params_shape, its.params_shape, mesh=job.mesh)
+    sample = on_policy.compile_sampling(job, learner, asking, key, traced)
+    policy_step = compile_step(_policy_step(learner, asking, opponent, traced), target)
+    reward_step = compile_step(_reward_step(asking, opponent, traced), target)
+
+    def take(state: GameState, batch: Any, done: int) -> tuple[GameState, dict[str, Array]]:
+        samples, nats = sample(state.policy.params, batch[0], done)
+        if cycle.player(done) == "policy":
+            return policy_step(state, learner.ref_params, samples, nats)
+        golden, pairs = batch
+        return reward_step(state, golden, samples, nats, pairs)
+
+    turns = Turns(
+        total=cycle.turns_until(len(asking.batches)),
+        target=target,
+        start=lambda: start(learner.load_start(), its.load_start()),
+        batches=lambda begin: _batches(job, asking, opponent, begin),
+        take=take,
+        traced=traced,
+        line=lambda step: _line(learner, asking, opponent, step),
+        player=lambda done: REWARD_MODEL if cycle.player(done) == "reward" else "",
+        watch=lambda step, values: on_policy.refuse_empty(job, asking, step, values),
+    )
+    return loop(job, turns, evaluate)
+
+
+def _policy_step(
+    learner: Learner, asking: Asking, opponent: Opponent, traced: list[str]
+) -> Callable[..., tuple[GameState, dict[str, Array]]]:
+    """Makes a turn of the policy: it moves on its samples, as the reward model scores them."""
 
     def policy(
-        state: GameState, ref_params: Params | None, batch: Batch, nats: Array
+        state: GameState, ref_params: Params | None, samples: Batch, nats: Array
     ) -> tuple[GameState, dict[str, Array]]:
         traced.append("policy")
+        reward_apply = opponent.learner.update.apply
         state, scalars = game.policy_step(
-            state, ref_params, batch, learner.update, reward_apply=its.update.apply
+            state, ref_params, samples, learner.update, reward_apply=reward_apply
         )
-        return state, {**on_policy.told(batch, asking, nats, {}), **scalars}
+        return state, {**on_policy.sample_means(samples, asking, nats, {}), **scalars}
+
+    return policy
+
+
+def _reward_step(
+    asking: Asking, opponent: Opponent, traced: list[str]
+) -> Callable[..., tuple[GameState, dict[str, Array]]]:
+    """Makes a turn of the reward model: golden responses above samples, and human comparisons."""
 
     def reward(
-        state: GameState, golden: Batch, sampled: Batch, nats: Array, pairs: Batch
+        state: GameState, golden: Batch, samples: Batch, nats: Array, pairs: Batch
     ) -> tuple[GameState, dict[str, Array]]:
         traced.append("reward")
-        state, scalars = game.reward_step(state, against(golden, sampled, pairs), its.update)
-        return state, {**on_policy.told(sampled, asking, nats, {}), **scalars}
+        rows = comparisons(golden, samples, pairs)
+        state, scalars = game.reward_step(state, rows, opponent.learner.update)
+        return state, {**on_policy.sample_means(samples, asking, nats, {}), **scalars}
 
-    policy_fn = jax.jit(policy, donate_argnums=0, out_shardings=(layout, None))
-    reward_fn = jax.jit(reward, donate_argnums=0, out_shardings=(layout, None))
-
-    def batches(begin: int) -> Iterator[Any]:
-        begin_at = game.turns_before(begin, **schedule)["reward"]
-        golden = opponent.golden.read(begin_at, job.mesh)
-        pairs = opponent.pairs.read(begin_at, job.mesh)
-        for done in range(begin, total):
-            if game.player(done, **schedule) == "reward":
-                yield next(golden), next(pairs)
-            else:
-                yield asking.prompts(game.turns_before(done, **schedule)["policy"], job.mesh)
-
-    def turn(state: GameState, batch: Any, done: int) -> tuple[GameState, dict[str, Array]]:
-        if game.player(done, **schedule) == "policy":
-            return policy_fn(state, learner.ref_params, *ask(state.policy.params, batch, done))
-        golden, pairs = batch
-        return reward_fn(state, golden, *ask(state.policy.params, golden, done), pairs)
-
-    def tell(step: int) -> dict[str, float]:
-        turns = game.turns_before(step, **schedule)
-        line = on_policy.policy_line(learner, asking, turns["policy"])
-        if turns["reward"]:
-            line[REWARD_MODEL + "learning_rate"] = float(its.learning_rate(turns["reward"] - 1))
-        return line
-
-    return loop(
-        job,
-        total=total,
-        target=abstract(shapes, layout),
-        start=lambda: jax.jit(start, out_shardings=layout, donate_argnums=(0, 1))(
-            learner.load_start(), its.load_start()
-        ),
-        batches=batches,
-        turn=turn,
-        compiled=lambda: len(traced),
-        tell=tell,
-        player=lambda done: REWARD_MODEL if game.player(done, **schedule) == "reward" else "",
-        watch=lambda step, values: on_policy.refuse_empty(job, asking, step, values),
-        evaluate=evaluate,
-    )
+    return reward
 
 
-def against(golden: Batch, sampled: Batch, pairs: Batch) -> Batch:
-    """What the reward model compares at one turn.
+def _batches(
+    job: Job, asking: Asking, opponent: Opponent, begin: int
+) -> Iterator[tuple[Batch, ...]]:
+    """The prompts that each turn samples for, and the pairs beside them if it is the reward's."""
+    cycle = opponent.cycle
+    done = cycle.turns_before(begin)
+    golden = opponent.golden.read(done["reward"], job.mesh)
+    pairs = opponent.pairs.read(done["reward"], job.mesh)
+    prompts = (asking.prompts(i, job.mesh) for i in range(done["policy"], len(asking.batches)))
+    for step in range(begin, cycle.turns_until(len(asking.batches))):
+        if cycle.player(step) == "reward":
+            yield next(golden), next(pairs)
+        else:
+            yield (next(prompts),)
+
+
+def _line(learner: Learner, asking: Asking, opponent: Opponent, step: int) -> dict[str, float]:
+    """Both players' numbers in a line of the metrics, after so many turns of either."""
+    turns = opponent.cycle.turns_before(step)
+    line = on_policy.policy_line(learner, asking, turns["policy"])
+    if turns["reward"]:
+        rate = opponent.learner.learning_rate(turns["reward"] - 1)
+        line[REWARD_MODEL + "learning_rate"] = float(rate)
+    return line
+
+
+def comparisons(golden: Batch, sampled: Batch, pairs: Batch) -> Batch:
+    """Makes the rows that the reward model learns from at one turn.
 
     Args:
       golden: B prompts, their golden response first.

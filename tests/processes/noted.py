@@ -11,7 +11,8 @@ from typing import Any
 
 from alignjax.config import Config
 from alignjax.data.prepare import Dataset
-from alignjax.training import loop
+from alignjax.training import loop, offline
+from alignjax.training.job import Feed, Job, Learner
 from tests import runs
 
 
@@ -25,7 +26,7 @@ def get_config() -> Config:
 
 
 def _note(folder: pathlib.Path) -> None:
-    put_rows, fit, read = loop.put_rows, loop.fit, Dataset.__getitem__
+    put_rows, fit, read = loop.put_rows, offline.fit, Dataset.__getitem__
     batches: dict[str, list[list[int]]] = {}
     opened: dict[str, set[int]] = {}
     data: Any = None
@@ -38,7 +39,7 @@ def _note(folder: pathlib.Path) -> None:
         (folder / f"rows-{index}.json").write_text(json.dumps(told), encoding="utf-8")
         return put_rows(batch, mesh)
 
-    def fitting(job: loop.Job, learner: loop.Learner, feed: loop.Feed, *rest: Any) -> Any:
+    def fitting(job: Job, learner: Learner, feed: Feed, *rest: Any) -> Any:
         nonlocal data, stage
         stage, data = job.name, feed.dataset
         batches[stage], opened[stage] = [], set()
@@ -51,5 +52,5 @@ def _note(folder: pathlib.Path) -> None:
             opened[stage].add(int(row))
         return read(self, row)
 
-    loop.put_rows, loop.fit = putting, fitting
+    loop.put_rows, offline.fit = putting, fitting
     Dataset.__getitem__ = reading  # type: ignore[method-assign]

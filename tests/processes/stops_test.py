@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from alignjax.runtime import distributed
-from alignjax.training import loop
 from tests.processes import members
 from tests.training import loop_test
 
@@ -16,12 +15,8 @@ from tests.training import loop_test
 def clean(tmp_path_factory):
     """What one process makes of it that nobody stops: the rows of every step, and the weights."""
     rows = []
-    with pytest.MonkeyPatch.context() as patch:
-        real = loop.put_rows
-        patch.setattr(
-            loop, "put_rows", lambda b, m: (rows.append(b.prompt_id.tolist()), real(b, m))[1]
-        )
-        state, _ = loop_test.fit(loop_test.job(tmp_path_factory.mktemp("clean")))
+    feed = loop_test.make_feed(see=lambda i, batch: rows.append(batch.prompt_id.tolist()))
+    state, _ = loop_test.fit(loop_test.job(tmp_path_factory.mktemp("clean"), feed=feed))
     return rows, np.asarray(state.params["w"])
 
 

@@ -25,7 +25,7 @@ from alignjax.runtime import checkpoint, metrics
 from alignjax.stages import learners
 from alignjax.stages.data import prepare_data
 from alignjax.testing import loss_inputs
-from alignjax.training import loop
+from alignjax.training import loop, offline
 from alignjax.world import sources as world
 from tests import runs
 
@@ -121,7 +121,7 @@ def test_stopped_and_started_again_it_ends_with_the_same_bits(base, tmp_path, mo
 
 
 def test_it_starts_from_the_supervised_stage(copy, monkeypatch):
-    real, starts = loop.fit, []
+    real, starts = offline.fit, []
 
     def fit(job, learner, *rest):
         if job.name != "reward model":
@@ -129,7 +129,7 @@ def test_it_starts_from_the_supervised_stage(copy, monkeypatch):
         starts.append(learner.load_start())
         raise ZeroDivisionError
 
-    monkeypatch.setattr(loop, "fit", fit)
+    monkeypatch.setattr(offline, "fit", fit)
     with pytest.raises(ZeroDivisionError):
         reward_model.run(config(), copy)
     language = runs.stored(copy / "sft", config()).params

@@ -75,7 +75,8 @@ def play(state, steps, *, reward_steps=2, policy_steps=1):
     reference, whose = params(1), []
     for _ in range(steps):
         step = int(state.step)
-        whose.append(game.player(step, reward_steps=reward_steps, policy_steps=policy_steps))
+        cycle = game.Cycle(reward_steps=reward_steps, policy_steps=policy_steps)
+        whose.append(cycle.player(step))
         if whose[-1] == "reward":
             state, _ = reward(state, make_batch(step))
         else:
@@ -185,7 +186,7 @@ def test_one_program_for_each_player_and_shape():
     state, reference = make_state(), params(1)
     for step in range(8):
         b = B if step < 6 else 4
-        if game.player(step, reward_steps=1, policy_steps=1) == "reward":
+        if game.Cycle(reward_steps=1, policy_steps=1).player(step) == "reward":
             state, _ = reward(state, make_batch(step, b))
         else:
             state, _ = policy(state, reference, make_batch(step, b))
@@ -232,18 +233,18 @@ def test_both_players_are_laid_out_as_each_alone():
 @pytest.mark.parametrize(("reward_steps", "policy_steps"), [(1, 1), (3, 2), (1, 4), (0, 1), (2, 0)])
 def test_turns_go_in_cycles(reward_steps, policy_steps):
     cycle = ["reward"] * reward_steps + ["policy"] * policy_steps
-    counts = dict(reward_steps=reward_steps, policy_steps=policy_steps)
-    found = [game.player(step, **counts) for step in range(4 * len(cycle))]
+    player = game.Cycle(reward_steps=reward_steps, policy_steps=policy_steps).player
+    found = [player(step) for step in range(4 * len(cycle))]
     assert found == 4 * cycle
     # Far into a run, and asked in any order: nothing but the integer counts.
     far = len(cycle) * 10**9
-    assert [game.player(far + i, **counts) for i in reversed(range(len(cycle)))] == cycle[::-1]
+    assert [player(far + i) for i in reversed(range(len(cycle)))] == cycle[::-1]
 
 
 @pytest.mark.parametrize(("reward_steps", "policy_steps"), [(0, 0), (-1, 2), (2, -1)])
 def test_a_game_that_nobody_plays_is_refused(reward_steps, policy_steps):
     with pytest.raises(UserError, match=f"found {reward_steps} and {policy_steps}"):
-        game.player(0, reward_steps=reward_steps, policy_steps=policy_steps)
+        game.Cycle(reward_steps=reward_steps, policy_steps=policy_steps)
 
 
 def test_a_restored_game_goes_on_bit_for_bit_in_the_middle_of_a_cycle(tmp_path):

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import types
+from collections.abc import Callable
 
 import chex
 import jax
@@ -20,8 +21,10 @@ from alignjax.data.batching import Batches, Bucketed, choose_shapes, deal_batche
 from alignjax.errors import CheckpointError, NumericalError, UserError
 from alignjax.runtime import checkpoint, metrics, sharding
 from alignjax.runtime.metrics import Meter
-from alignjax.training import loop
-from alignjax.training.step import Update
+from alignjax.training import loop, offline
+from alignjax.training.job import Feed, Job, Learner
+from alignjax.training.step import Update, init_state
+from alignjax.types import Batch
 from tests import runs
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
@@ -103,20 +106,32 @@ def draw(key, batch):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The three arguments of `loop.fit` that say what is trained."""
+    """The three arguments of `offline.fit` that say what is trained."""
 
-    job: loop.Job
-    learner: loop.Learner
-    feed: loop.Feed
+    job: Job
+    learner: Learner
+    feed: Feed
 
 
-def make_feed(*, epochs: float = 2.0, count: int = 2) -> loop.Feed:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Watched(Feed):
+    """A feed whose batches are seen on their way: ``see(i, batch)`` of the i-th one read."""
+
+    see: Callable[[int, Batch], None] = lambda i, batch: None
+
+    def read(self, start, mesh):
+        for i, batch in enumerate(super().read(start, mesh)):
+            self.see(i, batch)
+            yield batch
+
+
+def make_feed(*, epochs: float = 2.0, count: int = 2, see=lambda i, batch: None) -> Feed:
     data = rows(count)
     order = shuffled(N, 0)
     batches = deal_batches(
         data.shapes, data.assignment, batch_size=B, order=order, rows=round(epochs * N)
     )
-    return loop.Feed(data.dataset, batches)
+    return Watched(data.dataset, batches, see=see)
 
 
 def job(
@@ -133,14 +148,14 @@ def job(
     schedule = optax.linear_schedule(0.1, 0.0, 12)
     times = dict(save_every=4, log_every=3, keep=3, max_skipped=3, stuck_after=0.0)
     return Settings(
-        loop.Job(
+        Job(
             name="alignment",
             workdir=workdir,
             mesh=mesh or sharding.make_mesh(1, 1, 1),
             identity=identity,
             train=TrainConfig(**{**times, **train}),
         ),
-        loop.Learner(
+        Learner(
             update=Update(
                 apply=apply,
                 loss=loss,
@@ -161,25 +176,27 @@ def begin():
 
 
 def fit(settings, evaluate=None):
-    return loop.fit(settings.job, settings.learner, settings.feed, jax.random.key(7), evaluate)
+    return offline.fit(settings.job, settings.learner, settings.feed, jax.random.key(7), evaluate)
 
 
 class StopHereError(Exception):
     """The end of the process, as far as the loop is concerned."""
 
 
-def stopping_after(monkeypatch, step):
-    """Raises where step + 1 would be dispatched."""
-    real = loop.put_rows
-    left = [step]
+def stop_after(step):
+    """For `make_feed`: ends the run where step + 1 would be taken."""
 
-    def put_rows(batch, mesh):
-        if not left[0]:
+    def see(i, batch):
+        if i == step:
             raise StopHereError
-        left[0] -= 1
-        return real(batch, mesh)
 
-    monkeypatch.setattr(loop, "put_rows", put_rows)
+    return see
+
+
+def run_until(step, workdir, **changes):
+    """A run that ends after so many steps."""
+    with pytest.raises(StopHereError):
+        fit(job(workdir, feed=make_feed(see=stop_after(step)), **changes))
 
 
 @pytest.fixture(scope="module")
@@ -187,11 +204,9 @@ def clean(tmp_path_factory, compiled_here):
     """The run that never stopped: its state, counts, lines and the rows of every step."""
     workdir = tmp_path_factory.mktemp("clean")
     seen = []
-    with pytest.MonkeyPatch.context() as patch:
-        real = loop.put_rows
-        patch.setattr(loop, "put_rows", lambda b, m: (seen.append(b), real(b, m))[1])
-        state, counts = fit(job(workdir))
-    return state, counts, runs.lines(workdir), [b.prompt_id for b in seen]
+    feed = make_feed(see=lambda i, batch: seen.append(batch.prompt_id))
+    state, counts = fit(job(workdir, feed=feed))
+    return state, counts, runs.lines(workdir), seen
 
 
 def same_bits(a, b):
@@ -228,11 +243,8 @@ def test_the_compiler_agrees_with_the_count(tmp_path, caplog):
     assert len(compiled) == counts["compiles"] == 2
 
 
-def test_resuming_compiles_no_more(tmp_path, monkeypatch, caplog):
-    with monkeypatch.context() as patch:
-        stopping_after(patch, 5)
-        with pytest.raises(StopHereError):
-            fit(job(tmp_path))
+def test_resuming_compiles_no_more(tmp_path, caplog):
+    run_until(5, tmp_path)
     with jax.log_compiles():
         assert fit(job(tmp_path))[1]["compiles"] == 2
     compiled = [r for r in caplog.records if "Compiling jit(one_step)" in r.getMessage()]
@@ -245,7 +257,7 @@ def test_a_compile_more_is_counted(tmp_path):
     plan = given.batches
     shapes = tuple(dataclasses.replace(plan.shapes[i], prompt=12 + j) for j, i in enumerate([0, 1]))
     odd = Batches((*plan.shapes, *shapes), (plan.shape + 2 * (np.arange(len(plan)) % 2)), plan.rows)
-    assert fit(job(tmp_path, feed=loop.Feed(given.dataset, odd)))[1]["compiles"] == 4
+    assert fit(job(tmp_path, feed=Feed(given.dataset, odd)))[1]["compiles"] == 4
 
 
 def test_every_row_is_used_once_in_every_epoch(clean):
@@ -256,36 +268,32 @@ def test_every_row_is_used_once_in_every_epoch(clean):
 
 
 @pytest.mark.parametrize("stop", range(1, TOTAL))
-def test_resuming_after_any_step_gives_the_same_bits(stop, clean, tmp_path, monkeypatch):
+def test_resuming_after_any_step_gives_the_same_bits(stop, clean, tmp_path):
     state, _, lines, seen = clean
-    with monkeypatch.context() as patch:
-        stopping_after(patch, stop)
-        with pytest.raises(StopHereError):
-            fit(job(tmp_path))
+    run_until(stop, tmp_path)
     again = []
-    with monkeypatch.context() as patch:
-        real = loop.put_rows
-        patch.setattr(loop, "put_rows", lambda b, m: (again.append(b), real(b, m))[1])
-        resumed, found = fit(job(tmp_path))
+    feed = make_feed(see=lambda i, batch: again.append(batch.prompt_id))
+    resumed, found = fit(job(tmp_path, feed=feed))
     assert found["resumed_from"] == stop // 4 * 4
     same_bits(resumed, state)
     assert runs.lines(tmp_path) == lines
-    assert [b.prompt_id.tolist() for b in again] == [s.tolist() for s in seen[stop // 4 * 4 :]]
+    assert [ids.tolist() for ids in again] == [s.tolist() for s in seen[stop // 4 * 4 :]]
 
 
 def test_the_time_of_steps_adds_up_over_starts_without_what_is_no_step(tmp_path, monkeypatch):
     """A clock that a step moves by 1, a row's wait by 10 and an evaluation by 100 seconds."""
     now = [0.0]
-    own = job(tmp_path, feed=make_feed(count=1), eval_every=5)
     clock = types.SimpleNamespace(perf_counter=lambda: now[0], time=lambda: now[0])
     monkeypatch.setattr(loop, "time", clock)
     monkeypatch.setattr(metrics, "time", clock)
-    real_read, real_add = loop.read, Meter.add
+    real_add = Meter.add
 
-    def slowly(*a, **k):
-        for batch in real_read(*a, **k):
-            now[0] += 10.0
-            yield batch
+    def wait(i, batch):
+        now[0] += 10.0
+
+    def wait_and_stop(i, batch):
+        wait(i, batch)
+        stop_after(5)(i, batch)
 
     def add(self, *a):
         now[0] += 1.0
@@ -295,13 +303,14 @@ def test_the_time_of_steps_adds_up_over_starts_without_what_is_no_step(tmp_path,
         now[0] += 100.0
         return {"x": 0.0}
 
-    monkeypatch.setattr(loop, "read", slowly)
     monkeypatch.setattr(Meter, "add", add)
-    with monkeypatch.context() as patch:
-        stopping_after(patch, 5)
-        with pytest.raises(StopHereError):
-            fit(own, evaluate)
-    fit(own, evaluate)  # from step 4 on
+    first, rest = (
+        job(tmp_path, feed=make_feed(count=1, see=see), eval_every=5)
+        for see in (wait_and_stop, wait)
+    )
+    with pytest.raises(StopHereError):
+        fit(first, evaluate)
+    fit(rest, evaluate)  # from step 4 on
     lines = metrics.read(tmp_path / "metrics.jsonl")
     found = {x["step"]: x["step_seconds"] for x in lines if "step_seconds" in x}
     # One shape: a start compiles in its first step, whose numbers are looked at in the second.
@@ -311,31 +320,26 @@ def test_the_time_of_steps_adds_up_over_starts_without_what_is_no_step(tmp_path,
 def test_a_line_that_spans_a_stop_needs_the_sums_before_it(clean, tmp_path, monkeypatch):
     # The control of the test above: steps 4 and 5 of the line at step 6 lie on both sides.
     monkeypatch.setattr(Meter, "restore", lambda self, state: None)
-    with monkeypatch.context() as patch:
-        stopping_after(patch, 5)
-        with pytest.raises(StopHereError):
-            fit(job(tmp_path))
+    run_until(5, tmp_path)
     fit(job(tmp_path))
     assert runs.lines(tmp_path) != clean[2]
 
 
-def test_a_stop_at_the_wrong_batch_would_show(clean, tmp_path, monkeypatch):
+def test_a_stop_at_the_wrong_batch_would_show(clean, tmp_path):
     # The control of the data position: read from one batch earlier.
-    with monkeypatch.context() as patch:
-        stopping_after(patch, 5)
-        with pytest.raises(StopHereError):
-            fit(job(tmp_path))
-    real = loop.read
-    monkeypatch.setattr(loop, "read", lambda *a, start, **k: real(*a, start=start - 1, **k))
-    resumed, _ = fit(job(tmp_path))
+    run_until(5, tmp_path)
+
+    class EarlierFeed(Watched):
+        def read(self, start, mesh):
+            return super().read(start - 1, mesh)
+
+    feed = make_feed()
+    resumed, _ = fit(job(tmp_path, feed=EarlierFeed(feed.dataset, feed.batches)))
     assert checkpoint.tree_digest(bare(resumed)) != checkpoint.tree_digest(bare(clean[0]))
 
 
-def test_a_stop_in_the_first_steps_starts_over(clean, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        stopping_after(patch, 2)
-        with pytest.raises(StopHereError):
-            fit(job(tmp_path))
+def test_a_stop_in_the_first_steps_starts_over(clean, tmp_path):
+    run_until(2, tmp_path)
     resumed, counts = fit(job(tmp_path))
     assert counts["resumed_from"] == 0
     same_bits(resumed, clean[0])
@@ -391,27 +395,22 @@ def test_another_runs_checkpoint_is_refused(name, tmp_path, monkeypatch):
 # --- signals
 
 
-def signalled(settings, signum, at, *, times=1):
-    """Sends this process a signal while step ``at`` runs."""
-    real, count = loop.put_rows, [0]
+def signalled(workdir, signum, at, *, times=1):
+    """Sends this process a signal before step ``at``."""
 
-    def put_rows(batch, mesh):
-        count[0] += 1
-        if count[0] == at:
+    def see(i, batch):
+        if i + 1 == at:
             for _ in range(times):
                 os.kill(os.getpid(), signum)
-        return real(batch, mesh)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "put_rows", put_rows)
-        return fit(settings)
+    return fit(job(workdir, feed=make_feed(see=see)))
 
 
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_stops(signum, code, times, clean, tmp_path):
     with pytest.raises(loop.StoppedError, match=rf"{signum.name}: saved step 6 in ") as caught:
-        signalled(job(tmp_path), signum, 6, times=times)
+        signalled(tmp_path, signum, 6, times=times)
     assert caught.value.exit_code == code
     resumed, counts = fit(job(tmp_path))
     assert counts["resumed_from"] == 6
@@ -422,7 +421,7 @@ def test_a_signal_saves_and_stops(signum, code, times, clean, tmp_path):
 def test_a_signal_in_the_last_step_stops_too(clean, tmp_path):
     total = clean[1]["steps"]
     with pytest.raises(loop.StoppedError, match=rf"saved step {total} in"):
-        signalled(job(tmp_path), signal.SIGTERM, total)
+        signalled(tmp_path, signal.SIGTERM, total)
     assert fit(job(tmp_path))[1]["resumed_from"] == total
 
 
@@ -473,10 +472,7 @@ def test_too_many_bad_steps_end_the_run_with_the_last_good_parameters(tmp_path):
 
 def test_bad_steps_before_a_stop_count_after_it(tmp_path):
     # Steps 3 to 5 are bad, the checkpoint of step 4 lies between: two before it, one after.
-    with pytest.MonkeyPatch.context() as patch:
-        stopping_after(patch, 4)
-        with pytest.raises(StopHereError):
-            fit(job(tmp_path, loss=broken(2, 99)))
+    run_until(4, tmp_path, loss=broken(2, 99))
     with pytest.raises(NumericalError, match=r"3 steps in a row \(3 to 5"):
         fit(job(tmp_path, loss=broken(2, 99)))
 
@@ -484,7 +480,7 @@ def test_bad_steps_before_a_stop_count_after_it(tmp_path):
 def stored_state(workdir, step=None):
     settings = job(workdir)
     shapes = jax.eval_shape(
-        lambda p: loop.init_state(p, settings.learner.update.optimizer, jax.random.key(0)), SHAPE
+        lambda p: init_state(p, settings.learner.update.optimizer, jax.random.key(0)), SHAPE
     )
     target = sharding.abstract(shapes, sharding.shard_tree(shapes, settings.job.mesh))
     with checkpoint.open_store(workdir / "checkpoints", keep=3) as store:
@@ -534,10 +530,7 @@ def test_other_shapes_than_the_checkpoints_are_refused(tmp_path):
 
 
 def test_a_half_written_save_is_not_seen(clean, tmp_path):
-    with pytest.MonkeyPatch.context() as patch:
-        stopping_after(patch, 9)
-        with pytest.raises(StopHereError):
-            fit(job(tmp_path))
+    run_until(9, tmp_path)
     folder = tmp_path / "checkpoints"
     done = folder / "8"
     # What a killed save leaves: the name before the rename, and no mark of success.

@@ -20,6 +20,7 @@ from alignjax.sampling import decode
 from alignjax.sampling.generate import Question
 from alignjax.training import game, on_policy, on_policy_game
 from alignjax.training import loop as train
+from alignjax.training.job import Feed, Job, Learner
 from alignjax.training.step import Update, reward_scores
 from alignjax.types import Batch
 from tests import runs, tiny
@@ -57,8 +58,8 @@ def on(mesh, make):
 class Settings:
     """What a run of either loop trains, and where."""
 
-    job: train.Job
-    learner: train.Learner
+    job: Job
+    learner: Learner
 
 
 def asking(**changes):
@@ -72,14 +73,14 @@ def asking(**changes):
 def job(workdir, mesh=None, *, save_every=2):
     mesh = mesh or sharding.make_mesh(1, 1, 1)
     return Settings(
-        train.Job(
+        Job(
             name="online",
             workdir=workdir,
             mesh=mesh,
             identity={"data": "d"},
             train=TrainConfig(save_every=save_every, log_every=3, keep=10, max_skipped=2),
         ),
-        train.Learner(
+        Learner(
             update=Update(
                 apply=functools.partial(response_logps, config=CONFIG),
                 loss=functools.partial(apo.loss, beta=0.1),
@@ -104,21 +105,22 @@ def fit(settings, *, score=liked, **changes):
 
 def opponent(mesh, *, reward_steps=2, policy_steps=1, loss=REWARD_LOSS):
     """A reward model with golden responses and pairs of its own, in the same shapes."""
-    turns = game.turns_until(STEPS, reward_steps=reward_steps, policy_steps=policy_steps) - STEPS
+    cycle = game.Cycle(reward_steps=reward_steps, policy_steps=policy_steps)
+    turns = cycle.turns_until(STEPS) - STEPS
 
     def feed(k):
         rows = bucket(tiny.dataset(8, k=k, longest=(P, R), seed=k), count=1, multiple=P)
         if not turns:
             nothing = np.zeros(0, np.int32), np.zeros((0, B), np.int64)
-            return train.Feed(rows.dataset, Batches(rows.shapes, *nothing))
+            return Feed(rows.dataset, Batches(rows.shapes, *nothing))
         order = shuffled(8, 1)
-        return train.Feed(
+        return Feed(
             rows.dataset,
             deal_batches(rows.shapes, rows.assignment, batch_size=B, order=order, batches=turns),
         )
 
     return on_policy_game.Opponent(
-        learner=train.Learner(
+        learner=Learner(
             update=Update(
                 apply=functools.partial(reward_head.response_scores, config=CONFIG),
                 loss=loss,
@@ -131,8 +133,7 @@ def opponent(mesh, *, reward_steps=2, policy_steps=1, loss=REWARD_LOSS):
         ),
         golden=feed(1),
         pairs=feed(2),
-        reward_steps=reward_steps,
-        policy_steps=policy_steps,
+        cycle=cycle,
     )
 
 
@@ -305,7 +306,7 @@ def test_rows_of_the_reward_model(clean):
         )
 
     golden, sampled, pairs = part(2, 1, 3, 5, 0), part(2, 3, 3, 4, 1), part(1, 2, 4, 6, 2)
-    rows = on_policy_game.against(golden, sampled, pairs)
+    rows = on_policy_game.comparisons(golden, sampled, pairs)
     assert (rows.prompt.shape, rows.response.shape) == ((3, 4), (3, 4, 6))
     assert rows.prompt[:2, 0].tolist() == [0, 0]
     np.testing.assert_array_equal(rows.prompt[:2, 1:], golden.prompt)
@@ -316,5 +317,5 @@ def test_rows_of_the_reward_model(clean):
     assert rows.scores.tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
     assert rows.adversarial.tolist() == [True, True, False]
     scored = dataclasses.replace(pairs, scores=jnp.array([[0.2, 0.7]]))
-    rows = on_policy_game.against(golden, sampled, scored)
+    rows = on_policy_game.comparisons(golden, sampled, scored)
     np.testing.assert_allclose(rows.scores[2], [0.2, 0.7, 0, 0])

@@ -16,7 +16,8 @@ from alignjax.recipes.apo.setup import Player, Table
 from alignjax.rewards.scorers import open_scorer, reward_model
 from alignjax.runtime import artifacts, checkpoint, workdirs
 from alignjax.stages import bricks, evaluation, learners, pretrained, referenced, sample_lists
-from alignjax.training import loop
+from alignjax.training import offline
+from alignjax.training.job import Feed
 from alignjax.types import Params
 
 
@@ -103,7 +104,7 @@ def _fit(
         config, run.mesh, len(batches), load_reference=start.load, base=base, live=live
     )
     del base  # unless steps are given it, its memory is free from here on
-    state, counts = loop.fit(
+    state, counts = offline.fit(
         bricks.make_job(
             name,
             dataclasses.replace(run, workdir=folder),
@@ -111,7 +112,7 @@ def _fit(
             {"start": start.digest},
         ),
         learner,
-        loop.Feed(rows.dataset, batches, ref_logps),
+        Feed(rows.dataset, batches, ref_logps),
         jax.random.fold_in(jax.random.key(config.train.seed), number),
         lambda params: evaluation.during(run, params, learner.ref_params, None),
     )

@@ -40,8 +40,9 @@ from alignjax.recipes.run import open_run
 from alignjax.runtime import checkpoint, workdirs
 from alignjax.runtime.faults import fault_point
 from alignjax.stages import bricks, evaluation, fresh_samples, learners, pretrained
-from alignjax.training import game, on_policy_game
-from alignjax.training.loop import Feed
+from alignjax.training import on_policy_game
+from alignjax.training.game import Cycle
+from alignjax.training.job import Feed
 from alignjax.training.on_policy_game import Opponent
 from alignjax.types import GameState, Params
 
@@ -168,8 +169,8 @@ def _opponent(table: Table, base: Player, *, turns: int) -> Opponent:
     """The reward model's side of the loop, which has so many turns of the policy."""
     config, settings = table.config, table.config.game
     assert settings is not None
-    schedule = {"reward_steps": settings.reward_steps, "policy_steps": settings.policy_steps}
-    steps = game.turns_until(turns, **schedule) - turns
+    cycle = Cycle(reward_steps=settings.reward_steps, policy_steps=settings.policy_steps)
+    steps = cycle.turns_until(turns) - turns
     answers = [
         Record(id=f"golden:{r.id}", prompt=r.prompt, responses=(answer,), domain=r.domain)
         for r, answer in zip(table.reward.originals, table.answers, strict=True)
@@ -183,7 +184,7 @@ def _opponent(table: Table, base: Player, *, turns: int) -> Opponent:
         learner=learner,
         golden=Feed(golden.dataset, _batches(config, golden, steps, stream=1)),
         pairs=Feed(pairs.dataset, _batches(config, pairs, steps, stream=2)),
-        **schedule,
+        cycle=cycle,
     )
 
 

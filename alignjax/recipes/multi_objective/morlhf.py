@@ -118,7 +118,7 @@ def policy(
 
     Raises:
       UserError: a hyperparameter is out of its range, or the loss does not fit scored samples;
-        the policy came to give empty responses; or as `loop.fit`.
+        the policy came to give empty responses; or as `offline.fit`.
     """
     from alignjax.stages import bricks, check, fresh_samples
     from alignjax.training import on_policy

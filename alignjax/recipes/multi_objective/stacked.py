@@ -40,7 +40,7 @@ def fit_each(
       P trained networks, or sets of adapters.
 
     Raises:
-      UserError: the loss does not fit the rows; or as `loop.fit`.
+      UserError: the loss does not fit the rows; or as `offline.fit`.
     """
     out: list[Params] = []
     for first in range(0, len(chosen), at_once):
@@ -60,7 +60,8 @@ def _side_by_side(
 ) -> Iterator[Params]:
     from alignjax.runtime import checkpoint
     from alignjax.stages import bricks, check, learners
-    from alignjax.training import loop
+    from alignjax.training import offline
+    from alignjax.training.job import Feed
 
     count = len(chosen)
     batches = _batches(setting.config, rows, chosen)
@@ -85,10 +86,10 @@ def _side_by_side(
 
     root = jax.random.key(config.train.seed)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(root, first + jnp.arange(count))
-    state, _ = loop.fit(
+    state, _ = offline.fit(
         bricks.make_job(name, run, setting.digest, identity),
         dataclasses.replace(learner, load_start=begin),
-        loop.Feed(rows.dataset, batches),
+        Feed(rows.dataset, batches),
         keys,
     )
     cost.note_steps(setting, name)

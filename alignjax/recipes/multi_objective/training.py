@@ -161,12 +161,13 @@ def fit(
       The trained parameters: of the whole network, or adapters where the config has ``lora``.
 
     Raises:
-      UserError: the loss does not fit the rows; or as `loop.fit`.
+      UserError: the loss does not fit the rows; or as `offline.fit`.
     """
     from alignjax.runtime import checkpoint
     from alignjax.stages import bricks, check, learners
     from alignjax.stages import reference as references
-    from alignjax.training import loop as train
+    from alignjax.training import offline
+    from alignjax.training.job import Feed
 
     config = stage(setting.config, loss=loss, select=select, steps=steps, rate=learning_rate)
     if reference is not None:
@@ -210,7 +211,7 @@ def fit(
     load_start = None
     if start is not None:  # the loop takes its buffers; the caller keeps its own
         load_start = functools.partial(jax.tree.map, jnp.copy, start)
-    state, _ = train.fit(
+    state, _ = offline.fit(
         bricks.make_job(name, run, setting.digest, {"start": begins}),
         learners.policy(
             config,
@@ -221,7 +222,7 @@ def fit(
             live=live,
             load_start=load_start,
         ),
-        train.Feed(rows.dataset, batches, table),
+        Feed(rows.dataset, batches, table),
         jax.random.key(config.train.seed),
     )
     cost.note_steps(setting, name)

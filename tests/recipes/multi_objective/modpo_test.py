@@ -15,7 +15,7 @@ from alignjax.recipes.multi_objective import run as recipe
 from alignjax.recipes.multi_objective import training
 from alignjax.recipes.multi_objective.method import Rows
 from alignjax.rewards import scorers
-from alignjax.training import loop
+from alignjax.training import offline
 from alignjax.world import sources as world
 from tests import runs
 
@@ -116,9 +116,9 @@ def test_killed_in_the_second_policy_it_keeps_the_first(base, tmp_path, monkeypa
         patch.setattr(loop, "fault_point", fault_point)
         with pytest.raises(KilledError):
             recipe.run(settings, tmp_path)
-    steps, dispatched = [], loop.train_step
+    steps, dispatched = [], offline.train_step
     monkeypatch.setattr(
-        loop, "train_step", lambda *x, **y: (steps.append(1), dispatched(*x, **y))[1]
+        offline, "train_step", lambda *x, **y: (steps.append(1), dispatched(*x, **y))[1]
     )
     recipe.run(settings, tmp_path)
     assert len(steps) == 1  # traced for the second policy's last step alone

@@ -22,7 +22,7 @@ from alignjax.rewards import scorers
 from alignjax.runtime import checkpoint, metrics
 from alignjax.sampling import generate
 from alignjax.stages import adapters
-from alignjax.training import loop
+from alignjax.training import offline
 from alignjax.world import sources as world
 from tests import runs
 
@@ -150,7 +150,7 @@ def test_started_again_it_trains_and_samples_nothing(base, tmp_path, monkeypatch
     def never(*_, **__):
         raise AssertionError("done before")
 
-    monkeypatch.setattr(loop, "train_step", never)
+    monkeypatch.setattr(offline, "train_step", never)
     monkeypatch.setattr(generate, "sample", never)
     monkeypatch.setattr(scorers, "judged", SCORER.func)
     again = recipe.run(config(), tmp_path / base[0].name)

@@ -1,0 +1,79 @@
+"""What a training is given: where it runs, what is trained, on which rows, and its turns."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from alignjax.config import TrainConfig
+from alignjax.data.batching import Batches, read
+from alignjax.data.prepare import Dataset
+from alignjax.runtime.sharding import own_rows
+from alignjax.training.step import Update
+from alignjax.types import Array, Batch, GameState, Params, TrainState
+
+State = TypeVar("State", TrainState, GameState)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """Where a training runs, and what the loop does between its steps."""
+
+    name: str  # for messages and the progress bar
+    workdir: pathlib.Path  # of metrics.jsonl and checkpoints/
+    mesh: Mesh
+    identity: dict[str, Any]  # what a checkpoint must have been made of to be continued
+    train: TrainConfig  # how often to save, to log and to evaluate; when to give up
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Learner:
+    """A network to train: what it starts from, and how a step moves it."""
+
+    update: Update
+    learning_rate: optax.Schedule  # the optimizer's, for the lines of the metrics
+    params_shape: Params  # shapes and dtypes of what is trained
+    # The parameters to start from, on the mesh, as buffers of their own: the first step donates
+    # them. Called only when there is no checkpoint.
+    load_start: Callable[[], Params]
+    # What steps are given and never change: the reference that they score, or the adapters' base.
+    ref_params: Params | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Feed:
+    """The rows that steps are taken on, and the batches they make up."""
+
+    dataset: Dataset
+    batches: Batches  # of the whole run
+    ref_logps: np.ndarray | None = None  # [N, K] nats under the reference, when cached
+
+    def read(self, start: int, mesh: Mesh) -> Iterator[Batch]:
+        """Reads this process's rows of the batches ``start, start + 1, ...``, on the host."""
+        mine = self.batches.only(own_rows(mesh, self.batches.rows.shape[1]))
+        return read(self.dataset, mine, start=start, ref_logps=self.ref_logps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Turns(Generic[State]):
+    """The steps of a training as the loop takes them, whatever is trained."""
+
+    total: int  # of the whole run
+    target: State  # shapes, dtypes and shardings of the state
+    # Makes the state at step 0, laid out so; called only when there is no checkpoint.
+    start: Callable[[], State]
+    # From the steps done so far: this process's rows of each of the next ones, on the host, as
+    # trees of arrays with a leading axis (see `sharding.own_rows`).
+    batches: Callable[[int], Iterator[Any]]
+    # (state, batch on the mesh, steps done before) -> (state, scalars); the state is donated.
+    take: Callable[[State, Any, int], tuple[State, dict[str, Array]]]
+    traced: list[str]  # grows by one name whenever a program is traced
+    line: Callable[[int], dict[str, float]]  # more numbers for the line of a step
+    # From the steps done: the prefix of the next one's numbers; each prefix is averaged apart.
+    player: Callable[[int], str] = lambda done: ""
+    # Sees the numbers of every step, before the step is saved; may raise.
+    watch: Callable[[int, dict[str, float]], None] = lambda step, values: None

@@ -1,0 +1,124 @@
+"""Where a training stands between two steps: its state, its numbers, and how both are saved."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any, Generic
+
+from orbax.checkpoint import v1 as ocp
+
+from alignjax.errors import UserError
+from alignjax.runtime import checkpoint, distributed, metrics
+from alignjax.runtime.faults import fault_point
+from alignjax.training.job import Job, State, Turns
+from alignjax.types import Array
+
+log = logging.getLogger("alignjax")
+
+
+class Numbers:
+    """The numbers of the steps, read one step late: see `runtime.metrics`."""
+
+    def __init__(self, turns: Turns[Any], *, max_skipped: int) -> None:
+        self._turns = turns
+        players = dict.fromkeys(turns.player(done) for done in range(turns.total))
+        self._meters = {who: metrics.Meter(max_skipped=max_skipped) for who in players}
+        self._late: tuple[int, dict[str, Array]] | None = None
+
+    def hold(self, step: int, scalars: dict[str, Array]) -> None:
+        """Takes the numbers of a step that may still run."""
+        self._late = step, scalars
+
+    def read(self) -> dict[str, float]:
+        """Waits for the numbers that are held, if any, and adds them up.
+
+        Returns:
+          The loss, under its name, for the progress bar.
+
+        Raises:
+          NumericalError: too many steps in a row were not finite; or what ``turns.watch`` raises.
+        """
+        if self._late is None:
+            return {}
+        step, scalars = self._late
+        self._late = None
+        who = self._turns.player(step - 1)
+        values = self._meters[who].add(step, scalars)
+        self._turns.watch(step, values)
+        return {f"{who}loss": values["loss"]}
+
+    def averages(self) -> dict[str, float]:
+        """The means of every player since the last call."""
+        each = {who: meter.averages() for who, meter in self._meters.items()}
+        return {who + name: x for who, means in each.items() for name, x in means.items()}
+
+    def state(self) -> dict[str, Any]:
+        """The sums since the last line, as JSON data, for a checkpoint's record."""
+        return {f"{who}meter": meter.state() for who, meter in self._meters.items()}
+
+    def restore(self, record: dict[str, Any]) -> None:
+        """Goes on from a `state`."""
+        for who, meter in self._meters.items():
+            meter.restore(record[f"{who}meter"])
+
+
+@dataclasses.dataclass
+class Progress(Generic[State]):
+    """Where a training stands between two steps."""
+
+    step: int  # steps taken
+    state: State
+    numbers: Numbers
+    seconds: float = 0.0  # that all turns took, see `loop.loop`
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Counts the block's seconds among those of turns, without tracing and compiling."""
+        with metrics.timed() as took:
+            yield
+        self.seconds += took[0]
+
+
+def resume(store: ocp.training.Checkpointer, job: Job, turns: Turns[State]) -> Progress[State]:
+    """Restores the newest checkpoint, or starts at step 0 where there is none.
+
+    Raises:
+      UserError: the checkpoint is of another run, or of more steps than there are now.
+      CheckpointError: it cannot be read.
+    """
+    numbers = Numbers(turns, max_skipped=job.train.max_skipped)
+    # What process 0 sees: a file system may show it to the others later.
+    step = json.loads(distributed.exchange("latest", json.dumps(checkpoint.latest(store)))[0])
+    if step is None:
+        return Progress(0, turns.start(), numbers)
+    record = checkpoint.read_record(store, step)
+    checkpoint.refuse_other(store, step, record["identity"], job.identity)
+    if step > turns.total:
+        raise UserError(
+            f"{job.workdir}: its checkpoint is of step {step}, the {job.name} now has "
+            f"{turns.total} steps: use another --workdir, or more steps"
+        )
+    state = checkpoint.restore(store, step, turns.target)
+    numbers.restore(record)
+    if step == turns.total:
+        log.info("%s: complete at step %d, nothing to do", job.name, step)
+    else:
+        log.info("%s: resuming from step %d of %d", job.name, step, turns.total)
+    seconds = float(record.get("seconds", 0.0))  # 0: from before they were counted
+    return Progress(step, state, numbers, seconds)
+
+
+def save(store: ocp.training.Checkpointer, job: Job, progress: Progress[Any]) -> None:
+    """Starts to save a checkpoint; its files are written while training goes on."""
+    place = f"{job.name}-{progress.step}"
+    fault_point("logged", place)
+    record = {
+        "identity": job.identity,
+        "next_batch": progress.step,
+        "seconds": progress.seconds,
+        **progress.numbers.state(),
+    }
+    checkpoint.save(store, progress.step, progress.state, record)
+    fault_point("saving", place)
