@@ -16,10 +16,10 @@ from alignjax.losses import apo
 from alignjax.models import reward_head, transformer
 from alignjax.models.logps import response_logps
 from alignjax.runtime import checkpoint, sharding
+from alignjax.runtime.faults import FaultError
 from alignjax.sampling import decode
 from alignjax.sampling.generate import Question
 from alignjax.training import game, on_policy, on_policy_game
-from alignjax.training import loop as train
 from alignjax.training.job import Feed, Job, Learner
 from alignjax.training.step import Update, reward_scores
 from alignjax.types import Batch
@@ -145,22 +145,6 @@ def play(settings, **changes):
 LOOPS = {"fit": fit, "play": play}
 
 
-class StopHereError(Exception):
-    """The end of the process, as far as the loop is concerned."""
-
-
-def stopping_after(patch, step):
-    real, left = train.put_rows, [step]
-
-    def put_rows(batch, mesh):
-        if not left[0]:
-            raise StopHereError
-        left[0] -= 1
-        return real(batch, mesh)
-
-    patch.setattr(train, "put_rows", put_rows)
-
-
 def bits(tree):
     def one(x):
         x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
@@ -218,12 +202,13 @@ def test_programs_are_compiled_once(name, clean):
 
 
 @pytest.mark.parametrize(("name", "stop"), [("fit", 2), ("play", 2), ("play", 5)])
-def test_resuming_after_a_turn_of_either_gives_the_same_bits(name, stop, clean, tmp_path):
+def test_resuming_after_a_turn_of_either_gives_the_same_bits(
+    name, stop, clean, tmp_path, monkeypatch
+):
     _, wanted, _, lines = clean[name]
-    with pytest.MonkeyPatch.context() as patch:
-        stopping_after(patch, stop)
-        with pytest.raises(StopHereError):
-            LOOPS[name](job(tmp_path))
+    monkeypatch.setenv("ALIGNJAX_FAULT", f"step:online-{stop + 1}=raise")
+    with pytest.raises(FaultError):
+        LOOPS[name](job(tmp_path))
     state, counts = LOOPS[name](job(tmp_path))
     assert counts["resumed_from"] == stop // 2 * 2
     assert jax.tree.leaves(bits(state)) == jax.tree.leaves(wanted)

@@ -16,7 +16,8 @@ from alignjax.losses import apo
 from alignjax.recipes.apo import stepwise
 from alignjax.rewards import reward_models
 from alignjax.runtime import checkpoint
-from alignjax.training import loop, optim
+from alignjax.runtime.faults import FaultError
+from alignjax.training import optim
 from alignjax.world import sources as world
 from tests import runs
 
@@ -82,28 +83,14 @@ def test_what_it_leaves_can_be_used(clean):
     assert found.digest == ended["reward"]
 
 
-class StopHereError(Exception):
-    """The end of the process, as far as the run is concerned."""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [2, 4])  # the turn that comes next: the policy's, the other's
-def test_a_run_that_was_stopped_ends_with_the_same_bits(stop, clean, tmp_path):
+def test_a_run_that_was_stopped_ends_with_the_same_bits(stop, clean, tmp_path, monkeypatch):
     """Turns 2 and 4 are saved: the policy's third, and in the middle of the reward model's two."""
     wanted, summary = clean
-    real, left = loop.put_rows, [stop]
-
-    def put_rows(batch, mesh):
-        if (tmp_path / "base" / "record.json").is_file():
-            if not left[0]:
-                raise StopHereError
-            left[0] -= 1
-        return real(batch, mesh)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "put_rows", put_rows)
-        with pytest.raises(StopHereError):
-            stepwise.run(config(), tmp_path)
+    monkeypatch.setenv("ALIGNJAX_FAULT", f"step:game-{stop + 1}=raise")
+    with pytest.raises(FaultError):
+        stepwise.run(config(), tmp_path)
     found = stepwise.run(config(), tmp_path)
     assert found["resumed_from"] == stop
     for name in ("players.json", "history.json"):

@@ -15,6 +15,7 @@ from alignjax.recipes.multi_objective import run as recipe
 from alignjax.recipes.multi_objective import training
 from alignjax.recipes.multi_objective.method import Rows
 from alignjax.rewards import scorers
+from alignjax.runtime.faults import FaultError
 from alignjax.training import offline
 from alignjax.world import sources as world
 from tests import runs
@@ -104,18 +105,10 @@ def test_each_preference_has_a_policy_of_its_own(base):
 
 
 def test_killed_in_the_second_policy_it_keeps_the_first(base, tmp_path, monkeypatch):
-    class KilledError(Exception):
-        pass
-
-    def fault_point(*place):
-        if place == ("logged", "modpo-01-2"):
-            raise KilledError
-
     settings = config(log_odds=2.0)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "fault_point", fault_point)
-        with pytest.raises(KilledError):
-            recipe.run(settings, tmp_path)
+    monkeypatch.setenv("ALIGNJAX_FAULT", "logged:modpo-01-2=raise")
+    with pytest.raises(FaultError):
+        recipe.run(settings, tmp_path)
     steps, dispatched = [], offline.train_step
     monkeypatch.setattr(
         offline, "train_step", lambda *x, **y: (steps.append(1), dispatched(*x, **y))[1]
