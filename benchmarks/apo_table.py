@@ -27,13 +27,14 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+from alignjax import recipes
 from alignjax.commands import export
 from alignjax.config import Config, load
+from alignjax.config.validate import get
 from alignjax.data.records import Receipt, Record, split_by_prompt
 from alignjax.evaluation import preferences
 from alignjax.losses import apo, bradley_terry, dpo, rrhf, sft
-from alignjax.recipes import align, reward_model
-from alignjax.recipes.apo import rounds
+from alignjax.recipes import align
 from alignjax.recipes.apo.measure import ACCURACY, BEFORE, ECE, PAIRS, SAMPLES
 from alignjax.world import sources as world
 
@@ -41,13 +42,17 @@ ROOT = pathlib.Path(__file__).parent.parent
 SIZE = 800
 # A smaller network than the config's, and fewer rows, for 39 games.
 CHANGES = [
-    *("model.width=96", "model.head_dim=24", "model.mlp_width=256", "game.rounds=2"),
-    *(f"data.source.size={SIZE}", f"game.golden.size={SIZE}", "data.buckets=2"),
+    *("model.width=96", "model.head_dim=24", "model.mlp_width=256", "recipe.game.rounds=2"),
+    *(f"data.source.size={SIZE}", f"recipe.game.golden.size={SIZE}", "data.buckets=2"),
     "data.eval_fraction=0.15",
-    *("data.max_response_tokens=48", "game.sampling.max_new_tokens=48"),
+    *("data.max_response_tokens=48", "recipe.game.sampling.max_new_tokens=48"),
     *("evaluate.max_new_tokens=48", "evaluate.prompts=96", "evaluate.during=0"),
-    *("train.epochs=2", "train.save_every=1000", "game.train.save_every=1000"),
-    *("game.train.epochs=2", "evaluate.batch_size=96", "game.sampling.batch_size=128"),
+    *("train.epochs=2", "train.save_every=1000", "recipe.game.train.save_every=1000"),
+    *(
+        "recipe.game.train.epochs=2",
+        "evaluate.batch_size=96",
+        "recipe.game.sampling.batch_size=128",
+    ),
 ]
 # What the supervised policy is made from: good and bad responses to prompts of its own.
 START = dict(size=1200, seed=0, start=SIZE, responses=8)
@@ -62,11 +67,11 @@ RATES = {"rjs": 5e-4, "rrhf": 2e-4, "dpo": 2e-4, "pg": 2e-4}  # of the first rou
 WITH_REFERENCE = ("dpo", "pg")
 ADVERSARIES: dict[str, list[str]] = {
     "apo": [],
-    "fixed": ["game.adversarial=False"],
+    "fixed": ["recipe.game.adversarial=False"],
     "ab": ["reward_loss.sample_weight=0"],
     "gail": ["reward_loss.pair_weight=0"],
     "wgan": [],  # its loss is another function
-    "sequential": ["game.sequential=True"],
+    "sequential": ["recipe.game.sequential=True"],
 }
 CELLS = [f"{policy}-{adversary}" for policy in POLICIES for adversary in ("apo", "fixed")]
 CELLS += [f"rjs-{adversary}" for adversary in ("ab", "gail", "wgan", "sequential")]
@@ -80,8 +85,13 @@ def cell(name: str, seed: int, shared: pathlib.Path) -> Config:
     rate = RATES[policy]
     mode = "auto" if policy in WITH_REFERENCE else "none"
     changes = [
-        *(*CHANGES, *ADVERSARIES[adversary], f"train.seed={seed}", f"game.train.seed={seed}"),
-        *(f"optim.learning_rate={rate}", f"game.learning_rates=({rate}, {0.4 * rate})"),
+        *(
+            *CHANGES,
+            *ADVERSARIES[adversary],
+            f"train.seed={seed}",
+            f"recipe.game.train.seed={seed}",
+        ),
+        *(f"optim.learning_rate={rate}", f"recipe.game.learning_rates=({rate}, {0.4 * rate})"),
         *(f"reference.mode={mode}", f"data.cache_dir={shared / 'cache'}"),
     ]
     config = load.load(str(ROOT / "configs" / "apo_world.py"), changes)
@@ -104,19 +114,24 @@ def of_reward_side(
         yield record
 
 
+def game_of(config: Config) -> recipes.RoundsConfig:
+    """The game's own settings."""
+    game: recipes.RoundsConfig = get(config, "recipe.game")
+    return game
+
+
 def alone(config: Config, source: Any, **changes: Any) -> Config:
     """A run without a game, on the reward model's side of a source."""
-    assert config.game is not None
     mine = functools.partial(
         of_reward_side,
         records=source,
         seed=config.train.seed,
         eval_fraction=config.data.eval_fraction,
-        policy_fraction=config.game.policy_fraction,
+        policy_fraction=game_of(config).policy_fraction,
     )
     data = dataclasses.replace(config.data, source=mine)
     return dataclasses.replace(
-        config, data=data, game=None, select=None, reward_loss=None, **changes
+        config, data=data, recipe=None, select=None, reward_loss=None, **changes
     )
 
 
@@ -124,11 +139,10 @@ def prepare(seed: int, shared: pathlib.Path) -> Config:
     """Makes what a seed's cells share, unless it is there; returns a config that begins with it."""
     config = cell("rjs-fixed", seed, shared)
     assert config.sft is not None
-    assert config.game is not None
     start = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, source=functools.partial(world.lists, **START)),
-        game=None,
+        recipe=None,
         reward_loss=None,
         select=None,
         sft=None,
@@ -145,24 +159,27 @@ def prepare(seed: int, shared: pathlib.Path) -> Config:
         base = alone(config, config.data.source)
         base = dataclasses.replace(
             base,
+            recipe=recipes.train_reward_model,
             loss=None,
             reward_loss=bradley_terry.reward_loss,
-            optim=config.game.optim,
-            train=config.game.train,
+            optim=game_of(config).optim,
+            train=game_of(config).train,
             evaluate=dataclasses.replace(config.evaluate, judge=None),
         )
-        reward_model.run(base, shared / "rm")
+        recipes.run_config(base, shared / "rm")
     return config
 
 
 def begin(config: Config, shared: pathlib.Path) -> Config:
     """The config with the seed's supervised policy and its reward model of the pairs alone."""
-    assert config.game is not None
     return dataclasses.replace(
         config,
         sft=None,
         model=dataclasses.replace(config.model, path=str(shared / "model")),
-        game=dataclasses.replace(config.game, reward_model=str(shared / "rm")),
+        recipe=functools.partial(
+            recipes.play_rounds,
+            game=dataclasses.replace(game_of(config), reward_model=str(shared / "rm")),
+        ),
     )
 
 
@@ -182,13 +199,12 @@ def run(name: str, seed: int, out: pathlib.Path) -> None:
         return
     prepare(seed, shared)
     config = begin(cell(name, seed, shared), shared)
-    assert config.game is not None
     if name == "golden-sft":
-        align.run(alone(config, config.game.golden, loss=sft.loss), folder)
+        align.run(alone(config, game_of(config).golden, loss=sft.loss), folder)
         return
     moves = out / f"shared-{name.partition('-')[2]}-seed{seed}"
     copy(moves, folder)
-    rounds.run(config, folder)
+    recipes.run_config(config, folder)
     copy(folder, moves)
 
 

@@ -41,27 +41,26 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 import jax
 import numpy as np
 
+from alignjax import recipes
 from alignjax.commands import front as comparing
 from alignjax.config import (
     Config,
     DataConfig,
     EvaluateConfig,
-    ObjectivesConfig,
     OptimConfig,
     SftConfig,
     TokenizerConfig,
     TrainConfig,
     load,
 )
+from alignjax.config.validate import get
 from alignjax.evaluation import fronts, pareto
 from alignjax.losses import apo, modpo, paretohqd, rewards_in_context, sft
 from alignjax.models.config import LoraConfig, ModelConfig
-from alignjax.recipes import reward_model
 from alignjax.recipes.multi_objective import mod, morlhf, soups, supervised
 from alignjax.recipes.multi_objective import modpo as modpo_recipe
 from alignjax.recipes.multi_objective import paretohqd as paretohqd_recipe
 from alignjax.recipes.multi_objective import rewards_in_context as ric_recipe
-from alignjax.recipes.multi_objective import run as recipe
 from alignjax.rewards import scorers
 from alignjax.training import optim
 from alignjax.world import front as world_front
@@ -94,13 +93,13 @@ def on_ratings(out: pathlib.Path, path: str, seed: int) -> Config:
     own = [f"data.path={path}", f"train.seed={seed}"]
     folder = out / "shared" / f"reward-model-seed{seed}"
     if not (folder / "summary.json").is_file():
-        reward_model.run(load.load(str(ROOT / "configs" / "rm_unieval.py"), own), folder)
+        recipes.run_config(load.load(str(ROOT / "configs" / "rm_unieval.py"), own), folder)
     changes = [
         *own,
         # Not the ratings asked for, so that the model scores the rows as well: one scale for all.
         "data.source.objectives=('overall',)",
         "data.max_drop_fraction=0.5",  # more lists tie in one rating than in two
-        f"objectives.scorer.path={folder}",
+        f"recipe.objectives.scorer.path={folder}",
         f"tokenizer.path={folder / 'tokenizer.model'}",
         "train.save_every=100000",
     ]
@@ -134,13 +133,16 @@ def base(case: str, seed: int) -> Config:
         ),
         lora=LoraConfig(rank=16, alpha=32.0),
         sft=SftConfig(loss=sft.loss, learning_rate=5e-3, epochs=3.0, batch_size=32),
-        objectives=ObjectivesConfig(
-            method=supervised.train,
-            scorer=functools.partial(scorers.judged, judge=judge, name=names),
-            names=names,
-            preferences=PREFERENCES[len(names)],
-            box=((0.0, 1.0),) * len(names),
-            truth=functools.partial(world_front.attainable, world=world_of(case)),
+        recipe=functools.partial(
+            recipes.trace_front,
+            objectives=recipes.ObjectivesConfig(
+                method=supervised.train,
+                scorer=functools.partial(scorers.judged, judge=judge, name=names),
+                names=names,
+                preferences=PREFERENCES[len(names)],
+                box=((0.0, 1.0),) * len(names),
+                truth=functools.partial(world_front.attainable, world=world_of(case)),
+            ),
         ),
         loss=sft.loss,
         optim=OptimConfig(learning_rate=2e-3, schedule=optim.cosine),
@@ -187,10 +189,10 @@ EXPERTS = ("soups", "MOD")
 def cell(out: pathlib.Path, case: str, method: str, seed: int, path: str) -> Config:
     config = on_ratings(out, path, seed) if case == "ratings" else base(case, seed)
     train, loss, steps, rate = methods(case)[method]
-    assert config.objectives is not None
+    objectives = dataclasses.replace(get(config, "recipe.objectives"), method=train)
     return dataclasses.replace(
         config,
-        objectives=dataclasses.replace(config.objectives, method=train),
+        recipe=functools.partial(recipes.trace_front, objectives=objectives),
         loss=loss,
         optim=dataclasses.replace(config.optim, learning_rate=rate),
         train=dataclasses.replace(config.train, steps=steps),
@@ -225,7 +227,7 @@ def run(out: pathlib.Path, case: str, method: str, seed: int, path: str) -> None
         config, data=dataclasses.replace(config.data, cache_dir=str(shared / "cache"))
     )
     print(f"\n{folder}", flush=True)
-    recipe.run(config, folder)
+    recipes.run_config(config, folder)
     copy(("sft", "tokenizer.model"), folder, shared)
     if method in EXPERTS:
         copy(("morlhf", "seconds"), folder, experts)

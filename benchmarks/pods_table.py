@@ -33,7 +33,7 @@ def micro(count: int) -> tuple[str, ...]:
 
 
 def rounds(count: int) -> tuple[str, ...]:
-    return (*micro(count), f"game.train.accumulate={count}")
+    return (*micro(count), f"recipe.game.train.accumulate={count}")
 
 
 def sampled(rows: int) -> tuple[str, ...]:

@@ -15,11 +15,11 @@ Expect:    true score of samples from 0.629 ± 0.021 to 0.711 ± 0.020 after 120
 
 from functools import partial
 
+from alignjax import recipes
 from alignjax.config import (
     Config,
     DataConfig,
     EvaluateConfig,
-    GameConfig,
     OptimConfig,
     SamplingConfig,
     SftConfig,
@@ -36,6 +36,18 @@ SIZE = 4000
 
 def get_config() -> Config:
     return Config(
+        recipe=partial(
+            recipes.play_steps,
+            game=recipes.StepsConfig(
+                golden=partial(world.golden, size=SIZE, seed=0),
+                policy_fraction=0.3,
+                sampling=SamplingConfig(samples=4, max_new_tokens=64, batch_size=64),
+                optim=OptimConfig(learning_rate=1e-3, schedule=optim.cosine),
+                train=TrainConfig(epochs=1.0, batch_size=16),
+                reward_steps=1,
+                policy_steps=1,
+            ),
+        ),
         data=DataConfig(
             source=partial(world.pairs, size=SIZE, seed=0, temperature=0.1),
             max_prompt_tokens=64,
@@ -49,16 +61,6 @@ def get_config() -> Config:
             vocab_size=768, width=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp_width=352
         ),
         sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=3.0, batch_size=32),
-        game=GameConfig(
-            golden=partial(world.golden, size=SIZE, seed=0),
-            policy_fraction=0.3,
-            sampling=SamplingConfig(samples=4, max_new_tokens=64, batch_size=64),
-            optim=OptimConfig(learning_rate=1e-3, schedule=optim.cosine),
-            train=TrainConfig(epochs=1.0, batch_size=16),
-            reference="supervised",
-            reward_steps=1,
-            policy_steps=1,
-        ),
         reward_loss=partial(apo.reward_loss, pair_weight=1.0, sample_weight=1.0),
         loss=partial(apo.loss, beta=0.2),
         optim=OptimConfig(learning_rate=3e-4, schedule=optim.cosine),

@@ -15,21 +15,21 @@ Expect:    true score of samples from 0.582 Â± 0.022 to 0.651, 0.643 and 0.656 Â
 
 The paper's ablations, with --set:
 
-    no APO (one reward model, of the pairs alone)    game.adversarial=False
+    no APO (one reward model, of the pairs alone)    recipe.game.adversarial=False
     AB (no samples)                                  reward_loss.sample_weight=0
     GAIL (no pairs)                                  reward_loss.pair_weight=0
-    a reward model that goes on                      game.sequential=True
+    a reward model that goes on                      recipe.game.sequential=True
 
 Another policy is another ``loss`` and ``select``, as the docstring of `losses.apo` lists them.
 """
 
 from functools import partial
 
+from alignjax import recipes
 from alignjax.config import (
     Config,
     DataConfig,
     EvaluateConfig,
-    GameConfig,
     OptimConfig,
     ReferenceConfig,
     SamplingConfig,
@@ -47,6 +47,18 @@ SIZE = 2000
 
 def get_config() -> Config:
     return Config(
+        recipe=partial(
+            recipes.play_rounds,
+            game=recipes.RoundsConfig(
+                golden=partial(world.golden, size=SIZE, seed=0),
+                policy_fraction=0.3,
+                rounds=3,
+                sampling=SamplingConfig(samples=4, max_new_tokens=64, batch_size=64),
+                learning_rates=(1e-3, 4e-4, 2e-4),
+                optim=OptimConfig(learning_rate=1e-3, schedule=optim.cosine),
+                train=TrainConfig(epochs=1.0, batch_size=32),
+            ),
+        ),
         data=DataConfig(
             source=partial(world.pairs, size=SIZE, seed=0, temperature=0.1),
             max_prompt_tokens=64,
@@ -60,15 +72,6 @@ def get_config() -> Config:
             vocab_size=768, width=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp_width=352
         ),
         sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=4.0, batch_size=16),
-        game=GameConfig(
-            golden=partial(world.golden, size=SIZE, seed=0),
-            policy_fraction=0.3,
-            rounds=3,
-            sampling=SamplingConfig(samples=4, max_new_tokens=64, batch_size=64),
-            learning_rates=(1e-3, 4e-4, 2e-4),
-            optim=OptimConfig(learning_rate=1e-3, schedule=optim.cosine),
-            train=TrainConfig(epochs=1.0, batch_size=32),
-        ),
         reward_loss=partial(apo.reward_loss, pair_weight=1.0, sample_weight=1.0),
         select=apo.select_best,
         loss=sft.loss,

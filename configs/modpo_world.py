@@ -13,11 +13,11 @@ Expect:    mean (helpful, concise) of the five preferences from (0.43, 0.82) for
 
 from functools import partial
 
+from alignjax import recipes
 from alignjax.config import (
     Config,
     DataConfig,
     EvaluateConfig,
-    ObjectivesConfig,
     OptimConfig,
     SftConfig,
     TokenizerConfig,
@@ -35,6 +35,16 @@ NAMES = ("helpful", "concise")
 
 def get_config() -> Config:
     return Config(
+        recipe=partial(
+            recipes.trace_front,
+            objectives=recipes.ObjectivesConfig(
+                method=partial(recipe.train, log_odds=1.0),
+                scorer=partial(scorers.judged, judge=world.judge, name=NAMES),
+                names=NAMES,
+                preferences=((0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)),
+                box=((0.0, 1.0), (0.0, 1.0)),
+            ),
+        ),
         data=DataConfig(
             source=partial(world.lists, size=4000, seed=0, responses=2, objectives=NAMES),
             max_prompt_tokens=64,
@@ -49,13 +59,6 @@ def get_config() -> Config:
         ),
         lora=LoraConfig(rank=8, alpha=16.0),
         sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=2.0, batch_size=32),
-        objectives=ObjectivesConfig(
-            method=partial(recipe.train, log_odds=1.0),
-            scorer=partial(scorers.judged, judge=world.judge, name=NAMES),
-            names=NAMES,
-            preferences=((0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)),
-            box=((0.0, 1.0), (0.0, 1.0)),
-        ),
         loss=partial(modpo.loss, beta=0.1),
         optim=OptimConfig(learning_rate=3e-4, schedule=optim.cosine),
         train=TrainConfig(steps=100, batch_size=8),

@@ -17,12 +17,12 @@ Expect:    TODO measure; the paper reports a hypervolume of 0.753 and 7.0% colla
 import dataclasses
 from functools import partial
 
+from alignjax import recipes
 from alignjax.config import (
     Config,
     DataConfig,
     EvaluateConfig,
     MeshConfig,
-    ObjectivesConfig,
     OptimConfig,
     TrainConfig,
 )
@@ -39,17 +39,20 @@ REWARD_MODEL = "/models/hh-helpful-harmless"
 
 def get_config() -> Config:
     return Config(
+        recipe=partial(
+            recipes.trace_front,
+            objectives=recipes.ObjectivesConfig(
+                method=partial(recipe.train, size=100, prompts=10_000, at_once=1),
+                scorer=partial(scorers.reward_model, path=REWARD_MODEL),
+                names=("helpful", "harmless"),
+                preferences=tuple((i / 10, 1 - i / 10) for i in range(11)),
+            ),
+        ),
         data=DataConfig(source=sources.hh, max_prompt_tokens=512, max_response_tokens=128),
         model=dataclasses.replace(
             presets.llama3_70b(), dtype="bfloat16", param_dtype="bfloat16", remat="full"
         ),
         lora=LoraConfig(rank=64, alpha=128.0, dropout=0.05),
-        objectives=ObjectivesConfig(
-            method=partial(recipe.train, size=100, prompts=10_000, at_once=1),
-            scorer=partial(scorers.reward_model, path=REWARD_MODEL),
-            names=("helpful", "harmless"),
-            preferences=tuple((i / 10, 1 - i / 10) for i in range(11)),
-        ),
         loss=paretohqd.loss,
         optim=OptimConfig(learning_rate=1.414e-4, schedule=optim.linear),
         train=TrainConfig(steps=200, batch_size=8, accumulate=1),

@@ -7,7 +7,7 @@ Command:   python -m alignjax run --config=configs/rm_unieval.py --workdir=runs/
                --set data.path=/data/unieval/sfres.json
            python -m alignjax run --config=configs/paretohqd_unieval.py \\
                --workdir=runs/paretohqd_unieval --set data.path=/data/unieval/sfres.json \\
-               --set objectives.scorer.path=runs/rm_unieval
+               --set recipe.objectives.scorer.path=runs/rm_unieval
 Hardware:  2 CPU cores
 Time:      5.4 minutes of processor time after the reward model, both cores together
 Expect:    fronts that this reward model cannot tell apart: mean scores between -0.16 and 0.20
@@ -17,11 +17,11 @@ Expect:    fronts that this reward model cannot tell apart: mean scores between 
 
 from functools import partial
 
+from alignjax import recipes
 from alignjax.config import (
     Config,
     DataConfig,
     EvaluateConfig,
-    ObjectivesConfig,
     OptimConfig,
     SftConfig,
     TokenizerConfig,
@@ -39,6 +39,15 @@ NAMES = ("informativeness", "naturalness")
 
 def get_config() -> Config:
     return Config(
+        recipe=partial(
+            recipes.trace_front,
+            objectives=recipes.ObjectivesConfig(
+                method=partial(recipe.train, size=50, curate=paretohqd.curate, at_once=5),
+                scorer=partial(scorers.reward_model, path="runs/rm_unieval"),
+                names=NAMES,
+                preferences=((0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)),
+            ),
+        ),
         data=DataConfig(
             source=partial(
                 sources.rated,
@@ -60,12 +69,6 @@ def get_config() -> Config:
         ),
         lora=LoraConfig(rank=8, alpha=16.0),
         sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=12.0, batch_size=16),
-        objectives=ObjectivesConfig(
-            method=partial(recipe.train, size=50, curate=paretohqd.curate, at_once=5),
-            scorer=partial(scorers.reward_model, path="runs/rm_unieval"),
-            names=NAMES,
-            preferences=((0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)),
-        ),
         loss=paretohqd.loss,
         optim=OptimConfig(learning_rate=1e-3, schedule=optim.cosine),
         train=TrainConfig(steps=60, batch_size=8),

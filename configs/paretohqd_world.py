@@ -7,16 +7,17 @@ Expect:    hypervolume 0.576 [0.532, 0.623] of the box from 0 to 1; mean (helpfu
            (0.57, 0.86) for concise alone over (0.67, 0.76) for both alike to (0.80, 0.08) for
            helpful alone; faithfulness 0.80; 0.3% collapsed (one seed)
 
-Ablations: ``--set objectives.method.two_stages=false``; ``curate=paretohqd.curate_linear`` below.
+Ablations: ``--set recipe.objectives.method.two_stages=false``, and
+``curate=paretohqd.curate_linear`` below.
 """
 
 from functools import partial
 
+from alignjax import recipes
 from alignjax.config import (
     Config,
     DataConfig,
     EvaluateConfig,
-    ObjectivesConfig,
     OptimConfig,
     SftConfig,
     TokenizerConfig,
@@ -34,6 +35,18 @@ NAMES = ("helpful", "concise")
 
 def get_config() -> Config:
     return Config(
+        recipe=partial(
+            recipes.trace_front,
+            objectives=recipes.ObjectivesConfig(
+                method=partial(
+                    recipe.train, size=100, curate=paretohqd.curate, prompts=500, at_once=5
+                ),
+                scorer=partial(scorers.judged, judge=world.judge, name=NAMES),
+                names=NAMES,
+                preferences=((0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)),
+                box=((0.0, 1.0), (0.0, 1.0)),
+            ),
+        ),
         data=DataConfig(
             source=partial(world.lists, size=4000, seed=0, responses=2, objectives=NAMES),
             max_prompt_tokens=64,
@@ -48,13 +61,6 @@ def get_config() -> Config:
         ),
         lora=LoraConfig(rank=8, alpha=16.0),
         sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=2.0, batch_size=32),
-        objectives=ObjectivesConfig(
-            method=partial(recipe.train, size=100, curate=paretohqd.curate, prompts=500, at_once=5),
-            scorer=partial(scorers.judged, judge=world.judge, name=NAMES),
-            names=NAMES,
-            preferences=((0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)),
-            box=((0.0, 1.0), (0.0, 1.0)),
-        ),
         loss=paretohqd.loss,
         optim=OptimConfig(learning_rate=2e-3, schedule=optim.cosine),
         train=TrainConfig(steps=100, batch_size=8),

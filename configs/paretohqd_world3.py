@@ -15,11 +15,11 @@ Expect:    hypervolume 0.380 [0.344, 0.440] of the box from 0 to 1, faithfulness
 
 from functools import partial
 
+from alignjax import recipes
 from alignjax.config import (
     Config,
     DataConfig,
     EvaluateConfig,
-    ObjectivesConfig,
     OptimConfig,
     SftConfig,
     TokenizerConfig,
@@ -37,6 +37,27 @@ NAMES = ("helpful", "harmless", "concise")
 
 def get_config() -> Config:
     return Config(
+        recipe=partial(
+            recipes.trace_front,
+            objectives=recipes.ObjectivesConfig(
+                method=partial(
+                    recipe.train,
+                    size=100,
+                    curate=paretohqd.curate,
+                    centred=True,
+                    prompts=500,
+                    at_once=7,
+                ),
+                scorer=partial(scorers.judged, judge=world.judge, name=NAMES),
+                names=NAMES,
+                preferences=(
+                    *((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
+                    *((0.5, 0.5, 0.0), (0.5, 0.0, 0.5), (0.0, 0.5, 0.5)),
+                    (1.0, 1.0, 1.0),
+                ),
+                box=((0.0, 1.0),) * 3,
+            ),
+        ),
         data=DataConfig(
             source=partial(world.lists, size=4000, seed=0, responses=2, objectives=NAMES),
             max_prompt_tokens=64,
@@ -51,24 +72,6 @@ def get_config() -> Config:
         ),
         lora=LoraConfig(rank=8, alpha=16.0),
         sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=2.0, batch_size=32),
-        objectives=ObjectivesConfig(
-            method=partial(
-                recipe.train,
-                size=100,
-                curate=paretohqd.curate,
-                centred=True,
-                prompts=500,
-                at_once=7,
-            ),
-            scorer=partial(scorers.judged, judge=world.judge, name=NAMES),
-            names=NAMES,
-            preferences=(
-                *((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
-                *((0.5, 0.5, 0.0), (0.5, 0.0, 0.5), (0.0, 0.5, 0.5)),
-                (1.0, 1.0, 1.0),
-            ),
-            box=((0.0, 1.0),) * 3,
-        ),
         loss=paretohqd.loss,
         optim=OptimConfig(learning_rate=2e-3, schedule=optim.cosine),
         train=TrainConfig(steps=100, batch_size=8),

@@ -15,11 +15,11 @@ Expect:    352 and 432 of 500 samples kept; mean (helpful, concise) of the five 
 
 from functools import partial
 
+from alignjax import recipes
 from alignjax.config import (
     Config,
     DataConfig,
     EvaluateConfig,
-    ObjectivesConfig,
     OptimConfig,
     SftConfig,
     TokenizerConfig,
@@ -38,6 +38,25 @@ NAMES = ("helpful", "concise")
 
 def get_config() -> Config:
     return Config(
+        recipe=partial(
+            recipes.trace_front,
+            objectives=recipes.ObjectivesConfig(
+                method=partial(
+                    recipe.train,
+                    target=ric.l2,
+                    limits=ric.data_limits,
+                    online_rounds=2,
+                    online_samples=500,
+                    originals=500,
+                    online_steps=60,
+                    online_learning_rate=1e-3,
+                ),
+                scorer=partial(scorers.judged, judge=world.judge, name=NAMES),
+                names=NAMES,
+                preferences=((0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)),
+                box=((0.0, 1.0), (0.0, 1.0)),
+            ),
+        ),
         data=DataConfig(
             source=partial(world.lists, size=4000, seed=0, responses=2, objectives=NAMES),
             max_prompt_tokens=96,
@@ -52,22 +71,6 @@ def get_config() -> Config:
         ),
         lora=LoraConfig(rank=8, alpha=16.0),
         sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=2.0, batch_size=32),
-        objectives=ObjectivesConfig(
-            method=partial(
-                recipe.train,
-                target=ric.l2,
-                limits=ric.data_limits,
-                online_rounds=2,
-                online_samples=500,
-                originals=500,
-                online_steps=60,
-                online_learning_rate=1e-3,
-            ),
-            scorer=partial(scorers.judged, judge=world.judge, name=NAMES),
-            names=NAMES,
-            preferences=((0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)),
-            box=((0.0, 1.0), (0.0, 1.0)),
-        ),
         loss=ric.loss,
         optim=OptimConfig(learning_rate=4e-3, schedule=optim.cosine),
         train=TrainConfig(steps=300, batch_size=16),

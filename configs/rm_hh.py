@@ -9,6 +9,7 @@ Expect:    on the 2,312 pairs of harmless-base/test, 1,834 to train on and 469 h
            0.038 of 234 pairs (seed 0; ± is the 95% interval over prompts)
 """
 
+from alignjax import recipes
 from alignjax.config import Config, DataConfig, OptimConfig, SftConfig, TokenizerConfig, TrainConfig
 from alignjax.data import sources
 from alignjax.losses import bradley_terry, sft
@@ -18,6 +19,7 @@ from alignjax.training import optim
 
 def get_config() -> Config:
     return Config(
+        recipe=recipes.train_reward_model,
         data=DataConfig(
             source=sources.hh,
             eval_fraction=0.2,

@@ -13,6 +13,7 @@ Expect:    held-out reward accuracy 0.570 ± 0.131 for informativeness and 0.629
 
 from functools import partial
 
+from alignjax import recipes
 from alignjax.config import Config, DataConfig, OptimConfig, TokenizerConfig, TrainConfig
 from alignjax.data import sources
 from alignjax.losses import bradley_terry
@@ -24,6 +25,7 @@ NAMES = ("informativeness", "naturalness")
 
 def get_config() -> Config:
     return Config(
+        recipe=recipes.train_reward_model,
         # Outputs that repeat another one, and lists of which all scores tie, are dropped: 18%.
         data=DataConfig(
             source=partial(

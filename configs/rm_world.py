@@ -10,6 +10,7 @@ Expect:    8,998 pairs to train on and 1,002 held out by prompt: held-out accura
 
 from functools import partial
 
+from alignjax import recipes
 from alignjax.config import Config, DataConfig, OptimConfig, TokenizerConfig, TrainConfig
 from alignjax.losses import bradley_terry
 from alignjax.models.config import ModelConfig
@@ -19,6 +20,7 @@ from alignjax.world import sources as world
 
 def get_config() -> Config:
     return Config(
+        recipe=recipes.train_reward_model,
         data=DataConfig(
             source=partial(world.pairs, size=10000, seed=0, temperature=0.1),
             max_prompt_tokens=64,

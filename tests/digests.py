@@ -33,13 +33,12 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from alignjax import recipes
 from alignjax.commands import finished_run
 from alignjax.config import (
     CandidatesConfig,
     Config,
-    GameConfig,
     MeshConfig,
-    ObjectivesConfig,
     OptimConfig,
     ReferenceConfig,
     SamplingConfig,
@@ -60,13 +59,9 @@ from alignjax.losses import (
 )
 from alignjax.losses import rewards_in_context as ric
 from alignjax.models.config import LoraConfig
-from alignjax.recipes import align
-from alignjax.recipes import reward_model as reward
-from alignjax.recipes.apo import rounds, stepwise
 from alignjax.recipes.multi_objective import mod, morlhf, rewards_in_context, soups, supervised
 from alignjax.recipes.multi_objective import modpo as modpo_recipe
 from alignjax.recipes.multi_objective import paretohqd as paretohqd_recipe
-from alignjax.recipes.multi_objective import run as several
 from alignjax.rewards import scorers
 from alignjax.training import optim
 from alignjax.world import sources as world
@@ -205,7 +200,7 @@ def adapters_alone() -> Config:
 
 
 def reward_model() -> Config:
-    return small(reward_loss=bradley_terry.reward_loss)
+    return small(recipe=recipes.train_reward_model, reward_loss=bradley_terry.reward_loss)
 
 
 def game(config: Config, **settings: Any) -> Config:
@@ -215,11 +210,16 @@ def game(config: Config, **settings: Any) -> Config:
         max_drop_fraction=0.5,
         max_empty_fraction=0.9,
     )
+    parts |= settings
+    if "rounds" in settings:
+        recipe = partial(recipes.play_rounds, game=recipes.RoundsConfig(**parts))
+    else:
+        recipe = partial(recipes.play_steps, game=recipes.StepsConfig(**parts))
     return dataclasses.replace(
         config,
+        recipe=recipe,
         reward_loss=partial(apo.reward_loss, sample_weight=0.5),
         train=dataclasses.replace(config.train, steps=3, batch_size=4, eval_every=0),
-        game=GameConfig(**{**parts, **settings}),
     )
 
 
@@ -243,7 +243,6 @@ def game_steps() -> Config:
         sampling=SamplingConfig(samples=2, max_new_tokens=4, batch_size=8),
         optim=OptimConfig(learning_rate=1e-3, schedule=optim.cosine),
         train=TrainConfig(steps=2, batch_size=4),
-        reference="supervised",
         reward_steps=2,
         policy_steps=1,
     )
@@ -263,11 +262,14 @@ def front(
         evaluate=dataclasses.replace(
             config.evaluate, judge=None, max_new_tokens=new_tokens, batch_size=16
         ),
-        objectives=ObjectivesConfig(
-            method=method,
-            scorer=partial(scorers.judged, judge=judge, name=NAMES),
-            names=NAMES,
-            preferences=((0.0, 1.0), (0.5, 0.5), (1.0, 0.0)),
+        recipe=partial(
+            recipes.trace_front,
+            objectives=recipes.ObjectivesConfig(
+                method=method,
+                scorer=partial(scorers.judged, judge=judge, name=NAMES),
+                names=NAMES,
+                preferences=((0.0, 1.0), (0.5, 0.5), (1.0, 0.0)),
+            ),
         ),
     )
     return dataclasses.replace(config, **{**parts, **changes})
@@ -556,20 +558,11 @@ def of_file(path: pathlib.Path) -> dict[str, str]:
 # --- runs in this process, and programs
 
 
-def recipe_of(config: Config) -> Any:
-    """The recipe of a config, as the program chooses it."""
-    if config.objectives is not None:
-        return several
-    if config.game is not None:
-        return stepwise if config.game.policy_steps else rounds
-    return align if config.reward_loss is None else reward
-
-
 def run_here(name: str) -> dict[str, Any]:
     """A case from beginning to end."""
     workdir = folder() / name
     config = CONFIGS[name]()
-    recipe_of(config).run(config, workdir)
+    recipes.run_config(config, workdir)
     finished_run.note_origin(str(workdir), str(config_file(name)), [])
     return digests_of(workdir)
 

@@ -4,7 +4,7 @@ import pathlib
 from typing import Any
 
 from alignjax.config import Config, load
-from alignjax.config.fields import describe, differences
+from alignjax.config.fields import describe, identity_changes
 from alignjax.errors import UserError
 from alignjax.runtime import checkpoint, sharding, workdirs
 from alignjax.stages import adapters, pretrained
@@ -45,8 +45,7 @@ def config_of(workdir: str, path: str, overrides: list[str]) -> Config:
     if config.loss is None:
         raise UserError(f"--workdir: {workdir} holds a reward model, wanted a policy")
     config = pretrained.resolve(config)
-    changes = differences(workdirs.read_json(folder / "config.json"), describe(config))
-    other = [change for change in changes if not change.startswith(workdirs.FREE)]
+    other = identity_changes(workdirs.read_json(folder / "config.json"), config)
     if other:
         raise UserError(f"{workdir} holds a run of another config than {path} ({'; '.join(other)})")
     return config
@@ -59,8 +58,8 @@ def policy_folder(description: dict[str, Any], folder: pathlib.Path) -> pathlib.
       description: of the run's config, as ``config.json`` holds it.
       folder: the run's.
     """
-    game = description.get("game")
-    if game is None or game["policy_steps"]:
+    game = (description.get("recipe") or {}).get("game", {})
+    if "rounds" not in game:
         return folder
     return folder / f"round-{game['rounds']}" / "policy"
 

@@ -109,7 +109,9 @@ def tell(told: dict[str, dict[str, Any]], picture: pathlib.Path) -> dict[str, An
         "reference point; [95% interval over prompts]"
     )
     if flat:
-        report.say(f"no hypervolume: all have one value of {', '.join(flat)}; set objectives.box")
+        report.say(
+            f"no hypervolume: all have one value of {', '.join(flat)}; set recipe.objectives.box"
+        )
     front_plots.draw(told, low, high, picture)
     report.say(f"picture: {picture}")
     return {

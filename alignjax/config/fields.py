@@ -9,7 +9,7 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from alignjax.errors import UserError
@@ -161,6 +161,40 @@ def describe(value: Any) -> Any:
         return describe(value.tolist())
     # Never by repr, which may hold an address and would differ in every process.
     return {"object": describe(type(value)), **describe(getattr(value, "__dict__", {}))}
+
+
+def sections(config: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dataclass of a config with its path, those that its recipe binds included."""
+    yield at, config
+    for field in dataclasses.fields(config):
+        path, value = f"{at}.{field.name}" if at else field.name, getattr(config, field.name)
+        inside = value.keywords if isinstance(value, functools.partial) else {}
+        named = {path: value, **{f"{path}.{name}": x for name, x in inside.items()}}
+        for name, section in named.items():
+            if dataclasses.is_dataclass(section) and not isinstance(section, type):
+                yield from sections(section, name)
+
+
+def identity(section: Any) -> dict[str, Any]:
+    """The description of a section without the fields that are no part of what a run is."""
+    free = {f.name for f in dataclasses.fields(section) if not f.metadata.get("identity", True)}
+    return {name: x for name, x in describe(section).items() if name not in free}
+
+
+def identity_changes(old: dict[str, Any], config: Any) -> list[str]:
+    """``field: old -> new`` where a config would train something else than the described one."""
+    free = [
+        f"{at}.{field.name}" if at else field.name
+        for at, section in sections(config)
+        for field in dataclasses.fields(section)
+        if not field.metadata.get("identity", True)
+    ]
+
+    def is_free(change: str) -> bool:
+        path = change.partition(": ")[0]
+        return any(path == field or path.startswith(f"{field}.") for field in free)
+
+    return [x for x in differences(old, describe(config)) if not is_free(x)]
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:

@@ -17,6 +17,15 @@ QUANTIZED = ("", "int8", "nf4")
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # a layer's projections
 
 
+def _free(default: Any) -> Any:
+    """A field that decides how, not what, is computed; see `config.fields.identity`.
+
+    A path says nothing of what is there: the digest of the parameters does.
+    """
+    field: Any = dataclasses.field(default=default, metadata={"identity": False})
+    return field
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling:
     """Frequency scaling for contexts longer than those trained on; the last three are llama3's."""
@@ -37,7 +46,8 @@ class RopeScaling:
 class ModelConfig:
     """A decoder-only transformer: RMSNorm, rotary positions, grouped queries, gated MLP."""
 
-    path: str = ""  # folder of a model to start from; it says all down to scaled_embeddings
+    # folder of a model to start from; it says all down to scaled_embeddings
+    path: str = _free("")
     vocab_size: int = 512  # rows of the embedding; at least the tokenizer's number of ids
     width: int = 128  # size of the residual stream
     layers: int = 2
@@ -63,10 +73,12 @@ class ModelConfig:
     scaled_embeddings: bool = False  # embeddings times the root of width (Gemma)
     dtype: str = "float32"  # of activations and matmuls: float32 | bfloat16; reductions are float32
     param_dtype: str = "float32"  # of the stored parameters
-    remat: str = "none"  # what is recomputed: none | dots (not products) | kv (not k, v, nor what
-    # splash ends with) | full
-    attention: str = "auto"  # kernel: auto | xla | splash (TPUs) | cudnn (GPUs); auto: `kernels`
-    logits_chunk: int = 16  # response positions projected to the vocabulary at a time
+    # what is recomputed: none | dots (not products) | kv (not k, v, nor what splash ends with) |
+    # full
+    remat: str = _free("none")
+    # kernel: auto | xla | splash (TPUs) | cudnn (GPUs); auto: see `kernels`
+    attention: str = _free("auto")
+    logits_chunk: int = _free(16)  # response positions projected to the vocabulary at a time
 
     def __post_init__(self) -> None:
         def require(ok: bool, field: str, wanted: str) -> None:

@@ -93,7 +93,7 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
 
 def _networks(config: Config, part: str) -> int:
     """Counts the networks that one program trains: of several preferences, `stacked.fit_each`."""
-    several = config.objectives
+    several = get(config, "recipe.objectives")
     if several is None or part != "step":
         return 1
     at_once = keywords(several.method).get("at_once")  # a bound value is its default
@@ -158,7 +158,7 @@ def _frozen(config: Config, mesh: Mesh) -> Params:
 
 def _part_of(config: Config, part: str) -> Config:
     """Makes the config of one part of a run, as if it were a run of its own."""
-    game = config.game
+    game = get(config, "recipe.game")
     if part == "sft":
         if config.sft is None:
             raise UserError("--parts=sft: the config has no supervised stage")
@@ -174,17 +174,17 @@ def _part_of(config: Config, part: str) -> Config:
             select=None,
             optim=game.optim,
             train=game.train,
-            game=None,
+            recipe=None,
             evaluate=dataclasses.replace(config.evaluate, judge=None, scorers=()),
         )
-    return config if game is None else dataclasses.replace(config, reward_loss=None, game=None)
+    return config if game is None else dataclasses.replace(config, recipe=None, reward_loss=None)
 
 
 def sampling_field(config: Config) -> str:
     """Names the field of a run's sampling settings: of training if it samples, or evaluation."""
     if config.candidates is not None:
         return "candidates"
-    return "evaluate" if config.game is None else "game.sampling"
+    return "evaluate" if get(config, "recipe.game") is None else "recipe.game.sampling"
 
 
 def _inference(config: Config, mesh: Mesh, part: str, responses: int) -> Program:
@@ -244,8 +244,9 @@ def _stand_in(config: Config, of: Config, part: str, responses: int) -> Bucketed
     if part == "step" and config.candidates is not None:
         k = config.candidates.samples + (responses or 2) * config.candidates.keep_own
         return _two_rows(of, k, scored=True)
-    if config.game is not None and part in ("step", "reward"):
-        k = config.game.sampling.samples
+    game = get(config, "recipe.game")
+    if game is not None and part in ("step", "reward"):
+        k = game.sampling.samples
         golden = part == "reward"
         return _two_rows(of, k + golden, scored=True, adversarial=golden)
     refused: list[UserError] = []

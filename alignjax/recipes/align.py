@@ -18,6 +18,7 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from alignjax.config import Config
 from alignjax.config.fields import describe
@@ -26,6 +27,7 @@ from alignjax.evaluation.preferences import Estimate
 from alignjax.recipes.run import open_run
 from alignjax.runtime import checkpoint
 from alignjax.runtime.faults import fault_point
+from alignjax.sampling.generate import Sample
 from alignjax.stages import (
     adapters,
     bricks,
@@ -35,32 +37,21 @@ from alignjax.stages import (
     pretrained,
     referenced,
 )
+from alignjax.stages import reference as references
 from alignjax.stages.data import prepare_data
 from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
 from alignjax.training import offline
-from alignjax.training.job import Feed
+from alignjax.training.job import Feed, Learner
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
 
 
 def run(
-    config: Config, workdir: str | pathlib.Path, *, allow_config_change: bool = False
+    config: Config, workdir: str | pathlib.Path, allow_config_change: bool = False
 ) -> dict[str, Any]:
-    """Trains and evaluates; started again, continues.
-
-    Args:
-      config: what to do.
-      workdir: the run's folder.
-      allow_config_change: continue although the config differs from the one the run began with.
-
-    Returns:
-      What ``summary.json`` holds.
-
-    Raises:
-      UserError: see `alignjax.errors` for the kinds and their exit codes.
-    """
+    """Aligns a policy and evaluates it; see `alignjax.recipes.run_config`."""
     with open_run(config, workdir, allow_config_change) as run:
         reference = bricks.supervised(run)
         if run.config.candidates is not None:
@@ -82,69 +73,93 @@ def show_data(config: Config) -> None:
                 report.say(f"  [{i}]{response}")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Start:
+    """The alignment before its first step, and what is known of the reference by then."""
+
+    learner: Learner  # holds the reference's parameters where steps score them
+    feed: Feed
+    choice: references.Choice
+    held_out: np.ndarray | None  # [N, K] nats of the held-out responses; None without a reference
+    samples: list[Sample]
+
+
 def _align(run: Run, reference: Reference) -> dict[str, Any]:
     """Aligns the policy and reports; see the module's docstring for what is written."""
+    start = _start(run, reference)
+    live = start.learner.ref_params
+
+    def during(params: Params) -> dict[str, float]:
+        # A reference that was put away is read again for the moment: the KL needs it.
+        of = reference.load() if live is None and run.config.evaluate.during else live
+        whole = adapters.whole(run.config, live, params)
+        return evaluation.during(run, whole, of, start.held_out)
+
+    job = bricks.make_job("alignment", run, reference.digest)
+    key = jax.random.key(run.config.train.seed)
+    state, counts = offline.fit(job, start.learner, start.feed, key, during)
+    return _finish(run, reference, start, state.params, counts)
+
+
+def _start(run: Run, reference: Reference) -> _Start:
+    """Scores and samples with the reference, whose memory is then free unless steps need it."""
     config, data = run.config, run.data
-    ref_params = reference.load()
+    params = reference.load()
     batches = bricks.run_batches(config, data.train)
-    ref_logps, choice = referenced.attach(
-        run, ref_params, reference.digest, "reference, train", trained_rows=batches.row_count
-    )
-    held_out_reference = None
+    title, rows = "reference, train", batches.row_count
+    ref_logps, choice = referenced.attach(run, params, reference.digest, title, trained_rows=rows)
+    held_out = None
     if choice.mode != "none":
         title = "reference, held out"
-        held_out_reference = referenced.table(
-            run, data.held_out, ref_params, reference.digest, title
-        )
+        held_out = referenced.table(run, data.held_out, params, reference.digest, title)
     fault_point("cached", "")
-    before = evaluation.samples_of("before", run, ref_params, None, reference.digest)
+    samples = evaluation.samples_of("before", run, params, None, reference.digest)
     learner = learners.policy(
         config,
         run.mesh,
         len(batches),
         load_reference=reference.load,
-        base=ref_params,
+        base=params,
         live=choice.mode == "live",
     )
-    live = learner.ref_params
-    del ref_params  # unless steps are given it, its memory is free from here on
+    feed = Feed(data.train.dataset, batches, ref_logps)
+    return _Start(learner, feed, choice, held_out, samples)
 
-    def during(params: Params) -> dict[str, float]:
-        # A reference that was put away is read again for the moment: the KL needs it.
-        of = reference.load() if live is None and config.evaluate.during else live
-        return evaluation.during(run, adapters.whole(config, live, params), of, held_out_reference)
 
-    state, counts = offline.fit(
-        bricks.make_job("alignment", run, reference.digest),
-        learner,
-        Feed(data.train.dataset, batches, ref_logps),
-        jax.random.key(config.train.seed),
-        during,
-    )
+def _finish(
+    run: Run, reference: Reference, start: _Start, trained: Params, counts: dict[str, int]
+) -> dict[str, Any]:
+    """Measures the policy beside the reference, and writes the report."""
+    live = start.learner.ref_params
     ref_params = reference.load() if live is None else live
-    params = adapters.whole(config, ref_params, state.params)
-    after = evaluation.samples_of("after", run, params, ref_params, checkpoint.tree_digest(params))
+    params = adapters.whole(run.config, ref_params, trained)
+    digest = checkpoint.tree_digest(params)
+    samples = evaluation.samples_of("after", run, params, ref_params, digest)
     if checkpoint.tree_digest(ref_params) != reference.digest:
         raise AssertionError("the reference's parameters changed during the run")
-    prompts = [data.held_out.dataset[i].prompt for i in range(len(data.held_out.dataset))]
-    policy = bricks.held_out_logps(run, params, "  held-out rows")
-    end = evaluation.held_out(run, policy, held_out_reference)
-    table_of: report.Table = {}
-    for name, values in end.items():
-        table_of[name] = (None, preferences.mean_over_prompts(values, prompts))
-    if held_out_reference is not None:  # at the start the policy is the reference
-        start = evaluation.held_out(run, held_out_reference, held_out_reference)
-        for name, values in start.items():
-            table_of[name] = (preferences.mean_over_prompts(values, prompts), table_of[name][1])
-    if after:
-        old, new = (evaluation.sampled(run, x) for x in (before, after))
-        table_of |= {name: (old[name], new[name]) for name in new}
-    divergence = evaluation.kl(run, params, ref_params, after)
+    table = _held_out(run, bricks.held_out_logps(run, params, "  held-out rows"), start.held_out)
+    if samples:
+        old, new = (evaluation.sampled(run, x) for x in (start.samples, samples))
+        table |= {name: (old[name], new[name]) for name in new}
+    divergence = evaluation.kl(run, params, ref_params, samples)
     if divergence is not None:
-        table_of[evaluation.KL] = (Estimate(0.0, 0.0, 0), divergence)
+        table[evaluation.KL] = (Estimate(0.0, 0.0, 0), divergence)
     rest = {
-        "reference": dataclasses.asdict(choice),
-        "loss": describe(config.loss),
+        "reference": dataclasses.asdict(start.choice),
+        "loss": describe(run.config.loss),
         **counts,
     }
-    return evaluation.write(run, table_of, before, after, rest)
+    return evaluation.write(run, table, start.samples, samples, rest)
+
+
+def _held_out(run: Run, policy: np.ndarray, reference: np.ndarray | None) -> report.Table:
+    """Metrics of the held-out rows, before and after; at the start the policy is the reference."""
+    rows = run.data.held_out.dataset
+    prompts = [rows[i].prompt for i in range(len(rows))]
+
+    def means(logps: np.ndarray) -> dict[str, Estimate]:
+        values = evaluation.held_out(run, logps, reference)
+        return {name: preferences.mean_over_prompts(x, prompts) for name, x in values.items()}
+
+    before = {} if reference is None else means(reference)
+    return {name: (before.get(name), after) for name, after in means(policy).items()}

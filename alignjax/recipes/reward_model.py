@@ -12,6 +12,7 @@ Read it downwards: `run` is the order of events. What each stage writes into the
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import pathlib
@@ -42,21 +43,9 @@ log = logging.getLogger("alignjax")
 
 
 def run(
-    config: Config, workdir: str | pathlib.Path, *, allow_config_change: bool = False
+    config: Config, workdir: str | pathlib.Path, allow_config_change: bool = False
 ) -> dict[str, Any]:
-    """Trains and evaluates a reward model; started again, continues.
-
-    Args:
-      config: what to do; its ``reward_loss`` is set.
-      workdir: the run's folder.
-      allow_config_change: continue although the config differs from the one the run began with.
-
-    Returns:
-      What ``summary.json`` holds.
-
-    Raises:
-      UserError: see `alignjax.errors` for the kinds and their exit codes.
-    """
+    """Trains and evaluates a reward model; see `alignjax.recipes.run_config`."""
     with open_run(config, workdir, allow_config_change) as run:
         fitted = fit(run, bricks.supervised(run))
         _report(run.workdir, fitted)
@@ -87,22 +76,12 @@ def fit(
       name: for the progress bar.
       load_start: gives the reward model that it starts from instead; not with adapters.
     """
-    config, workdir, data, mesh = run.config, run.workdir, run.data, run.mesh
-    names = data.train.dataset.objectives
-    if data.held_out.dataset.objectives != names:
-        raise UserError(
-            f"data.eval_path: its rows are scored on {data.held_out.dataset.objectives}, the "
-            f"training rows on {names}"
-        )
-    key = jax.random.key(config.train.seed)
-    objectives = max(1, len(names))
+    config, names = run.config, _objectives(run)
     base = language_model.load() if load_start is None else load_start()
-    digest = checkpoint.tree_digest(base)
-    batches = bricks.run_batches(config, data.train)
-
-    def with_head(params: Params) -> Params:
-        return reward_head.from_language_model(params, objectives=objectives)
-
+    job = bricks.make_job(name, run, checkpoint.tree_digest(base))
+    batches = bricks.run_batches(config, run.data.train)
+    count = max(1, len(names))
+    with_head = functools.partial(reward_head.from_language_model, objectives=count)
     learner = learners.reward_model(
         config,
         run.mesh,
@@ -112,62 +91,84 @@ def fit(
         names=names,
     )
     base = learner.ref_params  # without adapters none: its memory is free from here on
-    better = _better(data.held_out)
+    better = _better(run.data.held_out)
 
-    def rewards(params: Params) -> np.ndarray:
-        table = map_rows(
-            lambda batch: reward_head.score_responses(params, batch, config=config.model),
-            data.held_out,
-            batch_size=config.evaluate.batch_size,
-            mesh=mesh,
-            title="  held-out rows",
-        )
-        return table.reshape(better.shape)
+    def during(params: Params) -> dict[str, float]:
+        table = _rewards(run, adapters.whole(config, base, params), count)
+        return evaluate.means(_preferences(run, table, better))
 
-    def preferences(table: np.ndarray) -> dict[str, np.ndarray]:
-        length = data.held_out.dataset.response_length
-        found: dict[str, np.ndarray] = {}
-        for m in range(objectives):
-            one = evaluate.preferences(table[..., m], length, better[..., m])
-            found |= {f"{k}/{names[m]}" if objectives > 1 else k: x for k, x in one.items()}
-        return found
-
-    state, counts = offline.fit(
-        bricks.make_job(name, run, digest),
-        learner,
-        Feed(data.train.dataset, batches),
-        key,
-        lambda params: evaluate.means(preferences(rewards(adapters.whole(config, base, params)))),
-    )
+    feed = Feed(run.data.train.dataset, batches)
+    state, counts = offline.fit(job, learner, feed, jax.random.key(config.train.seed), during)
     params = state.params
     if config.lora is not None:
         params = lora.merge(with_head(base), params, config.lora)
-    checkpoint.save_params(workdir / "params", params)
+    checkpoint.save_params(run.workdir / "params", params)
     fault_point("params", "")
-    table = rewards(params)
-    prompts = [data.held_out.dataset[i].prompt for i in range(len(data.held_out.dataset))]
+    return _measure(run, params, better, counts)
+
+
+def _objectives(run: Run) -> tuple[str, ...]:
+    """The objectives that the rows are scored on; none for pairs."""
+    names = run.data.train.dataset.objectives
+    held_out = run.data.held_out.dataset.objectives
+    if held_out != names:
+        raise UserError(
+            f"data.eval_path: its rows are scored on {held_out}, the training rows on {names}"
+        )
+    return names
+
+
+def _rewards(run: Run, params: Params, objectives: int) -> np.ndarray:
+    """``[N, K, M]`` scores of the held-out responses."""
+    rows, config = run.data.held_out, run.config
+    table = map_rows(
+        lambda batch: reward_head.score_responses(params, batch, config=config.model),
+        rows,
+        batch_size=config.evaluate.batch_size,
+        mesh=run.mesh,
+        title="  held-out rows",
+    )
+    return table.reshape(*rows.dataset.response_length.shape, objectives)
+
+
+def _preferences(run: Run, table: np.ndarray, better: np.ndarray) -> dict[str, np.ndarray]:
+    """``[N]`` accuracies and margins of the held-out rows, for each objective."""
+    dataset = run.data.held_out.dataset
+    values: dict[str, np.ndarray] = {}
+    for m, name in enumerate(dataset.objectives or ("reward",)):
+        one = evaluate.preferences(table[..., m], dataset.response_length, better[..., m])
+        several = len(dataset.objectives) > 1
+        values |= {f"{key}/{name}" if several else key: x for key, x in one.items()}
+    return values
+
+
+def _measure(run: Run, params: Params, better: np.ndarray, counts: dict[str, int]) -> Fitted:
+    """Measures and calibrates the trained reward model; writes ``summary.json``."""
+    dataset = run.data.held_out.dataset
+    table = _rewards(run, params, better.shape[-1])
+    prompts = [dataset[i].prompt for i in range(len(dataset))]
     measured = {
         name: evaluate.mean_over_prompts(values, prompts)
-        for name, values in preferences(table).items()
+        for name, values in _preferences(run, table, better).items()
     }
     calibrated = {
         name: _calibration(table[..., m], better[..., m], prompts)
-        for m, name in enumerate(names or ("reward",))
+        for m, name in enumerate(dataset.objectives or ("reward",))
     }
     summary = {
         "table": {name: dataclasses.asdict(x) for name, x in measured.items() if x.count},
         "calibration": {name: numbers for name, (numbers, _) in calibrated.items()},
         # What `scorers.reward_model` compares with what it finds.
         "reward_model": {
-            "objectives": list(names),
-            "tokenizer": data.tokenizer.digest,
+            "objectives": list(dataset.objectives),
+            "tokenizer": run.data.tokenizer.digest,
             "params": checkpoint.tree_digest(params),
         },
         **counts,
-        "receipt": data.receipt,
+        "receipt": run.data.receipt,
         "versions": workdirs.versions(),
     }
-    workdirs.write_json(workdir / "summary.json", summary)
+    workdirs.write_json(run.workdir / "summary.json", summary)
     return Fitted(summary, measured, calibrated)
 
 

@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 from alignjax.config import Config
-from alignjax.config.fields import describe
 from alignjax.data.batching import Bucketed
 from alignjax.runtime import sharding, workdirs
 from alignjax.runtime.faults import fault_point
@@ -36,7 +35,7 @@ def open_run(
     """
     workdir, config = pathlib.Path(workdir), pretrained.resolve(config)
     with workdirs.owned(workdir):
-        workdirs.write_config(workdir, describe(config), allow_change=allow_config_change)
+        workdirs.write_config(workdir, config, allow_change=allow_config_change)
         pretrained.keep_files(config, workdir)
         fault_point("config", "")
         data = prepare_data(config, workdir)

@@ -20,39 +20,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import alignjax
-from alignjax.config.fields import differences
+from alignjax.config.fields import describe, identity_changes
 from alignjax.errors import UserError
 from alignjax.runtime.distributed import broadcast, run_on_main
 from alignjax.runtime.faults import fault_point
 
 log = logging.getLogger("alignjax")
-
-# What may change between two starts of one run: it decides when, where and how it is measured,
-# not what is trained.
-FREE = (
-    "train.save_every",
-    "train.log_every",
-    "train.eval_every",
-    "train.keep",
-    "train.max_skipped",
-    "train.stuck_after",
-    *(f"game.train.{name}" for name in ("save_every", "log_every", "eval_every", "keep")),
-    "game.train.max_skipped",
-    "game.train.stuck_after",
-    "data.cache_dir",
-    "reference.mode",
-    "mesh.",
-    "evaluate.",
-    "candidates.gather_weights",
-    "game.sampling.gather_weights",
-    "objectives.box",
-    "objectives.truth",
-    "model.path",  # what is in it counts: the reference's and the tokenizer's digests
-    "tokenizer.path",
-    "model.remat",
-    "model.attention",
-    "model.logits_chunk",
-)
 
 
 @contextlib.contextmanager
@@ -83,7 +56,7 @@ def _lock(workdir: pathlib.Path, held: contextlib.ExitStack) -> None:
     lock.flush()
 
 
-def write_config(workdir: pathlib.Path, description: dict[str, Any], *, allow_change: bool) -> None:
+def write_config(workdir: pathlib.Path, config: Any, *, allow_change: bool) -> None:
     """Keeps the run's config; refuses another one, field by field, unless told otherwise.
 
     A config binds from the first checkpoint on. Until then it may be mended freely, and what was
@@ -92,20 +65,16 @@ def write_config(workdir: pathlib.Path, description: dict[str, Any], *, allow_ch
     Raises:
       UserError: the folder belongs to a run that trains something else.
     """
-    run_on_main("config.json", lambda: _write_config(workdir, description, allow_change))
+    run_on_main("config.json", lambda: _write_config(workdir, config, allow_change))
 
 
-def _write_config(workdir: pathlib.Path, description: dict[str, Any], allow_change: bool) -> None:
-    path = workdir / "config.json"
+def _write_config(workdir: pathlib.Path, config: Any, allow_change: bool) -> None:
+    path, description = workdir / "config.json", describe(config)
     begun = any(any(workdir.glob(f"{p}checkpoints")) for p in ("", "*/", "*/*/"))
     if path.is_file() and not begun and read_here(path) != description:
         (workdir / "tokenizer.model").unlink(missing_ok=True)
     elif path.is_file():
-        changes = [
-            change
-            for change in differences(read_here(path), description)
-            if not change.startswith(FREE)
-        ]
+        changes = identity_changes(read_here(path), config)
         if changes and not allow_change:
             raise UserError(
                 f"{workdir} holds a run of another config ({'; '.join(changes)}): use another "

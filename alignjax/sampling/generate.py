@@ -11,7 +11,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alignjax.config import SamplingConfig
-from alignjax.config.fields import describe
 from alignjax.data.batching import Bucketed, choose_shapes, deal_batches
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.models import kl
@@ -56,11 +55,6 @@ def questions(data: Bucketed, limit: int) -> list[Question]:
         example = data.dataset[row]
         found.append(Question(row, example.prompt, example.prompt_ids))
     return found
-
-
-def decisive(settings: SamplingConfig) -> dict[str, Any]:
-    """What decides which responses are drawn, as JSON data: all but where the weights are."""
-    return {k: v for k, v in describe(settings).items() if k != "gather_weights"}
 
 
 def undistorted(settings: SamplingConfig) -> SamplingConfig:

@@ -60,7 +60,7 @@ def supervised_config(config: Config, sft: SftConfig) -> Config:
         config,
         loss=sft.loss,
         reward_loss=None,
-        game=None,
+        recipe=None,
         select=sft.select,
         baseline=None,
         optim=dataclasses.replace(config.optim, learning_rate=sft.learning_rate),

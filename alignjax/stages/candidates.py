@@ -18,12 +18,13 @@ from typing import Any
 import jax
 
 from alignjax.config import CandidatesConfig, Config
+from alignjax.config.fields import identity
 from alignjax.data.batching import Bucketed
 from alignjax.data.prepare import enforce
 from alignjax.data.records import Receipt, Record
 from alignjax.rewards.scorers import mean_scores, open_scorers
 from alignjax.runtime import workdirs
-from alignjax.sampling.generate import decisive, questions
+from alignjax.sampling.generate import questions
 from alignjax.stages import sample_lists
 from alignjax.stages.data import Prepared, split
 from alignjax.stages.reference import Reference
@@ -58,7 +59,7 @@ def make(run: Run, settings: CandidatesConfig, policy: Reference) -> Run:
         "data": {"train": data.train.dataset.digest, "held_out": data.held_out.dataset.digest},
         "tokenizer": data.tokenizer.digest,
         "seed": config.train.seed,
-        "candidates": decisive(settings),
+        "candidates": identity(settings),
         "reward_models": [s.digest for s in scorers if s.digest],  # a path is not what is there
     }
     record = sample_lists.complete(folder, key)

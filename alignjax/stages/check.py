@@ -41,19 +41,38 @@ def check_objectives(config: Config, rows: Bucketed) -> None:
         responses that are in no cache, and ``reference.mode`` asks for the cache.
     """
     batch = _first_rows(config, rows)
+    _check_supervised(config, batch)
+    if config.candidates is not None:
+        own = batch.response.shape[1] if config.candidates.keep_own else 0
+        batch = _as_lists(batch, config.candidates.samples + own)
+    _check_trained(config, batch)
+
+
+def check_game(config: Config, rows: Bucketed, *, samples: int) -> None:
+    """Does the same for a game: each player's functions see what it learns from.
+
+    Args:
+      samples: of the policy, per prompt; it learns from them, and the reward model from as many
+        beside a golden answer.
+
+    Raises:
+      UserError: as `check_objectives`.
+    """
+    batch = _first_rows(config, rows)
+    _check_supervised(config, batch)
+    rows_of_both = _as_lists(batch, max(batch.response.shape[1], 1 + samples))
+    adversarial: Any = np.zeros(len(batch.weight), bool)
+    _check_reward(config, dataclasses.replace(rows_of_both, adversarial=adversarial))
+    _check_trained(config, _as_lists(batch, samples))
+
+
+def _check_supervised(config: Config, batch: Batch) -> None:
     if config.sft is not None:
         drawn = _select("sft.select", config.sft.select, batch)
         _check("sft.loss", config.sft.loss, _logps(drawn, reference=False), drawn)
-    game, k = config.game, batch.response.shape[1]
-    if config.candidates is not None:
-        own = k if config.candidates.keep_own else 0
-        batch = _as_lists(batch, config.candidates.samples + own)
-    elif game is not None:
-        rows_of_both = _as_lists(batch, max(k, 1 + game.sampling.samples))
-        adversarial: Any = np.zeros(len(batch.weight), bool)
-        rows_of_both = dataclasses.replace(rows_of_both, adversarial=adversarial)
-        _check_reward(config, rows_of_both)
-        batch = _as_lists(batch, game.sampling.samples)
+
+
+def _check_trained(config: Config, batch: Batch) -> None:
     drawn = _select("select", config.select, batch)
     with_reference = config.reference.mode != "none"
     if (

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alignjax.config.fields import identity
 from alignjax.data.batching import Bucketed
 from alignjax.data.records import Record
 from alignjax.evaluation import preferences, report, text
@@ -19,7 +20,7 @@ from alignjax.evaluation.preferences import Estimate
 from alignjax.rewards.scorers import judgements, open_scorers
 from alignjax.runtime import workdirs
 from alignjax.runtime.faults import fault_point
-from alignjax.sampling.generate import Question, Sample, decisive, questions, respond, undistorted
+from alignjax.sampling.generate import Question, Sample, questions, respond, undistorted
 from alignjax.stages import bricks
 from alignjax.stages.check import implicit_reward
 from alignjax.stages.data import Prepared
@@ -103,7 +104,7 @@ def samples_of(
     config, data = run.config, run.data
     path = run.workdir / f"{name}.json"
     settings = dataclasses.replace(config.evaluate, judge=None, scorers=(), best_of=0, during=0)
-    key = {"params": digest, "data": data.asked.dataset.digest, "evaluate": decisive(settings)}
+    key = {"params": digest, "data": data.asked.dataset.digest, "evaluate": identity(settings)}
     found = workdirs.find_json(path) or {}
     if found.get("key") == key:
         return [Sample(**s) for s in found["samples"]]

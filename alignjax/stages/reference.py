@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from jax.sharding import Mesh
 
-from alignjax.config.fields import describe
+from alignjax.config.fields import identity
 from alignjax.data.batching import Bucketed
 from alignjax.models.config import ModelConfig
 from alignjax.models.logps import score_responses
@@ -57,9 +57,7 @@ def dataset_logps(
 
 def table_key(reference_digest: str, data: Bucketed, config: ModelConfig) -> str:
     """What a cached table depends on, as 16 hex digits."""
-    free = ("path", "remat", "attention", "logits_chunk")
-    shape = {k: v for k, v in describe(config).items() if k not in free}
-    parts = {"reference": reference_digest, "data": data.dataset.digest, "model": shape}
+    parts = {"reference": reference_digest, "data": data.dataset.digest, "model": identity(config)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

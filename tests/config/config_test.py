@@ -5,7 +5,9 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import sys
+import typing
 from collections.abc import Callable
 
 import numpy as np
@@ -13,18 +15,18 @@ import optax
 import pytest
 from flax import traverse_util
 
+from alignjax import recipes
 from alignjax.config import (
     CandidatesConfig,
     Config,
     DataConfig,
     EvaluateConfig,
-    GameConfig,
     OptimConfig,
     load,
     validate,
 )
 from alignjax.config import schema as configs
-from alignjax.config.fields import describe, differences, parse
+from alignjax.config.fields import describe, differences, fits, parse, sections
 from alignjax.config.validate import check_keywords
 from alignjax.errors import UserError
 from alignjax.losses import apo, bradley_terry, dpo, hps, kto
@@ -193,7 +195,7 @@ def test_a_field_and_a_part_of_it_are_not_both_set():
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (functools.partial(dpo.loss, betta=1), r"loss\.betta: alignjax\.objectives\.dpo\.loss "
+        (functools.partial(dpo.loss, betta=1), r"loss\.betta: alignjax\.losses\.dpo\.loss "
          r"takes no such keyword \(did you mean 'beta'\?\); it takes beta, label_smoothing"),
         (functools.partial(dpo.loss, beta="0.1"), r"loss\.beta: wanted float, found '0\.1'"),
         (functools.partial(dpo.loss, 0.1), r"loss: loss is bound to \(0\.1,\) by position"),
@@ -271,28 +273,54 @@ def test_every_field_refuses_a_wrong_type(path):
         with_leaf(runs.get_config(), path, wrong)
 
 
+def whole_configs():
+    """Configs that between them have every section."""
+    scorers = (several().keywords["objectives"].scorer,)
+    steps = recipes.StepsConfig(optim=OptimConfig(schedule=optim.constant))
+    both = dict(reward_loss=apo.reward_loss)
+    return {
+        "align": runs.get_config(candidates=CandidatesConfig(scorers=scorers)),
+        "rounds": runs.get_config(recipe=playing(), **both),
+        "steps": runs.get_config(recipe=functools.partial(recipes.play_steps, game=steps), **both),
+        "front": runs.get_config(recipe=several()),
+    }
+
+
+def test_every_number_of_every_section_has_a_range():
+    """And a value outside it is refused under its path. Of models, their own tests."""
+    refused = 0
+    for name, config in whole_configs().items():
+        for at, section in sections(config):
+            if type(section).__module__ == "alignjax.models.config":
+                continue
+            hints = typing.get_type_hints(type(section))
+            for field in dataclasses.fields(section):
+                path, allowed = f"{at}.{field.name}".strip("."), field.metadata.get("range")
+                number = fits(1, hints[field.name]) and not fits(True, hints[field.name])
+                assert allowed is not None or not number, f"{name}: {path} has no range"
+                wrong = [
+                    x
+                    for x in (-1, -1.0, 1e999, "other", (), (-1.0,))
+                    if allowed and fits(x, hints[field.name]) and not allowed.holds(x)
+                ]
+                assert wrong or not allowed, f"{name}: nothing is outside the range of {path}"
+                for value in wrong[:1]:
+                    refused += 1
+                    text = str(value).replace("inf", "1e999")
+                    with pytest.raises(UserError, match=rf"{re.escape(path)}: wanted .*, found "):
+                        load.override(config, [f"{path}={text}"])
+    assert refused > 60
+
+
 @pytest.mark.parametrize(
     "override",
     [
-        *("train.batch_size=0", "train.accumulate=0", "train.accumulate=3", "train.steps=-1"),
-        *("train.eval_every=-1", "train.save_every=0", "train.log_every=0", "train.keep=0"),
-        *("train.max_skipped=0", "train.stuck_after=-1", "train.seed=-1"),
-        *("optim.learning_rate=-1", "optim.b1=1"),
-        *("optim.b2=-0.1", "optim.eps=0", "optim.clip_norm=0", "optim.warmup_fraction=1"),
-        *("optim.weight_decay=-1", "data.eval_fraction=0", "data.eval_fraction=1"),
-        *("data.max_drop_fraction=2", "data.max_prompt_tokens=1", "data.max_response_tokens=0"),
-        *("data.buckets=0", "data.pad_multiple=0", "tokenizer.vocab_size=0", "model.width=0"),
-        *("model.kv_heads=3", "model.dtype=float16", "model.remat=some", "sft.steps=-1"),
-        *("sft.batch_size=0", "sft.learning_rate=-1", "reference.mode=cached", "mesh.data=0"),
-        *("evaluate.prompts=-1", "evaluate.samples=0", "evaluate.max_new_tokens=0"),
-        *("evaluate.temperature=-1", "evaluate.top_p=0", "evaluate.top_k=-1"),
-        *("evaluate.min_p=2", "evaluate.repetition_penalty=0", "evaluate.batch_size=0"),
-        *("evaluate.num_beams=0", "evaluate.length_penalty=inf"),
+        *("train.accumulate=3", "model.width=0", "model.kv_heads=3", "model.dtype=float16"),
+        *("model.remat=some", "data.eval_fraction=0", "data.eval_fraction=1", "optim.b1=1"),
     ],
 )
 def test_a_number_out_of_range_names_its_field(override):
     field = override.partition("=")[0]
-    field = "mesh" if field.startswith("mesh") else field
     with pytest.raises(UserError, match=rf"{field}: wanted .*, found "):
         runs.changed(override)
 
@@ -325,25 +353,28 @@ def test_a_run_trains_a_policy_or_a_reward_model():
 
 
 def test_a_game_has_a_loss_for_each_player():
-    both = dict(reward_loss=apo.reward_loss, game=game())
+    both = dict(reward_loss=apo.reward_loss, recipe=playing())
     assert runs.get_config(**both).objective.func is dpo.loss
-    for changes, found in ((dict(loss=None), "reward_loss"), (dict(reward_loss=None), "loss")):
-        message = rf"^game: wanted loss .* and reward_loss .*, found {found}$"
-        with pytest.raises(UserError, match=message):
-            runs.get_config(**{**both, **changes})
+    for field in ("loss", "reward_loss"):
+        with pytest.raises(UserError, match=rf"^{field}: wanted one with a game, .*, found None$"):
+            runs.get_config(**{**both, field: None})
     scorers = (functools.partial(score.reward_model, path="runs/rm"),)
     for field, value in (
         ("candidates", CandidatesConfig(scorers=scorers)),
         ("lora", LoraConfig(rank=2)),
     ):
-        with pytest.raises(UserError, match=rf"^{field}: wanted none with game"):
+        with pytest.raises(UserError, match=rf"^{field}: wanted none with a game"):
             runs.get_config(**both, **{field: value})
-    with pytest.raises(UserError, match=r"^game\.golden\.sise: .*golden takes no such keyword"):
-        runs.get_config(**{**both, "game": game(golden=functools.partial(world.golden, sise=1))})
+    message = r"^recipe\.game\.golden\.sise: .*golden takes no such keyword"
+    with pytest.raises(UserError, match=message):
+        runs.get_config(
+            **{**both, "recipe": playing(golden=functools.partial(world.golden, sise=1))}
+        )
 
 
-def game(**changes):
-    return GameConfig(**{"optim": OptimConfig(schedule=optim.constant), **changes})
+def playing(**changes):
+    settings = {"optim": OptimConfig(schedule=optim.constant), **changes}
+    return functools.partial(recipes.play_rounds, game=recipes.RoundsConfig(**settings))
 
 
 @pytest.mark.parametrize(
@@ -351,7 +382,7 @@ def game(**changes):
     [
         *(dict(rounds=0), dict(policy_fraction=1.0), dict(policy_fraction=0.0)),
         *(dict(max_missing_fraction=1.1), dict(max_empty_fraction=1.0), dict(reference="none")),
-        *(dict(learning_rates=(1e-4, -1.0)), dict(reward_steps=-1), dict(policy_steps=-1)),
+        dict(learning_rates=(1e-4, -1.0)),
         *({"sampling.samples": 1}, {"sampling.temperature": 0.0}, {"sampling.top_p": 0.0}),
         dict(max_drop_fraction=2.0),
         *({"train.steps": -1}, {"optim.b1": 1.0}),
@@ -359,18 +390,38 @@ def game(**changes):
 )
 def test_a_game_s_number_out_of_range_names_its_field(changes):
     ((field, value),) = changes.items()
-    settings = game()
+    settings = playing().keywords["game"]
     part, _, name = field.rpartition(".")
     if part:
         changes = {part: dataclasses.replace(getattr(settings, part), **{name: value})}
-    with pytest.raises(UserError, match=rf"^game\.{field}: wanted .*, found "):
-        runs.get_config(reward_loss=apo.reward_loss, game=dataclasses.replace(settings, **changes))
+    game = dataclasses.replace(settings, **changes)
+    with pytest.raises(UserError, match=rf"^recipe\.game\.{field}: wanted .*, found "):
+        runs.get_config(
+            reward_loss=apo.reward_loss, recipe=functools.partial(recipes.play_rounds, game=game)
+        )
 
 
-def test_a_reward_model_that_moves_leaves_the_policy_a_turn():
-    with pytest.raises(UserError, match=r"game\.policy_steps: wanted a number above 0 beside"):
-        runs.get_config(reward_loss=apo.reward_loss, game=game(reward_steps=1))
-    runs.get_config(reward_loss=apo.reward_loss, game=game(reward_steps=1, policy_steps=2))
+def test_a_loop_gives_the_policy_a_turn():
+    game = recipes.StepsConfig(optim=OptimConfig(schedule=optim.constant), policy_steps=0)
+    with pytest.raises(UserError, match=r"recipe\.game\.policy_steps: wanted a positive number"):
+        runs.get_config(
+            reward_loss=apo.reward_loss, recipe=functools.partial(recipes.play_steps, game=game)
+        )
+
+
+def test_a_section_is_reached_through_its_recipe():
+    config = runs.get_config(reward_loss=apo.reward_loss, recipe=playing())
+    changed = load.override(config, ["recipe.game.rounds=2", "recipe.game.sampling.top_k=5"])
+    assert changed.recipe.keywords["game"].rounds == 2
+    assert describe(changed)["recipe"]["game"]["sampling"]["top_k"] == 5
+    with pytest.raises(
+        UserError, match=r"recipe\.game\.ronds: no such field \(did you mean 'rounds"
+    ):
+        load.override(config, ["recipe.game.ronds=2"])
+    with pytest.raises(UserError, match=r"recipe\.gane: no such field \(did you mean 'game'"):
+        load.override(config, ["recipe.gane.rounds=2"])
+    with pytest.raises(UserError, match=r"^recipe\.game: play_rounds needs it"):
+        runs.get_config(reward_loss=apo.reward_loss, recipe=recipes.play_rounds)
 
 
 def test_epochs_count_only_without_steps():
@@ -494,8 +545,8 @@ def config_classes():
     return [
         value
         for value in vars(configs).values()
-        if dataclasses.is_dataclass(value) and isinstance(value, type)
-    ] + [RopeScaling]
+        if dataclasses.is_dataclass(value) and value.__module__ != "alignjax.config.ranges"
+    ] + [RopeScaling, recipes.RoundsConfig, recipes.StepsConfig, recipes.ObjectivesConfig]
 
 
 def dead_fields(classes) -> list[str]:
@@ -503,7 +554,7 @@ def dead_fields(classes) -> list[str]:
     files = [
         path.read_text(encoding="utf-8")
         for path in (runs.ROOT / "alignjax").rglob("*.py")
-        if path.name not in ("config.py", "config_checks.py", "configfile.py", "fields.py")
+        if path.parent.name != "config" and path.name != "config.py"
     ]
     read = set().union(*map(attributes_read, files))
     # The sizes that are needed by what is around the model are read in the model's own folder.
@@ -626,7 +677,8 @@ def several(**changes):
         names=("helpful", "harmless"),
         preferences=((1.0, 0.0), (0.5, 0.5)),
     )
-    return configs.ObjectivesConfig(**{**settings, **changes})
+    objectives = recipes.ObjectivesConfig(**{**settings, **changes})
+    return functools.partial(recipes.trace_front, objectives=objectives)
 
 
 @pytest.mark.parametrize(
@@ -647,24 +699,24 @@ def several(**changes):
     ],
 )  # fmt: skip
 def test_several_objectives_that_do_not_fit_each_other_are_refused(changes, message):
-    assert runs.get_config(objectives=several()).objectives is not None
-    with pytest.raises(UserError, match=rf"^objectives\.{message}"):
-        runs.get_config(objectives=several(**changes))
+    assert runs.get_config(recipe=several()).recipe is not None
+    with pytest.raises(UserError, match=rf"^recipe\.objectives\.{message}"):
+        runs.get_config(recipe=several(**changes))
 
 
 def test_several_objectives_go_with_neither_a_reward_model_nor_candidates():
-    with pytest.raises(UserError, match=r"^objectives: wanted none with reward_loss"):
+    with pytest.raises(UserError, match=r"^loss: wanted one, which the method trains with"):
         runs.get_config(
             loss=None,
             reward_loss=bradley_terry.reward_loss,
-            objectives=several(),
+            recipe=several(),
             evaluate=EvaluateConfig(),
         )
-    made = CandidatesConfig(scorers=(several().scorer,))
+    made = CandidatesConfig(scorers=(several().keywords["objectives"].scorer,))
     with pytest.raises(UserError, match=r"^candidates: wanted none with objectives"):
-        runs.get_config(objectives=several(), candidates=made)
+        runs.get_config(recipe=several(), candidates=made)
     with pytest.raises(UserError, match=r"^evaluate\.prompts: wanted a positive number"):
-        runs.get_config(objectives=several(), evaluate=EvaluateConfig(prompts=0))
+        runs.get_config(recipe=several(), evaluate=EvaluateConfig(prompts=0))
 
 
 def test_the_example_is_as_small_as_its_name():

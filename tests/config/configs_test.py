@@ -17,6 +17,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from alignjax.config import Config, load
 from alignjax.config.fields import keywords, plain
+from alignjax.config.validate import get
 from alignjax.errors import UserError
 from alignjax.models import reward_head
 from alignjax.models.config import check_adapters
@@ -60,8 +61,7 @@ def batch_of(config: Config, size: int) -> Any:
     if file in LABELLED:
         k, extra = 1, {"desirable": jax.ShapeDtypeStruct((size, 1), jnp.bool_)}
     elif "preference" in keywords(plain(function)):
-        assert config.objectives is not None
-        m = len(config.objectives.names)
+        m = len(get(config, "recipe.objectives").names)
         k, extra = 2, {"scores": jax.ShapeDtypeStruct((size, 2, m), jnp.float32)}
     elif config.select is not None or config.candidates is not None or file in SCORED:
         extra = {"scores": jax.ShapeDtypeStruct((size, k), jnp.float32)}
@@ -84,10 +84,11 @@ def batch_of(config: Config, size: int) -> Any:
 
 def players(config: Config) -> list[Config]:
     """The config itself, or of a game those of the policy and of the reward model."""
-    if config.game is None:
+    game = get(config, "recipe.game")
+    if game is None:
         return [config]
-    parts = dict(game=None, candidates=None)
-    own = dict(optim=config.game.optim, train=config.game.train)
+    parts = dict(recipe=None, candidates=None)
+    own = dict(optim=game.optim, train=game.train)
     evaluate = dataclasses.replace(config.evaluate, judge=None, scorers=())
     return [
         dataclasses.replace(config, **parts, reward_loss=None),
@@ -123,8 +124,8 @@ def evaluate_step(config: Config) -> None:
         if baseline is not None and "desirable_fraction" in keywords(plain(baseline)):
             baseline = functools.partial(baseline, desirable_fraction=0.4)
     if "preference" in keywords(plain(loss)):  # the method binds each of the config's
-        assert config.objectives is not None
-        loss = functools.partial(loss, preference=(1.0,) * len(config.objectives.names))
+        names = get(config, "recipe.objectives").names
+        loss = functools.partial(loss, preference=(1.0,) * len(names))
     apply = reward_head.response_scores if reward else response_logps
     forward: Any = reward_scores if reward else score
     if config.lora is not None:

@@ -214,9 +214,9 @@ def test_adapters_hold_a_frozen_base():
 
 
 def test_networks_trained_side_by_side_are_planned_so():
-    changes = ["objectives.method.at_once=3", "mesh.fsdp=2"]
+    changes = ["recipe.objectives.method.at_once=3", "mesh.fsdp=2"]
     several = load("configs/paretohqd_world.py", changes)
-    one = load("configs/paretohqd_world.py", ["objectives.method.at_once=1", "mesh.fsdp=2"])
+    one = load("configs/paretohqd_world.py", ["recipe.objectives.method.at_once=1", "mesh.fsdp=2"])
     mesh = make_mesh(1, 2, 1)
     three, alone = (programs.make(x, mesh, "step") for x in (several, one))
     assert (three.name, alone.name) == ("the step of 3 networks", "the step")
@@ -237,7 +237,7 @@ def test_a_reward_model_projects_to_no_vocabulary():
 @pytest.mark.parametrize(
     ("file", "field"),
     [
-        ("configs/apo_world.py", "game.sampling"),
+        ("configs/apo_world.py", "recipe.game.sampling"),
         ("configs/hps_world.py", "candidates"),
         ("configs/demo/dpo.py", "evaluate"),
     ],

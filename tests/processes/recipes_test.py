@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
+from alignjax import recipes
 from alignjax.config import (
-    GameConfig,
     MeshConfig,
     OptimConfig,
     ReferenceConfig,
@@ -15,10 +15,7 @@ from alignjax.config import (
     TrainConfig,
 )
 from alignjax.losses import apo
-from alignjax.recipes import reward_model as reward
-from alignjax.recipes.apo import rounds
 from alignjax.recipes.multi_objective import morlhf, soups
-from alignjax.recipes.multi_objective import run as recipe
 from alignjax.runtime import metrics
 from alignjax.training import optim
 from alignjax.world import sources as world
@@ -57,13 +54,16 @@ def game():
         reward_loss=apo.reward_loss,
         reference=ReferenceConfig(mode="live"),
         evaluate=dataclasses.replace(base.evaluate, judge=judge),
-        game=GameConfig(
-            golden=partial(world.golden, size=60, seed=0),
-            optim=OptimConfig(learning_rate=1e-2, schedule=optim.constant),
-            train=TrainConfig(steps=2, batch_size=8, save_every=2),
-            rounds=1,
-            sampling=SamplingConfig(samples=3, max_new_tokens=5, batch_size=16),
-            max_drop_fraction=0.5,
+        recipe=partial(
+            recipes.play_rounds,
+            game=recipes.RoundsConfig(
+                golden=partial(world.golden, size=60, seed=0),
+                optim=OptimConfig(learning_rate=1e-2, schedule=optim.constant),
+                train=TrainConfig(steps=2, batch_size=8, save_every=2),
+                rounds=1,
+                sampling=SamplingConfig(samples=3, max_new_tokens=5, batch_size=16),
+                max_drop_fraction=0.5,
+            ),
         ),
     )
 
@@ -82,7 +82,9 @@ def soup():
 
 
 def of_objectives(config, **changes):
-    return dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, **changes))
+    objectives = dataclasses.replace(config.recipe.keywords["objectives"], **changes)
+    recipe = partial(recipes.trace_front, objectives=objectives)
+    return dataclasses.replace(config, recipe=recipe)
 
 
 def reward_model():
@@ -125,7 +127,7 @@ def lists(folder):
 
 
 def test_a_game_in_rounds_by_two_processes(tmp_path, compiled):
-    summary = rounds.run(game(), tmp_path / "one")
+    summary = recipes.run_config(game(), tmp_path / "one")
     two = by_two("game", tmp_path, compiled)
     assert summary["rounds"][1]["reward_model"].keys() == {"pairs", "samples", "samples before"}
     assert differences(read(two / "summary.json")["rounds"], summary["rounds"]) == []
@@ -144,7 +146,7 @@ def losses(folder):
 
 def test_a_reward_model_by_two_processes(tmp_path, compiled):
     one = tmp_path / "one"
-    reward.run(reward_model(), one)
+    recipes.run_config(reward_model(), one)
     two = by_two("reward_model", tmp_path, compiled)
     assert differences(losses(two), losses(one)) == []
     found, wanted = (read(w / "summary.json") for w in (two, one))
@@ -156,7 +158,7 @@ def test_a_reward_model_by_two_processes(tmp_path, compiled):
 @pytest.mark.parametrize("config", [front, soup])
 def test_a_front_by_two_processes(config, tmp_path, compiled):
     one = tmp_path / "one"
-    recipe.run(config(), one)
+    recipes.run_config(config(), one)
     two = by_two(config.__name__, tmp_path, compiled)
     trained = losses(one)
     assert len(trained) > 1

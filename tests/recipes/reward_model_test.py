@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from alignjax import recipes
 from alignjax.commands import score, win_rates
 from alignjax.config import MeshConfig
 from alignjax.data.records import Receipt
@@ -37,7 +38,12 @@ STEPS = 8
 def config(*overrides, **changes):
     policy = runs.changed("train.eval_every=4", *overrides)
     evaluate = dataclasses.replace(policy.evaluate, judge=None)
-    parts = {"loss": None, "reward_loss": bradley_terry.reward_loss, "evaluate": evaluate}
+    parts = {
+        "recipe": recipes.train_reward_model,
+        "loss": None,
+        "reward_loss": bradley_terry.reward_loss,
+        "evaluate": evaluate,
+    }
     return dataclasses.replace(policy, **{**parts, **changes})
 
 

@@ -44,19 +44,19 @@ def begun(folder):
 
 def test_another_config_is_refused_field_by_field(tmp_path):
     begun(tmp_path)
-    old = describe(runs.get_config())
+    old = runs.get_config()
     workdirs.write_config(tmp_path, old, allow_change=False)
-    new = describe(runs.changed("loss.beta=0.2", "optim.learning_rate=0.5", "train.keep=7"))
+    new = runs.changed("loss.beta=0.2", "optim.learning_rate=0.5", "train.keep=7")
     with pytest.raises(UserError) as caught:
         workdirs.write_config(tmp_path, new, allow_change=False)
     message = str(caught.value)
     assert "(loss.beta: 0.1 -> 0.2; optim.learning_rate: 0.001 -> 0.5)" in message
     assert "--allow_config_change" in message
     assert "\n" not in message
-    assert json.loads((tmp_path / "config.json").read_text()) == old
+    assert json.loads((tmp_path / "config.json").read_text()) == describe(old)
 
     workdirs.write_config(tmp_path, new, allow_change=True)
-    assert json.loads((tmp_path / "config.json").read_text()) == new
+    assert json.loads((tmp_path / "config.json").read_text()) == describe(new)
 
 
 @pytest.mark.parametrize(
@@ -69,10 +69,10 @@ def test_another_config_is_refused_field_by_field(tmp_path):
 )
 def test_what_changes_no_number_may_change(override, tmp_path):
     begun(tmp_path)
-    workdirs.write_config(tmp_path, describe(runs.get_config()), allow_change=False)
-    new = describe(runs.changed(override))
+    workdirs.write_config(tmp_path, runs.get_config(), allow_change=False)
+    new = runs.changed(override)
     workdirs.write_config(tmp_path, new, allow_change=False)
-    assert json.loads((tmp_path / "config.json").read_text()) == new
+    assert json.loads((tmp_path / "config.json").read_text()) == describe(new)
 
 
 @pytest.mark.parametrize(
@@ -85,20 +85,20 @@ def test_what_changes_no_number_may_change(override, tmp_path):
 )
 def test_what_changes_a_number_may_not(override, tmp_path):
     begun(tmp_path)
-    workdirs.write_config(tmp_path, describe(runs.get_config()), allow_change=False)
+    workdirs.write_config(tmp_path, runs.get_config(), allow_change=False)
     with pytest.raises(UserError, match=override.partition("=")[0]):
-        workdirs.write_config(tmp_path, describe(runs.changed(override)), allow_change=False)
+        workdirs.write_config(tmp_path, runs.changed(override), allow_change=False)
 
 
 def test_a_config_binds_from_the_first_checkpoint_on(tmp_path):
     (tmp_path / "tokenizer.model").write_text("of the first config")
-    old, new = describe(runs.get_config()), describe(runs.changed("tokenizer.vocab_size=400"))
+    old, new = runs.get_config(), runs.changed("tokenizer.vocab_size=400")
     workdirs.write_config(tmp_path, old, allow_change=False)
     workdirs.write_config(tmp_path, old, allow_change=False)
     assert (tmp_path / "tokenizer.model").exists()
     workdirs.write_config(tmp_path, new, allow_change=False)
     assert not (tmp_path / "tokenizer.model").exists()
-    assert json.loads((tmp_path / "config.json").read_text()) == new
+    assert json.loads((tmp_path / "config.json").read_text()) == describe(new)
 
 
 def test_json_is_replaced_in_one_step(tmp_path):

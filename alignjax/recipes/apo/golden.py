@@ -1,4 +1,4 @@
-"""The game's prompts and golden answers: which prompts are whose, and what is best said to them.
+"""The game's prompts and golden answers: which prompts are whose, and the best answer to each.
 
 The training prompts are split in two. The reward model's side has golden answers and humans'
 comparisons; on the policy's side nothing but the prompts is used.
@@ -8,10 +8,11 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
-from alignjax.config import Config
+from alignjax.config import DataConfig
 from alignjax.data.prepare import enforce
 from alignjax.data.records import Receipt, Record, prompt_digest, split_by_prompt
 from alignjax.errors import UserError
+from alignjax.recipes.apo.config import GameConfig
 from alignjax.stages.data import read_records
 
 log = logging.getLogger("alignjax")
@@ -19,31 +20,33 @@ log = logging.getLogger("alignjax")
 OBJECTIVE = "preferred"  # what the scores of the reward model's rows are called
 
 
-def sides(config: Config, records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
-    """The reward model's records and the policy's; no prompt is on both sides.
+def split_sides(
+    records: Sequence[Record], *, policy_fraction: float, seed: int
+) -> tuple[list[Record], list[Record]]:
+    """Splits records into the reward model's and the policy's; no prompt is on both sides.
 
-    The split is another one than that of the held-out prompts, and depends on ``train.seed``.
+    The split is another one than that of the held-out prompts, and depends on the run's seed.
 
     Raises:
       UserError: one of the sides has no prompt.
     """
-    assert config.game is not None
-    reward, policy = split_by_prompt(
-        records, seed=config.train.seed + 2**31, eval_fraction=config.game.policy_fraction
-    )
+    reward, policy = split_by_prompt(records, seed=seed + 2**31, eval_fraction=policy_fraction)
     if not policy:
         raise UserError(
-            f"game.policy_fraction: {config.game.policy_fraction} of {len(records)} training rows "
+            f"recipe.game.policy_fraction: {policy_fraction} of {len(records)} training rows "
             "leaves the policy no prompt"
         )
     return reward, policy
 
 
-def answers(config: Config, records: Sequence[Record]) -> tuple[dict[str, str], Receipt]:
-    """Golden answers to the prompts of these records.
+def find_answers(
+    data: DataConfig, settings: GameConfig, records: Sequence[Record]
+) -> tuple[dict[str, str], Receipt]:
+    """Finds golden answers to the prompts of these records.
 
     Args:
-      config: ``game.golden`` is where they come from; None: from the records themselves.
+      data: of the run.
+      game: its ``golden`` is where they come from; None: from the records themselves.
       records: of the reward model's side.
 
     Returns:
@@ -54,24 +57,24 @@ def answers(config: Config, records: Sequence[Record]) -> tuple[dict[str, str], 
       UserError: the source cannot be read, or more prompts than ``game.max_missing_fraction`` have
         no answer.
     """
-    game = config.game
-    assert game is not None
-    told = list(records)
-    if game.golden is not None:
-        told = read_records(
-            dataclasses.replace(config.data, source=game.golden),
-            game.golden_path,
+    rows = list(records)
+    if settings.golden is not None:
+        rows = read_records(
+            dataclasses.replace(data, source=settings.golden),
+            settings.golden_path,
             Receipt(),
-            "game.golden_path",
+            "recipe.game.golden_path",
         )
-    elif game.golden_path:
-        raise UserError(f"game.golden_path: no game.golden to read it, found {game.golden_path!r}")
+    elif settings.golden_path:
+        raise UserError(
+            f"recipe.game.golden_path: no game.golden to read it, found {settings.golden_path!r}"
+        )
     best: dict[str, str] = {}
-    for record in told:
+    for record in rows:
         answer = preferred(record)
         if answer is not None:
             best.setdefault(prompt_digest(record.prompt), answer)
-    receipt, found = Receipt(), {}
+    receipt, answers = Receipt(), {}
     first: dict[str, Record] = {}
     for record in records:
         first.setdefault(prompt_digest(record.prompt), record)
@@ -79,20 +82,20 @@ def answers(config: Config, records: Sequence[Record]) -> tuple[dict[str, str], 
         receipt.rows_in += 1
         if digest in best:
             receipt.kept += 1
-            found[digest] = best[digest]
+            answers[digest] = best[digest]
         else:
             receipt.drop("no_golden_answer", record.id)
     log.info("golden answers:\n%s", receipt.render())
     enforce(
         receipt,
-        max_drop_fraction=game.max_missing_fraction,
-        field="game.max_missing_fraction",
+        max_drop_fraction=settings.max_missing_fraction,
+        field="recipe.game.max_missing_fraction",
     )
-    return found, receipt
+    return answers, receipt
 
 
 def preferred(record: Record) -> str | None:
-    """The response that a record prefers: its only one, the chosen one, or that of largest score.
+    """Finds the response that a record prefers: its only one, the chosen one, or the best scored.
 
     None where its labels say that none is desirable.
     """
@@ -105,8 +108,8 @@ def preferred(record: Record) -> str | None:
     return record.responses[best]
 
 
-def compared(record: Record) -> Record:
-    """A human's comparison as a scored list: 1 for the chosen response and 0 for the other.
+def as_scored(record: Record) -> Record:
+    """Turns a human's comparison into a scored list: 1 for the chosen response and 0 for the other.
 
     Raises:
       UserError: the record is no comparison, or has several objectives.
@@ -122,8 +125,8 @@ def compared(record: Record) -> Record:
     return dataclasses.replace(record, scores=scores, objectives=(OBJECTIVE,))
 
 
-def against(record: Record, answer: str, samples: Sequence[str]) -> Record:
-    """An adversarial row: the golden answer, of score 1, and a policy's samples, of score 0.
+def adversarial_row(record: Record, answer: str, samples: Sequence[str]) -> Record:
+    """Makes an adversarial row: the golden answer, of score 1, and a policy's samples, of score 0.
 
     Args:
       record: any of the prompt's.

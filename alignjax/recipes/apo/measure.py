@@ -1,4 +1,4 @@
-"""What a round is measured by, on held-out prompts: the policy's samples, and who ranks them how.
+"""Measures a round on held-out prompts: the policy's samples, and how reward models rank them.
 
 A reward model is measured on humans' comparisons and on the policy's own samples, to which the
 distribution has shifted; the reward model of the pairs alone is measured beside it, on the same.
@@ -16,7 +16,7 @@ from alignjax.config.fields import describe
 from alignjax.data.records import Record
 from alignjax.evaluation import calibration, preferences
 from alignjax.evaluation.preferences import Estimate
-from alignjax.recipes.apo.setup import Player, Table
+from alignjax.recipes.apo.setup import Game, Player
 from alignjax.rewards import scorers
 from alignjax.runtime import workdirs
 from alignjax.sampling.generate import Sample, questions
@@ -27,107 +27,122 @@ ACCURACY, ECE = "accuracy", "ECE"
 PAIRS, SAMPLES, BEFORE = "pairs", "samples", "samples before"
 
 
-def measure(
-    table: Table,
-    number: int,
-    *,
-    policy: Player,
-    before: Player,
-    reward: Player,
-    base: Player,
-    supervised: Player,
-) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Players:
+    """Whoever is measured in a round, and whom they are compared with."""
+
+    policy: Player  # of the round
+    before: Player  # the policy whose samples the reward model was trained on
+    reward: Player  # of the round
+    base: Player  # the reward model of the pairs alone
+    supervised: Player  # the policy's KL is measured to it
+
+
+# Records, and the true scores of their responses, [N, K], NaN for absent ones.
+Ordered = tuple[list[Record], np.ndarray]
+
+
+def measure(game: Game, number: int, players: Players) -> dict[str, Any]:
     """A line of the game's history; what was measured of the same players is read back.
 
     Args:
       number: of the round.
-      policy: of the round.
-      before: the policy whose samples the reward model was trained on.
-      reward: of the round.
-      base: the reward model of the pairs alone.
-      supervised: what the policy's KL is measured to.
 
     Returns:
       ``round``; ``policy``, its samples' metrics; ``reward_model`` and ``base``, by what they were
       measured on, accuracy (an estimate) and ECE; ``ahead``, how much more often than base the
       reward model orders two samples of one prompt rightly, by whose samples.
     """
-    folder = table.workdir / f"round-{number}"
     key = {
-        "data": table.data.held_out.dataset.digest,
-        "players": [p.digest for p in (policy, before, reward, base, supervised)],
-        "evaluate": describe(table.config.evaluate),
+        "data": game.data.held_out.dataset.digest,
+        "players": [getattr(players, field.name).digest for field in dataclasses.fields(players)],
+        "evaluate": describe(game.config.evaluate),
     }
 
     def make() -> dict[str, Any]:
-        told: dict[str, Estimate] = {}
-        sets: dict[str, tuple[list[Record], np.ndarray | None]] = {PAIRS: _comparisons(table)}
-        if table.config.evaluate.prompts:
-            params, ref = policy.load(), supervised.load()
-            samples = _drawn(table, number, policy.digest, params, ref)
-            told = evaluation.sampled(table.run, samples)
-            kl = evaluation.kl(table.run, params, ref, samples)
-            told |= {} if kl is None else {evaluation.KL: kl}
-            del params, ref  # reward models come next
-            sets[SAMPLES] = _ordered(table, samples)
-            if number:
-                sets[BEFORE] = _ordered(table, _drawn(table, number - 1, before.digest, None, None))
-        ranked: dict[str, dict[str, Any]] = {"reward_model": {}, "base": {}, "ahead": {}}
-        for name, (records, better) in sets.items():
-            if better is None:
-                continue
-            mine = _ranks(table, reward, records, better)
-            theirs = mine if base == reward else _ranks(table, base, records, better)
-            prompts = [record.prompt for record in records]
-            for who, (right, ece) in (("reward_model", mine), ("base", theirs)):
-                mean = preferences.mean_over_prompts(right, prompts)
-                if not mean.count:  # no prompt has two responses of which one is better
-                    continue
-                ranked[who][name] = {ACCURACY: dataclasses.asdict(mean), ECE: ece}
-            ahead = preferences.mean_over_prompts(mine[0] - theirs[0], prompts)
-            if ahead.count:
-                ranked["ahead"][name] = dataclasses.asdict(ahead)
-        policy_told = {name: dataclasses.asdict(x) for name, x in told.items() if x.count}
-        return {"round": number, "policy": policy_told, **ranked}
+        policy, sets = _measure_policy(game, number, players)
+        return {"round": number, "policy": policy, **_measure_rewards(game, players, sets)}
 
-    found = workdirs.kept(folder / "measured.json", key, make)
-    return {name: x for name, x in found.items() if name != "key"}
+    file = game.workdir / f"round-{number}" / "measured.json"
+    line = workdirs.kept(file, key, make)
+    return {name: x for name, x in line.items() if name != "key"}
 
 
-def _drawn(table: Table, number: int, digest: str, params: Params, ref: Params) -> list[Sample]:
-    """Responses to held-out prompts; with None for parameters, those that were drawn before."""
-    return evaluation.samples_of(f"round-{number}/samples", table.run, params, ref, digest)
+def _measure_policy(
+    game: Game, number: int, players: Players
+) -> tuple[dict[str, Any], dict[str, Ordered]]:
+    """Metrics of the policy's samples, and responses in their true order to rank."""
+    sets: dict[str, Ordered | None] = {PAIRS: _comparisons(game)}
+    metrics: dict[str, Estimate] = {}
+    if game.config.evaluate.prompts:
+        params, ref = players.policy.load(), players.supervised.load()
+        samples = _samples(game, number, players.policy.digest, params, ref)
+        metrics = evaluation.sampled(game.run, samples)
+        kl = evaluation.kl(game.run, params, ref, samples)
+        metrics |= {} if kl is None else {evaluation.KL: kl}
+        del params, ref  # reward models come next
+        sets[SAMPLES] = _order(game, samples)
+        if number:
+            earlier = _samples(game, number - 1, players.before.digest, None, None)
+            sets[BEFORE] = _order(game, earlier)
+    estimates = {name: dataclasses.asdict(x) for name, x in metrics.items() if x.count}
+    return estimates, {name: x for name, x in sets.items() if x is not None}
 
 
-def _comparisons(table: Table) -> tuple[list[Record], np.ndarray]:
+def _measure_rewards(
+    game: Game, players: Players, sets: dict[str, Ordered]
+) -> dict[str, dict[str, Any]]:
+    """How the round's reward model and base order each set, and how far the one is ahead."""
+    out: dict[str, dict[str, Any]] = {"reward_model": {}, "base": {}, "ahead": {}}
+    for name, (records, better) in sets.items():
+        mine = _rank(game, players.reward, records, better)
+        same = players.base == players.reward
+        theirs = mine if same else _rank(game, players.base, records, better)
+        prompts = [record.prompt for record in records]
+        for who, (right, ece) in (("reward_model", mine), ("base", theirs)):
+            mean = preferences.mean_over_prompts(right, prompts)
+            if mean.count:  # else no prompt has two responses of which one is better
+                out[who][name] = {ACCURACY: dataclasses.asdict(mean), ECE: ece}
+        ahead = preferences.mean_over_prompts(mine[0] - theirs[0], prompts)
+        if ahead.count:
+            out["ahead"][name] = dataclasses.asdict(ahead)
+    return out
+
+
+def _samples(game: Game, number: int, digest: str, params: Params, ref: Params) -> list[Sample]:
+    """Samples for held-out prompts; with None for parameters, an earlier round's are read."""
+    return evaluation.samples_of(f"round-{number}/samples", game.run, params, ref, digest)
+
+
+def _comparisons(game: Game) -> Ordered:
     """Held-out comparisons and their scores ``[N, K]``, NaN for absent responses."""
-    return table.held_out, _padded([[x for (x,) in r.scores] for r in table.held_out])
+    return game.held_out, _padded([[x for (x,) in r.scores] for r in game.held_out])
 
 
-def _ordered(table: Table, samples: list[Sample]) -> tuple[list[Record], np.ndarray | None]:
-    """Samples by prompt, and what is true of them, ``[N, K]``; None where nothing says it."""
-    config = table.config
-    asked = questions(table.data.asked, config.evaluate.prompts)
-    records = evaluation.records_of(table.data, asked, samples)
+def _order(game: Game, samples: list[Sample]) -> Ordered | None:
+    """Samples by prompt in their true order; None where nothing tells it."""
+    config = game.config
+    asked = questions(game.data.asked, config.evaluate.prompts)
+    records = evaluation.records_of(game.data, asked, samples)
     if config.evaluate.judge is not None:
-        said = [(s.prompt, s.response) for s in samples]
-        first = next(iter(scorers.judgements(config.evaluate.judge, said).values()))
+        texts = [(s.prompt, s.response) for s in samples]
+        first = next(iter(scorers.judgements(config.evaluate.judge, texts).values()))
         return records, first.reshape(len(records), -1)
     if config.evaluate.scorers:
         opened = scorers.open_scorers(config.evaluate.scorers, "evaluate.scorers", config.mesh)
         return records, np.stack(scorers.mean_scores(opened, records))
-    return records, None
+    return None
 
 
-def _ranks(
-    table: Table, reward: Player, records: list[Record], better: np.ndarray
+def _rank(
+    game: Game, reward: Player, records: list[Record], better: np.ndarray
 ) -> tuple[np.ndarray, float | None]:
-    """How a reward model orders responses: ``[N]`` share of pairs ordered rightly, and its ECE."""
+    """Ranks responses by a reward model: ``[N]`` share of pairs ordered rightly, and its ECE."""
     found = scorers.reward_model(
         records,
         path=str(reward.folder),
-        batch_size=table.config.evaluate.batch_size,
-        mesh=table.config.mesh,
+        batch_size=game.config.evaluate.batch_size,
+        mesh=game.config.mesh,
     )
     given = _padded([x.tolist() for x in found])
     length = (~np.isnan(better)).astype(np.int64)

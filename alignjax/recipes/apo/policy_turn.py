@@ -1,4 +1,4 @@
-"""The policy's move in a round: its samples, scored by the reward model, and what they teach."""
+"""The policy's turn in a round: it is trained on its own samples, scored by the reward model."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from alignjax.config.fields import describe
 from alignjax.data.batching import Bucketed
 from alignjax.data.records import Receipt
 from alignjax.recipes.apo import setup
-from alignjax.recipes.apo.setup import Player, Table
+from alignjax.recipes.apo.setup import Game, Player
 from alignjax.rewards.scorers import open_scorer, reward_model
 from alignjax.runtime import artifacts, checkpoint, workdirs
 from alignjax.stages import bricks, evaluation, learners, pretrained, referenced, sample_lists
@@ -21,37 +21,42 @@ from alignjax.training.job import Feed
 from alignjax.types import Params
 
 
-def move(table: Table, number: int, policy: Player, supervised: Player, reward: Player) -> Player:
-    """The policy of a round.
+def train(
+    game: Game,
+    number: int,
+    policy: Player,
+    reference: Player,
+    reward: Player,
+    learning_rate: float,
+) -> Player:
+    """Trains the policy of a round.
 
     Args:
       number: of the round.
       policy: of the round before; it is sampled, and goes on.
-      supervised: the reference, where ``game.reference`` says so; else that is ``policy``.
+      reference: what it is held to.
       reward: the round's reward model.
+      learning_rate: the round's peak.
     """
-    game = table.config.game
-    assert game is not None
-    batch_size = table.config.evaluate.batch_size
+    batch_size = game.config.evaluate.batch_size
     by_reward = functools.partial(reward_model, path=str(reward.folder), batch_size=batch_size)
-    scorer = open_scorer(by_reward, f"round {number}", table.config.mesh)
+    scorer = open_scorer(by_reward, f"round {number}", game.config.mesh)
     file, digest = setup.respond(
-        table,
+        game,
         number,
         "policy",
         policy,
-        [()] * len(table.policy.asked),
+        [()] * len(game.policy.asked),
         scorer.means,
         {"reward": reward.digest},
     )
     receipt = Receipt()
-    rows = sample_lists.opened(table.run, file, receipt, {"lists": digest})
-    setup.refuse_drops(table, receipt, f"round {number}, lists")
-    reference = supervised if game.reference == "supervised" else policy
-    config = _config(table.config, number)
-    folder = table.workdir / f"round-{number}" / "policy"
+    rows = sample_lists.opened(game.run, file, receipt, {"lists": digest})
+    setup.enforce_drops(game, receipt, f"round {number}, lists")
+    config = _config(game.config, learning_rate)
+    folder = game.workdir / f"round-{number}" / "policy"
     key = {
-        **table.made_of,
+        **game.made_of,
         "lists": rows.dataset.digest,
         "start": policy.digest,
         "reference": reference.digest,
@@ -61,25 +66,25 @@ def move(table: Table, number: int, policy: Player, supervised: Player, reward: 
         },
         "length": [config.train.steps, config.train.epochs, config.train.batch_size],
     }
-    told = workdirs.kept(
+    summary = workdirs.kept(
         folder / "summary.json",
         key,
-        lambda: _fit(table, config, number, folder, rows, policy, reference, key),
+        lambda: _fit(game, config, number, folder, rows, policy, reference, key),
     )
-    load = functools.partial(stored, config, folder, table)
-    return Player(folder, told["params"], load)
+    load = functools.partial(load_trained, config, folder, game)
+    return Player(folder, summary["params"], load)
 
 
-def stored(config: Config, folder: pathlib.Path, table: Table) -> Params:
-    """The parameters that a finished move ended with."""
+def load_trained(config: Config, folder: pathlib.Path, game: Game) -> Params:
+    """Loads the parameters that a finished turn ended with."""
     steps = int(workdirs.read_json(folder / "summary.json")["steps"])
-    target = pretrained.target(config.model, table.mesh)
+    target = pretrained.target(config.model, game.mesh)
     with checkpoint.open_store(folder / "checkpoints", keep=1_000_000) as store:
         return checkpoint.restore_params(store, steps, target)
 
 
 def _fit(
-    table: Table,
+    game: Game,
     config: Config,
     number: int,
     folder: pathlib.Path,
@@ -89,7 +94,7 @@ def _fit(
     key: dict[str, Any],
 ) -> dict[str, Any]:
     artifacts.begin(folder, key)
-    run = dataclasses.replace(table.run.on(rows), config=config)
+    run = dataclasses.replace(game.run.on(rows), config=config)
     name = f"round {number}: policy"
     batches = bricks.run_batches(config, rows)
     ref_logps, choice, base = None, None, None
@@ -125,15 +130,11 @@ def _fit(
     }
 
 
-def _config(config: Config, number: int) -> Config:
+def _config(config: Config, learning_rate: float) -> Config:
     """The config of the policy's run in a round."""
-    game = config.game
-    assert game is not None
-    rates = game.learning_rates or (config.optim.learning_rate,)
-    rate = rates[min(number, len(rates)) - 1]
     return dataclasses.replace(
         config,
+        recipe=None,
         reward_loss=None,
-        game=None,
-        optim=dataclasses.replace(config.optim, learning_rate=rate),
+        optim=dataclasses.replace(config.optim, learning_rate=learning_rate),
     )

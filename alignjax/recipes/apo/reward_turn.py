@@ -1,4 +1,4 @@
-"""The reward model's move in a round: golden answers against the policy's samples, beside pairs."""
+"""The reward model's turn in a round: golden answers above the policy's samples, beside pairs."""
 
 import dataclasses
 import functools
@@ -9,47 +9,47 @@ from typing import Any
 import numpy as np
 
 from alignjax.config import Config
-from alignjax.config.fields import describe, differences
+from alignjax.config.fields import describe, differences, identity
 from alignjax.data.batching import Bucketed
 from alignjax.data.records import Record
 from alignjax.errors import UserError
 from alignjax.models.hf import load as hf
 from alignjax.recipes import reward_model
 from alignjax.recipes.apo import golden, setup
-from alignjax.recipes.apo.setup import Player, Table
+from alignjax.recipes.apo.setup import Game, Player
 from alignjax.rewards import reward_models
 from alignjax.runtime import artifacts, checkpoint, workdirs
 from alignjax.stages import pretrained
 
-# Of a model's config: what two may differ in and still have the same parameters.
-FREE = ("path", "remat", "attention", "logits_chunk", "dtype", "param_dtype")
+# Models that differ in these alone, beside what is no part of their identity, have the same
+# parameters.
+DTYPES = ("dtype", "param_dtype")
 
 
-def given(table: Table) -> Player:
-    """The reward model of ``game.reward_model``.
+def find_given(game: Game) -> Player:
+    """Finds the reward model of ``game.reward_model``.
 
     Raises:
       UserError: there is none, or of another tokenizer, of another size or of several objectives.
     """
-    config, game = table.config, table.config.game
-    assert game is not None
+    config, settings = game.config, game.settings
     try:
-        found = reward_models.find(game.reward_model)
+        found = reward_models.find(settings.reward_model)
     except UserError as error:
-        raise type(error)(f"game.reward_model: {error}") from None
-    where = f"game.reward_model: {found.path}"
-    if found.tokenizer.digest != table.data.tokenizer.digest:
+        raise type(error)(f"recipe.game.reward_model: {error}") from None
+    where = f"recipe.game.reward_model: {found.path}"
+    if found.tokenizer.digest != game.data.tokenizer.digest:
         raise UserError(
-            f"{where}: wanted the policy's tokenizer {table.data.tokenizer.digest[:12]}, found "
+            f"{where}: wanted the policy's tokenizer {game.data.tokenizer.digest[:12]}, found "
             f"{found.tokenizer.digest[:12]}"
         )
-    mine, theirs = (describe(model) for model in (config.model, found.model))
-    other = [x for x in differences(mine, theirs) if not x.startswith(FREE)]
+    wanted, given = (identity(model) for model in (config.model, found.model))
+    other = [x for x in differences(wanted, given) if not x.startswith(DTYPES)]
     if other:
         raise UserError(f"{where}: wanted a model of the policy's size, found {'; '.join(other)}")
     if len(found.objectives) > 1:
         raise UserError(f"{where}: wanted one objective, found {', '.join(found.objectives)}")
-    target = pretrained.target(config.model, table.mesh, objectives=1)
+    target = pretrained.target(config.model, game.mesh, objectives=1)
     if (found.path / "params").is_dir():
         load: Any = functools.partial(checkpoint.load_params, found.path / "params", target)
     else:
@@ -57,47 +57,45 @@ def given(table: Table) -> Player:
     return Player(found.path, found.digest, load)
 
 
-def base(table: Table, language_model: Player) -> Player:
-    """The reward model of the pairs alone: the one before the first round."""
-    assert table.config.game is not None
-    if table.config.game.reward_model:
-        return given(table)
-    rows = setup.rows(table, table.pairs, "pairs", "comparisons")
-    return _fit(table, table.workdir / "base", rows, language_model, None, "reward model, base")
+def train_base(game: Game, language_model: Player) -> Player:
+    """Trains the reward model of the pairs alone, which is there before the first round."""
+    if game.settings.reward_model:
+        return find_given(game)
+    rows = setup.prepare_rows(game, game.pairs, "pairs", "comparisons")
+    return _fit(game, game.workdir / "base", rows, language_model, None, "reward model, base")
 
 
-def move(table: Table, number: int, language_model: Player, policy: Player, last: Player) -> Player:
-    """The reward model of a round.
+def train(
+    game: Game, number: int, language_model: Player, policy: Player, start: Player | None
+) -> Player:
+    """Trains the reward model of a round.
 
     Args:
       number: of the round.
-      language_model: what it starts from, unless the game is ``sequential``.
+      language_model: what it starts from where ``start`` is None.
       policy: of the round before, whose samples it learns to score below golden answers.
-      last: the reward model of the round before.
+      start: a reward model that it goes on from.
     """
-    game = table.config.game
-    assert game is not None
     file, digest = setup.respond(
-        table,
+        game,
         number,
         "reward",
         policy,
-        [(answer,) for answer in table.answers],
+        [(answer,) for answer in game.answers],
         _golden_first,
         {"golden": True},
     )
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     rows = [
-        golden.against(original, answer, [y for y in line["responses"] if y != answer])
-        for original, answer, line in zip(table.reward.originals, table.answers, lines, strict=True)
+        golden.adversarial_row(original, answer, [y for y in line["responses"] if y != answer])
+        for original, answer, line in zip(game.reward.originals, game.answers, lines, strict=True)
     ]
-    bucketed = setup.rows(
-        table, [*table.pairs, *rows], digest, f"round {number}: comparisons and golden answers"
+    bucketed = setup.prepare_rows(
+        game, [*game.pairs, *rows], digest, f"round {number}: comparisons and golden answers"
     )
-    folder = table.workdir / f"round-{number}" / "reward"
-    start = last if game.sequential else None
+    folder = game.workdir / f"round-{number}" / "reward"
     name = f"round {number}: reward model"
-    return _fit(table, folder, bucketed, language_model, start, name)
+    return _fit(game, folder, bucketed, language_model, start, name)
 
 
 def _golden_first(records: list[Record]) -> list[np.ndarray]:
@@ -105,61 +103,55 @@ def _golden_first(records: list[Record]) -> list[np.ndarray]:
 
 
 def _fit(
-    table: Table,
+    game: Game,
     folder: pathlib.Path,
     rows: Bucketed,
     language_model: Player,
     start: Player | None,
     name: str,
 ) -> Player:
-    """Trains one in a folder that `scorers.reward_model` takes; what is done is skipped."""
-    config = config_of(table.config)
+    """Trains one in a folder that `scorers.reward_model` takes, unless it is there."""
+    config = config_of(game)
     key = {
         "rows": rows.dataset.digest,
         "start": (start or language_model).digest,
-        "config": _bound(describe(config)),
+        "config": {
+            "reward_loss": describe(config.reward_loss),
+            "optim": describe(config.optim),
+            "train": identity(config.train),
+        },
     }
 
     def fit() -> dict[str, Any]:
         artifacts.begin(folder, key)
         if not config.tokenizer.path:
-            workdirs.copy(table.workdir / "tokenizer.model", folder / "tokenizer.model")
+            workdirs.copy(game.workdir / "tokenizer.model", folder / "tokenizer.model")
         workdirs.write_json(folder / "config.json", describe(config))
-        held = table.data.held_out.dataset.digest
-        held_out = setup.rows(table, table.held_out, held, "comparisons, held out")
-        data = dataclasses.replace(table.data, train=rows, held_out=held_out)
-        run = dataclasses.replace(table.run, config=config, workdir=folder, data=data)
+        held = game.data.held_out.dataset.digest
+        held_out = setup.prepare_rows(game, game.held_out, held, "comparisons, held out")
+        data = dataclasses.replace(game.data, train=rows, held_out=held_out)
+        run = dataclasses.replace(game.run, config=config, workdir=folder, data=data)
         load_start = None if start is None else start.load
         fitted = reward_model.fit(run, language_model.network, name=name, load_start=load_start)
         return {"params": fitted.summary["reward_model"]["params"]}
 
     digest = workdirs.kept(folder / "record.json", key, fit)["params"]
-    target = pretrained.target(config.model, table.mesh, objectives=1)
+    target = pretrained.target(config.model, game.mesh, objectives=1)
     load: Any = functools.partial(checkpoint.load_params, folder / "params", target)
     return Player(folder, digest, load)
 
 
-def config_of(config: Config) -> Config:
-    """The config of a reward model's run."""
-    assert config.game is not None
+def config_of(game: Game) -> Config:
+    """Makes the config of a reward model's run."""
+    config = game.config
     return dataclasses.replace(
         config,
+        recipe=None,
         loss=None,
-        game=None,
         sft=None,
         select=None,
         baseline=None,
-        optim=config.game.optim,
-        train=config.game.train,
+        optim=game.settings.optim,
+        train=game.settings.train,
         evaluate=dataclasses.replace(config.evaluate, judge=None, scorers=()),
     )
-
-
-def _bound(description: dict[str, Any]) -> dict[str, Any]:
-    """What of a config the parameters depend on."""
-    train = {f.removeprefix("train.") for f in workdirs.FREE if f.startswith("train.")}
-    return {
-        "reward_loss": description["reward_loss"],
-        "optim": description["optim"],
-        "train": {k: x for k, x in description["train"].items() if k not in train},
-    }

@@ -1,4 +1,4 @@
-"""A game in rounds: the reward model learns what the policy says, the policy what it is told.
+"""A game in rounds: in each the reward model is trained on samples, then the policy on rewards.
 
 Read it downwards: `run` is the order of events. What is written into the workdir, besides what
 `recipes.align` writes of config, data and the supervised stage:
@@ -15,97 +15,79 @@ Read it downwards: `run` is the order of events. What is written into the workdi
 A game that was killed goes on in the stage, and in the batch or step of it, that it was at.
 """
 
+import functools
 import logging
 import pathlib
 from typing import Any
 
 from alignjax.config import Config
 from alignjax.config.fields import describe
-from alignjax.errors import UserError
 from alignjax.evaluation import report
 from alignjax.evaluation.preferences import Estimate
 from alignjax.recipes.apo import measure, policy_turn, reward_turn, setup
-from alignjax.recipes.apo.measure import ACCURACY, BEFORE, ECE, PAIRS, SAMPLES
-from alignjax.recipes.apo.setup import Player, Table
+from alignjax.recipes.apo.config import RoundsConfig
+from alignjax.recipes.apo.measure import ACCURACY, BEFORE, ECE, PAIRS, SAMPLES, Players
+from alignjax.recipes.apo.setup import Game, Player
 from alignjax.recipes.run import open_run
 from alignjax.runtime import workdirs
 from alignjax.runtime.faults import fault_point
 from alignjax.stages import bricks
+from alignjax.stages.check import check_game
 
 log = logging.getLogger("alignjax")
 
 
 def run(
-    config: Config, workdir: str | pathlib.Path, *, allow_config_change: bool = False
+    config: Config,
+    workdir: str | pathlib.Path,
+    settings: RoundsConfig,
+    allow_config_change: bool = False,
 ) -> dict[str, Any]:
-    """Plays the game; started again, continues.
-
-    Args:
-      config: what to do; its ``game`` is set.
-      workdir: the run's folder.
-      allow_config_change: continue although the config differs from the one the run began with.
-
-    Returns:
-      What ``summary.json`` holds.
-
-    Raises:
-      UserError: see `alignjax.errors` for the kinds and their exit codes.
-    """
-    game = config.game
-    assert game is not None
-    if game.reward_steps or game.policy_steps:
-        raise UserError(
-            "game.reward_steps, game.policy_steps: wanted 0 and 0 for a game in rounds, found "
-            f"{game.reward_steps} and {game.policy_steps}"
-        )
-    with open_run(config, workdir, allow_config_change) as run:
-        table = setup.lay(run)
-        if game.reward_model:
-            reward_turn.given(table)  # refused, if it has to be, before anything is trained
+    """Plays the game; see `alignjax.recipes.run_config`."""
+    check = functools.partial(check_game, samples=settings.sampling.samples)
+    with open_run(config, workdir, allow_config_change, check=check) as run:
+        game = setup.set_up(run, settings)
+        if settings.reward_model:
+            reward_turn.find_given(game)  # refused, if it has to be, before anything is trained
         reference = bricks.supervised(run)
         supervised = Player(run.workdir / "sft", reference.digest, reference.load)
-        history = _play(table, supervised)
+        history = _play(game, settings, supervised)
         columns = [f"round {line['round']}" for line in history]
-        return report_game(table, history, columns, _last_reward(table), {})
+        return report_game(game, history, columns, _last_reward(run.workdir, settings), {})
 
 
-def _play(table: Table, supervised: Player) -> list[dict[str, Any]]:
+def _play(game: Game, settings: RoundsConfig, supervised: Player) -> list[dict[str, Any]]:
     """All rounds; a line of history for each, and one for what was before them."""
-    game = table.config.game
-    assert game is not None
-    base = reward_turn.base(table, supervised)
+    base = reward_turn.train_base(game, supervised)
     policy, reward = supervised, base
+    rates = settings.learning_rates or (game.config.optim.learning_rate,)
     history: list[dict[str, Any]] = []
-    for number in range(game.rounds + 1):
+    for number in range(settings.rounds + 1):
         before = policy
         if number:
-            if game.adversarial:
-                reward = reward_turn.move(table, number, supervised, policy, reward)
-            policy = policy_turn.move(table, number, policy, supervised, reward)
-        line = measure.measure(
-            table,
-            number,
-            policy=policy,
-            before=before,
-            reward=reward,
-            base=base,
-            supervised=supervised,
-        )
+            if settings.adversarial:
+                start = reward if settings.sequential else None
+                reward = reward_turn.train(game, number, supervised, policy, start)
+            reference = supervised if settings.reference == "supervised" else policy
+            rate = rates[min(number, len(rates)) - 1]
+            policy = policy_turn.train(game, number, policy, reference, reward, rate)
+        players = Players(policy, before, reward, base, supervised)
+        line = measure.measure(game, number, players)
         history.append(line)
-        workdirs.write_json(table.workdir / "history.json", history)
+        workdirs.write_json(game.workdir / "history.json", history)
         log.info("round %d: %s", number, _short(line))
     return history
 
 
 def _short(line: dict[str, Any]) -> str:
-    told = {name: Estimate(**x) for name, x in line["policy"].items()}
+    metrics = {name: Estimate(**x) for name, x in line["policy"].items()}
     accuracy = Estimate(**line["reward_model"][PAIRS][ACCURACY])
-    first = [f"{name} {x}" for name, x in list(told.items())[:1]]
+    first = [f"{name} {x}" for name, x in list(metrics.items())[:1]]
     return ", ".join([*first, f"reward model's accuracy on pairs {accuracy}"])
 
 
 def report_game(
-    table: Table,
+    game: Game,
     history: list[dict[str, Any]],
     columns: list[str],
     rewarded: pathlib.Path,
@@ -119,7 +101,7 @@ def report_game(
       rewarded: the last reward model's folder.
       counts: what else the summary is to hold.
     """
-    config, workdir = table.config, table.workdir
+    config, workdir = game.config, game.workdir
     first, last = history[0]["policy"], history[-1]["policy"]
     summary = {
         "table": {name: {"before": first.get(name), "after": last[name]} for name in last},
@@ -127,7 +109,7 @@ def report_game(
         **counts,
         "loss": describe(config.loss),
         "reward_loss": describe(config.reward_loss),
-        "receipt": table.data.receipt,
+        "receipt": game.data.receipt,
         "versions": workdirs.versions(),
     }
     policy = {
@@ -156,12 +138,10 @@ def report_game(
     return summary
 
 
-def _last_reward(table: Table) -> pathlib.Path:
-    game = table.config.game
-    assert game is not None
-    if game.adversarial:
-        return table.workdir / f"round-{game.rounds}" / "reward"
-    return pathlib.Path(game.reward_model or table.workdir / "base")
+def _last_reward(workdir: pathlib.Path, settings: RoundsConfig) -> pathlib.Path:
+    if settings.adversarial:
+        return workdir / f"round-{settings.rounds}" / "reward"
+    return pathlib.Path(settings.reward_model or workdir / "base")
 
 
 WHO = {"reward_model": "of the round", "base": "of the pairs alone"}
@@ -172,13 +152,13 @@ def _ranking(history: list[dict[str, Any]]) -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {}
     for where in (PAIRS, SAMPLES, BEFORE):
         for who, called in WHO.items():
-            found = [line[who].get(where) for line in history]
-            if any(found):
+            cells = [line[who].get(where) for line in history]
+            if any(cells):
                 rows[f"{where}: accuracy {called}"] = [
-                    "-" if x is None else str(Estimate(**x[ACCURACY])) for x in found
+                    "-" if x is None else str(Estimate(**x[ACCURACY])) for x in cells
                 ]
                 rows[f"{where}: ECE {called}"] = [
-                    "-" if x is None or x[ECE] is None else f"{x[ECE]:.3f}" for x in found
+                    "-" if x is None or x[ECE] is None else f"{x[ECE]:.3f}" for x in cells
                 ]
         ahead = [line["ahead"].get(where) for line in history]
         if any(ahead):

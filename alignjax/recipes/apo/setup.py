@@ -1,4 +1,4 @@
-"""What stays the same over the rounds of a game: whose prompts are whose, and the players' kind."""
+"""Sets up a game: whose prompts are whose, golden answers, and how a player is asked."""
 
 import dataclasses
 import hashlib
@@ -12,12 +12,14 @@ import jax
 from jax.sharding import Mesh
 
 from alignjax.config import Config
+from alignjax.config.fields import identity
 from alignjax.data.batching import Bucketed
 from alignjax.data.prepare import enforce
 from alignjax.data.records import DataError, Receipt, Record, check, prompt_digest
 from alignjax.errors import UserError
 from alignjax.recipes.apo import golden
-from alignjax.sampling.generate import Question, decisive, questions
+from alignjax.recipes.apo.config import GameConfig
+from alignjax.sampling.generate import Question, questions
 from alignjax.stages import sample_lists
 from alignjax.stages.data import Prepared, rows_of, split
 from alignjax.stages.reference import Reference
@@ -50,10 +52,11 @@ class Prompts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-    """What the players sit at; see `lay`."""
+class Game:
+    """A run with its prompts dealt to the two players; see `set_up`."""
 
     run: Run
+    settings: GameConfig
     pairs: list[Record]  # humans' comparisons on the reward model's side
     held_out: list[Record]  # the same of held-out prompts
     reward: Prompts  # those with a golden answer
@@ -78,19 +81,18 @@ class Table:
 
     @property
     def made_of(self) -> dict[str, Any]:
-        """What every stage of a round depends on beside the players, as JSON data."""
-        assert self.config.game is not None
+        """All that a stage of a round depends on beside the players, as JSON data."""
         digest = hashlib.sha256(json.dumps(self.answers).encode()).hexdigest()
         return {
             "data": self.data.train.dataset.digest,
             "tokenizer": self.data.tokenizer.digest,
-            "policy_fraction": self.config.game.policy_fraction,
+            "policy_fraction": self.settings.policy_fraction,
             "seed": self.config.train.seed,
             "golden": digest,
         }
 
 
-def lay(run: Run) -> Table:
+def set_up(run: Run, settings: GameConfig) -> Game:
     """Splits the prompts in two and finds the golden answers.
 
     Raises:
@@ -99,9 +101,11 @@ def lay(run: Run) -> Table:
     """
     config, data = run.config, run.data
     train, held_out = split(config, {side: Receipt() for side in ("train", "held_out")})
-    mine, others = golden.sides(config, train)
-    pairs = [golden.compared(record) for record in mine]
-    answers, _ = golden.answers(config, mine)
+    mine, others = golden.split_sides(
+        train, policy_fraction=settings.policy_fraction, seed=config.train.seed
+    )
+    pairs = [golden.as_scored(record) for record in mine]
+    answers, _ = golden.find_answers(config.data, settings, mine)
     texts = {record.id: record for record in train}
     policy = {prompt_digest(record.prompt) for record in others}
     sides: dict[bool, list[tuple[Question, Record]]] = {True: [], False: []}
@@ -112,7 +116,7 @@ def lay(run: Run) -> Table:
             sides[digest in policy].append((question, original))
     for is_policy, name in ((False, "reward model"), (True, "policy")):
         if not sides[is_policy]:
-            raise UserError(f"game.policy_fraction: the {name} is left without a prompt")
+            raise UserError(f"recipe.game.policy_fraction: the {name} is left without a prompt")
     log.info(
         "prompts: %s of the reward model, with golden answers and %s comparisons; %s of the policy",
         *(f"{len(x):,}" for x in (sides[False], pairs, sides[True])),
@@ -120,52 +124,52 @@ def lay(run: Run) -> Table:
     reward, others_asked = (
         Prompts([q for q, _ in sides[x]], [r for _, r in sides[x]]) for x in (False, True)
     )
-    return Table(
+    return Game(
         run=run,
+        settings=settings,
         pairs=pairs,
-        held_out=[golden.compared(record) for record in held_out],
+        held_out=[golden.as_scored(record) for record in held_out],
         reward=reward,
         answers=[answers[prompt_digest(r.prompt)] for r in reward.originals],
         policy=others_asked,
     )
 
 
-def rows(table: Table, records: Sequence[Record], identity: Any, what: str) -> Bucketed:
-    """Scored records as rows to train or to measure on.
+def prepare_rows(game: Game, records: Sequence[Record], made_of: Any, name: str) -> Bucketed:
+    """Prepares scored records as rows to train or to measure on.
 
     Args:
-      identity: JSON data that changes whenever the records would.
-      what: the rows are called in messages.
+      made_of: JSON data that changes whenever the records would.
+      name: of the rows, for messages.
 
     Raises:
       UserError: a larger share than ``game.max_drop_fraction`` says nothing.
     """
     receipt = Receipt(rows_in=len(records))
-    found = rows_of(
-        table.config,
-        table.workdir,
+    rows = rows_of(
+        game.config,
+        game.workdir,
         check(records, receipt),
-        table.data.tokenizer,
+        game.data.tokenizer,
         receipt,
-        {**table.made_of, "rows": what, "of": identity},
+        {**game.made_of, "rows": name, "of": made_of},
     )
-    log.info("%s:\n%s", what, receipt.render())
-    refuse_drops(table, receipt, what)
-    return found
+    log.info("%s:\n%s", name, receipt.render())
+    enforce_drops(game, receipt, name)
+    return rows
 
 
-def refuse_drops(table: Table, receipt: Receipt, what: str) -> None:
-    """As `prepare.enforce`, with ``game.max_drop_fraction``, and saying of what."""
-    assert table.config.game is not None
-    field = "game.max_drop_fraction"
+def enforce_drops(game: Game, receipt: Receipt, name: str) -> None:
+    """Refuses rows of which more than ``game.max_drop_fraction`` were dropped, under their name."""
+    field = "recipe.game.max_drop_fraction"
     try:
-        enforce(receipt, max_drop_fraction=table.config.game.max_drop_fraction, field=field)
+        enforce(receipt, max_drop_fraction=game.settings.max_drop_fraction, field=field)
     except DataError as error:
-        raise DataError(f"{what}: {error}") from None
+        raise DataError(f"{name}: {error}") from None
 
 
 def respond(
-    table: Table,
+    game: Game,
     number: int,
     name: str,
     policy: Player,
@@ -173,7 +177,7 @@ def respond(
     score: Callable[[list[Record]], Any],
     made_of: dict[str, Any],
 ) -> tuple[pathlib.Path, str]:
-    """The policy's samples to one side's prompts, in a folder of the round; resumes.
+    """Samples from the policy to one side's prompts, into a folder of the round; resumes.
 
     Args:
       number: of the round.
@@ -181,7 +185,7 @@ def respond(
       policy: who responds.
       own: responses that stand before each prompt's samples.
       score: see `sample_lists.make`.
-      made_of: what the scores depend on.
+      made_of: JSON data that changes whenever the scores would.
 
     Returns:
       The file of the lists, and its digest.
@@ -189,12 +193,11 @@ def respond(
     Raises:
       UserError: more than ``game.max_empty_fraction`` of the samples are empty; with the round.
     """
-    config, game = table.config, table.config.game
-    assert game is not None
-    prompts: Prompts = getattr(table, name)
-    folder = table.workdir / f"round-{number}" / f"{name}_lists"
-    key = {**table.made_of, **made_of, "policy": policy.digest}
-    key |= {"sampling": decisive(game.sampling), "round": number, "side": name}
+    config, settings = game.config, game.settings
+    prompts: Prompts = getattr(game, name)
+    folder = game.workdir / f"round-{number}" / f"{name}_lists"
+    key = {**game.made_of, **made_of, "policy": policy.digest}
+    key |= {"sampling": identity(settings.sampling), "round": number, "side": name}
     record = sample_lists.complete(folder, key)
     if record is None:
         of_round = jax.random.fold_in(jax.random.key(config.train.seed), number)
@@ -206,18 +209,18 @@ def respond(
             originals=prompts.originals,
             own=own,
         )
-        drawing = sample_lists.Drawing(policy.load, config.model, table.data.tokenizer, table.mesh)
-        record = sample_lists.make(folder, key, [side], drawing, game.sampling, score)
+        drawing = sample_lists.Drawing(policy.load, config.model, game.data.tokenizer, game.mesh)
+        record = sample_lists.make(folder, key, [side], drawing, settings.sampling, score)
     counts = record["counts"]["lists"]
     log.info(
         "round %d, samples to the %s prompts: %s",
         *(number, name, ", ".join(f"{n:,} {what}" for what, n in counts.items())),
     )
     share = counts.get("empty", 0) / max(counts["sampled"], 1)
-    if share > game.max_empty_fraction:
+    if share > settings.max_empty_fraction:
         raise UserError(
             f"round {number}: {share:.1%} of the policy's {counts['sampled']:,} samples to the "
-            f"{name} prompts are empty, more than game.max_empty_fraction = "
-            f"{game.max_empty_fraction:g} allows"
+            f"{name} prompts are empty, more than recipe.game.max_empty_fraction = "
+            f"{settings.max_empty_fraction:g} allows"
         )
     return folder / "lists.jsonl", record["sha256"]["lists"]

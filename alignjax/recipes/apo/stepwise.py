@@ -32,14 +32,15 @@ from alignjax.config import Config
 from alignjax.config.fields import describe
 from alignjax.data.batching import Batches, Bucketed, bucket, deal_batches, shuffled
 from alignjax.data.records import Record
-from alignjax.errors import UserError
-from alignjax.recipes.apo import measure as round_measures
 from alignjax.recipes.apo import reward_turn, rounds, setup
-from alignjax.recipes.apo.setup import Player, Table
+from alignjax.recipes.apo.config import StepsConfig
+from alignjax.recipes.apo.measure import Players, measure
+from alignjax.recipes.apo.setup import Game, Player
 from alignjax.recipes.run import open_run
 from alignjax.runtime import checkpoint, workdirs
 from alignjax.runtime.faults import fault_point
 from alignjax.stages import bricks, evaluation, fresh_samples, learners, pretrained
+from alignjax.stages.check import check_game
 from alignjax.training import on_policy_game
 from alignjax.training.game import Cycle
 from alignjax.training.job import Feed
@@ -50,84 +51,48 @@ log = logging.getLogger("alignjax")
 
 
 def run(
-    config: Config, workdir: str | pathlib.Path, *, allow_config_change: bool = False
+    config: Config,
+    workdir: str | pathlib.Path,
+    settings: StepsConfig,
+    allow_config_change: bool = False,
 ) -> dict[str, Any]:
-    """Plays the game; started again, continues.
-
-    Args:
-      config: what to do; its ``game`` has ``policy_steps`` above 0.
-      workdir: the run's folder.
-      allow_config_change: continue although the config differs from the one the run began with.
-
-    Returns:
-      What ``summary.json`` holds.
-
-    Raises:
-      UserError: see `alignjax.errors` for the kinds and their exit codes.
-    """
-    _refuse_unread(config)
-    with open_run(config, workdir, allow_config_change) as run:
-        table = setup.lay(run)
-        if config.game is not None and config.game.reward_model:
-            reward_turn.given(table)  # refused, if it has to be, before anything is trained
+    """Plays the game; see `alignjax.recipes.run_config`."""
+    check = functools.partial(check_game, samples=settings.sampling.samples)
+    with open_run(config, workdir, allow_config_change, check=check) as run:
+        game = setup.set_up(run, settings)
+        if settings.reward_model:
+            reward_turn.find_given(game)  # refused, if it has to be, before anything is trained
         reference = bricks.supervised(run)
         supervised = Player(run.workdir / "sft", reference.digest, reference.load)
-        base = reward_turn.base(table, supervised)
-        policy, reward, counts = _play(table, supervised, base)
-        measure = functools.partial(
-            round_measures.measure, table, base=base, before=supervised, supervised=supervised
-        )
-        history = [
-            measure(0, policy=supervised, reward=base),
-            measure(1, policy=policy, reward=reward),
-        ]
+        base = reward_turn.train_base(game, supervised)
+        policy, reward, counts = _play(game, settings, supervised, base)
+        first = Players(supervised, supervised, base, base, supervised)
+        last = dataclasses.replace(first, policy=policy, reward=reward)
+        history = [measure(game, number, who) for number, who in enumerate((first, last))]
         workdirs.write_json(run.workdir / "history.json", history)
         columns = ["before", f"after {counts['steps']} turns"]
-        return rounds.report_game(table, history, columns, reward.folder, counts)
+        return rounds.report_game(game, history, columns, reward.folder, counts)
 
 
-def _refuse_unread(config: Config) -> None:
-    """What a game in rounds reads and this one would not."""
-    settings = config.game
-    assert settings is not None
-    for ok, field, wanted in (
-        (settings.reference == "supervised", "reference", "supervised: it stays during the loop"),
-        (settings.adversarial, "adversarial", "True; see reward_loss.sample_weight=0"),
-        (not settings.sequential, "sequential", "False: the reward model goes on in any case"),
-        (not settings.learning_rates, "learning_rates", "none: see optim.learning_rate"),
-    ):
-        if not ok:
-            raise UserError(
-                f"game.{field}: with policy_steps above 0, one loop, wanted {wanted}; found "
-                f"{getattr(settings, field)!r}"
-            )
-    if config.reference.mode not in ("auto", "live"):  # fresh samples are in no cache
-        raise UserError(
-            "reference.mode: wanted auto or live for a game in one loop, found "
-            f"{config.reference.mode!r}"
-        )
-
-
-def _play(table: Table, supervised: Player, base: Player) -> tuple[Player, Player, dict[str, int]]:
-    """The loop; what it ended with is saved, and read back when all of it is there."""
-    config, workdir, data = table.config, table.workdir, table.data
-    settings = config.game
-    assert settings is not None
-    policy_config = dataclasses.replace(config, game=None, reward_loss=None, sft=None)
-    run = dataclasses.replace(table.run, config=policy_config)
+def _play(
+    game: Game, settings: StepsConfig, supervised: Player, base: Player
+) -> tuple[Player, Player, dict[str, int]]:
+    """Plays the loop: the policy and the reward model that it ends with, and counts."""
+    config = dataclasses.replace(game.config, recipe=None, reward_loss=None, sft=None)
+    run = dataclasses.replace(game.run, config=config)
     learner, asking = fresh_samples.asking(
-        policy_config,
-        table.mesh,
-        table.policy.asked,
-        data.tokenizer,
+        config,
+        game.mesh,
+        game.policy.asked,
+        game.data.tokenizer,
         supervised.load,
         sampling=settings.sampling,
-        steps=fresh_samples.steps_of(config, table.policy.asked),
+        steps=fresh_samples.steps_of(config, game.policy.asked),
         max_empty_fraction=settings.max_empty_fraction,
     )
-    opponent = _opponent(table, base, turns=len(asking.batches))
+    opponent = _opponent(game, settings, base, turns=len(asking.batches))
     made_of = {
-        **table.made_of,
+        **game.made_of,
         "reward_model": base.digest,
         "golden_rows": opponent.golden.dataset.digest,
         "pairs": opponent.pairs.dataset.digest,
@@ -139,81 +104,77 @@ def _play(table: Table, supervised: Player, base: Player) -> tuple[Player, Playe
 
     key = jax.random.key(config.train.seed)
     state, counts = on_policy_game.play(job, learner, asking, opponent, key, during)
-    ended = {
+    return *_keep(game, state), counts
+
+
+def _keep(game: Game, state: GameState) -> tuple[Player, Player]:
+    """Saves both players, unless all of them is there; they are read back where they are needed."""
+    policy, reward = game.workdir / "policy", game.workdir / "reward"
+    digests = {
         "policy": checkpoint.tree_digest(state.policy.params),
         "reward": checkpoint.tree_digest(state.reward.params),
     }
-    record = workdir / "players.json"
-    if workdirs.find_json(record) != ended:
-        checkpoint.save_params(workdir / "policy", state.policy.params)
-        _save_reward_model(table, workdir / "reward", state.reward.params, ended["reward"])
+    record = game.workdir / "players.json"
+    if workdirs.find_json(record) != digests:
+        checkpoint.save_params(policy, state.policy.params)
+        _save_reward_model(game, reward, state.reward.params, digests["reward"])
         fault_point("params", "")
-        workdirs.write_json(record, ended)
-    del state
-    load_policy = functools.partial(
-        checkpoint.load_params, workdir / "policy", pretrained.target(config.model, table.mesh)
-    )
-    load_reward = functools.partial(
-        checkpoint.load_params,
-        workdir / "reward" / "params",
-        pretrained.target(config.model, table.mesh, objectives=1),
-    )
+        workdirs.write_json(record, digests)
+    load = checkpoint.load_params
+    policies = pretrained.target(game.config.model, game.mesh)
+    rewards = pretrained.target(game.config.model, game.mesh, objectives=1)
     return (
-        Player(workdir / "policy", ended["policy"], load_policy),
-        Player(workdir / "reward", ended["reward"], load_reward),
-        counts,
+        Player(policy, digests["policy"], functools.partial(load, policy, policies)),
+        Player(reward, digests["reward"], functools.partial(load, reward / "params", rewards)),
     )
 
 
-def _opponent(table: Table, base: Player, *, turns: int) -> Opponent:
+def _opponent(game: Game, settings: StepsConfig, base: Player, *, turns: int) -> Opponent:
     """The reward model's side of the loop, which has so many turns of the policy."""
-    config, settings = table.config, table.config.game
-    assert settings is not None
     cycle = Cycle(reward_steps=settings.reward_steps, policy_steps=settings.policy_steps)
     steps = cycle.turns_until(turns) - turns
     answers = [
         Record(id=f"golden:{r.id}", prompt=r.prompt, responses=(answer,), domain=r.domain)
-        for r, answer in zip(table.reward.originals, table.answers, strict=True)
+        for r, answer in zip(game.reward.originals, game.answers, strict=True)
     ]
-    golden = _one_shape(table, setup.rows(table, answers, "golden", "golden answers"))
-    pairs = _one_shape(table, setup.rows(table, table.pairs, "pairs", "comparisons"))
+    golden = _one_shape(game, setup.prepare_rows(game, answers, "golden", "golden answers"))
+    pairs = _one_shape(game, setup.prepare_rows(game, game.pairs, "pairs", "comparisons"))
     learner = learners.reward_model(
-        reward_turn.config_of(config), table.mesh, steps, load_start=base.load
+        reward_turn.config_of(game), game.mesh, steps, load_start=base.load
     )
     return Opponent(
         learner=learner,
-        golden=Feed(golden.dataset, _batches(config, golden, steps, stream=1)),
-        pairs=Feed(pairs.dataset, _batches(config, pairs, steps, stream=2)),
+        golden=Feed(golden.dataset, _batches(game, golden, steps, stream=1)),
+        pairs=Feed(pairs.dataset, _batches(game, pairs, steps, stream=2)),
         cycle=cycle,
     )
 
 
-def _one_shape(table: Table, rows: Bucketed) -> Bucketed:
+def _one_shape(game: Game, rows: Bucketed) -> Bucketed:
     """Golden rows and pairs go into one batch: with several shapes each, all would meet all."""
-    return bucket(rows.dataset, count=1, multiple=table.config.data.pad_multiple)
+    return bucket(rows.dataset, count=1, multiple=game.config.data.pad_multiple)
 
 
-def _batches(config: Config, rows: Bucketed, steps: int, *, stream: int) -> Batches:
+def _batches(game: Game, rows: Bucketed, steps: int, *, stream: int) -> Batches:
     """Deals one batch of rows for each turn of the reward model; it may have none."""
-    assert config.game is not None
-    b = config.game.train.batch_size
+    b = game.settings.train.batch_size
     if not steps:
         return Batches(rows.shapes, np.zeros(0, np.int32), np.zeros((0, b), np.int64))
     return deal_batches(
         rows.shapes,
         rows.assignment,
         batch_size=b,
-        order=shuffled(len(rows.dataset), config.train.seed + stream),
+        order=shuffled(len(rows.dataset), game.config.train.seed + stream),
         batches=steps,
     )
 
 
-def _save_reward_model(table: Table, folder: pathlib.Path, params: Params, digest: str) -> None:
+def _save_reward_model(game: Game, folder: pathlib.Path, params: Params, digest: str) -> None:
     """A folder that `scorers.reward_model` takes."""
-    config = reward_turn.config_of(table.config)
+    config = reward_turn.config_of(game)
     workdirs.write_json(folder / "config.json", describe(config))
     checkpoint.save_params(folder / "params", params)
     if not config.tokenizer.path:
-        workdirs.copy(table.workdir / "tokenizer.model", folder / "tokenizer.model")
-    said = {"objectives": [], "tokenizer": table.data.tokenizer.digest, "params": digest}
-    workdirs.write_json(folder / "summary.json", {"reward_model": said})
+        workdirs.copy(game.workdir / "tokenizer.model", folder / "tokenizer.model")
+    described = {"objectives": [], "tokenizer": game.data.tokenizer.digest, "params": digest}
+    workdirs.write_json(folder / "summary.json", {"reward_model": described})

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from alignjax.config import Config, ObjectivesConfig
+from alignjax.config import Config
 from alignjax.data.batching import Bucketed
 from alignjax.data.records import Prompt
+from alignjax.recipes.multi_objective import ObjectivesConfig
 from alignjax.sampling.generate import Question, Sample
 from alignjax.stages.data import Prepared
 from alignjax.stages.run import Run
@@ -25,22 +26,18 @@ Method = Callable[..., Respond]  # (setting, *, hyperparameters); trains, and go
 class Setting:
     """One run of several objectives, up to where its method begins."""
 
-    config: Config  # its ``losses`` is set
+    config: Config
     workdir: pathlib.Path
     data: Prepared
     mesh: Mesh
     load_reference: Callable[[], Params]  # the supervised policy, on the mesh
     digest: str  # of its parameters
+    objectives: ObjectivesConfig
 
     def training(self, name: str, config: Config, rows: Bucketed) -> Run:
         """The run of one training inside a method: a folder, a config and rows of its own."""
         run = Run(config, self.workdir / name, self.data, self.mesh)
         return run.on(rows)
-
-    @property
-    def objectives(self) -> ObjectivesConfig:
-        assert self.config.objectives is not None
-        return self.config.objectives
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,7 +47,7 @@ class Rows:
     ids: tuple[str, ...]  # of the records they belong to: responses to one prompt share theirs
     prompts: tuple[Prompt, ...]
     responses: tuple[str, ...]
-    scores: np.ndarray  # [N, M] float64, larger is better, as ``losses.names`` orders them
+    scores: np.ndarray  # [N, M] float64, larger is better, as ``objectives.names`` orders them
 
 
 def normalised(weights: Sequence[float]) -> Preference:

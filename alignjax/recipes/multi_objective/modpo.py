@@ -52,9 +52,13 @@ def train(
         raise UserError(f"loss: wanted modpo.loss with this method, found {name_of(loss)}")
     names = setting.objectives.names
     if main is not None and not 0 <= main < len(names):
-        raise UserError(f"objectives.method.main: wanted 0 to {len(names) - 1}, found {main}")
+        raise UserError(
+            f"recipe.objectives.method.main: wanted 0 to {len(names) - 1}, found {main}"
+        )
     if not 0 < log_odds < np.inf:
-        raise UserError(f"objectives.method.log_odds: wanted a positive number, found {log_odds}")
+        raise UserError(
+            f"recipe.objectives.method.log_odds: wanted a positive number, found {log_odds}"
+        )
     records = lists(setting, training.scored_rows(setting), log_odds)
     rows = training.prepared(setting, records, "modpo rows")
     folders = {
@@ -84,7 +88,7 @@ def train(
 
     def respond(preference: Preference, asked: Sequence[Question]) -> list[Sample]:
         if preference not in folders:
-            raise UserError(f"preference: wanted one of objectives.preferences, found {preference}")
+            raise UserError(f"preference: wanted one of the config's, found {preference}")
         return training.respond_with(setting, policy(preference))(asked)
 
     return respond
@@ -112,8 +116,8 @@ def lists(setting: Setting, rows: Rows, log_odds: float) -> list[Record]:
     for name, values in zip(names, rows.scores.T, strict=True):
         if values.max() == values.min():
             raise UserError(
-                f"objectives.names: {name} has one value, {values[0]}, in all {len(values)} rows, "
-                "and orders no pair: leave it out"
+                f"recipe.objectives.names: {name} has one value, {values[0]}, in all {len(values)} "
+                "rows, and orders no pair: leave it out"
             )
     rewards = rows.scores * (log_odds / deviation)
     found, single = [], 0

@@ -1,6 +1,6 @@
 """MORLHF: for each preference a policy of its own, by policy gradient on a weighted sum of scores.
 
-With w the preference and r_k the scores of ``losses.scorer``, normalised::
+With w the preference and r_k the scores of ``objectives.scorer``, normalised::
 
     max_pi  E_pi[sum_k w_k r_k(x, y)] - beta KL[pi || pi_ref]
     whose optimum is pi_ref(y|x) exp(sum_k w_k r_k(x, y) / beta), normalised
@@ -9,7 +9,7 @@ With w the preference and r_k the scores of ``losses.scorer``, normalised::
 symbol                           code
 ===============================  =====================================================
 w                                ``preference``, sums to 1
-r_k                              what `_scalar` makes of ``losses.scorer``
+r_k                              what `_scalar` makes of ``objectives.scorer``
 beta, the divergence, the step   ``config.loss``: ``partial(apo.loss, beta=0.1)``
 pi_ref                           the supervised policy, ``setting.load_reference``
 ===============================  =====================================================
@@ -56,7 +56,7 @@ def train(
     normalise: str = "zscore",
     max_empty_fraction: float = 0.9,
 ) -> Respond:
-    """Trains a policy for each of ``losses.preferences``, one after the other.
+    """Trains a policy for each of ``objectives.preferences``, one after the other.
 
     Args:
       setting: the run; its ``config.loss`` reads scores and a reference.
@@ -124,17 +124,18 @@ def policy(
     from alignjax.training import on_policy
 
     if samples < 2:
-        raise UserError(f"objectives.method.samples: wanted 2 at least, found {samples}")
+        raise UserError(f"recipe.objectives.method.samples: wanted 2 at least, found {samples}")
     if normalise not in NORMALISED:
         raise UserError(
-            f"objectives.method.normalise: wanted {', '.join(NORMALISED)}, found {normalise!r}"
+            f"recipe.objectives.method.normalise: wanted {', '.join(NORMALISED)}, found "
+            f"{normalise!r}"
         )
     if not 0 <= max_empty_fraction < 1:
         raise UserError(
-            "objectives.method.max_empty_fraction: wanted a number in [0, 1), found "
+            "recipe.objectives.method.max_empty_fraction: wanted a number in [0, 1), found "
             f"{max_empty_fraction}"
         )
-    data, config = setting.data, dataclasses.replace(setting.config, sft=None, objectives=None)
+    data, config = setting.data, dataclasses.replace(setting.config, sft=None, recipe=None)
     lists = CandidatesConfig(scorers=(setting.objectives.scorer,), samples=samples)
     check.check_objectives(dataclasses.replace(config, candidates=lists), data.train)
     rows = training.scored_rows(setting)

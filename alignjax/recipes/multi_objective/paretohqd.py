@@ -78,8 +78,8 @@ def train(
     for name, value in (("size", size - 1), ("prompts", prompts), ("at_once", at_once)):
         if value < 1:
             raise UserError(
-                f"objectives.method.{name}: wanted a number of {2 if name == 'size' else 1} or "
-                f"more, found {value + (name == 'size')}"
+                f"recipe.objectives.method.{name}: wanted a number of "
+                f"{2 if name == 'size' else 1} or more, found {value + (name == 'size')}"
             )
     preferences = [normalised(weights) for weights in setting.objectives.preferences]
     rows = training.scored_rows(setting)
@@ -94,8 +94,8 @@ def train(
     def respond(preference: Preference, asked: Sequence[Question]) -> list[Sample]:
         if preference not in preferences:
             raise UserError(
-                f"preference {preference}: no policy was trained for it: objectives.preferences "
-                f"has {len(preferences)} others"
+                f"preference {preference}: no policy was trained for it: "
+                f"recipe.objectives.preferences has {len(preferences)} others"
             )
         policy = _merged(setting, policies[preferences.index(preference)])
         return training.respond_with(setting, policy)(asked)
@@ -135,14 +135,16 @@ def _stage(
 
     names = setting.objectives.names
     if not rows.ids:
-        raise UserError(f"objectives.method, {name}: no response is left to choose from: {counts}")
+        raise UserError(
+            f"recipe.objectives.method, {name}: no response is left to choose from: {counts}"
+        )
     for m in np.flatnonzero(np.ptp(rows.scores, axis=0) == 0):
         log.warning("%s: %s is the same for all responses, and says nothing", name, names[m])
     points = _centred(rows) if centred else rows.scores
     try:
         chosen = curate(points, preferences, size)
     except ValueError as error:
-        raise UserError(f"objectives.method, {name}: {error}") from None
+        raise UserError(f"recipe.objectives.method, {name}: {error}") from None
     means = [rows.scores[own].mean(axis=0) for own in chosen]
     for preference, mean in zip(preferences, means, strict=True):
         log.info("%s: %s chosen for %s have %s", name, size, _told(preference), _told(mean, names))

@@ -172,7 +172,7 @@ def _check_ranges(
         (0 < top_p <= 1, "top_p", "a number in (0, 1]", top_p),
     ):
         if not ok:
-            raise UserError(f"objectives.method.{field}: wanted {wanted}, found {found!r}")
+            raise UserError(f"recipe.objectives.method.{field}: wanted {wanted}, found {found!r}")
 
 
 def _scale(setting: Setting, of: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -260,7 +260,9 @@ def _good(
     found = np.concatenate(scores.kept(setting, said, f"{name}-scores"))
     whole = np.isfinite(found).all(axis=1)  # a scorer may lack an objective
     if not whole.any():
-        raise UserError(f"objectives.scorer: gives no sample of {name} a score on every objective")
+        raise UserError(
+            f"recipe.objectives.scorer: gives no sample of {name} a score on every objective"
+        )
     got = scale(found[whole])
     kept = ric.keep(got, quantile=quantile)
     usable = [record for record, ok in zip(said, whole, strict=True) if ok]

@@ -26,7 +26,7 @@ from alignjax.config.fields import describe, name_of
 from alignjax.data.batching import Bucketed
 from alignjax.errors import UserError
 from alignjax.evaluation import fronts, report
-from alignjax.recipes.multi_objective import cost, scores
+from alignjax.recipes.multi_objective import ObjectivesConfig, cost, scores
 from alignjax.recipes.multi_objective.method import Preference, Respond, Setting, normalised
 from alignjax.recipes.run import open_run
 from alignjax.runtime import workdirs
@@ -39,39 +39,36 @@ log = logging.getLogger("alignjax")
 
 
 def run(
-    config: Config, workdir: str | pathlib.Path, *, allow_config_change: bool = False
+    config: Config,
+    workdir: str | pathlib.Path,
+    objectives: ObjectivesConfig,
+    allow_config_change: bool = False,
 ) -> dict[str, Any]:
-    """Trains a way to respond for each preference and measures it; started again, continues.
+    """Trains a way to respond for each preference and measures it.
 
-    Args:
-      config: what to do; its ``losses`` is set.
-      workdir: the run's folder.
-      allow_config_change: continue although the config differs from the one the run began with.
-
-    Returns:
-      What ``summary.json`` holds.
-
-    Raises:
-      UserError: see `alignjax.errors` for the kinds and their exit codes.
+    See `alignjax.recipes.run_config`.
     """
-    several = config.objectives
-    assert several is not None
     with open_run(config, workdir, allow_config_change, check=_check) as run:
         example = run.data.asked_records[run.data.asked.dataset[0].id]
-        scores.scorer_of(several, config.mesh).tables([example], several.names)
+        scores.scorer_of(objectives, config.mesh).tables([example], objectives.names)
         reference = bricks.supervised(run)
         setting = Setting(
-            run.config, run.workdir, run.data, run.mesh, reference.load, reference.digest
+            run.config,
+            run.workdir,
+            run.data,
+            run.mesh,
+            reference.load,
+            reference.digest,
+            objectives,
         )
-        respond = several.method(setting)
-        return _measure(setting, respond)
+        return _measure(setting, objectives.method(setting))
 
 
 def _check(config: Config, rows: Bucketed) -> None:
     """Tries the supervised stage alone: each method trains on rows of its own."""
     if config.sft is not None:
-        stage = dataclasses.replace(config, loss=config.sft.loss, select=config.sft.select)
-        check_objectives(dataclasses.replace(stage, objectives=None), rows)
+        loss, select = config.sft.loss, config.sft.select
+        check_objectives(dataclasses.replace(config, recipe=None, loss=loss, select=select), rows)
 
 
 def _measure(setting: Setting, respond: Respond) -> dict[str, Any]:
@@ -125,7 +122,7 @@ def _truth(setting: Setting, prompts: list[str]) -> list[list[float]] | None:
     found = np.asarray(several.truth(prompts, several.names), np.float64)
     if found.ndim != 2 or found.shape[1] != len(several.names):
         raise UserError(
-            f"objectives.truth: {name_of(several.truth)}: wanted points "
+            f"recipe.objectives.truth: {name_of(several.truth)}: wanted points "
             f"[F, {len(several.names)}], found shape {list(found.shape)}"
         )
     return [list(map(float, point)) for point in found]
@@ -135,13 +132,16 @@ def _samples(setting: Setting, respond: Respond, i: int, preference: Preference)
     """Responses to the held-out prompts for one preference; read back when they were drawn."""
     config, data = setting.config, setting.data
     path = setting.workdir / "said" / f"{i:02d}.json"
-    parts = ("objectives", "loss", "select", "optim", "train", "lora")
+    parts = ("loss", "select", "optim", "train", "lora")
     key = {
         "reference": setting.digest,
         "data": data.asked.dataset.digest,
         "preference": list(preference),
         "evaluate": describe(dataclasses.replace(config.evaluate, judge=None, scorers=())),
-        "trained": {name: describe(getattr(config, name)) for name in parts},
+        "trained": {
+            "objectives": describe(setting.objectives),
+            **{name: describe(getattr(config, name)) for name in parts},
+        },
     }
     found = workdirs.find_json(path) or {}
     if found.get("key") == key:

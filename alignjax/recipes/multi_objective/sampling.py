@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from alignjax.config import SamplingConfig
+from alignjax.config.fields import identity
 from alignjax.recipes.multi_objective import cost
 from alignjax.recipes.multi_objective.method import Setting
 from alignjax.recipes.multi_objective.training import network
@@ -47,7 +48,7 @@ def sampled(
     whole = network(setting, params)
     key = {
         "params": checkpoint.tree_digest(whole),
-        "settings": generate.decisive(settings),
+        "settings": identity(settings),
         "seed": [config.train.seed, seed],
         "asked": _digest([[q.number, q.prompt] for q in asked]),
     }

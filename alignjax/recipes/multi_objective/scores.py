@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alignjax.config import MeshConfig, ObjectivesConfig
+from alignjax.config import MeshConfig
 from alignjax.config.fields import describe
 from alignjax.data.records import Record
+from alignjax.recipes.multi_objective import ObjectivesConfig
 from alignjax.recipes.multi_objective.method import Setting
 from alignjax.rewards.scorers import Scorer, open_scorer
 from alignjax.runtime.faults import fault_point
@@ -18,7 +19,7 @@ AT_ONCE = 512  # records handed to the scorer at a time, and kept
 
 def scorer_of(objectives: ObjectivesConfig, mesh: MeshConfig) -> Scorer:
     """Opens ``objectives.scorer``; ``mesh`` is what a reward model is split over."""
-    return open_scorer(objectives.scorer, "objectives.scorer", mesh)
+    return open_scorer(objectives.scorer, "recipe.objectives.scorer", mesh)
 
 
 def kept(setting: Setting, records: Sequence[Record], name: str = "rows") -> list[np.ndarray]:

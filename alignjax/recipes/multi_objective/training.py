@@ -2,7 +2,7 @@
 
 Everything here may be killed and called again: what is done is read back from the workdir.
 
-    rows.json                     the scores that ``losses.scorer`` gave the training responses
+    rows.json                     the scores that ``objectives.scorer`` gave the training responses
     NAME/checkpoints/             what `fit` trained under that name
     NAME.json  NAME.parts/        what `sampling.sampled` drew, whole and while it does
     seconds/NAME.json             the time that either took, see `cost`
@@ -37,13 +37,13 @@ log = logging.getLogger("alignjax")
 
 
 def scored_rows(setting: Setting) -> Rows:
-    """Every training response with its M scores, as ``losses.names`` orders them.
+    """Every training response with its M scores, as ``objectives.names`` orders them.
 
-    From the data where their records have these objectives, else from ``losses.scorer``; those
+    From the data where their records have these objectives, else from ``objectives.scorer``; those
     are kept in the workdir. A response that lacks an objective is left out and counted.
 
     Raises:
-      UserError: more of them lack one than ``losses.max_missing_fraction``; a name that neither
+      UserError: more of them lack one than ``objectives.max_missing_fraction``; a name that neither
         the data nor the scorer has; scores of another shape.
     """
     receipt = Receipt()
@@ -70,7 +70,7 @@ def with_scores(
       short: responses that were left out before, to be counted too.
 
     Raises:
-      UserError: more of them lack one than ``losses.max_missing_fraction``.
+      UserError: more of them lack one than ``objectives.max_missing_fraction``.
     """
     several = setting.objectives
     ids, prompts, responses, found = [], [], [], []
@@ -91,7 +91,7 @@ def with_scores(
     if short > several.max_missing_fraction * total:
         raise UserError(
             f"{short} of {total} responses ({short / total:.1%}) lack one of "
-            f"{', '.join(several.names)}, more than objectives.max_missing_fraction = "
+            f"{', '.join(several.names)}, more than recipe.objectives.max_missing_fraction = "
             f"{several.max_missing_fraction:g} allows"
         )
     return Rows(
@@ -250,7 +250,7 @@ def stage(
         optim=optim,
         train=train,
         sft=None,
-        objectives=None,
+        recipe=None,
     )
 
 

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from alignjax.config import GameConfig, OptimConfig
+from alignjax.config import OptimConfig
 from alignjax.data.batching import assemble, bucket, read
 from alignjax.data.prepare import open_dataset, prepare
 from alignjax.data.records import Receipt, Record, check, prompt_digest, split_by_prompt
@@ -15,6 +15,7 @@ from alignjax.data.tokenizer import load as tokenizers
 from alignjax.data.tokenizer import training
 from alignjax.errors import UserError
 from alignjax.losses import apo
+from alignjax.recipes import RoundsConfig
 from alignjax.recipes.apo import golden
 from alignjax.training import optim
 from alignjax.world import sources as world
@@ -23,13 +24,14 @@ from tests import runs
 SIZE = 40
 
 
-def config(**changes):
-    game = GameConfig(
-        optim=OptimConfig(schedule=optim.constant),
-        golden=partial(world.golden, size=SIZE, seed=0),
-        **changes,
+DATA = runs.get_config().data
+
+
+def game(**changes):
+    settings = dict(
+        optim=OptimConfig(schedule=optim.constant), golden=partial(world.golden, size=SIZE, seed=0)
     )
-    return runs.get_config(game=game, reward_loss=apo.reward_loss)
+    return RoundsConfig(**{**settings, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def tokenizer(records, tmp_path_factory):
 
 
 def test_every_prompt_is_on_one_side(records):
-    reward, policy = golden.sides(config(policy_fraction=0.3), records)
+    reward, policy = golden.split_sides(records, policy_fraction=0.3, seed=0)
     prompts = [{prompt_digest(r.prompt) for r in side} for side in (reward, policy)]
     assert not prompts[0] & prompts[1]
     assert len(reward) + len(policy) == len(records)
@@ -55,38 +57,40 @@ def test_every_prompt_is_on_one_side(records):
     held_out = split_by_prompt(records, seed=0, eval_fraction=0.3)[1]
     assert policy != held_out  # the two splits are independent
     with pytest.raises(UserError, match=r"game\.policy_fraction: .* leaves the policy no prompt"):
-        golden.sides(config(policy_fraction=1e-9), records)
+        golden.split_sides(records, policy_fraction=1e-9, seed=0)
 
 
 def test_an_answer_is_the_source_s_or_what_the_data_prefer(records):
-    found, receipt = golden.answers(config(), records)
+    found, receipt = golden.find_answers(DATA, game(), records)
     wanted = {r.prompt: r.responses[0] for r in world.golden(Receipt(), size=SIZE, seed=0)}
     assert found == {prompt_digest(p): y for p, y in wanted.items()}
     assert (receipt.rows_in, receipt.kept) == (SIZE, SIZE)
-    settings = dataclasses.replace(config().game, golden=None)
-    own, _ = golden.answers(dataclasses.replace(config(), game=settings), records)
+    settings = game(golden=None)
+    own, _ = golden.find_answers(DATA, settings, records)
     assert own == {prompt_digest(r.prompt): r.responses[0] for r in records}
 
 
 def test_missing_answers_are_counted_and_too_many_refused(records):
     few = partial(world.golden, size=SIZE - 4, seed=0)
-    settings = dataclasses.replace(config().game, golden=few, max_missing_fraction=0.1)
-    found, receipt = golden.answers(dataclasses.replace(config(), game=settings), records)
+    settings = game(golden=few, max_missing_fraction=0.1)
+    found, receipt = golden.find_answers(DATA, settings, records)
     assert receipt.dropped == {"no_golden_answer": 4}
     assert len(found) == SIZE - 4
     settings = dataclasses.replace(settings, max_missing_fraction=0.09)
-    message = r"4 of 40 rows dropped \(10.0%\), more than game\.max_missing_fraction = 0\.09 allows"
+    message = (
+        r"4 of 40 rows dropped \(10.0%\), more than .*game\.max_missing_fraction = 0\.09 allows"
+    )
     with pytest.raises(UserError, match=message):
-        golden.answers(dataclasses.replace(config(), game=settings), records)
+        golden.find_answers(DATA, settings, records)
 
 
 def test_a_source_of_files_is_given_its_path(records):
-    settings = dataclasses.replace(config().game, golden=trl)
-    with pytest.raises(UserError, match=r"^game\.golden_path: trl reads files; say which"):
-        golden.answers(dataclasses.replace(config(), game=settings), records)
-    settings = dataclasses.replace(config().game, golden=None, golden_path="x.jsonl")
-    with pytest.raises(UserError, match=r"^game\.golden_path: no game\.golden to read it"):
-        golden.answers(dataclasses.replace(config(), game=settings), records)
+    settings = game(golden=trl)
+    with pytest.raises(UserError, match=r"^recipe\.game\.golden_path: trl reads files; say which"):
+        golden.find_answers(DATA, settings, records)
+    settings = game(golden=None, golden_path="x.jsonl")
+    with pytest.raises(UserError, match=r"^recipe\.game\.golden_path: no game\.golden to read it"):
+        golden.find_answers(DATA, settings, records)
 
 
 @pytest.mark.parametrize(
@@ -106,17 +110,20 @@ def test_what_a_record_prefers(fields, wanted):
 def test_what_is_no_comparison_is_refused():
     one = Record(id="x", prompt="p", responses=("a",), origin="f:1")
     with pytest.raises(UserError, match=r"^f:1: a game's reward model needs pairs or scored lists"):
-        golden.compared(one)
+        golden.as_scored(one)
     two = dict(responses=("a", "b"), scores=((1.0, 2.0), (0.0, 1.0)), objectives=("s", "t"))
     with pytest.raises(UserError, match=r"^f:1: a game has one objective, found s, t"):
-        golden.compared(dataclasses.replace(one, **two))
+        golden.as_scored(dataclasses.replace(one, **two))
 
 
 def mixed(records):
     """Comparisons, and rows of a golden answer with 3 samples, of which some repeat."""
     samples = (" Yes.", " No.", " Yes.", "  ")
-    rows = [golden.against(r, " Golden." if i else " No.", samples) for i, r in enumerate(records)]
-    return [*map(golden.compared, records), *rows]
+    rows = [
+        golden.adversarial_row(r, " Golden." if i else " No.", samples)
+        for i, r in enumerate(records)
+    ]
+    return [*map(golden.as_scored, records), *rows]
 
 
 def test_rows_of_both_kinds_share_batches(records, tokenizer, tmp_path):
@@ -162,7 +169,7 @@ def test_rows_of_both_kinds_share_batches(records, tokenizer, tmp_path):
 def test_data_without_such_rows_are_prepared_as_before(records, tokenizer, tmp_path):
     made = {}
     for name, flag in (("plain", False), ("marked", True)):
-        rows = [dataclasses.replace(golden.compared(r), adversarial=flag) for r in records[:3]]
+        rows = [dataclasses.replace(golden.as_scored(r), adversarial=flag) for r in records[:3]]
         made[name] = prepare(
             rows,
             tokenizer,

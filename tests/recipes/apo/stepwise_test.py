@@ -9,11 +9,12 @@ import json
 
 import pytest
 
+from alignjax import recipes
 from alignjax.commands import finished_run
-from alignjax.config import GameConfig, OptimConfig, ReferenceConfig, SamplingConfig, TrainConfig
+from alignjax.config import OptimConfig, ReferenceConfig, SamplingConfig, TrainConfig
 from alignjax.errors import UserError
 from alignjax.losses import apo
-from alignjax.recipes.apo import stepwise
+from alignjax.recipes import StepsConfig
 from alignjax.rewards import reward_models
 from alignjax.runtime import checkpoint
 from alignjax.runtime.faults import FaultError
@@ -39,7 +40,6 @@ def config(**changes):
         max_empty_fraction=0.9,
         optim=OptimConfig(learning_rate=1e-3, schedule=optim.cosine),
         train=TrainConfig(steps=2, batch_size=4),
-        reference="supervised",
         reward_steps=2,
         policy_steps=1,
     )
@@ -50,14 +50,14 @@ def config(**changes):
         evaluate=dataclasses.replace(base.evaluate, judge=judge, prompts=4),
         loss=functools.partial(apo.loss, beta=0.1),
         reward_loss=functools.partial(apo.reward_loss, sample_weight=0.5),
-        game=GameConfig(**{**settings, **changes}),
+        recipe=functools.partial(recipes.play_steps, game=StepsConfig(**{**settings, **changes})),
     )
 
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory, compiled_here):
     workdir = tmp_path_factory.mktemp("game")
-    return workdir, stepwise.run(config(), workdir)
+    return workdir, recipes.run_config(config(), workdir)
 
 
 @pytest.mark.slow
@@ -90,8 +90,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(stop, clean, tmp_path, m
     wanted, summary = clean
     monkeypatch.setenv("ALIGNJAX_FAULT", f"step:game-{stop + 1}=raise")
     with pytest.raises(FaultError):
-        stepwise.run(config(), tmp_path)
-    found = stepwise.run(config(), tmp_path)
+        recipes.run_config(config(), tmp_path)
+    found = recipes.run_config(config(), tmp_path)
     assert found["resumed_from"] == stop
     for name in ("players.json", "history.json"):
         assert (tmp_path / name).read_bytes() == (wanted / name).read_bytes()
@@ -99,22 +99,6 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(stop, clean, tmp_path, m
     assert found["table"] == summary["table"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"reference": "previous"}, r"game.reference: .* wanted supervised: .*; found 'previous'"),
-        ({"sequential": True}, r"game.sequential: .* found True"),
-        ({"adversarial": False}, r"game.adversarial: .* found False"),
-        ({"learning_rates": (1e-3,)}, r"game.learning_rates: .* wanted none: see optim"),
-    ],
-)
-def test_what_one_loop_would_not_read_is_refused(changes, message, tmp_path):
-    with pytest.raises(UserError, match=message):
-        stepwise.run(config(**changes), tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_reference_without_new_samples_is_refused(tmp_path):
-    settings = dataclasses.replace(config(), reference=ReferenceConfig(mode="cache"))
+def test_a_reference_without_new_samples_is_refused():
     with pytest.raises(UserError, match=r"reference.mode: wanted auto or live .* found 'cache'"):
-        stepwise.run(settings, tmp_path)
+        dataclasses.replace(config(), reference=ReferenceConfig(mode="cache"))

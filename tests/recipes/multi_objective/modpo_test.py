@@ -7,11 +7,11 @@ from functools import partial
 import numpy as np
 import pytest
 
-from alignjax.config import ObjectivesConfig
+from alignjax import recipes
 from alignjax.errors import UserError
 from alignjax.losses import dpo, modpo
+from alignjax.recipes import ObjectivesConfig
 from alignjax.recipes.multi_objective import modpo as method
-from alignjax.recipes.multi_objective import run as recipe
 from alignjax.recipes.multi_objective import training
 from alignjax.recipes.multi_objective.method import Rows
 from alignjax.rewards import scorers
@@ -41,11 +41,14 @@ def config(*overrides, preferences=PREFERENCES, loss=LOSS, **keywords):
         settings,
         data=dataclasses.replace(settings.data, source=source),
         loss=loss,
-        objectives=ObjectivesConfig(
-            method=partial(method.train, **keywords),
-            scorer=partial(scorers.judged, judge=world.judge, name=NAMES),
-            names=NAMES,
-            preferences=preferences,
+        recipe=partial(
+            recipes.trace_front,
+            objectives=ObjectivesConfig(
+                method=partial(method.train, **keywords),
+                scorer=partial(scorers.judged, judge=world.judge, name=NAMES),
+                names=NAMES,
+                preferences=preferences,
+            ),
         ),
     )
 
@@ -67,7 +70,7 @@ def base(tmp_path_factory, compiled_here):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "prepared", seen)
         patch.setattr(training, "fit", trained)
-        recipe.run(config(log_odds=2.0), workdir)
+        recipes.run_config(config(log_odds=2.0), workdir)
     return workdir, given, fitted
 
 
@@ -108,12 +111,12 @@ def test_killed_in_the_second_policy_it_keeps_the_first(base, tmp_path, monkeypa
     settings = config(log_odds=2.0)
     monkeypatch.setenv("ALIGNJAX_FAULT", "logged:modpo-01-2=raise")
     with pytest.raises(FaultError):
-        recipe.run(settings, tmp_path)
+        recipes.run_config(settings, tmp_path)
     steps, dispatched = [], offline.train_step
     monkeypatch.setattr(
         offline, "train_step", lambda *x, **y: (steps.append(1), dispatched(*x, **y))[1]
     )
-    recipe.run(settings, tmp_path)
+    recipes.run_config(settings, tmp_path)
     assert len(steps) == 1  # traced for the second policy's last step alone
     front, wanted = (json.loads((d / "front.json").read_text()) for d in (tmp_path, base[0]))
     assert front["scores"] == wanted["scores"]
@@ -139,7 +142,7 @@ def rows(scores):
 
 
 class Setting:
-    objectives = config().objectives
+    objectives = config().recipe.keywords["objectives"]
 
 
 def test_prompts_with_one_response_are_counted(caplog):
@@ -159,12 +162,17 @@ def test_bad_data_and_keywords_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"main": 2}, "objectives.method.main: wanted 0 to 1, found 2"),
-        ({"log_odds": 0.0}, "objectives.method.log_odds: wanted a positive number, found 0.0"),
+        ({"main": 2}, "recipe.objectives.method.main: wanted 0 to 1, found 2"),
+        (
+            {"log_odds": 0.0},
+            "recipe.objectives.method.log_odds: wanted a positive number, found 0.0",
+        ),
     ],
 )
 def test_keywords_out_of_range_are_refused(keywords, message):
-    setting = type("Setting", (), {"config": config(), "objectives": config().objectives})
+    setting = type(
+        "Setting", (), {"config": config(), "objectives": config().recipe.keywords["objectives"]}
+    )
     with pytest.raises(UserError, match=message):
         method.train(setting, **keywords)
 

@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from alignjax.config import EvaluateConfig, ObjectivesConfig
+from alignjax import recipes
+from alignjax.config import EvaluateConfig
 from alignjax.errors import UserError
 from alignjax.losses import apo
 from alignjax.models import reward_head
 from alignjax.models.config import LoraConfig
+from alignjax.recipes import ObjectivesConfig
 from alignjax.recipes.multi_objective import morlhf, training
-from alignjax.recipes.multi_objective import run as recipe
 from alignjax.rewards import reward_models, scorers
 from alignjax.runtime import checkpoint
 from alignjax.sampling import generate
@@ -45,7 +46,7 @@ def config(**changes):
     )
     parts = dict(
         loss=functools.partial(apo.loss, beta=0.05),
-        objectives=objectives,
+        recipe=functools.partial(recipes.trace_front, objectives=objectives),
         evaluate=EvaluateConfig(prompts=16, samples=4, max_new_tokens=6, batch_size=16),
     )
     base = runs.changed("data.source.size=80", "sft.steps=2", "optim.learning_rate=0.02")
@@ -55,7 +56,7 @@ def config(**changes):
 @pytest.fixture(scope="module")
 def front(tmp_path_factory, compiled_here):
     workdir = tmp_path_factory.mktemp("morlhf")
-    recipe.run(config(), workdir)
+    recipes.run_config(config(), workdir)
     return workdir, SEEN[-1]
 
 
@@ -154,9 +155,8 @@ def two_headed(front, monkeypatch):
     monkeypatch.setattr(reward_models, "find", lambda path: found)
     monkeypatch.setattr(reward_models, "load_params", lambda found, mesh: params)
     scorer = functools.partial(scorers.reward_model, path="rm")
-    several = dataclasses.replace(setting.config.objectives, scorer=scorer)
-    config = dataclasses.replace(setting.config, objectives=several)
-    return dataclasses.replace(setting, config=config), params, found
+    several = dataclasses.replace(setting.objectives, scorer=scorer)
+    return dataclasses.replace(setting, objectives=several), params, found
 
 
 def test_a_reward_model_scores_the_ids_themselves(two_headed):
@@ -180,7 +180,7 @@ def test_a_reward_model_of_another_tokenizer_is_refused(two_headed, monkeypatch)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"samples": 1}, r"objectives.method.samples: wanted 2 at least, found 1"),
+        ({"samples": 1}, r"recipe.objectives.method.samples: wanted 2 at least, found 1"),
         ({"normalise": "z"}, r"normalise: wanted zscore, minmax, none, found 'z'"),
         ({"max_empty_fraction": 1.0}, r"max_empty_fraction: wanted a number in \[0, 1\)"),
     ],

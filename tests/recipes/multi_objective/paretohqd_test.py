@@ -9,11 +9,12 @@ import chex
 import numpy as np
 import pytest
 
-from alignjax.config import ObjectivesConfig
+from alignjax import recipes
 from alignjax.errors import UserError
 from alignjax.evaluation import fronts
 from alignjax.losses import paretohqd
 from alignjax.models.config import LoraConfig
+from alignjax.recipes import ObjectivesConfig
 from alignjax.recipes.multi_objective import paretohqd as method
 from alignjax.recipes.multi_objective import run as recipe
 from alignjax.recipes.multi_objective import sampling, scores, stacked, training
@@ -52,11 +53,14 @@ def config(*overrides, **changes):
         lora=LoraConfig(rank=2, dropout=0.1),
         optim=dataclasses.replace(settings.optim, learning_rate=0.02),  # eps: no signs of rounding
         evaluate=dataclasses.replace(settings.evaluate, judge=None, max_new_tokens=64),
-        objectives=ObjectivesConfig(
-            method=noted,
-            scorer=partial(scorers.judged, judge=judge, name=NAMES),
-            names=NAMES,
-            preferences=PREFERENCES,
+        recipe=partial(
+            recipes.trace_front,
+            objectives=ObjectivesConfig(
+                method=noted,
+                scorer=partial(scorers.judged, judge=judge, name=NAMES),
+                names=NAMES,
+                preferences=PREFERENCES,
+            ),
         ),
         **changes,
     )
@@ -65,7 +69,7 @@ def config(*overrides, **changes):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, compiled_here):
     workdir = tmp_path_factory.mktemp("paretohqd")
-    recipe.run(config(), workdir)
+    recipes.run_config(config(), workdir)
     return workdir
 
 
@@ -158,13 +162,13 @@ def test_killed_anywhere_it_goes_on(base, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(module, "fault_point", ending_at(place))
             with pytest.raises(KilledError):
-                recipe.run(config(), workdir)
+                recipes.run_config(config(), workdir)
     with monkeypatch.context() as patch:  # what is done is not done again
         patch.setattr(sampling.generate, "respond_in_batches", None)
         with pytest.raises(TypeError):  # only the last preference is left to respond for
-            recipe.run(config(), workdir)
+            recipes.run_config(config(), workdir)
     assert (workdir / "stage2" / "02" / "checkpoints" / "2").is_dir()
-    recipe.run(config(), workdir)
+    recipes.run_config(config(), workdir)
     for name in ("stage1.json", "stage2.json", "representatives.json"):
         assert read(workdir / name) == read(base / name)
     assert read(workdir / "front.json")["scores"] == read(base / "front.json")["scores"]
@@ -223,9 +227,15 @@ def with_rows(monkeypatch, table):
             dict(size=21),
             r"stage1: size: wanted 21 .* preference \(0.0, 1.0\), found 20 in the data",
         ),
-        (dict(size=1), r"objectives\.method\.size: wanted a number of 2 or more, found 1"),
-        (dict(at_once=0), r"objectives\.method\.at_once: wanted a number of 1 or more, found 0"),
-        (dict(prompts=0), r"objectives\.method\.prompts: wanted a number of 1 or more, found 0"),
+        (dict(size=1), r"recipe\.objectives\.method\.size: wanted a number of 2 or more, found 1"),
+        (
+            dict(at_once=0),
+            r"recipe\.objectives\.method\.at_once: wanted a number of 1 or more, found 0",
+        ),
+        (
+            dict(prompts=0),
+            r"recipe\.objectives\.method\.prompts: wanted a number of 1 or more, found 0",
+        ),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_trained(setting, monkeypatch, changes, said):

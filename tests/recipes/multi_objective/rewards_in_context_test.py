@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from alignjax.config import ObjectivesConfig
+from alignjax import recipes
 from alignjax.data.records import Message, Receipt, Record
 from alignjax.data.tokenizer import load
 from alignjax.errors import UserError
 from alignjax.losses import rewards_in_context as ric
+from alignjax.recipes import ObjectivesConfig
 from alignjax.recipes.multi_objective import rewards_in_context, sampling, scores, training
-from alignjax.recipes.multi_objective import run as recipe
 from alignjax.rewards import scorers
 from alignjax.sampling.generate import Question
 from alignjax.stages import data
@@ -56,11 +56,14 @@ def config(*overrides, method=METHOD):
             *("evaluate.max_new_tokens=40", "evaluate.batch_size=48", *overrides),
         ),
         loss=ric.loss,
-        objectives=ObjectivesConfig(
-            method=method,
-            scorer=partial(scorers.judged, judge=judge, name=NAMES),
-            names=NAMES,
-            preferences=PREFERENCES,
+        recipe=partial(
+            recipes.trace_front,
+            objectives=ObjectivesConfig(
+                method=method,
+                scorer=partial(scorers.judged, judge=judge, name=NAMES),
+                names=NAMES,
+                preferences=PREFERENCES,
+            ),
         ),
     )
 
@@ -82,7 +85,7 @@ def base(tmp_path_factory, compiled_here):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "prepared", records_seen)
         patch.setattr(sampling, "sampled", questions_seen)
-        recipe.run(config(), workdir)
+        recipes.run_config(config(), workdir)
     return workdir, given
 
 
@@ -192,7 +195,7 @@ def test_a_preference_is_asked_for_and_the_samples_answer_the_plain_prompt(
     monkeypatch.setattr(training, "respond_with", spy)
     for path in (base[0] / "said").iterdir():
         path.unlink()
-    recipe.run(config(), base[0])
+    recipes.run_config(config(), base[0])
     limits = {k: np.array(told(base[0])[k]) for k in ("low", "high")}
     for i, preference in enumerate(PREFERENCES):
         wanted = ric.l2(preference, **limits)
@@ -247,8 +250,8 @@ def test_killed_anywhere_it_goes_on(base, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(module, "fault_point", ending_at(place))
             with pytest.raises(KilledError):
-                recipe.run(config(), tmp_path)
-    recipe.run(config(), tmp_path)
+                recipes.run_config(config(), tmp_path)
+    recipes.run_config(config(), tmp_path)
     for name in ("online-1", "online-2"):
         assert told(tmp_path, name)["samples"] == told(base[0], name)["samples"]
         assert told(tmp_path, f"{name}-scores") == told(base[0], f"{name}-scores")
@@ -314,7 +317,7 @@ def test_an_objective_with_one_value_is_told_as_0(caplog):
     ],
 )
 def test_keywords_out_of_range_are_refused(keywords, message):
-    with pytest.raises(UserError, match=f"objectives.method.{message}"):
+    with pytest.raises(UserError, match=f"recipe.objectives.method.{message}"):
         rewards_in_context.train(None, **keywords)
 
 
@@ -322,4 +325,4 @@ def test_a_round_without_a_usable_sample_is_refused(base, tmp_path):
     workdir = tmp_path / "again"
     shutil.copytree(base[0], workdir)
     with pytest.raises(UserError, match=r"online-1: wanted samples .* \(evaluate.max_new_tokens\)"):
-        recipe.run(config("evaluate.max_new_tokens=1"), workdir, allow_config_change=True)
+        recipes.run_config(config("evaluate.max_new_tokens=1"), workdir, allow_config_change=True)

@@ -10,12 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from alignjax.config import ObjectivesConfig
+from alignjax import recipes
 from alignjax.data.records import Record
 from alignjax.errors import UserError
 from alignjax.evaluation import fronts
 from alignjax.losses import dpo, sft
 from alignjax.models.config import LoraConfig
+from alignjax.recipes import ObjectivesConfig
 from alignjax.recipes.multi_objective import mod, sampling, scores, soups, supervised, training
 from alignjax.recipes.multi_objective import run as recipe
 from alignjax.rewards import scorers
@@ -67,14 +68,17 @@ def config(*overrides, method=nearest, **changes):
             *overrides,
         ),
         loss=sft.loss,
-        objectives=ObjectivesConfig(method=method, **{**settings, **changes}),
+        recipe=partial(
+            recipes.trace_front,
+            objectives=ObjectivesConfig(method=method, **{**settings, **changes}),
+        ),
     )
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, compiled_here):
     workdir = tmp_path_factory.mktemp("front")
-    return workdir, recipe.run(config(), workdir)
+    return workdir, recipes.run_config(config(), workdir)
 
 
 def told(workdir):
@@ -153,10 +157,10 @@ def test_started_again_it_trains_and_samples_nothing(base, tmp_path, monkeypatch
     monkeypatch.setattr(offline, "train_step", never)
     monkeypatch.setattr(generate, "sample", never)
     monkeypatch.setattr(scorers, "judged", SCORER.func)
-    again = recipe.run(config(), tmp_path / base[0].name)
+    again = recipes.run_config(config(), tmp_path / base[0].name)
     assert again["fronts"] == base[1]["fronts"]
     with pytest.raises(AssertionError, match="done before"):  # the guard does see sampling
-        recipe.run(config("evaluate.prompts=3"), tmp_path / base[0].name)
+        recipes.run_config(config("evaluate.prompts=3"), tmp_path / base[0].name)
 
 
 def test_killed_anywhere_it_goes_on(base, tmp_path, monkeypatch):
@@ -184,8 +188,8 @@ def test_killed_anywhere_it_goes_on(base, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(module, "fault_point", ending_at(place))
             with pytest.raises(KilledError):
-                recipe.run(config(), workdir)
-    recipe.run(config(), workdir)
+                recipes.run_config(config(), workdir)
+    recipes.run_config(config(), workdir)
     same = ("scores", "collapsed", "reference")
     assert {k: told(workdir)[k] for k in same} == {k: told(base[0])[k] for k in same}
     assert not list(workdir.glob("**/*.parts*"))
@@ -194,7 +198,7 @@ def test_killed_anywhere_it_goes_on(base, tmp_path, monkeypatch):
 def test_the_supervised_policy_answers_alike_for_every_preference(base, tmp_path):
     shutil.copytree(base[0] / "sft", tmp_path / "sft")
     shutil.copy(base[0] / "tokenizer.model", tmp_path)
-    summary = recipe.run(config(method=supervised.train), tmp_path)
+    summary = recipes.run_config(config(method=supervised.train), tmp_path)
     found = told(tmp_path)
     assert found["reference"] == told(base[0])["reference"]
     assert found["scores"][0] == found["scores"][1]
@@ -215,8 +219,8 @@ def test_rows_come_from_the_data_where_they_have_the_objectives(setting):
     )
     several = dataclasses.replace(setting.objectives, names=names)
     data = dataclasses.replace(setting.config.data, source=source)
-    other = dataclasses.replace(setting.config, data=data, objectives=several)
-    rows = training.scored_rows(dataclasses.replace(setting, config=other))
+    other = dataclasses.replace(setting.config, data=data)
+    rows = training.scored_rows(dataclasses.replace(setting, config=other, objectives=several))
     assert rows.scores.shape == (len(rows.ids), 2)
     for prompt, text, row in zip(rows.prompts, rows.responses, rows.scores, strict=True):
         judged = world.judge(prompt, text)
@@ -240,8 +244,7 @@ def test_a_missing_objective_is_counted_and_refused_above_the_limit(setting, cap
         several = dataclasses.replace(
             setting.objectives, scorer=some_lack, max_missing_fraction=limit
         )
-        changed = dataclasses.replace(setting.config, objectives=several)
-        return dataclasses.replace(setting, config=changed)
+        return dataclasses.replace(setting, objectives=several)
 
     whole = len(training.scored_rows(setting).ids)
     with caplog.at_level("INFO", logger="alignjax"):
@@ -289,15 +292,15 @@ def test_a_loss_may_read_the_reference(setting):
 )  # fmt: skip
 def test_a_scorer_that_does_not_fit_is_refused_before_training(scorer, names, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        recipe.run(config(scorer=scorer, names=names), tmp_path)
+        recipes.run_config(config(scorer=scorer, names=names), tmp_path)
     assert not (tmp_path / "sft").exists()
 
 
 def test_a_truth_of_another_shape_is_refused(base, tmp_path):
     workdir = tmp_path / base[0].name
     shutil.copytree(base[0], workdir)
-    with pytest.raises(UserError, match=r"objectives\.truth: .*wanted points \[F, 2\]"):
-        recipe.run(config(truth=lambda prompts, names: np.zeros((4, 3))), workdir)
+    with pytest.raises(UserError, match=r"recipe\.objectives\.truth: .*wanted points \[F, 2\]"):
+        recipes.run_config(config(truth=lambda prompts, names: np.zeros((4, 3))), workdir)
 
 
 def test_the_rule_of_collapse_reads_the_tokenizers_tokens(base, setting):

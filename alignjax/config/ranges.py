@@ -1,0 +1,70 @@
+"""What a field of a config may hold, and whether it is part of what a run is.
+
+Both stand beside the field, as metadata of the dataclass; `validate` and `fields` read them.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The values that a field may have."""
+
+    wanted: str  # in words, for messages
+    holds: Callable[[Any], bool]
+
+
+def between(low: float, high: float, ends: str) -> Range:
+    """Numbers from low to high; ``ends`` is ``[]``, ``()``, ``[)`` or ``(]``."""
+
+    def holds(x: float) -> bool:
+        above = low <= x if ends[0] == "[" else low < x
+        return above and (x <= high if ends[1] == "]" else x < high)
+
+    return Range(f"a number in {ends[0]}{low:g}, {high:g}{ends[1]}", holds)
+
+
+def one_of(*names: str) -> Range:
+    """One of these texts."""
+    return Range(f"{', '.join(names[:-1])} or {names[-1]}", lambda x: x in names)
+
+
+POSITIVE = Range("a positive number", lambda x: 0 < x < math.inf)
+NOT_NEGATIVE = Range("a number >= 0", lambda x: 0 <= x < math.inf)
+ABOVE_ONE = Range("a number above 1", lambda x: 1 < x < math.inf)
+FINITE = Range("a finite number", math.isfinite)
+SHARE = between(0, 1, "[]")
+SEED = Range("a number in [0, 2^31)", lambda x: 0 <= x < 2**31)
+
+
+def setting(
+    default: Any = dataclasses.MISSING,
+    range: Range | None = None,
+    *,
+    identity: bool = True,
+    later: tuple[str, ...] = (),
+) -> Any:
+    """A field of a config.
+
+    Args:
+      default: as of `dataclasses.field`.
+      range: which values it may have; None is allowed wherever the annotation allows it.
+      identity: whether a run that goes on with another value is another run. False: the field
+        decides when, where or how it is measured, not what is trained.
+      later: keywords of a function that are bound when it is called, not in the config.
+    """
+    metadata = {"range": range, "identity": identity, "later": later}
+    field: Any = dataclasses.field(default=default, metadata=metadata)
+    return field
+
+
+class Rule(NamedTuple):
+    """Something that must hold of several fields together."""
+
+    holds: bool
+    field: str
+    wanted: str
+    found: Any = dataclasses.MISSING  # by default the field's value

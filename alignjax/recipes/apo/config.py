@@ -1,0 +1,97 @@
+"""The settings of a game: what both of its forms read, and what each alone does."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from alignjax.config import OptimConfig, SamplingConfig, TrainConfig
+from alignjax.config.ranges import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Range,
+    Rule,
+    between,
+    one_of,
+    setting,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GameConfig:
+    """A policy and a reward model trained against each other: the settings of either form.
+
+    ``loss``, ``select``, ``optim`` and ``train`` of the config are the policy's, ``reward_loss``
+    and what is here the reward model's.
+    """
+
+    optim: OptimConfig  # the reward model's
+    train: TrainConfig = TrainConfig()  # the reward model's
+    # a source of golden answers, one per prompt; None: the responses that the data prefer
+    golden: Callable[..., Any] | None = setting(None, later=("path",))
+    golden_path: str = ""  # file or glob, for sources that read files
+    max_missing_fraction: float = setting(0.01, SHARE)  # stop when a larger share of the reward
+    # model's prompts has no golden answer
+    policy_fraction: float = setting(0.5, between(0, 1, "()"))  # share of the training prompts that
+    # the policy answers; the others, with their pairs and golden answers, are the reward model's
+    sampling: SamplingConfig = SamplingConfig()  # of the policy, on both kinds of prompts
+    max_drop_fraction: float = setting(0.1, SHARE)  # stop when a larger share of a round's prompts
+    # gives no list of different samples
+    max_empty_fraction: float = setting(0.5, between(0, 1, "[)"))  # stop when a larger share of the
+    # samples is empty
+    reward_model: str = ""  # workdir of a finished reward model, in the place of the one that is
+    # fitted to the pairs alone; of the same model and tokenizer
+
+    def rules(self) -> Iterator[Rule]:
+        """See `config.validate.check`."""
+        yield Rule(
+            self.sampling.samples > 1,
+            "sampling.samples",
+            "2 at least: a policy learns from which of them is better",
+        )
+        yield Rule(
+            self.sampling.temperature > 0,
+            "sampling.temperature",
+            "a number above 0: greedy samples are all the same",
+        )
+
+    def rules_of_run(self, config: Any) -> Iterator[Rule]:
+        """See `config.validate.check`."""
+        for field, whose in (("loss", "the policy's"), ("reward_loss", "the reward model's")):
+            yield Rule(getattr(config, field) is not None, field, f"one with a game, {whose}")
+        for field in ("candidates", "lora"):
+            unread = getattr(config, field) is None
+            yield Rule(unread, field, "none with a game, it would not be read")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoundsConfig(GameConfig):
+    """A game in rounds. Numbers of steps and epochs are of one round."""
+
+    rounds: int = setting(3, POSITIVE)
+    # the policy's peak in each round, the last one in all later ones; (): optim.learning_rate
+    learning_rates: tuple[float, ...] = setting(
+        (), Range("numbers >= 0", lambda rates: all(NOT_NEGATIVE.holds(x) for x in rates))
+    )
+    # the policy's: previous (of the round before) | supervised
+    reference: str = setting("previous", one_of("previous", "supervised"))
+    adversarial: bool = True  # False: one reward model, of the pairs alone, in all rounds
+    sequential: bool = False  # a round's reward model goes on from the one before, not from base
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepsConfig(GameConfig):
+    """A game step by step, in one loop: in turns ``reward_steps`` and ``policy_steps``.
+
+    The reference is the supervised policy. Of ``train`` the loop reads the batch size; the rest is
+    of the reward model of the pairs alone, from which the loop's goes on.
+    """
+
+    reward_steps: int = setting(1, NOT_NEGATIVE)  # of a cycle; 0: the reward model stays as it is
+    policy_steps: int = setting(1, POSITIVE)  # of a cycle
+
+    def rules_of_run(self, config: Any) -> Iterator[Rule]:
+        """See `config.validate.check`."""
+        yield from super().rules_of_run(config)
+        live = config.reference.mode in ("auto", "live")  # fresh samples are in no cache
+        yield Rule(live, "reference.mode", "auto or live for a game in one loop")
