@@ -19,7 +19,7 @@ makes its arguments from plain numbers:
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.struct
 import jax
@@ -133,6 +133,33 @@ Implicit = Callable[[Logps], Array]  # -> [B, K] implicit rewards per unit of be
 Select = Callable[[Array, Batch], Batch]
 # -> [B], averaged by the step over the global batch, without gradient, into ``batch.baseline``
 Baseline = Callable[[Logps, Batch], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A hyperparameter that follows the step: ``partial(dpo.loss, beta=Schedule(...))``.
+
+    The step puts the value in its place; a loss never sees a schedule.
+    """
+
+    at: Callable[[Array], Any]  # optimizer steps taken -> value, as optax's schedules; traced
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def trains(implicit: Callable[..., Array]) -> Callable[[Function], Function]:
+    """Says which implicit reward a loss trains; it goes above a loss that takes no ``implicit``.
+
+    Evaluation reports ``implicit(logps)``, with those of its keywords that the loss takes too. A
+    loss without it is taken to train the log-ratio, or the log-probability without a reference.
+    """
+
+    def mark(loss: Function) -> Function:
+        setattr(loss, "implicit", implicit)  # noqa: B010  (a function's attribute has no type)
+        return loss
+
+    return mark
 
 
 def take_responses(batch: Batch, index: Array) -> Batch:

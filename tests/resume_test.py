@@ -213,6 +213,7 @@ def test_numbers_that_are_none_end_the_run_with_exit_code_4(compiled, tmp_path):
         from functools import partial
         import jax.numpy as jnp
         from alignjax.losses import dpo
+        from alignjax.types import Schedule
         from tests import runs
 
         def loss(logps, batch, *, step: int):
@@ -220,7 +221,7 @@ def test_numbers_that_are_none_end_the_run_with_exit_code_4(compiled, tmp_path):
             return jnp.where(step >= 4, jnp.nan, losses), metrics
 
         def get_config():
-            return runs.get_config(loss=partial(loss, step=lambda step: step), sft=None)
+            return runs.get_config(loss=partial(loss, step=Schedule(lambda step: step)), sft=None)
         """,
     )
     sets = ("train.max_skipped=2", "evaluate.prompts=0", "reference.mode=live")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from alignjax.errors import UserError
+from alignjax.types import Schedule
 
 
 def plain(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -137,6 +138,8 @@ def describe(value: Any) -> Any:
         return str(value)  # JSON has no such number
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, Schedule):
+        return describe(value.at)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, functools.partial):

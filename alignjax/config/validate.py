@@ -15,6 +15,7 @@ from typing import Any
 from alignjax.config.fields import fits, keywords, sections, takes_function, type_name
 from alignjax.config.ranges import Rule
 from alignjax.errors import UserError, did_you_mean
+from alignjax.types import Schedule
 
 
 def check(config: Any) -> None:
@@ -150,9 +151,10 @@ def check_keywords(function: Callable[..., Any], field: str, later: tuple[str, .
                 f"keyword{did_you_mean(name, known)}; it takes {takes}"
             )
         wanted = known[name].annotation
-        is_schedule = callable(value) and not takes_function(wanted)
+        is_schedule = isinstance(value, Schedule) and not takes_function(wanted)
         if not is_schedule and not fits(value, wanted):
-            raise UserError(f"{field}.{name}: wanted {type_name(wanted)}, found {value!r}")
+            hint = "; a schedule is bound as types.Schedule(schedule)" if callable(value) else ""
+            raise UserError(f"{field}.{name}: wanted {type_name(wanted)}, found {value!r}{hint}")
         if takes_function(wanted) and (
             inspect.isfunction(value) or isinstance(value, functools.partial)
         ):

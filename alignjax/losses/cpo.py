@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from alignjax.losses import dpo
-from alignjax.types import Array, Batch, Logps, Metrics
+from alignjax.types import Array, Batch, Logps, Metrics, trains
 
 
 def implicit(logps: Logps) -> Array:
@@ -12,6 +12,7 @@ def implicit(logps: Logps) -> Array:
     return jnp.where(logps.length > 0, logps.policy, 0.0)
 
 
+@trains(implicit)
 def loss(
     logps: Logps, batch: Batch, *, beta: float = 0.1, nll_weight: float = 1.0
 ) -> tuple[Array, Metrics]:

@@ -20,14 +20,13 @@ Reference: Zou et al., HPS: Hard Preference Sampling for Human Preference Alignm
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from alignjax.losses import dpo
 from alignjax.losses.plackett_luce import best_and_negatives, list_metrics, ranking_scores
-from alignjax.types import Array, Batch, Implicit, Logps, Metrics, take_responses
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics, Schedule, take_responses
 
 
 def loss(
@@ -235,7 +234,7 @@ def select(key: Array, batch: Batch, *, gamma: float) -> Batch:
 
 def curriculum(
     total_steps: int, *, start: float = -5.0, stop: float = 5.0, plateaus: int | None = 5
-) -> Callable[[Array], Array]:
+) -> Schedule:
     """A schedule for ``gamma``, from easy to hard negatives.
 
     Args:
@@ -246,13 +245,15 @@ def curriculum(
         the published -5, -3, -1, 1, 3, which never reaches ``stop``. None: linear in the step.
 
     Returns:
-      ``step -> gamma``; step may be traced. After ``total_steps`` gamma stays as it is.
+      Gamma at each step. After ``total_steps`` it stays as it is.
 
     Raises:
       ValueError: total_steps or plateaus is below 1.
 
-    >>> print(*[curriculum(10)(step) for step in (0, 2, 9)], curriculum(10, plateaus=None)(9))
-    -5.0 -3.0 3.0 4.0
+    >>> print(*[curriculum(10).at(step) for step in (0, 2, 9)])
+    -5.0 -3.0 3.0
+    >>> print(curriculum(10, plateaus=None).at(9))
+    4.0
     """
     if total_steps < 1 or (plateaus is not None and plateaus < 1):
         raise ValueError(
@@ -267,7 +268,7 @@ def curriculum(
             fraction = jnp.minimum(step * plateaus // total_steps, plateaus - 1) / plateaus
         return start + (stop - start) * fraction
 
-    return gamma
+    return Schedule(gamma)
 
 
 def _expected(reward: Array, batch: Batch, gamma: float) -> Array:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from alignjax.losses import dpo
-from alignjax.types import Array, Batch, Logps, Metrics
+from alignjax.types import Array, Batch, Logps, Metrics, trains
 
 # Log-odds are taken of probabilities up to exp(-1e-6), where they are 13.8: float32 does not
 # resolve 1 - p much further.
@@ -16,6 +16,7 @@ def implicit(logps: Logps) -> Array:
     return logps.per_token
 
 
+@trains(implicit)
 def loss(logps: Logps, batch: Batch, *, odds_weight: float = 0.1) -> tuple[Array, Metrics]:
     """Imitates the chosen response and raises its odds over the rejected one's.
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from alignjax.losses.plackett_luce import best_and_negatives, list_metrics, ranking_scores
 from alignjax.losses.rrhf import best_nll
-from alignjax.types import Array, Batch, Logps, Metrics
+from alignjax.types import Array, Batch, Logps, Metrics, trains
 
 
 def implicit(logps: Logps) -> Array:
@@ -13,6 +13,7 @@ def implicit(logps: Logps) -> Array:
     return logps.per_token
 
 
+@trains(implicit)
 def loss(logps: Logps, batch: Batch, *, nll_weight: float = 0.05) -> tuple[Array, Metrics]:
     """Makes each response likelier than those ranked below it, and imitates the best one.
 

@@ -4,9 +4,16 @@ import jax
 import jax.numpy as jnp
 
 from alignjax.losses.plackett_luce import best_and_negatives, list_metrics, ranking_scores
-from alignjax.types import Array, Batch, Logps, Metrics
+from alignjax.types import Array, Batch, Logps, Metrics, trains
 
 
+def implicit(logps: Logps, *, length_penalty: float = 1.0) -> Array:
+    """p, what RRHF ranks by: ``[B, K]``, log-probability over |y|^length_penalty; no reference."""
+    length = jnp.maximum(logps.length, 1).astype(logps.policy.dtype)
+    return jnp.where(logps.length > 0, logps.policy, 0.0) / length**length_penalty
+
+
+@trains(implicit)
 def loss(
     logps: Logps, batch: Batch, *, rank_weight: float = 1.0, length_penalty: float = 1.0
 ) -> tuple[Array, Metrics]:
@@ -64,12 +71,6 @@ def loss(
     nll = best_nll(logps, batch)
     losses = rank_weight * excess.sum(axis=(1, 2)) + nll
     return losses, list_metrics(p, logps.policy, best, negatives) | {"nll": nll}
-
-
-def implicit(logps: Logps, *, length_penalty: float = 1.0) -> Array:
-    """p, what RRHF ranks by: ``[B, K]``, log-probability over |y|^length_penalty; no reference."""
-    length = jnp.maximum(logps.length, 1).astype(logps.policy.dtype)
-    return jnp.where(logps.length > 0, logps.policy, 0.0) / length**length_penalty
 
 
 def best_nll(logps: Logps, batch: Batch) -> Array:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from alignjax.losses import dpo
-from alignjax.types import Array, Batch, Implicit, Logps, Metrics
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics, trains
 
 
 def implicit(logps: Logps) -> Array:
@@ -26,6 +26,7 @@ def implicit(logps: Logps) -> Array:
     return jnp.where(logps.length > 0, logps.policy, 0.0)
 
 
+@trains(implicit)
 def loss(
     logps: Logps, batch: Batch, *, margin: float = 1.0, nll_weight: float = 0.1
 ) -> tuple[Array, Metrics]:

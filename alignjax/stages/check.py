@@ -266,8 +266,8 @@ def implicit_reward(loss: Callable[..., Any]) -> Callable[[Logps], Array]:
     """``[B, K]`` rewards as the loss trains them: its ``beta`` times its ``implicit``.
 
     Schedules stand at their end. A loss without ``beta`` has 1. One that does not take ``implicit``
-    has that of its own file, with those keywords that the two share, as losses without a reference
-    do; else the log-ratio, or the log-probability where there is no reference.
+    has that of `types.trains`, with those keywords that the two share; else the log-ratio, or the
+    log-probability where there is no reference.
     """
     last = resolve(loss, jnp.int32(np.iinfo(np.int32).max))
     bound = last.keywords if isinstance(last, functools.partial) else {}
@@ -277,7 +277,7 @@ def implicit_reward(loss: Callable[..., Any]) -> Callable[[Logps], Array]:
         default = known[name].default if name in known else otherwise
         return bound.get(name, default)
 
-    own = getattr(inspect.getmodule(plain(last)), "implicit", None)
+    own = getattr(plain(last), "implicit", None)  # of `types.trains`
     if own is not None:
         shared = [name for name in keywords(own) if name in known]
         own = functools.partial(own, **{name: hyperparameter(name, None) for name in shared})

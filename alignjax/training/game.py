@@ -18,7 +18,8 @@ from typing import Literal
 import jax.numpy as jnp
 
 from alignjax.errors import UserError
-from alignjax.training.step import Apply, Update, train_step, weighted_sums
+from alignjax.training.microbatches import weighted_sums
+from alignjax.training.step import Apply, Update, train_step
 from alignjax.types import Array, Batch, GameState, Params
 
 

@@ -24,7 +24,8 @@ from alignjax.sampling.generate import Question, prompts_only
 from alignjax.training.compiled import compile_start, compile_step
 from alignjax.training.job import Job, Learner, Turns
 from alignjax.training.loop import loop
-from alignjax.training.step import init_state, train_step, weighted_sums
+from alignjax.training.microbatches import weighted_sums
+from alignjax.training.step import init_state, train_step
 from alignjax.types import Array, Batch, Params, TrainState
 
 # Folded into the run's key for samples: steps and their dropout stay below it, and adapters begin

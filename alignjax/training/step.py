@@ -16,9 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from alignjax.config.fields import keywords, takes_function
 from alignjax.models import lora
 from alignjax.models.config import LoraConfig
+from alignjax.training import microbatches
+from alignjax.training.baseline import (
+    baseline_fields,
+    mean_over_parts,
+    mean_over_rows,
+    running_mean,
+)
+from alignjax.training.microbatches import weighted_sums
 from alignjax.types import (
     Array,
     Baseline,
@@ -28,6 +35,7 @@ from alignjax.types import (
     Metrics,
     Params,
     RewardLoss,
+    Schedule,
     Select,
     TrainState,
 )
@@ -53,23 +61,16 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, key: Arr
     )
 
 
-def resolve(function: Callable[..., Any], step: Array) -> Callable[..., Any]:
-    """Replaces the schedules among a partial's keywords by their value at ``step``.
+def resolve(function: Any, step: Array) -> Any:
+    """Replaces every `Schedule` among a partial's keywords, at any depth, by its value at ``step``.
 
-    A keyword whose value is callable is taken for a schedule, ``step -> value``; a loss never
-    sees one. Where the parameter is annotated as a function it is that function, and only the
-    schedules bound to it in turn are replaced.
+    So a loss never sees a schedule. What is no partial is returned as it is.
     """
+    if isinstance(function, Schedule):
+        return function.at(step)
     if not isinstance(function, functools.partial):
         return function
-    known = keywords(function.func)
-
-    def at_step(name: str, value: Any) -> Any:
-        if name in known and takes_function(known[name].annotation):
-            return resolve(value, step)
-        return value(step) if callable(value) else value
-
-    bound = {name: at_step(name, value) for name, value in function.keywords.items()}
+    bound = {name: resolve(value, step) for name, value in function.keywords.items()}
     return functools.partial(function.func, *function.args, **bound)
 
 
@@ -129,18 +130,6 @@ def with_adapters(
     return forward(policy, base if live else None, batch, apply=apply)
 
 
-def weighted_sums(loss: Array, metrics: Metrics, weight: Array) -> tuple[Array, Metrics]:
-    """``sum_b weight_b x_b`` of the losses and of every metric, in float32.
-
-    Rows of weight 0 are left out by selection: their values, NaN too, change nothing.
-    """
-
-    def total(x: Array) -> Array:
-        return jnp.sum(jnp.where(weight > 0, x.astype(jnp.float32) * weight, 0.0))
-
-    return total(loss), {name: total(x) for name, x in metrics.items()}
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Update:
     """What one optimizer step does: which numbers of the network, which loss, which optimizer."""
@@ -179,78 +168,96 @@ def train_step(
       ``running_baseline``. A step whose loss or gradient is not finite leaves
       parameters and optimizer state as they were, bit for bit.
     """
-    baseline, accumulate = update.baseline, update.accumulate
-    loss = resolve(update.loss, state.step)
     if update.select is not None:
-        batch = resolve(update.select, state.step)(jax.random.fold_in(state.key, state.step), batch)
-
-    # Steps are below 2^31: no draw of responses has one of these keys.
-    key = jax.random.fold_in(state.key, state.step.astype(jnp.uint32) + np.uint32(2**31))
-    forward = functools.partial(update.forward, apply=update.apply, key=key)
-    whole = None
-    if baseline is not None:
-        baseline = resolve(baseline, state.step)
-        if accumulate > 1:
-            whole = _mean_baseline(
-                baseline,
-                functools.partial(forward, state.params, ref_params),
-                batch,
-                accumulate,
-            )
-
-    def objective(params: Params, part: Batch) -> tuple[Array, Metrics]:
-        seen = forward(params, ref_params, part)
-        told: Metrics = {}
-        if baseline is not None:
-            mean = _mean(*_sums(baseline, seen, part)) if whole is None else whole
-            mean = jax.lax.stop_gradient(mean)
-            so_far = _running(state, mean, batch.weight.sum())
-            told = {
-                "baseline": jnp.broadcast_to(mean, part.weight.shape),
-                "running_baseline": jnp.broadcast_to(so_far, part.weight.shape),
-            }
-            part = dataclasses.replace(part, **told)
-        losses, metrics = loss(seen, part)
-        return weighted_sums(losses, metrics | told, part.weight)
-
-    (total, metrics), grads = _accumulated(objective, state.params, batch, accumulate)
+        select = resolve(update.select, state.step)
+        batch = select(jax.random.fold_in(state.key, state.step), batch)
+    objective = _make_objective(state, ref_params, batch, update)
+    (total, sums), grads = microbatches.add_gradients(
+        objective, state.params, batch, update.accumulate
+    )
     weight = batch.weight.sum()
-    grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9), grads)
+    loss, averages, grads = jax.tree.map(
+        lambda x: x / jnp.maximum(weight, 1e-9), (total, sums, grads)
+    )
     norm = optax.tree.norm(grads)
     updates, opt_state = update.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
-    averages = {name: x / jnp.maximum(weight, 1e-9) for name, x in metrics.items()}
     finite = jnp.isfinite(total) & jnp.isfinite(norm)
-    if baseline is not None:
+    means = state.baseline, state.baseline_weight
+    if update.baseline is not None:
         finite &= jnp.isfinite(averages["baseline"])
-    before = state
-    # Selection, never multiplication by 0: 0 x NaN would write NaN into the weights.
-    keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
-    bad = jnp.where(finite, 0, 1).astype(jnp.int32)
-    state = dataclasses.replace(
-        state,
-        step=state.step + 1,
-        params=keep(params, state.params),
-        opt_state=keep(opt_state, state.opt_state),
-        skipped=state.skipped + bad,
-    )
-    if baseline is not None:
-        so_far = _running(before, averages["baseline"], weight)
-        state = dataclasses.replace(
-            state,
-            baseline=keep(so_far, before.baseline),
-            baseline_weight=keep(before.baseline_weight + weight, before.baseline_weight),
-        )
+        means = running_mean(state, averages["baseline"], weight)
+    new = _next_state(state, finite, (params, opt_state, *means))
     tokens = jnp.where(batch.weight > 0, batch.prompt_length + batch.response_length.sum(1), 0)
-    return state, {
-        "loss": total / jnp.maximum(weight, 1e-9),
+    return new, {
+        "loss": loss,
         "grad_norm": norm,
         "num_tokens": tokens.sum(),
         "weight": weight,
-        "skipped": bad,
+        "skipped": new.skipped - state.skipped,
         **averages,
     }
+
+
+def _next_state(state: TrainState, finite: Array, values: tuple[Any, ...]) -> TrainState:
+    """The state after a step; one that was not finite changes nothing but the counters.
+
+    Args:
+      state: before the step.
+      finite: bool scalar.
+      values: that the step computed: parameters, optimizer state, the baseline and its weight.
+    """
+    before = state.params, state.opt_state, state.baseline, state.baseline_weight
+    # Selection, never multiplication by 0: 0 x NaN would write NaN into the weights.
+    params, opt_state, baseline, baseline_weight = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), values, before
+    )
+    return TrainState(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        key=state.key,
+        skipped=state.skipped + jnp.where(finite, 0, 1).astype(jnp.int32),
+        baseline=baseline,
+        baseline_weight=baseline_weight,
+    )
+
+
+def _make_objective(
+    state: TrainState, ref_params: Params | None, batch: Batch, update: Update
+) -> Callable[[Params, Batch], tuple[Array, Metrics]]:
+    """Makes what a step differentiates: the weighted loss of rows, as a function of parameters.
+
+    Args:
+      state, ref_params, update: as in `train_step`.
+      batch: all rows of the step, after ``update.select``.
+
+    Returns:
+      ``(params, some of the rows) -> (weighted sum of losses, weighted sums of metrics)``.
+    """
+    loss = resolve(update.loss, state.step)
+    # Steps are below 2^31: no draw of responses has one of these keys.
+    key = jax.random.fold_in(state.key, state.step.astype(jnp.uint32) + np.uint32(2**31))
+    forward = functools.partial(update.forward, apply=update.apply, key=key)
+    baseline, whole = None, None
+    if update.baseline is not None:
+        baseline = resolve(update.baseline, state.step)
+        if update.accumulate > 1:  # the first micro-batch's gradient depends on the last one's rows
+            score_rows = functools.partial(forward, state.params, ref_params)
+            whole = mean_over_parts(baseline, score_rows, batch, update.accumulate)
+
+    def objective(params: Params, part: Batch) -> tuple[Array, Metrics]:
+        values = forward(params, ref_params, part)
+        means: Metrics = {}
+        if baseline is not None:
+            mean = mean_over_rows(baseline, values, part) if whole is None else whole
+            means = baseline_fields(state, jax.lax.stop_gradient(mean), batch, len(part.weight))
+            part = dataclasses.replace(part, **means)
+        losses, metrics = loss(values, part)
+        return weighted_sums(losses, metrics | means, part.weight)
+
+    return objective
 
 
 def stacked_step(
@@ -269,67 +276,9 @@ def stacked_step(
       and ``weight``; ``skipped`` is 1 if one of them was not finite, which leaves that one as it
       was and moves the others.
     """
-    parts = _split(batch, len(states.step))
+    parts = microbatches.split(batch, len(states.step))
     step = functools.partial(train_step, update=update)
     states, scalars = jax.vmap(step, in_axes=(0, None, 0))(states, ref_params, parts)
     whole: dict[str, Callable[[Array], Array]]
     whole = {"num_tokens": jnp.sum, "weight": jnp.sum, "skipped": jnp.max}
     return states, {name: whole.get(name, jnp.mean)(x) for name, x in scalars.items()}
-
-
-def _sums(baseline: Baseline, logps: Logps, batch: Batch) -> tuple[Array, Array]:
-    """The baseline's weighted sum over rows, and the weight."""
-    total, _ = weighted_sums(baseline(logps, batch), {}, batch.weight)
-    return total, batch.weight.sum()
-
-
-def _mean(total: Array, weight: Array) -> Array:
-    return total / jnp.maximum(weight, 1e-9)
-
-
-def _running(state: TrainState, mean: Array, weight: Array) -> Array:
-    """The mean over all rows so far, those of this step included."""
-    share = weight / jnp.maximum(state.baseline_weight + weight, 1e-9)
-    return state.baseline + share * (mean - state.baseline)
-
-
-def _mean_baseline(
-    baseline: Baseline, score: Callable[[Batch], Logps], batch: Batch, parts: int
-) -> Array:
-    """The baseline's mean over all micro-batches, without gradient."""
-
-    def body(carry: tuple[Array, Array], part: Batch) -> tuple[tuple[Array, Array], None]:
-        return jax.tree.map(jnp.add, carry, _sums(baseline, score(part), part)), None
-
-    zeros = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
-    return _mean(*jax.lax.scan(body, zeros, _split(batch, parts))[0])
-
-
-def _split(batch: Batch, parts: int) -> Batch:
-    """``[B, ...]`` -> ``[parts, B / parts, ...]``; row i goes to micro-batch i % parts.
-
-    So every device keeps the rows it holds.
-    """
-    return jax.tree.map(
-        lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1), batch
-    )
-
-
-def _accumulated(
-    objective: Callable[[Params, Batch], tuple[Array, Metrics]],
-    params: Params,
-    batch: Batch,
-    parts: int,
-) -> tuple[tuple[Array, Metrics], Params]:
-    """Sums of losses, metrics and float32 gradients over ``parts`` micro-batches."""
-    gradient = jax.value_and_grad(objective, has_aux=True)
-    if parts == 1:
-        return gradient(params, batch)
-    split = _split(batch, parts)
-    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], split))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, "f4")), shapes)
-
-    def body(carry: Any, part: Batch) -> tuple[Any, None]:
-        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), carry, gradient(params, part)), None
-
-    return jax.lax.scan(body, zeros, split)[0]

@@ -34,7 +34,7 @@ from alignjax.models.config import LoraConfig, ModelConfig, RopeScaling
 from alignjax.recipes.multi_objective import supervised
 from alignjax.rewards import scorers as score
 from alignjax.training import optim
-from alignjax.types import Array, Logps
+from alignjax.types import Array, Logps, Schedule
 from alignjax.world import sources as world
 from tests import runs
 
@@ -221,10 +221,15 @@ def test_a_bound_function_is_checked(function, message):
 
 
 def test_schedules_fit_any_hyperparameter():
-    schedule = optax.constant_schedule(0.1)
+    schedule = Schedule(optax.constant_schedule(0.1))
     check_keywords(functools.partial(dpo.loss, beta=schedule), "loss")
     nested = functools.partial(scaled, scale=schedule)
     check_keywords(functools.partial(dpo.loss, implicit=nested), "loss")
+    bare = functools.partial(dpo.loss, beta=schedule.at)
+    with pytest.raises(UserError, match=r"loss\.beta: wanted float, found .*types\.Schedule"):
+        check_keywords(bare, "loss")
+    with pytest.raises(UserError, match=r"loss\.implicit: wanted a function"):
+        check_keywords(functools.partial(dpo.loss, implicit=schedule), "loss")
 
 
 def test_an_override_reaches_the_keywords_of_a_bound_function():
@@ -479,18 +484,18 @@ def test_bound_keywords_and_schedules_are_described_by_value():
     values = [
         described(gamma=1.0),
         described(gamma=1.5),
-        described(gamma=optax.linear_schedule(-5, 5, 100)),
-        described(gamma=optax.linear_schedule(-5, 6, 100)),
-        described(gamma=optax.linear_schedule(-5, 5, 101)),
-        described(gamma=optax.constant_schedule(1.0)),
-        described(gamma=optax.piecewise_constant_schedule(1.0, {10: 0.5})),
-        described(gamma=optax.piecewise_constant_schedule(1.0, {11: 0.5})),
-        described(gamma=optax.join_schedules([optax.constant_schedule(1.0)] * 2, [3])),
-        described(gamma=optax.join_schedules([optax.constant_schedule(1.0)] * 2, [4])),
-        described(gamma=optax.warmup_cosine_decay_schedule(0, 1, 5, 50)),
-        described(gamma=optax.warmup_cosine_decay_schedule(0, 1, 5, 51)),
-        described(gamma=optax.piecewise_interpolate_schedule("linear", 1.0, {10: 0.5})),
-        described(gamma=optax.piecewise_interpolate_schedule("linear", 1.0, {10: 0.6})),
+        described(gamma=Schedule(optax.linear_schedule(-5, 5, 100))),
+        described(gamma=Schedule(optax.linear_schedule(-5, 6, 100))),
+        described(gamma=Schedule(optax.linear_schedule(-5, 5, 101))),
+        described(gamma=Schedule(optax.constant_schedule(1.0))),
+        described(gamma=Schedule(optax.piecewise_constant_schedule(1.0, {10: 0.5}))),
+        described(gamma=Schedule(optax.piecewise_constant_schedule(1.0, {11: 0.5}))),
+        described(gamma=Schedule(optax.join_schedules([optax.constant_schedule(1.0)] * 2, [3]))),
+        described(gamma=Schedule(optax.join_schedules([optax.constant_schedule(1.0)] * 2, [4]))),
+        described(gamma=Schedule(optax.warmup_cosine_decay_schedule(0, 1, 5, 50))),
+        described(gamma=Schedule(optax.warmup_cosine_decay_schedule(0, 1, 5, 51))),
+        described(gamma=Schedule(optax.piecewise_interpolate_schedule("linear", 1.0, {10: 0.5}))),
+        described(gamma=Schedule(optax.piecewise_interpolate_schedule("linear", 1.0, {10: 0.6}))),
         described(gamma=hps.curriculum(10)),
         described(gamma=hps.curriculum(11)),
         described(gamma=np.linspace(0, 1, 3000)),

@@ -217,7 +217,7 @@ def test_errors_say_what_to_change():
 
 
 def test_curriculum_has_the_published_plateaus():
-    schedule = jax.jit(hps.curriculum(1000))
+    schedule = jax.jit(hps.curriculum(1000).at)
     starts = {0: -5, 199: -5, 200: -3, 399: -3, 400: -1, 600: 1, 799: 1, 800: 3, 999: 3, 5000: 3}
     for step, gamma in starts.items():
         assert float(schedule(jnp.int32(step))) == pytest.approx(gamma), step
@@ -225,12 +225,12 @@ def test_curriculum_has_the_published_plateaus():
 
 def test_plateaus_start_at_the_right_step_whatever_their_number_divides():
     for total in (5, 7, 30, 83, 1000):
-        gammas = jax.vmap(hps.curriculum(total, start=0.0, stop=5.0))(jnp.arange(total))
+        gammas = jax.vmap(hps.curriculum(total, start=0.0, stop=5.0).at)(jnp.arange(total))
         np.testing.assert_allclose(gammas, [step * 5 // total for step in range(total)], rtol=1e-6)
 
 
 def test_curriculum_without_plateaus_is_linear_and_ends_at_stop():
-    schedule = jax.jit(hps.curriculum(100, start=-2.0, stop=4.0, plateaus=None))
+    schedule = jax.jit(hps.curriculum(100, start=-2.0, stop=4.0, plateaus=None).at)
     for step in (0, 1, 50, 100, 400):
         expected = -2 + 6 * min(step, 100) / 100
         assert float(schedule(jnp.int32(step))) == pytest.approx(expected, abs=1e-6)

@@ -22,6 +22,7 @@ from alignjax.runtime import checkpoint, metrics, sharding
 from alignjax.stages import reference
 from alignjax.stages.data import prepare_data
 from alignjax.training import loop, optim
+from alignjax.types import Schedule
 from alignjax.world import sources as world
 from tests import runs
 
@@ -172,7 +173,7 @@ def test_lists_with_a_draw_from_a_curriculum(tmp_path):
     data = dataclasses.replace(
         runs.get_config().data, source=partial(world.lists, size=120, seed=0, responses=4)
     )
-    gamma = optax.linear_schedule(-5.0, 5.0, 4)
+    gamma = Schedule(optax.linear_schedule(-5.0, 5.0, 4))
     settings = config(
         "reference.mode=auto", "train.steps=4", "evaluate.prompts=0",
         sft=None, data=data, select=partial(hps.select, gamma=gamma), loss=hps.loss,

@@ -15,6 +15,7 @@ from alignjax.losses import bco, cpo, dpo, hps, kto, orpo, plackett_luce, pro, r
 from alignjax.stages import check
 from alignjax.stages.data import prepare_data
 from alignjax.testing import loss_inputs
+from alignjax.types import Schedule
 from alignjax.world import sources as world
 from tests import runs
 
@@ -78,9 +79,9 @@ def branching(logps, batch):
         (scalar_metric, r"wanted one value per prompt, \[B\], found shapes \{'x': \(\)\}"),
         (no_metrics, r"no_metrics must return \(losses, metrics\)"),
         (taken, r"returns a metric 'weight', a name that the step uses itself"),
-        (mistaken, r"signature_test\.py:\d+: AttributeError: .*'polcy'"),
+        (mistaken, r"check_test\.py:\d+: AttributeError: .*'polcy'"),
         (misshapen, r"loss: .*misshapen on this data: "),
-        (branching, r"signature_test\.py:\d+: TracerBoolConversionError: "),
+        (branching, r"check_test\.py:\d+: TracerBoolConversionError: "),
         (hps.loss, r"loss: .*hps\.loss on this data: "),
     ],
 )
@@ -131,7 +132,7 @@ def test_what_fits_passes(pairs, lists):
     check.check_objectives(runs.get_config(), pairs)
     check.check_objectives(runs.get_config(loss=sft.loss), pairs)
     check.check_objectives(runs.get_config(loss=plackett_luce.loss), lists)
-    gamma = optax.linear_schedule(-5.0, 5.0, 8)
+    gamma = Schedule(optax.linear_schedule(-5.0, 5.0, 8))
     config = runs.get_config(select=partial(hps.select, gamma=gamma), loss=hps.loss)
     check.check_objectives(config, lists)
     assert check.drawn_responses(config, lists) == 2
@@ -222,15 +223,18 @@ def per_token(logps, *, scale: float = 1.0):
     return scale * logps.policy / jnp.maximum(logps.length, 1)
 
 
+RISING = Schedule(optax.linear_schedule(0, 5.0, 9))
+
+
 @pytest.mark.parametrize(
     ("loss", "wanted"),
     [
         (dpo.loss, [0.2, -0.3]),
         (partial(dpo.loss, beta=0.3), [0.6, -0.9]),
-        (partial(dpo.loss, beta=optax.linear_schedule(0.0, 0.7, 10)), [1.4, -2.1]),
+        (partial(dpo.loss, beta=Schedule(optax.linear_schedule(0.0, 0.7, 10))), [1.4, -2.1]),
         (partial(plackett_luce.loss, beta=2.0, implicit=per_token), [-2.0, -4.0]),
         (
-            partial(hps.loss, implicit=partial(per_token, scale=optax.linear_schedule(0, 5.0, 9))),
+            partial(hps.loss, implicit=partial(per_token, scale=RISING)),
             [-0.5, -1.0],
         ),
         (sft.loss, [2.0, -3.0]),

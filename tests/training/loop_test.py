@@ -24,7 +24,7 @@ from alignjax.runtime.metrics import Meter
 from alignjax.training import loop, offline
 from alignjax.training.job import Feed, Job, Learner
 from alignjax.training.step import Update, init_state
-from alignjax.types import Batch
+from alignjax.types import Batch, Schedule
 from tests import runs
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
@@ -445,7 +445,7 @@ def broken(first, last):
     def with_step(logps, batch, *, step):
         return nan_at(first, last, logps, batch, step=step)
 
-    return functools.partial(with_step, step=lambda step: step)
+    return functools.partial(with_step, step=Schedule(lambda step: step))
 
 
 def test_skipped_steps_are_counted_and_training_goes_on(tmp_path):

@@ -15,8 +15,9 @@ from alignjax.losses import bco, dpo, hps, kto
 from alignjax.runtime.checkpoint import tree_digest
 from alignjax.testing import loss_inputs
 from alignjax.training import step as step_module
-from alignjax.training.step import Update, init_state, resolve, score, train_step, weighted_sums
-from alignjax.types import Logps
+from alignjax.training.microbatches import weighted_sums
+from alignjax.training.step import Update, init_state, resolve, score, train_step
+from alignjax.types import Logps, Schedule
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
 
@@ -220,7 +221,7 @@ def test_the_baseline_of_micro_batches_is_that_of_the_whole_batch(keywords, part
 
 def test_a_baseline_of_every_micro_batch_alone_would_show(monkeypatch):
     whole = after(2, loss=reads_both, baseline=first)
-    monkeypatch.setattr(step_module, "_mean_baseline", lambda *_: None)
+    monkeypatch.setattr(step_module, "mean_over_parts", lambda *_: None)
     alone = after(2, 2, jit=False, loss=reads_both, baseline=first)
     with pytest.raises(AssertionError):
         chex.assert_trees_all_close(alone, whole, rtol=1e-3, atol=1e-4)
@@ -260,8 +261,10 @@ def test_schedules_are_resolved_at_the_step():
         seen.append((callable(beta), callable(shift)))
         return beta * logps.policy[:, 0] + shift, {"beta": jnp.full(B, beta)}
 
-    schedule = optax.linear_schedule(0.0, 1.0, 10)
-    step = make_step(functools.partial(loss, beta=schedule, shift=lambda step: step * 2.0))
+    schedule = Schedule(optax.linear_schedule(0.0, 1.0, 10))
+    step = make_step(
+        functools.partial(loss, beta=schedule, shift=Schedule(lambda step: step * 2.0))
+    )
     state, found = make_state(), []
     for _ in range(4):
         state, scalars = step(state, None, make_batch())
@@ -273,13 +276,13 @@ def test_schedules_are_resolved_at_the_step():
     assert resolve(dpo.loss, jnp.zeros(())) is dpo.loss
 
 
-def test_a_parameter_annotated_as_a_function_is_given_the_function():
+def test_a_bound_function_is_given_as_it_is_with_its_schedules_resolved():
     def shifted(logps, *, shift: float):
         return logps.log_ratio + shift
 
     def nested(step):
-        shift = functools.partial(shifted, shift=lambda step: 2.0 * step)
-        loss = functools.partial(dpo.loss, beta=lambda step: step / 4, implicit=shift)
+        shift = functools.partial(shifted, shift=Schedule(lambda step: 2.0 * step))
+        loss = functools.partial(dpo.loss, beta=Schedule(lambda step: step / 4), implicit=shift)
         return resolve(loss, step)
 
     found = nested(jnp.float32(3.0))
@@ -334,7 +337,7 @@ def test_draws_depend_on_the_step_and_the_key_not_on_the_batch_slot():
 def test_gamma_may_be_a_schedule():
     batch = numbered()
     hardest = draws(7, 3, batch, 1e3)
-    found = draws(7, 3, batch, lambda step: jnp.where(step < 2, 1e3, -1e3))
+    found = draws(7, 3, batch, Schedule(lambda step: jnp.where(step < 2, 1e3, -1e3)))
     np.testing.assert_array_equal(found[:2], hardest[:2])
     assert (found[2] != hardest[2]).all()
 

@@ -1,0 +1,59 @@
+"""A baseline: its mean over the whole global batch, which the loss reads, without gradient."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from alignjax.training.microbatches import split, weighted_sums
+from alignjax.types import Array, Baseline, Batch, Logps, TrainState
+
+
+def mean_over_rows(baseline: Baseline, logps: Logps, batch: Batch) -> Array:
+    """The baseline's mean over the rows of a batch, by their weight."""
+    return _mean(*_sums(baseline, logps, batch))
+
+
+def mean_over_parts(
+    baseline: Baseline, score_rows: Callable[[Batch], Logps], batch: Batch, parts: int
+) -> Array:
+    """The same over the micro-batches of a batch, scored one after the other."""
+
+    def body(sums: tuple[Array, Array], part: Batch) -> tuple[tuple[Array, Array], None]:
+        return jax.tree.map(jnp.add, sums, _sums(baseline, score_rows(part), part)), None
+
+    zeros = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
+    return _mean(*jax.lax.scan(body, zeros, split(batch, parts))[0])
+
+
+def running_mean(state: TrainState, mean: Array, weight: Array) -> tuple[Array, Array]:
+    """The mean over all rows so far, those of this step included, and the weight of those rows."""
+    seen = state.baseline_weight + weight
+    share = weight / jnp.maximum(seen, 1e-9)
+    return state.baseline + share * (mean - state.baseline), seen
+
+
+def baseline_fields(state: TrainState, mean: Array, batch: Batch, rows: int) -> dict[str, Array]:
+    """The two fields of a `Batch` with the baseline's means, the same in each of so many rows.
+
+    Args:
+      state: before the step.
+      mean: over the whole batch.
+      batch: all rows of the step.
+      rows: of the micro-batch that the fields are for.
+    """
+    running, _ = running_mean(state, mean, batch.weight.sum())
+    return {
+        "baseline": jnp.broadcast_to(mean, rows),
+        "running_baseline": jnp.broadcast_to(running, rows),
+    }
+
+
+def _sums(baseline: Baseline, logps: Logps, batch: Batch) -> tuple[Array, Array]:
+    """The baseline's weighted sum over rows, and the weight."""
+    total, _ = weighted_sums(baseline(logps, batch), {}, batch.weight)
+    return total, batch.weight.sum()
+
+
+def _mean(total: Array, weight: Array) -> Array:
+    return total / jnp.maximum(weight, 1e-9)
