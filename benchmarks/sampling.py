@@ -23,6 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 import jax
 import numpy as np
 
+from alignjax.config import SamplingConfig
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import init_params
 from alignjax.sampling.decode import sample
@@ -73,8 +74,7 @@ def main() -> None:
             *rows,
             jax.random.fold_in(key, number),
             config=config,
-            samples=samples,
-            max_new_tokens=args.response,
+            settings=SamplingConfig(samples=samples, max_new_tokens=args.response),
             eos=args.vocab,  # an id that is never drawn
         )
 

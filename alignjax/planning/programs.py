@@ -29,7 +29,6 @@ from alignjax.training import offline
 from alignjax.training.job import Learner
 from alignjax.types import Batch, Params
 
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "gather_weights")
 PARTS = ("step", "sft", "reward", "score", "sample")
 
 
@@ -212,13 +211,7 @@ def _inference(config: Config, mesh: Mesh, part: str, responses: int) -> Program
         name="sampling",
         function=sample,
         args=(params, split.prompt, split.prompt_length, split.prompt_id, _key(mesh)),
-        static=dict(
-            config=config.model,
-            samples=k,
-            max_new_tokens=r,
-            eos=1,
-            **{name: getattr(settings, name) for name in _SAMPLING},
-        ),
+        static=dict(config=config.model, settings=settings, eos=1),
         tokens=b * (shape.prompt + k * r),
         model_flops=forward_flops(config.model, b, k, shape.prompt, r),
         holds=holds,

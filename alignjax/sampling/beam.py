@@ -7,10 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from alignjax.config import SamplingConfig
 from alignjax.models.config import ModelConfig
 from alignjax.models.mixture import Mixture, each_policy
 from alignjax.runtime.sharding import unshard_weights
-from alignjax.sampling.decode import Caches, Hidden, decode, logits_of, prefill
+from alignjax.sampling.decode import Caches, decode, logits_of, prefill
 from alignjax.types import Array, Params
 
 
@@ -25,30 +26,20 @@ class Beams(NamedTuple):
     score: Array  # [B, K] float32; -inf: not found yet
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        *("config", "samples", "num_beams", "max_new_tokens", "eos", "length_penalty"),
-        "gather_weights",
-    ),
-)
+@functools.partial(jax.jit, static_argnames=("config", "settings", "eos"))
 def beam_search(
     params: Params | Mixture,
     prompt: Array,
     prompt_length: Array,
     *,
     config: ModelConfig,
-    samples: int,
-    num_beams: int,
-    max_new_tokens: int,
+    settings: SamplingConfig,
     eos: int,
-    length_penalty: float = 1.0,
-    gather_weights: bool = True,
 ) -> tuple[Array, Array, Array]:
     """The K best responses to each prompt that W beams find, best first.
 
     What is best is the score ``log pi(y | x) / |y| ** length_penalty``, where |y| counts the
-    end-of-sequence: 0 compares probabilities, 1 means per token, more favours longer ones. At each
+    end-of-sequence: 0 compares probabilities, 1 means per token, more favours growing ones. At each
     token every beam may end, and the W likeliest continuations that do not end go on. Beams that
     fill the room are responses, too. The search stops when no beam can reach a better score any
     more; that changes no result.
@@ -58,72 +49,46 @@ def beam_search(
       prompt: ``[B, P]`` int32, left-padded.
       prompt_length: ``[B]`` int32; 0: a row of padding, for which nothing is searched.
       config: the policy's shape.
-      samples: K, at most W.
-      num_beams: W.
-      max_new_tokens: R, the room for a response, end-of-sequence included.
+      settings: its ``samples`` is K, ``num_beams`` W, at least K, and ``max_new_tokens`` R.
       eos: id that ends a response.
-      length_penalty: see above.
-      gather_weights: as for `decode.sample`.
 
     Returns:
       ``[B, K, R]`` int32 responses (0 after their end), ``[B, K]`` int32 lengths with the
       end-of-sequence counted, and ``[B, K]`` float32 log-probabilities in nats. Where there are
       fewer than K responses at all, the length is 0 and the log-probability -inf.
     """
-    if gather_weights:
+    if settings.gather_weights:  # else the loop gathers them at every token
         params = each_policy(functools.partial(unshard_weights, config=config), params)
-    b, k, w, r = len(prompt), samples, num_beams, max_new_tokens
-
-    def score(nats: Array, length: Array) -> Array:
-        return nats / length.astype(jnp.float32) ** length_penalty
-
-    def keep(found: Beams, ids: Array, nats: Array, length: Array) -> Beams:
-        """The best of those kept and of W more responses of one length."""
-        scores = jnp.concatenate([found.score, score(nats, length)], axis=1)
-        top, place = jax.lax.top_k(scores, k)
-        lengths = jnp.where(jnp.isfinite(nats), length, 0)
-        return found._replace(
-            best=_pick(jnp.concatenate([found.best, ids], axis=1), place),
-            length=_pick(jnp.concatenate([found.length, lengths], axis=1), place),
-            total=_pick(jnp.concatenate([found.total, nats], axis=1), place),
-            score=top,
-        )
-
-    def extend(t: Array, hidden: Hidden, found: Beams) -> tuple[Beams, Array, Array]:
-        """One token more; also which beam each one continues, and with what."""
-        logits = logits_of(params, hidden, config)
-        logps = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-        nats = found.nats[..., None] + logps
-        ended = jax.lax.dynamic_update_slice_in_dim(
-            found.ids, jnp.full((b, w, 1), eos, jnp.int32), t, axis=2
-        )
-        after = keep(found, ended, nats[..., eos], t + 1)
-        going = nats.at[..., eos].set(-jnp.inf).reshape(b, -1)
-        top, place = jax.lax.top_k(going, w)
-        parent, token = place // config.vocab_size, place % config.vocab_size
-        ids = jax.lax.dynamic_update_slice_in_dim(
-            _pick(found.ids, parent), token[:, :, None], t, axis=2
-        )
-        after = after._replace(ids=ids, nats=top)
-        full = keep(after, ids, jnp.where(t + 1 == r, top, -jnp.inf), t + 1)
-        return full, parent, token
+    w, r, penalty = settings.num_beams, settings.max_new_tokens, settings.length_penalty
 
     def go_on(carry: tuple[Array, Beams, Array, Caches]) -> Array:
-        t, found, _, _ = carry
+        t, beams, _, _ = carry
         # Nats only fall, so a score is bounded by today's nats over the most favourable length.
-        favourable = jnp.asarray(r) if length_penalty >= 0 else t + 1
-        hope = score(found.nats.max(axis=1), favourable) > found.score[:, -1]
+        favourable = jnp.asarray(r) if penalty >= 0 else t + 1
+        hope = _score(beams.nats.max(axis=1), favourable, penalty) > beams.score[:, -1]
         return (t < r) & hope.any()
 
     def body(carry: tuple[Array, Beams, Array, Caches]) -> tuple[Array, Beams, Array, Caches]:
-        t, found, token, caches = carry
+        t, beams, token, caches = carry
         hidden, caches = decode(params, token, prompt_length, t - 1, caches, config)
-        found, parent, token = extend(t, hidden, found)
-        return t + 1, found, token, _reordered(caches, parent)
+        beams, parent, token = _extend(beams, t, logits_of(params, hidden, config), eos, penalty)
+        return t + 1, beams, token, _reordered(caches, parent)
 
     hidden, caches = prefill(params, prompt, prompt_length, w, r, config)
-    first = (jnp.arange(w) == 0) & (prompt_length[:, None] > 0)  # the beams are one, so far
-    nothing = Beams(
+    empty = _no_tokens(prompt_length, settings)
+    zero, logits = jnp.zeros((), jnp.int32), logits_of(params, hidden, config)
+    beams, _, token = _extend(empty, zero, logits, eos, penalty)
+    carry = (jnp.ones((), jnp.int32), beams, token, caches)
+    _, beams, _, _ = jax.lax.while_loop(go_on, body, carry)
+    return beams.best, beams.length, beams.total
+
+
+def _no_tokens(prompt_length: Array, settings: SamplingConfig) -> Beams:
+    b, k = len(prompt_length), settings.samples
+    w, r = settings.num_beams, settings.max_new_tokens
+    # All beams would be the same one: only the first may go on, and the next token parts them.
+    first = (jnp.arange(w) == 0) & (prompt_length[:, None] > 0)
+    return Beams(
         ids=jnp.zeros((b, w, r), jnp.int32),
         nats=jnp.where(first, 0.0, -jnp.inf),
         best=jnp.zeros((b, k, r), jnp.int32),
@@ -131,10 +96,45 @@ def beam_search(
         total=jnp.full((b, k), -jnp.inf),
         score=jnp.full((b, k), -jnp.inf),
     )
-    found, _, token = extend(jnp.zeros((), jnp.int32), hidden, nothing)
-    carry = (jnp.ones((), jnp.int32), found, token, caches)
-    _, found, _, _ = jax.lax.while_loop(go_on, body, carry)
-    return found.best, found.length, found.total
+
+
+def _extend(
+    beams: Beams, t: Array, logits: Array, eos: int, penalty: float
+) -> tuple[Beams, Array, Array]:
+    """Adds token number t; also returns which beam each one continues, and with what token."""
+    b, w, r = beams.ids.shape
+    logps = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    nats = beams.nats[..., None] + logps
+    ended = jax.lax.dynamic_update_slice_in_dim(
+        beams.ids, jnp.full((b, w, 1), eos, jnp.int32), t, axis=2
+    )
+    complete = _keep_best(beams, ended, nats[..., eos], t + 1, penalty)
+    going = nats.at[..., eos].set(-jnp.inf).reshape(b, -1)
+    top, place = jax.lax.top_k(going, w)
+    parent, token = place // logits.shape[-1], place % logits.shape[-1]
+    ids = jax.lax.dynamic_update_slice_in_dim(
+        _pick(beams.ids, parent), token[:, :, None], t, axis=2
+    )
+    growing = complete._replace(ids=ids, nats=top)
+    full = jnp.where(t + 1 == r, top, -jnp.inf)
+    return _keep_best(growing, ids, full, t + 1, penalty), parent, token
+
+
+def _keep_best(beams: Beams, ids: Array, nats: Array, length: Array, penalty: float) -> Beams:
+    """Keeps the K best of the complete responses so far and W more of one length."""
+    scores = jnp.concatenate([beams.score, _score(nats, length, penalty)], axis=1)
+    top, place = jax.lax.top_k(scores, beams.score.shape[1])
+    lengths = jnp.where(jnp.isfinite(nats), length, 0)
+    return beams._replace(
+        best=_pick(jnp.concatenate([beams.best, ids], axis=1), place),
+        length=_pick(jnp.concatenate([beams.length, lengths], axis=1), place),
+        total=_pick(jnp.concatenate([beams.total, nats], axis=1), place),
+        score=top,
+    )
+
+
+def _score(nats: Array, length: Array, penalty: float) -> Array:
+    return nats / length.astype(jnp.float32) ** penalty
 
 
 def _pick(x: Array, place: Array) -> Array:

@@ -2,16 +2,17 @@
 
 The prompt runs once; its keys and values are shared by the K responses. Randomness is derived
 from ``(key, prompt_id, response number, token number)``, so what is sampled for a prompt depends
-neither on the batch it is in nor on the number of devices. `respond` in `sampling.generate` is
-what calls this on text.
+neither on the batch it is in nor on the number of devices. `sampling.generate.respond` is this for
+text.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from alignjax.config import SamplingConfig
 from alignjax.models.attention import soft_cap
 from alignjax.models.config import ModelConfig
 from alignjax.models.mixture import Mixture, each_policy, mixed, policies_of
@@ -20,14 +21,22 @@ from alignjax.runtime.sharding import unshard_weights
 from alignjax.sampling.logits import keep_likely, penalise, pick, seen_in
 from alignjax.types import Array, Params
 
+Hidden = tuple[Array, ...]  # one [B, K, width] per policy
+Caches = tuple[Cache, ...]  # one per policy
 
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        *("config", "samples", "max_new_tokens", "eos"),
-        *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "gather_weights"),
-    ),
-)
+
+class Responses(NamedTuple):
+    """K responses to each prompt, while they grow."""
+
+    token: Array  # [B, K] int32, the newest
+    ids: Array  # [B, K, R] int32, 0 where there is no token yet or any more
+    length: Array  # [B, K] int32, end-of-sequence counted
+    nats: Array  # [B, K] float32
+    ended: Array  # [B, K] bool
+    seen: Array | None  # [B, K, vocab] bool, ids that came before; None: no repetition penalty
+
+
+@functools.partial(jax.jit, static_argnames=("config", "settings", "eos"))
 def sample(
     params: Params | Mixture,
     prompt: Array,
@@ -36,15 +45,8 @@ def sample(
     key: Array,
     *,
     config: ModelConfig,
-    samples: int,
-    max_new_tokens: int,
+    settings: SamplingConfig,
     eos: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    gather_weights: bool = True,
 ) -> tuple[Array, Array, Array]:
     """Samples K responses for each prompt; stops when all have ended.
 
@@ -55,85 +57,94 @@ def sample(
       prompt_id: ``[B]`` int32, seeds each prompt's randomness.
       key: PRNG key of the whole call.
       config: the policy's shape.
-      samples: K.
-      max_new_tokens: R, the room for a response, end-of-sequence included.
+      settings: how to sample. Its ``samples`` is K, its ``max_new_tokens`` R.
       eos: id that ends a response.
-      temperature: 0 takes the likeliest id, after the repetition penalty.
-      top_k, top_p, min_p, repetition_penalty: see `alignjax.sampling.logits`.
-      gather_weights: once, before the first token (`sharding.unshard_weights`), not at every token;
-        what is sampled is the same, up to the rounding of logits.
 
     Returns:
       ``[B, K, R]`` int32 responses (0 after their end), ``[B, K]`` int32 lengths with the
       end-of-sequence counted, and ``[B, K]`` float32 log-probabilities in nats of what was
       sampled, under the policy (or the mixture) itself: temperature 1, nothing cut or penalised.
     """
-    if gather_weights:
+    if settings.gather_weights:  # else the loop gathers them at every token
         params = each_policy(functools.partial(unshard_weights, config=config), params)
-    b, k, r = len(prompt), samples, max_new_tokens
+    k, r = settings.samples, settings.max_new_tokens
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(prompt_id)
     keys = jax.vmap(lambda q: jax.vmap(lambda j: jax.random.fold_in(q, j))(jnp.arange(k)))(keys)
-    penalised = repetition_penalty != 1.0
 
-    def draw(hidden: Hidden, t: Array, seen: Array | None) -> tuple[Array, Array]:
+    def extend(t: Array, hidden: Hidden, responses: Responses) -> Responses:
         logits = logits_of(params, hidden, config)
-        scores = logits if seen is None else penalise(logits, seen, repetition_penalty)
-        if temperature == 0:
-            token = jnp.argmax(scores, axis=-1)
-        else:
-            step_keys = jax.vmap(jax.vmap(lambda q: jax.random.fold_in(q, t)))(keys)
-            kept = keep_likely(scores / temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-            token = jax.vmap(jax.vmap(pick))(step_keys, kept)
-        token = token.astype(jnp.int32)
-        chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-        return token, chosen - jax.nn.logsumexp(logits, axis=-1)
+        token = _draw(logits, responses.seen, keys, t, settings)
+        return _append(responses, t, token, logits, eos)
 
-    Drawn = tuple[Array, Array, Array, Array, Array, Array | None]
+    def go_on(carry: tuple[Array, Responses, Caches]) -> Array:
+        t, responses, _ = carry
+        return (t < r) & ~responses.ended.all()
 
-    def extend(t: Array, hidden: Hidden, drawn: Drawn) -> Drawn:
-        _, out, length, total, done, seen = drawn
-        token, logps = draw(hidden, t, seen)
-        token = jnp.where(done, 0, token)
-        out = jax.lax.dynamic_update_slice_in_dim(out, token[:, :, None], t, axis=2)
-        length = length + ~done
-        total = total + jnp.where(done, 0.0, logps)
-        done = done | (token == eos)
-        if seen is not None:
-            rows, places = jnp.arange(b)[:, None], jnp.arange(k)
-            seen = seen.at[rows, places, token].set(True)
-        return token, out, length, total, done, seen
-
-    def go_on(carry: tuple[Array, Drawn, Caches]) -> Array:
-        t, (*_, done, _), _ = carry
-        return (t < r) & ~done.all()
-
-    def body(carry: tuple[Array, Drawn, Caches]) -> tuple[Array, Drawn, Caches]:
-        t, drawn, caches = carry
-        hidden, caches = decode(params, drawn[0], prompt_length, t - 1, caches, config)
-        return t + 1, extend(t, hidden, drawn), caches
+    def body(carry: tuple[Array, Responses, Caches]) -> tuple[Array, Responses, Caches]:
+        t, responses, caches = carry
+        hidden, caches = decode(params, responses.token, prompt_length, t - 1, caches, config)
+        return t + 1, extend(t, hidden, responses), caches
 
     hidden, caches = prefill(params, prompt, prompt_length, k, r, config)
-    seen = None
-    if penalised:
-        seen = seen_in(prompt, prompt_length, config.vocab_size)
-        seen = jnp.broadcast_to(seen[:, None], (b, k, config.vocab_size))
-    nothing: Drawn = (
-        jnp.zeros((b, k), jnp.int32),
-        jnp.zeros((b, k, r), jnp.int32),
-        jnp.zeros((b, k), jnp.int32),
-        jnp.zeros((b, k), jnp.float32),
-        jnp.broadcast_to(prompt_length[:, None] == 0, (b, k)),
-        seen,
-    )
+    empty = _no_tokens(prompt, prompt_length, config.vocab_size, settings)
     # The first token needs the prefill alone: a response of n tokens takes n - 1 decoding steps.
-    first = extend(jnp.zeros((), jnp.int32), hidden, nothing)
+    first = extend(jnp.zeros((), jnp.int32), hidden, empty)
     _, last, _ = jax.lax.while_loop(go_on, body, (jnp.ones((), jnp.int32), first, caches))
-    _, out, length, total, _, _ = last
-    return out, length, total
+    return last.ids, last.length, last.nats
 
 
-Hidden = tuple[Array, ...]  # one [B, K, width] per policy
-Caches = tuple[Cache, ...]
+def _no_tokens(
+    prompt: Array, prompt_length: Array, vocab: int, settings: SamplingConfig
+) -> Responses:
+    b, k, r = len(prompt), settings.samples, settings.max_new_tokens
+    seen = None
+    if settings.repetition_penalty != 1.0:
+        seen = seen_in(prompt, prompt_length, vocab)
+        seen = jnp.broadcast_to(seen[:, None], (b, k, vocab))
+    return Responses(
+        token=jnp.zeros((b, k), jnp.int32),
+        ids=jnp.zeros((b, k, r), jnp.int32),
+        length=jnp.zeros((b, k), jnp.int32),
+        nats=jnp.zeros((b, k), jnp.float32),
+        ended=jnp.broadcast_to(prompt_length[:, None] == 0, (b, k)),
+        seen=seen,
+    )
+
+
+def _draw(
+    logits: Array, seen: Array | None, keys: Array, t: Array, settings: SamplingConfig
+) -> Array:
+    """Draws token number t of every response, ``[B, K]`` int32."""
+    scores = logits if seen is None else penalise(logits, seen, settings.repetition_penalty)
+    if settings.temperature == 0:
+        return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    keys = jax.vmap(jax.vmap(lambda q: jax.random.fold_in(q, t)))(keys)
+    likely = keep_likely(
+        scores / settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+    )
+    return jax.vmap(jax.vmap(pick))(keys, likely).astype(jnp.int32)
+
+
+def _append(responses: Responses, t: Array, token: Array, logits: Array, eos: int) -> Responses:
+    """Adds a token to all responses that have not ended."""
+    _, ids, length, nats, ended, seen = responses
+    chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+    logps = chosen - jax.nn.logsumexp(logits, axis=-1)
+    token = jnp.where(ended, 0, token)
+    if seen is not None:
+        rows, places = jnp.arange(len(token))[:, None], jnp.arange(token.shape[1])
+        seen = seen.at[rows, places, token].set(True)
+    return Responses(
+        token=token,
+        ids=jax.lax.dynamic_update_slice_in_dim(ids, token[:, :, None], t, axis=2),
+        length=length + ~ended,
+        nats=nats + jnp.where(ended, 0.0, logps),
+        ended=ended | (token == eos),
+        seen=seen,
+    )
 
 
 def prefill(
@@ -144,15 +155,15 @@ def prefill(
     r: int,
     config: ModelConfig,
 ) -> tuple[Hidden, Caches]:
-    """Runs the prompts by every policy; makes room for K responses of R tokens each."""
-    found: Any = [
+    """Runs the prompts through every policy; makes room for K responses of R tokens each."""
+    outputs: Any = [
         Transformer(config).apply(
             {"params": p}, prompt, prompt_length, k, r, method=Transformer.prefill
         )
         for p in policies_of(params)
     ]
-    hidden = [jnp.broadcast_to(h[:, None], (len(prompt), k, h.shape[-1])) for h, _ in found]
-    return tuple(hidden), tuple(cache for _, cache in found)
+    hidden = [jnp.broadcast_to(h[:, None], (len(prompt), k, h.shape[-1])) for h, _ in outputs]
+    return tuple(hidden), tuple(cache for _, cache in outputs)
 
 
 def decode(
@@ -163,14 +174,14 @@ def decode(
     caches: Caches,
     config: ModelConfig,
 ) -> tuple[Hidden, Caches]:
-    """Runs ``[B, K]`` tokens, number ``position`` of their responses, by every policy."""
-    found: Any = [
+    """Runs ``[B, K]`` tokens, number ``position`` of their responses, through every policy."""
+    outputs: Any = [
         Transformer(config).apply(
             {"params": p}, token, prompt_length, position, cache, method=Transformer.decode
         )
         for p, cache in zip(policies_of(params), caches, strict=True)
     ]
-    return tuple(h for h, _ in found), tuple(cache for _, cache in found)
+    return tuple(h for h, _ in outputs), tuple(cache for _, cache in outputs)
 
 
 def logits_of(params: Params | Mixture, hidden: Hidden, config: ModelConfig) -> Array:

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Container, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -94,7 +94,7 @@ def respond(
       ``settings.samples`` responses per prompt, in the order of ``asked``.
     """
     out: dict[int, list[Sample]] = {}
-    for _, found in respond_in_batches(
+    for _, samples in respond_in_batches(
         params,
         ref_params,
         asked,
@@ -105,7 +105,7 @@ def respond(
         mesh=mesh,
         title=title,
     ):
-        out |= found
+        out |= samples
     return [s for i in sorted(out) for s in out[i]]
 
 
@@ -122,7 +122,7 @@ def respond_in_batches(
     title: str,
     done: Container[int] = (),
 ) -> Iterator[tuple[int, dict[int, list[Sample]]]]:
-    """As `respond`, batch by batch: for work that is kept as it goes.
+    """Samples responses as `respond` does, batch by batch, for work that is kept as it goes.
 
     Which prompts batch i holds depends on ``asked`` and ``settings.batch_size`` alone. At the end
     the speed is logged: tokens of responses, end-of-sequence included, per second of decoding.
@@ -142,46 +142,74 @@ def respond_in_batches(
     )
     timed: list[tuple[int, int, float]] = []  # of every batch: shape, tokens, seconds
     with progress(title, len(asked)) as advance:
-        for number, (shape, chosen) in enumerate(zip(batches.shape, batches.rows, strict=True)):
-            real = chosen >= 0
-            if number in done:
-                advance(int(real.sum()))
-                continue
-            mine = chosen[own_rows(mesh, len(chosen))]
-            batch = put_rows(prompts_only(asked, mine, shapes[shape].prompt), mesh)
-            since = time.perf_counter()
-            tokens, length, logps = jax.block_until_ready(
-                _decoded(params, batch, key, model=model, eos=tokenizer.eos_id, settings=settings)
-            )
-            seconds = time.perf_counter() - since
-            ids, counts, nats = distributed.fetch((tokens, length, logps))
-            timed.append((int(shape), int(counts[real].sum()), seconds))
-            reference = divergence = np.full(counts.shape, np.nan, np.float32)
-            if ref_params is not None:
-                scored = dataclasses.replace(batch, response=tokens, response_length=length)
-                found = kl.against(params, ref_params, scored, config=model)
-                reference, divergence = distributed.fetch(found)
-            yield (
-                number,
-                {
-                    int(chosen[i]): [
-                        Sample(
-                            prompt=asked[chosen[i]].prompt,
-                            response=tokenizer.decode(ids[i, j, : counts[i, j]].tolist()),
-                            length=int(counts[i, j]),
-                            ended=bool(ids[i, j, counts[i, j] - 1] == tokenizer.eos_id),
-                            logps=float(nats[i, j]),
-                            reference=float(reference[i, j]),
-                            kl=float(divergence[i, j]),
-                        )
-                        for j in range(settings.samples)
-                    ]
-                    for i in np.flatnonzero(real)
-                },
-            )
+        for number, (shape, rows) in enumerate(zip(batches.shape, batches.rows, strict=True)):
+            real = rows >= 0
+            if number not in done:
+                mine = rows[own_rows(mesh, len(rows))]
+                batch = put_rows(prompts_only(asked, mine, shapes[shape].prompt), mesh)
+                since = time.perf_counter()
+                responses = jax.block_until_ready(
+                    _decode(params, batch, key, model, tokenizer.eos_id, settings)
+                )
+                seconds = time.perf_counter() - since
+                numbers = _fetch(responses, batch, params, ref_params, model)
+                timed.append((int(shape), int(numbers.length[real].sum()), seconds))
+                yield (
+                    number,
+                    {
+                        int(rows[i]): _samples(asked[rows[i]].prompt, numbers, int(i), tokenizer)
+                        for i in np.flatnonzero(real)
+                    },
+                )
             advance(int(real.sum()))
     if timed:
         log.info("%s: %s", title.strip(), speed(timed))
+
+
+class _Numbers(NamedTuple):
+    """What is known of a batch's responses, on the host."""
+
+    ids: np.ndarray  # [B, K, R]
+    length: np.ndarray  # [B, K] and so on
+    logps: np.ndarray
+    reference: np.ndarray
+    kl: np.ndarray
+
+
+def _fetch(
+    responses: tuple[Array, Array, Array],
+    batch: Batch,
+    params: Params | Mixture,
+    ref_params: Params | None,
+    model: ModelConfig,
+) -> _Numbers:
+    """Brings responses to the host, with what the reference says of them where there is one."""
+    ids, length, logps = distributed.fetch(responses)
+    reference = divergence = np.full(length.shape, np.nan, np.float32)
+    if ref_params is not None:
+        scored = dataclasses.replace(batch, response=responses[0], response_length=responses[1])
+        reference, divergence = distributed.fetch(
+            kl.against(params, ref_params, scored, config=model)
+        )
+    return _Numbers(ids, length, logps, reference, divergence)
+
+
+def _samples(prompt: str, numbers: _Numbers, row: int, tokenizer: Tokenizer) -> list[Sample]:
+    """The responses to one prompt of a batch."""
+    return [
+        Sample(
+            prompt=prompt,
+            response=tokenizer.decode(ids[:length].tolist()),
+            length=int(length),
+            ended=bool(ids[length - 1] == tokenizer.eos_id),
+            logps=float(logps),
+            reference=float(reference),
+            kl=float(divergence),
+        )
+        for ids, length, logps, reference, divergence in zip(
+            *(x[row] for x in numbers), strict=True
+        )
+    ]
 
 
 def speed(timed: Sequence[tuple[int, int, float]]) -> str:
@@ -197,46 +225,23 @@ def speed(timed: Sequence[tuple[int, int, float]]) -> str:
     return f"{sum(n for _, n, _ in timed):,} tokens, {rate:,.0f} tokens/s{how}"
 
 
-def _decoded(
+def _decode(
     params: Params | Mixture,
     batch: Batch,
     key: Array,
-    *,
     model: ModelConfig,
     eos: int,
     settings: SamplingConfig,
 ) -> tuple[Array, Array, Array]:
     """Responses of a batch as ids, their lengths and their log-probabilities."""
-    if settings.num_beams > 1:
-        return beam_search(
-            params,
-            batch.prompt,
-            batch.prompt_length,
-            config=model,
-            samples=settings.samples,
-            num_beams=settings.num_beams,
-            max_new_tokens=settings.max_new_tokens,
-            eos=eos,
-            length_penalty=settings.length_penalty,
-            gather_weights=settings.gather_weights,
-        )
-    return sample(
-        params,
-        batch.prompt,
-        batch.prompt_length,
-        batch.prompt_id,
-        key,
-        config=model,
-        samples=settings.samples,
-        max_new_tokens=settings.max_new_tokens,
-        eos=eos,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        min_p=settings.min_p,
-        repetition_penalty=settings.repetition_penalty,
-        gather_weights=settings.gather_weights,
+    # Without the fields of a subclass, such as the judge: they would only compile it again.
+    settings = SamplingConfig(
+        **{f.name: getattr(settings, f.name) for f in dataclasses.fields(SamplingConfig)}
     )
+    prompts = (batch.prompt, batch.prompt_length)
+    if settings.num_beams > 1:
+        return beam_search(params, *prompts, config=model, settings=settings, eos=eos)
+    return sample(params, *prompts, batch.prompt_id, key, config=model, settings=settings, eos=eos)
 
 
 def prompts_only(asked: Sequence[Question], chosen: np.ndarray, length: int) -> Batch:

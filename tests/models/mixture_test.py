@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from alignjax.config import SamplingConfig
 from alignjax.errors import UserError
 from alignjax.models import kl
 from alignjax.models.logps import token_logps
@@ -32,8 +33,8 @@ def policies():
 
 
 def draw(params, samples=DRAWS, **changes):
-    settings = dict(config=CONFIG, samples=samples, max_new_tokens=R, eos=NEVER)
-    found = sample(params, *ROWS, jax.random.key(3), **{**settings, **changes})
+    settings = SamplingConfig(samples=samples, max_new_tokens=R, **changes)
+    found = sample(params, *ROWS, jax.random.key(3), config=CONFIG, settings=settings, eos=NEVER)
     return jax.device_get(found)
 
 
@@ -110,9 +111,12 @@ def test_other_weights_do_not_compile_again(policies):
 def test_beams_search_the_mixture(policies, tokens):
     wanted = nats_of_mixture(tokens, (0.7, 0.3))
     ids, _, logps = beam_search(
-        mix(policies, (0.7, 0.3)), *ROWS[:2],
-        config=CONFIG, samples=3, num_beams=16, max_new_tokens=R, eos=NEVER,
-    )  # fmt: skip
+        mix(policies, (0.7, 0.3)),
+        *ROWS[:2],
+        config=CONFIG,
+        settings=SamplingConfig(samples=3, num_beams=16, max_new_tokens=R),
+        eos=NEVER,
+    )
     best = np.argsort(-wanted)[:3]
     np.testing.assert_array_equal(ids[0], ALL[best])
     np.testing.assert_allclose(logps[0], wanted[best], atol=1e-4)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from alignjax.config import SamplingConfig
 from alignjax.data.records import Message
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.errors import UserError
@@ -90,9 +91,9 @@ def test_logits_log_probabilities_and_greedy_tokens(family, reference):
         np.arange(len(found["prompt"]), dtype=np.int32),
         jax.random.key(0),
         config=config,
-        samples=1,
-        max_new_tokens=found["greedy"].shape[1],
-        temperature=0,
+        settings=SamplingConfig(
+            samples=1, max_new_tokens=found["greedy"].shape[1], temperature=0.0
+        ),
         eos=-1,
     )
     np.testing.assert_array_equal(tokens[:, 0], found["greedy"])

@@ -151,7 +151,7 @@ def test_sampling_that_does_not_fit_gathers_less_then_draws_less_at_once(too_lar
         *[("sample", False)] * 2,
         ("sample", True),
     ]
-    assert [static["gather_weights"] for _, static in too_large] == [True, False, False]
+    assert [static["settings"].gather_weights for _, static in too_large] == [True, False, False]
     first, _, last = (args[1].shape[0] for args, _ in too_large)
     assert last == first // 2
     text = f"--set evaluate.gather_weights=False --set evaluate.batch_size={last}: "
@@ -247,5 +247,5 @@ def test_sampling_is_that_of_training_where_there_is_one(file, field):
     config = load(file, ["data.max_prompt_tokens=16", "data.max_response_tokens=16", *sizes])
     made = programs.make(config, make_mesh(1, 1, 1), "sample")
     assert made.args[1].shape == (6, 16)
-    assert made.static["samples"] == 3
+    assert made.static["settings"].samples == 3
     assert made.tokens == 6 * (16 + 3 * 5)

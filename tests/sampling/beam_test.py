@@ -1,5 +1,6 @@
 """Beam search, against all responses that there are and against loops."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from alignjax.config import SamplingConfig
 from alignjax.models.logps import token_logps
 from alignjax.models.transformer import Transformer
 from alignjax.runtime.sharding import make_mesh, put_rows, shard_tree
@@ -16,6 +18,7 @@ from tests import tiny
 
 VOCAB, EOS, R = 5, 2, 4
 CONFIG = tiny.model(vocab_size=VOCAB)
+SETTINGS = SamplingConfig(samples=6, num_beams=64, max_new_tokens=R)
 ALL = np.array(list(itertools.product(range(VOCAB), repeat=R)), np.int32)
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
@@ -53,8 +56,8 @@ def nats(params, rows):
 
 
 def search(params, rows, **changes):
-    settings = dict(config=CONFIG, samples=6, num_beams=64, max_new_tokens=R, eos=EOS)
-    return jax.device_get(beam_search(params, *rows, **{**settings, **changes}))
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return jax.device_get(beam_search(params, *rows, config=CONFIG, settings=settings, eos=EOS))
 
 
 def is_response(ids):
@@ -111,13 +114,13 @@ def test_it_depends_on_neither_the_batch_nor_the_devices(params, rows):
         np.testing.assert_allclose(one, other[[2, 0]], atol=1e-4)
     mesh = make_mesh(2, 2, 1)
     placed = jax.device_put(params, shard_tree(params, mesh))
-    settings = dict(config=CONFIG, samples=6, num_beams=64, max_new_tokens=R, eos=EOS)
     programs = set()
     for gather in (True, False):
         found = search(placed, put_rows(rows, mesh), gather_weights=gather)
         for one, other in zip(found, wanted, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-4)
-        lowered = beam_search.lower(placed, *rows, **settings, gather_weights=gather)
+        settings = dataclasses.replace(SETTINGS, gather_weights=gather)
+        lowered = beam_search.lower(placed, *rows, config=CONFIG, settings=settings, eos=EOS)
         programs.add(lowered.as_text())
     assert len(programs) == 2
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from alignjax.config import SamplingConfig
 from alignjax.models.logps import response_logps
 from alignjax.models.transformer import Transformer, unembedding
 from alignjax.planning import collectives, hlo
@@ -47,11 +48,22 @@ def scored(params, batch):
     return response_logps(params, batch, config=CONFIG)
 
 
-def draw(params, rows, key=KEY, **changes):
-    """With every setting at work, so that what holds of these draws holds of all."""
-    settings = dict(config=CONFIG, samples=3, max_new_tokens=R, eos=EOS, temperature=0.7)
-    settings |= dict(top_k=40, top_p=0.95, min_p=0.01, repetition_penalty=1.1)
-    return jax.device_get(sample(params, *rows, key, **{**settings, **changes}))
+# Every setting at work, so that what holds of these draws holds of all.
+SETTINGS = SamplingConfig(
+    samples=3,
+    max_new_tokens=R,
+    temperature=0.7,
+    top_k=40,
+    top_p=0.95,
+    min_p=0.01,
+    repetition_penalty=1.1,
+)
+
+
+def draw(params, rows, key=KEY, config=CONFIG, eos=EOS, **changes):
+    settings = dataclasses.replace(SETTINGS, **changes)
+    found = sample(params, *rows, key, config=config, settings=settings, eos=eos)
+    return jax.device_get(found)
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +241,9 @@ def test_weights_are_gathered_once_or_at_every_token(tied):
         """All-gathers of a whole kernel or table by what is done for every token."""
         program = sample.lower(
             *(placed, *put_rows(prompts(), mesh), KEY),
-            **dict(config=config, samples=3, max_new_tokens=R, eos=EOS, gather_weights=gather),
+            config=config,
+            settings=SamplingConfig(samples=3, max_new_tokens=R, gather_weights=gather),
+            eos=EOS,
         ).compile()
         return [
             c

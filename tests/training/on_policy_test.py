@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from alignjax.config import TrainConfig
+from alignjax.config import SamplingConfig, TrainConfig
 from alignjax.data.batching import Batches, bucket, deal_batches, shuffled
 from alignjax.errors import NumericalError, UserError
 from alignjax.losses import apo
@@ -34,7 +34,9 @@ STEPS = 3
 KEY = jax.random.key(3)
 OPTIMIZER = optax.adam(0.1, eps=1e-2)
 REWARD_LOSS = functools.partial(apo.reward_loss, sample_weight=0.5)
-SAMPLE = functools.partial(decode.sample, config=CONFIG, samples=K, max_new_tokens=R, eos=EOS)
+SAMPLE = functools.partial(
+    decode.sample, config=CONFIG, settings=SamplingConfig(samples=K, max_new_tokens=R), eos=EOS
+)
 ASKED = [
     Question(i, f"prompt {i}", np.random.default_rng(i).integers(2, 64, 1 + i % P).astype(np.int32))
     for i in range(10)
