@@ -32,7 +32,7 @@ from alignjax.commands import export
 from alignjax.config import Config, load
 from alignjax.config.validate import get
 from alignjax.data.records import Receipt, Record, split_by_prompt
-from alignjax.evaluation import preferences
+from alignjax.evaluation.statistics import Z95
 from alignjax.losses import apo, bradley_terry, dpo, rrhf, sft
 from alignjax.recipes import align
 from alignjax.recipes.apo.measure import ACCURACY, BEFORE, ECE, PAIRS, SAMPLES
@@ -294,7 +294,7 @@ def main() -> None:
     print(
         "\nmean ± standard deviation over seeds; ahead: the last round's accuracy less that of the "
         "reward model of the pairs\nalone, on the same samples, with the 95% interval over prompts "
-        f"(normal quantile {preferences.Z95:.2f})."
+        f"(normal quantile {Z95:.2f})."
     )
 
 

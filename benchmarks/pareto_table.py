@@ -243,9 +243,9 @@ def numbers(told: dict[str, Any], box: tuple[np.ndarray, np.ndarray]) -> dict[st
     around = fronts.hypervolume(scores, low=box[0], high=box[1])
     faithful = fronts.faithfulness(np.array(told["preferences"]), scores.mean(axis=1))
     return {
-        "hypervolume": volume.value,
+        "hypervolume": volume.mean,
         "hypervolume +-": (volume.high - volume.low) / 2,
-        "in the box around all": around.value,
+        "in the box around all": around.mean,
         "in the box around all +-": (around.high - around.low) / 2,
         "faithfulness": faithful.mean,
         "reversed": 100 * faithful.violations / faithful.pairs,

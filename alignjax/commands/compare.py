@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from alignjax.errors import UserError
-from alignjax.evaluation import report
+from alignjax.evaluation import plots, tables
 from alignjax.evaluation.history import KL, Point, at_kl, at_step, kl_range, points
 from alignjax.runtime import workdirs
 
@@ -55,12 +55,12 @@ def run(workdirs_: Sequence[str], out: str) -> dict[str, Any]:
         if metric != KL:
             _print(found["by_kl"][metric], names, "KL, nats", f"{metric}, at equal KL")
     for name, (low, high) in ranges.items():
-        report.say(f"{name}: KL from {low:.3f} to {high:.3f} nats")
-    report.say("A dash: the run was not evaluated at that step, or its KL was never that large.")
+        tables.say(f"{name}: KL from {low:.3f} to {high:.3f} nats")
+    tables.say("A dash: the run was not evaluated at that step, or its KL was never that large.")
     picture = pathlib.Path(out)
     workdirs.write_json(picture.with_suffix(".json"), found)
-    report.plot_histories(runs, metrics, picture)
-    report.say(f"plot: {picture}\nnumbers: {picture.with_suffix('.json')}")
+    plots.plot_histories(runs, metrics, picture)
+    tables.say(f"plot: {picture}\nnumbers: {picture.with_suffix('.json')}")
     return found
 
 
@@ -91,4 +91,4 @@ def _print(rows: dict[str, list[float | None]], names: list[str], left: str, tit
         for at, values in rows.items()
         if any(x is not None for x in values)
     }
-    report.print_rows(cells, (left, *names), title)
+    tables.print_rows(cells, (left, *names), title)

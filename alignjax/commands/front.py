@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 
 from alignjax.errors import UserError
-from alignjax.evaluation import front_plots, fronts, report
+from alignjax.evaluation import fronts
+from alignjax.evaluation.fronts import Faithfulness
+from alignjax.evaluation.plots import Front, plot_fronts
+from alignjax.evaluation.statistics import Interval
+from alignjax.evaluation.tables import print_rows, say
 from alignjax.runtime import workdirs
 
 COLUMNS = ("front", "hypervolume", "faithfulness", "collapsed", "device seconds")
@@ -36,14 +40,15 @@ def run(workdirs_: Sequence[str], out: str) -> dict[str, Any]:
         raise UserError(f"--out: wanted a name that ends in .png, found {out!r}")
     picture = pathlib.Path(out)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    found = tell({name: read(folder) for name, folder in zip(names, folders, strict=True)}, picture)
-    workdirs.write_json(picture.with_suffix(".json"), found)
-    report.say(f"numbers: {picture.with_suffix('.json')}")
-    return found
+    named = {name: read(folder) for name, folder in zip(names, folders, strict=True)}
+    numbers = compare(named, picture)
+    workdirs.write_json(picture.with_suffix(".json"), numbers)
+    say(f"numbers: {picture.with_suffix('.json')}")
+    return numbers
 
 
-def read(folder: pathlib.Path) -> dict[str, Any]:
-    """The front that a finished run wrote.
+def read(folder: pathlib.Path) -> Front:
+    """Reads the front that a finished run wrote.
 
     Raises:
       UserError: there is none.
@@ -51,82 +56,125 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     file = folder / "front.json"
     if not file.is_file():
         raise UserError(f"--runs: {folder} holds no front: its config has no objectives, or go on")
-    told: dict[str, Any] = workdirs.read_json(file)
-    return told
+    front: Front = workdirs.read_json(file)
+    return front
 
 
-def tell(told: dict[str, dict[str, Any]], picture: pathlib.Path) -> dict[str, Any]:
+def compare(named: dict[str, Front], picture: pathlib.Path) -> dict[str, Any]:
     """Prints the table of fronts by name, draws them, and returns the numbers of both."""
-    first = next(iter(told.values()))
-    for name, front in told.items():
-        for field in ("objectives", "prompts"):
-            if front[field] != first[field]:
-                raise UserError(
-                    f"--runs: {name} has other {field} than {next(iter(told))}: their scores do "
-                    "not compare"
-                )
-    scores = {name: np.array(front["scores"]) for name, front in told.items()}
-    low, high, source = _box(told, scores)
-    flat = [n for n, a, b in zip(first["objectives"], low, high, strict=True) if not a < b]
-    rows, numbers = {}, {}
-    for name, front in told.items():
-        preferences, table = np.array(front["preferences"]), scores[name]
-        volume = None if flat else fronts.hypervolume(table, low=low, high=high)
-        faithful = fronts.faithfulness(preferences, table.mean(axis=1))
-        collapsed = float(np.mean(front["collapsed"]))
-        rows[name] = [
-            "-" if volume is None else str(volume),
-            str(faithful),
-            f"{100 * collapsed:.1f}%",
-            f"{front['seconds']:.1f}",
+    _check_alike(named)
+    names = next(iter(named.values()))["objectives"]
+    box = _box(named)
+    flat = [n for n, a, b in zip(names, box.low, box.high, strict=True) if not a < b]
+    measured = {name: _measure(front, None if flat else box) for name, front in named.items()}
+    print_rows(
+        {name: front.cells() for name, front in measured.items()},
+        COLUMNS,
+        f"fronts of {', '.join(names)}",
+    )
+    say(
+        f"hypervolume: share of the box {box.of(names)} ({box.source}) that is dominated, its low "
+        "corner the reference point; [95% interval over prompts]"
+    )
+    if flat:
+        say(f"no hypervolume: all have one value of {', '.join(flat)}; set recipe.objectives.box")
+    plot_fronts(named, box.low, box.high, picture)
+    say(f"picture: {picture}")
+    return {
+        "objectives": names,
+        "box": {"low": box.low.tolist(), "high": box.high.tolist(), "source": box.source},
+        "fronts": {name: front.as_dict() for name, front in measured.items()},
+    }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Box:
+    """What volumes are shares of."""
+
+    low: np.ndarray  # [M]
+    high: np.ndarray  # [M]
+    source: str  # where it is from
+
+    def of(self, names: Sequence[str]) -> str:
+        """The box as text."""
+        ends = zip(names, self.low, self.high, strict=True)
+        return ", ".join(f"{name} {low:.4g} to {high:.4g}" for name, low, high in ends)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Measured:
+    """A front and what was measured of it."""
+
+    front: Front
+    volume: Interval | None
+    faithful: Faithfulness
+    points: list[list[Interval]]  # [P][M]
+
+    @property
+    def collapsed(self) -> float:
+        """Share of all responses that have collapsed."""
+        return float(np.mean(self.front["collapsed"]))
+
+    def cells(self) -> list[str]:
+        """The front's row of the table."""
+        return [
+            "-" if self.volume is None else str(self.volume),
+            str(self.faithful),
+            f"{100 * self.collapsed:.1f}%",
+            f"{self.front['seconds']:.1f}",
         ]
-        numbers[name] = {
-            "method": front["method"],
-            "hypervolume": None if volume is None else dataclasses.asdict(volume),
-            "faithfulness": {**dataclasses.asdict(faithful), "mean": faithful.mean},
-            "collapsed": collapsed,
-            "seconds": front["seconds"],
+
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers for the JSON file."""
+        volume = None
+        if self.volume is not None:
+            volume = {"value": self.volume.mean, "low": self.volume.low, "high": self.volume.high}
+        by_preference = zip(
+            self.front["preferences"], self.front["collapsed"], self.points, strict=True
+        )
+        names = self.front["objectives"]
+        return {
+            "method": self.front["method"],
+            "hypervolume": volume,
+            "faithfulness": {**dataclasses.asdict(self.faithful), "mean": self.faithful.mean},
+            "collapsed": self.collapsed,
+            "seconds": self.front["seconds"],
             "points": [
                 {
                     "preference": weights,
                     "collapsed": share,
-                    **{
-                        n: dataclasses.asdict(x)
-                        for n, x in zip(front["objectives"], point, strict=True)
-                    },
+                    **{name: x.as_dict() for name, x in zip(names, point, strict=True)},
                 }
-                for weights, share, point in zip(
-                    front["preferences"], front["collapsed"], fronts.points(table), strict=True
-                )
+                for weights, share, point in by_preference
             ],
         }
-    report.print_rows(rows, COLUMNS, f"fronts of {', '.join(first['objectives'])}")
-    box = ", ".join(
-        f"{n} {a:.4g} to {b:.4g}" for n, a, b in zip(first["objectives"], low, high, strict=True)
-    )
-    report.say(
-        f"hypervolume: share of the box {box} ({source}) that is dominated, its low corner the "
-        "reference point; [95% interval over prompts]"
-    )
-    if flat:
-        report.say(
-            f"no hypervolume: all have one value of {', '.join(flat)}; set recipe.objectives.box"
-        )
-    front_plots.draw(told, low, high, picture)
-    report.say(f"picture: {picture}")
-    return {
-        "objectives": first["objectives"],
-        "box": {"low": low.tolist(), "high": high.tolist(), "source": source},
-        "fronts": numbers,
-    }
 
 
-def _box(
-    told: dict[str, dict[str, Any]], scores: dict[str, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """What volumes are shares of: as the configs say, where they agree, else around the points."""
-    boxes = [front["box"] for front in told.values()]
+def _measure(front: Front, box: _Box | None) -> _Measured:
+    """Measures a front; without a box it has no hypervolume."""
+    scores = np.array(front["scores"])
+    volume = None if box is None else fronts.hypervolume(scores, low=box.low, high=box.high)
+    faithful = fronts.faithfulness(np.array(front["preferences"]), scores.mean(axis=1))
+    return _Measured(front, volume, faithful, fronts.points(scores))
+
+
+def _check_alike(named: dict[str, Front]) -> None:
+    """Refuses fronts of other objectives or prompts than the first one's."""
+    (first_name, first), *others = named.items()
+    for name, front in others:
+        for field in ("objectives", "prompts"):
+            if front[field] != first[field]:
+                raise UserError(
+                    f"--runs: {name} has other {field} than {first_name}: their scores do not "
+                    "compare"
+                )
+
+
+def _box(named: dict[str, Front]) -> _Box:
+    """The box that the configs give, where they agree, else the smallest around the points."""
+    boxes = [front["box"] for front in named.values()]
     if boxes[0] is not None and all(box == boxes[0] for box in boxes):
         low, high = np.array(boxes[0], np.float64).T
-        return low, high, "as the config says"
-    return *fronts.box(list(scores.values())), "smallest around the points compared"
+        return _Box(low, high, "as the config says")
+    low, high = fronts.box([np.array(front["scores"]) for front in named.values()])
+    return _Box(low, high, "smallest around the points compared")

@@ -17,8 +17,8 @@ from alignjax.data.files import Row, fingerprint, read_rows
 from alignjax.data.records import DataError, Record
 from alignjax.data.sources import responses_of
 from alignjax.errors import NumericalError, UserError
-from alignjax.evaluation import report
-from alignjax.evaluation.preferences import mean_over_prompts
+from alignjax.evaluation import tables
+from alignjax.evaluation.statistics import mean_over_prompts
 from alignjax.rewards import reward_models, scorers
 from alignjax.rewards.reward_models import RewardModel
 from alignjax.runtime import workdirs
@@ -146,5 +146,5 @@ def _summarise(
         for name, column in zip(names, scores.T, strict=True)
     }
     title = f"{target}: {len(scores):,} responses to {len(records):,} prompts"
-    report.print_rows(rows, ("score", "mean", "deviation", "least", "greatest"), title)
-    report.say("± is the half-width of the 95% interval over prompts.")
+    tables.print_rows(rows, ("score", "mean", "deviation", "least", "greatest"), title)
+    tables.say("± is the half-width of the 95% interval over prompts.")

@@ -4,7 +4,6 @@ import functools
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -13,8 +12,9 @@ from alignjax.data.files import Row, read_rows
 from alignjax.data.records import DataError
 from alignjax.data.sources import responses_of
 from alignjax.errors import UserError
-from alignjax.evaluation import report
-from alignjax.evaluation.win_rate import WinRate, win_rate
+from alignjax.evaluation.statistics import Interval
+from alignjax.evaluation.tables import print_rows, say
+from alignjax.evaluation.win_rate import WinRate, compare
 from alignjax.rewards.scorers import judged, judgements, open_scorer, open_scorers, reward_model
 from alignjax.runtime import workdirs
 
@@ -47,6 +47,35 @@ def run(
     """
     if not 0 <= tie < float("inf"):
         raise UserError(f"--tie: wanted a number >= 0, found {tie}")
+    pairs = _paired(records, against)
+    ours, theirs = (_scores([pair[i] for pair in pairs], reward_models, config) for i in (0, 1))
+    if set(ours) != set(theirs):
+        raise DataError(f"{against}: scores {', '.join(theirs)}, {records} has {', '.join(ours)}")
+    rates = {name: compare(ours[name], theirs[name], tie=tie) for name in ours}
+    print_rows(
+        {name: [str(x) for x in _shares(rate).values()] for name, rate in rates.items()},
+        ("score", "wins", "losses", "ties", "wins + ties / 2"),
+        f"{records} against {against}: {len(pairs)} prompts",
+    )
+    say(
+        "Every response is compared with every one of the other file to its prompt; scores that "
+        f"differ by at most {tie:g} tie. In brackets: 95%, by drawing prompts with replacement."
+    )
+    if out:
+        numbers = {
+            name: {**{k: x.as_dict() for k, x in _shares(rate).items()}, "prompts": rate.prompts}
+            for name, rate in rates.items()
+        }
+        workdirs.write_json(pathlib.Path(out), {"tie": tie, "scores": numbers})
+    return rates
+
+
+def _shares(rate: WinRate) -> dict[str, Interval]:
+    return {name: getattr(rate, name) for name in ("wins", "losses", "ties", "win_rate")}
+
+
+def _paired(records: str, against: str) -> list[tuple[Row, Row]]:
+    """The rows of both files, by their prompts, in the order of the first one."""
     ours, theirs = _read(records), _read(against)
     for path, here, there in ((against, ours, theirs), (records, theirs, ours)):
         missing = [row for prompt, row in here.items() if prompt not in there]
@@ -55,36 +84,11 @@ def run(
                 f"{path}: wanted the prompts of the other file and no more; {len(missing)} are "
                 f"missing, the first that of {missing[0].origin}"
             )
-    pairs = [(row, theirs[prompt]) for prompt, row in ours.items()]
-    sides = [_scores([pair[i] for pair in pairs], reward_models, config) for i in (0, 1)]
-    if set(sides[0]) != set(sides[1]):
-        raise DataError(
-            f"{against}: scores {', '.join(sides[1])}, {records} has {', '.join(sides[0])}"
-        )
-    found = {name: win_rate(sides[0][name], sides[1][name], tie=tie) for name in sides[0]}
-    rows = {
-        name: [str(x) for x in (won.wins, won.losses, won.ties, won.win_rate)]
-        for name, won in found.items()
-    }
-    title = f"{records} against {against}: {len(pairs)} prompts"
-    report.print_rows(rows, ("score", "wins", "losses", "ties", "wins + ties / 2"), title)
-    report.say(
-        "Every response is compared with every one of the other file to its prompt; scores that "
-        f"differ by at most {tie:g} tie. In brackets: 95%, by drawing prompts with replacement."
-    )
-    if out:
-        numbers = {name: _numbers(won) for name, won in found.items()}
-        workdirs.write_json(pathlib.Path(out), {"tie": tie, "scores": numbers})
-    return found
-
-
-def _numbers(won: WinRate) -> dict[str, Any]:
-    shares = {name: vars(getattr(won, name)) for name in ("wins", "losses", "ties", "win_rate")}
-    return {**shares, "prompts": won.prompts}
+    return [(row, theirs[prompt]) for prompt, row in ours.items()]
 
 
 def _read(path: str) -> dict[str, Row]:
-    """Rows by their prompt."""
+    """Reads rows, by their prompt."""
     out: dict[str, Row] = {}
     for row in read_rows(path):
         if not row.items("responses"):
@@ -119,6 +123,7 @@ def _scores(rows: list[Row], reward_models: Sequence[str], config: Config | None
 
 
 def _own_scores(rows: list[Row]) -> Scores:
+    """The scores that the rows hold; the first response's names are wanted of all."""
     out: Scores = {}
     names: tuple[str, ...] = ()
     for row in rows:
@@ -127,22 +132,24 @@ def _own_scores(rows: list[Row]) -> Scores:
                 f"{row.origin}: field 'scores' is missing: score the file first (verb score), or "
                 "give --reward_model or --config"
             )
-        values = row.items("scores")
-        if len(values) != len(row.items("responses")):
+        values, responses = row.items("scores"), row.items("responses")
+        if len(values) != len(responses):
             raise DataError(
-                f"{row.origin}: field 'scores' has {len(values)} entries for "
-                f"{len(row.items('responses'))} responses"
+                f"{row.origin}: field 'scores' has {len(values)} entries for {len(responses)} "
+                "responses"
             )
         entries = [x if isinstance(x, dict) else {"scores": x} for x in values]
         names = names or tuple(entries[0])
-        for entry in entries:
-            for name in names:
-                x = entry.get(name)
-                if isinstance(x, bool) or not isinstance(x, int | float) or not np.isfinite(x):
-                    raise DataError(
-                        f"{row.origin}: field 'scores': wanted a finite number {name!r} for every "
-                        f"response, found {x!r}"
-                    )
         for name in names:
-            out.setdefault(name, []).append(np.array([entry[name] for entry in entries]))
+            numbers = [_number(entry.get(name), name, row) for entry in entries]
+            out.setdefault(name, []).append(np.array(numbers))
     return out
+
+
+def _number(x: object, name: str, row: Row) -> float:
+    if isinstance(x, bool) or not isinstance(x, int | float) or not np.isfinite(x):
+        raise DataError(
+            f"{row.origin}: field 'scores': wanted a finite number {name!r} for every response, "
+            f"found {x!r}"
+        )
+    return x

@@ -1,4 +1,4 @@
-"""What a front is worth: hypervolume, faithfulness to the preferences, collapsed responses.
+"""Measures of a front: hypervolume, faithfulness to the preferences, collapsed responses.
 
 Axes: P preferences, N prompts, M objectives. **Larger is better** in every objective. A front is
 ``scores [P, N, M]``, the mean scores of the responses to each prompt for each preference; its
@@ -11,7 +11,8 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from alignjax.evaluation import pareto
-from alignjax.evaluation.preferences import Estimate, mean_over_prompts
+from alignjax.evaluation.statistics import Interval, between, bootstrap, mean_over_prompts
+from alignjax.losses import paretohqd
 
 SHORTEST = 5  # tokens; a response of fewer has collapsed
 GRAM = 4  # tokens that count as a phrase
@@ -41,7 +42,7 @@ def is_collapsed(ids: Sequence[Hashable]) -> bool:
     return len(ids) < SHORTEST or repetition(ids) >= REPEATED
 
 
-def points(scores: np.ndarray) -> list[list[Estimate]]:
+def points(scores: np.ndarray) -> list[list[Interval]]:
     """The mean of every preference and objective, ``[P][M]``, with a 95% interval over prompts."""
     p, n, m = scores.shape
     return [[mean_over_prompts(scores[i, :, j], range(n)) for j in range(m)] for i in range(p)]
@@ -53,22 +54,10 @@ def box(fronts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return means.min(axis=0), means.max(axis=0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Volume:
-    """A hypervolume, the share of a box, and the ends of its 95% interval over prompts."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
 def hypervolume(
     scores: np.ndarray, *, low: np.ndarray, high: np.ndarray, seed: int = 0, draws: int = DRAWS
-) -> Volume:
-    """`pareto.hypervolume` of a front's points, with a bootstrap interval.
+) -> Interval:
+    """Measures `pareto.hypervolume` of a front's points, with a bootstrap interval.
 
     A draw takes N prompts with replacement, the same ones for every preference; the interval is
     from the 2.5% to the 97.5% quantile of the draws. The largest of several means is above the
@@ -91,14 +80,17 @@ def hypervolume(
     rng = np.random.default_rng(seed)
     weight = rng.multinomial(n, np.full(n, 1 / n), size=draws) / n  # [draws, N]
     resampled = np.einsum("dn,pnm->dpm", weight, scores)
-    drawn = [pareto.hypervolume(x, low=low, high=high) for x in resampled]
-    value = pareto.hypervolume(scores.mean(axis=1), low=low, high=high)
-    return Volume(value, float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975)))
+
+    def volume(points: np.ndarray) -> float:
+        return pareto.hypervolume(points, low=low, high=high)
+
+    lowest, highest = bootstrap(volume, resampled)
+    return between(volume(scores.mean(axis=1)), lowest, highest, n)
 
 
 @dataclasses.dataclass(frozen=True)
 class Faithfulness:
-    """Does asking for more of an objective give more of it."""
+    """Whether asking for more of an objective gives more of it."""
 
     correlation: tuple[float, ...]  # [M] in [-1, 1], 1: always more, or as much
     violations: int  # pairs of preferences that asked for more of an objective and got less
@@ -131,6 +123,27 @@ def faithfulness(preferences: np.ndarray, means: np.ndarray) -> Faithfulness:
         pairs += int(more.sum())
         violations += int((more & (mean[:, None] < mean[None, :])).sum())
     return Faithfulness(tuple(correlation), violations, pairs)
+
+
+def upper_hull(points: np.ndarray) -> np.ndarray:
+    """The corners of what mixtures of the points reach and nothing dominates, from left to right.
+
+    Args:
+      points: ``[F, 2]``.
+
+    >>> upper_hull(np.array([[0, 3], [1, 1], [2, 2], [3, 0], [0, 0]])).tolist()
+    [[0, 3], [2, 2], [3, 0]]
+    """
+    best = np.unique(points[paretohqd.layers(points) == 0], axis=0)
+    chain: list[np.ndarray] = []
+    for point in best:
+        while len(chain) > 1:
+            (ax, ay), (bx, by) = chain[-1] - chain[-2], point - chain[-2]
+            if ax * by - ay * bx < 0:  # the way turns right: the last point is a corner
+                break
+            chain.pop()
+        chain.append(point)
+    return np.array(chain)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

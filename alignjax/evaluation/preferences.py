@@ -1,66 +1,17 @@
-"""What held-out rows and sampled responses say of a policy, with 95% intervals over prompts."""
+"""What held-out rows and sampled responses say of a policy: one value a row or a sample."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
+from alignjax.evaluation.statistics import Interval, mean_over_prompts
 from alignjax.sampling.generate import Sample
 
-Z95 = 1.959964  # normal quantile
 
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A mean over prompts and the half-width of its 95% interval."""
-
-    mean: float
-    half_width: float
-    count: int  # prompts
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.half_width:.3f}"
-
-
-def mean_over_prompts(values: np.ndarray, prompts: Sequence[object]) -> Estimate:
-    """Mean with a 95% interval that treats rows of one prompt as one cluster.
-
-    The interval is ``1.96`` standard errors of the ratio estimator over prompts, so rows that
-    share a prompt are not counted as independent.
-
-    Args:
-      values: ``[N]``, NaN where a row says nothing.
-      prompts: ``[N]`` anything hashable that is equal for rows of one prompt.
-    """
-    said = ~np.isnan(values)
-    values = values[said]
-    if not len(values):
-        return Estimate(float("nan"), float("nan"), 0)
-    saying = [prompt for prompt, says in zip(prompts, said, strict=True) if says]
-    names = {name: i for i, name in enumerate(dict.fromkeys(saying))}
-    group = np.array([names[prompt] for prompt in saying])
-    mean = float(values.mean())
-    residual = np.bincount(group, weights=values - mean)
-    clusters = len(names)
-    if clusters < 2:
-        return Estimate(mean, float("nan"), clusters)
-    error = np.sqrt((residual**2).sum() * clusters / (clusters - 1)) / len(values)
-    return Estimate(mean, float(Z95 * error), clusters)
-
-
-def means(values: dict[str, np.ndarray]) -> dict[str, float]:
-    """Means of ``[N]`` arrays over the rows that say something (are not NaN).
-
-    Where none does, there is no entry.
-    """
-    found = {name: x[~np.isnan(x)] for name, x in values.items()}
-    return {name: float(x.mean()) for name, x in found.items() if len(x)}
-
-
-def preferences(
+def reward_metrics(
     reward: np.ndarray, length: np.ndarray, scores: np.ndarray | None
 ) -> dict[str, np.ndarray]:
-    """How rewards order the responses of each row.
+    """Measures how rewards order the responses of each row.
 
     Args:
       reward: ``[N, K]``, implicit or explicit.
@@ -70,8 +21,8 @@ def preferences(
     Returns:
       ``[N]`` arrays: ``rewards/margins`` (best minus worst response), ``rewards/accuracies`` (share
       of the row's ordered pairs that the reward orders alike; a tie of rewards is wrong, pairs of
-      equal score say nothing), ``rewards/chosen``, ``rewards/rejected`` (best and worst). NaN where
-      a row has no ordered pair.
+      equal score are none), ``rewards/chosen``, ``rewards/rejected`` (best and worst). NaN where a
+      row has no ordered pair.
     """
     n = len(reward)
     present = length > 0
@@ -80,18 +31,17 @@ def preferences(
     better &= present[:, :, None] & present[:, None, :]
     right = better & (reward[:, :, None] > reward[:, None, :])
     pairs = better.sum((1, 2))
-    says = pairs > 0
     row = np.arange(n)
     best, worst = _best_and_worst(length, scores)
 
-    def where_said(x: np.ndarray) -> np.ndarray:
-        return np.where(says, x, np.nan)
+    def of_pairs(x: np.ndarray) -> np.ndarray:
+        return np.where(pairs > 0, x, np.nan)
 
     return {
-        "rewards/accuracies": where_said(right.sum((1, 2)) / np.maximum(pairs, 1)),
-        "rewards/margins": where_said(reward[row, best] - reward[row, worst]),
-        "rewards/chosen": where_said(reward[row, best]),
-        "rewards/rejected": where_said(reward[row, worst]),
+        "rewards/accuracies": of_pairs(right.sum((1, 2)) / np.maximum(pairs, 1)),
+        "rewards/margins": of_pairs(reward[row, best] - reward[row, worst]),
+        "rewards/chosen": of_pairs(reward[row, best]),
+        "rewards/rejected": of_pairs(reward[row, worst]),
     }
 
 
@@ -113,7 +63,7 @@ def _best_and_worst(length: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray,
 def margins(
     policy: np.ndarray, reference: np.ndarray, length: np.ndarray, scores: np.ndarray | None
 ) -> dict[str, np.ndarray]:
-    """What the HPS paper's tables report of preferred and dispreferred held-out responses.
+    """Computes margins as the HPS paper reports them.
 
     With T = log pi - log pi_ref, for the best (y_w) and the worst (y_l) response of each row::
 
@@ -135,15 +85,15 @@ def margins(
     scores = _scores(length, scores)
     best, worst = _best_and_worst(length, scores)
     row = np.arange(len(ratio))
-    says = scores[row, best] > scores[row, worst]
+    differ = scores[row, best] > scores[row, worst]
     margin = ratio[row, best] - ratio[row, worst]
     longer = (length[row, best] - length[row, worst]).astype(np.float64)
-    found = {
+    values = {
         "RM_DPO": margin,
         "RM_R-DPO": margin - 0.01 * longer,
         "winner_log_ratio": ratio[row, best],
     }
-    return {name: np.where(says, x, np.nan) for name, x in found.items()}
+    return {name: np.where(differ, x, np.nan) for name, x in values.items()}
 
 
 def best_of(scores: np.ndarray, first: int = 0) -> np.ndarray:
@@ -156,10 +106,10 @@ def best_of(scores: np.ndarray, first: int = 0) -> np.ndarray:
     return scores[:, : first or scores.shape[1]].argmax(axis=1)
 
 
-def labelled(
+def label_metrics(
     policy: np.ndarray, reference: np.ndarray | None, desirable: np.ndarray, length: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What a policy did to labelled responses, in nats and as a ranking over all rows.
+    """Measures what a policy did to labelled responses, in nats and as a ranking over all rows.
 
     Args:
       policy, reference: ``[N, K]`` nats; without a reference log-probabilities stand for ratios.
@@ -188,7 +138,7 @@ def labelled(
     }
 
 
-def kl_to_reference(samples: Sequence[Sample]) -> Estimate:
+def kl_to_reference(samples: Sequence[Sample]) -> Interval:
     """``KL(policy || reference)`` per response, nats, along the policy's own samples.
 
     The samples must come at temperature 1 with no ids cut off, and with a reference. Of responses
@@ -197,7 +147,7 @@ def kl_to_reference(samples: Sequence[Sample]) -> Estimate:
     return mean_over_prompts(np.array([s.kl for s in samples]), [s.prompt for s in samples])
 
 
-def tokens(samples: Sequence[Sample]) -> Estimate:
+def tokens(samples: Sequence[Sample]) -> Interval:
     """Tokens per response, end-of-sequence included."""
     return mean_over_prompts(
         np.array([float(s.length) for s in samples]), [s.prompt for s in samples]

@@ -4,17 +4,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alignjax.evaluation.preferences import Estimate
+from alignjax.evaluation.statistics import Interval, bootstrap, resample
 
 DRAWS = 1000  # of the bootstrap
 _BLANK = "\u2581"  # stands for a blank where characters are tokens: it counts as one of them
 
 
-def bleu(responses: Sequence[str], references: Sequence[str]) -> Estimate:
+def bleu(responses: Sequence[str], references: Sequence[str]) -> Interval:
     """Corpus BLEU over words, sacrebleu's default: 13a tokens, n-grams of 1 to 4, 0 to 100.
 
-    Matches are added up over all prompts before anything is divided. The interval is half of what
-    lies between the 2.5% and the 97.5% quantile over `DRAWS` draws of prompts with replacement.
+    Matches are added up over all prompts before anything is divided. The interval is that of
+    `DRAWS` draws of prompts with replacement.
 
     Args:
       responses: one per prompt.
@@ -39,9 +39,8 @@ def bleu(responses: Sequence[str], references: Sequence[str]) -> Estimate:
         ).score
 
     n = len(counts)
-    key = np.random.default_rng(0)
-    low, high = np.quantile([score(key.integers(0, n, n)) for _ in range(DRAWS)], [0.025, 0.975])
-    return Estimate(score(np.arange(n)), float(high - low) / 2, n)
+    low, high = bootstrap(score, resample(n, draws=DRAWS))
+    return Interval(score(np.arange(n)), float(high - low) / 2, n)
 
 
 def bleu_char(responses: Sequence[str], references: Sequence[str]) -> np.ndarray:
@@ -58,12 +57,12 @@ def bleu_char(responses: Sequence[str], references: Sequence[str]) -> np.ndarray
 
     metric = BLEU(tokenize="none", smooth_method="none")
 
-    def spelt(text: str) -> str:
+    def characters(text: str) -> str:
         return " ".join(_BLANK if c.isspace() else c for c in text)
 
     return np.array(
         [
-            metric.corpus_score([spelt(x)], [[spelt(y)]]).score / 100
+            metric.corpus_score([characters(x)], [[characters(y)]]).score / 100
             for x, y in zip(responses, references, strict=True)
         ]
     )

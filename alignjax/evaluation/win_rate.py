@@ -5,36 +5,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from alignjax.evaluation.statistics import Interval, between, bootstrap, resample
+
 DRAWS = 2000  # of the bootstrap
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
-    """A share of the comparisons and its 95% interval over prompts."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-@dataclasses.dataclass(frozen=True)
 class WinRate:
-    """What `win_rate` finds; wins, losses and ties add up to 1."""
+    """Shares of the comparisons; wins, losses and ties add up to 1."""
 
-    wins: Share
-    losses: Share
-    ties: Share
-    win_rate: Share  # wins + ties / 2
+    wins: Interval
+    losses: Interval
+    ties: Interval
+    win_rate: Interval  # wins + ties / 2
     prompts: int
 
 
-def win_rate(
+def compare(
     ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], *, tie: float = 0.0, seed: int = 0
 ) -> WinRate:
-    """Shares of won, lost and tied comparisons of two policies' scored responses.
+    """Compares the scored responses of two policies: shares won, lost and tied.
 
     At each prompt every one of our responses is compared with every one of theirs, and each prompt
     counts alike. Two scores tie when they differ by at most ``tie``. Intervals are the 2.5% and the
@@ -52,13 +42,9 @@ def win_rate(
         won, tied = (difference > tie).mean(), (np.abs(difference) <= tie).mean()
         rows.append((won, (difference < -tie).mean(), tied, won + tied / 2))
     table = np.array(rows)  # [prompts, 4]
-    key = np.random.default_rng(seed)
-    n = len(table)
-    drawn = np.array([table[key.integers(0, n, n)].mean(axis=0) for _ in range(DRAWS)])
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    means = table.mean(axis=0)
-
-    def share(i: int) -> Share:
-        return Share(float(means[i]), float(low[i]), float(high[i]))
-
-    return WinRate(wins=share(0), losses=share(1), ties=share(2), win_rate=share(3), prompts=n)
+    samples = resample(len(table), draws=DRAWS, seed=seed)
+    low, high = bootstrap(lambda rows: table[rows].mean(axis=0), samples)
+    wins, losses, ties, win_rate = (
+        between(*numbers, len(table)) for numbers in zip(table.mean(axis=0), low, high, strict=True)
+    )
+    return WinRate(wins, losses, ties, win_rate, len(table))

@@ -17,7 +17,7 @@ from alignjax.config import Config, MeshConfig
 from alignjax.config.load import override
 from alignjax.config.validate import get
 from alignjax.errors import UserError
-from alignjax.evaluation import report
+from alignjax.evaluation.tables import say
 from alignjax.models import kernels
 from alignjax.models.config import REMAT
 from alignjax.planning import chips, measure, programs, tables
@@ -86,13 +86,13 @@ def run(
         path = pathlib.Path(out)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(_nan_to_none(result), indent=2) + "\n", encoding="utf-8")
-        report.say(f"numbers: {out}")
+        say(f"numbers: {out}")
     return result
 
 
 def _without_kernels(config: Config, topology: str) -> Config:
     """Takes XLA's attention: the CPU compiler of an estimate has no kernels of GPUs."""
-    report.say(
+    say(
         f"{topology}: no compiler for it without one; memory, products and collectives are "
         "those of XLA's compiler for CPUs, with its attention: an estimate"
     )
@@ -206,7 +206,7 @@ def _mesh_name(config: Config) -> str:
 
 def _shrink_until_it_fits(config: Config, part: str, plan_part: PlanPart) -> list[dict[str, Any]]:
     """Applies changes that save memory, one more each time, until the program fits."""
-    report.say("it does not fit; trying what would:")
+    say("it does not fit; trying what would:")
     plans = []
     overrides: dict[str, str] = {}  # field -> its last change
     for changes in _smaller_steps(config) if part == "step" else _smaller_sampling(config):
@@ -214,12 +214,12 @@ def _shrink_until_it_fits(config: Config, part: str, plan_part: PlanPart) -> lis
         one = plan_part(override(config, list(overrides.values())), part)
         fits = one["measured"]["fits"]
         text = " ".join(f"--set {change}" for change in overrides.values())
-        report.say(f"  {text}: {tables.size(one)}, {'fits' if fits else 'does not fit'}")
+        say(f"  {text}: {tables.size(one)}, {'fits' if fits else 'does not fit'}")
         plans.append(one)
         if fits:
             break
     else:
-        report.say("  nothing tried fits: take a larger topology")
+        say("  nothing tried fits: take a larger topology")
     return plans
 
 
@@ -270,7 +270,7 @@ def _sweep(config: Config, on: Machine, plan_part: PlanPart) -> list[dict[str, A
                 continue
             plans.append(one)
             numbers = f"{tables.size(one)}, {tables.time(one)}"
-            report.say(f"  {_mesh_name(changed)} remat={remat}: {numbers}")
+            say(f"  {_mesh_name(changed)} remat={remat}: {numbers}")
     plans.sort(key=lambda x: (not x["measured"]["fits"], x["seconds"]["estimate"]))
     tables.print_ranked(plans, on)
     return plans

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from alignjax.evaluation import report
+from alignjax.evaluation.tables import print_rows, say
 from alignjax.planning import measure
 from alignjax.planning.chips import GIB, Machine
 
@@ -34,12 +34,12 @@ def print_one(plan: dict[str, Any], on: Machine) -> None:
     )
     rows = {"fits": ["yes" if measured["fits"] else f"no: {measured['note'] or size(plan)}"]}
     if measured["note"]:  # the compiler refused the program, and nothing else is known
-        report.print_rows(rows, ("per device", ""), title)
+        print_rows(rows, ("per device", ""), title)
         return
     rows |= _memory(plan) | _work(plan) | _speed(plan)
     rows["compiled in, s"] = [f"{measured['compile_seconds']:.0f}"]
-    report.print_rows(rows, ("per device", ""), title)
-    report.say(f"times: {measure.ASSUMPTION}.")
+    print_rows(rows, ("per device", ""), title)
+    say(f"times: {measure.ASSUMPTION}.")
 
 
 def _memory(plan: dict[str, Any]) -> dict[str, list[str]]:
@@ -93,4 +93,4 @@ def print_ranked(plans: list[dict[str, Any]], on: Machine) -> None:
         for plan in plans
     }
     columns = ("mesh, remat", "fits", "HBM GiB", "FLOPs", "collectives GiB", "step")
-    report.print_rows(rows, columns, f"{on.topology}, {len(on.devices)} devices")
+    print_rows(rows, columns, f"{on.topology}, {len(on.devices)} devices")

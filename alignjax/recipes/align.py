@@ -22,8 +22,8 @@ import numpy as np
 
 from alignjax.config import Config
 from alignjax.config.fields import describe
-from alignjax.evaluation import preferences, report
-from alignjax.evaluation.preferences import Estimate
+from alignjax.evaluation import statistics, tables
+from alignjax.evaluation.statistics import Interval
 from alignjax.recipes.run import open_run
 from alignjax.runtime import checkpoint
 from alignjax.runtime.faults import fault_point
@@ -68,9 +68,9 @@ def show_data(config: Config) -> None:
         data = prepare_data(config, pathlib.Path(folder))
         for row in range(min(2, len(data.train.dataset))):
             example = data.train.dataset[row]
-            report.say(f"\n--- {example.id}\n{example.prompt}")
+            tables.say(f"\n--- {example.id}\n{example.prompt}")
             for i, response in enumerate(example.responses):
-                report.say(f"  [{i}]{response}")
+                tables.say(f"  [{i}]{response}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ def _finish(
         table |= {name: (old[name], new[name]) for name in new}
     divergence = evaluation.kl(run, params, ref_params, samples)
     if divergence is not None:
-        table[evaluation.KL] = (Estimate(0.0, 0.0, 0), divergence)
+        table[evaluation.KL] = (Interval(0.0, 0.0, 0), divergence)
     rest = {
         "reference": dataclasses.asdict(start.choice),
         "loss": describe(run.config.loss),
@@ -152,14 +152,14 @@ def _finish(
     return evaluation.write(run, table, start.samples, samples, rest)
 
 
-def _held_out(run: Run, policy: np.ndarray, reference: np.ndarray | None) -> report.Table:
+def _held_out(run: Run, policy: np.ndarray, reference: np.ndarray | None) -> tables.Table:
     """Metrics of the held-out rows, before and after; at the start the policy is the reference."""
     rows = run.data.held_out.dataset
     prompts = [rows[i].prompt for i in range(len(rows))]
 
-    def means(logps: np.ndarray) -> dict[str, Estimate]:
+    def means(logps: np.ndarray) -> dict[str, Interval]:
         values = evaluation.held_out(run, logps, reference)
-        return {name: preferences.mean_over_prompts(x, prompts) for name, x in values.items()}
+        return {name: statistics.mean_over_prompts(x, prompts) for name, x in values.items()}
 
     before = {} if reference is None else means(reference)
     return {name: (before.get(name), after) for name, after in means(policy).items()}

@@ -25,8 +25,9 @@ import numpy as np
 from alignjax.config import Config
 from alignjax.data.batching import Bucketed
 from alignjax.errors import UserError
-from alignjax.evaluation import calibration, report
+from alignjax.evaluation import calibration, plots, statistics, tables
 from alignjax.evaluation import preferences as evaluate
+from alignjax.evaluation.statistics import Interval
 from alignjax.models import lora, reward_head
 from alignjax.recipes.run import open_run
 from alignjax.runtime import checkpoint, workdirs
@@ -57,7 +58,7 @@ class Fitted:
     """What came of a reward model."""
 
     summary: dict[str, Any]  # what summary.json holds
-    measured: dict[str, evaluate.Estimate]  # held out
+    measured: dict[str, Interval]  # held out
     calibrated: dict[str, tuple[dict[str, Any], tuple[calibration.Bins, calibration.Bins]]]
 
 
@@ -95,7 +96,7 @@ def fit(
 
     def during(params: Params) -> dict[str, float]:
         table = _rewards(run, adapters.whole(config, base, params), count)
-        return evaluate.means(_preferences(run, table, better))
+        return statistics.means(_preferences(run, table, better))
 
     feed = Feed(run.data.train.dataset, batches)
     state, counts = offline.fit(job, learner, feed, jax.random.key(config.train.seed), during)
@@ -136,7 +137,7 @@ def _preferences(run: Run, table: np.ndarray, better: np.ndarray) -> dict[str, n
     dataset = run.data.held_out.dataset
     values: dict[str, np.ndarray] = {}
     for m, name in enumerate(dataset.objectives or ("reward",)):
-        one = evaluate.preferences(table[..., m], dataset.response_length, better[..., m])
+        one = evaluate.reward_metrics(table[..., m], dataset.response_length, better[..., m])
         several = len(dataset.objectives) > 1
         values |= {f"{key}/{name}" if several else key: x for key, x in one.items()}
     return values
@@ -148,7 +149,7 @@ def _measure(run: Run, params: Params, better: np.ndarray, counts: dict[str, int
     table = _rewards(run, params, better.shape[-1])
     prompts = [dataset[i].prompt for i in range(len(dataset))]
     measured = {
-        name: evaluate.mean_over_prompts(values, prompts)
+        name: statistics.mean_over_prompts(values, prompts)
         for name, values in _preferences(run, table, better).items()
     }
     calibrated = {
@@ -156,7 +157,7 @@ def _measure(run: Run, params: Params, better: np.ndarray, counts: dict[str, int
         for m, name in enumerate(dataset.objectives or ("reward",))
     }
     summary = {
-        "table": {name: dataclasses.asdict(x) for name, x in measured.items() if x.count},
+        "table": {name: x.as_dict() for name, x in measured.items() if x.count},
         "calibration": {name: numbers for name, (numbers, _) in calibrated.items()},
         # What `scorers.reward_model` compares with what it finds.
         "reward_model": {
@@ -220,22 +221,22 @@ def _report(workdir: pathlib.Path, fitted: Fitted) -> None:
     """Draws the pictures, prints the tables and where things are."""
     measured, calibrated = fitted.measured, fitted.calibrated
     curves, diagram = workdir / "report.png", workdir / "reliability.png"
-    report.plot(workdir, curves, None, "")
-    report.plot_reliability(diagram, {name: bins for name, (_, bins) in calibrated.items()})
+    plots.plot_training(workdir, curves, None, "")
+    plots.plot_reliability(diagram, {name: bins for name, (_, bins) in calibrated.items()})
     rows = {name: [str(x)] for name, x in measured.items() if x.count}
-    report.print_rows(
+    tables.print_rows(
         rows, ("held-out", "reward model"), f"{workdir}: {fitted.summary['steps']} steps"
     )
-    report.say("± is the half-width of the 95% interval over prompts.")
+    tables.say("± is the half-width of the 95% interval over prompts.")
     for name, (numbers, _) in calibrated.items():
         sides = [numbers[side] for side in ("before", "after")]
-        report.print_rows(
+        tables.print_rows(
             {k: ["-" if s[k] is None else f"{s[k]:.4f}" for s in sides] for k in sides[0]},
             ("calibration", "before", "after"),
             f"{name}: temperature {numbers['temperature']:.3f}, fitted on "
             f"{numbers['pairs_fitted']} held-out pairs, measured on {numbers['pairs_measured']}",
         )
-    report.say(
+    tables.say(
         f"plots: {curves}, {diagram}\nnumbers: {workdir / 'summary.json'}\n"
         f"the reward model: {workdir / 'params'}; to score with it: python -m alignjax score "
         f"--reward_model={workdir} --records=FILE --out=FILE"

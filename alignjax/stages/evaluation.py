@@ -15,8 +15,8 @@ import numpy as np
 from alignjax.config.fields import identity
 from alignjax.data.batching import Bucketed
 from alignjax.data.records import Record
-from alignjax.evaluation import preferences, report, text
-from alignjax.evaluation.preferences import Estimate
+from alignjax.evaluation import plots, preferences, statistics, tables, text
+from alignjax.evaluation.statistics import Interval
 from alignjax.rewards.scorers import judgements, open_scorers
 from alignjax.runtime import workdirs
 from alignjax.runtime.faults import fault_point
@@ -48,12 +48,12 @@ def held_out(run: Run, policy: np.ndarray, reference: np.ndarray | None) -> dict
         length=jnp.asarray(length),
     )
     reward = np.asarray(implicit_reward(run.config.objective)(logps))
-    found = preferences.preferences(reward, length, order)
+    found = preferences.reward_metrics(reward, length, order)
     if reference is not None:
         found |= preferences.margins(policy, reference, length, order)
     labels = bricks.held_out_labels(rows)
     if labels is not None:
-        found |= preferences.labelled(policy, reference, labels, length)
+        found |= preferences.label_metrics(policy, reference, labels, length)
     return found
 
 
@@ -67,14 +67,14 @@ def during(
     """
     judge = run.config.evaluate.judge
     policy = bricks.held_out_logps(run, params, "  held-out rows")
-    found = preferences.means(held_out(run, policy, reference))
+    found = statistics.means(held_out(run, policy, reference))
     samples = _as_they_are(run, params, ref_params, "  sampling")
     if samples and ref_params is not None:
         kl = preferences.kl_to_reference(samples)
         found |= {"kl": kl.mean, "kl_half_width": kl.half_width}
     if samples and judge is not None:
         said = [(s.prompt, s.response) for s in samples]
-        found |= preferences.means(judgements(judge, said))
+        found |= statistics.means(judgements(judge, said))
     return found
 
 
@@ -126,7 +126,7 @@ def samples_of(
     return samples
 
 
-def kl(run: Run, params: Params, ref_params: Params, samples: list[Sample]) -> Estimate | None:
+def kl(run: Run, params: Params, ref_params: Params, samples: list[Sample]) -> Interval | None:
     """The policy's KL, of the samples where they are its own, else of some drawn for it.
 
     None where ``evaluate.prompts`` asks for no samples.
@@ -169,7 +169,7 @@ def preferred(rows: Bucketed) -> dict[str, str]:
     return out
 
 
-def sampled(run: Run, samples: list[Sample]) -> dict[str, Estimate]:
+def sampled(run: Run, samples: list[Sample]) -> dict[str, Interval]:
     """Everything that is said of one policy's samples.
 
     The best of N is the response of the highest mean score of ``evaluate.scorers``, or without any
@@ -194,7 +194,7 @@ def sampled(run: Run, samples: list[Sample]) -> dict[str, Estimate]:
         tables |= dict(zip(names, given, strict=True))
         picking = np.mean(given, axis=0)
     found = {
-        name: preferences.mean_over_prompts(x.reshape(-1), np.repeat(prompts, n).tolist())
+        name: statistics.mean_over_prompts(x.reshape(-1), np.repeat(prompts, n).tolist())
         for name, x in tables.items()
     }
     best = np.zeros(len(asked), np.int64)
@@ -202,7 +202,7 @@ def sampled(run: Run, samples: list[Sample]) -> dict[str, Estimate]:
         best = preferences.best_of(picking, settings.best_of)
         for name, x in tables.items():
             of_best = x[np.arange(len(best)), best]
-            found[f"best/{name}"] = preferences.mean_over_prompts(of_best, prompts)
+            found[f"best/{name}"] = statistics.mean_over_prompts(of_best, prompts)
     wanted = preferred(data.asked)
     pairs = [
         (samples[i * n + int(best[i])].response.strip(), wanted[prompt].strip())
@@ -212,7 +212,7 @@ def sampled(run: Run, samples: list[Sample]) -> dict[str, Estimate]:
     if pairs:
         ours, theirs = zip(*pairs, strict=True)
         found["bleu"] = text.bleu(ours, theirs)
-        found["bleu_char"] = preferences.mean_over_prompts(
+        found["bleu_char"] = statistics.mean_over_prompts(
             text.bleu_char(ours, theirs), range(len(pairs))
         )
     found["response tokens"] = preferences.tokens(samples)
@@ -221,7 +221,7 @@ def sampled(run: Run, samples: list[Sample]) -> dict[str, Estimate]:
 
 def write(
     run: Run,
-    table: report.Table,
+    table: tables.Table,
     before: list[Sample],
     after: list[Sample],
     rest: dict[str, Any],
@@ -241,7 +241,7 @@ def write(
     summary = {
         "table": {
             name: {
-                side: None if x is None else dataclasses.asdict(x)
+                side: None if x is None else x.as_dict()
                 for side, x in zip(("before", "after"), pair, strict=True)
             }
             for name, pair in table.items()
@@ -253,8 +253,8 @@ def write(
     }
     workdirs.write_json(workdir / "summary.json", summary)
     picture = workdir / "report.png"
-    report.plot(workdir, picture, scores, first)
-    report.print_samples(before, after, judge, count=3)
-    report.print_table(table, f"{workdir}: {rest['steps']} steps")
-    report.say(f"plot: {picture}\nnumbers: {workdir / 'summary.json'}")
+    plots.plot_training(workdir, picture, scores, first)
+    tables.print_samples(before, after, judge, count=3)
+    tables.print_table(table, f"{workdir}: {rest['steps']} steps")
+    tables.say(f"plot: {picture}\nnumbers: {workdir / 'summary.json'}")
     return summary

@@ -12,7 +12,7 @@ import pytest
 from alignjax.commands import compare, finished_run, generate, win_rates
 from alignjax.config import load
 from alignjax.errors import UserError
-from alignjax.evaluation import report
+from alignjax.evaluation import plots
 from alignjax.recipes import align
 from alignjax.rewards import scorers
 from alignjax.runtime import metrics
@@ -296,14 +296,10 @@ def test_compare_puts_runs_side_by_side(base, tmp_path, capsys, monkeypatch):
     assert "its KL was never that large" in text
 
 
-def test_the_picture_has_every_run_against_steps_and_kl(tmp_path, monkeypatch):
-    import matplotlib.pyplot as plt
-
-    kept = []
-    monkeypatch.setattr(plt, "close", kept.append)
+def test_the_picture_has_every_run_against_steps_and_kl(tmp_path):
     history = [{"step": 0.0, "kl": 0.0, "a": 0.0}, {"step": 4.0, "kl": 1.5, "a": 2.0}]
-    report.plot_histories({"x": history, "y": history}, ["a"], tmp_path / "p.png")
-    above, below = kept[0].axes
+    figure = plots.plot_histories({"x": history, "y": history}, ["a"], tmp_path / "p.png")
+    above, below = figure.axes
     assert [line.get_label() for line in above.lines] == ["x", "y"]
     assert list(above.lines[0].get_xdata()) == [0, 4]
     assert list(below.lines[0].get_xdata()) == [0, 1.5]

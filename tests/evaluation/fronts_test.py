@@ -67,8 +67,8 @@ def test_a_volume_is_that_of_the_means_and_its_interval_covers():
     for i in range(200):
         scores = truth + 0.2 * rng.normal(size=(1, 60, 2))
         found = fronts.hypervolume(scores, **UNIT, seed=i, draws=200)
-        assert found.value == pareto.hypervolume(scores.mean(axis=1), **UNIT)
-        assert found.low <= found.value <= found.high
+        assert found.mean == pareto.hypervolume(scores.mean(axis=1), **UNIT)
+        assert found.low <= found.mean <= found.high
         covered += found.low <= 0.3 <= found.high
     # A binomial of 200 with 0.95 is below 178 or above 199 once in a thousand.
     assert 178 <= covered <= 199
@@ -81,7 +81,7 @@ def test_prompts_are_drawn_alike_for_every_preference():
     scores = np.concatenate([scores, np.ones_like(scores)], axis=2)
     found = fronts.hypervolume(scores, **UNIT)
     means = scores.mean(axis=1)[:, 0]
-    assert found.value == pytest.approx(means.max())
+    assert found.mean == pytest.approx(means.max())
     # The larger of m and 1 - m is never under a half; drawn apart, both could be.
     assert found.low >= 0.5
 

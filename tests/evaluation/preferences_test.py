@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alignjax.evaluation import preferences
-from alignjax.evaluation.preferences import Estimate, mean_over_prompts
+from alignjax.evaluation.statistics import Interval, mean_over_prompts
 from alignjax.sampling.generate import Sample
 
 NAN = float("nan")
@@ -61,7 +61,7 @@ def test_nothing_to_say_and_one_prompt_have_no_interval():
     one = mean_over_prompts(np.array([1.0, 2.0]), ["a", "a"])
     assert (one.mean, one.count) == (1.5, 1)
     assert math.isnan(one.half_width)
-    assert str(Estimate(0.12345, 0.2, 3)) == "0.123 ± 0.200"
+    assert str(Interval(0.12345, 0.2, 3)) == "0.123 ± 0.200"
 
 
 def coverage(estimator, clusters=60, runs=600):
@@ -87,7 +87,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 def test_pairs():
     policy = np.array([[-1.0, -4.0], [-3.0, -2.0], [-2.0, -2.0]])
     reference = np.array([[-2.0, -3.0], [-2.0, -2.0], [-1.0, -1.0]])
-    found = preferences.preferences(0.5 * (policy - reference), np.ones((3, 2), int), None)
+    found = preferences.reward_metrics(0.5 * (policy - reference), np.ones((3, 2), int), None)
     assert found["rewards/chosen"].tolist() == [0.5, -0.5, -0.5]
     assert found["rewards/rejected"].tolist() == [-0.5, 0.0, -0.5]
     assert found["rewards/margins"].tolist() == [1.0, -0.5, 0.0]
@@ -100,7 +100,7 @@ def test_lists_with_absent_responses_ties_and_nothing_to_compare():
     )
     length = np.array([[4, 4, 4], [4, 4, 0], [4, 4, 4], [4, 0, 0]])
     scores = np.array([[0.0, 2.0, 1.0], [1.0, 0.0, NAN], [1.0, 1.0, 0.0], [5.0, NAN, NAN]])
-    found = preferences.preferences(reward, length, scores)
+    found = preferences.reward_metrics(reward, length, scores)
     # Row 0: pairs 1>2 right, 1>0 wrong, 2>0 wrong. Row 1: 0>1 wrong. Row 2: 0>2, 1>2 right; the
     # tie says nothing. Row 3: one response.
     np.testing.assert_allclose(found["rewards/accuracies"], [1 / 3, 0.0, 1.0, NAN])
@@ -110,8 +110,9 @@ def test_lists_with_absent_responses_ties_and_nothing_to_compare():
 
 
 def test_single_responses_and_equal_scores_say_nothing():
-    one = preferences.preferences(np.array([[-1.0]]), np.ones((1, 1), int), None)
-    tied = preferences.preferences(np.array([[-1.0, -2.0]]), np.ones((1, 2), int), np.ones((1, 2)))
+    one = preferences.reward_metrics(np.array([[-1.0]]), np.ones((1, 1), int), None)
+    ones = np.ones((1, 2))
+    tied = preferences.reward_metrics(np.array([[-1.0, -2.0]]), ones.astype(int), ones)
     for found in (one, tied):
         assert all(np.isnan(values).all() for values in found.values())
 
@@ -182,11 +183,11 @@ def test_labelled_responses_are_ranked_over_all_rows():
     desirable = np.array([[1, 0], [0, 0], [1, 1], [0, 0]], bool)
     length = np.array([[1, 1], [1, 1], [1, 0], [1, 1]])
     reference = np.full((4, 2), -7.0)
-    found = preferences.labelled(ratio + reference, reference, desirable, length)
+    found = preferences.label_metrics(ratio + reference, reference, desirable, length)
     nan = np.nan
     np.testing.assert_allclose(found["log_ratio/desirable"], [1.0, nan, 0.5, nan])
     np.testing.assert_allclose(found["log_ratio/undesirable"], [0.0, 0.5, nan, -0.25])
     # Undesirable: 0, -2, 3, -1, 0.5. Below 1: four of five; below 0.5, a tie being wrong: three.
     np.testing.assert_allclose(found["labels/accuracies"], [0.8, nan, 0.6, nan])
-    alone = preferences.labelled(ratio, None, np.ones((4, 2), bool), length)
+    alone = preferences.label_metrics(ratio, None, np.ones((4, 2), bool), length)
     assert np.isnan(alone["labels/accuracies"]).all()

@@ -21,7 +21,7 @@ def test_shares_equal_the_loops(tie):
     rng = np.random.default_rng(0)
     ours = [rng.integers(0, 4, rng.integers(1, 5)).astype(float) for _ in range(40)]
     theirs = [rng.integers(0, 4, rng.integers(1, 5)).astype(float) for _ in range(40)]
-    found = win_rate.win_rate(ours, theirs, tie=tie)
+    found = win_rate.compare(ours, theirs, tie=tie)
     wanted = by_brute_force(ours, theirs, tie)
     shares = [found.wins.mean, found.losses.mean, found.ties.mean]
     np.testing.assert_allclose(shares, wanted)
@@ -33,11 +33,11 @@ def test_shares_equal_the_loops(tie):
 
 def test_a_wider_tie_moves_wins_and_losses_to_ties_and_sides_can_be_swapped():
     ours, theirs = [np.array([0.5]), np.array([0.2])], [np.array([0.4]), np.array([0.9])]
-    assert win_rate.win_rate(ours, theirs).ties.mean == 0
-    assert win_rate.win_rate(ours, theirs, tie=0.2).ties.mean == 0.5
-    one, other = win_rate.win_rate(ours, theirs), win_rate.win_rate(theirs, ours)
+    assert win_rate.compare(ours, theirs).ties.mean == 0
+    assert win_rate.compare(ours, theirs, tie=0.2).ties.mean == 0.5
+    one, other = win_rate.compare(ours, theirs), win_rate.compare(theirs, ours)
     assert (one.wins, one.losses) == (other.losses, other.wins)
-    assert win_rate.win_rate(ours, ours).ties.mean == win_rate.win_rate(ours, ours).ties.low == 1.0
+    assert win_rate.compare(ours, ours).ties.mean == win_rate.compare(ours, ours).ties.low == 1.0
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say(monkeypatch):
@@ -48,10 +48,10 @@ def test_intervals_hold_the_truth_as_often_as_they_say(monkeypatch):
     for _ in range(150):
         prompt = rng.normal(size=50)  # who is better at a prompt is shared by its responses
         scores = [prompt[i] + 0.2 * rng.normal(size=4) for i in range(50)]
-        found = win_rate.win_rate(scores, [np.zeros(1)] * 50).win_rate
+        found = win_rate.compare(scores, [np.zeros(1)] * 50).win_rate
         held += found.low <= 0.5 <= found.high
         rows = [np.array([x]) for x in np.concatenate(scores)]
-        found = win_rate.win_rate(rows, [np.zeros(1)] * 200).win_rate
+        found = win_rate.compare(rows, [np.zeros(1)] * 200).win_rate
         held_if_rows_were_prompts += found.low <= 0.5 <= found.high
     assert 0.88 < held / 150 < 0.99
     assert held_if_rows_were_prompts / 150 < 0.8

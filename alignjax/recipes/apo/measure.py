@@ -14,8 +14,8 @@ import numpy as np
 
 from alignjax.config.fields import describe
 from alignjax.data.records import Record
-from alignjax.evaluation import calibration, preferences
-from alignjax.evaluation.preferences import Estimate
+from alignjax.evaluation import calibration, preferences, statistics
+from alignjax.evaluation.statistics import Interval
 from alignjax.recipes.apo.setup import Game, Player
 from alignjax.rewards import scorers
 from alignjax.runtime import workdirs
@@ -73,7 +73,7 @@ def _measure_policy(
 ) -> tuple[dict[str, Any], dict[str, Ordered]]:
     """Metrics of the policy's samples, and responses in their true order to rank."""
     sets: dict[str, Ordered | None] = {PAIRS: _comparisons(game)}
-    metrics: dict[str, Estimate] = {}
+    metrics: dict[str, Interval] = {}
     if game.config.evaluate.prompts:
         params, ref = players.policy.load(), players.supervised.load()
         samples = _samples(game, number, players.policy.digest, params, ref)
@@ -85,7 +85,7 @@ def _measure_policy(
         if number:
             earlier = _samples(game, number - 1, players.before.digest, None, None)
             sets[BEFORE] = _order(game, earlier)
-    estimates = {name: dataclasses.asdict(x) for name, x in metrics.items() if x.count}
+    estimates = {name: x.as_dict() for name, x in metrics.items() if x.count}
     return estimates, {name: x for name, x in sets.items() if x is not None}
 
 
@@ -100,12 +100,12 @@ def _measure_rewards(
         theirs = mine if same else _rank(game, players.base, records, better)
         prompts = [record.prompt for record in records]
         for who, (right, ece) in (("reward_model", mine), ("base", theirs)):
-            mean = preferences.mean_over_prompts(right, prompts)
+            mean = statistics.mean_over_prompts(right, prompts)
             if mean.count:  # else no prompt has two responses of which one is better
-                out[who][name] = {ACCURACY: dataclasses.asdict(mean), ECE: ece}
-        ahead = preferences.mean_over_prompts(mine[0] - theirs[0], prompts)
+                out[who][name] = {ACCURACY: mean.as_dict(), ECE: ece}
+        ahead = statistics.mean_over_prompts(mine[0] - theirs[0], prompts)
         if ahead.count:
-            out["ahead"][name] = dataclasses.asdict(ahead)
+            out["ahead"][name] = ahead.as_dict()
     return out
 
 
@@ -146,7 +146,7 @@ def _rank(
     )
     given = _padded([x.tolist() for x in found])
     length = (~np.isnan(better)).astype(np.int64)
-    right = preferences.preferences(given, length, better)["rewards/accuracies"]
+    right = preferences.reward_metrics(given, length, better)["rewards/accuracies"]
     ece = calibration.measure(calibration.pairs(given, better).margin)["ece"]
     return right, None if np.isnan(ece) else ece
 

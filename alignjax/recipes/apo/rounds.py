@@ -22,8 +22,8 @@ from typing import Any
 
 from alignjax.config import Config
 from alignjax.config.fields import describe
-from alignjax.evaluation import report
-from alignjax.evaluation.preferences import Estimate
+from alignjax.evaluation import plots, tables
+from alignjax.evaluation.statistics import Interval
 from alignjax.recipes.apo import measure, policy_turn, reward_turn, setup
 from alignjax.recipes.apo.config import RoundsConfig
 from alignjax.recipes.apo.measure import ACCURACY, BEFORE, ECE, PAIRS, SAMPLES, Players
@@ -80,8 +80,8 @@ def _play(game: Game, settings: RoundsConfig, supervised: Player) -> list[dict[s
 
 
 def _short(line: dict[str, Any]) -> str:
-    metrics = {name: Estimate(**x) for name, x in line["policy"].items()}
-    accuracy = Estimate(**line["reward_model"][PAIRS][ACCURACY])
+    metrics = {name: Interval(**x) for name, x in line["policy"].items()}
+    accuracy = Interval(**line["reward_model"][PAIRS][ACCURACY])
     first = [f"{name} {x}" for name, x in list(metrics.items())[:1]]
     return ", ".join([*first, f"reward model's accuracy on pairs {accuracy}"])
 
@@ -114,24 +114,24 @@ def report_game(
     }
     policy = {
         name: [
-            str(Estimate(**line["policy"][name])) if name in line["policy"] else "-"
+            str(Interval(**line["policy"][name])) if name in line["policy"] else "-"
             for line in history
         ]
         for name in last
     }
     if policy:
-        report.print_rows(policy, ("policy, held out", *columns), f"{workdir}: {columns[-1]}")
-    report.print_rows(_ranking(history), ("reward model, held out", *columns), "")
-    report.say(
+        tables.print_rows(policy, ("policy, held out", *columns), f"{workdir}: {columns[-1]}")
+    tables.print_rows(_ranking(history), ("reward model, held out", *columns), "")
+    tables.say(
         "± is the half-width of the 95% interval over prompts. samples: of the round's policy; "
         "samples before: of the policy that the round began with."
     )
     picture = workdir / "report.png"
-    report.plot_rounds(_panels(history), picture)
+    plots.plot_rounds(_panels(history), picture)
     workdirs.write_json(workdir / "summary.json", summary)  # last: with it the run has ended
     fault_point("ended", "")
-    report.say(f"plot: {picture}\nnumbers: {workdir / 'summary.json'}")
-    report.say(
+    tables.say(f"plot: {picture}\nnumbers: {workdir / 'summary.json'}")
+    tables.say(
         f"the last reward model: {rewarded}; to score with it: python -m alignjax score "
         f"--reward_model={rewarded} --records=FILE --out=FILE"
     )
@@ -155,7 +155,7 @@ def _ranking(history: list[dict[str, Any]]) -> dict[str, list[str]]:
             cells = [line[who].get(where) for line in history]
             if any(cells):
                 rows[f"{where}: accuracy {called}"] = [
-                    "-" if x is None else str(Estimate(**x[ACCURACY])) for x in cells
+                    "-" if x is None else str(Interval(**x[ACCURACY])) for x in cells
                 ]
                 rows[f"{where}: ECE {called}"] = [
                     "-" if x is None or x[ECE] is None else f"{x[ECE]:.3f}" for x in cells
@@ -163,14 +163,14 @@ def _ranking(history: list[dict[str, Any]]) -> dict[str, list[str]]:
         ahead = [line["ahead"].get(where) for line in history]
         if any(ahead):
             rows[f"{where}: accuracy, difference"] = [
-                "-" if x is None else str(Estimate(**x)) for x in ahead
+                "-" if x is None else str(Interval(**x)) for x in ahead
             ]
     return rows
 
 
-def _panels(history: list[dict[str, Any]]) -> dict[str, dict[str, list[report.Point]]]:
+def _panels(history: list[dict[str, Any]]) -> dict[str, dict[str, list[plots.Round]]]:
     """What the picture shows: panel -> line -> (round, value, half-width) points."""
-    panels: dict[str, dict[str, list[report.Point]]] = {}
+    panels: dict[str, dict[str, list[plots.Round]]] = {}
     for line in history:
         for name, x in list(line["policy"].items())[:1]:
             point = (line["round"], x["mean"], x["half_width"])

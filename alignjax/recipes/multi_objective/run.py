@@ -25,7 +25,8 @@ from alignjax.config import Config
 from alignjax.config.fields import describe, name_of
 from alignjax.data.batching import Bucketed
 from alignjax.errors import UserError
-from alignjax.evaluation import fronts, report
+from alignjax.evaluation import fronts
+from alignjax.evaluation.tables import say
 from alignjax.recipes.multi_objective import ObjectivesConfig, cost, scores
 from alignjax.recipes.multi_objective.method import Preference, Respond, Setting, normalised
 from alignjax.recipes.run import open_run
@@ -104,13 +105,13 @@ def _measure(setting: Setting, respond: Respond) -> dict[str, Any]:
     fault_point("front", "")
     summary = {
         "method": describe(several.method),
-        **front.tell({workdir.resolve().name: told}, workdir / "front.png"),
+        **front.compare({workdir.resolve().name: told}, workdir / "front.png"),
         "seconds_by_part": spent,
         "receipt": workdirs.read_json(workdir / "receipt.json"),
         "versions": workdirs.versions(),
     }
     workdirs.write_json(workdir / "summary.json", summary)
-    report.say(f"numbers: {workdir / 'summary.json'}")
+    say(f"numbers: {workdir / 'summary.json'}")
     return summary
 
 

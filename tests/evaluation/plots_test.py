@@ -6,8 +6,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from alignjax.evaluation import report
-from alignjax.evaluation.preferences import Estimate
+from alignjax.evaluation import plots, tables
+from alignjax.evaluation.statistics import Interval
 from alignjax.runtime import distributed
 from alignjax.sampling.generate import Sample
 
@@ -32,40 +32,31 @@ LINES = [
 
 def test_a_table_keeps_its_numbers_where_there_is_little_room(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "40")
-    report.print_rows({"a long name": ["0.250 [0.125, 0.375]"] * 3}, ("x", "a", "b", "c"), "title")
+    tables.print_rows({"a long name": ["0.250 [0.125, 0.375]"] * 3}, ("x", "a", "b", "c"), "title")
     out = capsys.readouterr().out
     assert "a long name" in out
     assert out.count("0.375]") == 3
 
 
-def drawn(monkeypatch):
-    """The figures that are saved, kept open to be looked at."""
-    import matplotlib.pyplot as plt
-
-    kept = []
-    monkeypatch.setattr(plt, "close", kept.append)
-    return kept
-
-
 @pytest.mark.parametrize("main", [True, False])
 def test_the_first_process_alone_tells_and_draws(tmp_path, monkeypatch, capsys, main):
     monkeypatch.setattr(distributed, "is_main", lambda: main)
-    report.say("numbers")
-    report.print_rows({"a": ["1"]}, ("x", "b"), "title")
-    report.plot_rounds({"panel": {"line": [(0, 1.0, 0.1)]}}, tmp_path / "rounds.png")
+    tables.say("numbers")
+    tables.print_rows({"a": ["1"]}, ("x", "b"), "title")
+    plots.plot_rounds({"panel": {"line": [(0, 1.0, 0.1)]}}, tmp_path / "rounds.png")
     told = capsys.readouterr().out
     assert ("numbers" in told, "title" in told) == (main, main)
     assert (tmp_path / "rounds.png").exists() == main
 
 
-def test_a_picture_with_every_panel(tmp_path, monkeypatch):
+def test_a_picture_with_every_panel(tmp_path):
     write_metrics(tmp_path, LINES)
-    figures = drawn(monkeypatch)
-    report.plot(tmp_path, tmp_path / "r.png", [[0.1, 0.2, 0.9], [0.8, 0.9, 0.7]], "true_score")
+    scores = [[0.1, 0.2, 0.9], [0.8, 0.9, 0.7]]
+    figure = plots.plot_training(tmp_path, tmp_path / "r.png", scores, "true_score")
     pixels = matplotlib.image.imread(tmp_path / "r.png")
     assert pixels.shape[1] > 1000
     assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 20  # not one colour
-    axes = figures[0].axes
+    axes = figure.axes
     titles = [axis.get_title() for axis in axes]
     assert titles == ["loss", "reward", "reward accuracy", "true_score of sampled responses"]
     (line,) = axes[0].lines
@@ -81,21 +72,20 @@ def test_a_picture_with_every_panel(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("scores", [None, [[0.5], [0.5]]])
-def test_a_run_without_rewards_has_fewer_panels(scores, tmp_path, monkeypatch):
+def test_a_run_without_rewards_has_fewer_panels(scores, tmp_path):
     write_metrics(tmp_path, [{"step": 1, "loss": 2.0, "nll": 2.0}])
-    figures = drawn(monkeypatch)
-    report.plot(tmp_path, tmp_path / "r.png", scores, "x")
-    assert len(figures[0].axes) == (1 if scores is None else 2)
+    figure = plots.plot_training(tmp_path, tmp_path / "r.png", scores, "x")
+    assert len(figure.axes) == (1 if scores is None else 2)
     assert (tmp_path / "r.png").stat().st_size > 1000
 
 
 def test_the_table_prints_values_with_intervals(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     table = {
-        "rewards/accuracies": (Estimate(0.0, 0.0, 9), Estimate(0.71234, 0.0456, 9)),
-        "true_score": (None, Estimate(0.5, 0.25, 2)),
+        "rewards/accuracies": (Interval(0.0, 0.0, 9), Interval(0.71234, 0.0456, 9)),
+        "true_score": (None, Interval(0.5, 0.25, 2)),
     }
-    report.print_table(table, "runs/x: 8 steps")
+    tables.print_table(table, "runs/x: 8 steps")
     out = capsys.readouterr().out
     assert "runs/x: 8 steps" in out
     (accuracy,) = [line for line in out.splitlines() if "rewards/accuracies" in line]
@@ -127,12 +117,12 @@ def test_samples_are_one_for_each_prompt_with_their_scores(capsys):
     def judge(prompt, response):
         return {"true_score": 1.0 if "new" in response else 0.25, "other": 7.0}
 
-    report.print_samples(before, after, judge, count=2)
+    tables.print_samples(before, after, judge, count=2)
     out = capsys.readouterr().out
     assert out.count("before |") == out.count("after  |") == 2
     assert "before | old A 0  [true_score 0.25]" in out
     assert "after  | new B 0  [true_score 1.00]" in out
     assert "old A 1" not in out
     assert "C" not in out
-    report.print_samples(before, after, None, count=1)
+    tables.print_samples(before, after, None, count=1)
     assert capsys.readouterr().out.strip().endswith("new A 0")

@@ -1,0 +1,205 @@
+"""Pictures of runs, as PNG files. Of several processes the first one writes them."""
+
+import itertools
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from alignjax.evaluation import fronts
+from alignjax.evaluation.calibration import Bins
+from alignjax.evaluation.history import Point
+from alignjax.runtime import distributed
+from alignjax.runtime.metrics import read
+
+Round = tuple[int, float, float]  # round, value, half-width of its 95% interval
+Front = dict[str, Any]  # what ``front.json`` holds
+
+
+def plot_training(
+    workdir: pathlib.Path,
+    path: pathlib.Path,
+    scores: Sequence[Sequence[float]] | None,
+    score_name: str,
+) -> Any:
+    """Draws training curves of a run and, where responses were judged, their scores.
+
+    Args:
+      workdir: holds ``metrics.jsonl``.
+      path: the PNG to write.
+      scores: one score per sampled response, before and after; None draws no such panel.
+      score_name: what the scores are called.
+    """
+    lines = read(workdir / "metrics.jsonl")
+    panels = [
+        ("loss", ["loss"]),
+        ("reward", ["rewards/chosen", "rewards/rejected", "rewards/margins"]),
+        ("reward accuracy", ["rewards/accuracies", "eval_rewards/accuracies"]),
+    ]
+    panels = [
+        (title, [n for n in names if any(n in line for line in lines)]) for title, names in panels
+    ]
+    panels = [(title, names) for title, names in panels if names]
+    figure, axes = _figure(1, len(panels) + (scores is not None), (4.2, 3.2))
+    for axis, (title, names) in zip(axes[0], panels, strict=False):
+        for name in names:
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            marker = "o" if name.startswith("eval_") else None
+            axis.plot(*zip(*points, strict=True), label=name, marker=marker, linewidth=1.5)
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    if scores is not None:
+        axis = axes[0][-1]
+        axis.hist(scores, bins=20, label=["before", "after"])
+        axis.set(title=f"{score_name} of sampled responses", xlabel=score_name, ylabel="responses")
+        axis.legend(fontsize=7)
+    return _save(figure, path)
+
+
+def plot_reliability(path: pathlib.Path, bins: dict[str, tuple[Bins, Bins]]) -> Any:
+    """Draws reliability diagrams: how often the preferred response won, by predicted probability.
+
+    Args:
+      path: the PNG to write.
+      bins: objective -> bins before and after temperature scaling; one panel each.
+    """
+    figure, axes = _figure(1, len(bins), (4.2, 4.0))
+    for axis, (name, pair) in zip(axes[0], bins.items(), strict=True):
+        axis.plot([0, 1], [0, 1], color="gray", linewidth=1, label="calibrated")
+        for label, values in zip(("before", "after"), pair, strict=True):
+            some = values.count > 0
+            axis.plot(values.predicted[some], values.happened[some], marker="o", label=label)
+        axis.set(title=name, xlabel="predicted probability of preference", ylabel="share preferred")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    return _save(figure, path)
+
+
+def plot_rounds(panels: dict[str, dict[str, list[Round]]], path: pathlib.Path) -> Any:
+    """Draws values by round, with intervals: panel -> line -> points."""
+    figure, axes = _figure(1, len(panels), (4.2, 3.2))
+    for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
+        for name, points in lines.items():
+            rounds, values, half = zip(*points, strict=True)
+            axis.errorbar(rounds, values, yerr=half, marker="o", capsize=3, label=name)
+            axis.set_xticks(rounds)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("round")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    return _save(figure, path)
+
+
+def plot_histories(runs: dict[str, list[Point]], metrics: Sequence[str], path: pathlib.Path) -> Any:
+    """Draws every metric over the step and, below, over the KL; a line per run."""
+    rows = (("step", "step"), ("kl", "KL to the reference, nats"))
+    figure, axes = _figure(2, len(metrics), (3.6, 3.0))
+    for column, metric in enumerate(metrics):
+        for axis, (x, label) in zip(axes[:, column], rows, strict=True):
+            for name, history in runs.items():
+                points = [(p[x], p[metric]) for p in history if x in p and metric in p]
+                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+            axis.set(title=metric, xlabel=label)
+            axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=7)
+    return _save(figure, path)
+
+
+def plot_fronts(
+    named: dict[str, Front], low: np.ndarray, high: np.ndarray, path: pathlib.Path
+) -> Any:
+    """Draws fronts in a plane, or in pairwise panels and parallel coordinates.
+
+    A point per preference with its 95% interval, a line per front, what is attainable in grey.
+
+    Args:
+      named: fronts by name; of the same objectives.
+      low, high: ``[M]`` the box that parallel coordinates are cut to; an objective whose ends are
+        equal is drawn as it is.
+      path: the PNG to write.
+    """
+    names = next(iter(named.values()))["objectives"]
+    pairs = list(itertools.combinations(range(len(names)), 2))
+    panels = len(pairs) + (len(names) > 2)
+    columns = math.ceil(math.sqrt(panels))
+    size = 6.4 if panels == 1 else 4.8
+    figure, grid = _figure(
+        math.ceil(panels / columns), columns, (size, size * 0.85), layout="constrained"
+    )
+    axes = grid.ravel()
+    for unused in axes[panels:]:
+        unused.set_axis_off()
+    for axis, (x, y) in zip(axes, pairs, strict=False):
+        _plane(axis, named, x, y)
+        axis.set(xlabel=names[x], ylabel=names[y])
+        axis.grid(alpha=0.3)
+    if len(names) > 2:
+        _parallel(axes[panels - 1], named, low, high)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    return _save(figure, path)
+
+
+def _plane(axis: Any, named: dict[str, Front], x: int, y: int) -> None:
+    truth = next(iter(named.values()))["truth"]
+    if truth is not None:
+        hull = fronts.upper_hull(np.array(truth)[:, [x, y]])
+        axis.plot(*hull.T, color="gray", linestyle="--", linewidth=1, label="attainable")
+    for number, (name, front) in enumerate(named.items()):
+        points, weights = fronts.points(np.array(front["scores"])), np.array(front["preferences"])
+        order = np.argsort(weights[:, x] - weights[:, y], kind="stable")
+        mean = np.array([[points[i][j].mean for j in (x, y)] for i in order])
+        wide = np.array([[points[i][j].half_width for j in (x, y)] for i in order])
+        axis.errorbar(
+            *mean.T,
+            xerr=wide[:, 0],
+            yerr=wide[:, 1],
+            color=f"C{number % 10}",
+            marker="osD^vP*X"[number % 8],
+            markersize=5,
+            linewidth=1 if len(front["objectives"]) == 2 else 0,
+            elinewidth=0.6,
+            alpha=0.85,
+            label=name,
+        )
+        if len(named) == 1 and len(order) <= 12:  # a run's own picture says which point is which
+            for i, at in zip(order, mean, strict=True):
+                text = " : ".join(f"{w:.2g}" for w in front["preferences"][i])
+                axis.annotate(text, at, xytext=(4, 4), textcoords="offset points", fontsize=7)
+
+
+def _parallel(axis: Any, named: dict[str, Front], low: np.ndarray, high: np.ndarray) -> None:
+    """Draws a line per preference across all objectives."""
+    names = next(iter(named.values()))["objectives"]
+    varies = high > low
+    scale = np.where(varies, high - low, 1.0)
+    for number, front in enumerate(named.values()):
+        means = np.array(front["scores"]).mean(axis=1)
+        for mean in (means - np.where(varies, low, 0.0)) / scale:
+            axis.plot(mean, color=f"C{number % 10}", marker=".", linewidth=1, alpha=0.7)
+    axis.set_xticks(range(len(names)), names)
+    axis.set_ylabel("share of the box")
+    axis.grid(alpha=0.3)
+
+
+def _figure(
+    rows: int, columns: int, size: tuple[float, float], *, layout: Any = None
+) -> tuple[Any, Any]:
+    """A figure and its axes ``[rows, columns]``, each of a size in inches."""
+    from matplotlib.figure import Figure  # by itself it needs no display and keeps no global state
+
+    width, height = size
+    figure = Figure(figsize=(width * columns, height * rows), layout=layout)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _save(figure: Any, path: pathlib.Path) -> Any:
+    """Writes a figure, and returns it for tests to look at."""
+    if distributed.is_main():
+        if figure.get_layout_engine() is None:
+            figure.tight_layout()
+        figure.savefig(path, dpi=120)
+    return figure

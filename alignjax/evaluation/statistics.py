@@ -1,0 +1,99 @@
+"""Means over prompts with 95% intervals: the only statistics of what is measured."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+Z95 = 1.959964  # normal quantile
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A number that is measured over prompts, and its 95% interval."""
+
+    mean: float
+    half_width: float  # of the interval
+    count: int  # prompts
+    ends: tuple[float, float] | None = None  # of an interval that is not symmetric about the mean
+
+    @property
+    def low(self) -> float:
+        """The lower end."""
+        return self.mean - self.half_width if self.ends is None else self.ends[0]
+
+    @property
+    def high(self) -> float:
+        """The upper end."""
+        return self.mean + self.half_width if self.ends is None else self.ends[1]
+
+    def __str__(self) -> str:
+        if self.ends is None:
+            return f"{self.mean:.3f} ± {self.half_width:.3f}"
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers for a JSON file; ``Interval(**numbers)`` reads a symmetric one back."""
+        if self.ends is None:
+            return {"mean": self.mean, "half_width": self.half_width, "count": self.count}
+        return {"mean": self.mean, "low": self.low, "high": self.high}
+
+
+def between(mean: float, low: float, high: float, count: int) -> Interval:
+    """An interval given by its ends."""
+    return Interval(float(mean), float(high - low) / 2, count, (float(low), float(high)))
+
+
+def mean_over_prompts(values: np.ndarray, prompts: Sequence[object]) -> Interval:
+    """Mean with a 95% interval that treats rows of one prompt as one cluster.
+
+    The interval is ``1.96`` standard errors of the ratio estimator over prompts, so rows that
+    share a prompt are not counted as independent.
+
+    Args:
+      values: ``[N]``, NaN where a row has none.
+      prompts: ``[N]`` anything hashable that is equal for rows of one prompt.
+    """
+    has_value = ~np.isnan(values)
+    values = values[has_value]
+    if not len(values):
+        return Interval(float("nan"), float("nan"), 0)
+    kept = [prompt for prompt, has in zip(prompts, has_value, strict=True) if has]
+    numbers = {prompt: i for i, prompt in enumerate(dict.fromkeys(kept))}
+    cluster = np.array([numbers[prompt] for prompt in kept])
+    mean, clusters = float(values.mean()), len(numbers)
+    if clusters < 2:
+        return Interval(mean, float("nan"), clusters)
+    residual = np.bincount(cluster, weights=values - mean)
+    error = np.sqrt((residual**2).sum() * clusters / (clusters - 1)) / len(values)
+    return Interval(mean, float(Z95 * error), clusters)
+
+
+def means(values: dict[str, np.ndarray]) -> dict[str, float]:
+    """Means of ``[N]`` arrays over the rows that have a value, which are not NaN.
+
+    Where none has, there is no entry.
+    """
+    kept = {name: x[~np.isnan(x)] for name, x in values.items()}
+    return {name: float(x.mean()) for name, x in kept.items() if len(x)}
+
+
+def resample(count: int, *, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Draws ``[count]`` of ``count`` rows with replacement, again and again."""
+    rng = np.random.default_rng(seed)
+    for _ in range(draws):
+        yield rng.integers(0, count, count)
+
+
+def bootstrap(statistic: Callable[[Any], Any], samples: Iterable[Any]) -> np.ndarray:
+    """The ends of the 95% interval of a statistic: its 2.5% and 97.5% quantiles over samples.
+
+    Args:
+      statistic: of one sample a number, or an array of them.
+      samples: what `resample` draws, or any other samples with replacement.
+
+    Returns:
+      ``[2]`` or ``[2, ...]``: low and high.
+    """
+    return np.quantile([statistic(sample) for sample in samples], [0.025, 0.975], axis=0)
