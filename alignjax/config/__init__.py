@@ -1,4 +1,4 @@
-"""What a run is told: ``from alignjax.config import Config, DataConfig, ...``."""
+"""The settings of a run: ``from alignjax.config import Config, DataConfig, ...``."""
 
 from alignjax.config.schema import (
     CandidatesConfig,

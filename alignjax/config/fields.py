@@ -1,4 +1,4 @@
-"""Values against annotations: read from text, checked, and described as data."""
+"""Parses, checks and describes the fields of a config by their annotations."""
 
 import ast
 import collections.abc

@@ -1,4 +1,4 @@
-"""What a field of a config may hold, and whether it is part of what a run is.
+"""The range of a config's field, and whether it is part of a run's identity.
 
 Both stand beside the field, as metadata of the dataclass; `validate` and `fields` read them.
 """

@@ -1,4 +1,4 @@
-"""What a run can be told: frozen dataclasses, checked when they are made.
+"""The settings of a run: frozen dataclasses, checked when they are made.
 
 A config file (see `alignjax.config.load`) imports the functions it uses and binds their
 hyperparameters with `functools.partial`: the import is the registry and the signature is the

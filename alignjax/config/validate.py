@@ -1,4 +1,4 @@
-"""What must hold of a config, checked when it is made: types, ranges, what goes with what.
+"""Checks a config when it is made: types, ranges, and rules across fields.
 
 Ranges stand beside the fields, as metadata; rules across the fields of a section are its method
 ``rules``, and those across the whole config of a recipe's section its method ``rules_of_run``. The

@@ -1,4 +1,4 @@
-"""What every recipe begins with: the folder, the config, the data, the devices."""
+"""Opens a run, as every recipe begins: its folder, its config, its data, its devices."""
 
 import contextlib
 import pathlib

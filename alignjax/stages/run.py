@@ -12,7 +12,7 @@ from alignjax.stages.data import Prepared
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """What every stage needs to know; `recipes.run.open_run` makes it.
+    """The settings, the folder, the data and the devices of a run; made by `recipes.run.open_run`.
 
     A stage with a config, a folder or rows of its own gets a copy with those replaced.
     """
