@@ -171,7 +171,8 @@ def sections(config: Any, at: str = "") -> Iterator[tuple[str, Any]]:
     yield at, config
     for field in dataclasses.fields(config):
         path, value = f"{at}.{field.name}" if at else field.name, getattr(config, field.name)
-        inside = value.keywords if isinstance(value, functools.partial) else {}
+        binds = field.name == "recipe" and isinstance(value, functools.partial)
+        inside = value.keywords if binds else {}
         named = {path: value, **{f"{path}.{name}": x for name, x in inside.items()}}
         for name, section in named.items():
             if dataclasses.is_dataclass(section) and not isinstance(section, type):
