@@ -31,7 +31,8 @@ from alignjax import recipes
 from alignjax.commands import export
 from alignjax.config import Config, load
 from alignjax.config.validate import get
-from alignjax.data.records import Receipt, Record, split_by_prompt
+from alignjax.data.records import Receipt, Record
+from alignjax.data.splits import split_by_prompt
 from alignjax.evaluation.statistics import Z95
 from alignjax.losses import apo, bradley_terry, dpo, rrhf, sft
 from alignjax.recipes import align

@@ -15,7 +15,7 @@ from alignjax.commands import finished_run
 from alignjax.config import Config
 from alignjax.data.files import Row, read_rows
 from alignjax.data.records import Prompt, Record
-from alignjax.data.sources import prompt_of
+from alignjax.data.sources.messages import read_prompt
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
 from alignjax.runtime import sharding, workdirs
@@ -106,7 +106,7 @@ def run(
 
 def _prompt_of(row: Row) -> Prompt:
     """A row's prompt; one without text is refused, as training drops it."""
-    prompt = prompt_of(row, "prompt", chat=False)
+    prompt = read_prompt(row, "prompt")
     said = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt]
     if not any(text.strip() for text in said):
         raise UserError(f"{row.origin}: field 'prompt' is empty; there is nothing to respond to")

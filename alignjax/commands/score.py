@@ -15,7 +15,7 @@ import numpy as np
 
 from alignjax.data.files import Row, fingerprint, read_rows
 from alignjax.data.records import DataError, Record
-from alignjax.data.sources import responses_of
+from alignjax.data.sources.messages import read_responses
 from alignjax.errors import NumericalError, UserError
 from alignjax.evaluation import tables
 from alignjax.evaluation.statistics import mean_over_prompts
@@ -91,7 +91,7 @@ def _record(row: Row) -> Record:
             f"{row.origin}: field 'scores' is there already, and scores are written under this "
             "name: rename it"
         )
-    return responses_of(row)
+    return read_responses(row)
 
 
 def _line(row: Row, scores: np.ndarray, names: list[str]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from alignjax.config import Config
 from alignjax.data.files import Row, read_rows
 from alignjax.data.records import DataError
-from alignjax.data.sources import responses_of
+from alignjax.data.sources.messages import read_responses
 from alignjax.errors import UserError
 from alignjax.evaluation.statistics import Interval
 from alignjax.evaluation.tables import print_rows, say
@@ -103,7 +103,7 @@ def _read(path: str) -> dict[str, Row]:
 def _scores(rows: list[Row], reward_models: Sequence[str], config: Config | None) -> Scores:
     if not reward_models and config is None:
         return _own_scores(rows)
-    records = [responses_of(row) for row in rows]
+    records = [read_responses(row) for row in rows]
     out: Scores = {}
     for path in reward_models:
         scorer = open_scorer(functools.partial(reward_model, path=path), "--reward_model", None)

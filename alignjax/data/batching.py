@@ -7,11 +7,11 @@ devices, processes or reading threads.
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from alignjax.data.prepare import Dataset
+from alignjax.data.prepare import Dataset, Example
 from alignjax.types import Batch
 
 
@@ -35,7 +35,7 @@ class Batches:
         return len(self.rows)
 
     def only(self, places: np.ndarray) -> "Batches":
-        """The same batches of their rows at these places alone: what one process reads."""
+        """Keeps of every batch the rows at these places: those that one process reads."""
         return dataclasses.replace(self, rows=self.rows[:, places])
 
     @property
@@ -47,7 +47,7 @@ class Batches:
 def choose_shapes(
     prompt_length: np.ndarray, response_length: np.ndarray, *, count: int, multiple: int
 ) -> tuple[tuple[Shape, ...], np.ndarray]:
-    """Few shapes that waste little: splits the set of rows where that saves most padding.
+    """Chooses few shapes that waste little: splits the rows where that saves most padding.
 
     Starts from one shape for all rows and splits greedily, by prompt or by response length at any
     threshold, whichever leaves the fewest padded tokens.
@@ -71,19 +71,20 @@ def choose_shapes(
         prompt, response = up[rows].max(axis=0)
         return len(rows) * int(prompt + k * response)
 
-    groups = [np.arange(len(up))]
-    while len(groups) < count:
-        best: tuple[int, int, np.ndarray, np.ndarray] | None = None
+    def splits() -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+        """Every split of a group in two: the tokens it saves, the group, its two parts."""
         for i, rows in enumerate(groups):
             whole = cost(rows)
             for axis in (0, 1):
                 for edge in np.unique(up[rows, axis])[:-1]:
                     short = up[rows, axis] <= edge
                     low, high = rows[short], rows[~short]
-                    saved = whole - cost(low) - cost(high)
-                    if saved > 0 and (best is None or saved > best[0]):
-                        best = (saved, i, low, high)
-        if best is None:
+                    yield whole - cost(low) - cost(high), i, low, high
+
+    groups: list[np.ndarray] = [np.arange(len(up))]
+    while len(groups) < count:
+        best = max(splits(), key=lambda split: split[0], default=None)
+        if best is None or best[0] <= 0:
             break
         _, i, low, high = best
         groups[i : i + 1] = [low, high]
@@ -151,7 +152,7 @@ def deal_batches(
 def assemble(
     dataset: Dataset, rows: np.ndarray, shape: Shape, ref_logps: np.ndarray | None = None
 ) -> Batch:
-    """One batch of NumPy arrays.
+    """Builds one batch, of NumPy arrays.
 
     Args:
       dataset: the prepared rows.
@@ -159,51 +160,48 @@ def assemble(
       shape: what to pad to; no row may be longer.
       ref_logps: ``[N, K]`` float32 nats, the reference's log-probabilities of the whole dataset.
     """
-    b, k = len(rows), dataset.response_length.shape[1]
-    prompt = np.zeros((b, shape.prompt), np.int32)
-    response = np.zeros((b, k, shape.response), np.int32)
-    prompt_length = np.ones(b, np.int32)
-    response_length = np.zeros((b, k), np.int32)
-    # By the dataset and not by these rows: they may all be fillers, and other processes' not.
-    m = len(dataset.objectives)
-    scores = np.zeros((b, k, m), np.float32) if m else None
-    desirable = np.zeros((b, k), bool) if sum(dataset.labels) else None
-    for i, row in enumerate(rows):
-        if row < 0:
-            continue
-        example = dataset[int(row)]
-        ids = example.prompt_ids
-        prompt[i, shape.prompt - len(ids) :] = ids
-        prompt_length[i] = len(ids)
-        for j, ids in enumerate(example.response_ids):
-            response[i, j, : len(ids)] = ids
-            response_length[i, j] = len(ids)
-        if scores is not None:
-            assert example.scores is not None  # preparation refuses rows of several kinds
-            scores[i, : len(example.scores)] = example.scores
-        if desirable is not None:
-            assert example.desirable is not None
-            desirable[i, : len(example.desirable)] = example.desirable
-    real = rows >= 0
-    adversarial = None
-    if dataset.adversarial is not None:
-        adversarial = real & dataset.adversarial[np.where(real, rows, 0)]
-    if scores is not None and m == 1:
-        scores = scores[..., 0]
-    fields: dict[str, Any] = dict(
-        prompt=prompt,
-        prompt_length=prompt_length,
-        response=response,
-        response_length=response_length,
+    b, k, m = len(rows), dataset.response_length.shape[1], len(dataset.objectives)
+    zeros: Any = np.zeros  # a Batch's fields are declared as JAX's arrays
+    real: Any = rows >= 0
+    batch: Any = Batch(
+        prompt=zeros((b, shape.prompt), np.int32),
+        prompt_length=zeros(b, np.int32) + 1,
+        response=zeros((b, k, shape.response), np.int32),
+        response_length=zeros((b, k), np.int32),
         weight=real.astype(np.float32),
-        prompt_id=np.where(real, rows, 0).astype(np.int32),
-        scores=scores,
-        desirable=desirable,
-        adversarial=adversarial,
+        prompt_id=(real * rows).astype(np.int32),
+        # Whether there are scores and labels is the dataset's property, not these rows': they may
+        # all be fillers while another process's rows are not, and the two must have one shape.
+        scores=zeros((b, k, m), np.float32) if m else None,
+        desirable=zeros((b, k), bool) if sum(dataset.labels) else None,
     )
+    for i in np.flatnonzero(real).tolist():
+        _write_row(batch, i, dataset[int(rows[i])])
+    if m == 1:
+        batch = batch.replace(scores=batch.scores[..., 0])
+    if dataset.adversarial is not None:
+        batch = batch.replace(adversarial=real & dataset.adversarial[batch.prompt_id])
     if ref_logps is not None:
-        fields["ref_logps"] = np.where(real[:, None], ref_logps[rows], 0.0).astype(np.float32)
-    return Batch(**fields)
+        logps = np.where(real[:, None], ref_logps[rows], 0.0)
+        batch = batch.replace(ref_logps=logps.astype(np.float32))
+    return cast(Batch, batch)
+
+
+def _write_row(batch: Any, i: int, example: Example) -> None:
+    """Writes an example into row ``i`` of a batch of NumPy arrays."""
+    n = len(example.prompt_ids)
+    batch.prompt[i, batch.prompt.shape[1] - n :] = example.prompt_ids
+    batch.prompt_length[i] = n
+    for j, ids in enumerate(example.response_ids):
+        batch.response[i, j, : len(ids)] = ids
+        batch.response_length[i, j] = len(ids)
+    # Preparation refuses a dataset in which some rows have scores, or labels, and others none.
+    if batch.scores is not None:
+        assert example.scores is not None
+        batch.scores[i, : len(example.scores)] = example.scores
+    if batch.desirable is not None:
+        assert example.desirable is not None
+        batch.desirable[i, : len(example.desirable)] = example.desirable
 
 
 def read(

@@ -1,17 +1,17 @@
-"""What a row of preference data is, what is wrong with it, and the receipt that counts both.
+"""Records, one row of preference data each; the rules they obey; the receipt that counts them.
 
 Every source, real or synthetic, yields ``Record``; ``check`` applies the rules that hold for all
-of them; ``Receipt`` says how many rows came in, how many were kept, and what became of the rest.
+of them; ``Receipt`` counts how many rows came in, how many were kept, and where the rest went.
 
-Rows that a training run can do without are dropped and counted: empty or identical responses,
-exact duplicates, tied or single scores. What would make the numbers wrong stops the run: scores
-that are not finite, one id used for two texts, unpaired labels of one class only.
+Rows that teach nothing are dropped and counted: empty or identical responses, exact duplicates,
+tied or single scores. Errors that would make the numbers wrong stop the run: scores that are not
+finite, one id used for two texts, unpaired labels of one class only.
 """
 
+import copy
 import hashlib
 import json
 import math
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -58,11 +58,12 @@ class Record:
 
 @dataclass
 class Receipt:
-    """Where the rows of a dataset went.
+    """Counts where the rows of a dataset went.
 
     ``rows_in`` is counted where rows are read (a source adds one per row), ``kept`` where they are
-    written (``prepare``), and ``held_out`` by ``split_by_prompt``. The three are counted apart on
-    purpose: ``unaccounted`` is what they do not explain, and ``prepare.enforce`` refuses it.
+    written (``prepare``), and ``held_out`` by ``split_by_prompt``. They are counted in three places
+    on purpose: ``unaccounted`` rows show a row lost in between, and ``prepare.enforce`` refuses
+    them.
     """
 
     rows_in: int = 0
@@ -108,42 +109,12 @@ class Receipt:
             "labels": dict(sorted(self.labels.items())),
         }
 
-    @classmethod
-    def from_dict(cls, counts: dict[str, Any]) -> "Receipt":
-        receipt = cls()
-        receipt.restore(counts)
-        return receipt
-
     def restore(self, counts: dict[str, Any]) -> None:
         """Overwrites every count with those of ``as_dict``."""
-        fresh = Receipt(
-            rows_in=int(counts["rows_in"]),
-            kept=int(counts["kept"]),
-            held_out=int(counts["held_out"]),
-            dropped=dict(counts["dropped"]),
-            warned=dict(counts["warned"]),
-            ids={reason: list(ids) for reason, ids in counts["ids"].items()},
-            labels=dict(counts["labels"]),
-        )
-        self.__dict__.update(fresh.__dict__)
-
-    def merge(self, other: "Receipt") -> None:
-        """Adds the counts of another receipt, e.g. of a second file or process."""
-        self.rows_in += other.rows_in
-        self.kept += other.kept
-        self.held_out += other.held_out
-        for mine, theirs in (
-            (self.dropped, other.dropped),
-            (self.warned, other.warned),
-            (self.labels, other.labels),
-        ):
-            for reason, count in theirs.items():
-                mine[reason] = mine.get(reason, 0) + count
-        for reason, ids in other.ids.items():
-            self.ids[reason] = (self.ids.get(reason, []) + ids)[:IDS_KEPT]
+        self.__dict__.update(copy.deepcopy(counts))
 
     def render(self) -> str:
-        """A small table: counts, share of the rows read, and the first ids of each reason."""
+        """Formats a table: counts, share of the rows read, and the first ids of each reason."""
         rows = [("rows read", self.rows_in, ""), ("kept", self.kept, "")]
         if self.held_out:
             rows.append(("held out", self.held_out, ""))
@@ -194,7 +165,7 @@ def check(records: Iterable[Record], receipt: Receipt) -> Iterator[Record]:
     preferred: dict[bytes, tuple[bytes, str]] = {}
     for record in records:
         _check_shape(record)
-        identity = _digest(_prompt_key(record.prompt), record.responses)
+        identity = digest(_prompt_key(record.prompt), record.responses)
         if record.id in seen_ids and seen_ids[record.id][0] != identity:
             raise DataError(
                 f"duplicate id {record.id!r} with different text at {seen_ids[record.id][1]} and "
@@ -206,8 +177,8 @@ def check(records: Iterable[Record], receipt: Receipt) -> Iterator[Record]:
         if kept is None:
             receipt.drop(reason, record.id)
             continue
-        said = (kept.scores, kept.objectives, kept.desirable, kept.adversarial)
-        row = _digest(identity, *said, kept.domain)
+        judgement = (kept.scores, kept.objectives, kept.desirable, kept.adversarial)
+        row = digest(identity, *judgement, kept.domain)
         if row in seen_rows:
             receipt.drop("duplicate", record.id)
             continue
@@ -250,7 +221,7 @@ def _check_shape(record: Record) -> None:
 
 
 def _usable(record: Record, receipt: Receipt) -> tuple[Record | None, str]:
-    """The record to keep, or None and the reason to drop it."""
+    """Returns the record to keep, or None and the reason to drop it."""
     empty_turns = isinstance(record.prompt, tuple) and not record.prompt
     if empty_turns or (isinstance(record.prompt, str) and not record.prompt.strip()):
         return None, "empty_prompt"
@@ -264,7 +235,7 @@ def _usable(record: Record, receipt: Receipt) -> tuple[Record | None, str]:
 
 
 def _usable_list(record: Record, receipt: Receipt) -> tuple[Record | None, str]:
-    """As ``_usable`` for scored lists, which can lose single responses and stay lists."""
+    """Does the same for a scored list, which can lose single responses and stay a list."""
     keep, empty, repeated = [], False, False
     seen: set[str] = set()
     for index, text in enumerate(record.responses):
@@ -289,7 +260,7 @@ def _usable_list(record: Record, receipt: Receipt) -> tuple[Record | None, str]:
 
 
 def take_responses(record: Record, index: Sequence[int]) -> Record:
-    """The record with the responses ``index``, in that order, and what belongs to them."""
+    """Keeps the responses ``index`` of a record, in that order, with their scores and labels."""
     return replace(
         record,
         responses=tuple(record.responses[i] for i in index),
@@ -303,12 +274,12 @@ def _note_contradiction(
 ) -> None:
     """Counts two rows of one domain that say the opposite of each other."""
     if record.desirable and len(record.responses) == 1:
-        verdict = _digest(record.desirable)
+        verdict = digest(record.desirable)
     elif len(record.responses) == 2 and not record.scores:
-        verdict = _digest(record.responses)
+        verdict = digest(record.responses)
     else:
         return
-    question = _digest(_prompt_key(record.prompt), sorted(record.responses), record.domain)
+    question = digest(_prompt_key(record.prompt), sorted(record.responses), record.domain)
     first = preferred.setdefault(question, (verdict, record.id))
     if first[0] != verdict:
         receipt.warn("contradiction", first[1])
@@ -319,88 +290,7 @@ def _prompt_key(prompt: Prompt) -> Any:
     return prompt if isinstance(prompt, str) else [[turn.role, turn.content] for turn in prompt]
 
 
-def _digest(*parts: Any) -> bytes:
+def digest(*parts: Any) -> bytes:
+    """16 bytes that identify JSON values; bytes count as their hex text."""
     text = json.dumps([p.hex() if isinstance(p, bytes) else p for p in parts])
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
-def prompt_digest(prompt: Prompt) -> str:
-    """Hex digest of a prompt up to case, white space and Unicode compatibility forms.
-
-    Two rows with one digest count as the same prompt when data are split or compared.
-    """
-    turns = [prompt] if isinstance(prompt, str) else [f"{t.role}\n{t.content}" for t in prompt]
-    plain = [" ".join(unicodedata.normalize("NFKC", turn).casefold().split()) for turn in turns]
-    return _digest(plain).hex()
-
-
-def split_by_prompt(
-    records: Iterable[Record],
-    *,
-    seed: int,
-    eval_fraction: float = 0.0,
-    eval_size: int = 0,
-    receipt: Receipt | None = None,
-) -> tuple[list[Record], list[Record]]:
-    """Splits into (train, eval) so that no prompt, up to ``prompt_digest``, is on both sides.
-
-    With ``eval_fraction`` a prompt is held out when the hash of (seed, its digest), read as a
-    number in [0, 1), is below the fraction: the side of a row never changes when rows are added.
-    With ``eval_size`` the prompts of smallest hash are held out until at least that many rows
-    are; an appended row may then displace the last of them.
-
-    Args:
-      records: checked records.
-      seed: which of the possible splits.
-      eval_fraction: expected share of the prompts to hold out, in [0, 1).
-      eval_size: rows to hold out; set exactly one of the two. The prompt that crosses it is
-        held out whole.
-      receipt: counts the held-out rows, if given.
-
-    Raises:
-      DataError: both or none of the two given, out of range, or nothing left to train on.
-    """
-    if (eval_fraction > 0) == (eval_size > 0):
-        raise DataError("split: set exactly one of eval_fraction and eval_size above 0")
-    if not 0 <= eval_fraction < 1 or eval_size < 0:
-        raise DataError(
-            f"split: eval_fraction is {eval_fraction}, expected [0, 1); eval_size is {eval_size}"
-        )
-    records = list(records)
-    ranks = [_rank(seed, prompt_digest(record.prompt)) for record in records]
-    threshold = eval_fraction
-    if eval_size:
-        if eval_size >= len(records):
-            raise DataError(f"split: eval_size is {eval_size}, but there are {len(records)} rows")
-        threshold = math.nextafter(sorted(ranks)[eval_size - 1], 2.0)
-    train = [record for record, rank in zip(records, ranks, strict=True) if rank >= threshold]
-    held_out = [record for record, rank in zip(records, ranks, strict=True) if rank < threshold]
-    if not train:
-        raise DataError(f"split: all {len(records)} rows were held out, nothing left to train on")
-    if receipt is not None:
-        receipt.held_out += len(held_out)
-    return train, held_out
-
-
-def _rank(seed: int, digest: str) -> float:
-    return int.from_bytes(_digest(seed, digest)[:6], "big") / 2**48
-
-
-def check_no_overlap(train: Iterable[Record], held_out: Iterable[Record]) -> None:
-    """Refuses evaluation rows whose prompt is also trained on.
-
-    Raises:
-      DataError: with the number of such rows and the first ids.
-    """
-    trained = {prompt_digest(record.prompt) for record in train}
-    shared, total = [], 0
-    for record in held_out:
-        total += 1
-        if prompt_digest(record.prompt) in trained:
-            shared.append(record.id)
-    if shared:
-        first = ", ".join(shared[:IDS_KEPT]) + (", ..." if len(shared) > IDS_KEPT else "")
-        raise DataError(
-            f"{len(shared)} of {total} evaluation rows have a prompt that is also in the training "
-            f"data ({first})"
-        )

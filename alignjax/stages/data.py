@@ -14,7 +14,8 @@ from alignjax.config.fields import describe, keywords, plain
 from alignjax.data.batching import Bucketed, bucket
 from alignjax.data.files import fingerprint
 from alignjax.data.prepare import Dataset, enforce, prepare
-from alignjax.data.records import Receipt, Record, check, check_no_overlap, split_by_prompt
+from alignjax.data.records import Receipt, Record, check
+from alignjax.data.splits import check_no_overlap, split_by_prompt
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.data.tokenizer import training
 from alignjax.data.tokenizer.load import Tokenizer

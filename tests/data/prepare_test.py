@@ -313,7 +313,8 @@ def test_a_flipped_byte_in_the_rows_never_gives_other_numbers(tok, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from alignjax.data import prepare, tokenizer
+from alignjax.data import prepare
+from alignjax.data.tokenizer import load as tokenizer
 from alignjax.data.records import Receipt, Record
 def rows():
     for i in range(100):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from alignjax.data import records
+from alignjax.data import records, splits
 from alignjax.data.records import DataError, Message, Receipt, Record, check
 
 
@@ -105,12 +105,14 @@ def test_unpaired_data_need_both_classes_and_imbalance_is_shown():
     assert "a weight of 9.00 on the undesirable ones" in receipt.render()
 
 
-def test_receipt_round_trips_merges_and_reads_well():
+def test_receipt_round_trips_and_reads_well():
     receipt = Receipt(rows_in=1000, kept=994)
     for i in range(5):
         receipt.drop("empty_response", f"f:{i}")
     receipt.warn("truncated_prompt", "f:9")
-    assert Receipt.from_dict(receipt.as_dict()) == receipt
+    other = Receipt(rows_in=7)
+    other.restore(receipt.as_dict())
+    assert other == receipt
     assert receipt.render().splitlines() == [
         "rows read                 1,000  100.00%",
         "kept                        994   99.40%",
@@ -118,11 +120,6 @@ def test_receipt_round_trips_merges_and_reads_well():
         "  dropped empty_response      5    0.50%  f:0, f:1, f:2, ...",
         "  noted truncated_prompt      1    0.10%  f:9",
     ]
-    other = Receipt(rows_in=1)
-    other.drop("duplicate", "g:1")
-    receipt.merge(other)
-    assert receipt.dropped == {"empty_response": 5, "duplicate": 1}
-    assert receipt.rows_in == 1001
 
 
 def prompts(count: int) -> list[Record]:
@@ -132,21 +129,21 @@ def prompts(count: int) -> list[Record]:
 def test_split_keeps_prompts_together_and_is_stable_under_appending():
     rows = prompts(200)
     receipt = Receipt()
-    train, held_out = records.split_by_prompt(rows, seed=1, eval_fraction=0.2, receipt=receipt)
+    train, held_out = splits.split_by_prompt(rows, seed=1, eval_fraction=0.2, receipt=receipt)
     assert len(train) + len(held_out) == len(rows)
     assert receipt.held_out == len(held_out)
     assert 40 < len(held_out) < 130
-    records.check_no_overlap(train, held_out)
-    _, more = records.split_by_prompt(prompts(300), seed=1, eval_fraction=0.2)
+    splits.check_no_overlap(train, held_out)
+    _, more = splits.split_by_prompt(prompts(300), seed=1, eval_fraction=0.2)
     assert [row.id for row in more[: len(held_out)]] == [row.id for row in held_out]
-    _, other = records.split_by_prompt(rows, seed=2, eval_fraction=0.2)
+    _, other = splits.split_by_prompt(rows, seed=2, eval_fraction=0.2)
     assert {row.id for row in other} != {row.id for row in held_out}
 
 
 def test_split_by_size_holds_out_whole_prompts():
-    train, held_out = records.split_by_prompt(prompts(50), seed=0, eval_size=9)
+    train, held_out = splits.split_by_prompt(prompts(50), seed=0, eval_size=9)
     assert len(held_out) == 10
-    records.check_no_overlap(train, held_out)
+    splits.check_no_overlap(train, held_out)
 
 
 @pytest.mark.parametrize(
@@ -155,17 +152,17 @@ def test_split_by_size_holds_out_whole_prompts():
 )
 def test_split_refuses_sizes_it_cannot_honour(sizes):
     with pytest.raises(DataError, match=r"^split: "):
-        records.split_by_prompt(prompts(2), seed=0, **sizes)
+        splits.split_by_prompt(prompts(2), seed=0, **sizes)
 
 
 def test_overlap_is_found_up_to_case_and_white_space():
     train = [pair("a", prompt="What is  this?")]
     held_out = [pair("b", prompt="what is this?\n"), pair("c", prompt="else")]
     with pytest.raises(DataError, match=r"1 of 2 evaluation rows .* training data \(b\)"):
-        records.check_no_overlap(train, held_out)
+        splits.check_no_overlap(train, held_out)
 
 
 def test_digest_of_a_dialogue_depends_on_roles():
     as_user = (Message("user", "hi"),)
-    assert records.prompt_digest(as_user) != records.prompt_digest((Message("system", "hi"),))
-    assert records.prompt_digest(as_user) == records.prompt_digest((Message("user", " HI "),))
+    assert splits.prompt_digest(as_user) != splits.prompt_digest((Message("system", "hi"),))
+    assert splits.prompt_digest(as_user) == splits.prompt_digest((Message("user", " HI "),))

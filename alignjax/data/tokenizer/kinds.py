@@ -1,6 +1,6 @@
-"""What a tokenizer can do, from the bytes of its file: sentencepiece, and ``tokenizer.json``.
+"""The two kinds of tokenizer, read from the bytes of a file: sentencepiece and ``tokenizer.json``.
 
-`load.load` chooses between the two, and adds what the files beside them say.
+`load.load` chooses between the two, and adds the settings of the files beside them.
 """
 
 import json
@@ -11,10 +11,12 @@ from typing import Any
 
 from alignjax.errors import UserError
 
+Encode = Callable[[str, bool], list[int]]  # (text, whether it starts the sequence) -> ids
+
 
 @dataclass(frozen=True)
 class Parts:
-    """What the two kinds of tokenizer have in common."""
+    """What both kinds of tokenizer can do."""
 
     vocab_size: int
     specials: dict[str, int]
@@ -22,56 +24,29 @@ class Parts:
     token_to_id: Callable[[str], int | None]
     id_to_token: Callable[[int], str]
     adds_bos: Callable[[int | None], bool]
-    encode: Callable[[str, bool], list[int]]  # (text, starts the sequence) -> ids, specials off
-    encode_rendered: Callable[[str, bool], list[int]] | None  # the same with specials, if it can
+    encode: Encode  # special tokens in the text are plain text
+    encode_rendered: Encode | None  # special tokens in the text are ids; None: it cannot do that
     decode: Callable[[list[int]], str]
 
 
 def sentencepiece_parts(file: str, content: bytes) -> Parts:
+    """Reads a sentencepiece ``.model``."""
     import sentencepiece
-    from sentencepiece import sentencepiece_model_pb2
 
-    schema: Any = sentencepiece_model_pb2
-    damaged = UserError(f"{file}: not a sentencepiece model, or a damaged one")
-    try:
-        model = schema.ModelProto.FromString(content)
-    except Exception:  # protobuf's DecodeError, whose module differs between versions
-        raise damaged from None
-    # The pieces come first in the file: a cut one can still parse, without what follows them.
-    if not model.pieces or not model.HasField("normalizer_spec"):
-        raise damaged
+    model = _sentencepiece_model(file, content)
     try:
         start = sentencepiece.SentencePieceProcessor(model_proto=content)
+        # Text that continues a sequence must not get the space that many models put first.
         model.normalizer_spec.add_dummy_prefix = False
         rest = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
     except (RuntimeError, ValueError):
-        raise damaged from None
-    kinds = schema.ModelProto.SentencePiece
-    specials, defined = {}, []
-    for index, piece in enumerate(model.pieces):
-        if piece.type == kinds.CONTROL:
-            specials[piece.piece] = index
-        # Other user-defined pieces are ordinary text (line breaks, runs of spaces, digits).
-        elif piece.type == kinds.USER_DEFINED and re.fullmatch(r"<.+>|\[.+\]", piece.piece):
-            specials[piece.piece] = index
-            defined.append(piece.piece)
-    # Control pieces are never produced from text; user-defined ones always are, unless broken up.
-    breaks = re.compile("|".join(f"(?<={re.escape(p[0])})(?={re.escape(p[1:])})" for p in defined))
-
-    def encode(text: str, first: bool) -> list[int]:
-        processor = start if first else rest
-        if not defined or not any(piece in text for piece in defined):
-            return processor.encode(text)
-        ids: list[int] = []
-        for part in breaks.split(text):
-            ids.extend((rest if ids else processor).encode(part))
-        return ids
-
-    defaults = {
-        "bos_token": start.bos_id(),
-        "eos_token": start.eos_id(),
-        "pad_token": start.pad_id(),
-    }
+        raise _damaged(file) from None
+    controls, defined = _special_pieces(model)
+    defaults = (
+        ("bos_token", start.bos_id()),
+        ("eos_token", start.eos_id()),
+        ("pad_token", start.pad_id()),
+    )
     unknown = start.unk_id()
 
     def token_to_id(token: str) -> int | None:
@@ -80,19 +55,72 @@ def sentencepiece_parts(file: str, content: bytes) -> Parts:
 
     return Parts(
         vocab_size=start.get_piece_size(),
-        specials=specials,
-        default_ids={name: index for name, index in defaults.items() if index >= 0},
+        specials={**controls, **defined},
+        default_ids={name: index for name, index in defaults if index >= 0},
         token_to_id=token_to_id,
         id_to_token=start.id_to_piece,
         adds_bos=lambda bos_id: bos_id is not None,
-        encode=encode,
+        encode=_encode_apart(start.encode, rest.encode, tuple(defined)),
         encode_rendered=None,
         decode=start.decode,
     )
 
 
+def _damaged(file: str) -> UserError:
+    return UserError(f"{file}: not a sentencepiece model, or a damaged one")
+
+
+def _sentencepiece_model(file: str, content: bytes) -> Any:
+    """Parses a model's protocol buffer."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    schema: Any = sentencepiece_model_pb2
+    try:
+        model = schema.ModelProto.FromString(content)
+    except Exception:  # protobuf's DecodeError, whose module differs between versions
+        raise _damaged(file) from None
+    # A file that was cut can still parse: the pieces come first, so look for what follows them.
+    if not model.pieces or not model.HasField("normalizer_spec"):
+        raise _damaged(file)
+    return model
+
+
+def _special_pieces(model: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """The ids of control pieces, and of user-defined pieces that look like special tokens."""
+    controls, defined = {}, {}
+    for index, piece in enumerate(model.pieces):
+        if piece.type == piece.CONTROL:
+            controls[piece.piece] = index
+        # Other user-defined pieces are ordinary text (line breaks, runs of spaces, digits).
+        elif piece.type == piece.USER_DEFINED and re.fullmatch(r"<.+>|\[.+\]", piece.piece):
+            defined[piece.piece] = index
+    return controls, defined
+
+
+def _encode_apart(
+    start: Callable[[str], list[int]], rest: Callable[[str], list[int]], defined: tuple[str, ...]
+) -> Encode:
+    """Makes an encoder that never produces a special token from text.
+
+    Sentencepiece never makes control pieces out of text, but always makes user-defined ones: so
+    their text is cut after its first character and the parts are encoded apart.
+    """
+    cuts = re.compile("|".join(f"(?<={re.escape(p[0])})(?={re.escape(p[1:])})" for p in defined))
+
+    def encode(text: str, first: bool) -> list[int]:
+        encode_first = start if first else rest
+        if not any(piece in text for piece in defined):
+            return encode_first(text)
+        ids: list[int] = []
+        for part in cuts.split(text):
+            ids.extend((rest if ids else encode_first)(part))
+        return ids
+
+    return encode
+
+
 def _without_prefix(node: Any) -> Any:
-    """A tokenizer.json that puts no space before a text which continues another."""
+    """A part of a tokenizer.json, changed to put no space before text."""
     if isinstance(node, list):
         return [_without_prefix(item) for item in node]
     if not isinstance(node, dict):
@@ -111,53 +139,68 @@ def _without_prefix(node: Any) -> Any:
 
 
 def huggingface_parts(file: str, content: bytes) -> Parts:
+    """Reads a ``tokenizer.json``."""
     import tokenizers
 
+    def load(settings: str, *, specials_as_text: bool) -> Any:
+        tokenizer: Any = tokenizers.Tokenizer.from_str(settings)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        if specials_as_text:
+            tokenizer.encode_special_tokens = True
+        return tokenizer
+
     try:
-        settings = json.loads(content)
-        start = tokenizers.Tokenizer.from_str(content.decode())
-        changed = {
-            key: _without_prefix(settings.get(key)) for key in ("normalizer", "pre_tokenizer")
-        }
-        # Another tokenizer only where it differs: a large vocabulary takes long to load.
-        same = all(settings.get(key) == value for key, value in changed.items())
-        continued = content.decode() if same else json.dumps({**settings, **changed})
-        rest = start if same else tokenizers.Tokenizer.from_str(continued)
-        start_text = tokenizers.Tokenizer.from_str(content.decode())
-        rest_text = start_text if same else tokenizers.Tokenizer.from_str(continued)
+        start_settings = content.decode()
+        rest_settings = _continued(start_settings)
+        # A large vocabulary takes long to load: load the second pair only where it differs.
+        same = rest_settings is start_settings
+        start = load(start_settings, specials_as_text=False)
+        start_text = load(start_settings, specials_as_text=True)
+        rest = start if same else load(rest_settings, specials_as_text=False)
+        rest_text = start_text if same else load(rest_settings, specials_as_text=True)
     except Exception as error:  # the library raises plain Exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{file}: not a usable tokenizer.json ({reason})") from None
-    for tokenizer in (start, rest, start_text, rest_text):
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-    start_text.encode_special_tokens = rest_text.encode_special_tokens = True
+
+    def encoder(first_of_all: Any, others: Any) -> Encode:
+        def encode(text: str, first: bool) -> list[int]:
+            tokenizer = first_of_all if first else others
+            return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+        return encode
+
     added = start.get_added_tokens_decoder()
-    specials = {token.content: index for index, token in added.items() if token.special}
-
-    def encode(text: str, first: bool) -> list[int]:
-        return (start_text if first else rest_text).encode(text, add_special_tokens=False).ids
-
-    def encode_rendered(text: str, first: bool) -> list[int]:
-        return (start if first else rest).encode(text, add_special_tokens=False).ids
-
-    ends = start.encode("a", add_special_tokens=True).ids
-    plain = start.encode("a", add_special_tokens=False).ids
-    defaults = {}
-    if len(ends) > len(plain):
-        if ends[0] in added and ends[0] != plain[0]:
-            defaults["bos_token"] = ends[0]
-        if ends[-1] in added and ends[-1] != plain[-1]:
-            defaults["eos_token"] = ends[-1]
-    adds_bos = defaults.get("bos_token")
+    defaults = _added_ends(start, added)
     return Parts(
         vocab_size=max(start.get_vocab(with_added_tokens=True).values()) + 1,
-        specials=specials,
+        specials={token.content: index for index, token in added.items() if token.special},
         default_ids=defaults,
         token_to_id=start.token_to_id,
         id_to_token=lambda index: start.id_to_token(index) or "",
-        adds_bos=lambda bos_id: bos_id is not None and bos_id == adds_bos,
-        encode=encode,
-        encode_rendered=encode_rendered,
+        adds_bos=lambda bos_id: bos_id is not None and bos_id == defaults.get("bos_token"),
+        encode=encoder(start_text, rest_text),
+        encode_rendered=encoder(start, rest),
         decode=lambda ids: start.decode(ids, skip_special_tokens=True),
     )
+
+
+def _continued(settings: str) -> str:
+    """The settings for text that continues a sequence; the same string if nothing differs."""
+    fields = json.loads(settings)
+    changed = {key: _without_prefix(fields.get(key)) for key in ("normalizer", "pre_tokenizer")}
+    same = all(fields.get(key) == value for key, value in changed.items())
+    return settings if same else json.dumps({**fields, **changed})
+
+
+def _added_ends(tokenizer: Any, added: Any) -> dict[str, int]:
+    """The BOS and the EOS that a tokenizer puts round a text by itself, where it does."""
+    ids = tokenizer.encode("a", add_special_tokens=True).ids
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    ends = {}
+    if len(ids) > len(plain):
+        if ids[0] in added and ids[0] != plain[0]:
+            ends["bos_token"] = ids[0]
+        if ids[-1] in added and ids[-1] != plain[-1]:
+            ends["eos_token"] = ids[-1]
+    return ends

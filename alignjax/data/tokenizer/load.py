@@ -27,7 +27,7 @@ import numpy as np
 
 from alignjax.data.records import DataError, Message, Prompt
 from alignjax.data.tokenizer import chat
-from alignjax.data.tokenizer.kinds import huggingface_parts, sentencepiece_parts
+from alignjax.data.tokenizer.kinds import Encode, Parts, huggingface_parts, sentencepiece_parts
 from alignjax.errors import UserError, did_you_mean
 
 MAX_FILE = 512 * 2**20  # bytes of a tokenizer file
@@ -44,7 +44,7 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """What ``load`` returns.
+    """Encodes prompts and responses, and decodes ids; made by ``load``.
 
     Attributes:
       vocab_size: ids are in ``[0, vocab_size)``; a model must embed at least as many.
@@ -64,8 +64,8 @@ class Tokenizer:
     special_tokens: dict[str, str] = field(repr=False)  # names as templates know them
     specials: dict[str, int] = field(repr=False)  # texts that templates may use -> ids
     special_pattern: re.Pattern[str] = field(repr=False)  # any one of them
-    encode_text: Callable[[str, bool], list[int]] = field(repr=False, compare=False)
-    encode_rendered: Callable[[str, bool], list[int]] | None = field(repr=False, compare=False)
+    encode_text: Encode = field(repr=False, compare=False)
+    encode_rendered: Encode | None = field(repr=False, compare=False)
     decode_ids: Callable[[list[int]], str] = field(repr=False, compare=False)
 
     def encode(self, prompt: Prompt, responses: Sequence[str]) -> Encoded:
@@ -76,35 +76,41 @@ class Tokenizer:
             once a response follows it.
         """
         if isinstance(prompt, str):
+            special = self._has_special(prompt, *responses)
             ids = self.encode_text(prompt, True)
             prompt_ids = ids if self.bos_id is None else [self.bos_id, *ids]
             response_ids = [[*self.encode_text(text, False), self.eos_id] for text in responses]
-            special = self._has_special(prompt, *responses)
         else:
             special = self._has_special(*(turn.content for turn in prompt), *responses)
-            hidden, literals = self._hide(prompt, responses) if special else (prompt, [])
-            answers = responses
-            if special:
-                answers = [turn.content for turn in hidden[len(prompt) :]]
-                hidden = hidden[: len(prompt)]
-            before = self._render(hidden, True)
-            prompt_ids = self._encode_rendered(before, literals, first=True)
-            prompt_ids = self._one_bos(prompt_ids)
-            response_ids = []
-            for text in answers:
-                whole = self._render((*hidden, Message("assistant", text)), False)
-                if not whole.startswith(before):
-                    raise DataError(
-                        f"{self.template_name}: chat template renders the prompt differently "
-                        "when a response follows; the two cannot be separated"
-                    )
-                ids = self._encode_rendered(whole[len(before) :], literals, first=False)
-                response_ids.append(self._one_eos(ids))
+            prompt_ids, response_ids = self._encode_dialogue(prompt, responses, special)
         return Encoded(
             np.asarray(prompt_ids, np.int32),
             tuple(np.asarray(ids, np.int32) for ids in response_ids),
             special,
         )
+
+    def _encode_dialogue(
+        self, prompt: tuple[Message, ...], responses: Sequence[str], special: bool
+    ) -> tuple[list[int], list[list[int]]]:
+        """Encodes what the template writes for the prompt, and adds to it for each response."""
+        turns = (*prompt, *(Message("assistant", text) for text in responses))
+        literals: list[tuple[str, str]] = []
+        if special:
+            turns, literals = self._hide(turns)
+        context, answers = turns[: len(prompt)], turns[len(prompt) :]
+        before = self._render(context, True)
+        prompt_ids = self._one_bos(self._encode_rendered(before, literals, first=True))
+        response_ids = []
+        for answer in answers:
+            whole = self._render((*context, answer), False)
+            if not whole.startswith(before):
+                raise DataError(
+                    f"{self.template_name}: chat template renders the prompt differently when a "
+                    "response follows; the two cannot be separated"
+                )
+            ids = self._encode_rendered(whole[len(before) :], literals, first=False)
+            response_ids.append(self._one_eos(ids))
+        return prompt_ids, response_ids
 
     def render(self, prompt: Prompt) -> str:
         """The text of a prompt, after the chat template if it is a dialogue."""
@@ -127,18 +133,20 @@ class Tokenizer:
         return any(self.special_pattern.search(text) for text in texts)
 
     def _hide(
-        self, prompt: tuple[Message, ...], responses: Sequence[str]
+        self, turns: tuple[Message, ...]
     ) -> tuple[tuple[Message, ...], list[tuple[str, str]]]:
-        """Replaces special-token text by stand-ins that no tokenizer takes for special.
+        """Replaces text that looks like a special token by private-use characters.
 
-        Returns the prompt's turns with the responses appended as turns, and what to put back.
+        A template's own special tokens can then be told from the data's text.
+
+        Returns:
+          The changed turns, and what to put back: (stand-in, text) each.
         """
-        turns = (*prompt, *(Message("assistant", text) for text in responses))
         used = {char for turn in turns for char in turn.content}
         free = (chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in used)
-        there = {text for turn in turns for text in self.special_pattern.findall(turn.content)}
+        texts = {x for turn in turns for x in self.special_pattern.findall(turn.content)}
         # Longest first, so that a special token within another is not replaced inside it.
-        longest_first = sorted(there, key=len, reverse=True)
+        longest_first = sorted(texts, key=len, reverse=True)
         literals = [(next(free), special) for special in longest_first]
         hidden = []
         for turn in turns:
@@ -151,7 +159,7 @@ class Tokenizer:
     def _encode_rendered(
         self, text: str, literals: list[tuple[str, str]], *, first: bool
     ) -> list[int]:
-        """Encodes what a template wrote: its special tokens are ids, everything else is text."""
+        """Encodes a template's text: its special tokens become ids, everything else is text."""
         if not literals and self.encode_rendered is not None:
             return self.encode_rendered(text, first)
         ids: list[int] = []
@@ -206,40 +214,30 @@ def load(
     named = {**config["tokens"], **{name: token for name, token in overrides.items() if token}}
     template, template_name = _template(chat_template, config, file)
     chat.check_template(template, template_name)
-    kind = sentencepiece_parts if file.endswith(".model") else huggingface_parts
-    parts = kind(file, content)
+    parts = (sentencepiece_parts if file.endswith(".model") else huggingface_parts)(file, content)
 
-    ids: dict[str, int | None] = {}
-    for name in ("bos_token", "eos_token", "pad_token"):
-        token = named.get(name)
-        ids[name] = parts.default_ids.get(name) if token is None else parts.token_to_id(token)
-        if token is not None and ids[name] is None:
-            raise UserError(
-                f"{file}: has no token {token!r} to use as {name}"
-                f"{did_you_mean(token, parts.specials)}"
-            )
-    eos_id = ids["eos_token"]
+    ids = _named_ids(parts, named, file)
+    eos_id = ids.get("eos_token")
     if eos_id is None:
         raise UserError(f"{file}: names no end-of-sequence token; set eos to its text")
-    uses_bos = parts.adds_bos(ids["bos_token"]) if config["add_bos"] is None else config["add_bos"]
-    if not bos and not uses_bos:
-        ids["bos_token"] = None
-    bos_id = ids["bos_token"]
-    pad_id = ids["pad_token"] if ids["pad_token"] is not None else eos_id
+    add_bos = config["add_bos"]
+    if not bos and not (parts.adds_bos(ids.get("bos_token")) if add_bos is None else add_bos):
+        ids.pop("bos_token", None)
+    bos_id = ids.get("bos_token")
 
-    tokens = {name: parts.id_to_token(i) for name, i in ids.items() if i is not None}
-    specials = dict(parts.specials)
-    specials.update({parts.id_to_token(i): i for i in (bos_id, eos_id) if i is not None})
-    special_tokens = {**named, **tokens}
+    used = (i for i in (bos_id, eos_id) if i is not None)
+    specials = {**parts.specials, **{parts.id_to_token(i): i for i in used}}
+    special_tokens = {**named, **{name: parts.id_to_token(i) for name, i in ids.items()}}
     identity = json.dumps(
         [template, bos_id, eos_id, sorted(specials.items()), sorted(special_tokens.items())]
     ).encode()
+    # Longest first: the pattern must not find a special token inside a longer one.
     longest_first = sorted(specials, key=len, reverse=True)
     return Tokenizer(
         vocab_size=parts.vocab_size,
         eos_id=eos_id,
         bos_id=bos_id,
-        pad_id=pad_id,
+        pad_id=ids.get("pad_token", eos_id),
         digest=hashlib.sha256(hashlib.sha256(content).digest() + identity).hexdigest(),
         chat_template=template,
         template_name=template_name,
@@ -252,8 +250,24 @@ def load(
     )
 
 
+def _named_ids(parts: Parts, named: dict[str, str], file: str) -> dict[str, int]:
+    """The ids of BOS, EOS and padding: of the tokens named, else the tokenizer's own."""
+    ids = {}
+    for name in ("bos_token", "eos_token", "pad_token"):
+        token = named.get(name)
+        index = parts.default_ids.get(name) if token is None else parts.token_to_id(token)
+        if index is not None:
+            ids[name] = index
+        elif token is not None:
+            raise UserError(
+                f"{file}: has no token {token!r} to use as {name}"
+                f"{did_you_mean(token, parts.specials)}"
+            )
+    return ids
+
+
 def check_ids(name: str, ids: int, rows: int) -> None:
-    """Refuses a tokenizer, by its name in the message, with more ids than an embedding has rows."""
+    """Refuses a tokenizer, named ``name``, that has more ids than an embedding has rows."""
     if ids > rows:
         raise UserError(
             f"model.vocab_size: the tokenizer {name} has {ids} ids, the model embeds {rows}"
@@ -298,7 +312,7 @@ def _read_json(path: str) -> dict[str, Any]:
 
 
 def _config_beside(file: str) -> dict[str, Any]:
-    """Special tokens, whether BOS is added, and templates, from the files Hugging Face writes."""
+    """Reads special tokens, whether BOS is added, and the template from Hugging Face's files."""
     folder = os.path.dirname(file)
     config_file = os.path.join(folder, "tokenizer_config.json")
     config = _read_json(config_file)
@@ -329,7 +343,7 @@ def _config_beside(file: str) -> dict[str, Any]:
 
 
 def _template(given: str, config: dict[str, Any], file: str) -> tuple[str, str]:
-    """The template to use, and the file to name in messages about it."""
+    """Chooses the template, and the file to name in messages about it."""
     if "{" in given:
         return given, "chat_template"
     path = given or (config["file"] if config["file"].endswith(".jinja") else "")

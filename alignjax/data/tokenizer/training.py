@@ -1,4 +1,4 @@
-"""A tokenizer of one's own data, for runs that start from nothing."""
+"""Trains a tokenizer on one's own data, for runs that start from nothing."""
 
 import io
 import os
@@ -55,6 +55,6 @@ def train_sentencepiece(texts: Iterable[str], *, vocab_size: int, path: str) -> 
 
 
 def _sentences(text: str) -> list[str]:
-    """Pieces short enough for the trainer, which skips what is longer; it loses no characters."""
+    """Cuts a text into pieces short enough for the trainer, which would skip a longer one."""
     size = 2**14  # characters; at most 4 bytes each
     return [text[start : start + size] for start in range(0, len(text), size)]

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from alignjax.config import DataConfig
 from alignjax.data.prepare import enforce
-from alignjax.data.records import Receipt, Record, prompt_digest, split_by_prompt
+from alignjax.data.records import Receipt, Record
+from alignjax.data.splits import prompt_digest, split_by_prompt
 from alignjax.errors import UserError
 from alignjax.recipes.apo.config import GameConfig
 from alignjax.stages.data import read_records

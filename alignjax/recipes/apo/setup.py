@@ -15,7 +15,8 @@ from alignjax.config import Config
 from alignjax.config.fields import identity
 from alignjax.data.batching import Bucketed
 from alignjax.data.prepare import enforce
-from alignjax.data.records import DataError, Receipt, Record, check, prompt_digest
+from alignjax.data.records import DataError, Receipt, Record, check
+from alignjax.data.splits import prompt_digest
 from alignjax.errors import UserError
 from alignjax.recipes.apo import golden
 from alignjax.recipes.apo.config import GameConfig

@@ -9,8 +9,9 @@ import pytest
 from alignjax.config import OptimConfig
 from alignjax.data.batching import assemble, bucket, read
 from alignjax.data.prepare import open_dataset, prepare
-from alignjax.data.records import Receipt, Record, check, prompt_digest, split_by_prompt
+from alignjax.data.records import Receipt, Record, check
 from alignjax.data.sources import trl
+from alignjax.data.splits import prompt_digest, split_by_prompt
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.data.tokenizer import training
 from alignjax.errors import UserError

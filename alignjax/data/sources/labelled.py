@@ -1,0 +1,48 @@
+"""Single responses, each labelled desirable or undesirable."""
+
+from collections.abc import Iterator
+
+from alignjax.data.files import read_rows
+from alignjax.data.records import DataError, Receipt, Record
+from alignjax.data.sources.messages import read_prompt
+
+
+def unpaired(
+    receipt: Receipt,
+    *,
+    path: str,
+    prompt: str = "prompt",
+    response: str = "completion",
+    label: str = "label",
+    desirable: bool | str | int = True,
+    undesirable: bool | str | int = False,
+    chat: bool = False,
+) -> Iterator[Record]:
+    """Reads one labelled response per row, under any field names.
+
+    Args:
+      receipt: counts.
+      path: file or glob.
+      prompt: the field of the prompt, text or a list of messages.
+      response: the field of the response.
+      label: the field of the label.
+      desirable: the label of a desirable response.
+      undesirable: the label of an undesirable one. Any third value is an error.
+      chat: the prompt is a user's message.
+    """
+    for row in read_rows(path):
+        receipt.rows_in += 1
+        value = row.get(label)
+        matches = [type(value) is type(w) and value == w for w in (desirable, undesirable)]
+        if not any(matches):
+            raise DataError(
+                f"{row.origin}: field {label!r} is {value!r}, expected {desirable!r} (desirable) "
+                f"or {undesirable!r} (undesirable)"
+            )
+        yield Record(
+            id=row.id,
+            origin=row.origin,
+            prompt=read_prompt(row, prompt, chat=chat),
+            responses=(row.text(response),),
+            desirable=(matches[0],),
+        )
