@@ -21,8 +21,9 @@ import numpy as np
 
 from alignjax.config import load
 from alignjax.data.batching import read
-from alignjax.models import kl, presets, quantized
+from alignjax.models import presets, quantized
 from alignjax.models.config import QUANTIZED
+from alignjax.models.logps import exact_kl
 from alignjax.models.transformer import init_params
 from alignjax.runtime import sharding, workdirs
 from alignjax.runtime.sharding import put_rows
@@ -65,7 +66,7 @@ def main() -> None:
         network = bricks.supervised(Run(config, workdir, data, mesh)).load()
     rows = data.held_out
     plan = rows.in_order(32)
-    compare = jax.jit(functools.partial(kl.against, config=config.model))
+    compare = jax.jit(functools.partial(exact_kl, config=config.model))
 
     print("kernels  bits  MiB   size lost  KL/token  |d logp|/token  |d logp|, 95%  largest")
     for kind in QUANTIZED[1:]:

@@ -1,10 +1,12 @@
-"""Response log-probabilities: the only place where tokens become nats.
+"""Log-probabilities of responses, and exact divergences: the only place where tokens become nats.
 
 The prompt runs once per batch row, whatever K is; the projection to the vocabulary runs over
 ``logits_chunk`` positions of each response at a time and is recomputed in the backward pass, so
 that no ``[tokens, vocab]`` array of a whole batch of longer responses ever exists.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 from alignjax.models import layout
 from alignjax.models.attention import soft_cap
 from alignjax.models.config import ModelConfig
+from alignjax.models.mixture import Mixture, mixed, policies_of
 from alignjax.models.transformer import Transformer, unembedding
 from alignjax.types import Array, Batch, Params
 
@@ -41,22 +44,10 @@ def token_logps(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
     Returns:
       ``[B, K, R]`` float32 nats; 0 at padding.
     """
-    # Padding may hold any id, also one outside the vocabulary, which the network would answer with
-    # NaN: it is run and scored as id 0, and masked.
-    mask = jnp.arange(batch.response.shape[-1]) < batch.response_length[..., None]
-    target = jnp.where(mask, batch.response, 0)
-    hidden: Any = Transformer(config).apply(
-        {"params": params}, batch.prompt, batch.prompt_length, target
-    )
-    # Gathered once, outside of the loop over chunks.
-    table = layout.move(unembedding(params, config).astype(hidden.dtype), *layout.LINES)
-    logps = chunked_logps(
-        hidden,
-        table,
-        target,
-        config.logits_chunk,
-        config.logit_softcap,
-    )
+    mask, target = _targets(batch)
+    states = _states(params, batch, target, config)
+    table = _table(params, states, config)
+    logps = chunked_logps(states, table, target, config.logits_chunk, config.logit_softcap)
     return jnp.where(mask, logps, 0.0)
 
 
@@ -75,26 +66,113 @@ def chunked_logps(
     Returns:
       ``[B, K, R]`` float32 nats.
     """
-    b, k, r, width = hidden.shape
-    size = min(chunk, r)
-
-    tables = layout.copies(table, b)
-    places = tables.shape[0]
+    tables = layout.copies(table, len(hidden))
 
     @jax.checkpoint  # the logits of a chunk are cheaper to recompute than to keep
     def one(hidden: Array, target: Array) -> Array:
-        split = hidden.reshape(places, b // places, *hidden.shape[1:])
-        logits = jnp.einsum("fbkrd,fvd->fbkrv", split, tables, preferred_element_type=jnp.float32)
-        logits = soft_cap(logits.reshape(*hidden.shape[:-1], -1), softcap)
-        chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1)
+        logits = _logits(hidden, tables, softcap)
+        return _picked(logits, target) - jax.nn.logsumexp(logits, axis=-1)
 
+    out: Array = _over_chunks(one, (hidden, target), chunk)
+    return out
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def exact_kl(
+    params: Params | Mixture, ref_params: Params, batch: Batch, *, config: ModelConfig
+) -> tuple[Array, Array]:
+    """The reference's log-probability of responses, and the policy's divergence along them.
+
+    For responses sampled from the policy at temperature 1::
+
+        KL(pi || ref) = E_y sum_t KL(pi(. | x, y_<t) || ref(. | x, y_<t))
+
+    The inner divergences are exact, over the whole vocabulary: the estimate is unbiased like the
+    mean of ``log pi(y) - log ref(y)``, never negative, and varies much less.
+
+    Args:
+      params: the policy, or a mixture of policies.
+      ref_params: the reference, of the same shape.
+      batch: B prompts with K responses each.
+      config: the networks' shape; ``logits_chunk`` positions are projected at a time.
+
+    Returns:
+      Twice ``[B, K]`` float32 nats: ``log ref(y)``, and the sum over y's tokens.
+    """
+    mask, target = _targets(batch)
+    networks = (*policies_of(params), ref_params)
+    states = tuple(_states(p, batch, target, config) for p in networks)
+    tables = [
+        layout.copies(_table(p, h, config), len(h)) for p, h in zip(networks, states, strict=True)
+    ]
+
+    def one(target: Array, *states: Array) -> tuple[Array, Array]:
+        *each, reference = (
+            _logits(h, t, config.logit_softcap) for h, t in zip(states, tables, strict=True)
+        )
+        ours, theirs = jax.nn.log_softmax(mixed(params, each)), jax.nn.log_softmax(reference)
+        return _picked(theirs, target), jnp.sum(jnp.exp(ours) * (ours - theirs), axis=-1)
+
+    logps, kl = _over_chunks(one, (target, *states), config.logits_chunk)
+    return jnp.where(mask, logps, 0.0).sum(-1), jnp.where(mask, kl, 0.0).sum(-1)
+
+
+def _targets(batch: Batch) -> tuple[Array, Array]:
+    """Which response tokens count, and their ids.
+
+    Padding may hold any id, also one outside the vocabulary, which the network would answer with
+    NaN: it is run and scored as id 0, and masked.
+    """
+    mask = jnp.arange(batch.response.shape[-1]) < batch.response_length[..., None]
+    return mask, jnp.where(mask, batch.response, 0)
+
+
+def _states(params: Params, batch: Batch, target: Array, config: ModelConfig) -> Array:
+    """``[B, K, R, width]`` the states that predict each response token."""
+    states: Any = Transformer(config).apply(
+        {"params": params}, batch.prompt, batch.prompt_length, target
+    )
+    return states
+
+
+def _table(params: Params, states: Array, config: ModelConfig) -> Array:
+    """The unembedding, gathered once, outside of the loop over chunks."""
+    return layout.move(unembedding(params, config).astype(states.dtype), *layout.LINES)
+
+
+def _logits(states: Array, tables: Array, softcap: float | None) -> Array:
+    """``[B, K, r, vocab]`` logits of states, for a table of `layout.copies`."""
+    places = tables.shape[0]
+    split = states.reshape(places, len(states) // places, *states.shape[1:])
+    logits = jnp.einsum("fbkrd,fvd->fbkrv", split, tables, preferred_element_type=jnp.float32)
+    return soft_cap(logits.reshape(*states.shape[:-1], -1), softcap)
+
+
+def _picked(values: Array, ids: Array) -> Array:
+    """``values[..., ids]``: of each position, the value of one id of the vocabulary."""
+    return jnp.take_along_axis(values, ids[..., None], axis=-1)[..., 0]
+
+
+def _over_chunks(function: Callable[..., Any], arrays: tuple[Array, ...], chunk: int) -> Any:
+    """Applies a function to so many positions of ``[B, K, R, ...]`` arrays at a time.
+
+    Args:
+      function: from ``[B, K, r, ...]`` arrays to a tree of ``[B, K, r]`` ones.
+      arrays: its arguments.
+      chunk: r; the last chunk is filled up with zeros.
+
+    Returns:
+      A tree of ``[B, K, R]`` arrays.
+    """
+    b, k, r = arrays[0].shape[:3]
+    size = min(chunk, r)
     if size == r:
-        return one(hidden, target)
+        return function(*arrays)
     parts = -(-r // size)
-    fill = ((0, 0), (0, 0), (0, parts * size - r))
-    hidden, target = jnp.pad(hidden, (*fill, (0, 0))), jnp.pad(target, fill)
-    split_hidden = jnp.moveaxis(hidden.reshape(b, k, parts, size, width), 2, 0)
-    split_target = jnp.moveaxis(target.reshape(b, k, parts, size), 2, 0)
-    _, out = jax.lax.scan(lambda _, x: (None, one(*x)), None, (split_hidden, split_target))
-    return jnp.moveaxis(out, 0, 2).reshape(b, k, parts * size)[..., :r]
+
+    def split(x: Array) -> Array:  # [parts, B, K, size, ...]
+        fill = [(0, 0), (0, 0), (0, parts * size - r), *[(0, 0)] * (x.ndim - 3)]
+        return jnp.moveaxis(jnp.pad(x, fill).reshape(b, k, parts, size, *x.shape[3:]), 2, 0)
+
+    out = jax.lax.map(lambda each: function(*each), tuple(map(split, arrays)))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(b, k, parts * size)[..., :r], out)

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from alignjax.config import SamplingConfig
 from alignjax.data.batching import Bucketed, choose_shapes, deal_batches
 from alignjax.data.tokenizer.load import Tokenizer
-from alignjax.models import kl
 from alignjax.models.config import ModelConfig
+from alignjax.models.logps import exact_kl
 from alignjax.models.mixture import Mixture
 from alignjax.runtime import distributed
 from alignjax.runtime.metrics import progress
@@ -36,7 +36,7 @@ class Sample:
     ended: bool  # by an end-of-sequence token, rather than for lack of room
     logps: float  # nats under the policy (or mixture) itself, whatever the settings
     reference: float  # nats under the reference; NaN when none was given
-    kl: float  # nats of policy from reference, summed over its tokens; see `kl.against`
+    kl: float  # nats of policy from reference, summed over its tokens; see `logps.exact_kl`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -189,7 +189,7 @@ def _fetch(
     if ref_params is not None:
         scored = dataclasses.replace(batch, response=responses[0], response_length=responses[1])
         reference, divergence = distributed.fetch(
-            kl.against(params, ref_params, scored, config=model)
+            exact_kl(params, ref_params, scored, config=model)
         )
     return _Numbers(ids, length, logps, reference, divergence)
 
