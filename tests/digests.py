@@ -514,6 +514,8 @@ def digests_of(workdir: pathlib.Path) -> dict[str, dict[str, str]]:
     """Digests of all that is in a folder, by file."""
     found: dict[str, dict[str, str]] = {}
     for path in sorted(workdir.iterdir()):
+        if path.name == ".artifacts":  # digests of files, which are digested here
+            continue
         # What names prepared rows and drawn parts is a digest of names of functions, too.
         name = re.sub(r"^[0-9a-f]{16,64}\b", "<key>", path.name)
         if path.name == "checkpoints":

@@ -30,10 +30,10 @@ OVERRIDES = (
 )
 CONFIG = runs.changed(*OVERRIDES)
 KILLED = -signal.SIGKILL
-# Where one run is ended, in this order, and the exit code: killed while a table is made, before a
-# save, and during one; asked to stop in two ways. What else is written, artifacts_test ends.
+# Where one run is ended, in this order, and the exit code: killed between samples, before a save,
+# and during one; asked to stop in two ways. What else is written, artifacts_test ends.
 ENDS = {
-    "cached:=kill": KILLED,
+    "part:before-000000=kill": KILLED,
     "logged:alignment-6=kill": KILLED,
     "step:alignment-8=int": 130,
     "saving:alignment-9=kill": KILLED,

@@ -26,7 +26,6 @@ from alignjax.evaluation import statistics, tables
 from alignjax.evaluation.statistics import Interval
 from alignjax.recipes.run import open_run
 from alignjax.runtime import checkpoint
-from alignjax.runtime.faults import fault_point
 from alignjax.sampling.generate import Sample
 from alignjax.stages import (
     adapters,
@@ -35,7 +34,6 @@ from alignjax.stages import (
     evaluation,
     learners,
     pretrained,
-    referenced,
 )
 from alignjax.stages import reference as references
 from alignjax.stages.data import prepare_data
@@ -107,12 +105,11 @@ def _start(run: Run, reference: Reference) -> _Start:
     params = reference.load()
     batches = bricks.run_batches(config, data.train)
     title, rows = "reference, train", batches.row_count
-    ref_logps, choice = referenced.attach(run, params, reference.digest, title, trained_rows=rows)
+    ref_logps, choice = references.attach(run, reference, title, trained_rows=rows, params=params)
     held_out = None
     if choice.mode != "none":
         title = "reference, held out"
-        held_out = referenced.table(run, data.held_out, params, reference.digest, title)
-    fault_point("cached", "")
+        held_out = references.table(run, data.held_out, reference, title, params=params)
     samples = evaluation.samples_of("before", run, params, None, reference.digest)
     learner = learners.policy(
         config,

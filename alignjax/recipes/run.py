@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from alignjax.config import Config
 from alignjax.data.batching import Bucketed
 from alignjax.runtime import sharding, workdirs
-from alignjax.runtime.faults import fault_point
 from alignjax.stages import pretrained
 from alignjax.stages.check import bind_fraction, check_objectives, check_scorers
 from alignjax.stages.data import prepare_data
@@ -37,9 +36,7 @@ def open_run(
     with workdirs.owned(workdir):
         workdirs.write_config(workdir, config, allow_change=allow_config_change)
         pretrained.keep_files(config, workdir)
-        fault_point("config", "")
         data = prepare_data(config, workdir)
-        fault_point("data", "")
         config = bind_fraction(config, data.train)
         check(config, data.train)
         check_scorers(config, data)

@@ -83,9 +83,14 @@ def part(scratch: pathlib.Path, name: str, make: Callable[[], Any]) -> Any:
     """JSON data of one finished part, `scratch/NAME.json`; made and written if it is not there."""
     path = scratch / f"{name}.json"
     if not broadcast(f"look for {path.name}", path.is_file):
-        workdirs.write_json(path, make())
-        fault_point("part", name)
+        write_part(scratch, name, make())
     return workdirs.read_json(path)
+
+
+def write_part(scratch: pathlib.Path, name: str, content: Any) -> None:
+    """Writes a part, which a maker that is started again finds."""
+    workdirs.write_json(scratch / f"{name}.json", content)
+    fault_point("part", name)
 
 
 def is_whole(path: pathlib.Path, key: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,7 @@ import numpy as np
 
 from alignjax.config import Config, SftConfig
 from alignjax.data.batching import Batches, Bucketed, deal_batches, shuffled
-from alignjax.runtime import checkpoint, workdirs
-from alignjax.runtime.faults import fault_point
+from alignjax.runtime import artifacts, checkpoint, workdirs
 from alignjax.stages import learners, pretrained, reference
 from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
@@ -89,43 +89,51 @@ def supervised(run: Run) -> Reference:
 
 
 def _supervised(run: Run) -> Callable[[], Params]:
-    config, workdir, data, mesh = run.config, run.workdir, run.data, run.mesh
+    config, mesh, sft = run.config, run.mesh, run.config.sft
     quantize = config.lora.quantize if config.lora is not None else ""
-    key = jax.random.key(config.train.seed)
-    fresh = pretrained.fresh(config.model, config.train.seed, mesh)
-    sft = config.sft
     if sft is None:
         return pretrained.fresh(config.model, config.train.seed, mesh, quantize)
-    own = dataclasses.replace(run, config=supervised_config(config, sft), workdir=workdir / "sft")
-    batches = run_batches(own.config, data.train)
-    state, counts = offline.fit(
-        make_job("supervised", own, "none"),
-        learners.policy(own.config, mesh, len(batches), load_reference=fresh),
-        Feed(data.train.dataset, batches),
-        key,
+    own = dataclasses.replace(
+        run, config=supervised_config(config, sft), workdir=run.workdir / "sft"
     )
-    told = workdir / "sft" / "summary.json"
-    # The summary is written last: with it, the parameters of these very steps are there.
-    if (workdirs.find_json(told) or {}).get("steps") != counts["steps"]:
-        checkpoint.save_params(pretrained.supervised_params(workdir), state.params)
-        fault_point("params", "")
-        logps = held_out_logps(run, state.params, "supervised, held out")
-        tokens = data.held_out.dataset.response_length
-        summary = {
-            "nll_per_response": float(-logps[tokens > 0].mean()),
-            "nll_per_token": float(-logps.sum() / tokens.sum()),
-            **counts,
-        }
-        if sft.truth is not None:
-            summary["truth_nll_per_response"] = _truth(sft.truth, data.held_out)
-        workdirs.write_json(told, summary)
-        log.info(
-            "supervised: held-out loss %.4f nats per response%s, %.4f per token",
-            summary["nll_per_response"],
-            f" (the truth: {summary['truth_nll_per_response']:.4f})" if sft.truth else "",
-            summary["nll_per_token"],
+    batches = run_batches(own.config, run.data.train)
+    job = make_job("supervised", own, "none")
+
+    def train(scratch: pathlib.Path) -> None:
+        fresh = pretrained.fresh(config.model, config.train.seed, mesh)
+        state, counts = offline.fit(
+            job,
+            learners.policy(own.config, mesh, len(batches), load_reference=fresh),
+            Feed(run.data.train.dataset, batches),
+            jax.random.key(config.train.seed),
         )
-    return pretrained.supervised(config.model, workdir, mesh, quantize)
+        checkpoint.save_params(scratch / "params", state.params)
+        _summarise(own, sft, state.params, counts)
+
+    params = pretrained.supervised_params(run.workdir)
+    key = {"identity": job.identity, "steps": len(batches)}
+    artifacts.reuse(params, key, train, lambda path: None)
+    return pretrained.supervised(config.model, run.workdir, mesh, quantize)
+
+
+def _summarise(run: Run, sft: SftConfig, params: Params, counts: dict[str, int]) -> None:
+    """Measures the supervised policy on held-out rows; writes summary.json and logs it."""
+    logps = held_out_logps(run, params, "supervised, held out")
+    tokens = run.data.held_out.dataset.response_length
+    summary: dict[str, Any] = {
+        "nll_per_response": float(-logps[tokens > 0].mean()),
+        "nll_per_token": float(-logps.sum() / tokens.sum()),
+        **counts,
+    }
+    if sft.truth is not None:
+        summary["truth_nll_per_response"] = _truth(sft.truth, run.data.held_out)
+    workdirs.write_json(run.workdir / "summary.json", summary)
+    log.info(
+        "supervised: held-out loss %.4f nats per response%s, %.4f per token",
+        summary["nll_per_response"],
+        f" (the truth: {summary['truth_nll_per_response']:.4f})" if sft.truth else "",
+        summary["nll_per_token"],
+    )
 
 
 def _truth(truth: Callable[[str, str], float], rows: Bucketed) -> float:

@@ -4,11 +4,9 @@ What it writes into the workdir:
 
     candidates/train.jsonl  held_out.jsonl    the lists, as `data.sources.lists` reads them
     candidates/record.json                    what they are made of, digests, counts
-    candidates/parts-*/                       while the stage runs: what is done of it
 
 Responses are drawn from the supervised policy, with randomness that depends on the seed and the
-prompt alone. A stage that was killed goes on with the batch that it was at; one that is complete
-is recognised by its record and its digests, and skipped.
+prompt alone. A stage that was killed goes on with the batch that it was at.
 """
 
 import dataclasses
@@ -62,16 +60,15 @@ def make(run: Run, settings: CandidatesConfig, policy: Reference) -> Run:
         "candidates": identity(settings),
         "reward_models": [s.digest for s in scorers if s.digest],  # a path is not what is there
     }
-    record = sample_lists.complete(folder, key)
-    if record is None:
-        record = sample_lists.make(
-            folder,
-            key,
-            _sides(config, settings, data),
-            sample_lists.Drawing(policy.load, config.model, data.tokenizer, run.mesh),
-            settings,
-            lambda records: mean_scores(scorers, records),
-        )
+    record = sample_lists.make(
+        run,
+        folder,
+        key,
+        _sides(config, settings, data),
+        policy.load,
+        settings,
+        lambda records: mean_scores(scorers, records),
+    )
     return _open(run, settings, record)
 
 

@@ -5,6 +5,7 @@
 
 import dataclasses
 import logging
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,12 +20,12 @@ from alignjax.evaluation import plots, preferences, statistics, tables, text
 from alignjax.evaluation.statistics import Interval
 from alignjax.rewards.scorers import judgements, open_scorers
 from alignjax.runtime import workdirs
-from alignjax.runtime.faults import fault_point
 from alignjax.sampling.generate import Question, Sample, questions, respond, undistorted
 from alignjax.stages import bricks
 from alignjax.stages.check import implicit_reward
 from alignjax.stages.data import Prepared
 from alignjax.stages.run import Run
+from alignjax.stages.samples import draw_samples, reuse_samples
 from alignjax.types import Logps, Params
 
 log = logging.getLogger("alignjax")
@@ -100,30 +101,28 @@ def _as_they_are(run: Run, params: Params, ref_params: Params | None, title: str
 def samples_of(
     name: str, run: Run, params: Params, ref_params: Params | None, digest: str
 ) -> list[Sample]:
-    """Sampled responses to held-out prompts; read back when the same ones were drawn before."""
+    """Samples responses to held-out prompts; loads them where the same ones were drawn before."""
     config, data = run.config, run.data
-    path = run.workdir / f"{name}.json"
     settings = dataclasses.replace(config.evaluate, judge=None, scorers=(), best_of=0, during=0)
     key = {"params": digest, "data": data.asked.dataset.digest, "evaluate": identity(settings)}
-    found = workdirs.find_json(path) or {}
-    if found.get("key") == key:
-        return [Sample(**s) for s in found["samples"]]
     if not config.evaluate.prompts:
         return []
-    samples = respond(
-        params,
-        ref_params,
-        questions(data.asked, config.evaluate.prompts),
-        model=config.model,
-        tokenizer=data.tokenizer,
-        settings=config.evaluate,
-        key=jax.random.key(config.train.seed),
-        mesh=run.mesh,
-        title=f"sampling, {name}",
-    )
-    workdirs.write_json(path, {"key": key, "samples": [dataclasses.asdict(s) for s in samples]})
-    fault_point("sampled", name)
-    return samples
+
+    def draw(scratch: pathlib.Path) -> list[Sample]:
+        drawn, _ = draw_samples(
+            scratch,
+            name.rpartition("/")[2],
+            run,
+            params,
+            questions(data.asked, config.evaluate.prompts),
+            settings=config.evaluate,
+            key=jax.random.key(config.train.seed),
+            title=f"sampling, {name}",
+            ref_params=ref_params,
+        )
+        return [sample for of_prompt in drawn for sample in of_prompt]
+
+    return reuse_samples(run.workdir / f"{name}.json", key, draw)
 
 
 def kl(run: Run, params: Params, ref_params: Params, samples: list[Sample]) -> Interval | None:

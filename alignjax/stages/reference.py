@@ -1,17 +1,18 @@
-"""The reference's log-probabilities: computed once and kept on disk, or computed in every step.
+"""The reference, and how training sees it: from a table on disk, or scored in every step.
 
-A cached table is keyed by everything it depends on: the reference's weights, the model's shape and
-dtype, and the prepared rows (which stand for data, tokenizer, template and truncation). Once it is
-full the reference's weights are not needed and are freed.
+A table is keyed by everything it depends on: the reference's weights, the model's shape and dtype,
+and the prepared rows (which stand for data, tokenizer, template and truncation). Once it is full
+the reference's weights are not needed and are freed.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -20,8 +21,12 @@ from alignjax.config.fields import identity
 from alignjax.data.batching import Bucketed
 from alignjax.models.config import ModelConfig
 from alignjax.models.logps import score_responses
-from alignjax.runtime import distributed
+from alignjax.runtime import artifacts
+from alignjax.runtime.distributed import run_on_main
 from alignjax.runtime.map_rows import map_rows
+from alignjax.stages.check import drawn_responses, keeps_cache
+from alignjax.stages.data import cache_dir
+from alignjax.stages.run import Run
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
@@ -38,77 +43,48 @@ class Reference:
     digest: str  # of the parameters
 
 
-def dataset_logps(
-    params: Params, data: Bucketed, *, config: ModelConfig, batch_size: int, mesh: Mesh, title: str
-) -> np.ndarray:
-    """Log-probabilities of every response of a dataset under one network.
-
-    Returns:
-      ``[N, K]`` float32 nats; 0 for absent responses.
-    """
-    return map_rows(
-        lambda batch: score_responses(params, batch, config=config),
-        data,
-        batch_size=batch_size,
-        mesh=mesh,
-        title=title,
-    )
-
-
-def table_key(reference_digest: str, data: Bucketed, config: ModelConfig) -> str:
-    """What a cached table depends on, as 16 hex digits."""
-    parts = {"reference": reference_digest, "data": data.dataset.digest, "model": identity(config)}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _table_path(cache_dir: pathlib.Path, key: str) -> pathlib.Path:
-    return cache_dir / "ref_logps" / f"{key}.npy"
-
-
-def is_cached(cache_dir: pathlib.Path, key: str) -> bool:
-    """Whether a table of this key is on disk."""
-    return bool(distributed.broadcast("look for a table", _table_path(cache_dir, key).is_file))
-
-
-def cached_logps(
-    cache_dir: pathlib.Path, key: str, shape: tuple[int, ...], compute: Callable[[], np.ndarray]
-) -> np.ndarray:
-    """A ``[N, K]`` table from ``cache_dir``, computed and written if it is not there and whole."""
-    path = _table_path(cache_dir, key)
-    if distributed.broadcast("check a table", lambda: _is_whole(path, shape)):
-        return np.load(path, allow_pickle=False)
-    table = compute()
-    distributed.run_on_main("write a table", lambda: _write_table(path, table))
-    return table
-
-
-def _is_whole(path: pathlib.Path, shape: tuple[int, ...]) -> bool:
-    check = path.with_suffix(".sha256")
-    if not path.is_file() or not check.is_file():
-        return False
-    raw = path.read_bytes()
-    whole = hashlib.sha256(raw).hexdigest() == check.read_text(encoding="ascii").strip()
-    whole = whole and np.load(path, mmap_mode="r", allow_pickle=False).shape == shape
-    if not whole:
-        log.warning("%s is damaged: computing it again", path)
-    return whole
-
-
-def _write_table(path: pathlib.Path, table: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npy")
-    np.save(temporary, table, allow_pickle=False)
-    check = path.with_suffix(".sha256")
-    check.write_text(hashlib.sha256(temporary.read_bytes()).hexdigest() + "\n", encoding="ascii")
-    temporary.replace(path)  # last, so that a killed write leaves no table that looks whole
-
-
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """How the reference is had in this run, and why."""
+    """How steps see the reference in this run, and why."""
 
     mode: str  # cache | live | none
     reason: str
+
+
+def attach(
+    run: Run,
+    reference: Reference,
+    title: str,
+    *,
+    trained_rows: int,
+    params: Params | None = None,
+) -> tuple[np.ndarray | None, Choice]:
+    """Chooses how steps see the reference: in the cheaper way, or as ``reference.mode`` says.
+
+    Args:
+      run: its training rows are those of the steps, its cache holds the table.
+      reference: scored here, where a table has to be filled.
+      title: of the progress bar of that.
+      trained_rows: rows over all steps.
+      params: the reference's, where they are loaded already.
+
+    Returns:
+      ``[N, K]`` nats where steps read them from a table; and how, and why.
+    """
+    config, rows = run.config, run.data.train
+    count, responses = rows.dataset.response_length.shape
+    choice = choose(
+        config.reference.mode,
+        rows=count,
+        responses=responses,
+        trained_rows=trained_rows,
+        drawn=drawn_responses(config, rows),
+        cacheable=keeps_cache(config, rows),
+        cached=artifacts.is_whole(*_table(run, rows, reference.digest)),
+    )
+    log.info("reference: %s (%s)", choice.mode, choice.reason)
+    cached = choice.mode == "cache"
+    return table(run, rows, reference, title, params=params) if cached else None, choice
 
 
 def choose(
@@ -142,3 +118,61 @@ def choose(
         return Choice("cache", "found on disk")
     # A tie goes to the cache: it frees the reference's weights, and other runs can reuse it.
     return Choice("cache" if cache <= live else "live", counts)
+
+
+def table(
+    run: Run, rows: Bucketed, reference: Reference, title: str, *, params: Params | None = None
+) -> np.ndarray:
+    """Loads ``[N, K]`` nats of every response under the reference; computes them if need be.
+
+    Args:
+      title: of the progress bar.
+      params: the reference's, where they are loaded already.
+    """
+    path, key = _table(run, rows, reference.digest)
+
+    def make(scratch: pathlib.Path) -> None:
+        logps = dataset_logps(
+            reference.load() if params is None else params,
+            rows,
+            config=run.config.model,
+            batch_size=run.config.evaluate.batch_size,
+            mesh=run.mesh,
+            title=title,
+        )
+        run_on_main(
+            "write a table", lambda: np.save(scratch / path.name, logps, allow_pickle=False)
+        )
+
+    logps: np.ndarray = artifacts.reuse(
+        path, key, make, functools.partial(np.load, allow_pickle=False)
+    )
+    return logps
+
+
+def _table(run: Run, rows: Bucketed, reference_digest: str) -> tuple[pathlib.Path, dict[str, Any]]:
+    key = table_key(reference_digest, rows, run.config.model)
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    return cache_dir(run.config, run.workdir) / "ref_logps" / f"{name}.npy", key
+
+
+def table_key(reference_digest: str, data: Bucketed, config: ModelConfig) -> dict[str, Any]:
+    """What a table depends on, as JSON data."""
+    return {"reference": reference_digest, "data": data.dataset.digest, "model": identity(config)}
+
+
+def dataset_logps(
+    params: Params, data: Bucketed, *, config: ModelConfig, batch_size: int, mesh: Mesh, title: str
+) -> np.ndarray:
+    """Computes log-probabilities of every response of a dataset under one network.
+
+    Returns:
+      ``[N, K]`` float32 nats; 0 for absent responses.
+    """
+    return map_rows(
+        lambda batch: score_responses(params, batch, config=config),
+        data,
+        batch_size=batch_size,
+        mesh=mesh,
+        title=title,
+    )

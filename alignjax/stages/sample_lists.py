@@ -1,17 +1,16 @@
-"""Lists of sampled responses, kept while they are made.
+"""Lists of sampled responses, scored.
 
 A folder of them holds:
 
     SIDE.jsonl      the lists, as `data.sources.lists` reads them
     record.json     what they are made of, digests, counts
-    parts-*/        while they are made: what is done of it
 
 The randomness of a response depends on the side's key and the prompt alone. Work that was killed
-goes on with the batch that it was at; what is complete is recognised by its record and its
-digests, and skipped.
+goes on with the batch that it was at; complete lists are reused (`runtime.artifacts`).
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -21,19 +20,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
 from alignjax.config import SamplingConfig
 from alignjax.data.batching import Bucketed
 from alignjax.data.records import Prompt, Receipt, Record, check
 from alignjax.data.sources import lists
-from alignjax.data.tokenizer.load import Tokenizer
-from alignjax.models.config import ModelConfig
-from alignjax.runtime import workdirs
-from alignjax.runtime.faults import fault_point
-from alignjax.sampling.generate import Question, respond_in_batches
+from alignjax.runtime import artifacts, workdirs
+from alignjax.sampling.generate import Question, Sample
 from alignjax.stages.data import rows_of
 from alignjax.stages.run import Run
+from alignjax.stages.samples import draw_samples
 from alignjax.types import Array, Params
 
 log = logging.getLogger("alignjax")
@@ -53,47 +49,21 @@ class Side:
     own: Sequence[Sequence[str]]  # responses that come before the samples
 
 
-@dataclasses.dataclass(frozen=True)
-class Drawing:
-    """What the samples are drawn with."""
-
-    load_policy: Callable[[], Params]
-    model: ModelConfig
-    tokenizer: Tokenizer
-    mesh: Mesh
-
-
-def complete(folder: pathlib.Path, key: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of finished lists of this key whose files are as they were written."""
-    record = workdirs.find_json(folder / "record.json") or {}
-    if record.get("key") != key:
-        return None
-    for side, digest in record["sha256"].items():
-        file = folder / f"{side}.jsonl"
-        if workdirs.sha256(file) != digest:
-            log.warning("%s is not as it was written: making the lists again", file)
-            return None
-    log.info("%s: complete, nothing to do", folder.name)
-    return dict(record)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 def make(
+    run: Run,
     folder: pathlib.Path,
     key: dict[str, Any],
     sides: Sequence[Side],
-    drawing: Drawing,
+    load_policy: Callable[[], Params],
     settings: SamplingConfig,
     score: Callable[[list[Record]], list[np.ndarray]],
 ) -> dict[str, Any]:
-    """Samples, scores and writes the lists.
+    """Samples, scores and writes the lists, unless they are there.
 
     Args:
-      folder: where to.
+      folder: where they go.
       key: JSON data that changes whenever the lists would.
+      load_policy: gives the parameters to sample from.
       settings: how many responses to each prompt, and how to draw them.
       score: gives ``[k]`` for every record of k >= 1 responses.
 
@@ -101,63 +71,60 @@ def make(
       The record: ``key``; ``sha256`` of each side's file; ``counts`` of each side's prompts and of
       what became of their responses: own, sampled, unfinished, empty, unwritable, duplicate, kept.
     """
-    parts = folder / f"parts-{_sha256(json.dumps(key, sort_keys=True).encode())[:16]}"
-    _generate(parts, sides, drawing, settings)
-    record: dict[str, Any] = {"key": key, "sha256": {}, "counts": {}}
-    for side in sides:
-        records, counts = _collect(parts, side)
-        scores = _score(parts, side, records, score)
-        content = "".join(line(r, scores.get(r.id, [])) for r in records).encode()
-        workdirs.write(folder / f"{side.name}.jsonl", content)
-        record["sha256"][side.name], record["counts"][side.name] = _sha256(content), counts
-    fault_point("listed", "")
-    workdirs.write_json(folder / "record.json", record)
-    for left in workdirs.names(folder, "parts-*"):
-        workdirs.remove(folder / left)
+    if artifacts.is_whole(folder, key):
+        log.info("%s: complete, nothing to do", folder.name)
+
+    def write(scratch: pathlib.Path) -> None:
+        samples = _sample(run, scratch, sides, load_policy, settings)
+        record: dict[str, Any] = {"key": key, "sha256": {}, "counts": {}}
+        for side in sides:
+            records, counts = _collect(side, samples[side.name])
+            scores = _score(scratch, side, records, score)
+            content = "".join(line(r, scores.get(r.id, [])) for r in records).encode()
+            workdirs.write(scratch / folder.name / f"{side.name}.jsonl", content)
+            record["sha256"][side.name] = hashlib.sha256(content).hexdigest()
+            record["counts"][side.name] = counts
+        workdirs.write_json(scratch / folder.name / "record.json", record)
+
+    record: dict[str, Any] = artifacts.reuse(
+        folder, key, write, lambda path: workdirs.read_json(path / "record.json")
+    )
     return record
 
 
-def _generate(
-    parts: pathlib.Path, sides: Sequence[Side], drawing: Drawing, settings: SamplingConfig
-) -> None:
-    """Writes one part for every batch that has none; the policy is freed before scorers load."""
-    policy = drawing.load_policy()
+def _sample(
+    run: Run,
+    scratch: pathlib.Path,
+    sides: Sequence[Side],
+    load_policy: Callable[[], Params],
+    settings: SamplingConfig,
+) -> dict[str, list[list[Sample]]]:
+    """Samples for all sides, by side and prompt; the policy is freed before scorers load."""
+    policy = load_policy()
+    drawn = {}
     for side in sides:
-        for number, found in respond_in_batches(
+        drawn[side.name], _ = draw_samples(
+            scratch,
+            side.name,
+            run,
             policy,
-            None,
             side.asked,
-            model=drawing.model,
-            tokenizer=drawing.tokenizer,
             settings=settings,
             key=side.key,
-            mesh=drawing.mesh,
             title=side.title,
-            done={_number(name) for name in workdirs.names(parts, f"{side.name}-*.json")},
-        ):
-            said = {i: [(s.response, s.ended) for s in samples] for i, samples in found.items()}
-            workdirs.write_json(parts / f"{side.name}-{number:06d}.json", said)
-            fault_point("generated", f"{side.name}-{number:06d}")
+        )
+    return drawn
 
 
-def _number(name: str) -> int:
-    return int(name.removesuffix(".json").rpartition("-")[2])
-
-
-def _collect(parts: pathlib.Path, side: Side) -> tuple[list[Record], dict[str, int]]:
+def _collect(side: Side, drawn: Sequence[Sequence[Sample]]) -> tuple[list[Record], dict[str, int]]:
     """One record per prompt, its responses distinct, and what became of every response."""
-    said: dict[int, list[tuple[str, bool]]] = {}
-    for name in workdirs.names(parts, f"{side.name}-*.json"):
-        part = workdirs.read_json(parts / name)
-        said |= {int(i): responses for i, responses in part.items()}
-    counts: Counter[str] = Counter(prompts=len(said))
+    counts: Counter[str] = Counter(prompts=len(drawn))
     records = []
-    for i, (original, mine) in enumerate(zip(side.originals, side.own, strict=True)):
-        drawn = said[i]
-        counts.update(own=len(mine), sampled=len(drawn))
-        counts["unfinished"] += sum(not ended for _, ended in drawn)
+    for original, mine, others in zip(side.originals, side.own, drawn, strict=True):
+        counts.update(own=len(mine), sampled=len(others))
+        counts["unfinished"] += sum(not sample.ended for sample in others)
         kept: dict[str, None] = {}
-        for response in (*mine, *(text for text, _ in drawn)):
+        for response in (*mine, *(sample.response for sample in others)):
             if not response.strip():
                 counts["empty"] += 1
             elif "\0" in response:  # a text file cannot hold it
@@ -179,25 +146,26 @@ def _collect(parts: pathlib.Path, side: Side) -> tuple[list[Record], dict[str, i
 
 
 def _score(
-    parts: pathlib.Path,
+    scratch: pathlib.Path,
     side: Side,
     records: list[Record],
     score: Callable[[list[Record]], list[np.ndarray]],
 ) -> dict[str, list[float]]:
     """Scores of every response by the record's id; prompts without a response have none."""
-    some = [record for record in records if record.responses]
-    out: dict[str, list[float]] = {}
-    for start in range(0, len(some), AT_ONCE):
+    scorable = [record for record in records if record.responses]
+    scores: dict[str, list[float]] = {}
+    for start in range(0, len(scorable), AT_ONCE):
+        chunk = scorable[start : start + AT_ONCE]
         name = f"scores-{side.name}-{start // AT_ONCE:06d}"
-        path = parts / f"{name}.json"
-        chunk = some[start : start + AT_ONCE]
-        found = workdirs.find_json(path)
-        if found is None:
-            found = [x.tolist() for x in score(chunk)]
-            workdirs.write_json(path, found)
-            fault_point("scored", name)
-        out |= {r.id: x for r, x in zip(chunk, found, strict=True)}
-    return out
+        lists = artifacts.part(scratch, name, functools.partial(_scores, score, chunk))
+        scores |= {record.id: x for record, x in zip(chunk, lists, strict=True)}
+    return scores
+
+
+def _scores(
+    score: Callable[[list[Record]], list[np.ndarray]], records: list[Record]
+) -> list[list[float]]:
+    return [scores.tolist() for scores in score(records)]
 
 
 def opened(run: Run, path: pathlib.Path, receipt: Receipt, identity: Any) -> Bucketed:

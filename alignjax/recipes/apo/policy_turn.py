@@ -15,7 +15,8 @@ from alignjax.recipes.apo import setup
 from alignjax.recipes.apo.setup import Game, Player
 from alignjax.rewards.scorers import open_scorer, reward_model
 from alignjax.runtime import artifacts, checkpoint, workdirs
-from alignjax.stages import bricks, evaluation, learners, pretrained, referenced, sample_lists
+from alignjax.stages import bricks, evaluation, learners, pretrained, sample_lists
+from alignjax.stages.reference import attach
 from alignjax.training import offline
 from alignjax.training.job import Feed
 from alignjax.types import Params
@@ -101,8 +102,8 @@ def _fit(
     if config.reference.mode != "none":
         base = reference.load()
         title = f"round {number}: reference"
-        ref_logps, choice = referenced.attach(
-            run, base, reference.digest, title, trained_rows=batches.row_count
+        ref_logps, choice = attach(
+            run, reference.network, title, trained_rows=batches.row_count, params=base
         )
     live = choice is not None and choice.mode == "live"
     learner = learners.policy(

@@ -199,19 +199,16 @@ def respond(
     folder = game.workdir / f"round-{number}" / f"{name}_lists"
     key = {**game.made_of, **made_of, "policy": policy.digest}
     key |= {"sampling": identity(settings.sampling), "round": number, "side": name}
-    record = sample_lists.complete(folder, key)
-    if record is None:
-        of_round = jax.random.fold_in(jax.random.key(config.train.seed), number)
-        side = sample_lists.Side(
-            name="lists",
-            title=f"round {number}: sampling, {name} prompts",
-            key=jax.random.fold_in(of_round, ("reward", "policy").index(name)),
-            asked=prompts.asked,
-            originals=prompts.originals,
-            own=own,
-        )
-        drawing = sample_lists.Drawing(policy.load, config.model, game.data.tokenizer, game.mesh)
-        record = sample_lists.make(folder, key, [side], drawing, settings.sampling, score)
+    of_round = jax.random.fold_in(jax.random.key(config.train.seed), number)
+    side = sample_lists.Side(
+        name="lists",
+        title=f"round {number}: sampling, {name} prompts",
+        key=jax.random.fold_in(of_round, ("reward", "policy").index(name)),
+        asked=prompts.asked,
+        originals=prompts.originals,
+        own=own,
+    )
+    record = sample_lists.make(game.run, folder, key, [side], policy.load, settings.sampling, score)
     counts = record["counts"]["lists"]
     log.info(
         "round %d, samples to the %s prompts: %s",

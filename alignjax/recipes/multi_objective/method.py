@@ -39,6 +39,10 @@ class Setting:
         run = Run(config, self.workdir / name, self.data, self.mesh)
         return run.on(rows)
 
+    @property
+    def run(self) -> Run:
+        return Run(self.config, self.workdir, self.data, self.mesh)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:

@@ -31,10 +31,10 @@ from alignjax.recipes.multi_objective import ObjectivesConfig, cost, scores
 from alignjax.recipes.multi_objective.method import Preference, Respond, Setting, normalised
 from alignjax.recipes.run import open_run
 from alignjax.runtime import workdirs
-from alignjax.runtime.faults import fault_point
 from alignjax.sampling.generate import Sample, questions
 from alignjax.stages import bricks, evaluation
 from alignjax.stages.check import check_objectives
+from alignjax.stages.samples import reuse_samples
 
 log = logging.getLogger("alignjax")
 
@@ -80,11 +80,11 @@ def _measure(setting: Setting, respond: Respond) -> dict[str, Any]:
     scorer = scores.scorer_of(several, setting.config.mesh)
     tables, collapsed = [], []
     for i, preference in enumerate(preferences):
-        samples = _samples(setting, respond, i, preference)
-        records = evaluation.records_of(data, asked, samples)
+        drawn = _samples(setting, respond, i, preference)
+        records = evaluation.records_of(data, asked, drawn)
         found = scorer.tables(records, several.names)
         tables.append([table.mean(axis=0).tolist() for table in found])
-        collapsed.append(_collapsed(setting, samples))
+        collapsed.append(_collapsed(setting, drawn))
     spent = cost.seconds(workdir)
     told = {
         "method": name_of(several.method).removeprefix("alignjax.recipes.multi_objective."),
@@ -102,7 +102,6 @@ def _measure(setting: Setting, respond: Respond) -> dict[str, Any]:
         "versions": workdirs.versions(),
     }
     workdirs.write_json(workdir / "front.json", told)
-    fault_point("front", "")
     summary = {
         "method": describe(several.method),
         **front.compare({workdir.resolve().name: told}, workdir / "front.png"),
@@ -144,18 +143,16 @@ def _samples(setting: Setting, respond: Respond, i: int, preference: Preference)
             **{name: describe(getattr(config, name)) for name in parts},
         },
     }
-    found = workdirs.find_json(path) or {}
-    if found.get("key") == key:
-        return [Sample(**s) for s in found["samples"]]
-    log.info("preference %s", ", ".join(f"{w:.2f}" for w in preference))
-    samples = respond(preference, questions(data.asked, config.evaluate.prompts))
-    workdirs.write_json(path, {"key": key, "samples": [dataclasses.asdict(s) for s in samples]})
-    fault_point("said", path.stem)
-    return samples
+
+    def draw(scratch: pathlib.Path) -> list[Sample]:
+        log.info("preference %s", ", ".join(f"{w:.2f}" for w in preference))
+        return respond(preference, questions(data.asked, config.evaluate.prompts))
+
+    return reuse_samples(path, key, draw)
 
 
-def _collapsed(setting: Setting, samples: Sequence[Sample]) -> float:
+def _collapsed(setting: Setting, drawn: Sequence[Sample]) -> float:
     """Share of the responses that are `fronts.is_collapsed`, as the run's tokenizer cuts them."""
     tokenizer = setting.data.tokenizer
-    said = tokenizer.encode("", [s.response for s in samples]).response_ids
+    said = tokenizer.encode("", [s.response for s in drawn]).response_ids
     return float(np.mean([fronts.is_collapsed(ids[:-1].tolist()) for ids in said]))

@@ -1,8 +1,11 @@
 """Scores of responses by ``objectives.scorer``: M numbers each, in the order of the names."""
 
+import functools
 import hashlib
 import json
+import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +15,7 @@ from alignjax.data.records import Record
 from alignjax.recipes.multi_objective import ObjectivesConfig
 from alignjax.recipes.multi_objective.method import Setting
 from alignjax.rewards.scorers import Scorer, open_scorer
-from alignjax.runtime.faults import fault_point
+from alignjax.runtime import artifacts
 
 AT_ONCE = 512  # records handed to the scorer at a time, and kept
 
@@ -24,8 +27,6 @@ def scorer_of(objectives: ObjectivesConfig, mesh: MeshConfig) -> Scorer:
 
 def kept(setting: Setting, records: Sequence[Record], name: str = "rows") -> list[np.ndarray]:
     """Scores many records, ``[k, M]`` each; kept in ``workdir/NAME.json``, in parts on the way."""
-    from alignjax.runtime import workdirs
-
     objectives = setting.objectives
     scorer = scorer_of(objectives, setting.config.mesh)
     texts = json.dumps([[r.id, r.responses] for r in records])
@@ -35,18 +36,16 @@ def kept(setting: Setting, records: Sequence[Record], name: str = "rows") -> lis
         "scorer": describe(objectives.scorer),
         "digest": scorer.digest,
     }
-    file, parts = (setting.workdir / f"{name}{end}" for end in (".json", ".parts.json"))
-    found = workdirs.find_json(file) or {}
-    if found.get("key") != key:
-        found = workdirs.find_json(parts) or {}
-        scores = found["scores"] if found.get("key") == key else []
-        for start in range(len(scores), len(records), AT_ONCE):
-            chunk = scorer.tables(records[start : start + AT_ONCE], objectives.names)
-            scores += [table.tolist() for table in chunk]
-            workdirs.write_json(parts, {"key": key, "scores": scores})
-            fault_point("rows_scored", f"{name}-{start}")
-        found = {"key": key, "scores": scores}
-        workdirs.write_json(file, found)
-        workdirs.remove(parts)
-    m = len(objectives.names)
-    return [np.array(table, np.float64).reshape(-1, m) for table in found["scores"]]
+
+    def score(chunk: Sequence[Record]) -> list[list[list[float]]]:
+        return [table.tolist() for table in scorer.tables(chunk, objectives.names)]
+
+    def make(scratch: pathlib.Path) -> dict[str, Any]:
+        tables = []
+        for start in range(0, len(records), AT_ONCE):
+            chunk = functools.partial(score, records[start : start + AT_ONCE])
+            tables += artifacts.part(scratch, f"scores-{start:06d}", chunk)
+        return {"scores": tables}
+
+    tables = artifacts.reuse_json(setting.workdir / f"{name}.json", key, make)["scores"]
+    return [np.array(table, np.float64).reshape(-1, len(objectives.names)) for table in tables]

@@ -4,7 +4,7 @@ Everything here may be killed and called again: what is done is read back from t
 
     rows.json                     the scores that ``objectives.scorer`` gave the training responses
     NAME/checkpoints/             what `fit` trained under that name
-    NAME.json  NAME.parts/        what `sampling.sampled` drew, whole and while it does
+    NAME.json                     what `sampling.sampled` drew
     seconds/NAME.json             the time that either took, see `cost`
 """
 
@@ -30,7 +30,7 @@ from alignjax.recipes.multi_objective import cost, scores
 from alignjax.recipes.multi_objective.method import Rows, Setting
 from alignjax.sampling import generate
 from alignjax.sampling.generate import Question, Sample
-from alignjax.stages.data import cache_dir, rows_of, split
+from alignjax.stages.data import rows_of, split
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
@@ -180,34 +180,17 @@ def fit(
     run = setting.training(name, config, rows)
     begins = "reference" if start is None else checkpoint.tree_digest(start)
     batches = bricks.run_batches(config, rows)
-    table_key = references.table_key(setting.digest, rows, config.model)
-    cache = cache_dir(config, setting.workdir)
-    choice = references.choose(
-        config.reference.mode,
-        rows=len(rows.dataset),
-        responses=rows.dataset.response_length.shape[1],
+    base = setting.load_reference() if config.lora is not None else None
+    ref_logps, choice = references.attach(
+        dataclasses.replace(run, workdir=setting.workdir),
+        references.Reference(setting.load_reference, setting.digest),
+        f"reference, {name}",
         trained_rows=batches.row_count,
-        drawn=check.drawn_responses(config, rows),
-        cacheable=check.keeps_cache(config, rows),
-        cached=references.is_cached(cache, table_key),
+        params=base,
     )
     live = choice.mode == "live"
-    base = setting.load_reference() if live or config.lora is not None else None
-    table = None
-    if choice.mode == "cache":
-        table = references.cached_logps(
-            cache,
-            table_key,
-            rows.dataset.response_length.shape,
-            lambda: references.dataset_logps(
-                setting.load_reference() if base is None else base,
-                rows,
-                config=config.model,
-                batch_size=config.evaluate.batch_size,
-                mesh=setting.mesh,
-                title=f"reference, {name}",
-            ),
-        )
+    if live and base is None:
+        base = setting.load_reference()
     load_start = None
     if start is not None:  # the loop takes its buffers; the caller keeps its own
         load_start = functools.partial(jax.tree.map, jnp.copy, start)
@@ -222,7 +205,7 @@ def fit(
             live=live,
             load_start=load_start,
         ),
-        Feed(rows.dataset, batches, table),
+        Feed(rows.dataset, batches, ref_logps),
         jax.random.key(config.train.seed),
     )
     cost.note_steps(setting, name)

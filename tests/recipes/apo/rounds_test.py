@@ -29,7 +29,7 @@ from alignjax.rewards import reward_models, scorers
 from alignjax.runtime import checkpoint, workdirs
 from alignjax.runtime.sharding import make_mesh
 from alignjax.sampling import generate
-from alignjax.stages import evaluation, sample_lists
+from alignjax.stages import evaluation, samples
 from alignjax.stages.data import prepare_data
 from alignjax.stages.run import Run
 from alignjax.training import loop, optim
@@ -228,7 +228,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(base, tmp_path, monkeypatch)
 
         return fault_point
 
-    for module in (sample_lists, loop, workdirs, evaluation, reward_model, rounds):
+    for module in (samples, loop, workdirs, evaluation, reward_model, rounds):
         monkeypatch.setattr(module, "fault_point", ending(module.fault_point))
     for _ in PLACES:
         with pytest.raises(KilledError):
@@ -301,7 +301,7 @@ def test_too_few_golden_answers_are_refused_before_anything_is_trained(tmp_path)
 
 
 def test_a_policy_of_empty_responses_is_stopped_with_round_and_share(begun, monkeypatch):
-    real = sample_lists.respond_in_batches
+    real = samples.respond_in_batches
 
     def mute(*args, title, **rest):
         for number, found in real(*args, title=title, **rest):
@@ -311,7 +311,7 @@ def test_a_policy_of_empty_responses_is_stopped_with_round_and_share(begun, monk
                 }
             yield number, found
 
-    monkeypatch.setattr(sample_lists, "respond_in_batches", mute)
+    monkeypatch.setattr(samples, "respond_in_batches", mute)
     match = (
         r"^round 2: 100\.0% of the policy's \d+ samples to the policy prompts are empty, more than "
         r"game\.max_empty_fraction = 0\.5 allows$"
@@ -333,7 +333,7 @@ def test_samples_that_are_all_alike_are_refused_with_the_round(begun, monkeypatc
         if 0 not in done:
             yield 0, dict.fromkeys(range(len(asked)), samples)
 
-    monkeypatch.setattr(sample_lists, "respond_in_batches", same)
+    monkeypatch.setattr(samples, "respond_in_batches", same)
     refused(
         config(game=dict(adversarial=False)), begun, r"no rows left to train on: .*single_response"
     )

@@ -16,12 +16,10 @@ from alignjax.losses import paretohqd
 from alignjax.models.config import LoraConfig
 from alignjax.recipes import ObjectivesConfig
 from alignjax.recipes.multi_objective import paretohqd as method
-from alignjax.recipes.multi_objective import run as recipe
-from alignjax.recipes.multi_objective import sampling, scores, stacked, training
+from alignjax.recipes.multi_objective import sampling, stacked, training
 from alignjax.recipes.multi_objective.method import Rows
 from alignjax.rewards import scorers
 from alignjax.sampling.generate import questions
-from alignjax.training import loop
 from alignjax.world import sources as world
 from tests import runs
 
@@ -139,30 +137,12 @@ def test_one_after_the_other_gives_what_side_by_side_gives(base, setting):
 
 
 def test_killed_anywhere_it_goes_on(base, tmp_path, monkeypatch):
-    class KilledError(Exception):
-        pass
-
-    def ending_at(wanted):
-        def fault_point(*place):
-            if place == wanted:
-                raise KilledError
-
-        return fault_point
-
-    places = [
-        (loop, ("step", "stage1/00-2")),
-        (loop, ("saving", "stage1/02-2")),
-        (sampling, ("drawn", "representative-01-000000")),
-        (scores, ("rows_scored", "representatives-0")),
-        (loop, ("step", "stage2/02-1")),
-        (recipe, ("said", "01")),
-    ]
     workdir = tmp_path / base.name
-    for module, place in places:
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "fault_point", ending_at(place))
-            with pytest.raises(KilledError):
-                recipes.run_config(config(), workdir)
+    for place in (
+        *("saving:stage1/02-2", "part:representative-01-000000", "step:stage2/02-1"),
+        "kept:01.json",
+    ):
+        runs.end_at(place, lambda: recipes.run_config(config(), workdir))
     with monkeypatch.context() as patch:  # what is done is not done again
         patch.setattr(sampling.generate, "respond_in_batches", None)
         with pytest.raises(TypeError):  # only the last preference is left to respond for

@@ -16,11 +16,10 @@ from alignjax.data.tokenizer import load
 from alignjax.errors import UserError
 from alignjax.losses import rewards_in_context as ric
 from alignjax.recipes import ObjectivesConfig
-from alignjax.recipes.multi_objective import rewards_in_context, sampling, scores, training
+from alignjax.recipes.multi_objective import rewards_in_context, sampling, training
 from alignjax.rewards import scorers
 from alignjax.sampling.generate import Question
 from alignjax.stages import data
-from alignjax.training import loop
 from tests import runs
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
@@ -225,32 +224,13 @@ def test_questions_are_found_among_the_held_out_rows_by_their_text():
 
 
 @pytest.mark.slow
-def test_killed_anywhere_it_goes_on(base, tmp_path, monkeypatch):
+def test_killed_anywhere_it_goes_on(base, tmp_path):
     """Ended in and between its stages, one after the other; it ends as the run nobody stopped."""
-
-    class KilledError(Exception):
-        pass
-
-    def ending_at(wanted):
-        def fault_point(*place):
-            if place == wanted:
-                raise KilledError
-
-        return fault_point
-
-    places = [
-        (scores, ("rows_scored", "rows-0")),
-        (loop, ("step", "offline-2")),
-        (sampling, ("drawn", "online-1-000000")),
-        (scores, ("rows_scored", "online-1-scores-0")),
-        (loop, ("step", "online-1-2")),
-        (loop, ("logged", "online-2-2")),
-    ]
-    for module, place in places:
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "fault_point", ending_at(place))
-            with pytest.raises(KilledError):
-                recipes.run_config(config(), tmp_path)
+    for place in (
+        *("step:offline-2", "part:online-1-000000", "kept:online-1-scores.json"),
+        "logged:online-2-2",
+    ):
+        runs.end_at(place, lambda: recipes.run_config(config(), tmp_path))
     recipes.run_config(config(), tmp_path)
     for name in ("online-1", "online-2"):
         assert told(tmp_path, name)["samples"] == told(base[0], name)["samples"]

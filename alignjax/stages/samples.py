@@ -1,0 +1,88 @@
+"""Sampled responses that are kept: batch by batch while they are drawn, then in a JSON file."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from alignjax.config import SamplingConfig
+from alignjax.models.mixture import Mixture
+from alignjax.runtime import artifacts, workdirs
+from alignjax.runtime.metrics import timed
+from alignjax.sampling.generate import Question, Sample, respond_in_batches
+from alignjax.stages.run import Run
+from alignjax.types import Array, Params
+
+
+def reuse_samples(
+    path: pathlib.Path, key: Any, make: Callable[[pathlib.Path], list[Sample]]
+) -> list[Sample]:
+    """Loads the samples of a JSON file; draws them first, unless they are there under this key.
+
+    Args:
+      key: JSON data that changes whenever the samples would.
+      make: draws them; it gets the folder for parts.
+    """
+
+    def content(scratch: pathlib.Path) -> dict[str, Any]:
+        return {"samples": [dataclasses.asdict(sample) for sample in make(scratch)]}
+
+    return [Sample(**fields) for fields in artifacts.reuse_json(path, key, content)["samples"]]
+
+
+def draw_samples(
+    scratch: pathlib.Path,
+    name: str,
+    run: Run,
+    params: Params | Mixture,
+    asked: Sequence[Question],
+    *,
+    settings: SamplingConfig,
+    key: Array,
+    title: str,
+    ref_params: Params | None = None,
+) -> tuple[list[list[Sample]], float]:
+    """Samples responses batch by batch, and keeps each batch; one that is there is not drawn again.
+
+    Args:
+      scratch: the folder of the batches.
+      name: of its files, ``NAME-000000.json`` and so on.
+      params, asked, settings, key, title, ref_params: as `generate.respond` takes them.
+
+    Returns:
+      The samples of each prompt, in the order of ``asked``; and how many seconds all took.
+    """
+    found = workdirs.names(scratch, f"{name}-*.json")
+    batches = respond_in_batches(
+        params,
+        ref_params,
+        asked,
+        model=run.config.model,
+        tokenizer=run.data.tokenizer,
+        settings=settings,
+        key=key,
+        mesh=run.mesh,
+        title=title,
+        done={int(file.removesuffix(".json").rpartition("-")[2]) for file in found},
+    )
+    while True:
+        with timed() as took:
+            batch = next(batches, None)
+        if batch is None:
+            break
+        number, drawn = batch
+        texts = {i: [_without_prompt(sample) for sample in samples] for i, samples in drawn.items()}
+        part = {"seconds": took[0], "samples": texts}
+        artifacts.write_part(scratch, f"{name}-{number:06d}", part)
+    samples: dict[int, list[Sample]] = {}
+    seconds = 0.0
+    for file in workdirs.names(scratch, f"{name}-*.json"):
+        part = workdirs.read_json(scratch / file)
+        seconds += part["seconds"]
+        for i, fields in part["samples"].items():
+            samples[int(i)] = [Sample(prompt=asked[int(i)].prompt, **x) for x in fields]
+    return [samples[i] for i in range(len(asked))], seconds
+
+
+def _without_prompt(sample: Sample) -> dict[str, Any]:
+    return {name: x for name, x in dataclasses.asdict(sample).items() if name != "prompt"}
