@@ -10,6 +10,7 @@ Read it downwards: `run` is the order of events. What each stage writes into the
     before.json  after.json                          sampled responses
     metrics.jsonl  tensorboard/  checkpoints/        the alignment itself
     summary.json  report.png                         what came of it
+    .artifacts/                                      digests of what is reused, unfinished parts
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ Read it downwards: `run` is the order of events. What each stage writes into the
     metrics.jsonl  tensorboard/  checkpoints/        the training itself
     params/                                          the reward model, for `scorers.reward_model`
     summary.json  report.png  reliability.png        what came of it
+    .artifacts/                                      digests of what is reused, unfinished parts
 """
 
 import dataclasses

@@ -10,6 +10,7 @@ the supervised stage:
     policy/  reward/  players.json       what it ended with; `score` takes reward
     round-0/  round-1/                   what was measured before the loop and after it
     history.json  summary.json           what came of it
+    .artifacts/                          digests of what is reused, unfinished parts
     report.png
 
 Of the config, ``train`` and ``optim`` are the policy's: its steps are counted in its own turns, and

@@ -192,7 +192,7 @@ def test_a_preference_is_asked_for_and_the_samples_answer_the_plain_prompt(
         return lambda asked: (seen.append(list(asked)), ask(asked))[1]
 
     monkeypatch.setattr(training, "respond_with", spy)
-    for path in (base[0] / "said").iterdir():
+    for path in (base[0] / "said").glob("*.json"):
         path.unlink()
     recipes.run_config(config(), base[0])
     limits = {k: np.array(told(base[0])[k]) for k in ("low", "high")}
