@@ -128,7 +128,7 @@ def test_it_writes_what_its_docstring_lists(base):
             *("config.json", "receipt.json", "tokenizer.model", "sft", "cache"),
         ):
             assert path.name in listed, f"{path.name} is written and not listed"
-    in_round = {path.name for path in (workdir / "round-2").iterdir()}
+    in_round = {path.name for path in (workdir / "round-2").glob("[!.]*")}
     assert in_round == {
         *("reward_lists", "reward", "policy_lists", "policy", "samples.json", "measured.json")
     }
