@@ -24,7 +24,7 @@ from alignjax.planning.measure import bytes_per_device, forward_flops
 from alignjax.runtime import sharding
 from alignjax.sampling.decode import sample
 from alignjax.stages import bricks, learners, pretrained
-from alignjax.stages.check import bind_fraction, check_objectives, drawn_responses, keeps_cache
+from alignjax.stages.check import bind_fraction, check_losses, drawn_responses, keeps_cache
 from alignjax.training import offline
 from alignjax.training.job import Learner
 from alignjax.types import Batch, Params
@@ -246,7 +246,7 @@ def _stand_in(config: Config, of: Config, part: str, responses: int) -> Bucketed
     for k, labels, scored in ((2, False, False), (1, True, False), (2, False, True)):
         rows = _two_rows(of, responses or k, labels=labels, scored=scored)
         try:
-            check_objectives(bind_fraction(of, rows), rows)
+            check_losses(bind_fraction(of, rows), rows)
         except UserError as error:
             refused.append(error)
         else:

@@ -8,7 +8,7 @@ from alignjax.config import Config
 from alignjax.data.batching import Bucketed
 from alignjax.runtime import sharding, workdirs
 from alignjax.stages import pretrained
-from alignjax.stages.check import bind_fraction, check_objectives, check_scorers
+from alignjax.stages.check import bind_fraction, check_losses, check_scorers
 from alignjax.stages.data import prepare_data
 from alignjax.stages.run import Run
 
@@ -19,7 +19,7 @@ def open_run(
     workdir: str | pathlib.Path,
     allow_config_change: bool = False,
     *,
-    check: Callable[[Config, Bucketed], None] = check_objectives,
+    check: Callable[[Config, Bucketed], None] = check_losses,
 ) -> Iterator[Run]:
     """Prepares the data and tries what the config names, before anything is trained.
 

@@ -20,11 +20,11 @@ from alignjax.errors import UserError
 from alignjax.rewards.scorers import judgements, open_scorers
 from alignjax.stages.data import Prepared
 from alignjax.training.step import resolve
-from alignjax.types import Array, Batch, Logps
+from alignjax.types import Batch, Logps
 
 log = logging.getLogger("alignjax")
 
-# What the step and the loop log under these names themselves.
+# Names under which the step and the loop log numbers of their own.
 RESERVED = (
     *("step", "loss", "grad_norm", "num_tokens", "weight", "skipped", "learning_rate", "epoch"),
     *("baseline", "running_baseline"),
@@ -32,7 +32,7 @@ RESERVED = (
 )
 
 
-def check_objectives(config: Config, rows: Bucketed) -> None:
+def check_losses(config: Config, rows: Bucketed) -> None:
     """Traces ``select``, ``baseline`` and ``loss`` on shapes alone, and the supervised stage's.
 
     Raises:
@@ -40,7 +40,7 @@ def check_objectives(config: Config, rows: Bucketed) -> None:
         return something else than ``[B]`` losses and named ``[B]`` metrics; or ``select`` adds
         responses that are in no cache, and ``reference.mode`` asks for the cache.
     """
-    batch = _first_rows(config, rows)
+    batch = _first_rows(rows)
     _check_supervised(config, batch)
     if config.candidates is not None:
         own = batch.response.shape[1] if config.candidates.keep_own else 0
@@ -49,16 +49,16 @@ def check_objectives(config: Config, rows: Bucketed) -> None:
 
 
 def check_game(config: Config, rows: Bucketed, *, samples: int) -> None:
-    """Does the same for a game: each player's functions see what it learns from.
+    """Traces the functions of both players of a game, each on what it learns from.
 
     Args:
       samples: of the policy, per prompt; it learns from them, and the reward model from as many
         beside a golden answer.
 
     Raises:
-      UserError: as `check_objectives`.
+      UserError: as `check_losses`.
     """
-    batch = _first_rows(config, rows)
+    batch = _first_rows(rows)
     _check_supervised(config, batch)
     rows_of_both = _as_lists(batch, max(batch.response.shape[1], 1 + samples))
     adversarial: Any = np.zeros(len(batch.weight), bool)
@@ -68,29 +68,25 @@ def check_game(config: Config, rows: Bucketed, *, samples: int) -> None:
 
 def _check_supervised(config: Config, batch: Batch) -> None:
     if config.sft is not None:
-        drawn = _select("sft.select", config.sft.select, batch)
-        _check("sft.loss", config.sft.loss, _logps(drawn, reference=False), drawn)
+        batch = _select("sft.select", config.sft.select, batch)
+        _check("sft.loss", config.sft.loss, _logps(batch, reference=False), batch)
 
 
 def _check_trained(config: Config, batch: Batch) -> None:
-    drawn = _select("select", config.select, batch)
-    with_reference = config.reference.mode != "none"
-    if (
-        config.select is not None
-        and config.reference.mode == "cache"
-        and not _keeps_cache(config, batch)
-    ):
+    selected = _select("select", config.select, batch)
+    if config.reference.mode == "cache" and not _keeps_cache(config, batch):
+        assert config.select is not None
         raise UserError(
             f"reference.mode: wanted auto, live or none, found 'cache': {name_of(config.select)} "
             "adds responses whose log-probabilities are in no cache"
         )
-    if config.loss is not None:
-        logps = _logps(drawn, reference=with_reference)
-        if config.baseline is not None:
-            drawn = _baseline(config.baseline, logps, drawn)
-        _check("loss", config.objective, logps, drawn)
-    else:
-        _check_reward(config, drawn)
+    if config.loss is None:
+        _check_reward(config, selected)
+        return
+    logps = _logps(selected, reference=config.reference.mode != "none")
+    if config.baseline is not None:
+        selected = _baseline(config.baseline, logps, selected)
+    _check("loss", config.loss, logps, selected)
 
 
 def _check_reward(config: Config, batch: Any) -> None:
@@ -103,7 +99,7 @@ def _check_reward(config: Config, batch: Any) -> None:
 
 
 def _as_lists(batch: Batch, k: int) -> Batch:
-    """What will be made of the data, in shape: lists of k scored responses."""
+    """The shapes of lists of k scored responses, which will be made of the data."""
     b, _, r = batch.response.shape
     arrays: dict[str, Any] = dict(
         response=np.zeros((b, k, r), np.int32),
@@ -117,22 +113,22 @@ def _as_lists(batch: Batch, k: int) -> Batch:
 def _select(field: str, select: Callable[..., Any] | None, batch: Batch) -> Any:
     if select is None:
         return batch
-    resolved = resolve(select, jnp.int32(0))
-    drawn = _trace(field, select, resolved, jax.random.key(0), batch)
-    if not isinstance(drawn, Batch):
+    selected = _trace(field, select, jax.random.key(0), batch)
+    if not isinstance(selected, Batch):
         raise UserError(f"{field}: {name_of(select)} returns no Batch")
-    return drawn
+    return selected
 
 
 def _logps(batch: Any, *, reference: bool) -> Logps:
+    """The shapes of the log-probabilities of a batch."""
     zeros: Any = jax.ShapeDtypeStruct(batch.response_length.shape, jnp.float32)
     return Logps(policy=zeros, reference=zeros if reference else None, length=batch.response_length)
 
 
 def _baseline(baseline: Callable[..., Any], logps: Logps, batch: Any) -> Batch:
-    """The batch as the loss sees it, with the baseline's averages."""
-    found = _trace("baseline", baseline, resolve(baseline, jnp.int32(0)), logps, batch)
-    shape = getattr(found, "shape", type(found))
+    """Traces the baseline; returns the batch as the loss sees it, with the baseline's averages."""
+    values = _trace("baseline", baseline, logps, batch)
+    shape = getattr(values, "shape", type(values))
     if shape != batch.weight.shape:
         raise UserError(
             f"baseline: {name_of(baseline)}: wanted one value per prompt, [B], found {shape} for "
@@ -142,18 +138,20 @@ def _baseline(baseline: Callable[..., Any], logps: Logps, batch: Any) -> Batch:
     return dataclasses.replace(batch, baseline=mean, running_baseline=mean)
 
 
-def _check(field: str, loss: Callable[..., Any], seen: Any, batch: Any) -> None:
-    found = _trace(field, loss, resolve(loss, jnp.int32(0)), seen, batch)
-    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
+def _check(field: str, loss: Callable[..., Any], values: Any, batch: Any) -> None:
+    """Traces a loss on what it compares, and checks what it returns."""
+    returned = _trace(field, loss, values, batch)
+    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], dict)):
         raise UserError(f"{field}: {name_of(loss)} must return (losses, metrics), two values")
-    taken = [name for name in found[1] if name in RESERVED]
+    losses, metrics = returned
+    taken = [name for name in metrics if name in RESERVED]
     if taken:
         raise UserError(
             f"{field}: {name_of(loss)} returns a metric {taken[0]!r}, a name that the step uses "
             "itself; call it something else"
         )
     b = len(batch.response_length)
-    shapes = {n: getattr(x, "shape", type(x)) for n, x in {"loss": found[0], **found[1]}.items()}
+    shapes = {n: getattr(x, "shape", type(x)) for n, x in {"loss": losses, **metrics}.items()}
     wrong = {n: shape for n, shape in shapes.items() if shape != (b,)}
     if wrong:
         raise UserError(
@@ -162,9 +160,14 @@ def _check(field: str, loss: Callable[..., Any], seen: Any, batch: Any) -> None:
         )
 
 
-def _trace(field: str, function: Callable[..., Any], resolved: Any, *args: Any) -> Any:
+def _trace(field: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Traces a function of the config at step 0, on shapes.
+
+    Raises:
+      UserError: it raises anything; where in the function's own file, unless it says all itself.
+    """
     try:
-        return jax.eval_shape(resolved, *args)
+        return jax.eval_shape(resolve(function, jnp.int32(0)), *args)
     except Exception as error:  # a person's own objective may raise anything
         what = " ".join(str(error).split())[:400]
         if not isinstance(error, ValueError):  # ours say all there is to say in ValueErrors
@@ -176,26 +179,20 @@ def _trace(field: str, function: Callable[..., Any], resolved: Any, *args: Any) 
 
 
 def drawn_responses(config: Config, rows: Bucketed) -> int:
-    """K', the responses per prompt that a step scores."""
-    batch = _first_rows(config, rows)
-    if config.select is None:
-        return batch.response.shape[1]
-    select = resolve(config.select, jnp.int32(0))
-    return jax.eval_shape(select, jax.random.key(0), batch).response.shape[1]
+    """How many responses per prompt a step scores: K' of ``select``, else K."""
+    k: int = _select("select", config.select, _first_rows(rows)).response.shape[1]
+    return k
 
 
 def keeps_cache(config: Config, rows: Bucketed) -> bool:
     """Whether the responses that a step scores are the row's own, as a cache holds them."""
-    return _keeps_cache(config, _first_rows(config, rows))
+    return _keeps_cache(config, _first_rows(rows))
 
 
 def _keeps_cache(config: Config, batch: Batch) -> bool:
-    if config.select is None:
-        return True
-    zeros: Any = np.zeros(batch.response_length.shape, np.float32)
-    cached = dataclasses.replace(batch, ref_logps=zeros)
-    select = resolve(config.select, jnp.int32(0))
-    return jax.eval_shape(select, jax.random.key(0), cached).ref_logps is not None
+    cache: Any = np.zeros(batch.response_length.shape, np.float32)
+    cached = dataclasses.replace(batch, ref_logps=cache)
+    return _select("select", config.select, cached).ref_logps is not None
 
 
 def bind_fraction(config: Config, rows: Bucketed) -> Config:
@@ -236,7 +233,8 @@ def bind_fraction(config: Config, rows: Bucketed) -> Config:
     return dataclasses.replace(config, **changes)
 
 
-def _first_rows(config: Config, rows: Bucketed) -> Batch:
+def _first_rows(rows: Bucketed) -> Batch:
+    """The first row of the data, twice: the smallest batch that shows what a loss will see."""
     picked = np.flatnonzero(rows.assignment == rows.assignment[0])[:1].repeat(2)
     return assemble(rows.dataset, picked, rows.shapes[rows.assignment[0]])
 
@@ -260,30 +258,3 @@ def check_scorers(config: Config, data: Prepared) -> None:
             scorer.means([data.asked_records[example.id]])
     if config.evaluate.judge is not None:
         judgements(config.evaluate.judge, [(example.prompt, example.responses[0])])
-
-
-def implicit_reward(loss: Callable[..., Any]) -> Callable[[Logps], Array]:
-    """``[B, K]`` rewards as the loss trains them: its ``beta`` times its ``implicit``.
-
-    Schedules stand at their end. A loss without ``beta`` has 1. One that does not take ``implicit``
-    has that of `types.trains`, with those keywords that the two share; else the log-ratio, or the
-    log-probability where there is no reference.
-    """
-    last = resolve(loss, jnp.int32(np.iinfo(np.int32).max))
-    bound = last.keywords if isinstance(last, functools.partial) else {}
-    known = keywords(plain(last))
-
-    def hyperparameter(name: str, otherwise: Any) -> Any:
-        default = known[name].default if name in known else otherwise
-        return bound.get(name, default)
-
-    own = getattr(plain(last), "implicit", None)  # of `types.trains`
-    if own is not None:
-        shared = [name for name in keywords(own) if name in known]
-        own = functools.partial(own, **{name: hyperparameter(name, None) for name in shared})
-    beta, implicit = hyperparameter("beta", 1.0), hyperparameter("implicit", own or _log_ratio)
-    return lambda logps: beta * implicit(logps)
-
-
-def _log_ratio(logps: Logps) -> Array:
-    return logps.policy if logps.reference is None else logps.log_ratio

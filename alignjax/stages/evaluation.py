@@ -22,10 +22,10 @@ from alignjax.rewards.scorers import judgements, open_scorers
 from alignjax.runtime import workdirs
 from alignjax.sampling.generate import Question, Sample, questions, respond, undistorted
 from alignjax.stages import bricks
-from alignjax.stages.check import implicit_reward
 from alignjax.stages.data import Prepared
 from alignjax.stages.run import Run
 from alignjax.stages.samples import draw_samples, reuse_samples
+from alignjax.training.implicit import implicit_reward
 from alignjax.types import Logps, Params
 
 log = logging.getLogger("alignjax")

@@ -8,7 +8,7 @@ it went in, bit for bit. They are two programs, compiled apart, and the host cho
     else:
         state, scalars = policy(state, ref_params, batch)
 
-Both receive their objective and import none. Both may donate ``state``: no array of it may then
+Both receive their loss and import none. Both may donate ``state``: no array of it may then
 be used elsewhere, the reference's parameters among them, nor twice inside it.
 """
 

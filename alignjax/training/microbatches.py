@@ -36,27 +36,28 @@ def split(batch: Batch, parts: int) -> Batch:
 
 
 def add_gradients(
-    objective: Callable[[Params, Batch], tuple[Array, Metrics]],
+    sums: Callable[[Params, Batch], tuple[Array, Metrics]],
     params: Params,
     batch: Batch,
     parts: int,
 ) -> tuple[tuple[Array, Metrics], Params]:
-    """Adds up losses, metrics and float32 gradients of an objective over micro-batches.
+    """Adds up losses, metrics and float32 gradients of a function over micro-batches.
 
     Args:
-      objective: ``(params, rows) -> (sum of losses, sums of metrics)``.
+      sums: ``(params, rows) -> (sum of losses, sums of metrics)``.
       params: where the gradient is taken.
       batch: all rows.
       parts: micro-batches.
     """
-    gradient = jax.value_and_grad(objective, has_aux=True)
+    gradient = jax.value_and_grad(sums, has_aux=True)
     if parts == 1:
         return gradient(params, batch)
     rows = split(batch, parts)
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], rows))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, "f4")), shapes)
 
-    def body(sums: Any, part: Batch) -> tuple[Any, None]:
-        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, gradient(params, part)), None
+    def body(so_far: Any, part: Batch) -> tuple[Any, None]:
+        new = gradient(params, part)
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), so_far, new), None
 
     return jax.lax.scan(body, zeros, rows)[0]

@@ -1,4 +1,4 @@
-"""One optimizer step. It receives the objective and imports none.
+"""One optimizer step. It receives the loss and imports none.
 
 The order of `train_step` is the order of the mathematics: draw responses, score them under the
 reference (unless cached) and the policy, differentiate the weighted loss, update. Averages are
@@ -164,16 +164,16 @@ def train_step(
     Returns:
       The new state and scalars: ``loss``, ``grad_norm``, ``num_tokens`` (not padding; a prompt
       counts once), ``weight`` (rows that count), ``skipped`` (1 if the step was not finite) and
-      the averages of the objective's metrics, and with a baseline ``baseline`` and
+      the averages of the loss's metrics, and with a baseline ``baseline`` and
       ``running_baseline``. A step whose loss or gradient is not finite leaves
       parameters and optimizer state as they were, bit for bit.
     """
     if update.select is not None:
         select = resolve(update.select, state.step)
         batch = select(jax.random.fold_in(state.key, state.step), batch)
-    objective = _make_objective(state, ref_params, batch, update)
+    weighted_loss = _weighted_loss(state, ref_params, batch, update)
     (total, sums), grads = microbatches.add_gradients(
-        objective, state.params, batch, update.accumulate
+        weighted_loss, state.params, batch, update.accumulate
     )
     weight = batch.weight.sum()
     loss, averages, grads = jax.tree.map(
@@ -224,7 +224,7 @@ def _next_state(state: TrainState, finite: Array, values: tuple[Any, ...]) -> Tr
     )
 
 
-def _make_objective(
+def _weighted_loss(
     state: TrainState, ref_params: Params | None, batch: Batch, update: Update
 ) -> Callable[[Params, Batch], tuple[Array, Metrics]]:
     """Makes what a step differentiates: the weighted loss of rows, as a function of parameters.
@@ -247,7 +247,7 @@ def _make_objective(
             score_rows = functools.partial(forward, state.params, ref_params)
             whole = mean_over_parts(baseline, score_rows, batch, update.accumulate)
 
-    def objective(params: Params, part: Batch) -> tuple[Array, Metrics]:
+    def weighted_loss(params: Params, part: Batch) -> tuple[Array, Metrics]:
         values = forward(params, ref_params, part)
         means: Metrics = {}
         if baseline is not None:
@@ -257,7 +257,7 @@ def _make_objective(
         losses, metrics = loss(values, part)
         return weighted_sums(losses, metrics | means, part.weight)
 
-    return objective
+    return weighted_loss
 
 
 def stacked_step(

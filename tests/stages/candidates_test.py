@@ -21,7 +21,7 @@ from alignjax.runtime.sharding import make_mesh
 from alignjax.sampling import generate
 from alignjax.stages import bricks, candidates, samples
 from alignjax.stages import sample_lists as sampled
-from alignjax.stages.check import check_objectives, check_scorers
+from alignjax.stages.check import check_losses, check_scorers
 from alignjax.stages.data import prepare_data
 from alignjax.stages.run import Run
 from tests import runs
@@ -324,9 +324,9 @@ def test_a_cached_reference_is_checked_against_the_lists_to_come(prepared):
         return dataclasses.replace(hps.select(key, batch, gamma=1.0), ref_logps=None)
 
     cached = config("reference.mode=cache")
-    check_objectives(cached, prepared.train)
+    check_losses(cached, prepared.train)
     with pytest.raises(UserError, match=r"reference.mode: .* found 'cache': .*added adds resp"):
-        check_objectives(dataclasses.replace(cached, select=added), prepared.train)
+        check_losses(dataclasses.replace(cached, select=added), prepared.train)
 
 
 def no_scores(prompt, response):

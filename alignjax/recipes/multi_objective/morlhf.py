@@ -137,7 +137,7 @@ def policy(
         )
     data, config = setting.data, dataclasses.replace(setting.config, sft=None, recipe=None)
     lists = CandidatesConfig(scorers=(setting.objectives.scorer,), samples=samples)
-    check.check_objectives(dataclasses.replace(config, candidates=lists), data.train)
+    check.check_losses(dataclasses.replace(config, candidates=lists), data.train)
     rows = training.scored_rows(setting)
     shift, scale = normalisation(rows.scores, normalise)
     asked = questions(data.train, len(data.train.dataset))

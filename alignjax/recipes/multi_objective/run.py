@@ -34,7 +34,7 @@ from alignjax.recipes.run import open_run
 from alignjax.runtime import workdirs
 from alignjax.sampling.generate import Sample, questions
 from alignjax.stages import bricks, evaluation
-from alignjax.stages.check import check_objectives
+from alignjax.stages.check import check_losses
 from alignjax.stages.samples import reuse_samples
 
 log = logging.getLogger("alignjax")
@@ -70,7 +70,7 @@ def _check(config: Config, rows: Bucketed) -> None:
     """Tries the supervised stage alone: each method trains on rows of its own."""
     if config.sft is not None:
         loss, select = config.sft.loss, config.sft.select
-        check_objectives(dataclasses.replace(config, recipe=None, loss=loss, select=select), rows)
+        check_losses(dataclasses.replace(config, recipe=None, loss=loss, select=select), rows)
 
 
 def _measure(setting: Setting, respond: Respond) -> dict[str, Any]:

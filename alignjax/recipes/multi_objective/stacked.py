@@ -66,7 +66,7 @@ def _side_by_side(
     count = len(chosen)
     batches = _batches(setting.config, rows, chosen)
     config = training.stage(setting.config, steps=len(batches))
-    check.check_objectives(config, rows)
+    check.check_losses(config, rows)
     run = setting.training(name, config, rows)
     identity = {
         "start": "reference" if starts is None else checkpoint.tree_digest(list(starts)),

@@ -176,7 +176,7 @@ def fit(
         config = dataclasses.replace(
             config, reference=dataclasses.replace(config.reference, mode=mode)
         )
-    check.check_objectives(config, rows)
+    check.check_losses(config, rows)
     run = setting.training(name, config, rows)
     begins = "reference" if start is None else checkpoint.tree_digest(start)
     batches = bricks.run_batches(config, rows)
