@@ -113,7 +113,7 @@ def _merged(
     objectives: int,
 ) -> Params:
     """The whole network of a run's adapters."""
-    base = adapters.base_of(
+    base = adapters.load_base(
         lora,
         model,
         config["train"]["seed"],

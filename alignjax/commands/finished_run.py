@@ -106,5 +106,5 @@ def load_policy(config: Config, workdir: str) -> Params:
     if config.lora is None:
         return params
     seed, sft = config.train.seed, config.sft is not None
-    base = adapters.base_of(config.lora, config.model, seed, folder, mesh, sft=sft, digest=digest)
+    base = adapters.load_base(config.lora, config.model, seed, folder, mesh, sft=sft, digest=digest)
     return adapters.whole(config, base, params)

@@ -21,7 +21,7 @@ from alignjax.types import Array, Batch, Params
 
 
 def response_logps(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
-    """Summed log-probability of every response, ``log pi(response | prompt)``.
+    """Sums the log-probability of every response, ``log pi(response | prompt)``.
 
     Args:
       params: the network's parameters.
@@ -39,7 +39,7 @@ score_responses = jax.jit(response_logps, static_argnames="config")
 
 
 def token_logps(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
-    """Log-probability of every response token.
+    """Computes the log-probability of every response token.
 
     Returns:
       ``[B, K, R]`` float32 nats; 0 at padding.
@@ -81,7 +81,7 @@ def chunked_logps(
 def exact_kl(
     params: Params | Mixture, ref_params: Params, batch: Batch, *, config: ModelConfig
 ) -> tuple[Array, Array]:
-    """The reference's log-probability of responses, and the policy's divergence along them.
+    """Computes the policy's divergence along responses, and the reference's log-probabilities.
 
     For responses sampled from the policy at temperature 1::
 
@@ -118,7 +118,7 @@ def exact_kl(
 
 
 def _targets(batch: Batch) -> tuple[Array, Array]:
-    """Which response tokens count, and their ids.
+    """Finds which response tokens count, and their ids.
 
     Padding may hold any id, also one outside the vocabulary, which the network would answer with
     NaN: it is run and scored as id 0, and masked.
@@ -136,7 +136,7 @@ def _states(params: Params, batch: Batch, target: Array, config: ModelConfig) ->
 
 
 def _table(params: Params, states: Array, config: ModelConfig) -> Array:
-    """The unembedding, gathered once, outside of the loop over chunks."""
+    """Gathers the unembedding once, outside of the loop over chunks."""
     return layout.move(unembedding(params, config).astype(states.dtype), *layout.LINES)
 
 

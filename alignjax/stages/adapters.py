@@ -26,7 +26,7 @@ log = logging.getLogger("alignjax")
 
 
 def init(config: LoraConfig, model: ModelConfig, key: Array, *, objectives: int = 0) -> Params:
-    """What a run trains: fresh adapters, and a reward model's head of M outputs where M > 0."""
+    """Makes fresh adapters, and for a reward model its head of M > 0 outputs."""
     base = jax.eval_shape(functools.partial(init_params, model), key)
     adapters = lora.init(config, base, key)
     if objectives:
@@ -36,7 +36,7 @@ def init(config: LoraConfig, model: ModelConfig, key: Array, *, objectives: int 
 
 
 def target(config: LoraConfig, model: ModelConfig, mesh: Mesh, *, objectives: int = 0) -> Params:
-    """Shapes, dtypes and shardings of that."""
+    """Gives shapes, dtypes and shardings of what `init` makes."""
     start = functools.partial(init, config, model, objectives=objectives)
     shapes = jax.eval_shape(start, jax.random.key(0))
     return sharding.abstract(shapes, sharding.shard_tree(shapes, mesh))
@@ -52,30 +52,30 @@ def fresh(config: Config, mesh: Mesh, base: Params, *, objectives: int = 0) -> C
       objectives: outputs of a reward model's head, which is trained too; 0: a policy.
     """
     assert config.lora is not None
-    wanted = target(config.lora, config.model, mesh, objectives=objectives)
+    adapters = target(config.lora, config.model, mesh, objectives=objectives)
     network = jax.eval_shape(functools.partial(init_params, config.model), jax.random.key(0))
-    trained, frozen = (sum(x.size for x in jax.tree.leaves(t)) for t in (wanted, network))
+    trained, frozen = (sum(x.size for x in jax.tree.leaves(t)) for t in (adapters, network))
     log.info(
         "lora: %s parameters trained, %s frozen (%.2f%%) in %.1f MiB",
         *(f"{trained:,}", f"{frozen:,}", 100 * trained / frozen),
         sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(base)) / 2**20,
     )
     start = functools.partial(init, config.lora, config.model, objectives=objectives)
-    # A step's keys have numbers below 2^31, its dropout's from there on: this is nobody's.
+    # Steps fold numbers below 2^31 into the key, their dropout those from 2^31 on: this is free.
     key = jax.random.fold_in(jax.random.key(config.train.seed), np.uint32(2**32 - 1))
-    make = jax.jit(start, out_shardings=jax.tree.map(lambda x: x.sharding, wanted))
+    make = jax.jit(start, out_shardings=jax.tree.map(lambda x: x.sharding, adapters))
     return lambda: make(key)
 
 
 def whole(config: Config, base: Params | None, params: Params) -> Params:
-    """The network of trained parameters: themselves, or the base with these adapters."""
+    """Makes the network of trained parameters: themselves, or the base with these adapters."""
     if config.lora is None:
         return params
     assert base is not None
     return lora.join(base, params, config.lora)
 
 
-def base_of(
+def load_base(
     config: LoraConfig,
     model: ModelConfig,
     seed: int,
@@ -85,7 +85,7 @@ def base_of(
     sft: bool,
     digest: str,
 ) -> Params:
-    """The base that a run's adapters were trained beside, quantised if it was.
+    """Loads the base that a run's adapters were trained beside, quantised if it was.
 
     Args:
       config, model, seed: of the run's config.
@@ -94,17 +94,17 @@ def base_of(
       digest: of the base, as the run's checkpoints tell it.
 
     Raises:
-      UserError: what is found now is another one.
+      UserError: the base has changed since.
     """
     if sft:
         load = pretrained.supervised(model, workdir, mesh, config.quantize)
     else:
         load = pretrained.fresh(model, seed, mesh, config.quantize)
     base = load()
-    found = checkpoint.tree_digest(base)
-    if found != digest:
+    actual = checkpoint.tree_digest(base)
+    if actual != digest:
         where = str(pretrained.supervised_params(workdir)) if sft else model.path or "the seed"
         raise UserError(
-            f"{workdir}: its adapters belong to base {digest}, {where} gives {found}: restore it"
+            f"{workdir}: its adapters belong to base {digest}, {where} gives {actual}: restore it"
         )
     return base

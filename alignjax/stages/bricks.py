@@ -55,7 +55,7 @@ def run_batches(config: Config, rows: Bucketed) -> Batches:
 
 
 def supervised_config(config: Config, sft: SftConfig) -> Config:
-    """The config of the supervised stage, as of a run of its own."""
+    """Makes the config of the supervised stage, as of a run of its own."""
     return dataclasses.replace(
         config,
         loss=sft.loss,
@@ -137,7 +137,7 @@ def _summarise(run: Run, sft: SftConfig, params: Params, counts: dict[str, int])
 
 
 def _truth(truth: Callable[[str, str], float], rows: Bucketed) -> float:
-    """What the distribution that the rows came from loses on them, nats per response."""
+    """Computes the loss of the distribution that the rows came from, nats per response."""
     examples = (rows.dataset[i] for i in range(len(rows.dataset)))
     return float(np.mean([-truth(e.prompt, y) for e in examples for y in e.responses]))
 
@@ -176,7 +176,7 @@ def held_out_labels(rows: Bucketed) -> np.ndarray | None:
         return None
     table = np.zeros(rows.dataset.response_length.shape, bool)
     for i in range(len(rows.dataset)):
-        found = rows.dataset[i].desirable
-        assert found is not None  # preparation refuses rows of several kinds
-        table[i, : len(found)] = found
+        labels = rows.dataset[i].desirable
+        assert labels is not None  # preparation refuses rows of several kinds
+        table[i, : len(labels)] = labels
     return table

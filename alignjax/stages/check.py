@@ -99,7 +99,7 @@ def _check_reward(config: Config, batch: Any) -> None:
 
 
 def _as_lists(batch: Batch, k: int) -> Batch:
-    """The shapes of lists of k scored responses, which will be made of the data."""
+    """Makes the shapes of lists of k scored responses, which will be made of the data."""
     b, _, r = batch.response.shape
     arrays: dict[str, Any] = dict(
         response=np.zeros((b, k, r), np.int32),
@@ -120,7 +120,7 @@ def _select(field: str, select: Callable[..., Any] | None, batch: Batch) -> Any:
 
 
 def _logps(batch: Any, *, reference: bool) -> Logps:
-    """The shapes of the log-probabilities of a batch."""
+    """Makes the shapes of the log-probabilities of a batch."""
     zeros: Any = jax.ShapeDtypeStruct(batch.response_length.shape, jnp.float32)
     return Logps(policy=zeros, reference=zeros if reference else None, length=batch.response_length)
 
@@ -179,13 +179,13 @@ def _trace(field: str, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def drawn_responses(config: Config, rows: Bucketed) -> int:
-    """How many responses per prompt a step scores: K' of ``select``, else K."""
+    """Counts the responses per prompt that a step scores: K' of ``select``, else K."""
     k: int = _select("select", config.select, _first_rows(rows)).response.shape[1]
     return k
 
 
 def keeps_cache(config: Config, rows: Bucketed) -> bool:
-    """Whether the responses that a step scores are the row's own, as a cache holds them."""
+    """Says whether the responses that a step scores are the row's own, as a cache holds them."""
     return _keeps_cache(config, _first_rows(rows))
 
 
@@ -234,7 +234,7 @@ def bind_fraction(config: Config, rows: Bucketed) -> Config:
 
 
 def _first_rows(rows: Bucketed) -> Batch:
-    """The first row of the data, twice: the smallest batch that shows what a loss will see."""
+    """Takes the first row of the data, twice: the smallest batch that shows what a loss sees."""
     picked = np.flatnonzero(rows.assignment == rows.assignment[0])[:1].repeat(2)
     return assemble(rows.dataset, picked, rows.shapes[rows.assignment[0]])
 

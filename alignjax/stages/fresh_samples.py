@@ -18,11 +18,11 @@ from alignjax.sampling.generate import Question
 from alignjax.stages import adapters, learners
 from alignjax.training import on_policy
 from alignjax.training.job import Learner
-from alignjax.training.on_policy import Asking
+from alignjax.training.on_policy import Prompts
 from alignjax.types import Array, Batch, Params
 
 
-def asking(
+def make_policy(
     config: Config,
     mesh: Mesh,
     asked: Sequence[Question],
@@ -32,7 +32,7 @@ def asking(
     sampling: SamplingConfig,
     steps: int,
     max_empty_fraction: float,
-) -> tuple[Learner, Asking]:
+) -> tuple[Learner, Prompts]:
     """Makes a policy that learns from its own samples, with the reference scored in every step.
 
     Args:
@@ -42,7 +42,7 @@ def asking(
       load_reference: gives the reference, which the policy starts from.
       sampling: how the policy responds.
       steps: of the policy.
-      max_empty_fraction: see `on_policy.Asking`.
+      max_empty_fraction: see `on_policy.Prompts`.
 
     Raises:
       UserError: ``sampling`` asks for a beam search, which draws nothing.
@@ -55,8 +55,9 @@ def asking(
     learner = learners.policy(
         config, mesh, steps, load_reference=load_reference, base=load_reference(), live=True
     )
-    asking = Asking(
-        asked=asked,
+    eos = tokenizer.eos_id
+    return learner, Prompts(
+        questions=asked,
         batches=on_policy.deal_prompts(
             asked,
             buckets=config.data.buckets,
@@ -65,25 +66,15 @@ def asking(
             seed=config.train.seed,
             steps=steps,
         ),
-        sample=functools.partial(
-            decode.sample,
-            config=config.model,
-            settings=sampling,
-            eos=tokenizer.eos_id,
-        ),
-        eos=tokenizer.eos_id,
+        sample=functools.partial(decode.sample, config=config.model, settings=sampling, eos=eos),
+        eos=eos,
         max_empty_fraction=max_empty_fraction,
-        whole=functools.partial(_whole, config=config),
+        network=lambda params, base: adapters.whole(config, base, params),
     )
-    return learner, asking
-
-
-def _whole(params: Params, base: Params | None, *, config: Config) -> Params:
-    return adapters.whole(config, base, params)
 
 
 def steps_of(config: Config, asked: Sequence[Question]) -> int:
-    """Steps of the policy: ``train.steps``, or ``train.epochs`` over the prompts."""
+    """Counts the policy's steps: ``train.steps``, or ``train.epochs`` over the prompts."""
     train = config.train
     return train.steps or max(1, round(train.epochs * len(asked) / train.batch_size))
 
@@ -118,7 +109,7 @@ def _score_ids(params: Params, batch: Batch, *, config: object) -> Array:
 
 
 def texts(batch: Batch, tokenizer: Tokenizer) -> list[tuple[int, list[str]]]:
-    """The samples of all rows that count, as text: the prompt's number and its K responses."""
+    """Decodes the samples of all rows that count: the prompt's number and its K responses."""
     rows, numbers, ids, lengths = distributed.fetch(
         (batch.weight, batch.prompt_id, batch.response, batch.response_length)
     )

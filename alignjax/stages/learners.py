@@ -123,7 +123,7 @@ def _update(
 def over_objectives(
     scores: Array, batch: Batch, *, reward_loss: RewardLoss, names: tuple[str, ...]
 ) -> tuple[Array, Metrics]:
-    """The mean of one reward loss over M objectives, each with its own output of the head.
+    """Averages one reward loss over M objectives, each with its own output of the head.
 
     Args:
       scores: ``[B, K, M]``.
@@ -136,7 +136,7 @@ def over_objectives(
     metrics: Metrics = {}
     for m, name in enumerate(names):
         one = dataclasses.replace(batch, scores=batch.scores[..., m])
-        loss, found = reward_loss(scores[..., m], one)
+        loss, one_metrics = reward_loss(scores[..., m], one)
         losses += loss / len(names)
-        metrics |= {f"{key}/{name}": value for key, value in found.items()}
+        metrics |= {f"{key}/{name}": value for key, value in one_metrics.items()}
     return losses, metrics

@@ -10,14 +10,14 @@ from alignjax.types import Array, Baseline, Batch, Logps, TrainState
 
 
 def mean_over_rows(baseline: Baseline, logps: Logps, batch: Batch) -> Array:
-    """The baseline's mean over the rows of a batch, by their weight."""
+    """Averages the baseline over the rows of a batch, by their weight."""
     return _mean(*_sums(baseline, logps, batch))
 
 
 def mean_over_parts(
     baseline: Baseline, score_rows: Callable[[Batch], Logps], batch: Batch, parts: int
 ) -> Array:
-    """The same over the micro-batches of a batch, scored one after the other."""
+    """Averages it over the micro-batches of a batch, scored one after the other."""
 
     def body(sums: tuple[Array, Array], part: Batch) -> tuple[tuple[Array, Array], None]:
         return jax.tree.map(jnp.add, sums, _sums(baseline, score_rows(part), part)), None
@@ -27,14 +27,14 @@ def mean_over_parts(
 
 
 def running_mean(state: TrainState, mean: Array, weight: Array) -> tuple[Array, Array]:
-    """The mean over all rows so far, those of this step included, and the weight of those rows."""
-    seen = state.baseline_weight + weight
-    share = weight / jnp.maximum(seen, 1e-9)
-    return state.baseline + share * (mean - state.baseline), seen
+    """Updates the mean over all rows so far, and their weight, with the rows of a step."""
+    total = state.baseline_weight + weight
+    share = weight / jnp.maximum(total, 1e-9)
+    return state.baseline + share * (mean - state.baseline), total
 
 
 def baseline_fields(state: TrainState, mean: Array, batch: Batch, rows: int) -> dict[str, Array]:
-    """The two fields of a `Batch` with the baseline's means, the same in each of so many rows.
+    """Makes the two fields of a `Batch` with the baseline's means, the same in all rows.
 
     Args:
       state: before the step.
@@ -50,7 +50,7 @@ def baseline_fields(state: TrainState, mean: Array, batch: Batch, rows: int) -> 
 
 
 def _sums(baseline: Baseline, logps: Logps, batch: Batch) -> tuple[Array, Array]:
-    """The baseline's weighted sum over rows, and the weight."""
+    """Adds the baseline up over rows, by weight; and the weight."""
     total, _ = weighted_sums(baseline(logps, batch), {}, batch.weight)
     return total, batch.weight.sum()
 

@@ -46,18 +46,18 @@ class Cycle:
             )
 
     def player(self, step: int) -> Literal["reward", "policy"]:
-        """Whose turn it is after ``step`` turns of either player, `GameState.step`."""
+        """Says whose turn it is after ``step`` turns of either player, `GameState.step`."""
         place = step % (self.reward_steps + self.policy_steps)
         return "reward" if place < self.reward_steps else "policy"
 
     def turns_before(self, step: int) -> dict[str, int]:
-        """How many of the first ``step`` turns are each player's, by its name."""
+        """Counts how many of the first ``step`` turns are each player's, by its name."""
         cycles, rest = divmod(step, self.reward_steps + self.policy_steps)
         reward = cycles * self.reward_steps + min(rest, self.reward_steps)
         return {"reward": reward, "policy": step - reward}
 
     def turns_until(self, policy_turns: int) -> int:
-        """The number of turns that ends with the policy's ``policy_turns``-th; both are above 0."""
+        """Counts the turns up to the policy's ``policy_turns``-th, that included; it has one."""
         cycles, rest = divmod(policy_turns - 1, self.policy_steps)
         return cycles * (self.reward_steps + self.policy_steps) + self.reward_steps + rest + 1
 
@@ -65,7 +65,7 @@ class Cycle:
 def reward_step(
     state: GameState, batch: Batch, update: Update
 ) -> tuple[GameState, dict[str, Array]]:
-    """One optimizer step of the reward model; the policy stays as it is.
+    """Takes one optimizer step of the reward model; the policy stays as it is.
 
     Args:
       state: both players.
@@ -87,7 +87,7 @@ def policy_step(
     *,
     reward_apply: Apply,
 ) -> tuple[GameState, dict[str, Array]]:
-    """One optimizer step of the policy on responses that the reward model scores as it now is.
+    """Takes one step of the policy on responses that the reward model scores as it now is.
 
     Args:
       state: both players; the reward model stays as it is.

@@ -122,7 +122,7 @@ def _take_step(
 
 
 def _due(train: TrainConfig, step: int, total: int, stopping: bool) -> set[str]:
-    """What is to be done after a step: a line of the metrics, an evaluation, a save."""
+    """Says what is to be done after a step: a line of the metrics, an evaluation, a save."""
     at_end = step == total
     evaluates = train.eval_every > 0 and (at_end or step % train.eval_every == 0)
     when = {
@@ -147,7 +147,7 @@ class _Awaited:
         return batch
 
     def take_seconds(self) -> float:
-        """The seconds since the last call."""
+        """Gives the seconds since the last call."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds
 

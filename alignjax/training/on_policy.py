@@ -1,4 +1,4 @@
-"""A loop whose batch at a step is sampled from the policy as it is at that step.
+"""Trains a policy on responses that it samples itself, at each step as it then is.
 
 Prompts, keys and whose turn it is are functions of the seed and of the number of the step; what is
 sampled follows from them and from the parameters. So a run that is killed goes on bit for bit.
@@ -38,25 +38,25 @@ Score = Callable[[Batch], Array | np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Asking:
-    """What the policy is asked, and how it responds."""
+class Prompts:
+    """What a policy is asked at each of its steps, and how it responds."""
 
-    asked: Sequence[Question]
-    batches: Batches  # of the policy's steps; their rows are indices into ``asked``
+    questions: Sequence[Question]
+    batches: Batches  # of the policy's steps; their rows are indices into ``questions``
     sample: Sampler  # `decode.sample` with its keywords bound
     eos: int
     max_empty_fraction: float  # stop when more of a step's responses are empty; in [0, 1)
     # (trained parameters, learner.ref_params) -> the network to sample from
-    whole: Callable[[Params, Params | None], Params] = lambda params, base: params
+    network: Callable[[Params, Params | None], Params] = lambda params, base: params
 
-    def prompts(self, index: int, mesh: Mesh) -> Batch:
-        """The prompts of the policy's step ``index``, from 0: this process's rows, on the host."""
+    def batch(self, index: int, mesh: Mesh) -> Batch:
+        """Reads the prompts of the policy's step ``index``, from 0: this process's, on the host."""
         rows, shape = self.batches.rows[index], self.batches.shapes[self.batches.shape[index]]
-        return prompts_only(self.asked, rows[own_rows(mesh, len(rows))], shape.prompt)
+        return prompts_only(self.questions, rows[own_rows(mesh, len(rows))], shape.prompt)
 
 
 def deal_prompts(
-    asked: Sequence[Question],
+    questions: Sequence[Question],
     *,
     buckets: int,
     multiple: int,
@@ -67,22 +67,22 @@ def deal_prompts(
     """Deals the prompts to the policy's steps: all of them, shuffled, again and again.
 
     Args:
-      asked: what the rows are indices into.
+      questions: what the rows are indices into.
       buckets, multiple: shapes at most, and what their token counts are multiples of.
       batch_size: prompts per step.
       steps: of the policy.
     """
-    lengths = np.array([len(q.ids) for q in asked], np.int64)
-    nothing = np.ones((len(asked), 1), np.int64)
+    lengths = np.array([len(q.ids) for q in questions], np.int64)
+    nothing = np.ones((len(questions), 1), np.int64)
     shapes, assignment = choose_shapes(lengths, nothing, count=buckets, multiple=multiple)
-    order = shuffled(len(asked), seed)
+    order = shuffled(len(questions), seed)
     return deal_batches(shapes, assignment, batch_size=batch_size, order=order, batches=steps)
 
 
 def fit(
     job: Job,
     learner: Learner,
-    asking: Asking,
+    prompts: Prompts,
     score: Score,
     key: Array,
     evaluate: Callable[[Params], dict[str, float]] | None = None,
@@ -92,7 +92,7 @@ def fit(
     Args:
       job: as for `offline.fit`.
       learner: the policy.
-      asking: what it is asked.
+      prompts: what it is asked.
       score: of a batch with the step's samples, on the mesh.
       key, evaluate: as in `offline.fit`; samples have keys of their own.
 
@@ -100,14 +100,14 @@ def fit(
       As `offline.fit`.
 
     Raises:
-      UserError: more than ``asking.max_empty_fraction`` of a step's responses are empty; or as
+      UserError: more than ``prompts.max_empty_fraction`` of a step's responses are empty; or as
         `offline.fit`.
     """
     traced: list[str] = []  # one name per program and shape
-    total = len(asking.batches)
+    total = len(prompts.batches)
     init = functools.partial(init_state, optimizer=learner.update.optimizer, key=key)
     start, target = compile_start(init, learner.params_shape, mesh=job.mesh)
-    sample = compile_sampling(job, learner, asking, key, traced)
+    sample = compile_sampling(job, learner, prompts, key, traced)
 
     def policy(
         state: TrainState, ref_params: Params | None, batch: Batch, nats: Array
@@ -116,12 +116,12 @@ def fit(
         state, scalars = train_step(state, ref_params, batch, learner.update)
         assert batch.scores is not None
         scores = {"scores": jnp.nan_to_num(batch.scores)}
-        return state, {**sample_means(batch, asking, nats, scores), **scalars}
+        return state, {**sample_means(batch, prompts, nats, scores), **scalars}
 
     step = compile_step(policy, target)
 
-    def take(state: TrainState, prompts: Batch, done: int) -> tuple[TrainState, dict[str, Array]]:
-        batch, nats = sample(state.params, prompts, done)
+    def take(state: TrainState, batch: Batch, done: int) -> tuple[TrainState, dict[str, Array]]:
+        batch, nats = sample(state.params, batch, done)
         batch = dataclasses.replace(batch, scores=_on_mesh(score(batch), job.mesh))
         return step(state, learner.ref_params, batch, nats)
 
@@ -129,17 +129,17 @@ def fit(
         total=total,
         target=target,
         start=lambda: start(learner.load_start()),
-        batches=lambda begin: (asking.prompts(i, job.mesh) for i in range(begin, total)),
+        batches=lambda begin: (prompts.batch(i, job.mesh) for i in range(begin, total)),
         take=take,
         traced=traced,
-        line=lambda step: policy_line(learner, asking, step),
-        watch=lambda step, values: refuse_empty(job, asking, step, values),
+        line=lambda step: policy_line(learner, prompts, step),
+        watch=lambda step, values: refuse_empty(job, prompts, step, values),
     )
     return loop(job, turns, None if evaluate is None else lambda state: evaluate(state.params))
 
 
 def _on_mesh(scores: Array | np.ndarray, mesh: Mesh) -> Array:
-    """Scores of all rows, where they come from the host: this process puts down its own."""
+    """Puts scores that come from the host, of all rows, onto the mesh: each process its own."""
     if not isinstance(scores, np.ndarray):
         return scores
     placed: Array = put_rows(scores[own_rows(mesh, len(scores))].astype(np.float32), mesh)
@@ -147,7 +147,7 @@ def _on_mesh(scores: Array | np.ndarray, mesh: Mesh) -> Array:
 
 
 def compile_sampling(
-    job: Job, learner: Learner, asking: Asking, key: Array, traced: list[str]
+    job: Job, learner: Learner, prompts: Prompts, key: Array, traced: list[str]
 ) -> Callable[[Params, Batch, int], tuple[Batch, Array]]:
     """Compiles the sampling of a step's responses, from the parameters as they then are.
 
@@ -165,14 +165,14 @@ def compile_sampling(
     ) -> tuple[Array, Array, Array]:
         traced.append("sample")
         at_step = jax.random.fold_in(jax.random.fold_in(key, SAMPLES), done)
-        network = asking.whole(params, base)
-        return asking.sample(network, prompt, prompt_length, prompt_id, at_step)
+        network = prompts.network(params, base)
+        return prompts.sample(network, prompt, prompt_length, prompt_id, at_step)
 
     program = jax.jit(sample, out_shardings=row_sharding(job.mesh))
 
     def respond(params: Params, batch: Batch, done: int) -> tuple[Batch, Array]:
-        prompts = batch.prompt, batch.prompt_length, batch.prompt_id
-        response, length, nats = program(params, learner.ref_params, *prompts, done)
+        inputs = batch.prompt, batch.prompt_length, batch.prompt_id
+        response, length, nats = program(params, learner.ref_params, *inputs, done)
         batch = dataclasses.replace(
             batch, response=response, response_length=length, scores=None, desirable=None
         )
@@ -182,13 +182,13 @@ def compile_sampling(
 
 
 def sample_means(
-    batch: Batch, asking: Asking, nats: Array, more: dict[str, Array]
+    batch: Batch, prompts: Prompts, nats: Array, more: dict[str, Array]
 ) -> dict[str, Array]:
     """Averages over a step's samples.
 
     Args:
       batch: with the samples.
-      asking: how they were sampled.
+      prompts: how they were sampled.
       nats: ``[B, K]`` log-probabilities of the samples when they were drawn.
       more: ``[B, K]`` values to average beside them.
     """
@@ -197,8 +197,8 @@ def sample_means(
     values = {
         "entropy": -nats,  # its mean estimates it, in nats per response
         "response_tokens": length,
-        "empty": (length == 1) & (last[..., 0] == asking.eos),
-        "unfinished": last[..., 0] != asking.eos,
+        "empty": (length == 1) & (last[..., 0] == prompts.eos),
+        "unfinished": last[..., 0] != prompts.eos,
         **more,
     }
     means = {name: x.astype(jnp.float32).mean(axis=1) for name, x in values.items()}
@@ -206,19 +206,19 @@ def sample_means(
     return {name: x / jnp.maximum(batch.weight.sum(), 1e-9) for name, x in sums.items()}
 
 
-def policy_line(learner: Learner, asking: Asking, turns: int) -> dict[str, float]:
-    """The policy's numbers in a line of the metrics, after so many of its turns."""
-    rows = int((asking.batches.rows[:turns] >= 0).sum())
+def policy_line(learner: Learner, prompts: Prompts, turns: int) -> dict[str, float]:
+    """Makes the policy's numbers for a line of the metrics, after so many of its turns."""
+    rows = int((prompts.batches.rows[:turns] >= 0).sum())
     rate = float(learner.learning_rate(max(turns - 1, 0)))
-    return {"learning_rate": rate, "epoch": rows / len(asking.asked)}
+    return {"learning_rate": rate, "epoch": rows / len(prompts.questions)}
 
 
-def refuse_empty(job: Job, asking: Asking, step: int, values: dict[str, float]) -> None:
+def refuse_empty(job: Job, prompts: Prompts, step: int, values: dict[str, float]) -> None:
     """Ends the run when the policy has come to say nothing, before such a step is saved."""
     share = values["empty"]
-    if share > asking.max_empty_fraction:
+    if share > prompts.max_empty_fraction:
         raise UserError(
             f"{job.name}: {share:.0%} of the responses that the policy gave at step {step} are "
-            f"empty, more than the {asking.max_empty_fraction:.0%} allowed; the last checkpoint "
+            f"empty, more than the {prompts.max_empty_fraction:.0%} allowed; the last checkpoint "
             "holds the policy from before; raise beta or lower optim.learning_rate"
         )

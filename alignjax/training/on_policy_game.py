@@ -1,4 +1,4 @@
-"""A policy and its reward model trained in turns inside one loop, on samples of that very step.
+"""Trains a policy and its reward model in turns inside one loop, on samples of that very step.
 
 A turn of the policy samples responses to its prompts and moves on them, scored by the reward model
 as it then is. A turn of the reward model samples responses to prompts that have a golden one, puts
@@ -22,7 +22,7 @@ from alignjax.training import game, on_policy
 from alignjax.training.compiled import compile_start, compile_step
 from alignjax.training.job import Feed, Job, Learner, Turns
 from alignjax.training.loop import loop
-from alignjax.training.on_policy import Asking
+from alignjax.training.on_policy import Prompts
 from alignjax.training.step import init_state
 from alignjax.types import Array, Batch, GameState, Params
 
@@ -44,7 +44,7 @@ class Opponent:
 def play(
     job: Job,
     learner: Learner,
-    asking: Asking,
+    prompts: Prompts,
     opponent: Opponent,
     key: Array,
     evaluate: Callable[[GameState], dict[str, float]] | None = None,
@@ -54,7 +54,7 @@ def play(
     Args:
       job: as for `offline.fit`.
       learner: the policy.
-      asking: what the policy is asked.
+      prompts: what the policy is asked.
       opponent: the reward model's side.
       key: as in `offline.fit`.
       evaluate: as in `offline.fit`, of both.
@@ -75,9 +75,9 @@ def play(
         )
 
     start, target = compile_start(init, learner.params_shape, its.params_shape, mesh=job.mesh)
-    sample = on_policy.compile_sampling(job, learner, asking, key, traced)
-    policy_step = compile_step(_policy_step(learner, asking, opponent, traced), target)
-    reward_step = compile_step(_reward_step(asking, opponent, traced), target)
+    sample = on_policy.compile_sampling(job, learner, prompts, key, traced)
+    policy_step = compile_step(_policy_step(learner, prompts, opponent, traced), target)
+    reward_step = compile_step(_reward_step(prompts, opponent, traced), target)
 
     def take(state: GameState, batch: Any, done: int) -> tuple[GameState, dict[str, Array]]:
         samples, nats = sample(state.policy.params, batch[0], done)
@@ -87,21 +87,21 @@ def play(
         return reward_step(state, golden, samples, nats, pairs)
 
     turns = Turns(
-        total=cycle.turns_until(len(asking.batches)),
+        total=cycle.turns_until(len(prompts.batches)),
         target=target,
         start=lambda: start(learner.load_start(), its.load_start()),
-        batches=lambda begin: _batches(job, asking, opponent, begin),
+        batches=lambda begin: _batches(job, prompts, opponent, begin),
         take=take,
         traced=traced,
-        line=lambda step: _line(learner, asking, opponent, step),
+        line=lambda step: _line(learner, prompts, opponent, step),
         player=lambda done: REWARD_MODEL if cycle.player(done) == "reward" else "",
-        watch=lambda step, values: on_policy.refuse_empty(job, asking, step, values),
+        watch=lambda step, values: on_policy.refuse_empty(job, prompts, step, values),
     )
     return loop(job, turns, evaluate)
 
 
 def _policy_step(
-    learner: Learner, asking: Asking, opponent: Opponent, traced: list[str]
+    learner: Learner, prompts: Prompts, opponent: Opponent, traced: list[str]
 ) -> Callable[..., tuple[GameState, dict[str, Array]]]:
     """Makes a turn of the policy: it moves on its samples, as the reward model scores them."""
 
@@ -113,13 +113,13 @@ def _policy_step(
         state, scalars = game.policy_step(
             state, ref_params, samples, learner.update, reward_apply=reward_apply
         )
-        return state, {**on_policy.sample_means(samples, asking, nats, {}), **scalars}
+        return state, {**on_policy.sample_means(samples, prompts, nats, {}), **scalars}
 
     return policy
 
 
 def _reward_step(
-    asking: Asking, opponent: Opponent, traced: list[str]
+    prompts: Prompts, opponent: Opponent, traced: list[str]
 ) -> Callable[..., tuple[GameState, dict[str, Array]]]:
     """Makes a turn of the reward model: golden responses above samples, and human comparisons."""
 
@@ -129,31 +129,31 @@ def _reward_step(
         traced.append("reward")
         rows = comparisons(golden, samples, pairs)
         state, scalars = game.reward_step(state, rows, opponent.learner.update)
-        return state, {**on_policy.sample_means(samples, asking, nats, {}), **scalars}
+        return state, {**on_policy.sample_means(samples, prompts, nats, {}), **scalars}
 
     return reward
 
 
 def _batches(
-    job: Job, asking: Asking, opponent: Opponent, begin: int
+    job: Job, prompts: Prompts, opponent: Opponent, begin: int
 ) -> Iterator[tuple[Batch, ...]]:
-    """The prompts that each turn samples for, and the pairs beside them if it is the reward's."""
+    """Reads the prompts that each turn samples for, and pairs where it is the reward model's."""
     cycle = opponent.cycle
     done = cycle.turns_before(begin)
     golden = opponent.golden.read(done["reward"], job.mesh)
     pairs = opponent.pairs.read(done["reward"], job.mesh)
-    prompts = (asking.prompts(i, job.mesh) for i in range(done["policy"], len(asking.batches)))
-    for step in range(begin, cycle.turns_until(len(asking.batches))):
+    asked = (prompts.batch(i, job.mesh) for i in range(done["policy"], len(prompts.batches)))
+    for step in range(begin, cycle.turns_until(len(prompts.batches))):
         if cycle.player(step) == "reward":
             yield next(golden), next(pairs)
         else:
-            yield (next(prompts),)
+            yield (next(asked),)
 
 
-def _line(learner: Learner, asking: Asking, opponent: Opponent, step: int) -> dict[str, float]:
-    """Both players' numbers in a line of the metrics, after so many turns of either."""
+def _line(learner: Learner, prompts: Prompts, opponent: Opponent, step: int) -> dict[str, float]:
+    """Makes both players' numbers for a line of the metrics, after so many turns of either."""
     turns = opponent.cycle.turns_before(step)
-    line = on_policy.policy_line(learner, asking, turns["policy"])
+    line = on_policy.policy_line(learner, prompts, turns["policy"])
     if turns["reward"]:
         rate = opponent.learner.learning_rate(turns["reward"] - 1)
         line[REWARD_MODEL + "learning_rate"] = float(rate)
@@ -179,11 +179,11 @@ def comparisons(golden: Batch, sampled: Batch, pairs: Batch) -> Batch:
         scores = jnp.broadcast_to(jnp.array([1.0, 0.0]), (n, own))
 
     def stack(one: Array, other: Array, *, left: tuple[int, ...] = ()) -> Array:
-        """One above the other, filled up with zeros at the end of an axis, or before it."""
-        wanted = [max(x, y) for x, y in zip(one.shape[1:], other.shape[1:], strict=True)]
+        """Puts one above the other, filled up with zeros at the end of an axis, or before it."""
+        sizes = [max(x, y) for x, y in zip(one.shape[1:], other.shape[1:], strict=True)]
 
         def fill(x: Array) -> Array:
-            room = [w - size for w, size in zip(wanted, x.shape[1:], strict=True)]
+            room = [w - size for w, size in zip(sizes, x.shape[1:], strict=True)]
             return jnp.pad(
                 x, [(0, 0), *((r, 0) if i in left else (0, r) for i, r in enumerate(room))]
             )

@@ -34,12 +34,12 @@ def cosine(peak: float, steps: int, warmup_steps: int) -> optax.Schedule:
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
-    """The schedule of a run of ``steps`` optimizer steps."""
+    """Makes the schedule of a run of ``steps`` optimizer steps."""
     return config.schedule(config.learning_rate, steps, round(config.warmup_fraction * steps))
 
 
 def make(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW with decoupled weight decay on matrices (not on norms and biases)."""
+    """Makes AdamW with decoupled weight decay on matrices (not on norms and biases)."""
 
     def decayed(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(

@@ -50,12 +50,12 @@ class Numbers:
         return {f"{who}loss": values["loss"]}
 
     def averages(self) -> dict[str, float]:
-        """The means of every player since the last call."""
+        """Averages every player's numbers since the last call."""
         each = {who: meter.averages() for who, meter in self._meters.items()}
         return {who + name: x for who, means in each.items() for name, x in means.items()}
 
     def state(self) -> dict[str, Any]:
-        """The sums since the last line, as JSON data, for a checkpoint's record."""
+        """Gives the sums since the last line, as JSON data, for a checkpoint's record."""
         return {f"{who}meter": meter.state() for who, meter in self._meters.items()}
 
     def restore(self, record: dict[str, Any]) -> None:

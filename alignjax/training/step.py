@@ -45,7 +45,7 @@ Forward = Callable[..., Any]  # (params, ref_params, batch, *, apply, key) -> wh
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
-    """A state at step 0."""
+    """Makes a state at step 0."""
 
     def zero() -> Array:  # each counter a buffer of its own: a step donates them all
         return jnp.zeros((), jnp.int32)
@@ -82,7 +82,7 @@ def score(
     apply: Apply,
     key: Array | None = None,
 ) -> Logps:
-    """Log-probabilities under policy and reference; the cache wins over the reference's weights."""
+    """Scores responses under policy and reference; the cache wins over the reference's weights."""
     del key  # nothing is drawn
     reference = batch.ref_logps
     if reference is None and ref_params is not None:
@@ -100,7 +100,7 @@ def reward_scores(
     apply: Apply,
     key: Array | None = None,
 ) -> Array:
-    """What the loss of a reward model sees: ``[B, K]`` scores; there is no reference."""
+    """Scores ``[B, K]`` responses with a reward model; there is no reference."""
     del ref_params, key
     return apply(params, batch)
 
@@ -116,7 +116,7 @@ def with_adapters(
     config: LoraConfig,
     live: bool,
 ) -> Any:
-    """`score` or `reward_scores` of a base with adapters; the reference is the base itself.
+    """Scores responses with a base that has adapters; the reference is the base itself.
 
     Args:
       params: the adapters, which are all that is trained.
@@ -152,7 +152,7 @@ class Update:
 def train_step(
     state: TrainState, ref_params: Params | None, batch: Batch, update: Update
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One optimizer step.
+    """Takes one optimizer step.
 
     Args:
       state: the network being trained. Donate it.
@@ -201,7 +201,7 @@ def train_step(
 
 
 def _next_state(state: TrainState, finite: Array, values: tuple[Any, ...]) -> TrainState:
-    """The state after a step; one that was not finite changes nothing but the counters.
+    """Makes the state after a step; one that was not finite changes nothing but the counters.
 
     Args:
       state: before the step.
@@ -263,7 +263,7 @@ def _weighted_loss(
 def stacked_step(
     states: TrainState, ref_params: Params | None, batch: Batch, update: Update
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One step of each of P networks, which share the reference (or the adapters' base).
+    """Takes one step of each of P networks, which share the reference (or the adapters' base).
 
     Args:
       states: every leaf with a leading axis P; the P keys differ, or the networks draw alike.

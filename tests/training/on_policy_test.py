@@ -64,12 +64,12 @@ class Settings:
     learner: Learner
 
 
-def asking(**changes):
-    prompts = on_policy.deal_prompts(
+def prompts(**changes):
+    batches = on_policy.deal_prompts(
         ASKED, buckets=1, multiple=P, batch_size=B, seed=0, steps=STEPS
     )
-    parts = dict(asked=ASKED, batches=prompts, sample=SAMPLE, eos=EOS, max_empty_fraction=0.9)
-    return on_policy.Asking(**{**parts, **changes})
+    parts = dict(questions=ASKED, batches=batches, sample=SAMPLE, eos=EOS, max_empty_fraction=0.9)
+    return on_policy.Prompts(**{**parts, **changes})
 
 
 def job(workdir, mesh=None, *, save_every=2):
@@ -102,7 +102,7 @@ def liked(batch):
 
 
 def fit(settings, *, score=liked, **changes):
-    return on_policy.fit(settings.job, settings.learner, asking(**changes), score, KEY)
+    return on_policy.fit(settings.job, settings.learner, prompts(**changes), score, KEY)
 
 
 def opponent(mesh, *, reward_steps=2, policy_steps=1, loss=REWARD_LOSS):
@@ -141,7 +141,7 @@ def opponent(mesh, *, reward_steps=2, policy_steps=1, loss=REWARD_LOSS):
 
 def play(settings, **changes):
     its = opponent(settings.job.mesh, **changes)
-    return on_policy_game.play(settings.job, settings.learner, asking(), its, KEY)
+    return on_policy_game.play(settings.job, settings.learner, prompts(), its, KEY)
 
 
 LOOPS = {"fit": fit, "play": play}

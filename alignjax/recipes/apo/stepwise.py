@@ -81,7 +81,7 @@ def _play(
     """Plays the loop: the policy and the reward model that it ends with, and counts."""
     config = dataclasses.replace(game.config, recipe=None, reward_loss=None, sft=None)
     run = dataclasses.replace(game.run, config=config)
-    learner, asking = fresh_samples.asking(
+    learner, prompts = fresh_samples.make_policy(
         config,
         game.mesh,
         game.policy.asked,
@@ -91,7 +91,7 @@ def _play(
         steps=fresh_samples.steps_of(config, game.policy.asked),
         max_empty_fraction=settings.max_empty_fraction,
     )
-    opponent = _opponent(game, settings, base, turns=len(asking.batches))
+    opponent = _opponent(game, settings, base, turns=len(prompts.batches))
     made_of = {
         **game.made_of,
         "reward_model": base.digest,
@@ -104,7 +104,7 @@ def _play(
         return evaluation.during(run, state.policy.params, learner.ref_params, None)
 
     key = jax.random.key(config.train.seed)
-    state, counts = on_policy_game.play(job, learner, asking, opponent, key, during)
+    state, counts = on_policy_game.play(job, learner, prompts, opponent, key, during)
     return *_keep(game, state), counts
 
 

@@ -143,7 +143,7 @@ def policy(
     asked = questions(data.train, len(data.train.dataset))
     steps = fresh_samples.steps_of(config, asked) if steps is None else steps
     name = "morlhf/" + "-".join(f"{w:.4f}" for w in preference)
-    learner, asking = fresh_samples.asking(
+    learner, prompts = fresh_samples.make_policy(
         config,
         setting.mesh,
         asked,
@@ -162,7 +162,7 @@ def policy(
     scalar = _scalar(setting, rows, np.array(preference) * scale, shift)
     run = setting.training(name, config, data.train)
     job = bricks.make_job(name, run, setting.digest, weights)
-    state, _ = on_policy.fit(job, learner, asking, scalar, jax.random.key(config.train.seed))
+    state, _ = on_policy.fit(job, learner, prompts, scalar, jax.random.key(config.train.seed))
     cost.note_steps(setting, name)
     return state.params
 
