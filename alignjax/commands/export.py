@@ -6,17 +6,18 @@ import pathlib
 from typing import Any
 
 import alignjax
-from alignjax.commands.finished_run import policy_folder
+from alignjax.commands import finished_run
+from alignjax.commands.finished_run import Trained
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.errors import UserError
 from alignjax.models import reward_head
-from alignjax.models.config import DTYPES, LoraConfig, ModelConfig, model_from
+from alignjax.models.config import DTYPES
 from alignjax.models.hf.peft import save_adapters
 from alignjax.models.hf.save import save_model, write_json
 from alignjax.models.lora import merge
 from alignjax.runtime import artifacts, checkpoint, sharding, workdirs
 from alignjax.runtime.workdirs import read_json, versions
-from alignjax.stages import adapters, pretrained
+from alignjax.stages import pretrained
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
@@ -43,92 +44,50 @@ def export(workdir: str, to: str, *, dtype: str = "", adapter: bool = False) -> 
     config = read_json(run / "config.json")
     if dtype not in ("", *DTYPES):
         raise UserError(f"--dtype: wanted {' or '.join(DTYPES)}, found {dtype!r}")
-    model = model_from(config, str(run / "config.json"))
-    reward = config.get("reward_loss") is not None and config.get("game") is None
-    outputs = _outputs(run) if reward else ()
-    lora = _lora(config)
+    trained = finished_run.trained_in(run, config)
+    outputs = () if config["loss"] else _outputs(run)
     if adapter:
         _check_adapter(config, run, dtype)
-    # Opening the checkpoints removes what a killed save left, so no run may be saving.
-    with (
-        workdirs.owned(run),
-        checkpoint.open_store(policy_folder(config, run) / "checkpoints", keep=10**9) as store,
-    ):
-        step = checkpoint.latest(store)
+    params, record, step = _newest(trained, workdir, run, len(outputs), merged=not adapter)
+    with artifacts.new_folder(to) as made:
+        if adapter:
+            assert trained.lora is not None  # see _check_adapter
+            save_adapters(made, params, trained.lora, trained.model)
+        else:
+            save_model(
+                made,
+                params,
+                trained.model,
+                dtype=dtype or trained.model.param_dtype,
+                original=_tokenizer_and_config(config, run, made),
+                outputs=outputs,
+            )
+            card = model_card(config, record, step, run.resolve().name)
+            (made / "README.md").write_text(card, encoding="utf-8")
+    log.info("%s: %sstep %d of %s", to, "the adapters of " if adapter else "", step, workdir)
+
+
+def _newest(
+    trained: Trained, workdir: str, run: pathlib.Path, objectives: int, *, merged: bool
+) -> tuple[Params, dict[str, Any], int]:
+    """Restores the newest checkpoint, its record and its step; adapters ``merged``, if asked to."""
+    mesh = sharding.make_mesh(1, 1, 1)
+    with workdirs.owned(run):
+        with trained.checkpoints as store:
+            step = checkpoint.latest(store)
         if step is None:
             raise UserError(f"{workdir}: no checkpoint yet; run it first")
-        record = checkpoint.read_record(store, step)
-        mesh = sharding.make_mesh(1, 1, 1)
-        if lora is None:
-            shapes = pretrained.target(model, mesh, objectives=len(outputs))
-        else:
-            shapes = adapters.target(lora, model, mesh, objectives=len(outputs))
-        params = checkpoint.restore_params(store, step, shapes)
-        if lora is not None and not adapter:
-            params = _merged(params, lora, model, config, run, record, len(outputs))
-    if lora is not None and adapter:
-        with artifacts.new_folder(to) as made:
-            save_adapters(made, params, lora, model)
-        log.info("%s: the adapters of step %d of %s", to, step, workdir)
-        return
-    with artifacts.new_folder(to) as made:
-        kept = run / "pretrained"
-        tokenizer = _tokenizer_files(config["tokenizer"], run, made)
-        if kept.is_dir():
-            original = read_json(kept / "config.json")
-            pretrained.copy_files(kept, made, ("generation_config.json",))
-        else:
-            original = _own(config["data"], tokenizer)
-        # transformers reads a score before the padding: an EOS that pads would be passed over.
-        if reward and original.get("pad_token_id") == tokenizer.eos_id:
-            original["pad_token_id"] = None
-        save_model(
-            made,
-            params,
-            model,
-            dtype=dtype or model.param_dtype,
-            original=original,
-            outputs=outputs,
-        )
-        card = model_card(config, record, step, run.resolve().name)
-        (made / "README.md").write_text(card, encoding="utf-8")
-    log.info("%s: step %d of %s", to, step, workdir)
-
-
-def _lora(config: dict[str, Any]) -> LoraConfig | None:
-    """The LoraConfig in a run's config.json."""
-    fields = config.get("lora")
-    if not fields:
-        return None
-    return LoraConfig(**{**fields, "targets": tuple(fields["targets"])})
-
-
-def _merged(
-    trained: Params,
-    lora: LoraConfig,
-    model: ModelConfig,
-    config: dict[str, Any],
-    run: pathlib.Path,
-    record: dict[str, Any],
-    objectives: int,
-) -> Params:
-    """The whole network of a run's adapters."""
-    base = adapters.load_base(
-        lora,
-        model,
-        config["train"]["seed"],
-        run,
-        sharding.make_mesh(1, 1, 1),
-        sft=config["sft"] is not None,
-        digest=record["identity"]["reference"],
-    )
-    if objectives:
-        base = reward_head.from_language_model(base, objectives=objectives)
-    return merge(base, trained, lora)
+        params, record = finished_run.restore(trained, mesh, step, objectives=objectives)
+        if trained.lora is not None and merged:
+            base = finished_run.load_base(trained, mesh, record)
+            if objectives:
+                base = reward_head.from_language_model(base, objectives=objectives)
+            params = merge(base, params, trained.lora)
+    return params, record, step
 
 
 def _check_adapter(config: dict[str, Any], run: pathlib.Path, dtype: str) -> None:
-    """Sees that a run's adapters mean something without the run."""
+    """Refuses adapters that mean nothing without their run."""
     if not config.get("lora"):
         raise UserError(f"--adapter: {run} trained a whole network, its config has no lora")
     if config["sft"] is not None or not config["model"]["path"]:
@@ -148,21 +107,34 @@ def _outputs(run: pathlib.Path) -> tuple[str, ...]:
     return tuple(read_json(run / "summary.json")["reward_model"]["objectives"]) or ("reward",)
 
 
-def _own(data: dict[str, Any], tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
-    """What config.json says beside the network's shape, for a model trained from nothing."""
-    return {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
-        "pad_token_id": tokenizer.pad_id,
-        # the longest text it has seen
-        "max_position_embeddings": data["max_prompt_tokens"] + data["max_response_tokens"],
-    }
+def _tokenizer_and_config(
+    config: dict[str, Any], run: pathlib.Path, made: pathlib.Path
+) -> dict[str, Any]:
+    """Writes the tokenizer's files; returns what config.json says beside the network's shape."""
+    kept = run / "pretrained"
+    tokenizer = _tokenizer_files(config["tokenizer"], run, made)
+    if kept.is_dir():
+        original: dict[str, Any] = read_json(kept / "config.json")
+        pretrained.copy_files(kept, made, ("generation_config.json",))
+    else:
+        data = config["data"]
+        original = {
+            "bos_token_id": tokenizer.bos_id,
+            "eos_token_id": tokenizer.eos_id,
+            "pad_token_id": tokenizer.pad_id,
+            # the longest text it has seen
+            "max_position_embeddings": data["max_prompt_tokens"] + data["max_response_tokens"],
+        }
+    # transformers reads a score before the padding: an EOS that pads would be passed over.
+    if not config["loss"] and original.get("pad_token_id") == tokenizer.eos_id:
+        original["pad_token_id"] = None
+    return original
 
 
 def _tokenizer_files(
     settings: dict[str, Any], run: pathlib.Path, made: pathlib.Path
 ) -> tokenizers.Tokenizer:
-    """The files the run's tokenizer was read from, and what tools need to read them alike."""
+    """Writes the files of the run's tokenizer, and what tools need to read them alike."""
     kept = run / "pretrained"
     path = kept if kept.is_dir() else pathlib.Path(settings["path"] or run / "tokenizer.model")
     tokenizer = tokenizers.load(str(path), chat_template=settings["chat_template"])
@@ -193,7 +165,7 @@ FOLDERS = ("path", "eval_path", "golden_path", "reward_model", "cache_dir", "cha
 
 
 def _without_folders(value: Any, key: str = "") -> Any:
-    """A config without the folders of the machine it ran on: paths keep their last part."""
+    """Leaves out the folders of the machine a config ran on: paths keep their last part."""
     if isinstance(value, dict):
         return {k: _without_folders(v, k) for k, v in value.items()}
     if key in FOLDERS and isinstance(value, str):
@@ -201,30 +173,22 @@ def _without_folders(value: Any, key: str = "") -> Any:
     return value
 
 
-def model_card(config: dict[str, Any], record: dict[str, Any], step: int, name: str) -> str:
-    """README.md: how the model was made, and of what."""
-    loss = config.get("loss") or config.get("reward_loss") or {}
-    kind = "CausalLM" if config.get("loss") else "SequenceClassification"
-    config = _without_folders(config)
-    identity = record["identity"]
-    base = config["model"].get("path")
-    told = "\n".join(f"- {key} {value}" for key, value in versions().items())
-    return f"""---
+CARD = """---
 library_name: transformers
 tags: [alignjax]
 ---
 
 # {name}
 
-Aligned with alignjax {alignjax.__version__}: `{loss.get("function", "?")}`, {step:,} steps.
+Aligned with alignjax {version}: `{function}`, {step:,} steps.
 
 | | |
 |---|---|
-| method | `{json.dumps(loss)}` |
-| started from | {f"`{base}`" if base else "random parameters"} |
-| reference's parameters | `{identity["reference"]}` |
-| training data | `{identity["data"]}` |
-| tokenizer | `{identity["tokenizer"]}` |
+| method | `{loss}` |
+| started from | {start} |
+| reference's parameters | `{reference}` |
+| training data | `{data}` |
+| tokenizer | `{tokenizer}` |
 
 The digests name contents: the same data, tokenizer and reference give the same ones.
 
@@ -237,11 +201,32 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 
 ## Versions
 
-{told}
+{versions}
 
 ## Config
 
 ```json
-{json.dumps(config, indent=2)}
+{config}
 ```
 """
+
+
+def model_card(config: dict[str, Any], record: dict[str, Any], step: int, name: str) -> str:
+    """Writes README.md's text: how the model was made, and of what."""
+    loss = config.get("loss") or config.get("reward_loss") or {}
+    config, identity = _without_folders(config), record["identity"]
+    base = config["model"].get("path")
+    return CARD.format(
+        name=name,
+        version=alignjax.__version__,
+        function=loss.get("function", "?"),
+        step=step,
+        loss=json.dumps(loss),
+        start=f"`{base}`" if base else "random parameters",
+        reference=identity["reference"],
+        data=identity["data"],
+        tokenizer=identity["tokenizer"],
+        kind="CausalLM" if config.get("loss") else "SequenceClassification",
+        versions="\n".join(f"- {key} {value}" for key, value in versions().items()),
+        config=json.dumps(config, indent=2),
+    )

@@ -1,11 +1,16 @@
-"""Runs that have ended: their config and their policy, from the workdir."""
+"""Opens runs that have ended: their config and what they trained, from the workdir."""
 
+import contextlib
+import dataclasses
 import pathlib
 from typing import Any
+
+from jax.sharding import Mesh
 
 from alignjax.config import Config, load
 from alignjax.config.fields import describe, identity_changes
 from alignjax.errors import UserError
+from alignjax.models.config import LoraConfig, ModelConfig, model_from
 from alignjax.runtime import checkpoint, sharding, workdirs
 from alignjax.stages import adapters, pretrained
 from alignjax.types import Params
@@ -20,7 +25,7 @@ def note_origin(workdir: str, path: str, overrides: list[str]) -> None:
 
 
 def config_of(workdir: str, path: str, overrides: list[str]) -> Config:
-    """The config of a finished run of a policy.
+    """Loads the config of a finished run of a policy.
 
     Args:
       workdir: the run's folder.
@@ -51,60 +56,121 @@ def config_of(workdir: str, path: str, overrides: list[str]) -> Config:
     return config
 
 
-def policy_folder(description: dict[str, Any], folder: pathlib.Path) -> pathlib.Path:
-    """Where a run keeps the checkpoints of what it trains; of a game in rounds, the last policy's.
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Where the parameters are that a run trained, and of what network."""
 
-    Args:
-      description: of the run's config, as ``config.json`` holds it.
-      folder: the run's.
-    """
+    folder: pathlib.Path  # of the checkpoints; of a game in rounds, the last policy's
+    model: ModelConfig
+    lora: LoraConfig | None
+    seed: int
+    sft: bool  # whether it had a supervised stage
+
+    @property
+    def checkpoints(self) -> contextlib.AbstractContextManager[Any]:
+        """Opens them to read; this removes what a killed save left, so no run may be saving."""
+        return checkpoint.open_store(self.folder / "checkpoints", keep=10**9)
+
+
+def trained_by(config: Config, workdir: str) -> Trained:
+    """Finds what a run of this config trained."""
+    folder = _policy_folder(describe(config), pathlib.Path(workdir))
+    return Trained(folder, config.model, config.lora, config.train.seed, config.sft is not None)
+
+
+def trained_in(folder: pathlib.Path, description: dict[str, Any]) -> Trained:
+    """Finds what the run of a folder trained, by its ``config.json`` alone."""
+    lora = description["lora"]
+    return Trained(
+        _policy_folder(description, folder),
+        model_from(description, str(folder / "config.json")),
+        LoraConfig(**{**lora, "targets": tuple(lora["targets"])}) if lora else None,
+        description["train"]["seed"],
+        description["sft"] is not None,
+    )
+
+
+def _policy_folder(description: dict[str, Any], folder: pathlib.Path) -> pathlib.Path:
     game = (description.get("recipe") or {}).get("game", {})
     if "rounds" not in game:
         return folder
     return folder / f"round-{game['rounds']}" / "policy"
 
 
-def require_complete(workdir: str) -> None:
-    """Sees that the last checkpoint of a finished run is there: going on would train nothing.
+def restore(
+    trained: Trained, mesh: Mesh, step: int, *, objectives: int = 0
+) -> tuple[Params, dict[str, Any]]:
+    """Restores a checkpoint; with ``lora`` the adapters.
+
+    Args:
+      mesh: where.
+      step: of the checkpoint.
+      objectives: outputs of a reward model's head; 0: a policy.
+
+    Returns:
+      The parameters, and the record that was saved with them.
+    """
+    if trained.lora is None:
+        target = pretrained.target(trained.model, mesh, objectives=objectives)
+    else:
+        target = adapters.target(trained.lora, trained.model, mesh, objectives=objectives)
+    with trained.checkpoints as store:
+        return checkpoint.restore_params(store, step, target), checkpoint.read_record(store, step)
+
+
+def load_base(trained: Trained, mesh: Mesh, record: dict[str, Any]) -> Params:
+    """Loads the network that restored adapters go beside.
 
     Raises:
-      UserError: it is not, or the folder is in use.
+      UserError: what is there now is another one.
+    """
+    assert trained.lora is not None
+    digest = record["identity"]["reference"]
+    return adapters.load_base(
+        trained.lora,
+        trained.model,
+        trained.seed,
+        trained.folder,
+        mesh,
+        sft=trained.sft,
+        digest=digest,
+    )
+
+
+def require_complete(workdir: str) -> None:
+    """Refuses a finished run without its last checkpoint: to go on would train.
+
+    Raises:
+      UserError: the checkpoint is missing, or the folder is in use.
     """
     folder = pathlib.Path(workdir)
     with workdirs.owned(folder):
-        _last_step(policy_folder(workdirs.read_json(folder / "config.json"), folder))
+        _last_step(trained_in(folder, workdirs.read_json(folder / "config.json")))
 
 
-def _last_step(folder: pathlib.Path) -> int:
-    steps = int(workdirs.read_json(folder / "summary.json")["steps"])
-    with checkpoint.open_store(folder / "checkpoints", keep=1_000_000) as store:
+def _last_step(trained: Trained) -> int:
+    steps = int(workdirs.read_json(trained.folder / "summary.json")["steps"])
+    with trained.checkpoints as store:
         newest = checkpoint.latest(store)
     if newest != steps:
         raise UserError(
-            f"--workdir: {folder} ended with step {steps}, and its newest checkpoint is of "
+            f"--workdir: {trained.folder} ended with step {steps}, and its newest checkpoint is of "
             f"{'none' if newest is None else f'step {newest}'}; go on with run"
         )
     return steps
 
 
 def load_policy(config: Config, workdir: str) -> Params:
-    """The parameters that a finished run ended with, on the config's mesh.
+    """Loads the parameters that a finished run ended with, on the config's mesh.
+
+    The caller owns the folder (`workdirs.owned`).
 
     Raises:
-      UserError: the checkpoint is not there. The folder is to be `workdirs.owned`.
+      UserError: the checkpoint is not there.
     """
-    folder = policy_folder(describe(config), pathlib.Path(workdir))
-    steps = _last_step(folder)
+    trained = trained_by(config, workdir)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    if config.lora is None:
-        target = pretrained.target(config.model, mesh)
-    else:
-        target = adapters.target(config.lora, config.model, mesh)
-    with checkpoint.open_store(folder / "checkpoints", keep=1_000_000) as store:
-        digest = checkpoint.read_record(store, steps)["identity"]["reference"]
-        params = checkpoint.restore_params(store, steps, target)
-    if config.lora is None:
+    params, record = restore(trained, mesh, _last_step(trained))
+    if trained.lora is None:
         return params
-    seed, sft = config.train.seed, config.sft is not None
-    base = adapters.load_base(config.lora, config.model, seed, folder, mesh, sft=sft, digest=digest)
-    return adapters.whole(config, base, params)
+    return adapters.whole(config, load_base(trained, mesh, record), params)

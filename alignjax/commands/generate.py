@@ -1,4 +1,4 @@
-"""Responses of a finished run's policy to prompts: what the verb ``generate`` does.
+"""Responses of a finished run's policy to prompts: the verb ``generate``.
 
 It writes ``OUT``, JSON lines of ``{id, prompt, responses, domain}``: what ``score`` scores, and
 with scores what `data.sources.lists` reads.
@@ -19,8 +19,8 @@ from alignjax.data.sources.messages import read_prompt
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
 from alignjax.runtime import sharding, workdirs
-from alignjax.sampling.generate import Question, questions, respond
-from alignjax.stages.data import prepare_data
+from alignjax.sampling.generate import Question, Sample, questions, respond
+from alignjax.stages.data import Prepared, prepare_data
 from alignjax.stages.sample_lists import line
 
 log = logging.getLogger("alignjax")
@@ -35,7 +35,7 @@ def run(
     samples: int | None = None,
     temperature: float | None = None,
 ) -> None:
-    """Samples and writes.
+    """Samples responses of the policy to prompts and writes them.
 
     Args:
       config: of the run; ``evaluate`` says how to sample.
@@ -53,30 +53,21 @@ def run(
     target = pathlib.Path(out)
     if target.suffix != ".jsonl":
         raise UserError(f"--out: wanted a name that ends in .jsonl, found {out!r}")
-    told = config.evaluate
+    evaluate = config.evaluate
     settings = dataclasses.replace(
-        told,
-        samples=told.samples if samples is None else samples,
-        temperature=told.temperature if temperature is None else temperature,
+        evaluate,
+        samples=evaluate.samples if samples is None else samples,
+        temperature=evaluate.temperature if temperature is None else temperature,
         best_of=0,
     )
     config = dataclasses.replace(config, evaluate=settings)  # checked once more
     with workdirs.owned(pathlib.Path(workdir)):
         data = prepare_data(config, pathlib.Path(workdir))
         params = finished_run.load_policy(config, workdir)
-        if prompts:
-            records = [
-                Record(id=row.id, prompt=_prompt_of(row), responses=())
-                for row in read_rows(prompts)
-            ]
-            asked = _questions(records, data.tokenizer, config.data.max_prompt_tokens)
-        else:
-            asked = questions(data.asked, config.evaluate.prompts)
-            ids = [data.asked.dataset[q.number].id for q in asked]
-            records = [dataclasses.replace(data.asked_records[i], responses=()) for i in ids]
+        records, asked = _read(prompts, config, data) if prompts else _held_out(config, data)
         if not asked:
             raise UserError("generate: no prompt to respond to (evaluate.prompts is 0)")
-        said = respond(
+        responses = respond(
             params,
             None,
             asked,
@@ -87,8 +78,32 @@ def run(
             mesh=sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor),
             title="sampling",
         )
-    n = settings.samples
-    texts = [s.response.replace("\0", "\ufffd") for s in said]  # which no text file can hold
+    _write(target, records, responses)
+    unfinished = sum(not r.ended for r in responses)
+    log.info(
+        "%s: %d responses to %d prompts, %d of them cut for lack of room (%d tokens)",
+        *(out, len(responses), len(records), unfinished, settings.max_new_tokens),
+    )
+
+
+def _held_out(config: Config, data: Prepared) -> tuple[list[Record], list[Question]]:
+    """The first held-out prompts."""
+    asked = questions(data.asked, config.evaluate.prompts)
+    ids = [data.asked.dataset[q.number].id for q in asked]
+    return [dataclasses.replace(data.asked_records[i], responses=()) for i in ids], asked
+
+
+def _read(path: str, config: Config, data: Prepared) -> tuple[list[Record], list[Question]]:
+    """The prompts of a file."""
+    rows = read_rows(path)
+    records = [Record(id=row.id, prompt=_prompt_of(row), responses=()) for row in rows]
+    return records, _questions(records, data.tokenizer, config.data.max_prompt_tokens)
+
+
+def _write(target: pathlib.Path, records: list[Record], responses: list[Sample]) -> None:
+    """Writes one line per prompt, with its responses."""
+    texts = [r.response.replace("\0", "\ufffd") for r in responses]  # no text file can hold a NUL
+    n = len(texts) // len(records)
     lines = [
         line(dataclasses.replace(record, responses=tuple(texts[i * n : (i + 1) * n])))
         for i, record in enumerate(records)
@@ -96,19 +111,14 @@ def run(
     try:
         workdirs.write(target, "".join(lines).encode())
     except OSError as error:
-        raise UserError(f"--out: {out} cannot be written: {error.strerror}") from error
-    unfinished = sum(not s.ended for s in said)
-    log.info(
-        "%s: %d responses to %d prompts, %d of them cut for lack of room (%d tokens)",
-        *(out, len(said), len(records), unfinished, settings.max_new_tokens),
-    )
+        raise UserError(f"--out: {target} cannot be written: {error.strerror}") from error
 
 
 def _prompt_of(row: Row) -> Prompt:
     """A row's prompt; one without text is refused, as training drops it."""
     prompt = read_prompt(row, "prompt")
-    said = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt]
-    if not any(text.strip() for text in said):
+    texts = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt]
+    if not any(text.strip() for text in texts):
         raise UserError(f"{row.origin}: field 'prompt' is empty; there is nothing to respond to")
     return prompt
 

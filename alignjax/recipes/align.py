@@ -92,7 +92,7 @@ def _align(run: Run, reference: Reference) -> dict[str, Any]:
         # A reference that was put away is read again for the moment: the KL needs it.
         of = reference.load() if live is None and run.config.evaluate.during else live
         whole = adapters.whole(run.config, live, params)
-        return evaluation.during(run, whole, of, start.held_out)
+        return evaluation.history_line(run, whole, of, start.held_out)
 
     job = bricks.make_job("alignment", run, reference.digest)
     key = jax.random.key(run.config.train.seed)
@@ -111,7 +111,7 @@ def _start(run: Run, reference: Reference) -> _Start:
     if choice.mode != "none":
         title = "reference, held out"
         held_out = references.table(run, data.held_out, reference, title, params=params)
-    samples = evaluation.samples_of("before", run, params, None, reference.digest)
+    samples = evaluation.held_out_samples("before", run, params, None, reference.digest)
     learner = learners.policy(
         config,
         run.mesh,
@@ -132,14 +132,14 @@ def _finish(
     ref_params = reference.load() if live is None else live
     params = adapters.whole(run.config, ref_params, trained)
     digest = checkpoint.tree_digest(params)
-    samples = evaluation.samples_of("after", run, params, ref_params, digest)
+    samples = evaluation.held_out_samples("after", run, params, ref_params, digest)
     if checkpoint.tree_digest(ref_params) != reference.digest:
         raise AssertionError("the reference's parameters changed during the run")
     table = _held_out(run, bricks.held_out_logps(run, params, "  held-out rows"), start.held_out)
     if samples:
-        old, new = (evaluation.sampled(run, x) for x in (start.samples, samples))
+        old, new = (evaluation.sample_metrics(run, x) for x in (start.samples, samples))
         table |= {name: (old[name], new[name]) for name in new}
-    divergence = evaluation.kl(run, params, ref_params, samples)
+    divergence = evaluation.policy_kl(run, params, ref_params, samples)
     if divergence is not None:
         table[evaluation.KL] = (Interval(0.0, 0.0, 0), divergence)
     rest = {
@@ -147,7 +147,7 @@ def _finish(
         "loss": describe(run.config.loss),
         **counts,
     }
-    return evaluation.write(run, table, start.samples, samples, rest)
+    return evaluation.write_report(run, table, start.samples, samples, rest)
 
 
 def _held_out(run: Run, policy: np.ndarray, reference: np.ndarray | None) -> tables.Table:
@@ -156,7 +156,7 @@ def _held_out(run: Run, policy: np.ndarray, reference: np.ndarray | None) -> tab
     prompts = [rows[i].prompt for i in range(len(rows))]
 
     def means(logps: np.ndarray) -> dict[str, Interval]:
-        values = evaluation.held_out(run, logps, reference)
+        values = evaluation.held_out_metrics(run, logps, reference)
         return {name: statistics.mean_over_prompts(x, prompts) for name, x in values.items()}
 
     before = {} if reference is None else means(reference)

@@ -78,14 +78,14 @@ def find(path: str) -> RewardModel:
     config = _read_json(folder, "config.json", "holds no run")
     if "model_type" in config:
         return _from_elsewhere(folder, config)
-    if config.get("game") is not None:
-        raise UserError(
-            f"{folder} holds a game, not a reward model: its reward models are in its "
-            "folders base and round-*/reward"
-        )
     if config.get("reward_loss") is None:
         raise UserError(
             f"{folder} holds a policy, not a reward model: its config has no reward_loss"
+        )
+    if config.get("loss") is not None:
+        raise UserError(
+            f"{folder} holds a game, not a reward model: its reward models are in its "
+            "folders base and round-*/reward"
         )
     summary = _read_json(folder, "summary.json", "holds a run that has not finished")
     own = folder / "tokenizer.model"

@@ -1,6 +1,6 @@
-"""What a run measures: held-out rewards, sampled responses, their scores, BLEU and KL; the report.
+"""Measures a run: held-out rewards, sampled responses, their scores, BLEU and KL; the report.
 
-`during` is the short form, at every ``train.eval_every`` steps; the rest is for the end.
+`history_line` is the short form, at every ``train.eval_every`` steps; the rest is for the end.
 """
 
 import dataclasses
@@ -33,8 +33,10 @@ log = logging.getLogger("alignjax")
 KL = "KL to reference, nats"
 
 
-def held_out(run: Run, policy: np.ndarray, reference: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Rewards and margins of held-out rows, or what is said of labelled ones; see `evaluate`.
+def held_out_metrics(
+    run: Run, policy: np.ndarray, reference: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """Computes rewards and margins of held-out rows, and metrics of labels; see `preferences`.
 
     Args:
       policy: ``[N, K]`` nats.
@@ -49,42 +51,44 @@ def held_out(run: Run, policy: np.ndarray, reference: np.ndarray | None) -> dict
         length=jnp.asarray(length),
     )
     reward = np.asarray(implicit_reward(run.config.objective)(logps))
-    found = preferences.reward_metrics(reward, length, order)
+    metrics = preferences.reward_metrics(reward, length, order)
     if reference is not None:
-        found |= preferences.margins(policy, reference, length, order)
+        metrics |= preferences.margins(policy, reference, length, order)
     labels = bricks.held_out_labels(rows)
     if labels is not None:
-        found |= preferences.label_metrics(policy, reference, labels, length)
-    return found
+        metrics |= preferences.label_metrics(policy, reference, labels, length)
+    return metrics
 
 
-def during(
+def history_line(
     run: Run, params: Params, ref_params: Params | None, reference: np.ndarray | None
 ) -> dict[str, float]:
-    """One line of the run's history: means over held-out rows, and of samples at temperature 1.
+    """Measures a line of the run's history: means over held-out rows and over samples.
 
-    The samples, of the first ``evaluate.during`` prompts, give ``kl`` with the half-width of its
+    The samples, at temperature 1 and of the first ``evaluate.during`` prompts, give ``kl`` with the half-width of its
     95% interval, and the judge's scores. Every evaluation draws with the same random numbers.
     """
     judge = run.config.evaluate.judge
     policy = bricks.held_out_logps(run, params, "  held-out rows")
-    found = statistics.means(held_out(run, policy, reference))
-    samples = _as_they_are(run, params, ref_params, "  sampling")
+    metrics = statistics.means(held_out_metrics(run, policy, reference))
+    samples = _undistorted_samples(run, params, ref_params, "  sampling")
     if samples and ref_params is not None:
         kl = preferences.kl_to_reference(samples)
-        found |= {"kl": kl.mean, "kl_half_width": kl.half_width}
+        metrics |= {"kl": kl.mean, "kl_half_width": kl.half_width}
     if samples and judge is not None:
-        said = [(s.prompt, s.response) for s in samples]
-        found |= statistics.means(judgements(judge, said))
-    return found
+        pairs = [(s.prompt, s.response) for s in samples]
+        metrics |= statistics.means(judgements(judge, pairs))
+    return metrics
 
 
-def _as_they_are(run: Run, params: Params, ref_params: Params | None, title: str) -> list[Sample]:
+def _undistorted_samples(
+    run: Run, params: Params, ref_params: Params | None, title: str
+) -> list[Sample]:
     settings = run.config.evaluate
     if not settings.during:
         return []
     rows = run.config.mesh.data * run.config.mesh.fsdp
-    fitting = -(-min(settings.during, settings.batch_size) // rows) * rows
+    fitting = -(-min(settings.during, settings.batch_size) // rows) * rows  # no batch of padding
     return respond(
         params,
         ref_params,
@@ -98,7 +102,7 @@ def _as_they_are(run: Run, params: Params, ref_params: Params | None, title: str
     )
 
 
-def samples_of(
+def held_out_samples(
     name: str, run: Run, params: Params, ref_params: Params | None, digest: str
 ) -> list[Sample]:
     """Samples responses to held-out prompts; loads them where the same ones were drawn before."""
@@ -125,8 +129,10 @@ def samples_of(
     return reuse_samples(run.workdir / f"{name}.json", key, draw)
 
 
-def kl(run: Run, params: Params, ref_params: Params, samples: list[Sample]) -> Interval | None:
-    """The policy's KL, of the samples where they are its own, else of some drawn for it.
+def policy_kl(
+    run: Run, params: Params, ref_params: Params, samples: list[Sample]
+) -> Interval | None:
+    """Estimates the policy's KL, from the samples if nothing distorts them, else from others.
 
     None where ``evaluate.prompts`` asks for no samples.
     """
@@ -134,25 +140,30 @@ def kl(run: Run, params: Params, ref_params: Params, samples: list[Sample]) -> I
     if not settings.prompts:
         return None
     if not samples or settings != undistorted(settings):
-        samples = _as_they_are(run, params, ref_params, "sampling, for KL")
+        samples = _undistorted_samples(run, params, ref_params, "sampling, for KL")
     return preferences.kl_to_reference(samples) if samples else None
 
 
 def records_of(data: Prepared, asked: Sequence[Question], samples: list[Sample]) -> list[Record]:
-    """One record per prompt with its responses, for scorers and for files."""
+    """Makes one record per prompt with its responses, for scorers and for files."""
     each = len(samples) // max(len(asked), 1)
     out = []
     for i, question in enumerate(asked):
         original = data.asked_records[data.asked.dataset[question.number].id]
-        said = tuple(s.response for s in samples[i * each : (i + 1) * each])
+        responses = tuple(s.response for s in samples[i * each : (i + 1) * each])
         out.append(
-            Record(id=original.id, prompt=original.prompt, responses=said, domain=original.domain)
+            Record(
+                id=original.id,
+                prompt=original.prompt,
+                responses=responses,
+                domain=original.domain,
+            )
         )
     return out
 
 
-def preferred(rows: Bucketed) -> dict[str, str]:
-    """The response that the data prefer, by prompt: the first row's that says."""
+def preferred_responses(rows: Bucketed) -> dict[str, str]:
+    """The response that the data prefer, by prompt: that of the first row that prefers one."""
     order = bricks.held_out_order(rows)
     out: dict[str, str] = {}
     for i in range(len(rows.dataset)):
@@ -168,57 +179,76 @@ def preferred(rows: Bucketed) -> dict[str, str]:
     return out
 
 
-def sampled(run: Run, samples: list[Sample]) -> dict[str, Interval]:
-    """Everything that is said of one policy's samples.
+def sample_metrics(run: Run, samples: list[Sample]) -> dict[str, Interval]:
+    """Measures the samples of one policy.
 
     The best of N is the response of the highest mean score of ``evaluate.scorers``, or without any
     of the judge's first score, among the prompt's first ``evaluate.best_of``; without either it is
     the first sample. BLEU compares it with what the data prefer.
     """
-    config, data = run.config, run.data
-    settings, n = config.evaluate, config.evaluate.samples
-    asked = questions(data.asked, settings.prompts)
+    settings, n = run.config.evaluate, run.config.evaluate.samples
+    asked = questions(run.data.asked, settings.prompts)
     prompts = [q.prompt for q in asked]
-    tables: dict[str, np.ndarray] = {}  # [prompts, samples]
-    if settings.judge is not None:
-        said = [(s.prompt, s.response) for s in samples]
-        found_by_judge = judgements(settings.judge, said)
-        tables = {name: x.reshape(-1, n) for name, x in found_by_judge.items()}
-    picking = next(iter(tables.values()), None)
-    if settings.scorers:
-        records = records_of(data, asked, samples)
-        scorers = open_scorers(settings.scorers, "evaluate.scorers", config.mesh)
-        given = [np.stack(scorer.means(records)) for scorer in scorers]
-        names = ["reward"] if len(given) == 1 else [f"reward_{i}" for i in range(len(given))]
-        tables |= dict(zip(names, given, strict=True))
-        picking = np.mean(given, axis=0)
-    found = {
+    scores, deciding = _scores(run, asked, samples)
+    metrics = {
         name: statistics.mean_over_prompts(x.reshape(-1), np.repeat(prompts, n).tolist())
-        for name, x in tables.items()
+        for name, x in scores.items()
     }
     best = np.zeros(len(asked), np.int64)
-    if picking is not None:
-        best = preferences.best_of(picking, settings.best_of)
-        for name, x in tables.items():
-            of_best = x[np.arange(len(best)), best]
-            found[f"best/{name}"] = statistics.mean_over_prompts(of_best, prompts)
-    wanted = preferred(data.asked)
+    if deciding is not None:
+        best = preferences.best_of(deciding, settings.best_of)
+    for name, x in scores.items():
+        of_best = x[np.arange(len(best)), best]
+        metrics[f"best/{name}"] = statistics.mean_over_prompts(of_best, prompts)
+    responses = [samples[i * n + int(best[i])].response for i in range(len(prompts))]
+    metrics |= _bleu(preferred_responses(run.data.asked), prompts, responses)
+    metrics["response tokens"] = preferences.tokens(samples)
+    return metrics
+
+
+def _scores(
+    run: Run, asked: Sequence[Question], samples: list[Sample]
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Scores samples by the judge and the scorers, ``[prompts, samples]`` by name.
+
+    Returns:
+      Also the scores that decide which sample is the best; None: there are no scores.
+    """
+    settings, n = run.config.evaluate, run.config.evaluate.samples
+    scores: dict[str, np.ndarray] = {}
+    if settings.judge is not None:
+        judged = judgements(settings.judge, [(s.prompt, s.response) for s in samples])
+        scores = {name: x.reshape(-1, n) for name, x in judged.items()}
+    if not settings.scorers:
+        return scores, next(iter(scores.values()), None)
+    records = records_of(run.data, asked, samples)
+    scorers = open_scorers(settings.scorers, "evaluate.scorers", run.config.mesh)
+    by_scorer = [np.stack(scorer.means(records)) for scorer in scorers]
+    one = len(by_scorer) == 1
+    names = ["reward"] if one else [f"reward_{i}" for i in range(len(by_scorer))]
+    return scores | dict(zip(names, by_scorer, strict=True)), np.mean(by_scorer, axis=0)
+
+
+def _bleu(
+    preferred: dict[str, str], prompts: Sequence[str], responses: Sequence[str]
+) -> dict[str, Interval]:
+    """BLEU against the preferred responses, over the prompts that have one."""
     pairs = [
-        (samples[i * n + int(best[i])].response.strip(), wanted[prompt].strip())
-        for i, prompt in enumerate(prompts)
-        if prompt in wanted
+        (response.strip(), preferred[prompt].strip())
+        for prompt, response in zip(prompts, responses, strict=True)
+        if prompt in preferred
     ]
-    if pairs:
-        ours, theirs = zip(*pairs, strict=True)
-        found["bleu"] = text.bleu(ours, theirs)
-        found["bleu_char"] = statistics.mean_over_prompts(
-            text.bleu_char(ours, theirs), range(len(pairs))
-        )
-    found["response tokens"] = preferences.tokens(samples)
-    return found
+    if not pairs:
+        return {}
+    ours, theirs = zip(*pairs, strict=True)
+    by_character = text.bleu_char(ours, theirs)
+    return {
+        "bleu": text.bleu(ours, theirs),
+        "bleu_char": statistics.mean_over_prompts(by_character, range(len(pairs))),
+    }
 
 
-def write(
+def write_report(
     run: Run,
     table: tables.Table,
     before: list[Sample],

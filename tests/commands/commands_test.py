@@ -98,7 +98,7 @@ def test_best_of_n_and_bleu_by_hand(base):
     def sampled(**changes):
         evaluate = dataclasses.replace(settings.evaluate, **changes)
         config = dataclasses.replace(settings, evaluate=evaluate)
-        return evaluation.sampled(Run(config, workdir, data, make_mesh(1, 1, 1)), samples)
+        return evaluation.sample_metrics(Run(config, workdir, data, make_mesh(1, 1, 1)), samples)
 
     found = sampled(judge=judge, scorers=(vowels,))
     assert found["reward"].mean == pytest.approx(np.mean([2, 4, 0, 0, 3, 0, 1, 1, 3]))
@@ -108,7 +108,7 @@ def test_best_of_n_and_bleu_by_hand(base):
     assert sampled(judge=judge, best_of=2)["best/length"].mean == pytest.approx((4 + 3 + 2) / 3)
     two = sampled(judge=None, scorers=(vowels, length))
     assert two["best/reward_1"].mean == pytest.approx((9 + 3 + 3) / 3)  # by their mean
-    wanted = evaluation.preferred(data.asked)
+    wanted = evaluation.preferred_responses(data.asked)
     samples = [
         dataclasses.replace(s, response=wanted[s.prompt] if i % 3 == 1 else "z")
         for i, s in enumerate(samples)

@@ -81,7 +81,8 @@ def test_a_run_without_a_checkpoint_has_nothing_to_export(run, tmp_path):
     with pytest.raises(UserError, match="no checkpoint yet"):
         export.export(str(tmp_path), str(tmp_path / "out"))
     content = json.loads((run / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**content, "reward_loss": {"function": "x"}}))
+    reward_model = {**content, "loss": None, "reward_loss": {"function": "x"}}
+    (tmp_path / "config.json").write_text(json.dumps(reward_model))
     with pytest.raises(UserError, match="holds a run that has not ended"):
         export.export(str(tmp_path), str(tmp_path / "out"))
     content["model"]["new_field"] = 1

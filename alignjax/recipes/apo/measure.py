@@ -77,8 +77,8 @@ def _measure_policy(
     if game.config.evaluate.prompts:
         params, ref = players.policy.load(), players.supervised.load()
         samples = _samples(game, number, players.policy.digest, params, ref)
-        metrics = evaluation.sampled(game.run, samples)
-        kl = evaluation.kl(game.run, params, ref, samples)
+        metrics = evaluation.sample_metrics(game.run, samples)
+        kl = evaluation.policy_kl(game.run, params, ref, samples)
         metrics |= {} if kl is None else {evaluation.KL: kl}
         del params, ref  # reward models come next
         sets[SAMPLES] = _order(game, samples)
@@ -111,7 +111,7 @@ def _measure_rewards(
 
 def _samples(game: Game, number: int, digest: str, params: Params, ref: Params) -> list[Sample]:
     """Samples for held-out prompts; with None for parameters, an earlier round's are read."""
-    return evaluation.samples_of(f"round-{number}/samples", game.run, params, ref, digest)
+    return evaluation.held_out_samples(f"round-{number}/samples", game.run, params, ref, digest)
 
 
 def _comparisons(game: Game) -> Ordered:

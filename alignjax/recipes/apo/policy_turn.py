@@ -120,7 +120,7 @@ def _fit(
         learner,
         Feed(rows.dataset, batches, ref_logps),
         jax.random.fold_in(jax.random.key(config.train.seed), number),
-        lambda params: evaluation.during(run, params, learner.ref_params, None),
+        lambda params: evaluation.history_line(run, params, learner.ref_params, None),
     )
     return {
         **counts,

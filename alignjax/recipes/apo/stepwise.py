@@ -101,7 +101,7 @@ def _play(
     job = bricks.make_job("game", run, supervised.digest, made_of)
 
     def during(state: GameState) -> dict[str, float]:
-        return evaluation.during(run, state.policy.params, learner.ref_params, None)
+        return evaluation.history_line(run, state.policy.params, learner.ref_params, None)
 
     key = jax.random.key(config.train.seed)
     state, counts = on_policy_game.play(job, learner, prompts, opponent, key, during)
