@@ -65,8 +65,9 @@ def history_line(
 ) -> dict[str, float]:
     """Measures a line of the run's history: means over held-out rows and over samples.
 
-    The samples, at temperature 1 and of the first ``evaluate.during`` prompts, give ``kl`` with the half-width of its
-    95% interval, and the judge's scores. Every evaluation draws with the same random numbers.
+    The samples, at temperature 1 and of the first ``evaluate.during`` prompts, give ``kl`` with the
+    half-width of its 95% interval, and the judge's scores. Every evaluation draws with the same
+    random numbers.
     """
     judge = run.config.evaluate.judge
     policy = bricks.held_out_logps(run, params, "  held-out rows")
@@ -87,8 +88,9 @@ def _undistorted_samples(
     settings = run.config.evaluate
     if not settings.during:
         return []
+    # No larger batch than there are prompts, but one that the devices divide.
     rows = run.config.mesh.data * run.config.mesh.fsdp
-    fitting = -(-min(settings.during, settings.batch_size) // rows) * rows  # no batch of padding
+    fitting = -(-min(settings.during, settings.batch_size) // rows) * rows
     return respond(
         params,
         ref_params,
