@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from alignjax.data import sources
+from alignjax.data import sources, store
 from alignjax.data.batching import Shape, assemble, bucket, deal_batches
-from alignjax.data.prepare import prepare
+from alignjax.data.encode import encode
 from alignjax.data.records import Receipt, Record, check
 from alignjax.data.tokenizer.load import load
 from alignjax.data.tokenizer.training import train_sentencepiece
@@ -108,15 +108,15 @@ def ragged(path: str, batches: int) -> tuple[list[Any], list[Any], str]:
         model = f"{folder}/tokenizer.model"
         texts = (t for r in records for t in (str(r.prompt), *r.responses))
         train_sentencepiece(texts, vocab_size=MODEL.vocab_size, path=model)
-        dataset = prepare(
+        encoded = encode(
             records,
             load(model),
-            cache_dir=folder,
             max_prompt_tokens=LONGEST.prompt,
             max_response_tokens=LONGEST.response,
             receipt=receipt,
-            identity="benchmark",
         )
+        store.write(encoded, f"{folder}/rows", receipt)
+        dataset = store.open_dataset(f"{folder}/rows")
         rows = rng.permutation(len(dataset))
         data = bucket(dataset, count=BUCKETS, multiple=16)
         # As in a run, where rows left over at the end of an epoch come first in the next.

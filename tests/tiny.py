@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignjax.data.prepare import Dataset
+from alignjax.data.store import Dataset
 from alignjax.models import attention, logps, transformer
 from alignjax.models.config import ModelConfig, RopeScaling
 from alignjax.types import Batch, Params

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from alignjax.data.prepare import Dataset, Example
+from alignjax.data.store import Dataset, Example
 from alignjax.types import Batch
 
 

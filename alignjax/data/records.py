@@ -61,8 +61,8 @@ class Receipt:
     """Counts where the rows of a dataset went.
 
     ``rows_in`` is counted where rows are read (a source adds one per row), ``kept`` where they are
-    written (``prepare``), and ``held_out`` by ``split_by_prompt``. They are counted in three places
-    on purpose: ``unaccounted`` rows show a row lost in between, and ``prepare.enforce`` refuses
+    written (``encode``), and ``held_out`` by ``split_by_prompt``. They are counted in three places
+    on purpose: ``unaccounted`` rows show a row lost in between, and ``encode.enforce`` refuses
     them.
     """
 

@@ -17,7 +17,7 @@ from alignjax.config import Config, SamplingConfig
 from alignjax.config.fields import keywords
 from alignjax.config.validate import get
 from alignjax.data.batching import Bucketed, assemble, bucket
-from alignjax.data.prepare import Dataset
+from alignjax.data.store import Dataset
 from alignjax.errors import UserError
 from alignjax.models import logps, quantized
 from alignjax.planning.measure import bytes_per_device, forward_flops

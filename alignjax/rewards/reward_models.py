@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 
 from alignjax.config import DataConfig, MeshConfig
 from alignjax.data.batching import bucket
+from alignjax.data.encode import encode_all
 from alignjax.data.files import fingerprint
-from alignjax.data.prepare import in_memory
 from alignjax.data.records import Record
+from alignjax.data.store import in_memory
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
@@ -50,7 +51,7 @@ def score(
     params = load_params(reward, devices)
     if not records:
         return []
-    dataset = in_memory(
+    encoded = encode_all(
         records,
         reward.tokenizer,
         max_prompt_tokens=reward.data["max_prompt_tokens"],
@@ -59,7 +60,9 @@ def score(
     rows = mesh.data * mesh.fsdp
     table = map_rows(
         lambda batch: reward_head.score_responses(params, batch, config=reward.model),
-        bucket(dataset, count=reward.data["buckets"], multiple=reward.data["pad_multiple"]),
+        bucket(
+            in_memory(encoded), count=reward.data["buckets"], multiple=reward.data["pad_multiple"]
+        ),
         batch_size=-(-batch_size // rows) * rows,
         mesh=devices,
         title=f"scoring, {reward.path.name}",

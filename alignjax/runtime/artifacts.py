@@ -153,14 +153,22 @@ def _make(path: pathlib.Path, key: Any, make: Callable[[pathlib.Path], None]) ->
     if damaged == "":  # another run has made it while this one waited, or was killed at the end
         run_on_main(f"clean up {path.name}", lambda: shutil.rmtree(scratch, ignore_errors=True))
         return
-    begin(scratch, key)
-    # With a manifest the content is complete: whoever made it was killed while it was moved.
-    if not broadcast(f"look into {scratch.name}", (scratch / "manifest.json").is_file):
+    if not broadcast(f"begin {scratch.name}", lambda: _begin_content(scratch, path, key)):
         with _errors_of(path):
             make(scratch)
         fault_point("made", path.name)
         run_on_main(f"seal {path.name}", lambda: _seal(scratch, path, key))
     run_on_main(f"move {path.name}", lambda: _move(scratch, path))
+
+
+def _begin_content(scratch: pathlib.Path, path: pathlib.Path, key: Any) -> bool:
+    """Whether the content is complete in the scratch folder; else half of it is removed."""
+    _begin(scratch, key)
+    # With a manifest it is: whoever made it was killed while it was moved.
+    complete = (scratch / "manifest.json").is_file()
+    if not complete:
+        workdirs.remove_here(scratch / path.name)
+    return complete
 
 
 def _seal(scratch: pathlib.Path, path: pathlib.Path, key: Any) -> None:

@@ -155,10 +155,11 @@ def copy(source: pathlib.Path, to: pathlib.Path) -> None:
 
 def remove(path: pathlib.Path) -> None:
     """Removes a file, or a folder with all that is in it; it may be gone already."""
-    run_on_main(f"remove {path.name}", lambda: _remove(path))
+    run_on_main(f"remove {path.name}", lambda: remove_here(path))
 
 
-def _remove(path: pathlib.Path) -> None:
+def remove_here(path: pathlib.Path) -> None:
+    """As `remove`, of this process alone."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -18,7 +18,7 @@ import jax
 from alignjax.config import CandidatesConfig, Config
 from alignjax.config.fields import identity
 from alignjax.data.batching import Bucketed
-from alignjax.data.prepare import enforce
+from alignjax.data.encode import enforce
 from alignjax.data.records import Receipt, Record
 from alignjax.rewards.scorers import mean_scores, open_scorers
 from alignjax.runtime import workdirs

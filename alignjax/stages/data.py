@@ -11,16 +11,17 @@ from typing import Any
 
 from alignjax.config import Config, DataConfig
 from alignjax.config.fields import describe, keywords, plain
+from alignjax.data import store
 from alignjax.data.batching import Bucketed, bucket
+from alignjax.data.encode import encode, enforce
 from alignjax.data.files import fingerprint
-from alignjax.data.prepare import Dataset, enforce, prepare
 from alignjax.data.records import Receipt, Record, check
 from alignjax.data.splits import check_no_overlap, split_by_prompt
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.data.tokenizer import training
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
-from alignjax.runtime import workdirs
+from alignjax.runtime import artifacts, workdirs
 from alignjax.runtime.consistency import check_same, check_shared_folder
 from alignjax.runtime.distributed import run_on_main, several
 
@@ -105,6 +106,7 @@ def load_tokenizer(config: Config, workdir: pathlib.Path, train: list[Record]) -
 
 
 def _train_tokenizer(train: list[Record], vocab_size: int, path: str) -> None:
+    # Not an artifact: a run keeps the tokenizer that it began with, whatever becomes of its data.
     if not pathlib.Path(path).is_file():
         texts = (text for record in train for text in _texts(record))
         training.train_sentencepiece(texts, vocab_size=vocab_size, path=path)
@@ -176,29 +178,33 @@ def rows_of(
     receipt: Receipt,
     identity: Any,
 ) -> Bucketed:
-    """Records as rows to train or to measure on, tokenised, cut and padded as the config says.
+    """Encodes records as rows to train or to measure on, as the config says; buckets them.
 
-    The first process writes them, and all open what it wrote.
+    Rows that were made of the same records are only opened, and their receipt restored.
 
     Args:
       records: checked; not touched where the rows are there already.
-      receipt: gets the counts of the preparation.
+      receipt: gets the counts.
       identity: JSON data that changes whenever the records would.
     """
     data = config.data
-    made = functools.partial(
-        prepare,
-        records,
-        tokenizer,
-        cache_dir=str(cache_dir(config, workdir)),
-        max_prompt_tokens=data.max_prompt_tokens,
-        max_response_tokens=data.max_response_tokens,
-        receipt=receipt,
-        identity=identity,
-    )
-    written: list[Dataset] = []
-    run_on_main("prepared rows", lambda: written.append(made()))
-    dataset = written[0] if written else made()
+    limits = [data.max_prompt_tokens, data.max_response_tokens]
+    key = [store.FORMAT, identity, tokenizer.digest, *limits]
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    path = cache_dir(config, workdir) / name
+
+    def write(scratch: pathlib.Path) -> None:
+        rows = encode(
+            records,
+            tokenizer,
+            max_prompt_tokens=data.max_prompt_tokens,
+            max_response_tokens=data.max_response_tokens,
+            receipt=receipt,
+        )
+        run_on_main("prepared rows", lambda: store.write(rows, scratch / name, receipt))
+
+    dataset = artifacts.reuse(path, key, write, store.open_dataset)
+    receipt.restore(dict(dataset.receipt))
     return bucket(dataset, count=data.buckets, multiple=data.pad_multiple)
 
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from alignjax.config import TrainConfig
 from alignjax.data.batching import Batches, read
-from alignjax.data.prepare import Dataset
+from alignjax.data.store import Dataset
 from alignjax.runtime.sharding import own_rows
 from alignjax.training.step import Update
 from alignjax.types import Array, Batch, GameState, Params, TrainState

@@ -10,7 +10,7 @@ import pathlib
 from typing import Any
 
 from alignjax.config import Config
-from alignjax.data.prepare import Dataset
+from alignjax.data.store import Dataset
 from alignjax.training import loop, offline
 from alignjax.training.job import Feed, Job, Learner
 from tests import runs

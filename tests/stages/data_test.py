@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from alignjax.data import sources
-from alignjax.data.records import DataError
+from alignjax.data.records import DataError, Receipt
 from alignjax.errors import UserError
 from alignjax.stages import data as prepared
 from alignjax.world import sources as world
@@ -147,3 +147,23 @@ def test_lists_keep_their_scores(tmp_path):
     for i in range(5):
         example = found.train.dataset[i]
         assert example.scores.shape == (len(example.response_ids), 1)
+
+
+def test_rows_are_prepared_once_and_their_receipt_is_restored(tmp_path):
+    made = config(tmp_path, [pair(i) for i in range(30)])
+    data = prepared.prepare_data(made, tmp_path)
+
+    def unread():
+        pytest.fail("records were read although the rows are there")
+        yield
+
+    def rows(records, receipt, **limits):
+        changed = dataclasses.replace(made, data=dataclasses.replace(made.data, **limits))
+        return prepared.rows_of(changed, tmp_path, records, data.tokenizer, receipt, "identity")
+
+    records, receipts = list(data.asked_records.values()), [Receipt(), Receipt()]
+    first = rows(records, receipts[0])
+    again = rows(unread(), receipts[1])
+    assert receipts[0] == receipts[1]
+    assert first.dataset.digest == again.dataset.digest
+    assert rows(records, Receipt(), max_response_tokens=3).dataset.digest != first.dataset.digest

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 
 from alignjax.config import DataConfig
-from alignjax.data.prepare import enforce
+from alignjax.data.encode import enforce
 from alignjax.data.records import Receipt, Record
 from alignjax.data.splits import prompt_digest, split_by_prompt
 from alignjax.errors import UserError

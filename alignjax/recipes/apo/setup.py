@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from alignjax.config import Config
 from alignjax.config.fields import identity
 from alignjax.data.batching import Bucketed
-from alignjax.data.prepare import enforce
+from alignjax.data.encode import enforce
 from alignjax.data.records import DataError, Receipt, Record, check
 from alignjax.data.splits import prompt_digest
 from alignjax.errors import UserError

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from alignjax.data.prepare import in_memory
+from alignjax.data.encode import encode_all
 from alignjax.data.records import Prompt, Record
 from alignjax.errors import UserError
 from alignjax.losses import rewards_in_context as ric
@@ -200,16 +200,15 @@ def _questions(
 ) -> list[Question]:
     """The records' prompts, tokenised and cut as the data are."""
     limits = setting.config.data
-    rows = in_memory(
+    rows = encode_all(
         records,
         setting.data.tokenizer,
         max_prompt_tokens=limits.max_prompt_tokens,
         max_response_tokens=limits.max_response_tokens,
     )
-    examples = (rows[i] for i in range(len(records)))
     return [
-        Question(number, example.prompt, example.prompt_ids)
-        for number, example in zip(numbers, examples, strict=True)
+        Question(number, row.prompt, row.prompt_ids)
+        for number, row in zip(numbers, rows, strict=True)
     ]
 
 

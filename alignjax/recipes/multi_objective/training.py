@@ -22,7 +22,7 @@ import numpy as np
 
 from alignjax.config import Config
 from alignjax.data.batching import Bucketed
-from alignjax.data.prepare import enforce
+from alignjax.data.encode import enforce
 from alignjax.data.records import Receipt, Record
 from alignjax.errors import UserError
 from alignjax.models.mixture import Mixture

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from alignjax.config import OptimConfig
+from alignjax.data import store
 from alignjax.data.batching import assemble, bucket, read
-from alignjax.data.prepare import open_dataset, prepare
+from alignjax.data.encode import encode
 from alignjax.data.records import Receipt, Record, check
 from alignjax.data.sources import trl
 from alignjax.data.splits import prompt_digest, split_by_prompt
@@ -127,21 +128,20 @@ def mixed(records):
     return [*map(golden.as_scored, records), *rows]
 
 
+def stored(records, tokenizer, folder, receipt):
+    """The records as a dataset, from the disk."""
+    limits = dict(max_prompt_tokens=64, max_response_tokens=64)
+    store.write(encode(records, tokenizer, receipt=receipt, **limits), folder, receipt)
+    return store.open_dataset(folder)
+
+
 def test_rows_of_both_kinds_share_batches(records, tokenizer, tmp_path):
     receipt = Receipt(rows_in=12)
-    data = prepare(
-        check(mixed(records[:6]), receipt),
-        tokenizer,
-        cache_dir=str(tmp_path),
-        max_prompt_tokens=64,
-        max_response_tokens=64,
-        receipt=receipt,
-        identity="mixed",
-    )
+    data = stored(check(mixed(records[:6]), receipt), tokenizer, tmp_path / "mixed", receipt)
     assert receipt.kept == 12
     assert receipt.warned["removed_repeated_responses"] == 6
     assert receipt.warned["removed_empty_responses"] == 6
-    assert open_dataset(data.path).adversarial.tolist() == [False] * 6 + [True] * 6
+    assert data.adversarial.tolist() == [False] * 6 + [True] * 6
     rows = bucket(data, count=1, multiple=8)
     batch = assemble(data, np.array([0, 7, 6, -1]), rows.shapes[0])
     assert batch.adversarial.tolist() == [False, True, True, False]
@@ -171,15 +171,7 @@ def test_data_without_such_rows_are_prepared_as_before(records, tokenizer, tmp_p
     made = {}
     for name, flag in (("plain", False), ("marked", True)):
         rows = [dataclasses.replace(golden.as_scored(r), adversarial=flag) for r in records[:3]]
-        made[name] = prepare(
-            rows,
-            tokenizer,
-            cache_dir=str(tmp_path),
-            max_prompt_tokens=64,
-            max_response_tokens=64,
-            receipt=Receipt(),
-            identity=name,
-        )
+        made[name] = stored(rows, tokenizer, tmp_path / name, Receipt())
     assert made["plain"].adversarial is None
     shapes = bucket(made["plain"], count=1, multiple=8).shapes
     assert assemble(made["plain"], np.arange(2), shapes[0]).adversarial is None

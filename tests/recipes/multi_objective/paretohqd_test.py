@@ -16,9 +16,10 @@ from alignjax.losses import paretohqd
 from alignjax.models.config import LoraConfig
 from alignjax.recipes import ObjectivesConfig
 from alignjax.recipes.multi_objective import paretohqd as method
-from alignjax.recipes.multi_objective import sampling, stacked, training
+from alignjax.recipes.multi_objective import stacked, training
 from alignjax.recipes.multi_objective.method import Rows
 from alignjax.rewards import scorers
+from alignjax.sampling import generate
 from alignjax.sampling.generate import questions
 from alignjax.world import sources as world
 from tests import runs
@@ -144,7 +145,7 @@ def test_killed_anywhere_it_goes_on(base, tmp_path, monkeypatch):
     ):
         runs.end_at(place, lambda: recipes.run_config(config(), workdir))
     with monkeypatch.context() as patch:  # what is done is not done again
-        patch.setattr(sampling.generate, "respond_in_batches", None)
+        patch.setattr(generate, "respond_in_batches", None)
         with pytest.raises(TypeError):  # only the last preference is left to respond for
             recipes.run_config(config(), workdir)
     assert (workdir / "stage2" / "02" / "checkpoints" / "2").is_dir()

@@ -1,18 +1,16 @@
-"""Prepared datasets: content, truncation, cache, races, damage, and the rule on dropped rows."""
+"""Records as token rows, and these on disk: content, truncation, damage, dropped rows."""
 
 import concurrent.futures
 import json
 import os
-import subprocess
-import sys
-import time
 from functools import partial
 
 import numpy as np
 import pytest
 
-from alignjax.data import files, prepare, sources
-from alignjax.data.prepare import enforce
+from alignjax.data import encode as encoding
+from alignjax.data import sources, store
+from alignjax.data.encode import encode, enforce
 from alignjax.data.records import DataError, Message, Receipt, Record, check
 from alignjax.data.tokenizer import load, training
 from alignjax.errors import UserError
@@ -38,17 +36,13 @@ def pairs(count: int) -> list[Record]:
     ]
 
 
-def make(rows, tok, folder, *, identity="x", prompt=64, response=64, receipt=None):
+def make(rows, tok, folder, *, prompt=64, response=64, receipt=None):
+    """The rows as a dataset, from the disk."""
     receipt = receipt or Receipt(rows_in=len(rows))
-    return prepare.prepare(
-        iter(rows),
-        tok,
-        cache_dir=str(folder),
-        max_prompt_tokens=prompt,
-        max_response_tokens=response,
-        receipt=receipt,
-        identity=identity,
-    )
+    limits = dict(max_prompt_tokens=prompt, max_response_tokens=response)
+    path = folder / f"rows-{len(list(folder.iterdir()))}"
+    store.write(encode(rows, tok, receipt=receipt, **limits), path, receipt)
+    return store.open_dataset(path)
 
 
 def test_rows_come_back_in_order_with_ids_and_text(tok, tmp_path):
@@ -101,12 +95,12 @@ def test_lists_labels_and_dialogues(tok, tmp_path):
     labels = [
         Record(id=str(i), prompt="number", responses=(f" {i}",), desirable=(i > 0,)) for i in (0, 1)
     ]
-    dataset = make(labels, tok, tmp_path, identity="labels")
+    dataset = make(labels, tok, tmp_path)
     assert [dataset[i].desirable.tolist() for i in (0, 1)] == [[False], [True]]
     assert dataset[0].desirable.dtype == bool
 
     with pytest.raises(DataError, match="0: is of another kind than the rows before it"):
-        make([*pairs(1), labels[0]], tok, tmp_path, identity="mixed")
+        make([*pairs(1), labels[0]], tok, tmp_path)
 
 
 def test_truncation_keeps_the_prompts_end_and_the_responses_start(tok, tmp_path):
@@ -136,14 +130,14 @@ def test_what_truncation_makes_identical_is_dropped(tok, tmp_path):
     scores = dict(scores=((1.0,), (2.0,), (3.0,)), objectives=("q",))
     rows = [Record(id="l", prompt="p", responses=(same + "a", same + "b", " x"), **scores)]
     receipt = Receipt(rows_in=1)
-    example = make(rows, tok, tmp_path, response=6, identity="list", receipt=receipt)[0]
+    example = make(rows, tok, tmp_path, response=6, receipt=receipt)[0]
     assert example.responses == (same + "a", " x")
     assert example.scores.tolist() == [[1.0], [3.0]]
     assert receipt.warned["removed_identical_after_truncation"] == 1
 
 
 def test_without_that_rule_identical_rows_get_through(tok, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "_distinct", lambda record, ids: list(range(len(ids))))
+    monkeypatch.setattr(encoding, "_distinct", lambda record, ids: list(range(len(ids))))
     same = " he said" * 8
     rows = [Record(id="cut", prompt="number", responses=(same + " fine", same + " 1"))]
     example = make(rows, tok, tmp_path, response=6)[0]
@@ -182,49 +176,10 @@ def test_special_and_lossy_text_is_noted(tok, tmp_path):
     assert receipt.warned["lossy_encoding"] == 2
 
 
-def test_a_second_call_only_opens_and_restores_the_receipt(tok, tmp_path):
-    receipt = Receipt(rows_in=7)
-    receipt.drop("empty_response", "f:1")
-    first = make(pairs(6), tok, tmp_path, receipt=receipt)
-
-    def untouched():
-        pytest.fail("records were read although the data are prepared")
-        yield
-
-    again = Receipt()
-    second = prepare.prepare(
-        untouched(), tok, cache_dir=str(tmp_path), max_prompt_tokens=64, max_response_tokens=64,
-        receipt=again, identity="x",
-    )  # fmt: skip
-    assert again == receipt
-    assert second.receipt == receipt.as_dict()
-    assert (second.path, second.digest) == (first.path, first.digest)
-    np.testing.assert_array_equal(second.prompt_length, first.prompt_length)
-    assert os.listdir(tmp_path) == [os.path.basename(first.path)]
-
-
-def test_identity_tokenizer_and_limits_each_make_another_dataset(tok, tmp_path):
-    import dataclasses
-
-    other = dataclasses.replace(tok, digest="other")
-    datasets = [
-        make(pairs(3), tok, tmp_path),
-        make(pairs(4), tok, tmp_path, identity={"source": "y"}),
-        make(pairs(3), other, tmp_path),
-        make(pairs(3), tok, tmp_path, prompt=3),
-        make(pairs(3), tok, tmp_path, response=3),
-    ]
-    assert len({dataset.path for dataset in datasets}) == 5
-    assert [len(dataset) for dataset in datasets] == [3, 4, 3, 3, 3]
-    # The digest is of the content: equal for equal ids, whatever made them.
-    assert datasets[0].digest == datasets[2].digest
-    assert len({dataset.digest for dataset in datasets}) == 4
-
-
 def test_content_digest_sees_ids_scores_and_order(tok, tmp_path):
     rows = pairs(3)
     digests = {
-        make(variant, tok, tmp_path, identity=name).digest
+        make(variant, tok, tmp_path).digest
         for name, variant in {
             "same": rows,
             "order": rows[::-1],
@@ -241,11 +196,7 @@ def test_errors_in_records_pass_through_unchanged(tok, tmp_path):
         raise DataError("data.jsonl:3: field 'x' is bool, expected text")
 
     with pytest.raises(DataError, match=r"^data\.jsonl:3: field 'x' is bool, expected text$"):
-        prepare.prepare(
-            broken(), tok, cache_dir=str(tmp_path), max_prompt_tokens=64, max_response_tokens=64,
-            receipt=Receipt(), identity="x",
-        )  # fmt: skip
-    assert not os.listdir(tmp_path)
+        make(broken(), tok, tmp_path, receipt=Receipt())
 
     import dataclasses
 
@@ -268,13 +219,6 @@ def test_limits_must_leave_room(tok, tmp_path, limits):
         make(pairs(1), tok, tmp_path, **limits)
 
 
-def test_unwritable_folder_is_named(tok, tmp_path):
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    with pytest.raises(UserError, match="file: prepared data cannot be written"):
-        make(pairs(1), tok, blocked)
-
-
 @pytest.mark.parametrize("name", ["meta.json", "prompt_length.npy", "response_length.npy"])
 def test_damage_is_found_when_opening(tok, tmp_path, name):
     dataset = make(pairs(3), tok, tmp_path)
@@ -282,10 +226,10 @@ def test_damage_is_found_when_opening(tok, tmp_path, name):
     with open(file, "r+b") as opened:
         opened.truncate(os.path.getsize(file) // 2)
     with pytest.raises(DataError, match=r"damaged prepared data .* delete the folder"):
-        make(pairs(3), tok, tmp_path)
+        store.open_dataset(dataset.path)
     os.unlink(file)
     with pytest.raises(DataError, match="damaged prepared data"):
-        make(pairs(3), tok, tmp_path)
+        store.open_dataset(dataset.path)
 
 
 def test_a_flipped_byte_in_the_rows_never_gives_other_numbers(tok, tmp_path):
@@ -301,7 +245,7 @@ def test_a_flipped_byte_in_the_rows_never_gives_other_numbers(tok, tmp_path):
         file.write_bytes(broken)
         found = []
         try:
-            opened = make(pairs(100), tok, tmp_path)
+            opened = store.open_dataset(dataset.path)
             found.extend(opened[i].prompt_ids.tolist() for i in range(100))
         except DataError as error:
             assert "damaged prepared data" in str(error)  # noqa: PT017 (padding is not detected)
@@ -311,71 +255,10 @@ def test_a_flipped_byte_in_the_rows_never_gives_other_numbers(tok, tmp_path):
     assert detected >= 3
 
 
-KILLED = """
-import os, signal, sys
-from alignjax.data import prepare
-from alignjax.data.tokenizer import load as tokenizer
-from alignjax.data.records import Receipt, Record
-def rows():
-    for i in range(100):
-        if i == 50:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield Record(id=str(i), prompt=f"number {i}:", responses=(" a", " b"))
-prepare.prepare(rows(), tokenizer.load(sys.argv[1]), cache_dir=sys.argv[2], max_prompt_tokens=64,
-    max_response_tokens=64, receipt=Receipt(), identity="x")
-"""
-
-
-def test_a_killed_preparation_never_looks_complete_and_is_cleaned_up(tok, tmp_path):
-    model = tok.template_name  # with the plain template, the model's own file
-    cache = tmp_path / "cache"
-    done = subprocess.run([sys.executable, "-c", KILLED, model, str(cache)], capture_output=True)
-    assert done.returncode == -9, done.stderr
-    left = os.listdir(cache)
-    assert len(left) == 2
-    assert all(name.startswith(".tmp-") for name in left)
-    dataset = make(pairs(3), tok, cache)
-    assert len(dataset) == 3
-    assert os.listdir(cache) == [os.path.basename(dataset.path)]
-
-
-def test_living_temporary_folders_are_left_alone(tmp_path):
-    with prepare._temporary_folder(str(tmp_path)) as mine:
-        with prepare._temporary_folder(str(tmp_path)) as other:
-            assert os.path.isdir(mine)
-            assert os.path.isdir(other)
-        assert os.path.isdir(mine)
-    assert not os.listdir(tmp_path)
-
-
-def test_stale_lock_files_go_after_a_day(tmp_path):
-    lock = tmp_path / ".tmp-1.lock"
-    lock.write_text("")
-    prepare._remove_abandoned(str(tmp_path))
-    assert lock.exists()
-    os.utime(lock, (time.time() - 2 * 86400,) * 2)
-    prepare._remove_abandoned(str(tmp_path))
-    assert not lock.exists()
-
-
-def test_the_second_of_two_preparations_at_once_uses_the_firsts(tok, tmp_path):
-    def slow():
-        yield pairs(1)[0]
-        make(pairs(4), tok, tmp_path)  # meanwhile, another one finishes
-        yield from pairs(4)[1:]
-
-    dataset = prepare.prepare(
-        slow(), tok, cache_dir=str(tmp_path), max_prompt_tokens=64, max_response_tokens=64,
-        receipt=Receipt(rows_in=4), identity="x",
-    )  # fmt: skip
-    assert len(dataset) == 4
-    assert os.listdir(tmp_path) == [os.path.basename(dataset.path)]
-
-
 def test_threads_read_the_same_rows(tok, tmp_path):
     dataset = make(pairs(50), tok, tmp_path)
     wanted = [int(i) for i in np.random.default_rng(0).integers(0, 50, 400)]
-    fresh = prepare.open_dataset(dataset.path)  # no reader is open yet when the threads start
+    fresh = store.open_dataset(dataset.path)  # no reader is open yet when the threads start
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         found = list(pool.map(fresh.__getitem__, wanted))
     assert [example.id for example in found] == [f"r{i}" for i in wanted]
@@ -411,6 +294,6 @@ def test_a_source_that_loses_a_row_is_noticed(tok, tmp_path, monkeypatch):
     receipt = Receipt()
     source = partial(sources.persona, path=str(path))
     rows = [row for row in check(source(receipt), receipt) if row.prompt != "q1"]
-    make(rows, tok, tmp_path, identity=files.fingerprint(str(path)), receipt=receipt)
+    make(rows, tok, tmp_path, receipt=receipt)
     with pytest.raises(DataError, match="1 of 3 rows were neither"):
         enforce(receipt, max_drop_fraction=0.5)

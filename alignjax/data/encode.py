@@ -1,0 +1,170 @@
+"""Records -> token ids: encoded together, cut to their limits, with every loss counted."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from alignjax.data.records import DataError, Receipt, Record, take_responses
+from alignjax.data.tokenizer.load import Encoded, Tokenizer
+from alignjax.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A record and its ids."""
+
+    record: Record
+    prompt: str  # after the chat template, not cut
+    prompt_ids: np.ndarray  # [P] int32
+    response_ids: list[np.ndarray]  # K of [R_k] int32
+
+
+def encode(
+    records: Iterable[Record],
+    tokenizer: Tokenizer,
+    *,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+    receipt: Receipt,
+) -> Iterator[Row]:
+    """Tokenises and cuts records to train or to measure on.
+
+    A prompt over its limit keeps its end, after the BOS if there is one; a response over its limit
+    keeps its start, and then has no EOS. Both are noted (``truncated_prompt``,
+    ``truncated_response``), as are ``special_token_text`` (encoded as plain text) and
+    ``lossy_encoding`` (ids that do not decode to the text, plain-text prompts only). Rows whose
+    responses truncation makes identical are dropped as ``identical_after_truncation``; scored
+    lists lose only the repeated responses, as long as they still rank something, and are noted as
+    ``removed_identical_after_truncation``.
+
+    Args:
+      records: checked.
+      tokenizer: from ``tokenizer.load``.
+      max_prompt_tokens: limit of a prompt, BOS included; at least 2.
+      max_response_tokens: limit of a response, EOS included; at least 1.
+      receipt: gets the counts.
+
+    Raises:
+      DataError: a conversation does not fit the chat template.
+      UserError: limits out of range.
+    """
+    if max_prompt_tokens < 2 or max_response_tokens < 1:
+        raise UserError(
+            f"data: max_prompt_tokens is {max_prompt_tokens}, expected at least 2; "
+            f"max_response_tokens is {max_response_tokens}, expected at least 1"
+        )
+    for record in records:
+        encoded = _tokenise(record, tokenizer)
+        if encoded.special_text:
+            receipt.warn("special_token_text", record.id)
+        if isinstance(record.prompt, str) and not _lossless(tokenizer, record, encoded):
+            receipt.warn("lossy_encoding", record.id)
+        if len(encoded.prompt_ids) > max_prompt_tokens:
+            receipt.warn("truncated_prompt", record.id)
+        prompt_ids, response_ids = _cut(encoded, tokenizer, max_prompt_tokens, max_response_tokens)
+        keep = _distinct(record, response_ids)
+        if keep is None:
+            receipt.drop("identical_after_truncation", record.id)
+            continue
+        if any(len(ids) > max_response_tokens for ids in encoded.response_ids):
+            receipt.warn("truncated_response", record.id)
+        if len(keep) < len(response_ids):
+            receipt.warn("removed_identical_after_truncation", record.id)
+            record = take_responses(record, keep)
+            response_ids = [response_ids[index] for index in keep]
+        receipt.kept += 1
+        yield Row(record, tokenizer.render(record.prompt), prompt_ids, response_ids)
+
+
+def encode_all(
+    records: Iterable[Record],
+    tokenizer: Tokenizer,
+    *,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+) -> Iterator[Row]:
+    """Tokenises and cuts records as `encode` does, and keeps all of them, to be scored.
+
+    Row i is record i, its response j response j. Scores and labels are left out.
+
+    Raises:
+      DataError: a record has no responses, or a conversation does not fit the chat template.
+    """
+    for record in records:
+        if not record.responses:
+            raise DataError(f"{record.origin or record.id}: has no responses")
+        encoded = _tokenise(record, tokenizer)
+        plain = replace(record, scores=(), objectives=(), desirable=())
+        ids = _cut(encoded, tokenizer, max_prompt_tokens, max_response_tokens)
+        yield Row(plain, tokenizer.render(record.prompt), *ids)
+
+
+def _tokenise(record: Record, tokenizer: Tokenizer) -> Encoded:
+    try:
+        return tokenizer.encode(record.prompt, record.responses)
+    except UserError as error:
+        raise DataError(f"{record.origin or record.id}: {error}") from None
+
+
+def _cut(
+    encoded: Encoded, tokenizer: Tokenizer, max_prompt: int, max_response: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Prompt ids without their beginning, response ids without their end, where too long."""
+    prompt_ids = encoded.prompt_ids
+    if len(prompt_ids) > max_prompt:
+        start = prompt_ids[:1] if tokenizer.bos_id is not None else prompt_ids[:0]
+        prompt_ids = np.concatenate([start, prompt_ids[len(start) - max_prompt :]])
+    return prompt_ids, [ids[:max_response] for ids in encoded.response_ids]
+
+
+def _lossless(tokenizer: Tokenizer, record: Record, encoded: Encoded) -> bool:
+    """Whether all ids decode to the text that they came from."""
+    return all(
+        tokenizer.decode(np.concatenate([encoded.prompt_ids, ids])) == f"{record.prompt}{text}"
+        for ids, text in zip(encoded.response_ids, record.responses, strict=True)
+    )
+
+
+def _distinct(record: Record, response_ids: list[np.ndarray]) -> list[int] | None:
+    """The responses that still differ; None if the row has nothing to say any more."""
+    first: dict[bytes, int] = {}
+    for index, ids in enumerate(response_ids):
+        first.setdefault(ids.tobytes(), index)
+    keep = list(first.values())
+    if len(keep) == len(response_ids):
+        return keep
+    if not record.scores or len({record.scores[index] for index in keep}) < 2:
+        return None
+    return keep
+
+
+def enforce(
+    receipt: Receipt, *, max_drop_fraction: float, field: str = "data.max_drop_fraction"
+) -> None:
+    """Refuses to train on what is left of a dataset that lost too many rows.
+
+    Args:
+      receipt: counts after `encode`.
+      max_drop_fraction: largest share of the rows read that may be dropped, in [0, 1].
+      field: the config field that says so, for the message.
+
+    Raises:
+      DataError: with every reason, its count and first ids; or rows that no count explains.
+    """
+    if receipt.unaccounted:
+        raise DataError(
+            f"{receipt.unaccounted} of {receipt.rows_in} rows were neither kept, held out nor "
+            "dropped with a reason: a source or filter loses rows without counting them"
+        )
+    dropped, total = receipt.dropped_total, receipt.rows_in
+    if dropped > max_drop_fraction * total:
+        reasons = ", ".join(
+            f"{reason} {count} ({', '.join(receipt.ids.get(reason, []))}"
+            f"{', ...' if count > len(receipt.ids.get(reason, [])) else ''})"
+            for reason, count in sorted(receipt.dropped.items(), key=lambda item: -item[1])
+        )
+        raise DataError(
+            f"{dropped} of {total} rows dropped ({dropped / total:.1%}), more than "
+            f"{field} = {max_drop_fraction:g} allows: {reasons}"
+        )

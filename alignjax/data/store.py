@@ -1,0 +1,306 @@
+"""Token rows on disk, written once through TFDS as array_record, then only opened; or in memory."""
+
+import contextlib
+import functools
+import hashlib
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from alignjax.data.encode import Row
+from alignjax.data.records import DataError, Receipt
+from alignjax.errors import UserError
+
+FORMAT = 2  # raise it when the same rows are written differently
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One row as ids and as text. K responses, M objectives."""
+
+    id: str
+    domain: str
+    prompt: str  # after the chat template, not truncated
+    responses: tuple[str, ...]  # not truncated
+    prompt_ids: np.ndarray  # [P] int32, BOS included
+    response_ids: tuple[np.ndarray, ...]  # K of [R_k] int32, EOS included unless cut
+    scores: np.ndarray | None  # [K, M] float32
+    desirable: np.ndarray | None  # [K] bool
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Prepared rows. Opening it reads the columns only; ``dataset[i]`` reads one row.
+
+    Reading is safe from several threads at once.
+    """
+
+    prompt_length: np.ndarray  # [N] int32
+    response_length: np.ndarray  # [N, K] int32, K the largest of all rows; 0 marks an absent one
+    objectives: tuple[str, ...]  # names of the M scores; () without scores
+    labels: tuple[int, int]  # desirable and undesirable responses; (0, 0) without labels
+    digest: str  # hex sha256 of all ids, scores, labels and row ids
+    receipt: Mapping[str, Any]  # Receipt.as_dict()
+    path: str
+    _rows: Any = field(repr=False)  # TFDS's random-access source
+    adversarial: np.ndarray | None = None  # [N] bool, see `types.Batch`; None: no row is
+
+    def __len__(self) -> int:
+        return len(self.prompt_length)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of a dataset with {len(self)} rows")
+        try:
+            row = self._rows[int(index)]
+        except Exception as error:  # array_record's checksums, TFDS's decoder
+            raise _damaged(self.path, error) from None
+        lengths = row["response_length"]
+        ids = np.split(row["response_ids"], np.cumsum(lengths)[:-1])
+        scores, labels = row["scores"], row["desirable"]
+        return Example(
+            id=row["id"].decode(),
+            domain=row["domain"].decode(),
+            prompt=row["prompt"].decode(),
+            responses=tuple(json.loads(row["responses"])),
+            prompt_ids=row["prompt_ids"],
+            response_ids=tuple(ids),
+            scores=scores.reshape(len(lengths), -1) if len(scores) else None,
+            desirable=labels.astype(bool) if len(labels) else None,
+        )
+
+
+def write(rows: Iterable[Row], folder: str | os.PathLike[str], receipt: Receipt) -> None:
+    """Writes rows to a new folder: array_record files, and the columns that batching reads.
+
+    Args:
+      rows: all of one kind (scores, labels).
+      receipt: complete when the last row has come; it is kept with them.
+
+    Raises:
+      DataError: no row, or rows of different kinds.
+    """
+    folder, rows = os.fspath(folder), iter(rows)
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"no rows left to train on: {_one_line(receipt)}")
+    os.makedirs(folder)
+    columns = _Columns(objectives=first.record.objectives)
+    location = _write_rows(columns.through(itertools.chain([first], rows)), folder)
+    np.save(os.path.join(folder, "response_length.npy"), columns.lengths())
+    np.save(os.path.join(folder, "prompt_length.npy"), np.asarray(columns.prompt_length, np.int32))
+    if any(columns.adversarial):
+        np.save(os.path.join(folder, "adversarial.npy"), np.asarray(columns.adversarial))
+    meta = {
+        "rows": os.path.relpath(location, folder),
+        "objectives": list(columns.objectives),
+        "labels": [columns.desirable, columns.undesirable],
+        "adversarial": any(columns.adversarial),
+        "digest": columns.digest.hexdigest(),
+        "receipt": receipt.as_dict(),
+    }
+    with open(os.path.join(folder, "meta.json"), "w", encoding="utf-8") as file:
+        json.dump(meta, file, indent=1)
+
+
+def open_dataset(path: str | os.PathLike[str]) -> Dataset:
+    """Opens the folder of a prepared dataset.
+
+    Raises:
+      DataError: not such a folder, or a damaged one.
+    """
+    import tensorflow_datasets as tfds
+
+    path = os.fspath(path)
+    try:
+        with open(os.path.join(path, "meta.json"), encoding="utf-8") as file:
+            meta = json.load(file)
+        prompt_length = np.load(os.path.join(path, "prompt_length.npy"), allow_pickle=False)
+        response_length = np.load(os.path.join(path, "response_length.npy"), allow_pickle=False)
+        adversarial = None
+        if meta.get("adversarial"):
+            adversarial = np.load(os.path.join(path, "adversarial.npy"), allow_pickle=False)
+        builder = tfds.builder_from_directory(os.path.join(path, meta["rows"]))
+        rows = builder.as_data_source(split="train")
+        if not len(rows) == len(prompt_length) == len(response_length):
+            raise ValueError(f"{len(rows)} rows but {len(prompt_length)} lengths")
+        return Dataset(
+            prompt_length=prompt_length,
+            response_length=response_length,
+            objectives=tuple(meta["objectives"]),
+            labels=tuple(meta["labels"]),
+            adversarial=adversarial,
+            digest=meta["digest"],
+            receipt=meta["receipt"],
+            path=path,
+            _rows=rows,
+        )
+    except Exception as error:  # whatever TFDS, numpy or json say about damaged files
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: str, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())
+    return DataError(
+        f"{path}: damaged prepared data ({reason}); delete the folder to prepare it again"
+    )
+
+
+def in_memory(rows: Iterable[Row]) -> Dataset:
+    """Keeps rows as a dataset that is on no disk: for those that are read once."""
+    columns = _Columns(objectives=())
+    kept = [
+        {name: x.encode() if isinstance(x, str) else x for name, x in row.items()}
+        for row in columns.through(rows)
+    ]
+    return Dataset(
+        prompt_length=np.asarray(columns.prompt_length, np.int32),
+        response_length=columns.lengths(),
+        objectives=(),
+        labels=(0, 0),
+        digest=columns.digest.hexdigest(),
+        receipt={},
+        path="memory",
+        _rows=kept,
+    )
+
+
+def _one_line(receipt: Receipt) -> str:
+    return "; ".join(" ".join(line.split()) for line in receipt.render().splitlines())
+
+
+@dataclass
+class _Columns:
+    """What is kept of every row beside the row itself."""
+
+    objectives: tuple[str, ...]
+    prompt_length: list[int] = field(default_factory=list)
+    response_length: list[list[int]] = field(default_factory=list)
+    adversarial: list[bool] = field(default_factory=list)
+    desirable: int = 0  # responses with that label
+    undesirable: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
+    kind: tuple[bool, bool] | None = None
+
+    def lengths(self) -> np.ndarray:
+        """``[N, K]`` int32, 0 where a row has fewer than K responses."""
+        count = max(map(len, self.response_length))
+        table = np.zeros((len(self.response_length), count), np.int32)
+        for row, responses in zip(table, self.response_length, strict=True):
+            row[: len(responses)] = responses
+        return table
+
+    def through(self, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+        """Yields what TFDS stores of each row. Only flat arrays: nested ones need TensorFlow."""
+        for row in rows:
+            record = row.record
+            kind = (bool(record.scores), bool(record.desirable))
+            self.kind = self.kind or kind
+            if kind != self.kind or record.objectives != self.objectives:
+                raise DataError(
+                    f"{record.origin or record.id}: is of another kind than the rows before it "
+                    f"(objectives {list(record.objectives)} against {list(self.objectives)}, "
+                    f"{'with' if kind[1] else 'without'} labels)"
+                )
+            lengths = [len(ids) for ids in row.response_ids]
+            self.prompt_length.append(len(row.prompt_ids))
+            self.response_length.append(lengths)
+            self.adversarial.append(record.adversarial)
+            self.desirable += sum(record.desirable)
+            self.undesirable += len(record.desirable) - sum(record.desirable)
+            arrays = {
+                "prompt_ids": row.prompt_ids,
+                "response_ids": np.concatenate(row.response_ids),
+                "response_length": np.asarray(lengths, np.int32),
+                "scores": np.asarray(record.scores, np.float32).reshape(-1),
+                "desirable": np.asarray(record.desirable, np.int32),
+            }
+            for array in arrays.values():
+                self.digest.update(len(array).to_bytes(8, "little") + array.tobytes())
+            marks = ["adversarial"] if record.adversarial else []
+            self.digest.update(json.dumps([record.id, record.domain, *marks]).encode())
+            yield {
+                **arrays,
+                "id": record.id,
+                "domain": record.domain,
+                "prompt": row.prompt,
+                "responses": json.dumps(record.responses, ensure_ascii=False),
+            }
+
+
+@functools.cache
+def _builder_class() -> Any:
+    """The TFDS builder; made on first use because TFDS takes a while to import."""
+    import tensorflow_datasets as tfds
+
+    def ids(dtype: Any) -> Any:
+        return tfds.features.Tensor(shape=(None,), dtype=dtype)
+
+    class PreferenceRows(tfds.core.GeneratorBasedBuilder):
+        """Rows in the order they are given."""
+
+        VERSION = tfds.core.Version(f"{FORMAT}.0.0")
+        code_path = None  # no checksum or description files lie beside this source file
+
+        def __init__(self, *, examples: Iterator[dict[str, Any]], **kwargs: Any):
+            self._examples = examples
+            super().__init__(**kwargs)
+
+        def _info(self) -> Any:
+            text = tfds.features.Text()
+            return tfds.core.DatasetInfo(
+                builder=self,
+                disable_shuffling=True,
+                features=tfds.features.FeaturesDict(
+                    {
+                        **dict.fromkeys(("id", "domain", "prompt", "responses"), text),
+                        **{name: ids(np.int32) for name in ("prompt_ids", "response_ids")},
+                        "response_length": ids(np.int32),
+                        "scores": ids(np.float32),
+                        "desirable": ids(np.int32),
+                    }
+                ),
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {"train": enumerate(self._examples)}
+
+        def _generate_examples(self) -> None:
+            """Not used: the split is given as an iterator."""
+
+    return PreferenceRows
+
+
+def _write_rows(examples: Iterator[dict[str, Any]], folder: str) -> str:
+    """Writes array_record files under ``folder``; returns the folder TFDS put them in."""
+    import tensorflow_datasets as tfds
+
+    caused: list[UserError] = []
+
+    def remembered() -> Iterator[dict[str, Any]]:
+        try:
+            yield from examples
+        except UserError as error:
+            caused.append(error)
+            raise
+
+    # array_record, because TFDS's default format needs TensorFlow to be finished.
+    builder = _builder_class()(
+        examples=remembered(), data_dir=os.path.join(folder, "tfds"), file_format="array_record"
+    )
+    tfds.disable_progress_bar()
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it "downloads"
+            builder.download_and_prepare(download_config=config)
+    except Exception:
+        if caused:  # TFDS wraps what its generator raises
+            raise caused[0] from None
+        raise
+    return str(builder.data_dir)
