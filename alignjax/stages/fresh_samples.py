@@ -52,9 +52,7 @@ def make_policy(
             "sampling.num_beams: wanted 1, a policy learns from samples, found "
             f"{sampling.num_beams}"
         )
-    learner = learners.policy(
-        config, mesh, steps, load_reference=load_reference, base=load_reference(), live=True
-    )
+    learner = learners.policy(config, mesh, steps, load_reference=load_reference, live=True)
     eos = tokenizer.eos_id
     return learner, Prompts(
         questions=asked,

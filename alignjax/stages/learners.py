@@ -36,10 +36,13 @@ def policy(
       mesh: where.
       steps: optimizer steps that the learning rate is spread over.
       load_reference: gives the reference, which the policy starts from.
-      base: the reference on the mesh, where it is ``live`` or adapters are trained beside it.
+      base: the reference, where it is on the mesh already; else it is loaded if it is ``live`` or
+        adapters are trained beside it.
       live: whether the reference is scored in every step.
       load_start: gives what training starts from instead, adapters where the config has ``lora``.
     """
+    if base is None and (live or config.lora is not None):
+        base = load_reference()
     apply = functools.partial(response_logps, config=config.model)
     if config.lora is None:
         return Learner(

@@ -5,9 +5,12 @@ import functools
 import gc
 import json
 import os
+import pathlib
+import shutil
 import signal
 import types
 from collections.abc import Callable
+from typing import NamedTuple
 
 import chex
 import jax
@@ -24,7 +27,7 @@ from alignjax.runtime.metrics import Meter
 from alignjax.training import loop, offline
 from alignjax.training.job import Feed, Job, Learner
 from alignjax.training.step import Update, init_state
-from alignjax.types import Batch, Schedule
+from alignjax.types import Batch, Schedule, TrainState
 from tests import runs
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
@@ -199,6 +202,14 @@ def run_until(step, workdir, **changes):
         fit(job(workdir, feed=make_feed(see=stop_after(step)), **changes))
 
 
+class Clean(NamedTuple):
+    state: TrainState
+    counts: dict
+    lines: list
+    seen: list  # prompt ids of every step
+    workdir: pathlib.Path
+
+
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory, compiled_here):
     """The run that never stopped: its state, counts, lines and the rows of every step."""
@@ -206,7 +217,26 @@ def clean(tmp_path_factory, compiled_here):
     seen = []
     feed = make_feed(see=lambda i, batch: seen.append(batch.prompt_id))
     state, counts = fit(job(workdir, feed=feed))
-    return state, counts, runs.lines(workdir), seen
+    return Clean(state, counts, runs.lines(workdir), seen, workdir)
+
+
+@pytest.fixture
+def done(clean, tmp_path):
+    """The folder of a complete run, to change."""
+    return shutil.copytree(clean.workdir, tmp_path / "done")
+
+
+@pytest.fixture(scope="module")
+def fifth(tmp_path_factory, compiled_here):
+    workdir = tmp_path_factory.mktemp("fifth")
+    run_until(5, workdir)
+    return workdir
+
+
+@pytest.fixture
+def stopped(fifth, tmp_path):
+    """The folder of a run that ended after step 5, one after its checkpoint."""
+    return shutil.copytree(fifth, tmp_path / "stopped")
 
 
 def same_bits(a, b):
@@ -219,7 +249,7 @@ def bare(state):
 
 
 def test_the_run_covers_what_resuming_has_to_get_right(clean):
-    state, counts, lines, _ = clean
+    state, counts, lines, *_ = clean
     assert counts["steps"] == len(make_feed().batches) == int(state.step) == TOTAL
     assert counts["skipped_steps"] == 0
     assert abs(float(state.baseline)) > 0.1  # what the loss reads of the steps before
@@ -230,7 +260,7 @@ def test_the_run_covers_what_resuming_has_to_get_right(clean):
 
 
 def test_it_compiles_once_for_every_shape(clean, tmp_path):
-    assert clean[1]["compiles"] == 2
+    assert clean.counts["compiles"] == 2
     assert fit(job(tmp_path, feed=make_feed(count=1)))[1]["compiles"] == 1
 
 
@@ -243,10 +273,9 @@ def test_the_compiler_agrees_with_the_count(tmp_path, caplog):
     assert len(compiled) == counts["compiles"] == 2
 
 
-def test_resuming_compiles_no_more(tmp_path, caplog):
-    run_until(5, tmp_path)
+def test_resuming_compiles_no_more(stopped, caplog):
     with jax.log_compiles():
-        assert fit(job(tmp_path))[1]["compiles"] == 2
+        assert fit(job(stopped))[1]["compiles"] == 2
     compiled = [r for r in caplog.records if "Compiling jit(one_step)" in r.getMessage()]
     assert len(compiled) == 2
 
@@ -262,14 +291,14 @@ def test_a_compile_more_is_counted(tmp_path):
 
 def test_every_row_is_used_once_in_every_epoch(clean):
     plan = make_feed().batches
-    ids = np.concatenate(clean[3])
+    ids = np.concatenate(clean.seen)
     weights = (plan.rows >= 0).reshape(-1)
     assert np.bincount(ids[weights], minlength=N).tolist() == [2] * N
 
 
 @pytest.mark.parametrize("stop", range(1, TOTAL))
 def test_resuming_after_any_step_gives_the_same_bits(stop, clean, tmp_path):
-    state, _, lines, seen = clean
+    state, _, lines, seen, _ = clean
     run_until(stop, tmp_path)
     again = []
     feed = make_feed(see=lambda i, batch: again.append(batch.prompt_id))
@@ -317,33 +346,23 @@ def test_the_time_of_steps_adds_up_over_starts_without_what_is_no_step(tmp_path,
     assert found == {3: 3.0, 6: 6.0, 9: 9.0, 11: 11.0}
 
 
-def test_a_line_that_spans_a_stop_needs_the_sums_before_it(clean, tmp_path, monkeypatch):
+def test_a_line_that_spans_a_stop_needs_the_sums_before_it(clean, stopped, monkeypatch):
     # The control of the test above: steps 4 and 5 of the line at step 6 lie on both sides.
     monkeypatch.setattr(Meter, "restore", lambda self, state: None)
-    run_until(5, tmp_path)
-    fit(job(tmp_path))
-    assert runs.lines(tmp_path) != clean[2]
+    fit(job(stopped))
+    assert runs.lines(stopped) != clean.lines
 
 
-def test_a_stop_at_the_wrong_batch_would_show(clean, tmp_path):
+def test_a_stop_at_the_wrong_batch_would_show(clean, stopped):
     # The control of the data position: read from one batch earlier.
-    run_until(5, tmp_path)
 
     class EarlierFeed(Watched):
         def read(self, start, mesh):
             return super().read(start - 1, mesh)
 
     feed = make_feed()
-    resumed, _ = fit(job(tmp_path, feed=EarlierFeed(feed.dataset, feed.batches)))
-    assert checkpoint.tree_digest(bare(resumed)) != checkpoint.tree_digest(bare(clean[0]))
-
-
-def test_a_stop_in_the_first_steps_starts_over(clean, tmp_path):
-    run_until(2, tmp_path)
-    resumed, counts = fit(job(tmp_path))
-    assert counts["resumed_from"] == 0
-    same_bits(resumed, clean[0])
-    assert runs.lines(tmp_path) == clean[2]
+    resumed, _ = fit(job(stopped, feed=EarlierFeed(feed.dataset, feed.batches)))
+    assert checkpoint.tree_digest(bare(resumed)) != checkpoint.tree_digest(bare(clean.state))
 
 
 def test_how_often_it_saves_and_evaluates_changes_nothing_trained(clean, tmp_path):
@@ -354,9 +373,9 @@ def test_how_often_it_saves_and_evaluates_changes_nothing_trained(clean, tmp_pat
         return {"rewards/accuracies": 0.5}
 
     state, _ = fit(job(tmp_path, save_every=1, eval_every=5), evaluate)
-    same_bits(state, clean[0])
+    same_bits(state, clean.state)
     found = runs.lines(tmp_path)
-    assert [x for x in found if "loss" in x] == clean[2]
+    assert [x for x in found if "loss" in x] == clean.lines
     evals = [x for x in found if "eval_rewards/accuracies" in x]
     total = int(state.step)
     assert total % 5
@@ -364,26 +383,23 @@ def test_how_often_it_saves_and_evaluates_changes_nothing_trained(clean, tmp_pat
     assert len(calls) == len(evals)
 
 
-def test_a_complete_run_is_left_as_it_is(clean, tmp_path):
-    fit(job(tmp_path))
-    before = (tmp_path / "metrics.jsonl").read_bytes()
-    state, counts = fit(job(tmp_path))
-    same_bits(state, clean[0])
+def test_a_complete_run_is_left_as_it_is(clean, done):
+    before = (done / "metrics.jsonl").read_bytes()
+    state, counts = fit(job(done))
+    same_bits(state, clean.state)
     assert counts["compiles"] == 0
     assert counts["resumed_from"] == counts["steps"]
-    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert (done / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_longer_checkpoint_than_the_run_is_refused(tmp_path):
-    fit(job(tmp_path))
+def test_a_longer_checkpoint_than_the_run_is_refused(done):
     with pytest.raises(UserError, match=r"its checkpoint is of step \d+, .* now has \d+ steps"):
-        fit(job(tmp_path, feed=make_feed(epochs=1.0)))
+        fit(job(done, feed=make_feed(epochs=1.0)))
 
 
 @pytest.mark.parametrize("name", list(IDENTITY))
-def test_another_runs_checkpoint_is_refused(name, tmp_path, monkeypatch):
-    fit(job(tmp_path))
-    other = job(tmp_path, identity={**IDENTITY, name: "other"})
+def test_another_runs_checkpoint_is_refused(name, done, monkeypatch):
+    other = job(done, identity={**IDENTITY, name: "other"})
     wanted = rf"belongs to another run: {name} '.' \(this run: 'other'\)"
     with pytest.raises(UserError, match=wanted) as caught:
         fit(other)
@@ -414,12 +430,12 @@ def test_a_signal_saves_and_stops(signum, code, times, clean, tmp_path):
     assert caught.value.exit_code == code
     resumed, counts = fit(job(tmp_path))
     assert counts["resumed_from"] == 6
-    same_bits(resumed, clean[0])
-    assert runs.lines(tmp_path) == clean[2]
+    same_bits(resumed, clean.state)
+    assert runs.lines(tmp_path) == clean.lines
 
 
 def test_a_signal_in_the_last_step_stops_too(clean, tmp_path):
-    total = clean[1]["steps"]
+    total = clean.counts["steps"]
     with pytest.raises(loop.StoppedError, match=rf"saved step {total} in"):
         signalled(tmp_path, signal.SIGTERM, total)
     assert fit(job(tmp_path))[1]["resumed_from"] == total
@@ -506,23 +522,21 @@ def test_a_metric_of_the_steps_own_name_would_replace_its_number(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_damaged_checkpoint_is_one_line_with_exit_code_3(tmp_path):
-    fit(job(tmp_path))
-    newest = max((tmp_path / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name))
+def test_a_damaged_checkpoint_is_one_line_with_exit_code_3(done):
+    newest = max((done / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name))
     for path in newest.rglob("*"):
         if path.is_file() and path.parent.name == "d":
             path.write_bytes(path.read_bytes()[:5])
     with pytest.raises(CheckpointError, match=rf"{newest.parent}: step {newest.name} ") as caught:
-        fit(job(tmp_path))
+        fit(job(done))
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
     gc.collect()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_other_shapes_than_the_checkpoints_are_refused(tmp_path):
-    fit(job(tmp_path))
-    wider = job(tmp_path, params_shape={"w": jax.ShapeDtypeStruct((3, WIDTH), jnp.float32)})
+def test_other_shapes_than_the_checkpoints_are_refused(done):
+    wider = job(done, params_shape={"w": jax.ShapeDtypeStruct((3, WIDTH), jnp.float32)})
     with pytest.raises(CheckpointError, match=r"cannot be restored") as caught:
         fit(wider)
     assert "\n" not in str(caught.value)
@@ -540,7 +554,7 @@ def test_a_half_written_save_is_not_seen(clean, tmp_path):
         mark.unlink()
     resumed, counts = fit(job(tmp_path))
     assert counts["resumed_from"] == 4
-    same_bits(resumed, clean[0])
+    same_bits(resumed, clean.state)
     assert not list(folder.glob("*tmp*"))
 
 
