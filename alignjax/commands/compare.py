@@ -1,4 +1,4 @@
-"""Runs side by side, at equal steps and at equal KL: what the verb ``compare`` does.
+"""Runs side by side, at equal steps and at equal KL: the verb ``compare``.
 
 A loss may only look better because it has moved further from the reference by the same step; at
 equal KL that advantage is gone.
@@ -45,23 +45,23 @@ def run(workdirs_: Sequence[str], out: str) -> dict[str, Any]:
     if not metrics:
         raise UserError("--runs: they have no metric in common")
     ranges = {name: kl_range(history) for name, history in runs.items()}
-    found = {
+    numbers = {
         "kl_range": ranges,
         "by_step": _by_step(runs, [KL, *metrics]),
         "by_kl": _by_kl(runs, metrics, max(high for _, high in ranges.values())),
     }
     for metric in (KL, *metrics):
-        _print(found["by_step"][metric], names, "step", f"{metric}, at equal steps")
+        _print(numbers["by_step"][metric], names, "step", f"{metric}, at equal steps")
         if metric != KL:
-            _print(found["by_kl"][metric], names, "KL, nats", f"{metric}, at equal KL")
+            _print(numbers["by_kl"][metric], names, "KL, nats", f"{metric}, at equal KL")
     for name, (low, high) in ranges.items():
         tables.say(f"{name}: KL from {low:.3f} to {high:.3f} nats")
     tables.say("A dash: the run was not evaluated at that step, or its KL was never that large.")
     picture = pathlib.Path(out)
-    workdirs.write_json(picture.with_suffix(".json"), found)
+    workdirs.write_json(picture.with_suffix(".json"), numbers)
     plots.plot_histories(runs, metrics, picture)
     tables.say(f"plot: {picture}\nnumbers: {picture.with_suffix('.json')}")
-    return found
+    return numbers
 
 
 def _by_step(runs: dict[str, list[Point]], metrics: list[str]) -> dict[str, Any]:

@@ -73,8 +73,8 @@ def compare(named: dict[str, Front], picture: pathlib.Path) -> dict[str, Any]:
         f"fronts of {', '.join(names)}",
     )
     say(
-        f"hypervolume: share of the box {box.of(names)} ({box.source}) that is dominated, its low "
-        "corner the reference point; [95% interval over prompts]"
+        f"hypervolume: share of the box {box.text(names)} ({box.source}) that is dominated, its "
+        "low corner the reference point; [95% interval over prompts]"
     )
     if flat:
         say(f"no hypervolume: all have one value of {', '.join(flat)}; set recipe.objectives.box")
@@ -89,21 +89,21 @@ def compare(named: dict[str, Front], picture: pathlib.Path) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Box:
-    """What volumes are shares of."""
+    """The box that hypervolumes are shares of."""
 
     low: np.ndarray  # [M]
     high: np.ndarray  # [M]
     source: str  # where it is from
 
-    def of(self, names: Sequence[str]) -> str:
-        """The box as text."""
+    def text(self, names: Sequence[str]) -> str:
+        """Formats the box, with names."""
         ends = zip(names, self.low, self.high, strict=True)
         return ", ".join(f"{name} {low:.4g} to {high:.4g}" for name, low, high in ends)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Measured:
-    """A front and what was measured of it."""
+    """A front and its measures."""
 
     front: Front
     volume: Interval | None
@@ -116,7 +116,7 @@ class _Measured:
         return float(np.mean(self.front["collapsed"]))
 
     def cells(self) -> list[str]:
-        """The front's row of the table."""
+        """Formats the front's row of the table."""
         return [
             "-" if self.volume is None else str(self.volume),
             str(self.faithful),
@@ -125,7 +125,7 @@ class _Measured:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """The numbers for the JSON file."""
+        """Gives the numbers for the JSON file."""
         volume = None
         if self.volume is not None:
             volume = {"value": self.volume.mean, "low": self.volume.low, "high": self.volume.high}
@@ -171,7 +171,7 @@ def _check_alike(named: dict[str, Front]) -> None:
 
 
 def _box(named: dict[str, Front]) -> _Box:
-    """The box that the configs give, where they agree, else the smallest around the points."""
+    """Takes the box that the configs agree on, else the smallest around the points."""
     boxes = [front["box"] for front in named.values()]
     if boxes[0] is not None and all(box == boxes[0] for box in boxes):
         low, high = np.array(boxes[0], np.float64).T

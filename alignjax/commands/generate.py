@@ -87,14 +87,14 @@ def run(
 
 
 def _held_out(config: Config, data: Prepared) -> tuple[list[Record], list[Question]]:
-    """The first held-out prompts."""
+    """Takes the first held-out prompts."""
     asked = questions(data.asked, config.evaluate.prompts)
     ids = [data.asked.dataset[q.number].id for q in asked]
     return [dataclasses.replace(data.asked_records[i], responses=()) for i in ids], asked
 
 
 def _read(path: str, config: Config, data: Prepared) -> tuple[list[Record], list[Question]]:
-    """The prompts of a file."""
+    """Reads the prompts of a file."""
     rows = read_rows(path)
     records = [Record(id=row.id, prompt=_prompt_of(row), responses=()) for row in rows]
     return records, _questions(records, data.tokenizer, config.data.max_prompt_tokens)
@@ -115,7 +115,7 @@ def _write(target: pathlib.Path, records: list[Record], responses: list[Sample])
 
 
 def _prompt_of(row: Row) -> Prompt:
-    """A row's prompt; one without text is refused, as training drops it."""
+    """Reads a row's prompt; refuses one without text, which training would drop."""
     prompt = read_prompt(row, "prompt")
     texts = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt]
     if not any(text.strip() for text in texts):
@@ -124,7 +124,7 @@ def _prompt_of(row: Row) -> Prompt:
 
 
 def _questions(records: list[Record], tokenizer: Tokenizer, longest: int) -> list[Question]:
-    """Prompts of a file as ids, cut at the start like those that were trained on."""
+    """Encodes prompts, cut at the start like those that were trained on."""
     out, cut = [], 0
     for i, record in enumerate(records):
         ids = tokenizer.encode(record.prompt, ()).prompt_ids

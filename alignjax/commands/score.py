@@ -1,4 +1,4 @@
-"""Files of responses scored by reward models: what the verb ``score`` does.
+"""Files of responses scored by reward models: the verb ``score``.
 
 Read it downwards: `run` is the order of events. It writes ``OUT``, JSON lines that `sources.lists`
 reads, and ``OUT.made_of.json``, which says of what; the same command again then has nothing to do.
@@ -45,7 +45,7 @@ def run(records: str, paths: Sequence[str], out: str) -> None:
     models = [reward_models.find(path) for path in paths]
     names = _names(models)
     rows = list(read_rows(records))
-    found = [_record(row) for row in rows]
+    unscored = [_record(row) for row in rows]
     made_of = {
         "format": FORMAT,
         "records": fingerprint(records),
@@ -58,7 +58,7 @@ def run(records: str, paths: Sequence[str], out: str) -> None:
         log.info("%s: complete, nothing to do", target)
         return
     columns = [
-        scorers.reward_model(found, path=str(model.path))  # [k] or [k, M] for each record
+        scorers.reward_model(unscored, path=str(model.path))  # [k] or [k, M] for each record
         for model in models
     ]
     table = [
@@ -69,7 +69,7 @@ def run(records: str, paths: Sequence[str], out: str) -> None:
         if not np.isfinite(scores).all():
             raise NumericalError(f"{row.origin}: a score is not finite: {scores.tolist()}")
     _write(target, [_line(r, s, names) for r, s in zip(rows, table, strict=True)], made_of)
-    _summarise(found, table, names, str(target))
+    _summarise(unscored, table, names, str(target))
 
 
 def _names(models: Sequence[RewardModel]) -> list[str]:
@@ -113,11 +113,11 @@ def _is_done(target: pathlib.Path, made_of: dict[str, Any]) -> bool:
     digest = workdirs.sha256(target)
     if not digest:
         return False
-    said = workdirs.find_json(_about(target)) or {}
-    if said.get("made_of") != made_of:
-        what = "of other records or reward models" if said else "no output of this command"
+    about = workdirs.find_json(_about(target)) or {}
+    if about.get("made_of") != made_of:
+        what = "of other records or reward models" if about else "no output of this command"
         raise UserError(f"--out: {target} exists and is {what}; delete it or choose another name")
-    if said["sha256"] != digest:
+    if about["sha256"] != digest:
         raise UserError(f"--out: {target} was changed after it was written; delete it or rename it")
     return True
 

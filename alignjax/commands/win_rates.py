@@ -1,4 +1,4 @@
-"""Win rates between two files of responses: what ``evaluate --records=A --against=B`` does."""
+"""Win rates between two files of responses: ``evaluate --records=A --against=B``."""
 
 import functools
 import json
@@ -75,7 +75,7 @@ def _shares(rate: WinRate) -> dict[str, Interval]:
 
 
 def _paired(records: str, against: str) -> list[tuple[Row, Row]]:
-    """The rows of both files, by their prompts, in the order of the first one."""
+    """Pairs the rows of both files by their prompts, in the order of the first one."""
     ours, theirs = _read(records), _read(against)
     for path, here, there in ((against, ours, theirs), (records, theirs, ours)):
         missing = [row for prompt, row in here.items() if prompt not in there]
@@ -123,7 +123,7 @@ def _scores(rows: list[Row], reward_models: Sequence[str], config: Config | None
 
 
 def _own_scores(rows: list[Row]) -> Scores:
-    """The scores that the rows hold; the first response's names are wanted of all."""
+    """Reads the scores in the rows; all need the names that the first response's have."""
     out: Scores = {}
     names: tuple[str, ...] = ()
     for row in rows:

@@ -1,4 +1,4 @@
-"""How far a reward model's probabilities of preference are from what happened. Plain NumPy.
+"""Calibration: how far a reward model's probabilities of preference are from the outcomes.
 
 A reward r says that response i is preferred to j with probability ``p = sigma(r_i - r_j)``
 (Bradley-Terry). Every pair of a row with different true scores counts in both orders, so that
@@ -29,14 +29,14 @@ class Pairs:
     row: np.ndarray  # [P] the row it is from
 
     def of_rows(self, chosen: np.ndarray) -> "Pairs":
-        """The pairs of the rows at which ``chosen [N]`` is True."""
+        """Keeps the pairs of the rows at which ``chosen [N]`` is True."""
         keep = chosen[self.row]
         return Pairs(self.margin[keep], self.row[keep])
 
 
 @dataclasses.dataclass(frozen=True)
 class Bins:
-    """What a reliability diagram shows; one entry per bin, 0 where it is empty."""
+    """The numbers of a reliability diagram; one entry per bin, 0 where it is empty."""
 
     count: np.ndarray  # comparisons
     predicted: np.ndarray  # mean p
@@ -44,7 +44,7 @@ class Bins:
 
 
 def pairs(reward: np.ndarray, better: np.ndarray) -> Pairs:
-    """All pairs of responses of one row that differ in true score.
+    """Finds all pairs of responses of one row that differ in true score.
 
     Args:
       reward: ``[N, K]``.
@@ -55,7 +55,7 @@ def pairs(reward: np.ndarray, better: np.ndarray) -> Pairs:
 
 
 def bins(margin: np.ndarray, *, temperature: float = 1.0, adaptive: bool = False) -> Bins:
-    """Probabilities and outcomes of `Pairs.margin`, both orders of each pair, by bin.
+    """Bins the probabilities and outcomes of `Pairs.margin`, both orders of each pair.
 
     Args:
       margin: ``[P]``, the preferred response's reward minus the other's.
@@ -79,7 +79,7 @@ def bins(margin: np.ndarray, *, temperature: float = 1.0, adaptive: bool = False
 
 
 def measure(margin: np.ndarray, *, temperature: float = 1.0) -> dict[str, float]:
-    """``ece``, ``ace``, ``mce`` (see the module) and ``nll``, nats per pair.
+    """Computes ``ece``, ``ace``, ``mce`` (see the module) and ``nll``, nats per pair.
 
     Returns:
       NaN for all four where there is no pair.
@@ -96,21 +96,21 @@ def measure(margin: np.ndarray, *, temperature: float = 1.0) -> dict[str, float]
 
 
 def ece_if_calibrated(margin: np.ndarray, *, temperature: float = 1.0, draws: int = 100) -> float:
-    """The mean ECE of outcomes drawn from the probabilities themselves: what chance alone makes.
+    """Simulates the mean ECE of a calibrated model: that of outcomes drawn from its probabilities.
 
-    So many pairs have an ECE above 0 however well calibrated the model is; an ECE near this number
-    shows no miscalibration. Seeded: the same margins give the same number.
+    A finite number of pairs has an ECE above 0 however well calibrated the model is; an ECE near
+    this number shows no miscalibration. Seeded: the same margins give the same number.
     """
     rng = np.random.default_rng(0)
-    found = []
+    errors = []
     for _ in range(draws):
         swap = rng.random(len(margin)) >= _sigmoid(margin / temperature)
-        found.append(_expected(bins(np.where(swap, -margin, margin), temperature=temperature)))
-    return float(np.mean(found)) if len(margin) else float("nan")
+        errors.append(_expected(bins(np.where(swap, -margin, margin), temperature=temperature)))
+    return float(np.mean(errors)) if len(margin) else float("nan")
 
 
 def fit_temperature(margin: np.ndarray) -> float:
-    """The T that minimises ``mean log(1 + exp(-margin / T))``.
+    """Finds the T that minimises ``mean log(1 + exp(-margin / T))``.
 
     The loss is convex in 1/T, so its derivative changes sign once, and log T is found by
     bisection. Where all pairs are ordered rightly the best T is 0, and where the rewards order no
@@ -135,9 +135,9 @@ def fit_temperature(margin: np.ndarray) -> float:
     return float(np.exp((low + high) / 2))
 
 
-def _expected(found: Bins) -> float:
-    gap = np.abs(found.predicted - found.happened)
-    return float((gap * found.count).sum() / max(found.count.sum(), 1))
+def _expected(bins: Bins) -> float:
+    gap = np.abs(bins.predicted - bins.happened)
+    return float((gap * bins.count).sum() / max(bins.count.sum(), 1))
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ DRAWS = 1000  # of a bootstrap
 
 
 def repetition(ids: Sequence[Hashable]) -> float:
-    """Share of a response's phrases of 4 tokens that stood in it before; 0 for under 4 tokens.
+    """Computes the share of phrases of 4 tokens that stood in the response before; 0 without any.
 
     >>> repetition("abababab"), repetition("abcdefgh")
     (0.6, 0.0)
@@ -31,7 +31,7 @@ def repetition(ids: Sequence[Hashable]) -> float:
 
 
 def is_collapsed(ids: Sequence[Hashable]) -> bool:
-    """Whether a response has collapsed: under 5 tokens, or at least half of its phrases repeated.
+    """Tells whether a response has collapsed: under 5 tokens, or half of its phrases repeated.
 
     Args:
       ids: its tokens, without an end-of-sequence.
@@ -43,13 +43,13 @@ def is_collapsed(ids: Sequence[Hashable]) -> bool:
 
 
 def points(scores: np.ndarray) -> list[list[Interval]]:
-    """The mean of every preference and objective, ``[P][M]``, with a 95% interval over prompts."""
+    """Averages every preference and objective, ``[P][M]``, with a 95% interval over prompts."""
     p, n, m = scores.shape
     return [[mean_over_prompts(scores[i, :, j], range(n)) for j in range(m)] for i in range(p)]
 
 
 def box(fronts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The smallest box around the points of several fronts: ``low [M]`` and ``high [M]``."""
+    """Finds the smallest box around the points of several fronts: ``low [M]`` and ``high [M]``."""
     means = np.concatenate([scores.mean(axis=1) for scores in fronts])
     return means.min(axis=0), means.max(axis=0)
 
@@ -105,7 +105,7 @@ class Faithfulness:
 
 
 def faithfulness(preferences: np.ndarray, means: np.ndarray) -> Faithfulness:
-    """Spearman's rank correlation of an objective's weight with its mean score, by objective.
+    """Correlates the weight of each objective with its mean score, by Spearman's rank correlation.
 
     Where all weights or all means of an objective are equal it is 0: asking changes nothing.
 
@@ -126,7 +126,7 @@ def faithfulness(preferences: np.ndarray, means: np.ndarray) -> Faithfulness:
 
 
 def upper_hull(points: np.ndarray) -> np.ndarray:
-    """The corners of what mixtures of the points reach and nothing dominates, from left to right.
+    """Finds the corners of what mixtures of points reach and nothing dominates, left to right.
 
     Args:
       points: ``[F, 2]``.

@@ -1,4 +1,4 @@
-"""What a run measured along its training, as points that runs can be compared at."""
+"""A run's evaluations along its training, as points at which runs can be compared."""
 
 import itertools
 import pathlib
@@ -15,9 +15,9 @@ ZERO_AT_START = ("kl", "RM_DPO", "winner_log_ratio", "rewards/margins")
 
 
 def points(workdir: pathlib.Path) -> list[Point]:
-    """The evaluations of a run, in order, under their names without ``eval_``.
+    """Reads the evaluations of a run, in order, under their names without ``eval_``.
 
-    At step 0 stand the metrics that are 0 there, since the policy is then the reference.
+    A point at step 0 is added, with the metrics that are 0 while the policy is the reference.
 
     Raises:
       UserError: the folder has no metrics, or none with a KL.
@@ -25,30 +25,30 @@ def points(workdir: pathlib.Path) -> list[Point]:
     path = workdir / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"--runs: {workdir} holds no run (no metrics.jsonl)")
-    found: list[Point] = []
+    history: list[Point] = []
     for line in read(path):
         values: dict[str, Any] = {
             name.removeprefix("eval_"): x for name, x in line.items() if name.startswith("eval_")
         }
         if values.get(KL) is not None:
             kept = {name: float(x) for name, x in values.items() if x is not None}
-            found.append({"step": float(line["step"]), **kept})
-    if not found:
+            history.append({"step": float(line["step"]), **kept})
+    if not history:
         raise UserError(
             f"--runs: {workdir} has no evaluations with a KL: train with train.eval_every and "
             "evaluate.during above 0"
         )
-    start = {name: 0.0 for name in ZERO_AT_START if name in found[0]}
-    return [{"step": 0.0, **start}, *found]
+    start = {name: 0.0 for name in ZERO_AT_START if name in history[0]}
+    return [{"step": 0.0, **start}, *history]
 
 
 def at_step(history: Sequence[Point], name: str, step: float) -> float | None:
-    """A metric at one evaluated step; None where it was not measured."""
+    """Looks up a metric at one evaluated step; None where it was not measured."""
     return next((p.get(name) for p in history if p["step"] == step), None)
 
 
 def at_kl(history: Sequence[Point], name: str, kl: float) -> float | None:
-    """A metric where training first comes to a KL, linear between two evaluations.
+    """Interpolates a metric to where training first reaches a KL, between two evaluations.
 
     Returns:
       None where the run never had this KL: nothing is extrapolated.
@@ -61,6 +61,6 @@ def at_kl(history: Sequence[Point], name: str, kl: float) -> float | None:
 
 
 def kl_range(history: Sequence[Point]) -> tuple[float, float]:
-    """The smallest and the largest KL of a run."""
+    """Finds the smallest and the largest KL of a run."""
     values = [p[KL] for p in history if KL in p]
     return min(values), max(values)

@@ -188,7 +188,7 @@ def _parallel(axis: Any, named: dict[str, Front], low: np.ndarray, high: np.ndar
 def _figure(
     rows: int, columns: int, size: tuple[float, float], *, layout: Any = None
 ) -> tuple[Any, Any]:
-    """A figure and its axes ``[rows, columns]``, each of a size in inches."""
+    """Makes a figure and its axes ``[rows, columns]``, each of a size in inches."""
     from matplotlib.figure import Figure  # by itself it needs no display and keeps no global state
 
     width, height = size

@@ -1,4 +1,4 @@
-"""What held-out rows and sampled responses say of a policy: one value a row or a sample."""
+"""Metrics of a policy on held-out rows and on samples: one value a row or a sample."""
 
 from collections.abc import Sequence
 
@@ -97,11 +97,11 @@ def margins(
 
 
 def best_of(scores: np.ndarray, first: int = 0) -> np.ndarray:
-    """``[P]`` index of the best of each row's first so many scores (0: all); the first of equals.
+    """Finds the best of each row's first scores, ``[P]`` indices; of equals the first one.
 
     Args:
       scores: ``[P, S]``, larger is better.
-      first: N of "best of N".
+      first: N of "best of N"; 0: all.
     """
     return scores[:, : first or scores.shape[1]].argmax(axis=1)
 
@@ -139,7 +139,7 @@ def label_metrics(
 
 
 def kl_to_reference(samples: Sequence[Sample]) -> Interval:
-    """``KL(policy || reference)`` per response, nats, along the policy's own samples.
+    """Estimates ``KL(policy || reference)`` per response, nats, along the policy's own samples.
 
     The samples must come at temperature 1 with no ids cut off, and with a reference. Of responses
     that did not end it is the divergence up to there.
@@ -148,7 +148,7 @@ def kl_to_reference(samples: Sequence[Sample]) -> Interval:
 
 
 def tokens(samples: Sequence[Sample]) -> Interval:
-    """Tokens per response, end-of-sequence included."""
+    """Averages the tokens per response, end-of-sequence included."""
     return mean_over_prompts(
         np.array([float(s.length) for s in samples]), [s.prompt for s in samples]
     )

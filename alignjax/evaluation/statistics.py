@@ -34,14 +34,14 @@ class Interval:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def as_dict(self) -> dict[str, Any]:
-        """The numbers for a JSON file; ``Interval(**numbers)`` reads a symmetric one back."""
+        """Gives the numbers for a JSON file; ``Interval(**numbers)`` reads a symmetric one back."""
         if self.ends is None:
             return {"mean": self.mean, "half_width": self.half_width, "count": self.count}
         return {"mean": self.mean, "low": self.low, "high": self.high}
 
 
 def between(mean: float, low: float, high: float, count: int) -> Interval:
-    """An interval given by its ends."""
+    """Makes an interval from its ends."""
     return Interval(float(mean), float(high - low) / 2, count, (float(low), float(high)))
 
 
@@ -87,7 +87,7 @@ def resample(count: int, *, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
 
 
 def bootstrap(statistic: Callable[[Any], Any], samples: Iterable[Any]) -> np.ndarray:
-    """The ends of the 95% interval of a statistic: its 2.5% and 97.5% quantiles over samples.
+    """Finds the 95% interval of a statistic: its 2.5% and 97.5% quantiles over samples.
 
     Args:
       statistic: of one sample a number, or an array of them.

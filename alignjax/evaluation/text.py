@@ -11,7 +11,7 @@ _BLANK = "\u2581"  # stands for a blank where characters are tokens: it counts a
 
 
 def bleu(responses: Sequence[str], references: Sequence[str]) -> Interval:
-    """Corpus BLEU over words, sacrebleu's default: 13a tokens, n-grams of 1 to 4, 0 to 100.
+    """Computes corpus BLEU over words as sacrebleu does: 13a tokens, 1- to 4-grams, 0 to 100.
 
     Matches are added up over all prompts before anything is divided. The interval is that of
     `DRAWS` draws of prompts with replacement.
@@ -44,7 +44,7 @@ def bleu(responses: Sequence[str], references: Sequence[str]) -> Interval:
 
 
 def bleu_char(responses: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """BLEU-4 over characters, one response at a time, 0 to 1: what the HPS authors' code reports.
+    """Computes BLEU-4 over characters, by response, 0 to 1, as the HPS authors' code does.
 
     That code hands strings over where lists of words are expected, so that every character, blanks
     included, is a token; nothing is smoothed. A response without a common 4-gram scores 0 here; the

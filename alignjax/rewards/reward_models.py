@@ -115,7 +115,7 @@ def find(path: str) -> RewardModel:
 
 
 def _from_elsewhere(folder: pathlib.Path, config: dict[str, Any]) -> RewardModel:
-    """A reward model that was not trained here; texts are cut to the limits a config has."""
+    """Reads a reward model that was not trained here; texts are cut to a config's defaults."""
     model = hf.read_config(folder, reward=True)
     names = configjson.labels(config, str(folder / "config.json"))
     data = DataConfig(source=find)  # its defaults; the source is not read

@@ -278,7 +278,7 @@ def _named(label: str, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def _of_the_first_process(scores: list[np.ndarray]) -> list[np.ndarray]:
-    """The scores of process 0, in all processes.
+    """Gives all processes the scores of process 0.
 
     Every process runs the scorer, since a reward model runs on all devices; but a user's function
     may answer differently each time, and all processes have to go on with the same numbers.

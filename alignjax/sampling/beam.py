@@ -1,4 +1,4 @@
-"""Beam search: the likeliest responses that a search of limited width finds; nothing is drawn."""
+"""Beam search: the likeliest responses that a search of limited width finds; nothing is random."""
 
 import dataclasses
 import functools
@@ -36,13 +36,13 @@ def beam_search(
     settings: SamplingConfig,
     eos: int,
 ) -> tuple[Array, Array, Array]:
-    """The K best responses to each prompt that W beams find, best first.
+    """Searches with W beams for the K best responses to each prompt, best first.
 
-    What is best is the score ``log pi(y | x) / |y| ** length_penalty``, where |y| counts the
-    end-of-sequence: 0 compares probabilities, 1 means per token, more favours growing ones. At each
-    token every beam may end, and the W likeliest continuations that do not end go on. Beams that
-    fill the room are responses, too. The search stops when no beam can reach a better score any
-    more; that changes no result.
+    The best response has the highest score ``log pi(y | x) / |y| ** length_penalty``, where |y|
+    counts the end-of-sequence: 0 compares probabilities, 1 means per token, more favours longer
+    ones. At each token every beam may end, and the W likeliest continuations that do not end go on.
+    Beams that fill the room are responses, too. The search stops when no beam can reach a better
+    score any more; that changes no result.
 
     Args:
       params: the policy, or a mixture of policies.
@@ -143,7 +143,7 @@ def _pick(x: Array, place: Array) -> Array:
 
 
 def _reordered(caches: Caches, parent: Array) -> Caches:
-    """Every beam's keys and values are those of the beam that it continues."""
+    """Gives every beam the keys and values of the beam that it continues."""
 
     def pick(x: Array) -> Array:
         return jax.vmap(lambda layer: _pick(layer, parent))(x)

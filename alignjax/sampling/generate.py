@@ -49,16 +49,16 @@ class Question:
 
 
 def questions(data: Bucketed, limit: int) -> list[Question]:
-    """The first distinct prompts of a dataset, at most ``limit``, numbered by their row."""
-    found = []
+    """Takes the first distinct prompts of a dataset, at most ``limit``, numbered by their row."""
+    out = []
     for row in first_of_each_prompt(data, limit):
         example = data.dataset[row]
-        found.append(Question(row, example.prompt, example.prompt_ids))
-    return found
+        out.append(Question(row, example.prompt, example.prompt_ids))
+    return out
 
 
 def undistorted(settings: SamplingConfig) -> SamplingConfig:
-    """The same settings for draws from the policy itself: temperature 1, no id cut or penalised."""
+    """Returns settings that sample the policy itself: temperature 1, no id cut or penalised."""
     return dataclasses.replace(
         settings,
         temperature=1.0,
@@ -167,7 +167,7 @@ def respond_in_batches(
 
 
 class _Numbers(NamedTuple):
-    """What is known of a batch's responses, on the host."""
+    """A batch's responses, on the host."""
 
     ids: np.ndarray  # [B, K, R]
     length: np.ndarray  # [B, K] and so on
@@ -195,7 +195,7 @@ def _fetch(
 
 
 def _samples(prompt: str, numbers: _Numbers, row: int, tokenizer: Tokenizer) -> list[Sample]:
-    """The responses to one prompt of a batch."""
+    """Makes the samples of one prompt of a batch."""
     return [
         Sample(
             prompt=prompt,
@@ -213,7 +213,7 @@ def _samples(prompt: str, numbers: _Numbers, row: int, tokenizer: Tokenizer) -> 
 
 
 def speed(timed: Sequence[tuple[int, int, float]]) -> str:
-    """Tokens, and tokens per second without what was compiled, where any batch did without.
+    """Formats tokens, and tokens per second of the batches that did not compile, if there are any.
 
     Args:
       timed: shape, tokens and seconds of each batch; the first one of a shape compiles.
@@ -233,7 +233,7 @@ def _decode(
     eos: int,
     settings: SamplingConfig,
 ) -> tuple[Array, Array, Array]:
-    """Responses of a batch as ids, their lengths and their log-probabilities."""
+    """Decodes a batch: ids of responses, their lengths and their log-probabilities."""
     # Without the fields of a subclass, such as the judge: they would only compile it again.
     settings = SamplingConfig(
         **{f.name: getattr(settings, f.name) for f in dataclasses.fields(SamplingConfig)}
@@ -245,7 +245,7 @@ def _decode(
 
 
 def prompts_only(asked: Sequence[Question], chosen: np.ndarray, length: int) -> Batch:
-    """A batch without responses; where ``chosen`` is -1, of a prompt of no token and weight 0."""
+    """Makes a batch without responses; where ``chosen`` is -1, an empty prompt of weight 0."""
     b = len(chosen)
     prompt, prompt_length = np.zeros((b, length), np.int32), np.zeros(b, np.int32)
     numbers = np.zeros(b, np.int32)
@@ -265,7 +265,7 @@ def prompts_only(asked: Sequence[Question], chosen: np.ndarray, length: int) -> 
 
 
 def first_of_each_prompt(data: Bucketed, limit: int) -> list[int]:
-    """Rows that hold a prompt for the first time, at most ``limit``."""
+    """Finds the rows that hold a prompt for the first time, at most ``limit``."""
     seen: dict[str, int] = {}
     for row in range(len(data.dataset)):
         if len(seen) == limit:

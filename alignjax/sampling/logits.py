@@ -1,4 +1,4 @@
-"""What is done to logits before an id is drawn from them.
+"""Changes to logits before an id is drawn from them.
 
 The settings have the names of Hugging Face's generation config, and apply in its order:
 repetition_penalty, temperature, top_k, top_p, min_p. None of them changes the log-probabilities
@@ -12,7 +12,7 @@ from alignjax.types import Array
 
 
 def seen_in(ids: Array, length: Array, vocab: int) -> Array:
-    """Which ids a left-padded prompt holds.
+    """Finds which ids a left-padded prompt holds.
 
     Args:
       ids: ``[B, P]`` int32.
@@ -29,7 +29,7 @@ def seen_in(ids: Array, length: Array, vocab: int) -> Array:
 
 
 def penalise(logits: Array, seen: Array, penalty: float) -> Array:
-    """Repetition penalty: divides positive logits of ids that came before, multiplies negative.
+    """Penalises repetition: divides positive logits of ids that came before, multiplies negative.
 
     Args:
       logits: ``[..., vocab]`` float32.
@@ -40,7 +40,7 @@ def penalise(logits: Array, seen: Array, penalty: float) -> Array:
 
 
 def keep_likely(logits: Array, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Array:
-    """Sets the logits of ids that may not be drawn to a value that is never drawn.
+    """Rules out unlikely ids: sets their logits to the smallest number.
 
     Args:
       logits: ``[..., vocab]`` float32, divided by the temperature.
@@ -65,7 +65,7 @@ def keep_likely(logits: Array, *, top_k: int = 0, top_p: float = 1.0, min_p: flo
 
 
 def pick(key: Array, logits: Array) -> Array:
-    """One draw from ``softmax(logits)``, ``[vocab]`` float32.
+    """Draws one id from ``softmax(logits)``, ``[vocab]`` float32.
 
     Id v is the first of exponential clocks with rates ``softmax(logits)[v]`` to ring. These are
     the draws of `jax.random.categorical` with the same key, at less than half the time on a CPU.

@@ -165,7 +165,7 @@ def records_of(data: Prepared, asked: Sequence[Question], samples: list[Sample])
 
 
 def preferred_responses(rows: Bucketed) -> dict[str, str]:
-    """The response that the data prefer, by prompt: that of the first row that prefers one."""
+    """Finds the response that the data prefer, by prompt: that of the first row with one."""
     order = bricks.held_out_order(rows)
     out: dict[str, str] = {}
     for i in range(len(rows.dataset)):
