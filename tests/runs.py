@@ -60,7 +60,7 @@ def get_config(**changes: Any) -> Config:
             eval_fraction=0.1,
             max_drop_fraction=0.1,
             buckets=1,
-            pad_multiple=8,
+            pad_multiple=48,
         ),
         tokenizer=TokenizerConfig(vocab_size=320),
         model=ModelConfig(

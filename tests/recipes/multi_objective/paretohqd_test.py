@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 from functools import partial
 
 import chex
@@ -137,22 +138,18 @@ def test_one_after_the_other_gives_what_side_by_side_gives(base, setting):
         fit("alone", at_once=1, starts=together)
 
 
-def test_killed_anywhere_it_goes_on(base, tmp_path, monkeypatch):
-    workdir = tmp_path / base.name
-    for place in (
-        *("saving:stage1/02-2", "part:representative-01-000000", "step:stage2/02-1"),
-        "kept:01.json",
-    ):
-        runs.end_at(place, lambda: recipes.run_config(config(), workdir))
-    with monkeypatch.context() as patch:  # what is done is not done again
-        patch.setattr(generate, "respond_in_batches", None)
-        with pytest.raises(TypeError):  # only the last preference is left to respond for
-            recipes.run_config(config(), workdir)
-    assert (workdir / "stage2" / "02" / "checkpoints" / "2").is_dir()
-    recipes.run_config(config(), workdir)
-    for name in ("stage1.json", "stage2.json", "representatives.json"):
-        assert read(workdir / name) == read(base / name)
+def test_killed_in_its_second_stage_it_ends_the_same(base, tmp_path):
+    workdir = shutil.copytree(base, tmp_path / base.name)
+    for name in ("stage2", "said"):
+        shutil.rmtree(workdir / name)
+    for name in ("stage2.json", "front.json", "summary.json"):
+        (workdir / name).unlink()
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*-000000.json")}
+    runs.end_at("step:stage2/02-1", lambda: recipe.run(config(), workdir))
+    recipe.run(config(), workdir)
+    assert read(workdir / "stage2.json") == read(base / "stage2.json")
     assert read(workdir / "front.json")["scores"] == read(base / "front.json")["scores"]
+    assert before == {p: p.stat().st_mtime_ns for p in before}  # what is done is not done again
 
 
 def test_stage_1_alone_and_linear_curation_are_the_ablations(base, setting):
