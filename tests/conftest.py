@@ -72,3 +72,14 @@ def compiled_here(compiled: dict[str, str]) -> Iterator[None]:
         compilation_cache.reset_cache()
         if settings is here:
             yield
+
+
+@pytest.fixture(scope="module")
+def whole_run(compiled_here: None) -> None:
+    """For fixtures that train and sample: every test that uses one of them is slow."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "whole_run" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)

@@ -175,6 +175,16 @@ def write(path: pathlib.Path, text: str) -> pathlib.Path:
     return path
 
 
+def stamps(folder: pathlib.Path) -> dict[str, int]:
+    """When the checkpoints and samples below a folder were written: what costs, done once a run."""
+    costly = ("after.json", "before.json", "samples.json", "lists.jsonl")
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.parent.name in ("checkpoints", "said") or path.name in costly
+    }
+
+
 def lines(workdir: pathlib.Path) -> list[dict[str, str]]:
     """metrics.jsonl with every number to its last bit, without what depends on the clock."""
     text = (workdir / "metrics.jsonl").read_text(encoding="utf-8")

@@ -54,7 +54,7 @@ def config(**changes):
 
 
 @pytest.fixture(scope="module")
-def front(tmp_path_factory, compiled_here):
+def front(tmp_path_factory, whole_run):
     workdir = tmp_path_factory.mktemp("morlhf")
     recipes.run_config(config(), workdir)
     return workdir, SEEN[-1]

@@ -25,7 +25,7 @@ from alignjax.sampling.generate import questions
 from alignjax.world import sources as world
 from tests import runs
 
-pytestmark = [pytest.mark.usefixtures("compiled_here"), pytest.mark.slow]
+pytestmark = pytest.mark.usefixtures("compiled_here")
 
 NAMES = ("short", "varied")
 PREFERENCES = ((0.0, 1.0), (0.5, 0.5), (1.0, 0.0))
@@ -67,7 +67,7 @@ def config(*overrides, **changes):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, compiled_here):
+def base(tmp_path_factory, whole_run):
     workdir = tmp_path_factory.mktemp("paretohqd")
     recipes.run_config(config(), workdir)
     return workdir
@@ -145,8 +145,8 @@ def test_killed_in_its_second_stage_it_ends_the_same(base, tmp_path):
     for name in ("stage2.json", "front.json", "summary.json"):
         (workdir / name).unlink()
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*-000000.json")}
-    runs.end_at("step:stage2/02-1", lambda: recipe.run(config(), workdir))
-    recipe.run(config(), workdir)
+    runs.end_at("step:stage2/02-1", lambda: recipes.run_config(config(), workdir))
+    recipes.run_config(config(), workdir)
     assert read(workdir / "stage2.json") == read(base / "stage2.json")
     assert read(workdir / "front.json")["scores"] == read(base / "front.json")["scores"]
     assert before == {p: p.stat().st_mtime_ns for p in before}  # what is done is not done again

@@ -76,7 +76,7 @@ def config(*overrides, method=nearest, **changes):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, compiled_here):
+def base(tmp_path_factory, whole_run):
     workdir = tmp_path_factory.mktemp("front")
     return workdir, recipes.run_config(config(), workdir)
 
@@ -148,28 +148,20 @@ def test_jax_tells_when_it_traces_and_compiles():
     }
 
 
-def test_started_again_it_trains_and_samples_nothing(base, tmp_path, monkeypatch):
-    shutil.copytree(base[0], tmp_path / base[0].name)
-
-    def never(*_, **__):
-        raise AssertionError("done before")
-
-    monkeypatch.setattr(offline, "train_step", never)
-    monkeypatch.setattr(generate, "sample", never)
-    monkeypatch.setattr(scorers, "judged", SCORER.func)
-    again = recipes.run_config(config(), tmp_path / base[0].name)
-    assert again["fronts"] == base[1]["fronts"]
-    with pytest.raises(AssertionError, match="done before"):  # the guard does see sampling
-        recipes.run_config(config("evaluate.prompts=3"), tmp_path / base[0].name)
+def test_started_again_it_trains_and_samples_nothing(base, tmp_path):
+    workdir = shutil.copytree(base[0], tmp_path / base[0].name)
+    before = runs.stamps(workdir)
+    assert {"said/00.json", "nearest/0/checkpoints/2"} <= set(before)
+    assert recipes.run_config(config(), workdir)["fronts"] == base[1]["fronts"]
+    assert runs.stamps(workdir) == before
 
 
-def test_killed_anywhere_it_goes_on(base, tmp_path):
-    """Ended at several places in turn; the front is that of the run nobody stopped."""
-    workdir = tmp_path / base[0].name
-    for place in (
-        *("part:scores-000000", "part:drawn-000000", "step:nearest/0-2", "kept:00.json"),
-    ):
-        runs.end_at(place, lambda: recipes.run_config(config(), workdir))
+def test_killed_while_a_policy_is_trained_it_ends_the_same(base, tmp_path):
+    workdir = shutil.copytree(base[0], tmp_path / base[0].name)
+    for name in ("nearest/0", "nearest/1", "said"):
+        shutil.rmtree(workdir / name)
+    (workdir / "front.json").unlink()
+    runs.end_at("step:nearest/0-2", lambda: recipes.run_config(config(), workdir))
     recipes.run_config(config(), workdir)
     same = ("scores", "collapsed", "reference")
     assert {k: told(workdir)[k] for k in same} == {k: told(base[0])[k] for k in same}
