@@ -181,7 +181,8 @@ def stamps(folder: pathlib.Path) -> dict[str, int]:
     return {
         str(path.relative_to(folder)): path.stat().st_mtime_ns
         for path in folder.rglob("*")
-        if path.parent.name in ("checkpoints", "said") or path.name in costly
+        if path.name in costly
+        or (path.parent.name in ("checkpoints", "said") and not path.name.startswith("."))
     }
 
 

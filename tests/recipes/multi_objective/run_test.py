@@ -23,7 +23,6 @@ from alignjax.rewards import scorers
 from alignjax.runtime import checkpoint, metrics
 from alignjax.sampling import generate
 from alignjax.stages import adapters
-from alignjax.training import offline
 from alignjax.world import sources as world
 from tests import runs
 
