@@ -4,6 +4,7 @@
 # make tidy    who imports whom, pins and paths: the tests that need no accelerator and no compiler
 # make test-tpu     compile for TPUs, whose compiler gets a folder of its own (600 MB); Linux, x86-64
 # make test-parity  compare with torch and transformers, in an environment of their own (4 GB)
+# make mutants change the package in one place at a time: do its tests notice? Hours; not in CI
 # make pins    choose new versions of the dependencies (needs uv); then run make test
 #
 # Each target first sets up a virtual environment, which takes about a minute the first time and
@@ -12,12 +13,13 @@
 PYTHON ?= python3
 VENV ?= .venv$(patsubst python3.%,-3.%,$(filter python3.%,$(notdir $(PYTHON))))
 BIN := $(VENV)/bin
-# As many processes as cores, at most four: each needs a few GB.
-PARALLEL := -n logical --maxprocesses 4 --dist worksteal
+# As many processes as cores, at most four: each needs a few GB. A file's whole runs are made once,
+# by the process that has the file; conftest.py puts the files that take longest first.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PARITY := .venv-parity
 LIBTPU := $(VENV)-libtpu
 
-.PHONY: demo test test-tpu test-parity check tidy lint format pins setup clean-venv
+.PHONY: demo test test-tpu test-parity check mutants tidy lint format pins setup clean-venv
 
 demo: setup
 	$(BIN)/python -m alignjax demo
@@ -45,6 +47,9 @@ $(PARITY)/done: tests/parity/requirements.txt
 
 check: setup
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+
+mutants: setup
+	$(BIN)/python -m tests.mutants $(ARGUMENTS)
 
 tidy: setup
 	$(BIN)/python -m pytest tests/layering_test.py tests/packaging_test.py

@@ -79,7 +79,21 @@ def whole_run(compiled_here: None) -> None:
     """For fixtures that train and sample: every test that uses one of them is slow."""
 
 
+# Folders whose files take long come first, so that no process is left with one of them at the end.
+FIRST = (
+    "tests/resume",
+    "tests/processes",
+    "tests/recipes",
+    "tests/stages",
+    "tests/parity",
+    "tests/",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "whole_run" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+    items.sort(
+        key=lambda item: next((i for i, x in enumerate(FIRST) if item.nodeid.startswith(x)), 9)
+    )

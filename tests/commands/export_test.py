@@ -27,7 +27,7 @@ STORY = runs.ROOT / "tests" / "parity" / "data" / "story"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, whole_run):
     """A run's folder, of a config that names folders of a machine."""
     folder = tmp_path_factory.mktemp("run") / "mine"
     cache = str(folder.parent / "secret" / "cache")

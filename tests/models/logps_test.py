@@ -136,6 +136,7 @@ def test_any_chunk_gives_the_same_numbers(chunk):
     assert_close(found, run(whole), 2e-6)
 
 
+@pytest.mark.slow
 def test_remat_gives_the_same_numbers():
     batch = tiny.ragged(2)
     params = tiny.params(tiny.model())

@@ -93,6 +93,7 @@ def test_the_distribution_is_the_softmax_of_the_weighted_sum(policies, tokens, w
     assert p_value(nats_of_mixture(tokens, (0.5, 0.5))) < 1e-6  # other weights are noticed
 
 
+@pytest.mark.slow
 def test_one_policy_is_plain_sampling_bit_for_bit(policies):
     plain = draw(policies[0], samples=5, temperature=0.8)
     for mixture in (mix(policies[:1], [1.0]), mix(policies, [1.0, 0.0])):

@@ -155,6 +155,7 @@ def fresh(config):
     return init_state(lora.init(config, shapes, jax.random.key(1)), OPTIMIZER, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_adapters_learn_and_the_codes_stay():
     config = LoraConfig(rank=4, quantize="nf4")
     params, run = base("nf4"), jax.jit(step_of(MODEL, config))

@@ -158,6 +158,7 @@ def test_sampling_that_does_not_fit_gathers_less_then_draws_less_at_once(too_lar
     assert text in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_sweep_ranks_what_fits_by_time(monkeypatch):
     def measured(function, *args, on, **static):
         rows = args[2].prompt.sharding.mesh.shape

@@ -20,6 +20,7 @@ def clean(tmp_path_factory):
     return rows, np.asarray(state.params["w"])
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_any_count_goes_on(clean, compiled, tmp_path):
     """2 processes, then 1, then 2: SIGTERM to process 1, later to the only one."""
     rows, w = clean
@@ -54,6 +55,7 @@ def test_without_agreement_a_signal_to_one_does_not_stop_all(monkeypatch, tmp_pa
     assert counts["steps"] == int(state.step) == 12
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_before_its_part_is_saved(clean, compiled, tmp_path):
     """Nothing of that step counts; the others end with 5; started again, the run ends the same."""
     rows, w = clean

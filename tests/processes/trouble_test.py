@@ -12,6 +12,7 @@ from tests.processes import members
 HOST = distributed.platform.node()
 
 
+@pytest.mark.slow
 def test_process_0_is_killed(compiled, tmp_path):
     each = ({"ALIGNJAX_FAULT": "step:alignment-5=kill"}, {})
     codes, output = members.start(tmp_path, each, **compiled)
@@ -23,6 +24,7 @@ def test_process_0_is_killed(compiled, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_one_that_hangs_ends_the_run_with_the_stacks_of_all(compiled, tmp_path):
     each = ({}, {"MEMBER_TROUBLE": "hang-5"})
     codes, output = members.start(tmp_path, each, MEMBER_STUCK_AFTER="12", **compiled)

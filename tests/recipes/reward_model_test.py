@@ -5,7 +5,6 @@ import json
 import math
 import pathlib
 import shutil
-import signal
 from functools import partial
 
 import jax
@@ -48,7 +47,7 @@ def config(*overrides, **changes):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, compiled_here):
+def base(tmp_path_factory, whole_run):
     """One run: its folder and what it returned."""
     workdir = tmp_path_factory.mktemp("runs") / "base"
     return workdir, reward_model.run(config(), workdir)
@@ -107,21 +106,16 @@ def test_the_summary_is_what_the_saved_model_says_of_the_held_out_rows(base):
         assert numbers["before"][name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
-def test_stopped_and_started_again_it_ends_with_the_same_bits(base, tmp_path, monkeypatch):
-    real = loop.fault_point
-
-    def stop(phase, place):
-        if (phase, place) == ("step", "reward model-5"):
-            signal.raise_signal(signal.SIGTERM)
-        real(phase, place)
-
-    monkeypatch.setattr(loop, "fault_point", stop)
+def test_stopped_and_started_again_it_ends_with_the_same_bits(base, copy, monkeypatch):
+    (copy / "summary.json").unlink()
+    for step in ("8", "6"):
+        shutil.rmtree(copy / "checkpoints" / step)
+    monkeypatch.setenv("ALIGNJAX_FAULT", "step:reward model-5=term")
     with pytest.raises(loop.StoppedError, match="saved step 5"):
-        reward_model.run(config(), tmp_path)
-    monkeypatch.setattr(loop, "fault_point", real)
-    found = reward_model.run(config(), tmp_path)
+        recipes.run_config(config(), copy)
+    found = recipes.run_config(config(), copy)
     assert found["resumed_from"] == 5
-    assert runs.lines(tmp_path) == runs.lines(base[0])
+    assert runs.lines(copy) == runs.lines(base[0])
     for name in ("table", "calibration", "reward_model"):
         assert found[name] == base[1][name]
 
@@ -145,6 +139,7 @@ def test_it_starts_from_the_supervised_stage(copy, monkeypatch):
     assert trained != wanted
 
 
+@pytest.mark.slow
 def test_several_objectives_have_a_head_each(tmp_path):
     names = ("helpful", "harmless")
     source = partial(world.lists, size=60, seed=0, responses=4, objectives=names)

@@ -21,7 +21,6 @@ from alignjax.runtime import sharding
 from alignjax.runtime.sharding import make_mesh, path_name, put_rows, shard_tree
 from alignjax.stages import pretrained
 from alignjax.training.step import Update, init_state, train_step
-from benchmarks.plain import plain_logps
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
@@ -158,11 +157,11 @@ def batches():
     return [tiny.ragged(2, b=8, seed=seed).replace(weight=WEIGHT) for seed in (0, 1)]
 
 
-def two_steps(mesh_shape, logps=response_logps, accumulate=1, live=True, rows=None, **changes):
+def two_steps(mesh_shape, accumulate=1, live=True, **changes):
     """Parameters and scalars after two steps from the same start."""
     config = tiny.model(**{**vars_of(CONFIG), **changes})
     mesh = make_mesh(*mesh_shape)
-    apply = functools.partial(logps, config=config)
+    apply = functools.partial(response_logps, config=config)
     start = tiny.params(CONFIG)
     reference = tiny.params(CONFIG, seed=1)
     ref_logps = jax.jit(lambda b: apply(reference, b))
@@ -240,26 +239,22 @@ def assert_same_steps(found, wanted):
     chex.assert_trees_all_close(found, wanted, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8)])
+@pytest.mark.parametrize("shape", [(1, 4, 2), pytest.param((8, 1, 1), marks=pytest.mark.slow)])
 def test_steps_on_any_mesh_equal_those_on_one_device(single, shape):
     assert_same_steps(two_steps(shape), single)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "way",
+    ("shape", "way"),
     [
-        dict(logps=plain_logps),
-        dict(live=False, logits_chunk=64),
-        dict(accumulate=4, remat="full"),
+        ((2, 2, 2), dict(live=False, accumulate=2)),
+        ((1, 1, 1), dict(live=False, accumulate=4, logits_chunk=64, remat="full")),
     ],
-    ids=["dense", "cached reference, one chunk", "accumulated and recomputed"],
+    ids=["on a mesh", "recomputed in one chunk"],
 )
-def test_steps_computed_in_any_way_are_the_same(single, way):
-    assert_same_steps(two_steps((1, 1, 1), **way), single)
-
-
-def test_accumulated_on_a_mesh_with_a_cached_reference(single):
-    assert_same_steps(two_steps((2, 2, 2), accumulate=2, live=False), single)
+def test_accumulated_steps_with_a_cached_reference_are_the_same(single, shape, way):
+    assert_same_steps(two_steps(shape, **way), single)
 
 
 def test_steps_that_differ_a_little_are_told_apart(single):

@@ -21,7 +21,7 @@ from alignjax.stages import adapters, pretrained
 from alignjax.training import optim, step
 from tests import runs
 
-pytestmark = [pytest.mark.usefixtures("compiled_here"), pytest.mark.slow]
+pytestmark = pytest.mark.usefixtures("whole_run")
 
 LORA = LoraConfig(rank=2, alpha=8.0, dropout=0.1)
 
@@ -49,7 +49,7 @@ def base_of(workdir):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, compiled_here):
+def base(tmp_path_factory, whole_run):
     workdir = tmp_path_factory.mktemp("lora") / "run"
     return workdir, align.run(config(), workdir)
 

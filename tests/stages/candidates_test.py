@@ -54,7 +54,7 @@ def config(*overrides, **changes):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, compiled_here):
+def base(tmp_path_factory, whole_run):
     """One whole run."""
     workdir = tmp_path_factory.mktemp("candidates")
     summary = align.run(config(), workdir)

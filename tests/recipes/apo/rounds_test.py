@@ -1,6 +1,5 @@
 """The game in rounds: what it writes, that it goes on where it was, and what it refuses."""
 
-import collections
 import dataclasses
 import json
 import pathlib
@@ -23,16 +22,16 @@ from alignjax.data.tokenizer import load as tokenizers
 from alignjax.data.tokenizer import training
 from alignjax.errors import UserError
 from alignjax.losses import apo, bradley_terry, dpo, sft
-from alignjax.recipes import RoundsConfig, reward_model
+from alignjax.recipes import RoundsConfig
 from alignjax.recipes.apo import rounds, setup
 from alignjax.rewards import reward_models, scorers
-from alignjax.runtime import checkpoint, workdirs
+from alignjax.runtime import checkpoint
 from alignjax.runtime.sharding import make_mesh
 from alignjax.sampling import generate
 from alignjax.stages import evaluation, samples
 from alignjax.stages.data import prepare_data
 from alignjax.stages.run import Run
-from alignjax.training import loop, optim
+from alignjax.training import optim
 from alignjax.world import sources as world
 from tests import runs
 
@@ -67,38 +66,10 @@ def config(*overrides, game=None, **changes):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, compiled_here):
-    """One whole run: its folder, what it returned, and how often what costs was done."""
+def base(tmp_path_factory, whole_run):
+    """One whole run: its folder, and what it returned."""
     workdir = tmp_path_factory.mktemp("rounds") / "w"
-    with pytest.MonkeyPatch.context() as patch:
-        calls = counting(patch)
-        summary = recipes.run_config(config(), workdir)
-    return workdir, summary, dict(calls)
-
-
-def counting(patch):
-    """How often batches were sampled, lists scored and steps taken."""
-    calls = collections.Counter()
-
-    def count(name, module, attribute):
-        inner = getattr(module, attribute)
-
-        def wrapped(*args, **kwargs):
-            calls[name] += 1
-            return inner(*args, **kwargs)
-
-        patch.setattr(module, attribute, wrapped)
-
-    count("sampled", generate, "sample")
-    count("scored", scorers, "reward_model")
-    real = loop.fault_point
-
-    def step(phase, place):
-        calls["steps"] += phase == "step"
-        real(phase, place)
-
-    patch.setattr(loop, "fault_point", step)
-    return calls
+    return workdir, recipes.run_config(config(), workdir)
 
 
 def read(path):
@@ -121,7 +92,7 @@ def results(workdir):
 
 
 def test_it_writes_what_its_docstring_lists(base):
-    workdir, summary, _ = base
+    workdir, summary = base
     listed = rounds.__doc__.split("\n\n")[2]
     for path in workdir.iterdir():
         if path.name[:5] not in ("round", ".lock") and path.name not in (
@@ -179,7 +150,7 @@ def laid(settings, workdir):
 
 
 def test_the_history_is_what_the_parts_say(base):
-    workdir, summary, _ = base
+    workdir, summary = base
     history = summary["rounds"]
     assert [line["round"] for line in history] == [0, 1, 2]
     assert history[0]["reward_model"] == history[0]["base"]
@@ -198,63 +169,32 @@ def test_the_history_is_what_the_parts_say(base):
     assert after == history[2]["policy"]["true_score"]["mean"]
 
 
-PLACES = [
-    *(("step", "reward model, base-2"), ("params", ""), ("kept", "record.json")),
-    *(("sampled", "round-0/samples"), ("kept", "measured.json")),
-    *(("generated", "lists-000000"), ("scored", "scores-lists-000000"), ("listed", "")),
-    *(("step", "round 1: reward model-2"), ("logged", "round 1: policy-1")),
-    *(("kept", "summary.json"), ("sampled", "round-1/samples")),
-    *(("step", "round 2: reward model-1"), ("saving", "round 2: policy-2")),
-    *(("generated", "lists-000001"), ("ended", "")),
-]
+def test_killed_in_its_second_round_it_ends_with_the_same_bits(base, tmp_path):
+    """The second round's parts are made again, those of the first are not."""
+    workdir = pathlib.Path(shutil.copytree(base[0], tmp_path / "w"))
+    shutil.rmtree(workdir / "round-2")
+    for name in ("history.json", "summary.json"):
+        (workdir / name).unlink()
+    before = runs.stamps(workdir)
+    for place in ("step:round 2: reward model-1", "saving:round 2: policy-2"):
+        runs.end_at(place, lambda: recipes.run_config(config(), workdir))
+    recipes.run_config(config(), workdir)
+    assert results(workdir) == results(base[0])
+    assert before.items() <= runs.stamps(workdir).items()
 
 
-@pytest.mark.slow
-def test_killed_anywhere_it_ends_with_the_same_bits(base, tmp_path, monkeypatch):
-    """Ended at each of its places in turn, and nothing that was kept is done twice."""
-
-    class KilledError(Exception):
-        pass
-
-    calls = counting(monkeypatch)
-    left = list(PLACES)
-
-    def ending(real):
-        def fault_point(*place):
-            real(*place)
-            if place in left:
-                left.remove(place)
-                raise KilledError(place)
-
-        return fault_point
-
-    for module in (samples, loop, workdirs, evaluation, reward_model, rounds):
-        monkeypatch.setattr(module, "fault_point", ending(module.fault_point))
-    for _ in PLACES:
-        with pytest.raises(KilledError):
-            recipes.run_config(config(), tmp_path)
-    recipes.run_config(config(), tmp_path)
-    assert not left
-    assert results(tmp_path) == results(base[0])
-    # A step that was ended before its save is taken again, and nothing else.
-    again = sum(phase in ("step", "logged") for phase, _ in PLACES)
-    wanted = base[2]
-    assert calls["steps"] == wanted["steps"] + again
-    assert calls["sampled"] == wanted["sampled"]
-
-
-def test_a_game_that_has_ended_is_left_as_it_is(base, monkeypatch):
-    workdir, summary, _ = base
-    calls = counting(monkeypatch)
+def test_a_game_that_has_ended_is_left_as_it_is(base):
+    workdir, summary = base
+    before = runs.stamps(workdir)
     assert recipes.run_config(config(), workdir) == summary
-    assert not calls
+    assert runs.stamps(workdir) == before
 
 
-def test_other_measures_train_nothing(base, tmp_path, monkeypatch):
+def test_other_measures_train_nothing(base, tmp_path):
     workdir = pathlib.Path(shutil.copytree(base[0], tmp_path / "copy"))
-    calls = counting(monkeypatch)
+    steps = {x: t for x, t in runs.stamps(workdir).items() if "checkpoints" in x}
     found = recipes.run_config(config("evaluate.samples=3"), workdir)
-    assert not calls["steps"]
+    assert steps.items() <= runs.stamps(workdir).items()
     assert [line["policy"]["true_score"]["count"] for line in found["rounds"]] == [2] * 3
     assert results(workdir)["policy-2"] == results(base[0])["policy-2"]
 
