@@ -20,7 +20,6 @@ from alignjax.recipes.multi_objective import paretohqd as method
 from alignjax.recipes.multi_objective import stacked, training
 from alignjax.recipes.multi_objective.method import Rows
 from alignjax.rewards import scorers
-from alignjax.sampling import generate
 from alignjax.sampling.generate import questions
 from alignjax.world import sources as world
 from tests import runs
