@@ -150,6 +150,24 @@ def dataset(
     )
 
 
+def bits(tree: Any) -> Any:
+    """A copy of every array's bytes, which outlives a donation."""
+
+    def one(x: Any) -> bytes:
+        x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        return np.asarray(x).tobytes()
+
+    return jax.tree.map(one, tree)
+
+
+def same_bits(one: Any, other: Any) -> bool:
+    """Whether two trees of arrays, or of their `bits`, are the same to the last bit."""
+    first, second = (
+        x if isinstance(jax.tree.leaves(x)[0], bytes) else bits(x) for x in (one, other)
+    )
+    return bool(jax.tree.leaves(first) == jax.tree.leaves(second))
+
+
 def _labels(rows: list[dict[str, Any]]) -> tuple[int, int]:
     labels = np.concatenate([row["desirable"] for row in rows])
     return int(labels.sum()), int(len(labels) - labels.sum())

@@ -19,6 +19,7 @@ from alignjax.training import game
 from alignjax.training.step import Update, init_state, reward_scores, train_step
 from alignjax.types import GameState
 from tests import tiny
+from tests.tiny import bits, same_bits
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
 
@@ -84,21 +85,6 @@ def play(state, steps, *, reward_steps=2, policy_steps=1):
     return state, whose
 
 
-def bits(tree):
-    """A copy of every array's bytes, which outlives a donation."""
-
-    def one(x):
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            x = jax.random.key_data(x)
-        return np.asarray(x).tobytes()
-
-    return jax.tree.map(one, tree)
-
-
-def same(one, other):
-    return jax.tree.leaves(bits(one)) == jax.tree.leaves(bits(other))
-
-
 @pytest.mark.parametrize("mover", ["reward", "policy"])
 def test_only_the_mover_moves(mover):
     other = {"reward": "policy", "policy": "reward"}[mover]
@@ -108,7 +94,7 @@ def test_only_the_mover_moves(mover):
     for _ in range(3):
         state, whose = play(state, 1, **turns)
         assert whose == [mover]
-        assert same(getattr(state, other), getattr(before, other))
+        assert same_bits(getattr(state, other), getattr(before, other))
     moved = getattr(state, mover)
     for field in ("params", "opt_state"):
         pairs = zip(
@@ -124,8 +110,8 @@ def test_one_bit_of_the_other_player_would_be_seen():
     state = make_state()
     v = np.array(state.reward.params["v"])
     v[0] = np.nextafter(v[0], np.float32(9))
-    assert not same({**state.reward.params, "v": v}, state.reward.params)
-    assert same(make_state(), state)
+    assert not same_bits({**state.reward.params, "v": v}, state.reward.params)
+    assert same_bits(make_state(), state)
 
 
 def test_steps_are_those_of_each_network_alone():
@@ -165,10 +151,10 @@ def test_donated_states_are_gone_and_what_they_passed_on_is_whole():
     reward, policy = compiled()
     new, _ = reward(state, make_batch())
     assert state.reward.params["w"].is_deleted()
-    assert jax.tree.leaves(bits(new.policy)) == jax.tree.leaves(wanted)
+    assert same_bits(new.policy, wanted)
     newer, _ = policy(new, reference, make_batch(1))
     assert new.policy.params["w"].is_deleted()
-    assert jax.tree.leaves(bits(reference)) == jax.tree.leaves(kept)
+    assert same_bits(reference, kept)
     play(newer, 3)
 
 
@@ -203,7 +189,7 @@ def test_a_step_that_is_not_finite_is_a_turn_taken():
     new, scalars = jax.jit(step)(state, params(1), make_batch())
     assert int(scalars["skipped"]) == 1
     assert int(new.step) == 1
-    assert same((new.reward, new.policy.params), (state.reward, state.policy.params))
+    assert same_bits((new.reward, new.policy.params), (state.reward, state.policy.params))
 
 
 def nan_loss(logps, batch):
@@ -258,11 +244,11 @@ def test_a_restored_game_goes_on_bit_for_bit_in_the_middle_of_a_cycle(tmp_path):
     target = sharding.abstract(shapes, sharding.shard_tree(shapes, sharding.make_mesh(1, 1, 1)))
     with checkpoint.open_store(tmp_path / "checkpoints", keep=1) as store:
         restored = checkpoint.restore(store, 4, target)
-    assert jax.tree.leaves(bits(restored)) == jax.tree.leaves(wanted)
+    assert same_bits(restored, wanted)
     assert jax.tree.structure(restored) == jax.tree.structure(saved)
     state, rest = play(restored, 4)
     assert first + rest == turns == ["reward", "reward", "policy"] * 2 + ["reward", "reward"]
-    assert same(state, uninterrupted)
+    assert same_bits(state, uninterrupted)
     assert (int(state.reward.step), int(state.policy.step)) == (6, 2)
     other, _ = play(play(make_state(), 4)[0], 4, reward_steps=1, policy_steps=2)
-    assert not same(other, uninterrupted)  # whose turn it is does matter
+    assert not same_bits(other, uninterrupted)  # whose turn it is does matter

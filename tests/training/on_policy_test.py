@@ -24,6 +24,7 @@ from alignjax.training.job import Feed, Job, Learner
 from alignjax.training.step import Update, reward_scores
 from alignjax.types import Batch
 from tests import runs, tiny
+from tests.tiny import bits, same_bits
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
 
@@ -147,14 +148,6 @@ def play(settings, **changes):
 LOOPS = {"fit": fit, "play": play}
 
 
-def bits(tree):
-    def one(x):
-        x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-        return np.asarray(x).tobytes()
-
-    return jax.tree.map(one, tree)
-
-
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory, compiled_here):
     """Both loops as they never stop: state, counts, lines."""
@@ -214,7 +207,7 @@ def test_resuming_after_a_turn_of_either_gives_the_same_bits(
         LOOPS[name](job(tmp_path))
     state, counts = LOOPS[name](job(tmp_path))
     assert counts["resumed_from"] == stop // 2 * 2
-    assert jax.tree.leaves(bits(state)) == jax.tree.leaves(wanted)
+    assert same_bits(state, wanted)
     assert runs.lines(tmp_path) == lines
 
 
@@ -224,7 +217,7 @@ def test_the_policy_alone_is_read_from_a_games_checkpoint(clean):
     target = sharding.abstract(clean["play target"].policy.params, layout)
     with checkpoint.open_store(folder / "checkpoints", keep=20) as store:
         params = checkpoint.restore_params(store, counts["steps"], target)
-    assert jax.tree.leaves(bits(params)) == jax.tree.leaves(wanted.policy.params)
+    assert same_bits(params, wanted.policy.params)
 
 
 def test_lines_keep_the_players_apart(clean):
@@ -278,7 +271,7 @@ def test_a_reward_model_without_turns_stays_as_it_is(tmp_path):
     state, counts = play(settings, reward_steps=0)
     assert (counts["steps"], counts["compiles"]) == (STEPS, 2)
     begun = on(settings.job.mesh, start_reward)()
-    assert jax.tree.leaves(bits(state.reward.params)) == jax.tree.leaves(bits(begun))
+    assert same_bits(state.reward.params, begun)
 
 
 def test_rows_of_the_reward_model(clean):
