@@ -9,14 +9,13 @@ from functools import partial
 import numpy as np
 import pytest
 
-from alignjax.config import CandidatesConfig, EvaluateConfig, MeshConfig
+from alignjax.config import CandidatesConfig, EvaluateConfig
 from alignjax.data.records import Message, Receipt, Record, check
 from alignjax.data.sources import lists
 from alignjax.errors import UserError
 from alignjax.losses import hps
 from alignjax.recipes import align
 from alignjax.rewards import scorers
-from alignjax.rewards.scorers import judgements, mean_scores
 from alignjax.runtime.sharding import make_mesh
 from alignjax.sampling import generate
 from alignjax.stages import bricks, candidates, samples
@@ -254,34 +253,6 @@ def three(records, *, give):
     return [give(len(r.responses)) for r in records]
 
 
-RECORDS = [Record(id="first", prompt="p", responses=("a", "bc"))]
-
-
-def opened(*functions):
-    return scorers.open_scorers(functions, "s", MeshConfig())
-
-
-@pytest.mark.parametrize(
-    ("give", "message"),
-    [
-        (lambda k: np.zeros(k + 1), r"'first' has 2 responses: wanted scores \[2\] or \[2, M\], "
-         r"found shape \[3\]"),
-        (lambda k: np.zeros((k, 0)), r"found shape \[2, 0\]"),
-        (lambda k: np.float32(1), r"found shape \[\]"),
-        (lambda k: np.array([1.0, np.nan]), r"'first': wanted finite scores, found \[1\.0, nan\]"),
-    ],
-)  # fmt: skip
-def test_scores_that_are_none_are_refused_with_the_scorer_s_name(give, message):
-    with pytest.raises(UserError, match=rf"^s\[1\]: .*candidates_test\.three: .*{message}"):
-        mean_scores(opened(LENGTH, partial(three, give=give)), RECORDS)
-    with pytest.raises(UserError, match=r"s\[0\]: .*three: KeyError: 'p'$"):
-        mean_scores(opened(partial(three, give=lambda k: {}["p"])), RECORDS)
-    with pytest.raises(UserError, match=r"wanted scores of 1 records, found 0"):
-        mean_scores(opened(lambda records: []), RECORDS)
-    found = mean_scores(opened(LENGTH, LENGTH), RECORDS)
-    assert found[0].tolist() == [1.0, 2.0]
-
-
 def test_a_conversation_is_written_so_that_it_can_be_read_back(tmp_path):
     prompt = (Message("user", "Hello\u2028there"), Message("assistant", "x"), Message("user", "y"))
     record = Record(id="a:1", prompt=prompt, responses=(" b", " c"), domain="d")
@@ -360,13 +331,3 @@ def test_scorers_are_tried_before_anything_is_trained(tmp_path):
     with pytest.raises(UserError, match=r"nowhere holds no run"):
         align.run(config(scorers=(RM,)), tmp_path)
     assert not (tmp_path / "sft").exists()
-
-
-def test_a_judge_gives_the_same_scores_of_every_response():
-    def changing(prompt, response):
-        return {"length": len(response), **({"b": 1} if "b" in response else {})}
-
-    found = judgements(judge, [("p", "a"), ("p", "bc")])
-    assert {name: x.tolist() for name, x in found.items()} == {"length": [1, 2], "first": [97, 98]}
-    with pytest.raises(UserError, match=r"changing: wanted the scores length, found .*'b': 1"):
-        judgements(changing, [("p", "a"), ("p", "bc")])
