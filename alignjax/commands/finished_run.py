@@ -72,14 +72,8 @@ class Trained:
         return checkpoint.open_store(self.folder / "checkpoints", keep=10**9)
 
 
-def trained_by(config: Config, workdir: str) -> Trained:
-    """Finds what a run of this config trained."""
-    folder = _policy_folder(describe(config), pathlib.Path(workdir))
-    return Trained(folder, config.model, config.lora, config.train.seed, config.sft is not None)
-
-
 def trained_in(folder: pathlib.Path, description: dict[str, Any]) -> Trained:
-    """Finds what the run of a folder trained, by its ``config.json`` alone."""
+    """Finds what the run of a folder trained; the description is as in its ``config.json``."""
     lora = description["lora"]
     return Trained(
         _policy_folder(description, folder),
@@ -168,7 +162,7 @@ def load_policy(config: Config, workdir: str) -> Params:
     Raises:
       UserError: the checkpoint is not there.
     """
-    trained = trained_by(config, workdir)
+    trained = trained_in(pathlib.Path(workdir), describe(config))
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     params, record = restore(trained, mesh, _last_step(trained))
     if trained.lora is None:

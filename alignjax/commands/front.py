@@ -9,9 +9,7 @@ import numpy as np
 
 from alignjax.errors import UserError
 from alignjax.evaluation import fronts
-from alignjax.evaluation.fronts import Faithfulness
 from alignjax.evaluation.plots import Front, plot_fronts
-from alignjax.evaluation.statistics import Interval
 from alignjax.evaluation.tables import print_rows, say
 from alignjax.runtime import workdirs
 
@@ -64,98 +62,59 @@ def compare(named: dict[str, Front], picture: pathlib.Path) -> dict[str, Any]:
     """Prints the table of fronts by name, draws them, and returns the numbers of both."""
     _check_alike(named)
     names = next(iter(named.values()))["objectives"]
-    box = _box(named)
-    flat = [n for n, a, b in zip(names, box.low, box.high, strict=True) if not a < b]
-    measured = {name: _measure(front, None if flat else box) for name, front in named.items()}
-    print_rows(
-        {name: front.cells() for name, front in measured.items()},
-        COLUMNS,
-        f"fronts of {', '.join(names)}",
-    )
+    low, high, source = _box(named)
+    flat = [n for n, a, b in zip(names, low, high, strict=True) if not a < b]
+    rows, numbers = {}, {}
+    for name, front in named.items():
+        scores, weights = np.array(front["scores"]), np.array(front["preferences"])
+        volume = None if flat else fronts.hypervolume(scores, low=low, high=high)
+        faithful = fronts.faithfulness(weights, scores.mean(axis=1))
+        collapsed = float(np.mean(front["collapsed"]))
+        rows[name] = [
+            "-" if volume is None else str(volume),
+            str(faithful),
+            f"{100 * collapsed:.1f}%",
+            f"{front['seconds']:.1f}",
+        ]
+        numbers[name] = {
+            "method": front["method"],
+            "hypervolume": volume
+            and {"value": volume.mean, "low": volume.low, "high": volume.high},
+            "faithfulness": {**dataclasses.asdict(faithful), "mean": faithful.mean},
+            "collapsed": collapsed,
+            "seconds": front["seconds"],
+            "points": _points(front),
+        }
+    print_rows(rows, COLUMNS, f"fronts of {', '.join(names)}")
+    box = ", ".join(f"{n} {a:.4g} to {b:.4g}" for n, a, b in zip(names, low, high, strict=True))
     say(
-        f"hypervolume: share of the box {box.text(names)} ({box.source}) that is dominated, its "
-        "low corner the reference point; [95% interval over prompts]"
+        f"hypervolume: share of the box {box} ({source}) that is dominated, its low corner the "
+        "reference point; [95% interval over prompts]"
     )
     if flat:
         say(f"no hypervolume: all have one value of {', '.join(flat)}; set recipe.objectives.box")
-    plot_fronts(named, box.low, box.high, picture)
+    plot_fronts(named, low, high, picture)
     say(f"picture: {picture}")
     return {
         "objectives": names,
-        "box": {"low": box.low.tolist(), "high": box.high.tolist(), "source": box.source},
-        "fronts": {name: front.as_dict() for name, front in measured.items()},
+        "box": {"low": low.tolist(), "high": high.tolist(), "source": source},
+        "fronts": numbers,
     }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Box:
-    """The box that hypervolumes are shares of."""
-
-    low: np.ndarray  # [M]
-    high: np.ndarray  # [M]
-    source: str  # where it is from
-
-    def text(self, names: Sequence[str]) -> str:
-        """Formats the box, with names."""
-        ends = zip(names, self.low, self.high, strict=True)
-        return ", ".join(f"{name} {low:.4g} to {high:.4g}" for name, low, high in ends)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Measured:
-    """A front and its measures."""
-
-    front: Front
-    volume: Interval | None
-    faithful: Faithfulness
-    points: list[list[Interval]]  # [P][M]
-
-    @property
-    def collapsed(self) -> float:
-        """Share of all responses that have collapsed."""
-        return float(np.mean(self.front["collapsed"]))
-
-    def cells(self) -> list[str]:
-        """Formats the front's row of the table."""
-        return [
-            "-" if self.volume is None else str(self.volume),
-            str(self.faithful),
-            f"{100 * self.collapsed:.1f}%",
-            f"{self.front['seconds']:.1f}",
-        ]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Gives the numbers for the JSON file."""
-        volume = None
-        if self.volume is not None:
-            volume = {"value": self.volume.mean, "low": self.volume.low, "high": self.volume.high}
-        by_preference = zip(
-            self.front["preferences"], self.front["collapsed"], self.points, strict=True
-        )
-        names = self.front["objectives"]
-        return {
-            "method": self.front["method"],
-            "hypervolume": volume,
-            "faithfulness": {**dataclasses.asdict(self.faithful), "mean": self.faithful.mean},
-            "collapsed": self.collapsed,
-            "seconds": self.front["seconds"],
-            "points": [
-                {
-                    "preference": weights,
-                    "collapsed": share,
-                    **{name: x.as_dict() for name, x in zip(names, point, strict=True)},
-                }
-                for weights, share, point in by_preference
-            ],
+def _points(front: Front) -> list[dict[str, Any]]:
+    """The mean scores for each preference, for the JSON file."""
+    points = fronts.points(np.array(front["scores"]))
+    return [
+        {
+            "preference": weights,
+            "collapsed": share,
+            **{n: x.as_dict() for n, x in zip(front["objectives"], point, strict=True)},
         }
-
-
-def _measure(front: Front, box: _Box | None) -> _Measured:
-    """Measures a front; without a box it has no hypervolume."""
-    scores = np.array(front["scores"])
-    volume = None if box is None else fronts.hypervolume(scores, low=box.low, high=box.high)
-    faithful = fronts.faithfulness(np.array(front["preferences"]), scores.mean(axis=1))
-    return _Measured(front, volume, faithful, fronts.points(scores))
+        for weights, share, point in zip(
+            front["preferences"], front["collapsed"], points, strict=True
+        )
+    ]
 
 
 def _check_alike(named: dict[str, Front]) -> None:
@@ -170,11 +129,11 @@ def _check_alike(named: dict[str, Front]) -> None:
                 )
 
 
-def _box(named: dict[str, Front]) -> _Box:
+def _box(named: dict[str, Front]) -> tuple[np.ndarray, np.ndarray, str]:
     """Takes the box that the configs agree on, else the smallest around the points."""
     boxes = [front["box"] for front in named.values()]
     if boxes[0] is not None and all(box == boxes[0] for box in boxes):
         low, high = np.array(boxes[0], np.float64).T
-        return _Box(low, high, "as the config says")
-    low, high = fronts.box([np.array(front["scores"]) for front in named.values()])
-    return _Box(low, high, "smallest around the points compared")
+        return low, high, "as the config says"
+    scores = [np.array(front["scores"]) for front in named.values()]
+    return *fronts.box(scores), "smallest around the points compared"
