@@ -1,8 +1,8 @@
-"""What methods of several objectives cost: device seconds of steps and of sampling, by part.
+"""Keeps what methods cost: device seconds of training steps and of sampling, by part.
 
-Not the clock of the whole run: reading, compiling, saving and measuring are left out. Training
-counts as ``step_seconds`` does (`loop.loop`), sampling as `metrics.timed`, both over all starts of
-a killed run. With others on the same device their share is in it.
+This is not the time of the whole run: reading, compiling, saving and measuring are left out. Steps
+count as ``step_seconds`` does (`training.loop`), sampling as `metrics.timed`, both over all starts
+of a killed run. If others use the device, their share is included.
 """
 
 import pathlib
@@ -13,23 +13,22 @@ from alignjax.runtime.distributed import broadcast
 
 
 def note_seconds(setting: Setting, name: str, seconds: float) -> None:
-    """Keeps the time that a part of a method took; told again, the new time stands."""
+    """Keeps the seconds that a part of a method took; a later value replaces them."""
     from alignjax.runtime import workdirs
 
-    path = setting.workdir / "seconds" / f"{name.replace('/', '-')}.json"
+    path = setting.run.workdir / "seconds" / f"{name.replace('/', '-')}.json"
     workdirs.write_json(path, seconds)
 
 
 def note_steps(setting: Setting, name: str) -> None:
-    """Keeps the time that the steps of a training in ``workdir/name`` took."""
-    path = setting.workdir / name / "metrics.jsonl"
-    note_seconds(
-        setting, name, broadcast("seconds", lambda: metrics.read(path)[-1]["step_seconds"])
-    )
+    """Keeps the seconds that the steps of the training in ``workdir/name`` took."""
+    path = setting.run.workdir / name / "metrics.jsonl"
+    seconds = broadcast("seconds", lambda: metrics.read(path)[-1]["step_seconds"])
+    note_seconds(setting, name, seconds)
 
 
-def seconds(workdir: pathlib.Path) -> dict[str, float]:
-    """What every part of a run's method took, by name."""
+def read_seconds(workdir: pathlib.Path) -> dict[str, float]:
+    """Reads the seconds of every part of a run's method, by name."""
     from alignjax.runtime import workdirs
 
     folder = workdir / "seconds"

@@ -1,43 +1,40 @@
-"""What a method of several objectives is given, and what it gives back."""
+"""The types that methods of several objectives share."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jax.sharding import Mesh
 
 from alignjax.config import Config
 from alignjax.data.batching import Bucketed
 from alignjax.data.records import Prompt
 from alignjax.recipes.multi_objective import ObjectivesConfig
 from alignjax.sampling.generate import Question, Sample
-from alignjax.stages.data import Prepared
+from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
-from alignjax.types import Params
 
 Preference = tuple[float, ...]  # M weights >= 0 that sum to 1
-# Samples to every prompt in the order asked, `evaluate.samples` each, as `generate.respond`.
+# Samples ``evaluate.samples`` responses to each prompt, in the order of the prompts.
 Respond = Callable[[Preference, Sequence[Question]], list[Sample]]
-Method = Callable[..., Respond]  # (setting, *, hyperparameters); trains, and goes on if killed
+Method = Callable[..., Respond]  # (setting, *, hyperparameters); trains, resumes if it was killed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setting:
-    """One run of several objectives, up to where its method begins."""
+    """What a method is given: a run up to its supervised policy, and the objectives."""
 
-    config: Config
-    workdir: pathlib.Path
-    data: Prepared
-    mesh: Mesh
-    load_reference: Callable[[], Params]  # the supervised policy, on the mesh
-    digest: str  # of its parameters
+    run: Run
+    reference: Reference  # the supervised policy
     objectives: ObjectivesConfig
 
-    def training(self, name: str, config: Config, rows: Bucketed) -> Run:
-        """The run of one training inside a method: a folder, a config and rows of its own."""
-        run = Run(config, self.workdir / name, self.data, self.mesh)
-        return run.on(rows)
+    @property
+    def preferences(self) -> list[Preference]:
+        """Those of the config, each scaled to sum to 1."""
+        return [normalise(weights) for weights in self.objectives.preferences]
+
+    def stage(self, config: Config, rows: Bucketed) -> Run:
+        """Makes the run of one training inside the method, with a config and rows of its own."""
+        return dataclasses.replace(self.run, config=config).on(rows)
 
     @property
     def run(self) -> Run:
@@ -51,10 +48,10 @@ class Rows:
     ids: tuple[str, ...]  # of the records they belong to: responses to one prompt share theirs
     prompts: tuple[Prompt, ...]
     responses: tuple[str, ...]
-    scores: np.ndarray  # [N, M] float64, larger is better, as ``objectives.names`` orders them
+    scores: np.ndarray  # [N, M] float64, larger is better, in the order of ``objectives.names``
 
 
-def normalised(weights: Sequence[float]) -> Preference:
-    """The preference of these weights: scaled to sum to 1."""
+def normalise(weights: Sequence[float]) -> Preference:
+    """Scales weights to sum to 1."""
     total = sum(weights)
     return tuple(w / total for w in weights)

@@ -10,24 +10,26 @@ Reference: Shi et al., Decoding-Time Language Model Alignment with Multiple Obje
 2406.18853. Only its form for the reverse KL divergence is here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from alignjax.models import mixture
-from alignjax.recipes.multi_objective import soups, training
+from alignjax.recipes.multi_objective import sampling, soups
 from alignjax.recipes.multi_objective.method import Preference, Respond, Setting
+from alignjax.sampling.generate import Question, Sample
 
 
 def train(setting: Setting, *, expert: Callable[..., Any]) -> Respond:
-    """Trains an expert per objective; a preference is the weights of their mixture.
+    """Trains an expert per objective; a preference gives the weights of their mixture.
 
     Args:
       expert: ``(setting, preference) -> parameters``, called with each unit preference, such as
         ``morlhf.policy`` with its hyperparameters bound.
     """
-    found = [training.network(setting, params) for params in soups.experts(setting, expert)]
+    trained = soups.train_experts(setting, expert)
+    experts = [sampling.whole_network(setting, params) for params in trained]
 
-    def respond(preference: Preference, asked: Any) -> Any:
-        return training.respond_with(setting, mixture.mix(found, preference))(asked)
+    def respond(preference: Preference, asked: Sequence[Question]) -> list[Sample]:
+        return sampling.respond(setting, mixture.mix(experts, preference), asked)
 
     return respond

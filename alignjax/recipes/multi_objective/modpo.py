@@ -1,7 +1,6 @@
 """MODPO: one policy (or one adapter) for each preference, trained on pairs of one objective.
 
-What it writes into the workdir: ``modpo-00/`` and so on, one per preference, as `training.fit`
-leaves them.
+It writes ``modpo-00/`` and so on into the workdir, one per preference, see `training`.
 """
 
 import functools
@@ -15,10 +14,9 @@ from alignjax.config.fields import keywords, name_of, plain
 from alignjax.data.records import Record
 from alignjax.errors import UserError
 from alignjax.losses import modpo
-from alignjax.recipes.multi_objective import training
-from alignjax.recipes.multi_objective.method import Preference, Respond, Rows, Setting, normalised
-from alignjax.sampling.generate import Question, Sample
-from alignjax.types import Params
+from alignjax.recipes.multi_objective import ObjectivesConfig, rows, sampling, training
+from alignjax.recipes.multi_objective.method import Preference, Respond, Rows, Setting
+from alignjax.types import Loss, Params
 
 log = logging.getLogger("alignjax")
 
@@ -29,14 +27,14 @@ def train(
     """Trains for every preference of the config, one after the other, from the same reference.
 
     A step draws one pair of every list in its batch (`modpo.select`). Scores become rewards in
-    log-odds: an objective's deviation over the training responses is ``log_odds`` of them, so that
-    weights weigh objectives of like size.
+    log-odds: one standard deviation of an objective over the training responses is ``log_odds``, so
+    that weights compare objectives of the same size.
 
     Args:
       setting: the config's ``loss`` is `modpo.loss`, its ``preference`` and ``main`` left open.
-      main: the objective that orders the pairs. None, and wherever its weight is 0, which the loss
-        divides by: the objective of the largest weight, the first one if several are.
-      log_odds: what one standard deviation of an objective is worth in comparisons; > 0.
+      main: the objective that orders the pairs. If it is None, or its weight is 0, which the loss
+        divides by: the objective of the largest weight, the first of several.
+      log_odds: of one standard deviation of an objective; > 0.
       noisy: see `modpo.select`.
 
     Raises:
@@ -46,56 +44,53 @@ def train(
     Differs from the authors' code: there the pairs of one objective are data of their own and the
     margins a reward model's; here all are scores of one list.
     """
-    loss = setting.config.loss
+    loss = setting.run.config.loss
     assert loss is not None  # a config with objectives trains policies
+    _check(loss, len(setting.objectives.names), main, log_odds)
+    records = make_lists(setting.objectives, rows.scored_rows(setting), log_odds)
+    lists = rows.prepare_rows(setting, records, "modpo rows")
+    folders = {preference: f"modpo-{i:02d}" for i, preference in enumerate(setting.preferences)}
+
+    def policy(preference: Preference) -> Params:
+        order = ordering(preference, main)
+        config = training.stage_config(
+            setting.run.config,
+            loss=functools.partial(loss, preference=preference, main=order),
+            select=functools.partial(modpo.select, main=order, noisy=noisy),
+        )
+        return training.fit(setting, folders[preference], lists, config)
+
+    for preference in folders:
+        _log_order(setting, preference, ordering(preference, main), records)
+        policy(preference)
+    return sampling.respond_if_trained(setting, policy)
+
+
+def _check(loss: Loss, count: int, main: int | None, log_odds: float) -> None:
     if "preference" not in keywords(plain(loss)):
         raise UserError(f"loss: wanted modpo.loss with this method, found {name_of(loss)}")
-    names = setting.objectives.names
-    if main is not None and not 0 <= main < len(names):
-        raise UserError(
-            f"recipe.objectives.method.main: wanted 0 to {len(names) - 1}, found {main}"
-        )
+    if main is not None and not 0 <= main < count:
+        raise UserError(f"recipe.objectives.method.main: wanted 0 to {count - 1}, found {main}")
     if not 0 < log_odds < np.inf:
         raise UserError(
             f"recipe.objectives.method.log_odds: wanted a positive number, found {log_odds}"
         )
-    records = lists(setting, training.scored_rows(setting), log_odds)
-    rows = training.prepared(setting, records, "modpo rows")
-    folders = {
-        normalised(weights): f"modpo-{i:02d}"
-        for i, weights in enumerate(setting.objectives.preferences)
-    }
 
-    def policy(preference: Preference) -> Params:
-        order = ordering(preference, main)
-        return training.fit(
-            setting,
-            folders[preference],
-            rows,
-            loss=functools.partial(loss, preference=preference, main=order),
-            select=functools.partial(modpo.select, main=order, noisy=noisy),
-        )
 
-    for preference in folders:
-        order = ordering(preference, main)
-        tied = sum(len({s[order] for s in record.scores}) < 2 for record in records)
-        log.info(
-            "preference %s: pairs ordered by %s (%s of %s prompts have none)",
-            ", ".join(f"{w:.2f}" for w in preference),
-            *(names[order], f"{tied:,}", f"{len(records):,}"),
-        )
-        policy(preference)
-
-    def respond(preference: Preference, asked: Sequence[Question]) -> list[Sample]:
-        if preference not in folders:
-            raise UserError(f"preference: wanted one of the config's, found {preference}")
-        return training.respond_with(setting, policy(preference))(asked)
-
-    return respond
+def _log_order(
+    setting: Setting, preference: Preference, order: int, records: Sequence[Record]
+) -> None:
+    """Logs which objective orders the pairs, and how many prompts it gives no pair."""
+    tied = sum(len({scores[order] for scores in record.scores}) < 2 for record in records)
+    log.info(
+        "preference %s: pairs ordered by %s (%s of %s prompts have none)",
+        ", ".join(f"{w:.2f}" for w in preference),
+        *(setting.objectives.names[order], f"{tied:,}", f"{len(records):,}"),
+    )
 
 
 def ordering(preference: Preference, main: int | None) -> int:
-    """The objective that orders the pairs: ``main``, or the one of the largest weight.
+    """Chooses the objective that orders the pairs: ``main``, or the one of the largest weight.
 
     >>> ordering((0.3, 0.7), None), ordering((0.3, 0.7), 0), ordering((0.0, 1.0), 0)
     (1, 0, 1)
@@ -105,37 +100,35 @@ def ordering(preference: Preference, main: int | None) -> int:
     return int(np.argmax(preference))
 
 
-def lists(setting: Setting, rows: Rows, log_odds: float) -> list[Record]:
-    """One record per prompt of the data, with M rewards in log-odds for each of its responses.
+def make_lists(objectives: ObjectivesConfig, scored: Rows, log_odds: float) -> list[Record]:
+    """Makes a record of each prompt of the data, with M rewards in log-odds for each response.
 
     Raises:
       UserError: an objective has one value everywhere, or no prompt has two responses.
     """
-    names = setting.objectives.names
-    deviation = rows.scores.std(axis=0)
-    for name, values in zip(names, rows.scores.T, strict=True):
+    for name, values in zip(objectives.names, scored.scores.T, strict=True):
         if values.max() == values.min():
             raise UserError(
                 f"recipe.objectives.names: {name} has one value, {values[0]}, in all {len(values)} "
                 "rows, and orders no pair: leave it out"
             )
-    rewards = rows.scores * (log_odds / deviation)
-    found, single = [], 0
-    for id, group in itertools.groupby(range(len(rows.ids)), key=lambda i: rows.ids[i]):
-        picked = list(group)
-        if len(picked) < 2:
+    rewards = scored.scores * (log_odds / scored.scores.std(axis=0))
+    records, single = [], 0
+    for id, group in itertools.groupby(range(len(scored.ids)), key=lambda i: scored.ids[i]):
+        own = list(group)
+        if len(own) < 2:
             single += 1
             continue
-        found.append(
+        records.append(
             Record(
                 id=id,
-                prompt=rows.prompts[picked[0]],
-                responses=tuple(rows.responses[i] for i in picked),
-                scores=tuple(tuple(rewards[i].tolist()) for i in picked),
-                objectives=names,
+                prompt=scored.prompts[own[0]],
+                responses=tuple(scored.responses[i] for i in own),
+                scores=tuple(tuple(rewards[i].tolist()) for i in own),
+                objectives=objectives.names,
             )
         )
-    log.info("modpo: %s lists; %s prompts have one response", f"{len(found):,}", f"{single:,}")
-    if not found:
+    log.info("modpo: %s lists; %s prompts have one response", f"{len(records):,}", f"{single:,}")
+    if not records:
         raise UserError(f"data: wanted prompts with two responses or more, found {single} with one")
-    return found
+    return records

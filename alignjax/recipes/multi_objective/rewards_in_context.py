@@ -1,39 +1,59 @@
 """Rewards-in-Context: one policy for every preference, told in its prompt what to be good at.
 
 Offline, every training response is imitated under a prompt that tells its own scores. Then come
-rounds: the policy is asked for much of all objectives but one, the samples are scored, and those
-good at something are imitated under the scores they got, together with responses of the data.
-For a preference all prompts ask for its target. What it writes into the workdir:
+rounds: the policy is asked for high scores on all objectives but one, the samples are scored, and
+those good at something are imitated under the scores they got, together with responses of the data.
+For a preference, every prompt asks for the target of that preference. It writes into the workdir:
 
     offline/  online-1/ ...               the stages, as `training.fit` leaves them
-    online-1.json  online-1-scores.json   what a round sampled, and its scores
+    online-1.json  online-1-scores.json   the samples of a round, and their scores
     rewards_in_context.json               mean, deviation and limits of the scores; counts of rounds
 
-Scores in prompts are z-scores by mean and deviation of the training responses, whatever they are
-told for; targets depend on the training responses alone. Where they go: see `conditioned`.
+Scores in prompts are z-scores by mean and deviation of the training responses, for samples too.
+Targets depend on the training responses alone. Where in a prompt they stand: see `conditioned`.
 """
 
 import dataclasses
 import logging
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
+from alignjax.config import Config
 from alignjax.data.encode import encode_all
 from alignjax.data.records import Prompt, Record
 from alignjax.errors import UserError
 from alignjax.losses import rewards_in_context as ric
-from alignjax.recipes.multi_objective import sampling, scores, training
+from alignjax.recipes.multi_objective import rows, sampling, training
 from alignjax.recipes.multi_objective.method import Preference, Respond, Rows, Setting
 from alignjax.sampling.generate import Question, Sample
+from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
 
 Limits = Callable[..., tuple[np.ndarray, np.ndarray]]  # [N, M] z-scores -> [M] low, [M] high
 # The last line of a plain-text prompt, where it says who speaks next.
 _OPENER = re.compile(r"\s*\n(#+ )?\w+( \w+)?:[ \t]*\Z")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Training:
+    """The training responses, and what their scores say of scores in prompts."""
+
+    scored: Rows
+    mean: np.ndarray  # [M] of the scores
+    deviation: np.ndarray  # [M]
+    flat: np.ndarray  # [M] objectives that have one value
+    z: np.ndarray  # [N, M] z-scores of the responses
+    low: np.ndarray  # [M] z-scores that targets lie between
+    high: np.ndarray  # [M]
+
+    def record(self, i: int, wanted: np.ndarray) -> Record:
+        """Response i under a prompt that tells these z-scores."""
+        rows = self.scored
+        prompt = conditioned(rows.prompts[i], wanted)
+        return Record(id=f"{rows.ids[i]}-{i}", prompt=prompt, responses=(rows.responses[i],))
 
 
 def train(
@@ -54,7 +74,7 @@ def train(
 
     Args:
       setting: the config's ``loss`` is `rewards_in_context.loss`.
-      target: `l2`, `linf` or `linear` of objectives.rewards_in_context: from a preference to the
+      target: `l2`, `linf` or `linear` of losses.rewards_in_context: from a preference to the
         z-scores that a prompt asks for.
       limits: `normal_limits` or `data_limits` of it: the z-scores a target lies between.
       online_rounds: rounds after the offline stage; 0: none.
@@ -74,64 +94,56 @@ def train(
     learning rate need ``optim.constant``.
     """
     _check_ranges(online_rounds, online_samples, originals, quantile, temperature, top_p)
-    config = setting.config
-    rows = training.scored_rows(setting)
-    scale = _scale(setting, rows.scores)
-    z = scale(rows.scores)
-    low, high = limits(z)
-    own = [_record(rows, i, z[i]) for i in range(len(z))]
-    params = training.fit(
-        setting, "offline", training.prepared(setting, own, "offline rows"), reference=False
+    config = setting.run.config
+    offline = training.stage_config(config, reference=False)
+    online = training.stage_config(
+        config, steps=online_steps, learning_rate=online_learning_rate, reference=False
     )
-    frontier = np.flatnonzero(ric.keep(z, quantile=quantile))
     settings = dataclasses.replace(config.evaluate, samples=1, temperature=temperature, top_p=top_p)
-    online: list[Record] = []
-    rounds: list[dict[str, Any]] = []
+
+    data = _read_training(setting, limits)
+    own = [data.record(i, z) for i, z in enumerate(data.z)]
+    params = _imitate(setting, "offline", own, offline)
+    frontier = np.flatnonzero(ric.keep(data.z, quantile=quantile))
+    kept: list[Record] = []  # good samples of all rounds so far
+    rounds: list[dict[str, int]] = []
     for number in range(1, online_rounds + 1):
         name, rng = f"online-{number}", np.random.default_rng((config.train.seed, number))
-        picked = rng.integers(0, len(z), online_samples)
-        wanted = ric.online_targets(rng, online_samples, low=low, high=high)
-        mixed = rng.permutation(frontier)[:originals]
-        asked = [_record(rows, i, w) for i, w in zip(picked, wanted, strict=True)]
-        drawn = sampling.sampled(
-            setting,
-            name,
-            params,
-            _questions(setting, asked, range(online_samples)),
-            settings=settings,
-            seed=number,
+        responses, asked = _ask(rng, data, online_samples)
+        questions = _questions(setting, asked, range(online_samples))
+        samples = sampling.sample_to_train(
+            setting, name, params, questions, settings=settings, seed=number
         )
-        said, counts = _usable(rows, picked, drawn, name)
-        good, scored = _good(setting, name, said, scale, quantile)
-        online += good
-        counts |= {**scored, "kept of all rounds": len(online), "originals": len(mixed)}
+        usable, counts = _usable(data.scored, responses, samples, name)
+        good, scored = _good(setting, name, usable, data, quantile)
+        kept += good
+        mixed = rng.permutation(frontier)[:originals]
+        counts |= {**scored, "kept of all rounds": len(kept), "originals": len(mixed)}
         log.info("%s: %s", name, ", ".join(f"{n:,} {what}" for what, n in counts.items()))
         rounds.append(counts)
-        params = training.fit(
-            setting,
-            name,
-            training.prepared(setting, [*(own[i] for i in mixed), *online], f"{name} rows"),
-            start=params,
-            steps=online_steps,
-            learning_rate=online_learning_rate,
-            reference=False,
-        )
-    _tell(setting, rows, low, high, rounds)
-    ask = training.respond_with(setting, params)
+        params = _imitate(setting, name, [*(own[i] for i in mixed), *kept], online, start=params)
+    _write_summary(setting, data, rounds)
+    return _respond_to_targets(
+        setting, params, lambda preference: target(preference, data.low, data.high)
+    )
+
+
+def _respond_to_targets(
+    setting: Setting, params: Params, target: Callable[[Preference], np.ndarray]
+) -> Respond:
+    """Responds to prompts that ask for the target of a preference."""
 
     def respond(preference: Preference, asked: Sequence[Question]) -> list[Sample]:
-        wanted = target(preference, low, high)
-        names = setting.objectives.names
-        log.info(
-            "asked for: %s",
-            ", ".join(f"{n} {w:.1f}" for n, w in zip(names, wanted, strict=True)),
-        )
-        told = [
+        wanted = target(preference)
+        named = zip(setting.objectives.names, wanted, strict=True)
+        log.info("asked for: %s", ", ".join(f"{name} {w:.1f}" for name, w in named))
+        records = [
             dataclasses.replace(r, prompt=conditioned(r.prompt, wanted))
             for r in _held_out(setting, asked)
         ]
-        samples = ask(_questions(setting, told, [q.number for q in asked]))
-        each = config.evaluate.samples
+        questions = _questions(setting, records, [q.number for q in asked])
+        samples = sampling.respond(setting, params, questions)
+        each = setting.run.config.evaluate.samples
         return [
             dataclasses.replace(s, prompt=asked[i // each].prompt) for i, s in enumerate(samples)
         ]
@@ -175,51 +187,69 @@ def _check_ranges(
             raise UserError(f"recipe.objectives.method.{field}: wanted {wanted}, found {found!r}")
 
 
-def _scale(setting: Setting, of: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """From scores to z-scores by the training responses; 0 for an objective with one value."""
-    mean, deviation = of.mean(axis=0), of.std(axis=0)
-    flat = of.max(axis=0) == of.min(axis=0)
+def _read_training(setting: Setting, limits: Limits) -> _Training:
+    scored = rows.scored_rows(setting)
+    table = scored.scores
+    mean, deviation = table.mean(axis=0), table.std(axis=0)
+    flat = table.max(axis=0) == table.min(axis=0)
     for i in np.flatnonzero(flat):
         name = setting.objectives.names[i]
-        log.warning("objective %s has one value, %s, in all rows: told as 0", name, of[0, i])
-
-    def scale(scores: np.ndarray) -> np.ndarray:
-        return np.where(flat, 0.0, (scores - mean) / np.where(flat, 1.0, deviation))
-
-    return scale
+        log.warning("objective %s has one value, %s, in all rows: told as 0", name, table[0, i])
+    z = _z_scores(table, mean, deviation, flat)
+    low, high = limits(z)
+    return _Training(scored, mean, deviation, flat, z, low, high)
 
 
-def _record(rows: Rows, i: int, told: np.ndarray) -> Record:
-    """Training response i under a prompt that tells these z-scores."""
-    prompt = conditioned(rows.prompts[i], told)
-    return Record(id=f"{rows.ids[i]}-{i}", prompt=prompt, responses=(rows.responses[i],))
+def _z_scores(
+    scores: np.ndarray, mean: np.ndarray, deviation: np.ndarray, flat: np.ndarray
+) -> np.ndarray:
+    """Computes ``[N, M]`` z-scores; 0 for a flat objective, whose deviation may be rounding."""
+    return np.where(flat, 0.0, (scores - mean) / np.where(flat, 1.0, deviation))
+
+
+def _imitate(
+    setting: Setting,
+    name: str,
+    records: Sequence[Record],
+    config: Config,
+    start: Params | None = None,
+) -> Params:
+    prepared = rows.prepare_rows(setting, records, f"{name} rows")
+    return training.fit(setting, name, prepared, config, start=start)
+
+
+def _ask(rng: np.random.Generator, data: _Training, count: int) -> tuple[np.ndarray, list[Record]]:
+    """Draws training responses, and makes their prompts ask for all objectives but one."""
+    drawn = rng.integers(0, len(data.z), count)
+    targets = ric.online_targets(rng, count, low=data.low, high=data.high)
+    return drawn, [data.record(i, wanted) for i, wanted in zip(drawn, targets, strict=True)]
 
 
 def _questions(
     setting: Setting, records: Sequence[Record], numbers: Sequence[int]
 ) -> list[Question]:
-    """The records' prompts, tokenised and cut as the data are."""
-    limits = setting.config.data
-    rows = encode_all(
+    """Tokenises the records' prompts, and cuts them as the data are."""
+    limits = setting.run.config.data
+    encoded = encode_all(
         records,
-        setting.data.tokenizer,
+        setting.run.data.tokenizer,
         max_prompt_tokens=limits.max_prompt_tokens,
         max_response_tokens=limits.max_response_tokens,
     )
     return [
         Question(number, row.prompt, row.prompt_ids)
-        for number, row in zip(numbers, rows, strict=True)
+        for number, row in zip(numbers, encoded, strict=True)
     ]
 
 
 def _held_out(setting: Setting, asked: Sequence[Question]) -> list[Record]:
-    """The records that are asked: of a conversation a question has what the template made of it.
+    """Finds the records of questions, whose prompts a chat template may have rendered.
 
     Raises:
       UserError: a prompt is none of the held-out ones.
     """
-    tokens, records = setting.data.tokenizer, setting.data.asked_records.values()
-    known = {tokens.render(record.prompt): record for record in records}
+    data = setting.run.data
+    known = {data.tokenizer.render(r.prompt): r for r in data.asked_records.values()}
     for question in asked:
         if question.prompt not in known:
             raise UserError(f"prompt: wanted one of the held-out rows, found {question.prompt!r}")
@@ -227,63 +257,61 @@ def _held_out(setting: Setting, asked: Sequence[Question]) -> list[Record]:
 
 
 def _usable(
-    rows: Rows, picked: np.ndarray, drawn: Sequence[Sample], name: str
+    scored: Rows, responses: np.ndarray, samples: Sequence[Sample], name: str
 ) -> tuple[list[Record], dict[str, int]]:
-    """The samples that can be trained on, under the prompts as the data have them."""
-    counts = {"sampled": len(drawn), "empty": 0, "unfinished": 0}
-    said = []
-    for i, sample in enumerate(drawn):
+    """Keeps the samples that are whole, under the prompts as the data have them."""
+    counts = {"sampled": len(samples), "empty": 0, "unfinished": 0}
+    records = []
+    for i, sample in enumerate(samples):
         if not sample.response.strip():
             counts["empty"] += 1
         elif not sample.ended:
             counts["unfinished"] += 1
         else:
-            prompt = rows.prompts[picked[i]]
-            said.append(Record(id=f"{name}-{i}", prompt=prompt, responses=(sample.response,)))
-    if not said:
+            prompt = scored.prompts[responses[i]]
+            records.append(Record(id=f"{name}-{i}", prompt=prompt, responses=(sample.response,)))
+    if not records:
         raise UserError(
             f"{name}: wanted samples to train on, found {counts['empty']} empty and "
             f"{counts['unfinished']} cut for lack of room (evaluate.max_new_tokens)"
         )
-    return said, counts
+    return records, counts
 
 
 def _good(
     setting: Setting,
     name: str,
-    said: list[Record],
-    scale: Callable[[np.ndarray], np.ndarray],
+    usable: list[Record],
+    data: _Training,
     quantile: float,
 ) -> tuple[list[Record], dict[str, int]]:
-    """The samples that are good at something, each under a prompt that tells the scores it got."""
-    found = np.concatenate(scores.kept(setting, said, f"{name}-scores"))
-    whole = np.isfinite(found).all(axis=1)  # a scorer may lack an objective
+    """Keeps samples that are good at something, each under a prompt that tells its own scores."""
+    table = np.concatenate(rows.score_records(setting, usable, f"{name}-scores"))
+    whole = np.isfinite(table).all(axis=1)  # a scorer may lack an objective
     if not whole.any():
         raise UserError(
             f"recipe.objectives.scorer: gives no sample of {name} a score on every objective"
         )
-    got = scale(found[whole])
-    kept = ric.keep(got, quantile=quantile)
-    usable = [record for record, ok in zip(said, whole, strict=True) if ok]
+    own = _z_scores(table[whole], data.mean, data.deviation, data.flat)
+    kept = ric.keep(own, quantile=quantile)
+    complete = [record for record, ok in zip(usable, whole, strict=True) if ok]
     records = [
         dataclasses.replace(record, prompt=conditioned(record.prompt, z))
-        for record, z, good in zip(usable, got, kept, strict=True)
+        for record, z, good in zip(complete, own, kept, strict=True)
         if good
     ]
     return records, {"unscored": int((~whole).sum()), "kept": len(records)}
 
 
-def _tell(
-    setting: Setting, rows: Rows, low: np.ndarray, high: np.ndarray, rounds: list[dict[str, Any]]
-) -> None:
+def _write_summary(setting: Setting, data: _Training, rounds: list[dict[str, int]]) -> None:
     from alignjax.runtime import workdirs
 
-    told = {
+    content = {
         "objectives": list(setting.objectives.names),
-        "mean": rows.scores.mean(axis=0).tolist(),
-        "deviation": rows.scores.std(axis=0).tolist(),
-        "low": low.tolist(),
-        "high": high.tolist(),
+        "mean": data.mean.tolist(),
+        "deviation": data.deviation.tolist(),
+        "low": data.low.tolist(),
+        "high": data.high.tolist(),
         "rounds": rounds,
     }
-    workdirs.write_json(setting.workdir / "rewards_in_context.json", told)
+    workdirs.write_json(setting.run.workdir / "rewards_in_context.json", content)

@@ -6,11 +6,10 @@ Read it downwards: `run` is the order of events. What each stage writes into the
     pretrained/                                      what came with the model of model.path
     sft/                                             the policy that methods start from
     cache/                                           prepared rows, reference log-probabilities
-    rows.json  seconds/  and what the method keeps   see `fronts.training`
+    rows.json  seconds/  and what the method keeps   see `rows`, `cost`, and the method
     said/                                            sampled responses, a file a preference
     front.json                                       their scores: what the verb front compares
-    summary.json  front.png                          what came of it
-    .artifacts/                                      digests of what is reused, unfinished parts
+    summary.json  front.png                          the results
 """
 
 import dataclasses
@@ -25,14 +24,16 @@ from alignjax.commands import front
 from alignjax.config import Config
 from alignjax.config.fields import describe, name_of
 from alignjax.data.batching import Bucketed
+from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
 from alignjax.evaluation import fronts
 from alignjax.evaluation.tables import say
-from alignjax.recipes.multi_objective import ObjectivesConfig, cost, scores
-from alignjax.recipes.multi_objective.method import Preference, Respond, Setting, normalised
+from alignjax.recipes.multi_objective import ObjectivesConfig, cost
+from alignjax.recipes.multi_objective.method import Preference, Respond, Setting
+from alignjax.recipes.multi_objective.rows import objectives_scorer
 from alignjax.recipes.run import open_run
 from alignjax.runtime import workdirs
-from alignjax.sampling.generate import Sample, questions
+from alignjax.sampling.generate import Question, Sample, questions
 from alignjax.stages import bricks, evaluation
 from alignjax.stages.check import check_losses
 from alignjax.stages.samples import reuse_samples
@@ -52,18 +53,10 @@ def run(
     """
     with open_run(config, workdir, allow_config_change, check=_check) as run:
         example = run.data.asked_records[run.data.asked.dataset[0].id]
-        scores.scorer_of(objectives, config.mesh).tables([example], objectives.names)
-        reference = bricks.supervised(run)
-        setting = Setting(
-            run.config,
-            run.workdir,
-            run.data,
-            run.mesh,
-            reference.load,
-            reference.digest,
-            objectives,
-        )
-        return _measure(setting, objectives.method(setting))
+        objectives_scorer(objectives, config.mesh).tables([example], objectives.names)
+        setting = Setting(run, bricks.supervised(run), objectives)
+        respond = objectives.method(setting)
+        return _report(setting, _measure(setting, respond))
 
 
 def _check(config: Config, rows: Bucketed) -> None:
@@ -74,39 +67,43 @@ def _check(config: Config, rows: Bucketed) -> None:
 
 
 def _measure(setting: Setting, respond: Respond) -> dict[str, Any]:
-    """Samples for every preference, scores, and reports; see the module's docstring."""
-    several, data, workdir = setting.objectives, setting.data, setting.workdir
-    asked = questions(data.asked, setting.config.evaluate.prompts)
-    preferences = [normalised(weights) for weights in several.preferences]
-    scorer = scores.scorer_of(several, setting.config.mesh)
-    tables, collapsed = [], []
-    for i, preference in enumerate(preferences):
-        drawn = _samples(setting, respond, i, preference)
-        records = evaluation.records_of(data, asked, drawn)
-        found = scorer.tables(records, several.names)
-        tables.append([table.mean(axis=0).tolist() for table in found])
-        collapsed.append(_collapsed(setting, drawn))
-    spent = cost.seconds(workdir)
-    told = {
-        "method": name_of(several.method).removeprefix("alignjax.recipes.multi_objective."),
-        "objectives": list(several.names),
-        "preferences": preferences,
-        "prompts": [data.asked.dataset[q.number].id for q in asked],
-        "scores": tables,
+    """Samples for every preference and scores the samples: the content of ``front.json``."""
+    run, objectives = setting.run, setting.objectives
+    asked = questions(run.data.asked, run.config.evaluate.prompts)
+    scorer = objectives_scorer(objectives, run.config.mesh)
+    scores, collapsed = [], []
+    for i, preference in enumerate(setting.preferences):
+        samples = _sample(setting, respond, asked, i, preference)
+        records = evaluation.records_of(run.data, asked, samples)
+        tables = scorer.tables(records, objectives.names)
+        scores.append([table.mean(axis=0).tolist() for table in tables])
+        collapsed.append(_collapsed(run.data.tokenizer, samples))
+    seconds = cost.read_seconds(run.workdir)
+    return {
+        "method": name_of(objectives.method).removeprefix("alignjax.recipes.multi_objective."),
+        "objectives": list(objectives.names),
+        "preferences": setting.preferences,
+        "prompts": [run.data.asked.dataset[q.number].id for q in asked],
+        "scores": scores,
         "collapsed": collapsed,
-        "seconds": sum(spent.values()),
-        "seconds_by_part": spent,
-        "box": several.box,
-        "truth": _truth(setting, [q.prompt for q in asked]),
-        "reference": setting.digest,
-        "config": describe(setting.config),
+        "seconds": sum(seconds.values()),
+        "seconds_by_part": seconds,
+        "box": objectives.box,
+        "truth": _true_front(objectives, [q.prompt for q in asked]),
+        "reference": setting.reference.digest,
+        "config": describe(run.config),
         "versions": workdirs.versions(),
     }
-    workdirs.write_json(workdir / "front.json", told)
+
+
+def _report(setting: Setting, measured: dict[str, Any]) -> dict[str, Any]:
+    """Writes and prints what was measured; see the module's docstring."""
+    workdir = setting.run.workdir
+    workdirs.write_json(workdir / "front.json", measured)
     summary = {
-        "method": describe(several.method),
-        **front.compare({workdir.resolve().name: told}, workdir / "front.png"),
-        "seconds_by_part": spent,
+        "method": describe(setting.objectives.method),
+        **front.compare({workdir.resolve().name: measured}, workdir / "front.png"),
+        "seconds_by_part": measured["seconds_by_part"],
         "receipt": workdirs.read_json(workdir / "receipt.json"),
         "versions": workdirs.versions(),
     }
@@ -115,28 +112,29 @@ def _measure(setting: Setting, respond: Respond) -> dict[str, Any]:
     return summary
 
 
-def _truth(setting: Setting, prompts: list[str]) -> list[list[float]] | None:
-    """The best mean scores that any way to respond to these prompts has, where it is known."""
-    several = setting.objectives
-    if several.truth is None:
+def _true_front(objectives: ObjectivesConfig, prompts: list[str]) -> list[list[float]] | None:
+    """Computes the best mean scores that responses to these prompts can have, where known."""
+    if objectives.truth is None:
         return None
-    found = np.asarray(several.truth(prompts, several.names), np.float64)
-    if found.ndim != 2 or found.shape[1] != len(several.names):
+    points = np.asarray(objectives.truth(prompts, objectives.names), np.float64)
+    if points.ndim != 2 or points.shape[1] != len(objectives.names):
         raise UserError(
-            f"recipe.objectives.truth: {name_of(several.truth)}: wanted points "
-            f"[F, {len(several.names)}], found shape {list(found.shape)}"
+            f"recipe.objectives.truth: {name_of(objectives.truth)}: wanted points "
+            f"[F, {len(objectives.names)}], found shape {list(points.shape)}"
         )
-    return [list(map(float, point)) for point in found]
+    return [list(map(float, point)) for point in points]
 
 
-def _samples(setting: Setting, respond: Respond, i: int, preference: Preference) -> list[Sample]:
-    """Responses to the held-out prompts for one preference; read back when they were drawn."""
-    config, data = setting.config, setting.data
-    path = setting.workdir / "said" / f"{i:02d}.json"
+def _sample(
+    setting: Setting, respond: Respond, asked: list[Question], i: int, preference: Preference
+) -> list[Sample]:
+    """Samples responses to the held-out prompts for preference number i, or reads them back."""
+    run = setting.run
+    config = run.config
     parts = ("loss", "select", "optim", "train", "lora")
     key = {
-        "reference": setting.digest,
-        "data": data.asked.dataset.digest,
+        "reference": setting.reference.digest,
+        "data": run.data.asked.dataset.digest,
         "preference": list(preference),
         "evaluate": describe(dataclasses.replace(config.evaluate, judge=None, scorers=())),
         "trained": {
@@ -147,13 +145,12 @@ def _samples(setting: Setting, respond: Respond, i: int, preference: Preference)
 
     def draw(scratch: pathlib.Path) -> list[Sample]:
         log.info("preference %s", ", ".join(f"{w:.2f}" for w in preference))
-        return respond(preference, questions(data.asked, config.evaluate.prompts))
+        return respond(preference, asked)
 
-    return reuse_samples(path, key, draw)
+    return reuse_samples(run.workdir / "said" / f"{i:02d}.json", key, draw)
 
 
-def _collapsed(setting: Setting, drawn: Sequence[Sample]) -> float:
-    """Share of the responses that are `fronts.is_collapsed`, as the run's tokenizer cuts them."""
-    tokenizer = setting.data.tokenizer
-    said = tokenizer.encode("", [s.response for s in drawn]).response_ids
-    return float(np.mean([fronts.is_collapsed(ids[:-1].tolist()) for ids in said]))
+def _collapsed(tokenizer: Tokenizer, samples: Sequence[Sample]) -> float:
+    """Computes the share of responses that are collapsed, as the run's tokenizer cuts them."""
+    responses = tokenizer.encode("", [s.response for s in samples]).response_ids
+    return float(np.mean([fronts.is_collapsed(ids[:-1].tolist()) for ids in responses]))

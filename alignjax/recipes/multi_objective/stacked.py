@@ -1,8 +1,8 @@
-"""Networks of several preferences trained side by side: one program, one copy of their base."""
+"""Trains networks of several preferences side by side: one program, one copy of their base."""
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +31,9 @@ def fit_each(
     Args:
       name: of the folder, the progress bars and the time; ``name/NN`` holds the networks from
         number NN on. The same call is skipped once it is done.
-      rows: what all of them choose from.
+      rows: of all networks together.
       chosen: ``[P, k]`` rows of each network.
-      at_once: networks trained in one program; the result does not depend on it, save for rounding.
+      at_once: networks trained in one program; it changes results by rounding alone.
       starts: P of `fit_each`; None: the reference, or fresh adapters, alike for all.
 
     Returns:
@@ -42,62 +42,66 @@ def fit_each(
     Raises:
       UserError: the loss does not fit the rows; or as `offline.fit`.
     """
-    out: list[Params] = []
+    networks: list[Params] = []
     for first in range(0, len(chosen), at_once):
         part = slice(first, first + at_once)
         begin = None if starts is None else starts[part]
-        out += _side_by_side(setting, f"{name}/{first:02d}", rows, chosen[part], first, begin)
-    return out
+        folder = f"{name}/{first:02d}"
+        networks += _fit_together(setting, folder, rows, chosen[part], first, begin)
+    return networks
 
 
-def _side_by_side(
+def _fit_together(
     setting: Setting,
     name: str,
     rows: Bucketed,
     chosen: np.ndarray,
     first: int,
     starts: Sequence[Params] | None,
-) -> Iterator[Params]:
+) -> list[Params]:
+    """Trains networks ``first, first + 1, ...`` in one program."""
     from alignjax.runtime import checkpoint
     from alignjax.stages import bricks, check, learners
     from alignjax.training import offline
     from alignjax.training.job import Feed
 
-    count = len(chosen)
-    batches = _batches(setting.config, rows, chosen)
-    config = training.stage(setting.config, steps=len(batches))
+    count, reference = len(chosen), setting.reference
+    batches = _deal_batches(setting.run.config, rows, chosen)
+    config = training.stage_config(setting.run.config, steps=len(batches))
     check.check_losses(config, rows)
-    run = setting.training(name, config, rows)
+    run = setting.stage(config, rows)
+    learner = learners.policy(
+        config,
+        run.mesh,
+        len(batches),
+        load_reference=reference.load,
+        base=None if config.lora is None else reference.load(),
+    )
+
+    def load_starts() -> Params:
+        each = [learner.load_start()] * count if starts is None else starts
+        return jax.tree.map(lambda *x: jnp.stack(x), *each)
+
     identity = {
         "start": "reference" if starts is None else checkpoint.tree_digest(list(starts)),
         "rows": hashlib.sha256(batches.rows.tobytes()).hexdigest()[:16],
     }
-    learner = learners.policy(
-        config,
-        setting.mesh,
-        len(batches),
-        load_reference=setting.load_reference,
-        base=None if config.lora is None else setting.load_reference(),
-    )
-
-    def begin() -> Params:
-        each = [learner.load_start()] * count if starts is None else starts
-        return jax.tree.map(lambda *x: jnp.stack(x), *each)
-
+    # A network's key depends on its number alone, not on which others it is trained beside.
     root = jax.random.key(config.train.seed)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(root, first + jnp.arange(count))
+    own = dataclasses.replace(run, workdir=run.workdir / name)
     state, _ = offline.fit(
-        bricks.make_job(name, run, setting.digest, identity),
-        dataclasses.replace(learner, load_start=begin),
+        bricks.make_job(name, own, reference.digest, identity),
+        dataclasses.replace(learner, load_start=load_starts),
         Feed(rows.dataset, batches),
         keys,
     )
     cost.note_steps(setting, name)
-    return (jax.tree.map(lambda x, i=i: x[i], state.params) for i in range(count))
+    return [jax.tree.map(lambda x, i=i: x[i], state.params) for i in range(count)]
 
 
-def _batches(config: Config, rows: Bucketed, chosen: np.ndarray) -> Batches:
-    """Every batch: row i is network i % P's; all are padded to one shape, and compile once."""
+def _deal_batches(config: Config, rows: Bucketed, chosen: np.ndarray) -> Batches:
+    """Deals every batch: row i is network i % P's. All have one shape, and compile once."""
     data, settings = rows.dataset, config.train
     used = np.unique(chosen)
     shapes, _ = choose_shapes(

@@ -1,10 +1,10 @@
-"""No alignment at all: the supervised policy, whatever the preference. What methods start from."""
+"""No alignment at all: the supervised policy that methods start from, for every preference."""
 
-from alignjax.recipes.multi_objective import training
+from alignjax.recipes.multi_objective import sampling
 from alignjax.recipes.multi_objective.method import Respond, Setting
 
 
 def train(setting: Setting) -> Respond:
-    """Trains nothing: the supervised policy answers for every preference."""
-    respond = training.respond_with(setting, setting.load_reference())
-    return lambda preference, asked: respond(asked)
+    """Trains nothing: the supervised policy responds for every preference."""
+    params = setting.reference.load()
+    return lambda preference, asked: sampling.respond(setting, params, asked)
