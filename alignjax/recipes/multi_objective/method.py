@@ -36,10 +36,6 @@ class Setting:
         """Makes the run of one training inside the method, with a config and rows of its own."""
         return dataclasses.replace(self.run, config=config).on(rows)
 
-    @property
-    def run(self) -> Run:
-        return Run(self.config, self.workdir, self.data, self.mesh)
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:

@@ -10,6 +10,7 @@ Read it downwards: `run` is the order of events. What each stage writes into the
     said/                                            sampled responses, a file a preference
     front.json                                       their scores: what the verb front compares
     summary.json  front.png                          the results
+    .artifacts/                                      digests of what is reused, unfinished parts
 """
 
 import dataclasses

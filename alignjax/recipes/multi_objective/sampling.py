@@ -114,7 +114,7 @@ def sample_to_train(
     def draw(scratch: pathlib.Path) -> list[Sample]:
         samples, seconds = draw_samples(
             scratch,
-            "batch",
+            name.rpartition("/")[2],
             run,
             network,
             asked,

@@ -13,9 +13,11 @@ from alignjax.errors import UserError
 from alignjax.losses import dpo, modpo
 from alignjax.recipes import ObjectivesConfig
 from alignjax.recipes.multi_objective import modpo as method
+from alignjax.recipes.multi_objective import rows as rows_of
 from alignjax.recipes.multi_objective import training
-from alignjax.recipes.multi_objective.method import Rows
+from alignjax.recipes.multi_objective.method import Rows, Setting
 from alignjax.rewards import scorers
+from alignjax.stages.run import Run
 from alignjax.world import sources as world
 from tests import runs
 
@@ -56,18 +58,18 @@ def config(*overrides, preferences=PREFERENCES, loss=LOSS, **keywords):
 def base(tmp_path_factory, whole_run):
     """One whole run, the lists it trained on, and what each policy was trained with."""
     workdir, given, fitted = tmp_path_factory.mktemp("modpo"), [], {}
-    prepare, fit = training.prepared, training.fit
+    prepare, fit = rows_of.prepare_rows, training.fit
 
     def seen(setting, records, name):
         given.extend(records)
         return prepare(setting, records, name)
 
-    def trained(setting, name, rows, **keywords):
-        fitted[name] = keywords
-        return fit(setting, name, rows, **keywords)
+    def trained(setting, name, rows, config):
+        fitted[name] = config
+        return fit(setting, name, rows, config)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "prepared", seen)
+        patch.setattr(rows_of, "prepare_rows", seen)
         patch.setattr(training, "fit", trained)
         recipes.run_config(config(log_odds=2.0), workdir)
     return workdir, given, fitted
@@ -95,7 +97,7 @@ def test_each_preference_has_a_policy_of_its_own(base):
     found = json.loads((workdir / "front.json").read_text())
     assert set(found["seconds_by_part"]) == set(fitted)
     for name, preference, main in (("modpo-00", (1.0, 0.0), 0), ("modpo-01", (0.25, 0.75), 1)):
-        loss, select = fitted[name]["loss"], fitted[name]["select"]
+        loss, select = fitted[name].loss, fitted[name].select
         assert loss.keywords == {"beta": 0.3, "preference": preference, "main": main}
         assert select.keywords == {"main": main, "noisy": False}
     # At the start policy and reference are one: all weight on harmless is DPO, log 2 nats.
@@ -138,22 +140,27 @@ def rows(scores):
     return Rows(tuple("aab"[:n]), ("p",) * n, ("x", "y", "z")[:n], np.array(scores, float))
 
 
-class Setting:
-    objectives = config().recipe.keywords["objectives"]
+OBJECTIVES = config().recipe.keywords["objectives"]
+
+
+def setting(config):
+    return Setting(Run(config, None, None, None), None, OBJECTIVES)
 
 
 def test_prompts_with_one_response_are_counted(caplog):
     with caplog.at_level("INFO", logger="alignjax"):
-        (record,) = method.lists(Setting, rows([[1, 2], [3, 5], [4, 4]]), 1.0)
+        (record,) = method.make_lists(OBJECTIVES, rows([[1, 2], [3, 5], [4, 4]]), 1.0)
     assert record.responses == ("x", "y")
     assert "1 lists; 1 prompts have one response" in caplog.text
 
 
 def test_bad_data_and_keywords_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"helpful has one value, 2\.0, in all 3 rows"):
-        method.lists(Setting, rows([[1, 2], [3, 2], [4, 2]]), 1.0)
+        method.make_lists(OBJECTIVES, rows([[1, 2], [3, 2], [4, 2]]), 1.0)
     with pytest.raises(UserError, match="wanted prompts with two responses or more, found 2"):
-        method.lists(Setting, dataclasses.replace(rows([[1, 2], [3, 5]]), ids=("a", "b")), 1.0)
+        method.make_lists(
+            OBJECTIVES, dataclasses.replace(rows([[1, 2], [3, 5]]), ids=("a", "b")), 1.0
+        )
 
 
 @pytest.mark.parametrize(
@@ -167,14 +174,11 @@ def test_bad_data_and_keywords_are_refused(tmp_path):
     ],
 )
 def test_keywords_out_of_range_are_refused(keywords, message):
-    setting = type(
-        "Setting", (), {"config": config(), "objectives": config().recipe.keywords["objectives"]}
-    )
     with pytest.raises(UserError, match=message):
-        method.train(setting, **keywords)
+        method.train(setting(config()), **keywords)
 
 
 def test_a_loss_without_preferences_is_refused():
-    setting = type("Setting", (), {"config": config(loss=dpo.loss)})
+    other = setting(config(loss=dpo.loss))
     with pytest.raises(UserError, match=r"loss: wanted modpo.loss .* found alignjax.*dpo.loss"):
-        method.train(setting)
+        method.train(other)

@@ -15,7 +15,8 @@ from alignjax.losses import apo
 from alignjax.models import reward_head
 from alignjax.models.config import LoraConfig
 from alignjax.recipes import ObjectivesConfig
-from alignjax.recipes.multi_objective import morlhf, training
+from alignjax.recipes.multi_objective import morlhf, sampling
+from alignjax.recipes.multi_objective import rows as rows_of
 from alignjax.rewards import reward_models, scorers
 from alignjax.runtime import checkpoint
 from alignjax.sampling import generate
@@ -62,14 +63,14 @@ def front(tmp_path_factory, whole_run):
 
 def scores_of(setting, params):
     """``[S, M]`` scores of samples of a policy."""
-    asked = generate.questions(setting.data.asked, 16)
-    said = training.respond_with(setting, params)(asked)
+    asked = generate.questions(setting.run.data.asked, 16)
+    said = sampling.respond(setting, params, asked)
     return np.array([[judge(s.prompt, s.response)[n] for n in NAMES] for s in said])
 
 
 def test_each_policy_raises_what_its_preference_weighs(front):
     workdir, setting = front
-    before = scores_of(setting, setting.load_reference())
+    before = scores_of(setting, setting.reference.load())
     told = json.loads((workdir / "front.json").read_text())
     table = np.array(told["scores"]).mean(axis=1)  # [P, M]
     deviation = before.std(axis=0) / np.sqrt(len(before))
@@ -93,19 +94,19 @@ def test_a_policy_that_was_trained_is_read_back(front, monkeypatch):
 
 def test_only_adapters_are_trained_where_the_config_has_them(front, tmp_path):
     _, setting = front
-    lora = dataclasses.replace(setting.config, lora=LoraConfig(rank=2, targets=("q", "v")))
-    setting = dataclasses.replace(setting, config=lora, workdir=tmp_path)
+    lora = dataclasses.replace(setting.run.config, lora=LoraConfig(rank=2, targets=("q", "v")))
+    run = dataclasses.replace(setting.run, config=lora, workdir=tmp_path)
+    setting = dataclasses.replace(setting, run=run)
     params = morlhf.policy(setting, (0.5, 0.5), steps=2)
     assert set(params) == {"layers"}
     assert any(np.abs(x["lora_b"]).max() > 0 for x in params["layers"].values())
-    assert (
-        len(training.respond_with(setting, params)(generate.questions(setting.data.asked, 2))) == 8
-    )
+    asked = generate.questions(setting.run.data.asked, 2)
+    assert len(sampling.respond(setting, params, asked)) == 8
 
 
 def batch_of(setting, k=3):
     rng = np.random.default_rng(0)
-    asked = generate.questions(setting.data.train, 4)
+    asked = generate.questions(setting.run.data.train, 4)
     batch = generate.prompts_only(asked, np.array([2, 0, -1]), 32)
     ids = rng.integers(3, 300, (3, k, 5)).astype(np.int32)
     lengths = rng.integers(1, 6, (3, k)).astype(np.int32)
@@ -114,16 +115,16 @@ def batch_of(setting, k=3):
 
 def test_scores_of_samples_are_weighted_and_normalised(front):
     _, setting = front
-    rows = training.scored_rows(setting)
+    rows = rows_of.scored_rows(setting)
     batch = batch_of(setting)
     shift, scale = morlhf.normalisation(rows.scores, "zscore")
-    found = morlhf._scalar(setting, rows, np.array([0.25, 0.75]) * scale, shift)(batch)
+    found = morlhf.scalar_score(setting, rows, np.array([0.25, 0.75]) * scale, shift)(batch)
     wanted = np.zeros((3, 3))
     mean, std = rows.scores.mean(0), rows.scores.std(0)
     for i in range(2):  # the third row only fills the batch up
         for j in range(3):
             ids = batch.response[i, j, : batch.response_length[i, j]].tolist()
-            told = judge("", setting.data.tokenizer.decode(ids))
+            told = judge("", setting.run.data.tokenizer.decode(ids))
             z = (np.array([told[n] for n in NAMES]) - mean) / std
             wanted[i, j] = 0.25 * z[0] + 0.75 * z[1]
     np.testing.assert_allclose(found, wanted, rtol=1e-9)
@@ -145,9 +146,9 @@ def test_normalisation():
 def two_headed(front, monkeypatch):
     """A reward model of the policy's shape that scores both objectives, in the other order."""
     _, setting = front
-    model = setting.config.model
+    model = setting.run.config.model
     found = reward_models.RewardModel(
-        "rm", model, setting.data.tokenizer, (NAMES[1], NAMES[0]), {}, "digest"
+        "rm", model, setting.run.data.tokenizer, (NAMES[1], NAMES[0]), {}, "digest"
     )
     init = functools.partial(reward_head.init_params, model, objectives=2)
     params = jax.tree.map(lambda x: x + 0.1, jax.jit(init)(jax.random.key(5)))
@@ -163,8 +164,8 @@ def test_a_reward_model_scores_the_ids_themselves(two_headed):
     setting, params, _ = two_headed
     batch = batch_of(setting)
     shift, weights = np.array([1.0, 2.0]), np.array([0.3, 0.7])
-    found = morlhf._scalar(setting, None, weights, shift)(batch)
-    model = setting.config.model
+    found = morlhf.scalar_score(setting, None, weights, shift)(batch)
+    model = setting.run.config.model
     table = np.asarray(reward_head.score_responses(params, batch, config=model))[..., ::-1]
     np.testing.assert_allclose(found, (table - shift) @ weights, rtol=1e-5)
 
@@ -174,7 +175,7 @@ def test_a_reward_model_of_another_tokenizer_is_refused(two_headed, monkeypatch)
     other = dataclasses.replace(found, tokenizer=dataclasses.replace(found.tokenizer, digest="x"))
     monkeypatch.setattr(reward_models, "find", lambda path: other)
     with pytest.raises(UserError, match="rm: a reward model of tokenizer x, and the policy has"):
-        morlhf._scalar(setting, None, np.ones(2), np.ones(2))
+        morlhf.scalar_score(setting, None, np.ones(2), np.ones(2))
 
 
 @pytest.mark.parametrize(

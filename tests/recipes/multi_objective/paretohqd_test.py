@@ -17,7 +17,8 @@ from alignjax.losses import paretohqd
 from alignjax.models.config import LoraConfig
 from alignjax.recipes import ObjectivesConfig
 from alignjax.recipes.multi_objective import paretohqd as method
-from alignjax.recipes.multi_objective import stacked, training
+from alignjax.recipes.multi_objective import rows as rows_of
+from alignjax.recipes.multi_objective import stacked
 from alignjax.recipes.multi_objective.method import Rows
 from alignjax.rewards import scorers
 from alignjax.sampling.generate import questions
@@ -74,7 +75,7 @@ def base(tmp_path_factory, whole_run):
 
 @pytest.fixture
 def setting(base):
-    return next(seen for seen in SEEN if seen.workdir == base)  # others train fronts, too
+    return next(seen for seen in SEEN if seen.run.workdir == base)  # others train fronts, too
 
 
 def read(path):
@@ -82,7 +83,7 @@ def read(path):
 
 
 def test_each_stage_is_trained_on_what_is_nearest_to_the_preference(base, setting):
-    rows = training.scored_rows(setting)
+    rows = rows_of.scored_rows(setting)
     first, second = (read(base / f"stage{n}.json") for n in (1, 2))
     chosen = paretohqd.curate(rows.scores, PREFERENCES, 8)
     for own, told in zip(chosen, first["chosen"], strict=True):
@@ -98,12 +99,12 @@ def test_each_stage_is_trained_on_what_is_nearest_to_the_preference(base, settin
 
 def test_what_the_representatives_say_is_cleaned_and_counted(base, setting):
     said = [read(base / f"representative-{i:02d}.json")["samples"] for i in range(3)]
-    asked = questions(setting.data.train, 1000)
+    asked = questions(setting.run.data.train, 1000)
     assert {len(samples) for samples in said} == {20}
     assert len(asked) > 20
     kept, faults = set(), []
     for sample in (s for samples in said for s in samples):
-        encoded = setting.data.tokenizer.encode("", [sample["response"]]).response_ids[0][:-1]
+        encoded = setting.run.data.tokenizer.encode("", [sample["response"]]).response_ids[0][:-1]
         if not sample["response"].strip():
             faults.append("empty")
         elif not sample["ended"]:
@@ -122,10 +123,10 @@ def test_what_the_representatives_say_is_cleaned_and_counted(base, setting):
 
 
 def test_one_after_the_other_gives_what_side_by_side_gives(base, setting):
-    rows = training.scored_rows(setting)
+    rows = rows_of.scored_rows(setting)
     chosen = paretohqd.curate(rows.scores, PREFERENCES, 8)
     used, place = np.unique(chosen, return_inverse=True)
-    prepared = training.prepared(setting, training.records_of(rows, used.tolist()), "again")
+    prepared = rows_of.prepare_rows(setting, rows_of.single_records(rows, used.tolist()), "again")
     fit = partial(stacked.fit_each, setting, rows=prepared, chosen=place.reshape(chosen.shape))
     together, alone = fit("stage1", at_once=2), fit("alone", at_once=1)
     for one, other in zip(together, alone, strict=True):
@@ -153,28 +154,29 @@ def test_killed_in_its_second_stage_it_ends_the_same(base, tmp_path):
 
 def test_stage_1_alone_and_linear_curation_are_the_ablations(base, setting):
     respond = method.train(setting, size=8, at_once=2, two_stages=False)
-    asked = questions(setting.data.asked, 2)
+    asked = questions(setting.run.data.asked, 2)
     one = respond(PREFERENCES[0], asked)
     both = read(base / "said" / "00.json")["samples"]
     assert [s.prompt for s in one] == [s["prompt"] for s in both]
     assert [s.logps for s in one] != [s["logps"] for s in both]
     with pytest.raises(UserError, match=r"\(0.3, 0.7\): no policy was trained for it"):
         respond((0.3, 0.7), asked)
-    other = dataclasses.replace(setting, workdir=base / "linear")
-    other.workdir.mkdir()
+    folder = base / "linear"
+    other = dataclasses.replace(setting, run=dataclasses.replace(setting.run, workdir=folder))
+    folder.mkdir()
     method.train(other, size=8, at_once=3, two_stages=False, curate=paretohqd.curate_linear)
-    rows = training.scored_rows(setting)
+    rows = rows_of.scored_rows(setting)
     chosen = paretohqd.curate_linear(rows.scores, PREFERENCES, 8)
-    told = read(other.workdir / "stage1.json")["chosen"]
+    told = read(folder / "stage1.json")["chosen"]
     assert [x["ids"] for x in told] == [[rows.ids[i] for i in own] for own in chosen]
 
 
 def test_whole_networks_are_trained_where_there_are_no_adapters(setting, tmp_path):
-    whole = dataclasses.replace(
-        setting, config=dataclasses.replace(setting.config, lora=None), workdir=tmp_path
-    )
+    config = dataclasses.replace(setting.run.config, lora=None)
+    run = dataclasses.replace(setting.run, config=config, workdir=tmp_path)
+    whole = dataclasses.replace(setting, run=run)
     respond = method.train(whole, size=8, at_once=3, two_stages=False)
-    assert len(respond(PREFERENCES[2], questions(setting.data.asked, 2))) == 4
+    assert len(respond(PREFERENCES[2], questions(setting.run.data.asked, 2))) == 4
 
 
 def test_centred_scores_are_what_is_above_the_mean_of_a_prompt():
@@ -194,7 +196,7 @@ def test_representatives_are_each_objective_alone_and_the_balanced_one():
 def with_rows(monkeypatch, table):
     n = len(table)
     rows = Rows(*[tuple(str(i) for i in range(n))] * 3, np.asarray(table, float))
-    monkeypatch.setattr(training, "scored_rows", lambda setting: rows)
+    monkeypatch.setattr(rows_of, "scored_rows", lambda setting: rows)
 
 
 @pytest.mark.parametrize(

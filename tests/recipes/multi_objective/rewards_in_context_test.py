@@ -16,7 +16,8 @@ from alignjax.data.tokenizer import load
 from alignjax.errors import UserError
 from alignjax.losses import rewards_in_context as ric
 from alignjax.recipes import ObjectivesConfig
-from alignjax.recipes.multi_objective import rewards_in_context, sampling, training
+from alignjax.recipes.multi_objective import rewards_in_context, sampling
+from alignjax.recipes.multi_objective import rows as rows_of
 from alignjax.rewards import scorers
 from alignjax.sampling.generate import Question
 from alignjax.stages import data
@@ -71,7 +72,7 @@ def config(*overrides, method=METHOD):
 def base(tmp_path_factory, whole_run):
     """One whole run, and what its stages were given: records to train on, prompts to sample for."""
     workdir, given = tmp_path_factory.mktemp("ric"), {}
-    prepare, draw = training.prepared, sampling.sampled
+    prepare, draw = rows_of.prepare_rows, sampling.sample_to_train
 
     def records_seen(setting, records, name):
         given[name] = list(records)
@@ -82,8 +83,8 @@ def base(tmp_path_factory, whole_run):
         return draw(setting, name, params, asked, **rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "prepared", records_seen)
-        patch.setattr(sampling, "sampled", questions_seen)
+        patch.setattr(rows_of, "prepare_rows", records_seen)
+        patch.setattr(sampling, "sample_to_train", questions_seen)
         recipes.run_config(config(), workdir)
     return workdir, given
 
@@ -185,13 +186,13 @@ def test_a_preference_is_asked_for_and_the_samples_answer_the_plain_prompt(
 ):
     """What is sampled for a preference is what the policy says to the prompt with its target."""
     seen = []
-    respond_with = training.respond_with
+    respond = sampling.respond
 
-    def spy(setting, params):
-        ask = respond_with(setting, params)
-        return lambda asked: (seen.append(list(asked)), ask(asked))[1]
+    def spy(setting, params, asked):
+        seen.append(list(asked))
+        return respond(setting, params, asked)
 
-    monkeypatch.setattr(training, "respond_with", spy)
+    monkeypatch.setattr(sampling, "respond", spy)
     for path in (base[0] / "said").glob("*.json"):
         path.unlink()
     recipes.run_config(config(), base[0])
@@ -216,7 +217,8 @@ def test_questions_are_found_among_the_held_out_rows_by_their_text():
     records = {"a": Record(id="a", prompt=turns, responses=("x",)),
                "b": Record(id="b", prompt="Once", responses=("y",))}  # fmt: skip
     tokens = SimpleNamespace(render=lambda prompt: prompt if prompt == "Once" else "<u>Why?</u>")
-    setting = SimpleNamespace(data=SimpleNamespace(tokenizer=tokens, asked_records=records))
+    data = SimpleNamespace(tokenizer=tokens, asked_records=records)
+    setting = SimpleNamespace(run=SimpleNamespace(data=data))
     asked = [Question(n, text, np.zeros(0)) for n, text in ((7, "Once"), (3, "<u>Why?</u>"))]
     assert rewards_in_context._held_out(setting, asked) == [records["b"], records["a"]]
     with pytest.raises(UserError, match="wanted one of the held-out rows, found 'Why'"):

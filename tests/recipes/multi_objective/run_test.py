@@ -18,7 +18,9 @@ from alignjax.losses import dpo, sft
 from alignjax.models.config import LoraConfig
 from alignjax.recipes import ObjectivesConfig
 from alignjax.recipes.multi_objective import mod, sampling, soups, supervised, training
+from alignjax.recipes.multi_objective import rows as scored
 from alignjax.recipes.multi_objective import run as recipe
+from alignjax.recipes.multi_objective.method import normalise
 from alignjax.rewards import scorers
 from alignjax.runtime import checkpoint, metrics
 from alignjax.sampling import generate
@@ -45,18 +47,34 @@ def nearest(setting, *, size: int = 8):
     """Fine-tuning on the best responses by weighted sum, of the data and of samples."""
     SEEN.append(setting)
     policies = {}
-    rows = training.scored_rows(setting)
-    asked = generate.questions(setting.data.train, 4)
-    drawn = sampling.sampled(setting, "nearest/drawn", setting.load_reference(), asked)
+    rows = scored.scored_rows(setting)
+    asked = generate.questions(setting.run.data.train, 4)
+    drawn = sampling.sample_to_train(
+        setting,
+        "nearest/drawn",
+        setting.reference.load(),
+        asked,
+        settings=setting.run.config.evaluate,
+        seed=1,
+    )
     texts = [Record(id=f"d{i}", prompt=s.prompt, responses=(s.response,)) for i, s in
              enumerate(drawn) if s.response.strip()]  # fmt: skip
     for i, weights in enumerate(setting.objectives.preferences):
         best = np.argsort(-(rows.scores @ np.array(weights)))[:size]
         name = f"nearest/{i}"
-        records = [*training.records_of(rows, best), *texts]
-        fitted = training.fit(setting, name, training.prepared(setting, records, name))
-        policies[recipe.normalised(weights)] = training.respond_with(setting, fitted)
-    return lambda preference, asked: policies[preference](asked)
+        records = [*scored.single_records(rows, best), *texts]
+        fitted = scored.prepare_rows(setting, records, name)
+        policies[normalise(weights)] = training.fit(setting, name, fitted, stage(setting))
+    return sampling.respond_if_trained(setting, policies.__getitem__)
+
+
+def stage(setting, **changes):
+    return training.stage_config(setting.run.config, **changes)
+
+
+def changed(setting, **changes):
+    """The setting of a run with another config or folder."""
+    return dataclasses.replace(setting, run=dataclasses.replace(setting.run, **changes))
 
 
 def config(*overrides, method=nearest, **changes):
@@ -180,7 +198,7 @@ def test_the_supervised_policy_answers_alike_for_every_preference(base, tmp_path
 @pytest.fixture(scope="module")
 def setting(base):
     """The base run's, as its method saw it."""
-    return next(seen for seen in SEEN if seen.workdir == base[0])
+    return next(seen for seen in SEEN if seen.run.workdir == base[0])
 
 
 def test_rows_come_from_the_data_where_they_have_the_objectives(setting):
@@ -189,9 +207,10 @@ def test_rows_come_from_the_data_where_they_have_the_objectives(setting):
         world.lists, size=6, seed=0, responses=3, objectives=("true_score", "helpful", "harmless")
     )
     several = dataclasses.replace(setting.objectives, names=names)
-    data = dataclasses.replace(setting.config.data, source=source)
-    other = dataclasses.replace(setting.config, data=data)
-    rows = training.scored_rows(dataclasses.replace(setting, config=other, objectives=several))
+    data = dataclasses.replace(setting.run.config.data, source=source)
+    other = dataclasses.replace(setting.run.config, data=data)
+    other = changed(dataclasses.replace(setting, objectives=several), config=other)
+    rows = scored.scored_rows(other)
     assert rows.scores.shape == (len(rows.ids), 2)
     for prompt, text, row in zip(rows.prompts, rows.responses, rows.scores, strict=True):
         judged = world.judge(prompt, text)
@@ -199,7 +218,7 @@ def test_rows_come_from_the_data_where_they_have_the_objectives(setting):
 
 
 def test_rows_of_the_scorer_are_in_the_order_of_the_names(setting):
-    rows = training.scored_rows(setting)
+    rows = scored.scored_rows(setting)
     wanted = [[judge("", text)[n] for n in NAMES] for text in rows.responses]
     np.testing.assert_array_equal(rows.scores, wanted)
 
@@ -217,34 +236,37 @@ def test_a_missing_objective_is_counted_and_refused_above_the_limit(setting, cap
         )
         return dataclasses.replace(setting, objectives=several)
 
-    whole = len(training.scored_rows(setting).ids)
+    whole = len(scored.scored_rows(setting).ids)
     with caplog.at_level("INFO", logger="alignjax"):
-        rows = training.scored_rows(with_limit(0.5))
+        rows = scored.scored_rows(with_limit(0.5))
     assert len(rows.ids) == whole - 1
     assert "1 lack an objective" in caplog.text
     with pytest.raises(UserError, match=rf"1 of {whole} responses .* lack one of short, first"):
-        training.scored_rows(with_limit(0.0))
+        scored.scored_rows(with_limit(0.0))
 
 
 def test_adapters_are_trained_from_the_reference_or_from_others(setting):
-    changed = dataclasses.replace(setting.config, lora=LoraConfig(rank=2))
-    rank2 = dataclasses.replace(setting, config=changed)
-    rows = training.scored_rows(setting)
-    made = training.prepared(rank2, training.records_of(rows, range(8)), "rows")
-    first = training.fit(rank2, "lora/a", made)
+    config = dataclasses.replace(setting.run.config, lora=LoraConfig(rank=2))
+    rank2 = changed(setting, config=config)
+    rows = scored.scored_rows(setting)
+    made = scored.prepare_rows(rank2, scored.single_records(rows, range(8)), "rows")
+    first = training.fit(rank2, "lora/a", made, stage(rank2))
     assert "embed" not in first
-    further = training.fit(rank2, "lora/b", made, start=first, steps=1, learning_rate=0.0)
+    further = training.fit(
+        rank2, "lora/b", made, stage(rank2, steps=1, learning_rate=0.0), start=first
+    )
     assert checkpoint.tree_digest(further) == checkpoint.tree_digest(first)
-    asked = generate.questions(setting.data.asked, 1)
-    one, other = (training.respond_with(rank2, x)(asked) for x in (first, further))
+    asked = generate.questions(setting.run.data.asked, 1)
+    one, other = (sampling.respond(rank2, x, asked) for x in (first, further))
     assert [(s.response, s.logps) for s in one] == [(s.response, s.logps) for s in other]
 
 
 def test_a_loss_may_read_the_reference(setting):
     """At the start policy and reference are equal: DPO's loss is log 2."""
-    rows = setting.data.train
-    training.fit(setting, "pairs", rows, loss=partial(dpo.loss, beta=0.1), steps=1, reference=True)
-    line = json.loads((setting.workdir / "pairs" / "metrics.jsonl").read_text().splitlines()[0])
+    rows = setting.run.data.train
+    config = stage(setting, loss=partial(dpo.loss, beta=0.1), steps=1, reference=True)
+    training.fit(setting, "pairs", rows, config)
+    line = json.loads((setting.run.workdir / "pairs" / "metrics.jsonl").read_text().splitlines()[0])
     assert line["loss"] == pytest.approx(np.log(2), rel=1e-5)
 
 
@@ -277,36 +299,36 @@ def test_a_truth_of_another_shape_is_refused(base, tmp_path):
 def test_the_rule_of_collapse_reads_the_tokenizers_tokens(base, setting):
     said = [" aaaaaaaaaaaaaaaaaaaaaaaaaaaa", " How do I clean the hat on a tight budget?", " a"]
     samples = [generate.Sample("", text, 9, True, 0.0, 0.0, 0.0) for text in said]
-    found = recipe._collapsed(setting, samples)
-    ids = [setting.data.tokenizer.encode_text(text, False) for text in said]
+    found = recipe._collapsed(setting.run.data.tokenizer, samples)
+    ids = [setting.run.data.tokenizer.encode_text(text, False) for text in said]
     assert found == np.mean([fronts.is_collapsed(x) for x in ids])
     assert 0 < found < 1
 
 
 def one_objective(setting, preference, *, rate: float = 0.05):
     """An expert as cheap as can be: fine-tuning on responses that are best for its objective."""
-    rows = training.scored_rows(setting)
+    rows = scored.scored_rows(setting)
     best = np.argsort(-(rows.scores @ np.array(preference)))[:8]
-    made = training.prepared(setting, training.records_of(rows, best), "best")
+    made = scored.prepare_rows(setting, scored.single_records(rows, best), "best")
     name = f"expert-{preference.index(1.0)}"
-    return training.fit(setting, name, made, learning_rate=rate)
+    return training.fit(setting, name, made, stage(setting, learning_rate=rate))
 
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_soups_and_mixtures_of_one_expert_are_that_expert(setting, tmp_path, rank):
     lora = LoraConfig(rank=rank) if rank else None
-    own = dataclasses.replace(
-        setting, config=dataclasses.replace(setting.config, lora=lora), workdir=tmp_path
+    own = changed(
+        setting, config=dataclasses.replace(setting.run.config, lora=lora), workdir=tmp_path
     )
-    experts = soups.experts(own, one_objective)
-    asked = generate.questions(setting.data.asked, 2)
+    experts = soups.train_experts(own, one_objective)
+    asked = generate.questions(setting.run.data.asked, 2)
 
     def said(respond, preference=()):
-        samples = respond(preference, asked) if preference else respond(asked)
+        samples = respond(preference, asked)
         return [s.response for s in samples], np.array([s.logps for s in samples])
 
     both = {m: m.train(own, expert=one_objective) for m in (soups, mod)}
-    alone = [said(training.respond_with(own, expert)) for expert in experts]
+    alone = [said(lambda _, asked, e=e: sampling.respond(own, e, asked)) for e in experts]
     assert alone[0][0] != alone[1][0]
     for k, unit in enumerate(((1.0, 0.0), (0.0, 1.0))):
         for method, respond in both.items():
@@ -321,15 +343,15 @@ def test_soups_and_mixtures_of_one_expert_are_that_expert(setting, tmp_path, ran
 
 def test_a_soup_is_the_weighted_mean_of_networks_and_of_the_products_of_adapters(setting, tmp_path):
     lora = LoraConfig(rank=2)
-    own = dataclasses.replace(
-        setting, config=dataclasses.replace(setting.config, lora=lora), workdir=tmp_path
+    own = changed(
+        setting, config=dataclasses.replace(setting.run.config, lora=lora), workdir=tmp_path
     )
-    base = setting.load_reference()
+    base = setting.reference.load()
     rng = np.random.default_rng(0)
-    fresh = [adapters.init(lora, setting.config.model, jax.random.key(k)) for k in range(2)]
+    fresh = [adapters.init(lora, setting.run.config.model, jax.random.key(k)) for k in range(2)]
     experts = [jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype("f4"), a) for a in fresh]
     weights = (0.3, 0.7)
-    found = soups.average([soups.whole(own, expert) for expert in experts], weights)
+    found = soups.average([sampling.merged_network(own, expert) for expert in experts], weights)
     for name, expert in experts[0]["layers"].items():
         kernel = np.asarray(base["layers"][name]["kernel"], np.float64)
         for w, parts in zip(weights, (expert, experts[1]["layers"][name]), strict=True):
