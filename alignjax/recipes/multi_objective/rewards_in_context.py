@@ -38,13 +38,25 @@ _OPENER = re.compile(r"\s*\n(#+ )?\w+( \w+)?:[ \t]*\Z")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Training:
-    """The training responses, and what their scores say of scores in prompts."""
+class _Scale:
+    """From scores to z-scores, by the training responses."""
 
-    scored: Rows
-    mean: np.ndarray  # [M] of the scores
+    mean: np.ndarray  # [M]
     deviation: np.ndarray  # [M]
     flat: np.ndarray  # [M] objectives that have one value
+
+    def z_scores(self, scores: np.ndarray) -> np.ndarray:
+        """``[N, M]``; 0 for a flat objective, whose deviation is 0 or rounding."""
+        deviation = np.where(self.flat, 1.0, self.deviation)
+        return np.where(self.flat, 0.0, (scores - self.mean) / deviation)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Training:
+    """The training responses with what prompts tell of their scores."""
+
+    scored: Rows
+    scale: _Scale
     z: np.ndarray  # [N, M] z-scores of the responses
     low: np.ndarray  # [M] z-scores that targets lie between
     high: np.ndarray  # [M]
@@ -189,22 +201,17 @@ def _check_ranges(
 
 def _read_training(setting: Setting, limits: Limits) -> _Training:
     scored = rows.scored_rows(setting)
-    table = scored.scores
-    mean, deviation = table.mean(axis=0), table.std(axis=0)
+    scale = _fit_scale(setting.objectives.names, scored.scores)
+    z = scale.z_scores(scored.scores)
+    low, high = limits(z)
+    return _Training(scored, scale, z, low, high)
+
+
+def _fit_scale(names: Sequence[str], table: np.ndarray) -> _Scale:
     flat = table.max(axis=0) == table.min(axis=0)
     for i in np.flatnonzero(flat):
-        name = setting.objectives.names[i]
-        log.warning("objective %s has one value, %s, in all rows: told as 0", name, table[0, i])
-    z = _z_scores(table, mean, deviation, flat)
-    low, high = limits(z)
-    return _Training(scored, mean, deviation, flat, z, low, high)
-
-
-def _z_scores(
-    scores: np.ndarray, mean: np.ndarray, deviation: np.ndarray, flat: np.ndarray
-) -> np.ndarray:
-    """Computes ``[N, M]`` z-scores; 0 for a flat objective, whose deviation may be rounding."""
-    return np.where(flat, 0.0, (scores - mean) / np.where(flat, 1.0, deviation))
+        log.warning("objective %s has one value, %s, in all rows: told as 0", names[i], table[0, i])
+    return _Scale(table.mean(axis=0), table.std(axis=0), flat)
 
 
 def _imitate(
@@ -292,7 +299,7 @@ def _good(
         raise UserError(
             f"recipe.objectives.scorer: gives no sample of {name} a score on every objective"
         )
-    own = _z_scores(table[whole], data.mean, data.deviation, data.flat)
+    own = data.scale.z_scores(table[whole])
     kept = ric.keep(own, quantile=quantile)
     complete = [record for record, ok in zip(usable, whole, strict=True) if ok]
     records = [
@@ -308,8 +315,8 @@ def _write_summary(setting: Setting, data: _Training, rounds: list[dict[str, int
 
     content = {
         "objectives": list(setting.objectives.names),
-        "mean": data.mean.tolist(),
-        "deviation": data.deviation.tolist(),
+        "mean": data.scale.mean.tolist(),
+        "deviation": data.scale.deviation.tolist(),
         "low": data.low.tolist(),
         "high": data.high.tolist(),
         "rounds": rounds,

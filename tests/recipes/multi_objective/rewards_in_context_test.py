@@ -275,15 +275,10 @@ def test_in_a_conversation_the_scores_end_the_last_message():
 
 
 def test_an_objective_with_one_value_is_told_as_0(caplog):
-    class Names:
-        objectives = ObjectivesConfig(
-            method=METHOD, scorer=METHOD, names=("a", "b"), preferences=PREFERENCES
-        )
-
     with caplog.at_level("WARNING", logger="alignjax"):
-        scale = rewards_in_context._scale(Names, np.array([[1.0, 7.0], [3.0, 7.0]]))
+        scale = rewards_in_context._fit_scale("ab", np.array([[1.0, 7.0], [3.0, 7.0]]))
     assert "objective b has one value, 7.0, in all rows" in caplog.text
-    np.testing.assert_array_equal(scale(np.array([[3.0, 9.0]])), [[1.0, 0.0]])
+    np.testing.assert_array_equal(scale.z_scores(np.array([[3.0, 9.0]])), [[1.0, 0.0]])
 
 
 @pytest.mark.parametrize(
