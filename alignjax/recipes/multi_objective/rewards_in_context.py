@@ -209,7 +209,7 @@ def _read_training(setting: Setting, limits: Limits) -> _Training:
 
 def _fit_scale(names: Sequence[str], table: np.ndarray) -> _Scale:
     flat = table.max(axis=0) == table.min(axis=0)
-    for i in np.flatnonzero(flat):
+    for i in np.flatnonzero(flat).tolist():
         log.warning("objective %s has one value, %s, in all rows: told as 0", names[i], table[0, i])
     return _Scale(table.mean(axis=0), table.std(axis=0), flat)
 
