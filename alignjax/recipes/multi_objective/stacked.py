@@ -70,13 +70,7 @@ def _fit_together(
     config = training.stage_config(setting.run.config, steps=len(batches))
     check.check_losses(config, rows)
     run = setting.stage(config, rows)
-    learner = learners.policy(
-        config,
-        run.mesh,
-        len(batches),
-        load_reference=reference.load,
-        base=None if config.lora is None else reference.load(),
-    )
+    learner = learners.policy(config, run.mesh, len(batches), load_reference=reference.load)
 
     def load_starts() -> Params:
         each = [learner.load_start()] * count if starts is None else starts

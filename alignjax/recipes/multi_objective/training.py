@@ -86,13 +86,7 @@ def fit(
     check.check_losses(config, rows)
     run, reference = setting.stage(config, rows), setting.reference
     batches = bricks.run_batches(config, rows)
-    base = None if config.lora is None else reference.load()
-    ref_logps, choice = attach(
-        run, reference, f"reference, {name}", trained_rows=batches.row_count, params=base
-    )
-    live = choice.mode == "live"
-    if live and base is None:
-        base = reference.load()
+    ref_logps, choice = attach(run, reference, f"reference, {name}", trained_rows=batches.row_count)
     load_start, identity = None, "reference"
     if start is not None:  # steps donate what they start from; the caller keeps its own
         load_start = functools.partial(jax.tree.map, jnp.copy, start)
@@ -102,8 +96,7 @@ def fit(
         run.mesh,
         len(batches),
         load_reference=reference.load,
-        base=base,
-        live=live,
+        live=choice.mode == "live",
         load_start=load_start,
     )
     own = dataclasses.replace(run, workdir=run.workdir / name)
