@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from alignjax.models.attention import soft_cap
 from alignjax.models.config import ModelConfig
-from alignjax.models.transformer import Transformer, View, unembedding
+from alignjax.models.layer import View
+from alignjax.models.transformer import Transformer, unembedding
 from alignjax.types import Array, Batch, Params
 
 

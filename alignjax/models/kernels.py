@@ -1,13 +1,13 @@
-"""Fused attention kernels of the libraries, and which one a network uses: chosen here alone.
+"""Fused attention kernels of the libraries, and the choice between them.
 
     xla     `attention.attend`: everywhere, everything; keeps a layer's scores in memory
     splash  JAX's Pallas kernel for TPUs, which skips blocks of the mask that are empty
     cudnn   NVIDIA's kernel, through `jax.nn.dot_product_attention`
 
-A fused kernel sees a row as one sequence, ``[prompt; response 1; ...; response K]``, and a mask of
-who sees whom, so that the prompt is there once. (Two calls, on the prompt and on the responses,
-would have to be joined by their logsumexp, through which neither library differentiates.) Decoding,
-one query at a time, has nothing to fuse and is always ``attend``.
+A fused kernel gets a row as one sequence, ``[prompt; response 1; ...; response K]``, and a mask of
+which token sees which, so that the prompt is there once. (Two calls, on the prompt and on the
+responses, would have to be joined by their logsumexp, through which neither library
+differentiates.) Decoding, one query at a time, has nothing to fuse and always uses ``attend``.
 """
 
 import dataclasses
@@ -33,17 +33,17 @@ _BLOCKS = (512, 256, 128)  # tokens of a block's side, the quickest first
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Where the tokens of a row are, known before it is: its mask but for padding."""
+    """Where the tokens of a row are: its mask, padding aside, before any row is seen."""
 
     part: np.ndarray  # [S], 0 for the prompt's tokens, 1 to K for those of the responses
-    place: np.ndarray  # [S], tokens of the prompt and of the own response that come before
-    windows: tuple[int, ...]  # tokens that a token sees, itself included, by kind of layer
+    place: np.ndarray  # [S], how many tokens of the prompt and its own response come before
+    windows: tuple[int, ...]  # tokens that a token sees, itself included, for each kind of layer
 
 
 def chosen(config: ModelConfig, platform: str, tensor: int = 1) -> str:
-    """The kernel for a network on devices of a kind: ``xla``, ``splash`` or ``cudnn``.
+    """Chooses the kernel for a network on devices of a kind: ``xla``, ``splash`` or ``cudnn``.
 
-    ``auto`` is splash on TPUs where it can be, else xla. cuDNN's kernel is to be asked for.
+    ``auto`` is splash on TPUs where it is possible, else xla; cuDNN's kernel is never automatic.
 
     Args:
       config: of the network.
@@ -51,7 +51,7 @@ def chosen(config: ModelConfig, platform: str, tensor: int = 1) -> str:
       tensor: devices that the heads are split over.
 
     Raises:
-      UserError: the config names a kernel that cannot be used here; says what it wants.
+      UserError: the config names a kernel that cannot be used here; says what it needs.
     """
     if config.attention == "auto":
         return "xla" if _missing("splash", config, platform, tensor) else "splash"
@@ -62,7 +62,7 @@ def chosen(config: ModelConfig, platform: str, tensor: int = 1) -> str:
 
 
 def _missing(kernel: str, config: ModelConfig, platform: str, tensor: int) -> str:
-    """What a kernel wants and does not have; empty: nothing."""
+    """Names the first thing that a kernel needs and does not have; empty: nothing is missing."""
     c = config
     wants = []
     if kernel == "splash":
@@ -87,9 +87,9 @@ def _missing(kernel: str, config: ModelConfig, platform: str, tensor: int) -> st
 
 
 def of_array(config: ModelConfig, x: Array) -> str:
-    """`chosen`, for the devices that an array of the program being traced is on.
+    """Chooses the kernel for the devices that an array of the traced program is on.
 
-    Arrays on no mesh of the library are of no run: parameters' shapes, say. They get xla.
+    An array on no mesh of the library belongs to no run (initial shapes, say) and gets xla.
     """
     mesh = layout.mesh_of(x)
     if mesh is None:
@@ -118,7 +118,7 @@ def attend_fused(
     full: Array | None,
     config: ModelConfig,
 ) -> Array:
-    """Attention of a full pass, in a fused kernel, each device its own rows and heads.
+    """Attends in a full pass by a fused kernel, each device for its own rows and heads.
 
     Args:
       kernel: ``splash`` or ``cudnn``.
@@ -136,14 +136,14 @@ def attend_fused(
     r = (s - p) // responses
     block = next(n for n in _BLOCKS if n == _LANES or -s % n <= s // 8)
     more = -s % block
-    # A longer left padding of the prompt changes nothing.
+    # The kernel wants whole blocks. More padding at the left of the prompt changes nothing.
     wide = ((0, 0), (more, 0), (0, 0), (0, 0))
     query, key, value = (jnp.pad(x, wide) for x in (query, key, value))
     padding = jnp.pad(~prompt_mask, ((0, 0), (more, 0)), constant_values=True)
     padding = jnp.pad(padding, ((0, 0), (0, s - p)))
     part = np.repeat(np.arange(1 + responses), [p + more] + [r] * responses)
     place = np.concatenate([np.arange(p + more), np.tile(np.arange(r) + p + more, responses)])
-    # How far layers see: with a window that holds everything there is one kind of layer.
+    # Kinds of layers by how far they see; if the window holds everything there is one kind.
     windows, which = [min(config.window or s, s)], jnp.int32(0)
     if full is not None and windows[0] < p + r:
         windows, which = [*windows, s], full.astype(jnp.int32)
@@ -166,12 +166,12 @@ def attend_fused(
 def sees(
     part: Any, place: Any, window: Any, rows: slice = slice(None), columns: slice = slice(None)
 ) -> Any:
-    """``[S, S]`` bool, which tokens (columns) a token sees, padding aside; of NumPy or JAX arrays.
+    """``[S, S]`` bool, which tokens (columns) a token sees, padding aside; NumPy or JAX arrays.
 
     Args:
       part, place: as in a `Row`.
       window: tokens that a token sees, itself included.
-      rows, columns: the part of the matrix that is wanted.
+      rows, columns: the part of the matrix to compute.
     """
     distance = place[rows, None] - place[columns]
     shared = (part[columns] == 0) | (part[rows, None] == part[columns])
@@ -189,41 +189,20 @@ def _splash(
     block: int,
     softcap: float | None,
 ) -> Array:
-    """Splash attention over one device's rows and heads; queries are scaled.
+    """Runs splash attention on one device's rows and heads; the queries are already scaled.
 
-    Padding and the rest are two segments, so that a padding token sees padding: some key at least.
+    Padding and the rest are two segments, so that a padding token sees padding: at least one key.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info
 
-    s, heads = query.shape[1:3]
-    sizes = splash.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_q_dq=block,
-        block_kv_dq=block,
-    )
+    sides = ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")
+    blocks_of: dict[str, Any] = {f"block_{side}": block for side in sides}
+    sizes = splash.BlockSizes(**blocks_of)
     segments = padding.astype(jnp.int32)
 
-    class Mask(splash.Mask):
-        """A row's mask, of which blocks are made as they are asked for: rows may be long."""
-
-        shape = (s, s)
-
-        def __init__(self, window: int):
-            self.window = window
-
-        def __getitem__(self, at: tuple[slice, slice]) -> np.ndarray:
-            queries, keys = row.part[at[0]], row.part[at[1]]
-            if keys.min() > queries.max() or 0 < keys.min() <= keys.max() < queries.min():
-                return np.zeros((len(queries), len(keys)), bool)  # other responses' blocks, most
-            seen: np.ndarray = sees(row.part, row.place, self.window, *at)
-            return seen
-
     def run(window: int, *arrays: Array) -> Array:
-        mask = splash.MultiHeadMask([Mask(window)] * heads)
+        mask = splash.MultiHeadMask([_splash_mask(row, window)] * query.shape[2])
         kernel = splash.make_splash_mha(
             mask,
             block_sizes=sizes,
@@ -234,7 +213,7 @@ def _splash(
         )
         table, _ = splash_attention_mask_info.process_mask(mask, (block, block))
         blocks = np.count_nonzero(np.asarray(table.block_mask))
-        # Read by `hlo_costs`, which cannot look into a kernel.
+        # `hlo_costs` cannot look into a kernel: it reads from this name how much is computed.
         with jax.named_scope(f"splash_{blocks}_{block}"):
             return jax.vmap(kernel)(*arrays, splash.SegmentIds(segments, segments))
 
@@ -242,6 +221,24 @@ def _splash(
     kinds = [functools.partial(run, window) for window in row.windows]
     out = jax.lax.switch(which, kinds, *arrays) if len(kinds) > 1 else kinds[0](*arrays)
     return jnp.swapaxes(out, 1, 2)
+
+
+def _splash_mask(row: Row, window: int) -> Any:
+    """Makes a row's mask, computed a block at a time when the kernel asks: rows may be long."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    class Mask(splash.Mask):
+        shape = (len(row.part), len(row.part))
+
+        def __getitem__(self, at: tuple[slice, slice]) -> np.ndarray:
+            queries, keys = row.part[at[0]], row.part[at[1]]
+            # Most blocks lie between two responses, which do not see each other.
+            if keys.min() > queries.max() or 0 < keys.min() <= keys.max() < queries.min():
+                return np.zeros((len(queries), len(keys)), bool)
+            seen: np.ndarray = sees(row.part, row.place, window, *at)
+            return seen
+
+    return Mask()
 
 
 def _cudnn(
@@ -254,10 +251,10 @@ def _cudnn(
     row: Row,
     scale: float,
 ) -> Array:
-    """One device's rows and heads by cuDNN.
+    """Runs cuDNN's attention on one device's rows and heads.
 
-    It knows neither segments nor shared prompts: the mask is passed whole, ``[B, 1, S, S]`` for all
-    heads, which is small beside the scores of each.
+    It knows neither segments nor shared prompts: it gets the whole mask, ``[B, 1, S, S]``, one for
+    all heads, which is small beside the scores of each head.
     """
     window = jnp.asarray(row.windows)[which]
     mask = sees(jnp.asarray(row.part), jnp.asarray(row.place), window)

@@ -17,7 +17,7 @@ r, alpha                `LoraConfig.rank`, `LoraConfig.alpha`
 ======================  ==========================================================
 
 Adapters are a tree of these leaves alone. `join` puts them beside the kernels, where the decoder
-finds them (`transformer.Layer`); the kernels are not copied. At the start policy and base are
+finds them (`layer.Layer`); the kernels are not copied. At the start policy and base are
 equal bit for bit.
 
 Differs from the paper: A is uniform with variance 1 / (3 in), which the paper leaves open. From

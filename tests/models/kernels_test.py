@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alignjax.errors import UserError
-from alignjax.models import kernels, logps, transformer
+from alignjax.models import kernels, layer, logps
 from alignjax.models.config import ModelConfig
 from alignjax.runtime.sharding import make_mesh, put_rows, shard_tree
 from alignjax.stages import pretrained
@@ -52,12 +52,12 @@ def inputs(s, lengths=(1, PROMPT)):
 @functools.partial(jax.jit, static_argnames=("of", "kernel", "responses"))
 def run(arrays, prompt, weight, full, *, of, kernel, responses):
     """What attention gives, and the gradients of a weighted sum of it."""
-    view = transformer.View(
+    view = layer.View(
         angle=None, window_angle=None, prompt_mask=prompt, prompt_tokens=PROMPT, responses=responses
     )
 
     def total(arrays):
-        out, _ = transformer._mix(*arrays, view, None, of, full)
+        out, _ = layer.attend_tokens(*arrays, view, None, of, full)
         return (out * weight).sum(), out
 
     with pytest.MonkeyPatch.context() as patch:

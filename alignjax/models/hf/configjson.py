@@ -1,4 +1,4 @@
-"""config.json to ModelConfig and back; what is not supported is refused by its name."""
+"""Reads config.json into a ModelConfig and back; refuses what is not supported by its name."""
 
 import dataclasses
 import math
@@ -52,7 +52,7 @@ def labels(content: Json, file: str) -> tuple[str, ...]:
 
 
 def read(content: Json, file: str, *, reward: bool = False) -> ModelConfig:
-    """The network that a config.json describes; how it is run is left at the defaults.
+    """Reads the network that a config.json describes; how it is run stays at the defaults.
 
     Args:
       content, file: the JSON object, and where it is from.
@@ -61,6 +61,40 @@ def read(content: Json, file: str, *, reward: bool = False) -> ModelConfig:
     Raises:
       UserError: the family or an option is not supported, or a field is missing or of a wrong type.
     """
+    family = _family(content, file, reward)
+    _check_options(content, family, file)
+    own = {**family.optional, **content}
+    fields: Json = {ours: _size(own, key, file) for key, ours in SIZES.items()}
+    if fields["layers"] > MOST_LAYERS:
+        raise UserError(f"{file}: num_hidden_layers: wanted {MOST_LAYERS} at most")
+    tied = own.get("tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        raise UserError(f"{file}: tie_word_embeddings: wanted true or false, found {tied!r:.80}")
+    fields.update(
+        kv_heads=_size(own, "num_key_value_heads", file, fields["heads"]),
+        head_dim=_size(own, "head_dim", file, fields["width"] // fields["heads"]),
+        norm_eps=_positive(own, "rms_norm_eps", file),
+        tied_embeddings=tied,
+        **family.fixed,
+        **_rope(own, file),
+        **_window(own, family, fields["layers"], file),
+    )
+    if "query_pre_attn_scalar" in own:
+        fields["query_scalar"] = _positive(own, "query_pre_attn_scalar", file)
+    for key, ours in (
+        ("attn_logit_softcapping", "attention_softcap"),
+        ("final_logit_softcapping", "logit_softcap"),
+    ):
+        if own.get(key) is not None:
+            fields[ours] = _positive(own, key, file)
+    try:
+        return ModelConfig(**fields)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def _family(content: Json, file: str, reward: bool) -> Family:
+    """The family of ``model_type``, for a model of the right kind, a policy or a reward model."""
     kind = content.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         near = did_you_mean(str(kind), FAMILIES)
@@ -72,43 +106,21 @@ def read(content: Json, file: str, *, reward: bool = False) -> ModelConfig:
     architectures = content.get("architectures") or [family.architecture]
     if architectures != [wanted]:
         raise UserError(f"{file}: architectures: wanted {wanted}, found {architectures!r:.80}")
+    return family
+
+
+def _check_options(content: Json, family: Family, file: str) -> None:
+    """Refuses every option that could change what the network computes and is not supported."""
     for key, value in content.items():
-        known = key in ASIDE or key in _READ or key in family.optional
         if key in family.only:
             if value not in (None, family.only[key]):
                 only = family.only[key]
                 raise UserError(f"{file}: {key}: wanted {only!r}, found {value!r:.80}")
+            continue
+        known = key in ASIDE or key in _READ or key in family.optional
         # None and false switch an option off, also one that is newer than this code.
-        elif not known and value is not None and value is not False:
+        if not known and value is not None and value is not False:
             raise UserError(f"{file}: {key}: this option is not supported (found {value!r:.80})")
-    own = {**family.optional, **content}
-    options: Json = {ours: _size(own, key, file) for key, ours in SIZES.items()}
-    if options["layers"] > MOST_LAYERS:
-        raise UserError(f"{file}: num_hidden_layers: wanted {MOST_LAYERS} at most")
-    tied = own.get("tie_word_embeddings", False)
-    if not isinstance(tied, bool):
-        raise UserError(f"{file}: tie_word_embeddings: wanted true or false, found {tied!r:.80}")
-    options.update(
-        kv_heads=_size(own, "num_key_value_heads", file, options["heads"]),
-        head_dim=_size(own, "head_dim", file, options["width"] // options["heads"]),
-        norm_eps=_positive(own, "rms_norm_eps", file),
-        tied_embeddings=tied,
-        **family.fixed,
-        **_rope(own, file),
-        **_window(own, family, options["layers"], file),
-    )
-    if "query_pre_attn_scalar" in own:
-        options["query_scalar"] = _positive(own, "query_pre_attn_scalar", file)
-    for key, ours in (
-        ("attn_logit_softcapping", "attention_softcap"),
-        ("final_logit_softcapping", "logit_softcap"),
-    ):
-        if own.get(key) is not None:
-            options[ours] = _positive(own, key, file)
-    try:
-        return ModelConfig(**options)
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from None
 
 
 def _positive(fields: Json, key: str, file: str, default: Any = None) -> float:
@@ -162,7 +174,7 @@ def _rope(own: Json, file: str) -> Json:
 
 
 def _window(own: Json, family: Family, layers: int, file: str) -> Json:
-    """Which layers have a window: all, none, or all but every n-th."""
+    """Reads which layers have a window: all, none, or all but every n-th."""
     off = own.get("sliding_window") is None or own.get("use_sliding_window") is False
     if off or "sliding_window" not in family.optional:
         return {}
@@ -193,7 +205,7 @@ def _window(own: Json, family: Family, layers: int, file: str) -> Json:
 
 
 def write(config: ModelConfig, family: str = "", outputs: tuple[str, ...] = ()) -> Json:
-    """A config.json that describes the network.
+    """Makes a config.json that describes the network.
 
     Args:
       config: the network.
@@ -220,6 +232,7 @@ def write(config: ModelConfig, family: str = "", outputs: tuple[str, ...] = ()) 
 
 
 def _fields(config: ModelConfig, kind: str) -> Json:
+    """The config.json of a network as one of a family; `write` checks that it says everything."""
     c, family = config, FAMILIES[kind]
     content: Json = {
         "architectures": [family.architecture],
@@ -230,19 +243,10 @@ def _fields(config: ModelConfig, kind: str) -> Json:
         "rms_norm_eps": c.norm_eps,
         "tie_word_embeddings": c.tied_embeddings,
         "rope_theta": c.rope_theta,
-        "rope_scaling": None,
+        "rope_scaling": _rope_fields(c.rope_scaling),
         "torch_dtype": c.param_dtype,
         **family.only,
     }
-    if c.rope_scaling is not None:
-        s = c.rope_scaling
-        content["rope_scaling"] = {"rope_type": s.kind, "factor": s.factor}
-        if s.kind == "llama3":
-            content["rope_scaling"] |= {
-                "low_freq_factor": s.low_freq_factor,
-                "high_freq_factor": s.high_freq_factor,
-                "original_max_position_embeddings": s.original_length,
-            }
     if "sliding_window" in family.optional:
         content["sliding_window"] = c.window
     if "use_sliding_window" in family.optional:
@@ -254,10 +258,23 @@ def _fields(config: ModelConfig, kind: str) -> Json:
         whole = scalar is not None and scalar == int(scalar)  # transformers wants it so
         content["query_pre_attn_scalar"] = int(scalar) if scalar and whole else scalar
         content["final_logit_softcapping"] = c.logit_softcap
-    if "sliding_window_pattern" in family.optional and c.full_every:
-        content["sliding_window_pattern"] = c.full_every
+        if c.full_every:
+            content["sliding_window_pattern"] = c.full_every
     if "attn_logit_softcapping" in family.optional:
         content["attn_logit_softcapping"] = c.attention_softcap
     if "rope_local_base_freq" in family.optional:
         content["rope_local_base_freq"] = c.window_rope_theta
     return content
+
+
+def _rope_fields(scaling: RopeScaling | None) -> Json | None:
+    if scaling is None:
+        return None
+    fields: Json = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "llama3":
+        fields |= {
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_length,
+        }
+    return fields

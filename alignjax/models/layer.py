@@ -1,0 +1,255 @@
+"""One layer of the decoder: attention and a gated feed-forward block, each added to the stream."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, cast
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from alignjax.models import kernels, layout, lora, quantized
+from alignjax.models.attention import attend, rotate
+from alignjax.models.config import ModelConfig
+from alignjax.types import Array
+
+
+@flax.struct.dataclass(kw_only=True)
+class View:
+    """What the tokens of one pass see: the same for every layer."""
+
+    angle: Array  # [B, S, D/2] float32, rotary angle of each token
+    window_angle: Array | None  # the same for layers with a window, where theirs differ
+    prompt_mask: Array  # [B, P] bool, True at real prompt tokens
+    position: Array | None = None  # int32 scalar: response token being decoded; None in a full pass
+    prompt_tokens: int = flax.struct.field(pytree_node=False)  # P in a full pass, 0 while decoding
+    responses: int = flax.struct.field(pytree_node=False)  # K
+
+
+class RMSNorm(nn.Module):
+    """Divides by the root mean square in float32, and scales."""
+
+    eps: float
+    plus_one: bool
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nn.initializers.zeros if self.plus_one else nn.initializers.ones
+        scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
+        scale = scale.astype(jnp.float32) + (1.0 if self.plus_one else 0.0)
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
+        return (x * scale).astype(self.dtype)
+
+
+class Layer(nn.Module):
+    """One block. ``x`` is ``[B, S, width]`` with the prompt first, then the responses in turn."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Array, view: View, cache: tuple[Array, ...] | None, full: Array | None
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """Runs the layer.
+
+        Args:
+          x: states.
+          view: what the tokens see.
+          cache: this layer's part of a `transformer.Cache` while decoding; None in a full pass.
+          full: bool scalar, whether this layer has no window; None: layers do not differ.
+
+        Returns:
+          The new states, and what a cache keeps, see `attend_tokens`.
+        """
+        c = self.config
+        gather = layout.whole if cache is None else layout.rows
+        scatter = layout.parted if cache is None else layout.rows
+        residual = 1.0 / (2 * c.layers)  # variance of what a block adds, so that depth is harmless
+
+        mixed, kept = self._attend(gather(self._norm("attention_norm")(x)), view, cache, full)
+        added = scatter(self._dense("o", mixed, c.width, scale=residual))
+        x = x + (self._norm("attention_out_norm")(added) if c.sandwich_norms else added)
+
+        h = gather(self._norm("mlp_norm")(x))
+        gate = self._dense("gate", h, c.mlp_width)
+        gate = nn.silu(gate) if c.activation == "silu" else nn.gelu(gate, approximate=True)
+        h = gate * self._dense("up", h, c.mlp_width)
+        added = scatter(self._dense("down", h, c.width, scale=residual))
+        return x + (self._norm("mlp_out_norm")(added) if c.sandwich_norms else added), kept
+
+    def _attend(
+        self, h: Array, view: View, cache: tuple[Array, ...] | None, full: Array | None
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """Projects to queries, keys and values, rotates them and attends."""
+        c = self.config
+
+        def heads(name: str, count: int) -> Array:
+            y = self._dense(name, h, count * c.head_dim, use_bias=c.qkv_bias)
+            return y.reshape(*y.shape[:2], count, c.head_dim)
+
+        q, k, v = heads("q", c.heads), heads("k", c.kv_heads), heads("v", c.kv_heads)
+        if c.qk_norm:
+            q, k = self._norm("q_norm")(q), self._norm("k_norm")(k)
+        angle = view.angle
+        if view.window_angle is not None:
+            angle = view.window_angle if full is None else jnp.where(full, angle, view.window_angle)
+        # The names are what remat="kv" keeps.
+        q, k = rotate(q, angle), checkpoint_name(rotate(k, angle), "key")
+        v = checkpoint_name(v, "value")
+        mixed, kept = attend_tokens(q, k, v, view, cache, c, full)
+        return mixed.reshape(*h.shape[:2], c.heads * c.head_dim), kept
+
+    def _dense(
+        self, name: str, x: Array, features: int, use_bias: bool = False, scale: float = 1.0
+    ) -> Array:
+        """Multiplies by a kernel, stored in full or quantised, and adds the adapters it has."""
+        c = self.config
+        own: Any = self.variables.get("params", {}).get(name, {})
+        weights = layout.LINES if name in ("o", "down") else layout.COLUMNS
+        if isinstance(own.get("kernel"), Mapping):
+            y = quantized.product(x.astype(c.dtype), layout.gathered(own["kernel"], weights))
+            y = y + own["bias"].astype(c.dtype) if use_bias else y
+        else:
+            y = nn.Dense(
+                features,
+                use_bias=use_bias,
+                kernel_init=nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal"),
+                dot_general=layout.dot(weights),
+                name=name,
+                **dtypes(c),
+            )(x)
+        return y + lora.low_rank(x, own) if "lora_a" in own else y
+
+    def _norm(self, name: str) -> RMSNorm:
+        c = self.config
+        return RMSNorm(c.norm_eps, c.norm_plus_one, name=name, **dtypes(c))
+
+
+def dtypes(config: ModelConfig) -> dict[str, Any]:
+    """The types of a flax module's activations and parameters."""
+    return dict(dtype=jnp.dtype(config.dtype), param_dtype=jnp.dtype(config.param_dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class Visible:
+    """Which tokens the queries of a layer see: all that come before, or those in its window."""
+
+    window: int | None
+    full: Array | None  # bool scalar: the window does not count in this layer; None: it does
+    prompt_mask: Array  # [B, P] bool
+
+    def own(self, query: Array, key: Array) -> Array:
+        """``[T, S]`` bool for queries and keys at these places of one sequence."""
+        distance = query[:, None] - key
+        if self.window is None:
+            return distance >= 0
+        near = distance < self.window
+        return (distance >= 0) & (near if self.full is None else near | self.full)
+
+    def prompt(self, query: Array) -> Array:
+        """``[B, P]`` or ``[B, T, P]`` bool: prompt tokens, for queries at places of a response.
+
+        Prompts are padded on the left, so prompt token j is ``P + t - j`` tokens before response
+        token t in every row: a window needs no positions.
+        """
+        if self.window is None:
+            return self.prompt_mask
+        size = self.prompt_mask.shape[1]
+        return self.prompt_mask[:, None] & self.own(size + query, jnp.arange(size))
+
+
+def attend_tokens(
+    q: Array,
+    k: Array,
+    v: Array,
+    view: View,
+    cache: tuple[Array, ...] | None,
+    config: ModelConfig,
+    full: Array | None,
+) -> tuple[Array, tuple[Array, ...]]:
+    """Attention of one layer over ``[B, S, heads, D]`` tokens laid out as `View` says.
+
+    Returns:
+      The mixed values and what a cache keeps: the prompt's keys and values after a full pass, the
+      token's while decoding.
+    """
+    visible = Visible(config.window, full, view.prompt_mask)
+    scale = None if config.query_scalar is None else config.query_scalar**-0.5
+    mix = functools.partial(attend, scale=scale, softcap=config.attention_softcap)
+    if cache is not None:
+        return _attend_token(mix, visible, (q, k, v), view, cache)
+    p = view.prompt_tokens
+    kept = k[:, :p], v[:, :p]
+    kernel = kernels.of_array(config, q)
+    if kernel != "xla":
+        out = kernels.attend_fused(
+            kernel, q, k, v, view.prompt_mask, view.responses, full=full, config=config
+        )
+        return out, kept
+    return _attend_all(mix, visible, (q, k, v), view, kept), kept
+
+
+def _of_responses(x: Array, view: View) -> Array:
+    """``[B, P + K*R, heads, D]`` -> ``[B, K, R, heads, D]``."""
+    p, n = view.prompt_tokens, view.responses
+    return x[:, p:].reshape(x.shape[0], n, (x.shape[1] - p) // n, *x.shape[2:])
+
+
+def _attend_all(
+    mix: Any, visible: Visible, tokens: tuple[Array, ...], view: View, prompt: tuple[Array, Array]
+) -> Array:
+    """Attends over prompt and responses of a full pass: ``[B, S, heads, D]``."""
+    q, _, _ = tokens
+    b, s = q.shape[:2]
+    p = view.prompt_tokens
+    prompt_k, prompt_v = prompt
+    causal = visible.own(jnp.arange(p), jnp.arange(p)) & view.prompt_mask[:, None, None, :]
+    out = mix(q[:, None, :p], prompt_k[:, None], prompt_v[:, None], causal)[:, 0]
+    if s == p:
+        return cast(Array, out)
+    place = jnp.arange((s - p) // view.responses)
+    tail = mix(
+        *(_of_responses(x, view) for x in tokens),
+        visible.own(place, place),
+        shared_key=prompt_k,
+        shared_value=prompt_v,
+        shared_mask=visible.prompt(place),
+    )
+    return jnp.concatenate([out, tail.reshape(b, s - p, *tail.shape[3:])], axis=1)
+
+
+def _attend_token(
+    mix: Any,
+    visible: Visible,
+    tokens: tuple[Array, ...],
+    view: View,
+    cache: tuple[Array, ...],
+) -> tuple[Array, tuple[Array, ...]]:
+    """Attends from one token of each response to what the cache holds and to itself."""
+    assert view.position is not None
+    q, k, v = tokens
+    new = tuple(jnp.swapaxes(_of_responses(x, view), 2, 3) for x in (k, v))  # [B, K, G, 1, D]
+    prompt_key, prompt_value = (jnp.swapaxes(x, 1, 2) for x in cache[:2])
+    place = jnp.arange(cache[2].shape[3])
+    here = (place == view.position)[:, None]
+    own_key, own_value = (
+        jnp.swapaxes(jnp.where(here, y, x), 2, 3) for x, y in zip(cache[2:], new, strict=True)
+    )
+    now = jnp.atleast_1d(view.position)
+    out = mix(
+        _of_responses(q, view),
+        own_key,
+        own_value,
+        visible.own(now, place),
+        shared_key=prompt_key,
+        shared_value=prompt_value,
+        shared_mask=visible.prompt(now),
+    )
+    # The token alone, not the whole layer: the layers would be gathered into a second cache.
+    return out, new
