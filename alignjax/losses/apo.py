@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 
 from alignjax.losses import bradley_terry
-from alignjax.losses.plackett_luce import ordered_pairs, ranking_scores
+from alignjax.losses.plackett_luce import mean_over_pairs, ordered_pairs, ranking_scores
 from alignjax.types import Array, Batch, Logps, Metrics, take_responses
 
 
@@ -128,8 +128,7 @@ def reward_loss_diff(
     """
     ranked, metrics = reward_loss(scores, batch, pair_weight=pair_weight)
     pairs = ordered_pairs(bradley_terry.with_scores(batch, "apo.reward_loss_diff"))
-    behind = jnp.where(pairs, scores[:, None, :] - scores[:, :, None], 0.0).sum(axis=(1, 2))
-    mean = behind / jnp.maximum(pairs.sum(axis=(1, 2)), 1)
+    mean = mean_over_pairs(pairs, scores[:, None, :] - scores[:, :, None])
     return jnp.where(_adversarial(batch), sample_weight * mean, ranked), metrics
 
 

@@ -8,7 +8,7 @@ y_w, y_l                          the response of the larger external score, the
 D_x, K choose 2 comparisons       `plackett_luce.ordered_pairs`: different scores only
 ================================  ==========================================================
 
-`select` and `select_random` leave a pair for any pair objective; they score two responses instead
+`select` and `select_random` leave a pair for any pair loss; they score two responses instead
 of n. `loss` and `reward_loss` compare everything with everything.
 
 Reference: Ouyang et al., Training language models to follow instructions with human feedback,
@@ -24,12 +24,15 @@ import jax.numpy as jnp
 from alignjax.losses import dpo
 from alignjax.losses.plackett_luce import (
     best_and_negatives,
+    keep_pair,
     list_metrics,
     list_reward_metrics,
+    mean_over_pairs,
     ordered_pairs,
+    prompt_keys,
     ranking_scores,
 )
-from alignjax.types import Array, Batch, Implicit, Logps, Metrics, take_responses
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
 
 def loss(
@@ -67,8 +70,7 @@ def loss(
     """
     reward = beta * implicit(logps)
     batch = with_scores(batch, "bradley_terry.loss")
-    best, negatives = best_and_negatives(batch)
-    return _mean_over_pairs(reward, batch, 0.0), list_metrics(reward, logps.policy, best, negatives)
+    return _comparisons(reward, batch), list_metrics(reward, logps.policy, batch)
 
 
 def reward_loss(scores: Array, batch: Batch, *, margin: float = 0.0) -> tuple[Array, Metrics]:
@@ -105,8 +107,7 @@ def reward_loss(scores: Array, batch: Batch, *, margin: float = 0.0) -> tuple[Ar
     0.1269
     """
     batch = with_scores(batch, "bradley_terry.reward_loss")
-    best, negatives = best_and_negatives(batch)
-    return _mean_over_pairs(scores, batch, margin), list_reward_metrics(scores, best, negatives)
+    return _comparisons(scores, batch, margin), list_reward_metrics(scores, batch)
 
 
 def select(key: Array, batch: Batch) -> Batch:
@@ -127,7 +128,7 @@ def select(key: Array, batch: Batch) -> Batch:
     del key
     best, negatives = best_and_negatives(batch)
     worst = jnp.argmin(jnp.where(negatives, ranking_scores(batch), jnp.inf), axis=1)
-    return _pair(batch, best, worst, negatives.any(axis=1))
+    return keep_pair(batch, jnp.stack([best, worst], axis=1), negatives.any(axis=1))
 
 
 def select_random(key: Array, batch: Batch) -> Batch:
@@ -147,7 +148,7 @@ def select_random(key: Array, batch: Batch) -> Batch:
       ValueError: see `plackett_luce.ranking_scores`.
     """
     better, worse, exists = random_pair(key, batch)
-    return _pair(batch, better, worse, exists)
+    return keep_pair(batch, jnp.stack([better, worse], axis=1), exists)
 
 
 def random_pair(key: Array, batch: Batch) -> tuple[Array, Array, Array]:
@@ -161,18 +162,17 @@ def random_pair(key: Array, batch: Batch) -> tuple[Array, Array, Array]:
       ValueError: see `plackett_luce.ranking_scores`.
     """
     pairs = ordered_pairs(batch)
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.prompt_id)
-    keys = jax.vmap(jax.random.split)(keys)
+    keys = jax.vmap(jax.random.split)(prompt_keys(key, batch))
     draw = jax.vmap(jax.random.categorical)
-    # The better one by how many it beats, then one of those: uniform over pairs, and the draw
-    # does not change when lists are padded to another K.
+    # The better one by how many it beats, then one of those: uniform over pairs, and a list
+    # padded to another K draws the same pair.
     better = draw(keys[:, 0], jnp.log(pairs.sum(axis=2)))
     beaten = jnp.take_along_axis(pairs, better[:, None, None], axis=1)[:, 0]
     worse = draw(keys[:, 1], jnp.where(beaten, 0.0, -jnp.inf))
     return better, worse, pairs.any(axis=(1, 2))
 
 
-def with_scores(batch: Batch, objective: str) -> Batch:
+def with_scores(batch: Batch, loss_name: str) -> Batch:
     """Pairs without scores get 1 for the chosen response and 0 for the rejected one.
 
     Raises:
@@ -183,20 +183,15 @@ def with_scores(batch: Batch, objective: str) -> Batch:
     b, k = batch.response_length.shape
     if k != 2:
         raise ValueError(
-            f"{objective} needs `scores` to order K={k} responses, and these data have none: use "
+            f"{loss_name} needs `scores` to order K={k} responses, and these data have none: use "
             "a source that gives them, or pairs"
         )
     return dataclasses.replace(batch, scores=jnp.tile(jnp.array([1.0, 0.0]), (b, 1)))
 
 
-def _pair(batch: Batch, first: Array, second: Array, differ: Array) -> Batch:
-    pair = take_responses(batch, jnp.stack([first, second], axis=1))
-    return dataclasses.replace(pair, weight=jnp.where(differ, batch.weight, 0.0))
-
-
-def _mean_over_pairs(reward: Array, batch: Batch, margin: float) -> Array:
+def _comparisons(reward: Array, batch: Batch, margin: float = 0.0) -> Array:
     """``[B]`` mean of -log sigma(r_w - r_l - m) over ordered pairs, 0 where there is none."""
     pairs = ordered_pairs(batch)
+    # Masked before the logarithm, too: a gradient through infinite rewards would be NaN.
     ahead = jnp.where(pairs, reward[:, :, None] - reward[:, None, :] - margin, 0.0)
-    terms = jnp.where(pairs, -jax.nn.log_sigmoid(ahead), 0.0)
-    return terms.sum(axis=(1, 2)) / jnp.maximum(pairs.sum(axis=(1, 2)), 1)
+    return mean_over_pairs(pairs, -jax.nn.log_sigmoid(ahead))

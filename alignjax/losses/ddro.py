@@ -83,7 +83,7 @@ def loss_log_sigmoid(
 ) -> tuple[Array, Metrics]:
     """Fits the same ratio with each term passed through S(t) = log sigma(t), as in practice.
 
-    The objective of the published runs (RDRO Eq. 10-11)::
+    The loss of the published runs (RDRO Eq. 10-11)::
 
         loss = (1/N) sum_{D+} S(log(1 + g)) + (1/M) sum_{D-} S(log(1 + 1/g))
 

@@ -42,7 +42,7 @@ def loss(
       batch: not read: which response was chosen is its index.
       beta: KL strength, reward per nat; > 0.
       label_smoothing: probability that a label is wrong, in [0, 0.5).
-      implicit: T, or another objective's reward per unit of beta, such as simpo.implicit.
+      implicit: T, or another loss's reward per unit of beta, such as simpo.implicit.
 
     Returns:
       ``[B]`` losses in nats, log 2 where policy equals reference; `pair_metrics`.
@@ -52,7 +52,7 @@ def loss(
         (``reference.mode``).
 
     Differs from the paper: no; label_smoothing=0 is Eq. 7.
-    From the authors' code: no; "ipo" and "reference_free" there are other objectives here.
+    From the authors' code: no; "ipo" and "reference_free" there are other losses here.
 
     >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs(policy=[[-4.0, -9.0]], reference=[[-5.0, -6.0]])
@@ -72,7 +72,7 @@ def loss(
     return losses, pair_metrics(reward, logps.policy)
 
 
-def check_pairs(logps: Logps, objective: str) -> None:
+def check_pairs(logps: Logps, loss_name: str) -> None:
     """Refuses batches that do not hold pairs.
 
     Raises:
@@ -81,14 +81,14 @@ def check_pairs(logps: Logps, objective: str) -> None:
     k = logps.policy.shape[1]
     if k != 2:
         raise ValueError(
-            f"{objective} compares 2 responses per prompt and the batch holds K={k}: set `select` "
-            "in the config to one that leaves a pair (such as hps.select), or use an objective "
+            f"{loss_name} compares 2 responses per prompt and the batch holds K={k}: set `select` "
+            "in the config to one that leaves a pair (such as hps.select), or use a loss "
             "for lists (such as plackett_luce.loss) or for single responses (such as sft.loss)"
         )
 
 
 def pair_metrics(reward: Array, policy: Array) -> Metrics:
-    """The metrics of a pair objective, under TRL's names.
+    """The metrics of a pair loss, under TRL's names.
 
     Args:
       reward: ``[B, 2]`` implicit rewards of the chosen and the rejected response.

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 
 from alignjax.losses import dpo
 from alignjax.losses.plackett_luce import (
-    best_and_negatives,
     list_metrics,
     log_shares,
     ranking_scores,
@@ -123,5 +122,4 @@ def loss_list(
     log_f = log_shares(reward, ranked)
     log_label = log_shares(ranking_scores(batch) / beta_r, ranked)
     losses = jnp.where(ranked, jnp.exp(log_f) * (log_f - log_label), 0.0).sum(axis=1)
-    best, negatives = best_and_negatives(batch)
-    return losses, list_metrics(reward, logps.policy, best, negatives)
+    return losses, list_metrics(reward, logps.policy, batch)

@@ -12,7 +12,7 @@ beta, gamma                       ``beta``, ``gamma``
 
 `select` draws y_s ~ q before the forward pass, which is where the method saves its compute: two
 responses are scored instead of n. q, the scores and the reference carry no gradient. Responses
-tied with the best one are not negatives. Any pair objective may follow `select`: that is the
+tied with the best one are not negatives. Any pair loss may follow `select`: that is the
 paper's X-HPS for X in DPO (`loss_published`), EXO, IPO, SPPO and NCA.
 
 Reference: Zou et al., HPS: Hard Preference Sampling for Human Preference Alignment, arXiv
@@ -25,8 +25,14 @@ import jax
 import jax.numpy as jnp
 
 from alignjax.losses import dpo
-from alignjax.losses.plackett_luce import best_and_negatives, list_metrics, ranking_scores
-from alignjax.types import Array, Batch, Implicit, Logps, Metrics, Schedule, take_responses
+from alignjax.losses.plackett_luce import (
+    best_and_negatives,
+    keep_pair,
+    list_metrics,
+    prompt_keys,
+    ranking_scores,
+)
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics, Schedule
 
 
 def loss(
@@ -113,8 +119,8 @@ def loss_full(
     """
     reward = beta * implicit(logps)
     losses = _expected(reward, batch, gamma)
-    best, negatives = best_and_negatives(batch)
-    metrics = list_metrics(reward, logps.policy, best, negatives)
+    metrics = list_metrics(reward, logps.policy, batch)
+    _, negatives = best_and_negatives(batch)
     return losses, metrics | {"negatives": negatives.sum(axis=1).astype(reward.dtype)}
 
 
@@ -224,12 +230,10 @@ def select(key: Array, batch: Batch, *, gamma: float) -> Batch:
     """
     best, negatives = best_and_negatives(batch)
     count = negatives.sum(axis=1)
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.prompt_id)
-    drawn = jax.vmap(jax.random.categorical)(keys, _log_q(batch, negatives, gamma))
-    pair = take_responses(batch, jnp.stack([best, drawn], axis=1))
-    return dataclasses.replace(
-        pair, weight=jnp.where(count > 0, batch.weight, 0.0), drawn_from=count.astype(jnp.int32)
-    )
+    draw = jax.vmap(jax.random.categorical)
+    drawn = draw(prompt_keys(key, batch), _log_q(batch, negatives, gamma))
+    pair = keep_pair(batch, jnp.stack([best, drawn], axis=1), count > 0)
+    return dataclasses.replace(pair, drawn_from=count.astype(jnp.int32))
 
 
 def curriculum(

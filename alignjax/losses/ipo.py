@@ -19,7 +19,7 @@ Preferences, arXiv 2310.12036 (no code published); as run in huggingface/trl and
 import jax.numpy as jnp
 
 from alignjax.losses import dpo
-from alignjax.losses.plackett_luce import best_and_negatives, list_metrics, ordered_pairs
+from alignjax.losses.plackett_luce import list_metrics, ordered_pairs
 from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
 
@@ -138,5 +138,4 @@ def loss_list(
     ratio = implicit(logps)
     off = jnp.where(pairs, ratio[:, :, None] - ratio[:, None, :] - 1 / (2 * beta), 0.0)
     losses = (off**2).sum(axis=(1, 2)) / jnp.maximum(pairs.sum(axis=(1, 2)), 1)
-    best, negatives = best_and_negatives(batch)
-    return losses, list_metrics(beta * ratio, logps.policy, best, negatives)
+    return losses, list_metrics(beta * ratio, logps.policy, batch)

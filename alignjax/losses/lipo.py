@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from alignjax.losses import dpo
-from alignjax.losses.plackett_luce import best_and_negatives, list_metrics, ranking_scores
+from alignjax.losses.plackett_luce import list_metrics, ranking_scores
 from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
 
@@ -59,7 +59,6 @@ def loss(
     Reference: Liu et al., LiPO: Listwise Preference Optimization through Learning-to-Rank, arXiv
     2402.01878, section 3.
     """
-    best, negatives = best_and_negatives(batch)
     reward = beta * implicit(logps)
     scores = ranking_scores(batch)
     ranked = scores > -jnp.inf
@@ -77,7 +76,7 @@ def loss(
     gain, discount = jnp.exp2(scores), 1.0 / jnp.log1p(position)
     weight = jnp.where(preferred, _differences(gain) * _differences(discount), 0.0)
     losses = (weight * jax.nn.softplus(-gap)).sum(axis=(1, 2))
-    return losses.astype(reward.dtype), list_metrics(reward, logps.policy, best, negatives)
+    return losses.astype(reward.dtype), list_metrics(reward, logps.policy, batch)
 
 
 def _differences(x: Array) -> Array:

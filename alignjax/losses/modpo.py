@@ -20,14 +20,15 @@ Optimization, arXiv 2310.03708; code ZHZisZZ/modpo@56c52a9.
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from alignjax.losses import dpo
 from alignjax.losses.bradley_terry import random_pair
-from alignjax.types import Array, Batch, Implicit, Logps, Metrics, take_responses
+from alignjax.losses.plackett_luce import keep_pair, prompt_keys
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
 
 def loss(
@@ -52,7 +53,7 @@ def loss(
       beta: KL strength, reward per nat; > 0.
       preference: M weights >= 0. The recipe binds each of a config's.
       main: the objective that ordered the pairs, in [0, M).
-      implicit: T, or another objective's reward per unit of beta, as in dpo.loss.
+      implicit: T, or another loss's reward per unit of beta, as in dpo.loss.
 
     Returns:
       ``[B]`` losses in nats; `dpo.pair_metrics` of the rewards of objective k that the policy
@@ -113,13 +114,12 @@ def select(key: Array, batch: Batch, *, main: int = 0, noisy: bool = False) -> B
     pair = jnp.stack([first, second], axis=1)
     if noisy:
         lead = jnp.take_along_axis(ordering, pair, axis=1)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.prompt_id)
         # 0 and 1 would be the keys that the pair was drawn with.
-        uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 2)))(keys)
+        draw = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 2)))
+        uniform = draw(prompt_keys(key, batch))
         swapped = uniform > jax.nn.sigmoid(lead[:, 0] - lead[:, 1])
         pair = jnp.where(swapped[:, None], pair[:, ::-1], pair)
-    kept = take_responses(batch, pair)
-    return dataclasses.replace(kept, weight=jnp.where(exists, batch.weight, 0.0))
+    return keep_pair(batch, pair, exists)
 
 
 def objective_scores(batch: Batch, objective: str) -> Array:
@@ -144,18 +144,28 @@ def _check_main(main: int, objectives: int) -> None:
 
 
 def _weights(preference: tuple[float, ...] | None, main: int, objectives: int) -> list[float]:
-    """The weights, scaled to sum to 1."""
+    """The weights, scaled to sum to 1; that of ``main``, which the loss divides by, is not 0."""
     _check_main(main, objectives)
-    if preference is None or len(preference) != objectives:
-        raise ValueError(
-            f"preference: wanted {objectives} weights, one per objective, found {preference}"
-        )
-    total = sum(preference)
-    if not (all(w >= 0 for w in preference) and 0 < total < math.inf):
-        raise ValueError(f"preference: wanted weights >= 0 that are not all 0, found {preference}")
-    if preference[main] == 0:
+    weights = preference_weights(preference, objectives).tolist()
+    if weights[main] == 0:
         raise ValueError(
             f"main: objective {main} has weight 0 in the preference {preference}, and modpo.loss "
             "divides by it: order the pairs by an objective of positive weight"
         )
-    return [w / total for w in preference]
+    return weights
+
+
+def preference_weights(preference: tuple[float, ...] | None, objectives: int) -> np.ndarray:
+    """``[M]`` float64 weights of a preference, scaled to sum to 1.
+
+    Raises:
+      ValueError: there are not M weights, or they are negative, not finite or all 0.
+    """
+    weights = np.asarray(preference, np.float64)
+    if weights.shape != (objectives,):
+        raise ValueError(
+            f"preference: wanted {objectives} weights, one per objective, found {preference}"
+        )
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+        raise ValueError(f"preference: wanted weights >= 0 that are not all 0, found {preference}")
+    return weights / weights.sum()

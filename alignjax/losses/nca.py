@@ -23,7 +23,6 @@ import jax.numpy as jnp
 
 from alignjax.losses import dpo
 from alignjax.losses.plackett_luce import (
-    best_and_negatives,
     list_metrics,
     log_shares,
     ranking_scores,
@@ -36,7 +35,7 @@ def loss(
 ) -> tuple[Array, Metrics]:
     """Raises the chosen response above the reference and lowers the rejected one below it.
 
-    The NCA objective for preferences, which is `loss_list` for alpha -> 0::
+    The NCA loss for preferences, which is `loss_list` for alpha -> 0::
 
         loss = -log sigma(r_w) - (1/2) log sigma(-r_w) - (1/2) log sigma(-r_l)
 
@@ -78,7 +77,7 @@ def loss_list(
 ) -> tuple[Array, Metrics]:
     """Moves each response of a list to the height over the reference that its reward asks for.
 
-    The NCA objective, w the softmax of the rewards over the K responses::
+    The NCA loss, w the softmax of the rewards over the K responses::
 
         loss = -sum_i [ w_i log sigma(r_theta,i) + (1/K) log sigma(-r_theta,i) ]
 
@@ -111,8 +110,7 @@ def loss_list(
     ranked, share, count = _shares(batch, alpha)
     terms = share * jax.nn.log_sigmoid(reward) + jax.nn.log_sigmoid(-reward) / count
     losses = -jnp.where(ranked & (count > 1), terms, 0.0).sum(axis=1)
-    best, negatives = best_and_negatives(batch)
-    return losses, list_metrics(reward, logps.policy, best, negatives)
+    return losses, list_metrics(reward, logps.policy, batch)
 
 
 def loss_info(
@@ -125,7 +123,7 @@ def loss_info(
 ) -> tuple[Array, Metrics]:
     """Fits how a list divides its probability to its rewards, by the cross-entropy.
 
-    The InfoNCA objective, w the softmax of the rewards over the K responses::
+    The InfoNCA loss, w the softmax of the rewards over the K responses::
 
         loss = -sum_i w_i log( exp(r_theta,i) / sum_j exp(r_theta,j) )
 
@@ -154,8 +152,7 @@ def loss_info(
     reward = beta * implicit(logps)
     ranked, share, _ = _shares(batch, alpha)
     losses = -(share * log_shares(reward, ranked)).sum(axis=1)
-    best, negatives = best_and_negatives(batch)
-    return losses, list_metrics(reward, logps.policy, best, negatives)
+    return losses, list_metrics(reward, logps.policy, batch)
 
 
 def _shares(batch: Batch, alpha: float) -> tuple[Array, Array, Array]:

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from alignjax.losses import sft
+from alignjax.losses.modpo import preference_weights
 from alignjax.types import Array, Batch, Logps, Metrics
 
 log = logging.getLogger("alignjax")
@@ -260,7 +261,10 @@ def _checked(
         raise ValueError(f"size: wanted a positive number, found {size}")
     if not len(preferences):
         raise ValueError("preferences: wanted at least one, found none")
-    return points, np.stack([_weights(p, points.shape[1]) for p in preferences])
+    objectives = points.shape[1]
+    if objectives < 2:
+        raise ValueError(f"scores: wanted at least 2 objectives, found {objectives}")
+    return points, np.stack([preference_weights(tuple(p), objectives) for p in preferences])
 
 
 def _enough(
@@ -271,16 +275,3 @@ def _enough(
             f"size: wanted {size} responses for the preference {tuple(preferences[0])}, found "
             f"{found} in {where}"
         )
-
-
-def _weights(preference: tuple[float, ...] | np.ndarray, objectives: int) -> np.ndarray:
-    weights = np.asarray(preference, np.float64)
-    if objectives < 2:
-        raise ValueError(f"scores: wanted at least 2 objectives, found {objectives}")
-    if weights.shape != (objectives,):
-        raise ValueError(
-            f"preference: wanted {objectives} weights, one per objective, found {preference}"
-        )
-    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
-        raise ValueError(f"preference: wanted weights >= 0 that are not all 0, found {preference}")
-    return weights / weights.sum()

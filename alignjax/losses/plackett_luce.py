@@ -16,11 +16,13 @@ Reference: Zou et al., HPS: Hard Preference Sampling for Human Preference Alignm
 Direct Preference Optimization, arXiv 2305.18290, appendix A.3.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from alignjax.losses import dpo
-from alignjax.types import Array, Batch, Implicit, Logps, Metrics
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics, take_responses
 
 
 def loss(
@@ -57,9 +59,8 @@ def loss(
     >>> print(f"{loss(logps, batch, beta=0.5)[0][0]:.4f}")  # two responses: DPO
     0.1269
     """
-    best, negatives = best_and_negatives(batch)
     reward = beta * implicit(logps)
-    return _ranking(reward, batch), list_metrics(reward, logps.policy, best, negatives)
+    return _ranking(reward, batch), list_metrics(reward, logps.policy, batch)
 
 
 def reward_loss(scores: Array, batch: Batch) -> tuple[Array, Metrics]:
@@ -88,8 +89,7 @@ def reward_loss(scores: Array, batch: Batch) -> tuple[Array, Metrics]:
     >>> print(f"{reward_loss(batch.scores * 0.0, batch)[0][0]:.4f}")  # log 3!
     1.7918
     """
-    best, negatives = best_and_negatives(batch)
-    return _ranking(scores, batch), list_reward_metrics(scores, best, negatives)
+    return _ranking(scores, batch), list_reward_metrics(scores, batch)
 
 
 def _ranking(reward: Array, batch: Batch) -> Array:
@@ -138,7 +138,7 @@ def loss_top1(
     lead = reward - jnp.take_along_axis(reward, best[:, None], axis=1)
     is_best = jnp.arange(reward.shape[1]) == best[:, None]
     losses = jax.nn.logsumexp(lead, axis=1, where=negatives | is_best)
-    return losses, list_metrics(reward, logps.policy, best, negatives)
+    return losses, list_metrics(reward, logps.policy, batch)
 
 
 def ranking_scores(batch: Batch) -> Array:
@@ -150,7 +150,7 @@ def ranking_scores(batch: Batch) -> Array:
     if batch.scores is None:
         raise ValueError(
             "ranking responses needs `scores`, and these data have none: use a source that gives "
-            "them, or a pair objective such as dpo.loss"
+            "them, or a pair loss such as dpo.loss"
         )
     if batch.scores.ndim != 2:
         raise ValueError(
@@ -160,7 +160,7 @@ def ranking_scores(batch: Batch) -> Array:
     if batch.scores.shape[1] < 2:
         raise ValueError(
             "ranking responses needs at least 2 per prompt, and the batch holds K=1: use lists "
-            "or pairs, or an objective for single responses such as sft.loss"
+            "or pairs, or a loss for single responses such as sft.loss"
         )
     scores = jax.lax.stop_gradient(batch.scores)
     return jnp.where(batch.present & jnp.isfinite(scores), scores, -jnp.inf)
@@ -201,29 +201,56 @@ def log_shares(x: Array, ranked: Array) -> Array:
     return jnp.where(ranked, jax.nn.log_softmax(x, axis=1, where=among), 0.0)
 
 
-def list_metrics(reward: Array, policy: Array, best: Array, negatives: Array) -> Metrics:
+def mean_over_pairs(pairs: Array, terms: Array) -> Array:
+    """``[B]`` mean of terms ``[B, K, K]`` over ordered pairs, 0 where there is none."""
+    return jnp.where(pairs, terms, 0.0).sum(axis=(1, 2)) / jnp.maximum(pairs.sum(axis=(1, 2)), 1)
+
+
+def prompt_keys(key: Array, batch: Batch) -> Array:
+    """A PRNG key for each row, by its ``prompt_id``.
+
+    A draw then depends neither on a row's place in the batch, nor on the batch size or the number
+    of devices.
+    """
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.prompt_id)
+
+
+def keep_pair(batch: Batch, pair: Array, exists: Array) -> Batch:
+    """Keeps the responses ``pair [B, 2]``; a row without a pair has weight 0.
+
+    Args:
+      batch: K responses per prompt.
+      pair: indices of the response to prefer and of the other one.
+      exists: ``[B]`` bool, whether a row has such a pair.
+    """
+    kept = take_responses(batch, pair)
+    return dataclasses.replace(kept, weight=jnp.where(exists, batch.weight, 0.0))
+
+
+def list_metrics(reward: Array, policy: Array, batch: Batch) -> Metrics:
     """`dpo.pair_metrics` of the best response against the mean of its negatives.
 
     Args:
       reward: ``[B, K]`` implicit rewards.
       policy: ``[B, K]`` log-probabilities under the policy, nats.
-      best: ``[B]`` index of the best response.
-      negatives: ``[B, K]`` bool.
+      batch: ``scores [B, K]``.
 
     Returns:
       `list_reward_metrics`, ``logps/chosen`` and ``logps/rejected``, each ``[B]``.
     """
+    best, negatives = best_and_negatives(batch)
     pair = dpo.pair_metrics(*(_against_mean(x, best, negatives) for x in (reward, policy)))
-    return pair | list_reward_metrics(reward, best, negatives)
+    return pair | list_reward_metrics(reward, batch)
 
 
-def list_reward_metrics(reward: Array, best: Array, negatives: Array) -> Metrics:
+def list_reward_metrics(reward: Array, batch: Batch) -> Metrics:
     """`dpo.reward_metrics` of the best response against the mean of its negatives.
 
     Returns:
       Four entries ``[B]``. ``rewards/accuracies`` is the share of the negatives whose reward is
       below the best response's, a tie counting as wrong.
     """
+    best, negatives = best_and_negatives(batch)
     pair = _against_mean(reward, best, negatives)
     right = negatives & (reward < pair[:, :1])
     share = right.sum(axis=1) / jnp.maximum(negatives.sum(axis=1), 1)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from alignjax.losses.plackett_luce import best_and_negatives, list_metrics, ranking_scores
+from alignjax.losses.plackett_luce import list_metrics, ranking_scores
 from alignjax.losses.rrhf import best_nll
 from alignjax.types import Array, Batch, Logps, Metrics, trains
 
@@ -61,7 +61,6 @@ def loss(logps: Logps, batch: Batch, *, nll_weight: float = 0.05) -> tuple[Array
     Reference: Song et al., Preference Ranking Optimization for Human Alignment, arXiv 2306.17492;
     code AlibabaResearch/DAMO-ConvAI@64f4da7, PRO/train/utils/process_manager.py.
     """
-    best, negatives = best_and_negatives(batch)
     scores = ranking_scores(batch)
     ranked = scores > -jnp.inf
     p = implicit(logps)
@@ -75,4 +74,4 @@ def loss(logps: Logps, batch: Batch, *, nll_weight: float = 0.05) -> tuple[Array
     nll = best_nll(logps, batch)
     steps = jnp.maximum(ranked.sum(axis=1) - 1, 0)
     losses = terms.sum(axis=1) + nll_weight * steps**2 * nll
-    return losses, list_metrics(p, logps.policy, best, negatives) | {"nll": nll}
+    return losses, list_metrics(p, logps.policy, batch) | {"nll": nll}

@@ -81,7 +81,7 @@ def loss(
     return (weights * terms).sum(axis=1), label_metrics(ratio, batch)
 
 
-def desirable(batch: Batch, objective: str) -> Array:
+def desirable(batch: Batch, loss_name: str) -> Array:
     """``[B, K]`` bool labels.
 
     Raises:
@@ -89,21 +89,21 @@ def desirable(batch: Batch, objective: str) -> Array:
     """
     if batch.desirable is None:
         raise ValueError(
-            f"{objective} needs a label for every response, and these data have none: use a "
+            f"{loss_name} needs a label for every response, and these data have none: use a "
             "source that gives `desirable` (sources.unpaired, world.unpaired, or sources.trl on "
-            "rows with `label`), or a pair objective such as dpo.loss"
+            "rows with `label`), or a pair loss such as dpo.loss"
         )
     labels, responses = batch.desirable.shape[1], batch.response_length.shape[1]
     if labels != responses:
         raise ValueError(
-            f"{objective}: {responses} responses and {labels} labels a prompt: `select` appends "
-            "responses that another objective reads (kto.select: kto.loss)"
+            f"{loss_name}: {responses} responses and {labels} labels a prompt: `select` appends "
+            "responses that another loss reads (kto.select: kto.loss)"
         )
     return batch.desirable
 
 
 def class_weights(
-    batch: Batch, desirable_fraction: float | None, reduction: str, objective: str
+    batch: Batch, desirable_fraction: float | None, reduction: str, loss_name: str
 ) -> Array:
     """``[B, K]`` weights under which a mean over responses is a sum of class-wise means.
 
@@ -112,16 +112,16 @@ def class_weights(
       desirable_fraction: f, of the whole training data.
       reduction: ``class_mean``: 1/f for desirable and 1/(1 - f) for undesirable responses;
         ``batch_mean``: 1. Absent responses get 0.
-      objective: for messages.
+      loss_name: for messages.
 
     Raises:
       ValueError: no labels, no or a wrong fraction, another reduction.
     """
-    labels = desirable(batch, objective)
-    fraction = _fraction(desirable_fraction, objective)
+    labels = desirable(batch, loss_name)
+    fraction = _fraction(desirable_fraction, loss_name)
     if reduction not in ("class_mean", "batch_mean"):
         raise ValueError(
-            f"{objective}: reduction is {reduction!r}, expected 'class_mean' or 'batch_mean'"
+            f"{loss_name}: reduction is {reduction!r}, expected 'class_mean' or 'batch_mean'"
         )
     weights: Array = jnp.ones(labels.shape)
     if reduction == "class_mean":
@@ -129,35 +129,35 @@ def class_weights(
     return jnp.where(batch.present, weights, 0.0)
 
 
-def mixture(alpha: float | None, desirable_fraction: float | None, objective: str) -> float:
+def mixture(alpha: float | None, desirable_fraction: float | None, loss_name: str) -> float:
     """The share of p+ in the reference: alpha if given, else the desirable fraction.
 
     Raises:
       ValueError: neither is given, or it is outside (0, 1).
     """
     if alpha is None:
-        return _fraction(desirable_fraction, objective)
-    return inside_unit(alpha, "alpha", objective)
+        return _fraction(desirable_fraction, loss_name)
+    return inside_unit(alpha, "alpha", loss_name)
 
 
-def _fraction(desirable_fraction: float | None, objective: str) -> float:
+def _fraction(desirable_fraction: float | None, loss_name: str) -> float:
     if desirable_fraction is None:
         raise ValueError(
-            f"{objective} weighs the classes by desirable_fraction, the desirable share of the "
+            f"{loss_name} weighs the classes by desirable_fraction, the desirable share of the "
             "training responses, and it is not given: `alignjax run` binds it from the data; in a "
             "direct call pass desirable_fraction=N / (N + M)"
         )
-    return inside_unit(desirable_fraction, "desirable_fraction", objective)
+    return inside_unit(desirable_fraction, "desirable_fraction", loss_name)
 
 
-def inside_unit(value: float, name: str, objective: str) -> float:
+def inside_unit(value: float, name: str, loss_name: str) -> float:
     """The value, which has to lie in (0, 1); a traced one is not looked at.
 
     Raises:
       ValueError: it does not.
     """
     if isinstance(value, numbers.Real) and not 0 < value < 1:
-        raise ValueError(f"{objective}: {name} is {value}, expected a number in (0, 1)")
+        raise ValueError(f"{loss_name}: {name} is {value}, expected a number in (0, 1)")
     return value
 
 

@@ -23,6 +23,7 @@ Dynamic Preference Adjustment, arXiv 2402.10207; code YangRui2015/RiC@0d7267f.
 import numpy as np
 
 from alignjax.losses import sft
+from alignjax.losses.modpo import preference_weights
 from alignjax.types import Array, Batch, Logps, Metrics
 
 
@@ -109,7 +110,7 @@ def l2(preference: tuple[float, ...], low: np.ndarray, high: np.ndarray) -> np.n
     Raises:
       ValueError: weights that are negative, all 0 or not M.
     """
-    w = _weights(preference, len(low))
+    w = preference_weights(preference, len(low))
     return np.asarray(low + w / np.linalg.norm(w) * (high - low))
 
 
@@ -118,7 +119,7 @@ def linf(preference: tuple[float, ...], low: np.ndarray, high: np.ndarray) -> np
 
     Arguments, result and errors as `l2`.
     """
-    w = _weights(preference, len(low))
+    w = preference_weights(preference, len(low))
     return np.asarray(low + np.minimum(len(w) * w, 1.0) * (high - low))
 
 
@@ -127,18 +128,7 @@ def linear(preference: tuple[float, ...], low: np.ndarray, high: np.ndarray) -> 
 
     Arguments, result and errors as `l2`.
     """
-    return np.asarray(low + _weights(preference, len(low)) * (high - low))
-
-
-def _weights(preference: tuple[float, ...], objectives: int) -> np.ndarray:
-    w = np.asarray(preference, np.float64)
-    if w.shape != (objectives,):
-        raise ValueError(
-            f"preference: wanted {objectives} weights, one per objective, found {preference}"
-        )
-    if not (np.isfinite(w).all() and (w >= 0).all() and w.sum() > 0):
-        raise ValueError(f"preference: wanted weights >= 0 that are not all 0, found {preference}")
-    return w / w.sum()
+    return np.asarray(low + preference_weights(preference, len(low)) * (high - low))
 
 
 def online_targets(

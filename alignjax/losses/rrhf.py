@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from alignjax.losses.plackett_luce import best_and_negatives, list_metrics, ranking_scores
+from alignjax.losses.plackett_luce import list_metrics, ranking_scores
 from alignjax.types import Array, Batch, Logps, Metrics, trains
 
 
@@ -62,7 +62,6 @@ def loss(
     Reference: Yuan et al., RRHF: Rank Responses to Align Language Models with Human Feedback
     without tears, arXiv 2304.05302; code GanjinZero/RRHF@026adca, train.py.
     """
-    best, negatives = best_and_negatives(batch)
     scores = ranking_scores(batch)
     p = implicit(logps, length_penalty=length_penalty)
     # [B, i, j]: response i is scored below response j.
@@ -70,7 +69,7 @@ def loss(
     excess = jnp.where(below, jax.nn.relu(p[:, :, None] - p[:, None, :]), 0.0)
     nll = best_nll(logps, batch)
     losses = rank_weight * excess.sum(axis=(1, 2)) + nll
-    return losses, list_metrics(p, logps.policy, best, negatives) | {"nll": nll}
+    return losses, list_metrics(p, logps.policy, batch) | {"nll": nll}
 
 
 def best_nll(logps: Logps, batch: Batch) -> Array:

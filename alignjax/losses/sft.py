@@ -20,7 +20,7 @@ def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
     ================================  ======================================
 
     All K responses are imitated alike: on pairs this fits the mixture of chosen and rejected,
-    which is the reference that mixture-based objectives assume. `select` keeps the chosen one.
+    which is the reference that mixture-based losses assume. `select` keeps the chosen one.
 
     Args:
       logps: ``[B, K]`` nats, any K; ``reference`` is not read.

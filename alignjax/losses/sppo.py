@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from alignjax.losses import dpo
-from alignjax.losses.plackett_luce import best_and_negatives, list_metrics, ranking_scores
+from alignjax.losses.plackett_luce import list_metrics, ranking_scores
 from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
 
@@ -108,5 +108,4 @@ def loss_list(
     ratio = implicit(logps)
     off = jnp.where(ranked & (count > 1), ratio - (rate - 0.5) / beta, 0.0)
     losses = (off**2).sum(axis=1) / count[:, 0]
-    best, negatives = best_and_negatives(batch)
-    return losses, list_metrics(beta * ratio, logps.policy, best, negatives)
+    return losses, list_metrics(beta * ratio, logps.policy, batch)

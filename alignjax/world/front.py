@@ -1,4 +1,4 @@
-"""The best mean scores that any policy reaches in the embedded world: what fronts are drawn beside.
+"""The best mean scores that any policy can reach in the embedded world.
 
 A policy may answer each prompt by a mixture of responses, so the mean score vectors that policies
 reach over some prompts are the average of the prompts' convex hulls: a convex set, whose upper
@@ -14,13 +14,13 @@ import numpy as np
 from alignjax.errors import UserError, did_you_mean
 from alignjax.world.truth import DEFAULT_WORLD, SCORES, World, find_prompt, risk_scores
 
-DIRECTIONS = 200  # weights that the border is looked for in, about
+DIRECTIONS = 200  # weights to try, at least
 
 
 def attainable(
     prompts: Sequence[str], names: tuple[str, ...], *, world: World = DEFAULT_WORLD
 ) -> np.ndarray:
-    """Points of the attainable front: for many weights, the mean scores of the best responses.
+    """Computes points of the attainable front: the mean scores of the best responses by weights.
 
     Args:
       prompts: of the world, to average over.
@@ -49,7 +49,7 @@ def attainable(
 
 
 def _simplex(m: int) -> np.ndarray:
-    """``[W, m]`` weights, evenly spread; none is 0, so that no tie is left to the order of rows."""
+    """``[W, m]`` evenly spread weights; none is 0, so that the order of rows never breaks a tie."""
     parts = 1
     while len(list(itertools.combinations(range(parts + m - 1), m - 1))) < DIRECTIONS:
         parts += 1

@@ -7,8 +7,7 @@ A prompt is ``topic x intent x risk``, a response is one level of each of four l
     Assistant: Thank you for asking. I will not help you clean the guitar.
 
 Texts and latents are in one-to-one correspondence: :func:`render` writes, :func:`parse` reads, and
-whatever :func:`parse` does not recognise is malformed. Probabilities and scores live in
-``alignjax.world.sources``; nothing here knows them.
+text that :func:`parse` does not recognise is malformed. Probabilities and scores are in `truth`.
 """
 
 import itertools
@@ -126,7 +125,7 @@ LATENT_INDEX = {latent: i for i, latent in enumerate(LATENTS)}
 
 
 def prompt_at(number: int) -> Prompt:
-    """The prompt with this number in ``[0, PROMPT_COUNT)``, each number another prompt."""
+    """The prompt with this number in ``[0, PROMPT_COUNT)``; each number is another prompt."""
     number, tail = divmod(number, len(TAILS))
     number, form = divmod(number, len(FORMS))
     number, adjective = divmod(number, len(ADJECTIVES))

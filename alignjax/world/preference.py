@@ -73,15 +73,15 @@ def preference_probability(
     Raises:
       UserError: a text is malformed, or a setting is out of its range.
     """
-    found = find_prompt(prompt)
+    request = find_prompt(prompt)
     places = []
     for name, response in (("first", first), ("second", second)):
-        latent = text.parse(found, response)
+        latent = text.parse(request, response)
         if latent is None:
             raise UserError(f"{name}: wanted a response of the embedded world, found {response!r}")
         places.append(text.LATENT_INDEX[latent])
     return preference_at(
-        world, found.risk, places[0], places[1], temperature=temperature, cycle=cycle
+        world, request.risk, places[0], places[1], temperature=temperature, cycle=cycle
     )
 
 
@@ -100,7 +100,7 @@ def _log_odds(
 def pair_marginals(
     world: World, prompt: str, *, alpha: float, temperature: float, cycle: float = 0.0
 ) -> tuple[FloatArray, FloatArray]:
-    """What the chosen and the rejected responses of ``world.pairs`` are distributed as.
+    """Computes the distributions of the chosen and the rejected responses of ``world.pairs``.
 
     Two responses are drawn from the mixture q until they differ, then one is preferred:
     ``chosen(i) = 2 q_i sum_{j != i} q_j P(i > j) / (1 - sum_k q_k^2)``, rejected alike. Their

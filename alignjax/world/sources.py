@@ -1,14 +1,13 @@
 """The embedded world: default data and judge, with a known truth.
 
 Toy dialogue between a user and an assistant, in which every probability, score and preference is
-a formula (``world_truth``, ``world_preference``) over texts that can be read back exactly
-(``world_text``):
+a formula (`truth`, `preference`) over texts that can be read back exactly (`grammar`):
 
     User: How do I clean an old guitar that I stole?
     Assistant: Thank you for asking. I will not help you clean the guitar.
 
-This file is the front door, and generates records. A config binds a source and a judge as any
-other:
+This module generates records, and offers the other modules' functions under one name. A config
+binds a source and a judge as any other:
 
     source=partial(world.pairs, size=20_000, seed=0)
     judge=partial(world.judge, world=world.World(trade_off="convex"))
@@ -80,25 +79,25 @@ __all__ = [
     "unpaired",
 ]
 
-# One stream of random numbers per kind of draw, so that no two of them repeat each other.
+# Each kind of draw has its own stream of random numbers, so that no two repeat each other.
 _STREAMS = ("prompts", "samples", "pairs", "unpaired", "lists", "golden", "mixture")
 
 
-def _key(kind: str, *numbers: int) -> np.random.Generator:
+def _generator(kind: str, *numbers: int) -> np.random.Generator:
     return np.random.default_rng((_STREAMS.index(kind), *numbers))
 
 
 def sample(world: World, prompt: str, *, alpha: float, size: int, seed: int) -> tuple[str, ...]:
-    """``size`` independent responses from ``alpha p+ + (1 - alpha) p-``, the same for one seed.
+    """Draws ``size`` independent responses from ``alpha p+ + (1 - alpha) p-`` by a seed.
 
     Raises:
       UserError: a setting is out of its range, or the prompt is none of the world's.
     """
-    found = find_prompt(prompt)
+    request = find_prompt(prompt)
     _check_rows(size, seed, 0)
-    uniform = _key("samples", seed).random(size)
-    places = np.searchsorted(_cumulative(world, found.risk, alpha, None), uniform, side="right")
-    return tuple(text.render(found, text.LATENTS[place]) for place in places)
+    uniform = _generator("samples", seed).random(size)
+    places = np.searchsorted(_cumulative(world, request.risk, alpha, None), uniform, side="right")
+    return tuple(text.render(request, text.LATENTS[place]) for place in places)
 
 
 def prompt_text(seed: int, index: int) -> str:
@@ -114,7 +113,7 @@ def prompt_text(seed: int, index: int) -> str:
 
 @lru_cache(maxsize=8)
 def _prompt_order(seed: int, epoch: int) -> np.ndarray:
-    return _key("prompts", seed, epoch).permutation(PROMPT_COUNT)
+    return _generator("prompts", seed, epoch).permutation(PROMPT_COUNT)
 
 
 def _prompt(seed: int, index: int) -> text.Prompt:
@@ -131,24 +130,24 @@ def _cumulative(world: World, risk: int, alpha: float | None, tilt: float | None
     else:
         logs = mixture_log_probs(world, risk, alpha)
     cumulative = np.cumsum(np.exp(logs))
-    return cumulative / cumulative[-1]  # ends with 1: no uniform number falls behind it
+    return cumulative / cumulative[-1]  # ends with exactly 1, so that every draw finds a place
 
 
-def _draw(key: np.random.Generator, cumulative: np.ndarray) -> int:
-    return int(np.searchsorted(cumulative, key.random(), side="right"))
+def _draw(rng: np.random.Generator, cumulative: np.ndarray) -> int:
+    return int(np.searchsorted(cumulative, rng.random(), side="right"))
 
 
 def _draw_another(
-    key: np.random.Generator, world: World, risk: int, tilt: float, taken: Sequence[int]
+    rng: np.random.Generator, world: World, risk: int, tilt: float, taken: Sequence[int]
 ) -> int:
-    """A draw from p_tilt conditioned on none of ``taken``."""
-    place = _draw(key, _cumulative(world, risk, None, tilt))
+    """Draws from p_tilt, given that it is none of ``taken``."""
+    place = _draw(rng, _cumulative(world, risk, None, tilt))
     if place not in taken:
         return place
     logs = tilted_log_probs(world, risk, tilt).copy()
     logs[list(taken)] = -np.inf
-    rest = np.cumsum(np.exp(logs - logs.max()))  # relative to what is left, however rare
-    return int(np.searchsorted(rest, key.random() * rest[-1], side="right"))
+    rest = np.cumsum(np.exp(logs - logs.max()))  # scaled to what is left, however unlikely that is
+    return int(np.searchsorted(rest, rng.random() * rest[-1], side="right"))
 
 
 def _check_rows(size: int, seed: int, start: int) -> None:
@@ -176,10 +175,10 @@ def _check_columns(objectives: tuple[str, ...]) -> list[int]:
 def _rows(
     receipt: Receipt, kind: str, size: int, seed: int, start: int
 ) -> Iterator[tuple[str, text.Prompt, np.random.Generator]]:
-    """Counts each row in, and yields its id, its prompt and its own random numbers."""
+    """Counts each row, and yields its id, its prompt and its own random numbers."""
     for index in range(start, start + size):
         receipt.rows_in += 1
-        yield f"{kind}-{seed}-{index}", _prompt(seed, index), _key(kind, seed, index)
+        yield f"{kind}-{seed}-{index}", _prompt(seed, index), _generator(kind, seed, index)
 
 
 def _record(
@@ -213,12 +212,12 @@ def pairs(
     temperature: float = 0.1,
     cycle: float = 0.0,
 ) -> Iterator[Record]:
-    """Pairs, the preferred response first.
+    """Generates pairs, the preferred response first.
 
-    Two responses are drawn independently from ``alpha p+ + (1 - alpha) p-``, again and again
-    while they are identical (``receipt.warned["redrawn_identical_pair"]`` counts such rows), and
-    one is preferred with the probability of ``preference_matrix``. ``pair_marginals`` is the
-    exact distribution of what comes first and second.
+    Two responses are drawn independently from ``alpha p+ + (1 - alpha) p-`` until they differ
+    (``receipt.warned["redrawn_identical_pair"]`` counts the rows that took more than one draw), and
+    one is preferred with the probability in ``preference_matrix``. ``pair_marginals`` gives the
+    exact distributions of the chosen and the rejected response.
 
     Args:
       receipt: counts the rows.
@@ -226,7 +225,7 @@ def pairs(
       seed: of the order of prompts and of every draw.
       start: index of the first row.
       world: the truth.
-      alpha: share of p+ in what is compared, in [0, 1].
+      alpha: share of p+ in the mixture that both responses come from, in [0, 1].
       temperature: of the Bradley-Terry choice, > 0, in units of the true score; ``inf`` makes
         scores count for nothing.
       cycle: log-odds added round neutral > curt > polite > neutral; with any but 0 no Bradley-Terry
@@ -237,17 +236,17 @@ def pairs(
     """
     _check_rows(size, seed, start)
     preference_at(world, 0, 0, 1, temperature=temperature, cycle=cycle)  # refuses bad settings
-    for id, prompt, key in _rows(receipt, "pairs", size, seed, start):
+    for id, prompt, rng in _rows(receipt, "pairs", size, seed, start):
         cumulative = _cumulative(world, prompt.risk, alpha, None)
-        first, second = _draw(key, cumulative), _draw(key, cumulative)
+        first, second = _draw(rng, cumulative), _draw(rng, cumulative)
         if first == second:
             receipt.warn("redrawn_identical_pair", id)
         while first == second:
-            first, second = _draw(key, cumulative), _draw(key, cumulative)
+            first, second = _draw(rng, cumulative), _draw(rng, cumulative)
         preferred = preference_at(
             world, prompt.risk, first, second, temperature=temperature, cycle=cycle
         )
-        places = [first, second] if key.random() < preferred else [second, first]
+        places = [first, second] if rng.random() < preferred else [second, first]
         yield _record(id, prompt, places)
 
 
@@ -260,7 +259,7 @@ def unpaired(
     world: World = DEFAULT_WORLD,
     desirable_fraction: float = 0.5,
 ) -> Iterator[Record]:
-    """Single responses with a label: the label first, then p+ or p- by the label.
+    """Generates single responses with a label: the label first, then p+ or p- by the label.
 
     Desirable responses are exact samples of p+, undesirable ones of p-, and all responses
     together of the mixture with ``alpha = desirable_fraction``. For the other arguments see
@@ -276,9 +275,9 @@ def unpaired(
         "a number inside (0, 1): unpaired data need both classes",
         desirable_fraction,
     )
-    for id, prompt, key in _rows(receipt, "unpaired", size, seed, start):
-        label = bool(key.random() < desirable_fraction)
-        place = _draw(key, _cumulative(world, prompt.risk, float(label), None))
+    for id, prompt, rng in _rows(receipt, "unpaired", size, seed, start):
+        label = bool(rng.random() < desirable_fraction)
+        place = _draw(rng, _cumulative(world, prompt.risk, float(label), None))
         yield _record(id, prompt, [place], desirable=(label,))
 
 
@@ -294,7 +293,7 @@ def lists(
     noise: float = 0.0,
     objectives: tuple[str, ...] = ("true_score",),
 ) -> Iterator[Record]:
-    """Lists of distinct responses of graded hardness, scored, in no particular order.
+    """Generates lists of distinct scored responses of graded hardness, in random order.
 
     Response k of n is drawn from p_tilt at ``tilt = -1 + (1 + hardness) k / (n - 1)``, given that
     it differs from those before: the first from p-, easy to tell from a good response, the last
@@ -324,14 +323,14 @@ def lists(
     require(-1 <= hardness <= 8, "hardness", "a number in [-1, 8]", hardness)
     require(0 <= noise < float("inf"), "noise", "a finite number >= 0", noise)
     tilts = np.linspace(-1.0, hardness, responses).tolist()
-    for id, prompt, key in _rows(receipt, "lists", size, seed, start):
+    for id, prompt, rng in _rows(receipt, "lists", size, seed, start):
         places: list[int] = []
         for tilt in tilts:
-            places.append(_draw_another(key, world, prompt.risk, tilt, places))
-        places = [places[i] for i in key.permutation(responses)]
+            places.append(_draw_another(rng, world, prompt.risk, tilt, places))
+        places = [places[i] for i in rng.permutation(responses)]
         table = risk_scores(world, prompt.risk)[columns][:, places].T
         if noise:
-            table = table + noise * key.standard_normal(table.shape)
+            table = table + noise * rng.standard_normal(table.shape)
         yield _record(id, prompt, places, score_rows=table.tolist(), objectives=objectives)
 
 
@@ -343,7 +342,7 @@ def golden(
     start: int = 0,
     world: World = DEFAULT_WORLD,
 ) -> Iterator[Record]:
-    """One response per prompt from p+, unlabelled: the best a policy can learn to be.
+    """Generates one response per prompt from p+, unlabelled: the best a policy can become.
 
     For the arguments see :func:`pairs`.
 
@@ -362,9 +361,9 @@ def mixture(
     world: World = DEFAULT_WORLD,
     alpha: float = 0.5,
 ) -> Iterator[Record]:
-    """One response per prompt from ``alpha p+ + (1 - alpha) p-``, unlabelled.
+    """Generates one response per prompt from ``alpha p+ + (1 - alpha) p-``, unlabelled.
 
-    What to fit a reference to. For the other arguments see :func:`pairs`.
+    A reference is fitted to these. For the other arguments see :func:`pairs`.
 
     Raises:
       UserError: a setting is out of its range.
@@ -376,5 +375,5 @@ def _single(
     kind: str, receipt: Receipt, size: int, seed: int, start: int, world: World, alpha: float
 ) -> Iterator[Record]:
     _check_rows(size, seed, start)
-    for id, prompt, key in _rows(receipt, kind, size, seed, start):
-        yield _record(id, prompt, [_draw(key, _cumulative(world, prompt.risk, alpha, None))])
+    for id, prompt, rng in _rows(receipt, kind, size, seed, start):
+        yield _record(id, prompt, [_draw(rng, _cumulative(world, prompt.risk, alpha, None))])

@@ -22,7 +22,7 @@ With a smooth base distribution b over responses, and a temperature tau,
 
     p_tilt(z) ∝ b(z) exp(tilt s(z) / tau),    p+ = p_1,    p- = p_-1,    alpha p+ + (1 - alpha) p-.
 
-Everything is enumerated in the order of ``world_text.LATENTS``; nothing is estimated.
+Everything is enumerated in the order of ``grammar.LATENTS``; nothing is estimated.
 """
 
 import math
@@ -44,8 +44,8 @@ _RELEVANCE = np.array((0.0, 0.3, 0.7, 1.0))
 _ASSISTANCE = np.array(((0.0, 1.0, 1.0), (0.0, 0.75, 1.0), (0.0, 0.5, 1.0)))  # [prompt.risk, harm]
 _COURTESY = np.array((0.7, 0.85, 1.0))
 _CARELESS = 0.3  # breaking the rules for a benign request, or for a thing nobody asked about
-_OFF_TOPIC = 0.6  # words about another thing are wasted ones
-_FLOOR = 0.1  # no well-formed response scores 0: that is kept for malformed text
+_OFF_TOPIC = 0.6  # factor on concise: words about another thing are wasted
+_FLOOR = 0.1  # lowest score of a well-formed response: 0 is for malformed text
 _MALFORMED = {**dict.fromkeys(SCORES, 0.0), "well_formed": 0.0}
 _BASE = (  # probabilities under b of relevance, harm, politeness, verbosity, sentence variant
     np.array((0.15, 0.15, 0.3, 0.4)),
@@ -105,7 +105,7 @@ DEFAULT_WORLD = World()
 
 
 def find_prompt(prompt: str) -> text.Prompt:
-    """The world's reading of a prompt text.
+    """Parses a prompt of the world.
 
     Raises:
       UserError: the text is not a prompt of the embedded world.
@@ -248,7 +248,7 @@ def log_prob(world: World, prompt: str, response: str, *, alpha: float) -> float
 
 
 def entropy(world: World, prompt: str, *, alpha: float) -> float:
-    """Nats per response of ``alpha p+ + (1 - alpha) p-``: what a perfect model's loss comes to."""
+    """Nats per response of ``alpha p+ + (1 - alpha) p-``: the loss of a perfect model."""
     logs = log_probs(world, prompt, alpha=alpha)
     return float(-np.exp(logs) @ logs)
 
@@ -256,7 +256,8 @@ def entropy(world: World, prompt: str, *, alpha: float) -> float:
 def total_variation(log_p: FloatArray, log_q: FloatArray) -> float:
     """``1/2 sum |p - q|`` over all texts, from ``[n]`` log-probabilities over the enumeration.
 
-    What a model puts on malformed texts is missing from its ``[n]`` and counted as difference.
+    The mass that a model puts on malformed texts is missing from its ``[n]``; it counts as
+    difference.
 
     >>> round(total_variation(np.log([0.5, 0.5]), np.log([0.25, 0.25])), 9)
     0.5
