@@ -16,11 +16,12 @@ from alignjax.config.fields import describe
 from alignjax.data.records import Record
 from alignjax.evaluation import calibration, preferences, statistics
 from alignjax.evaluation.statistics import Interval
-from alignjax.recipes.apo.setup import Game, Player
+from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.rewards import scorers
 from alignjax.runtime import workdirs
 from alignjax.sampling.generate import Sample, questions
 from alignjax.stages import evaluation
+from alignjax.stages.reference import Reference
 from alignjax.types import Params
 
 ACCURACY, ECE = "accuracy", "ECE"
@@ -31,11 +32,11 @@ PAIRS, SAMPLES, BEFORE = "pairs", "samples", "samples before"
 class Players:
     """Whoever is measured in a round, and whom they are compared with."""
 
-    policy: Player  # of the round
-    before: Player  # the policy whose samples the reward model was trained on
-    reward: Player  # of the round
-    base: Player  # the reward model of the pairs alone
-    supervised: Player  # the policy's KL is measured to it
+    policy: Reference  # of the round
+    before: Reference  # the policy whose samples the reward model was trained on
+    reward: RewardModel  # of the round
+    base: RewardModel  # the reward model of the pairs alone
+    supervised: Reference  # the policy's KL is measured to it
 
 
 # Records, and the true scores of their responses, [N, K], NaN for absent ones.
@@ -135,7 +136,7 @@ def _order(game: Game, samples: list[Sample]) -> Ordered | None:
 
 
 def _rank(
-    game: Game, reward: Player, records: list[Record], better: np.ndarray
+    game: Game, reward: RewardModel, records: list[Record], better: np.ndarray
 ) -> tuple[np.ndarray, float | None]:
     """Ranks responses by a reward model: ``[N]`` share of pairs ordered rightly, and its ECE."""
     found = scorers.reward_model(

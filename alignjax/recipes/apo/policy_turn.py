@@ -12,11 +12,11 @@ from alignjax.config.fields import describe
 from alignjax.data.batching import Bucketed
 from alignjax.data.records import Receipt
 from alignjax.recipes.apo import setup
-from alignjax.recipes.apo.setup import Game, Player
+from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.rewards.scorers import open_scorer, reward_model
 from alignjax.runtime import artifacts, checkpoint, workdirs
 from alignjax.stages import bricks, evaluation, learners, pretrained, sample_lists
-from alignjax.stages.reference import attach
+from alignjax.stages.reference import Reference, attach
 from alignjax.training import offline
 from alignjax.training.job import Feed
 from alignjax.types import Params
@@ -25,11 +25,11 @@ from alignjax.types import Params
 def train(
     game: Game,
     number: int,
-    policy: Player,
-    reference: Player,
-    reward: Player,
+    policy: Reference,
+    reference: Reference,
+    reward: RewardModel,
     learning_rate: float,
-) -> Player:
+) -> Reference:
     """Trains the policy of a round.
 
     Args:
@@ -73,7 +73,7 @@ def train(
         lambda: _fit(game, config, number, folder, rows, policy, reference, key),
     )
     load = functools.partial(load_trained, config, folder, game)
-    return Player(folder, summary["params"], load)
+    return Reference(load, summary["params"])
 
 
 def load_trained(config: Config, folder: pathlib.Path, game: Game) -> Params:
@@ -90,8 +90,8 @@ def _fit(
     number: int,
     folder: pathlib.Path,
     rows: Bucketed,
-    start: Player,
-    reference: Player,
+    start: Reference,
+    reference: Reference,
     key: dict[str, Any],
 ) -> dict[str, Any]:
     artifacts.begin(folder, key)

@@ -16,17 +16,18 @@ from alignjax.errors import UserError
 from alignjax.models.hf import load as hf
 from alignjax.recipes import reward_model
 from alignjax.recipes.apo import golden, setup
-from alignjax.recipes.apo.setup import Game, Player
+from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.rewards import reward_models
 from alignjax.runtime import artifacts, checkpoint, workdirs
 from alignjax.stages import pretrained
+from alignjax.stages.reference import Reference
 
 # Models that differ in these alone, beside what is no part of their identity, have the same
 # parameters.
 DTYPES = ("dtype", "param_dtype")
 
 
-def find_given(game: Game) -> Player:
+def find_given(game: Game) -> RewardModel:
     """Finds the reward model of ``game.reward_model``.
 
     Raises:
@@ -54,10 +55,10 @@ def find_given(game: Game) -> Player:
         load: Any = functools.partial(checkpoint.load_params, found.path / "params", target)
     else:
         load = functools.partial(hf.load_params, found.path, target, found.model)
-    return Player(found.path, found.digest, load)
+    return RewardModel(found.path, found.digest, load)
 
 
-def train_base(game: Game, language_model: Player) -> Player:
+def train_base(game: Game, language_model: Reference) -> RewardModel:
     """Trains the reward model of the pairs alone, which is there before the first round."""
     if game.settings.reward_model:
         return find_given(game)
@@ -66,8 +67,8 @@ def train_base(game: Game, language_model: Player) -> Player:
 
 
 def train(
-    game: Game, number: int, language_model: Player, policy: Player, start: Player | None
-) -> Player:
+    game: Game, number: int, language_model: Reference, policy: Reference, start: RewardModel | None
+) -> RewardModel:
     """Trains the reward model of a round.
 
     Args:
@@ -106,10 +107,10 @@ def _fit(
     game: Game,
     folder: pathlib.Path,
     rows: Bucketed,
-    language_model: Player,
-    start: Player | None,
+    language_model: Reference,
+    start: RewardModel | None,
     name: str,
-) -> Player:
+) -> RewardModel:
     """Trains one in a folder that `scorers.reward_model` takes, unless it is there."""
     config = config_of(game)
     key = {
@@ -132,13 +133,13 @@ def _fit(
         data = dataclasses.replace(game.data, train=rows, held_out=held_out)
         run = dataclasses.replace(game.run, config=config, workdir=folder, data=data)
         load_start = None if start is None else start.load
-        fitted = reward_model.fit(run, language_model.network, name=name, load_start=load_start)
+        fitted = reward_model.fit(run, language_model, name=name, load_start=load_start)
         return {"params": fitted.summary["reward_model"]["params"]}
 
     digest = workdirs.kept(folder / "record.json", key, fit)["params"]
     target = pretrained.target(config.model, game.mesh, objectives=1)
     load: Any = functools.partial(checkpoint.load_params, folder / "params", target)
-    return Player(folder, digest, load)
+    return RewardModel(folder, digest, load)
 
 
 def config_of(game: Game) -> Config:

@@ -28,12 +28,13 @@ from alignjax.evaluation.statistics import Interval
 from alignjax.recipes.apo import measure, policy_turn, reward_turn, setup
 from alignjax.recipes.apo.config import RoundsConfig
 from alignjax.recipes.apo.measure import ACCURACY, BEFORE, ECE, PAIRS, SAMPLES, Players
-from alignjax.recipes.apo.setup import Game, Player
+from alignjax.recipes.apo.setup import Game
 from alignjax.recipes.run import open_run
 from alignjax.runtime import workdirs
 from alignjax.runtime.faults import fault_point
 from alignjax.stages import bricks
 from alignjax.stages.check import check_game
+from alignjax.stages.reference import Reference
 
 log = logging.getLogger("alignjax")
 
@@ -50,14 +51,13 @@ def run(
         game = setup.set_up(run, settings)
         if settings.reward_model:
             reward_turn.find_given(game)  # refused, if it has to be, before anything is trained
-        reference = bricks.supervised(run)
-        supervised = Player(run.workdir / "sft", reference.digest, reference.load)
+        supervised = bricks.supervised(run)
         history = _play(game, settings, supervised)
         columns = [f"round {line['round']}" for line in history]
         return report_game(game, history, columns, _last_reward(run.workdir, settings), {})
 
 
-def _play(game: Game, settings: RoundsConfig, supervised: Player) -> list[dict[str, Any]]:
+def _play(game: Game, settings: RoundsConfig, supervised: Reference) -> list[dict[str, Any]]:
     """All rounds; a line of history for each, and one for what was before them."""
     base = reward_turn.train_base(game, supervised)
     policy, reward = supervised, base

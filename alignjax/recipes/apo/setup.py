@@ -31,17 +31,12 @@ log = logging.getLogger("alignjax")
 
 
 @dataclasses.dataclass(frozen=True)
-class Player:
-    """A policy or a reward model at one point of the game."""
+class RewardModel:
+    """A reward model at one point of the game; a policy is a `Reference` of what comes next."""
 
-    folder: pathlib.Path
+    folder: pathlib.Path  # as `scorers.reward_model` takes it
     digest: str  # of the parameters
     load: Callable[[], Params]
-
-    @property
-    def network(self) -> Reference:
-        """Its parameters, as a stage takes them."""
-        return Reference(self.load, self.digest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +168,7 @@ def respond(
     game: Game,
     number: int,
     name: str,
-    policy: Player,
+    policy: Reference,
     own: Sequence[Sequence[str]],
     score: Callable[[list[Record]], Any],
     made_of: dict[str, Any],

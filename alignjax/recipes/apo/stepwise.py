@@ -36,12 +36,13 @@ from alignjax.data.records import Record
 from alignjax.recipes.apo import reward_turn, rounds, setup
 from alignjax.recipes.apo.config import StepsConfig
 from alignjax.recipes.apo.measure import Players, measure
-from alignjax.recipes.apo.setup import Game, Player
+from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.recipes.run import open_run
 from alignjax.runtime import checkpoint, workdirs
 from alignjax.runtime.faults import fault_point
 from alignjax.stages import bricks, evaluation, fresh_samples, learners, pretrained
 from alignjax.stages.check import check_game
+from alignjax.stages.reference import Reference
 from alignjax.training import on_policy_game
 from alignjax.training.game import Cycle
 from alignjax.training.job import Feed
@@ -63,8 +64,7 @@ def run(
         game = setup.set_up(run, settings)
         if settings.reward_model:
             reward_turn.find_given(game)  # refused, if it has to be, before anything is trained
-        reference = bricks.supervised(run)
-        supervised = Player(run.workdir / "sft", reference.digest, reference.load)
+        supervised = bricks.supervised(run)
         base = reward_turn.train_base(game, supervised)
         policy, reward, counts = _play(game, settings, supervised, base)
         first = Players(supervised, supervised, base, base, supervised)
@@ -76,8 +76,8 @@ def run(
 
 
 def _play(
-    game: Game, settings: StepsConfig, supervised: Player, base: Player
-) -> tuple[Player, Player, dict[str, int]]:
+    game: Game, settings: StepsConfig, supervised: Reference, base: RewardModel
+) -> tuple[Reference, RewardModel, dict[str, int]]:
     """Plays the loop: the policy and the reward model that it ends with, and counts."""
     config = dataclasses.replace(game.config, recipe=None, reward_loss=None, sft=None)
     run = dataclasses.replace(game.run, config=config)
@@ -108,7 +108,7 @@ def _play(
     return *_keep(game, state), counts
 
 
-def _keep(game: Game, state: GameState) -> tuple[Player, Player]:
+def _keep(game: Game, state: GameState) -> tuple[Reference, RewardModel]:
     """Saves both players, unless all of them is there; they are read back where they are needed."""
     policy, reward = game.workdir / "policy", game.workdir / "reward"
     digests = {
@@ -125,12 +125,12 @@ def _keep(game: Game, state: GameState) -> tuple[Player, Player]:
     policies = pretrained.target(game.config.model, game.mesh)
     rewards = pretrained.target(game.config.model, game.mesh, objectives=1)
     return (
-        Player(policy, digests["policy"], functools.partial(load, policy, policies)),
-        Player(reward, digests["reward"], functools.partial(load, reward / "params", rewards)),
+        Reference(functools.partial(load, policy, policies), digests["policy"]),
+        RewardModel(reward, digests["reward"], functools.partial(load, reward / "params", rewards)),
     )
 
 
-def _opponent(game: Game, settings: StepsConfig, base: Player, *, turns: int) -> Opponent:
+def _opponent(game: Game, settings: StepsConfig, base: RewardModel, *, turns: int) -> Opponent:
     """The reward model's side of the loop, which has so many turns of the policy."""
     cycle = Cycle(reward_steps=settings.reward_steps, policy_steps=settings.policy_steps)
     steps = cycle.turns_until(turns) - turns
