@@ -317,6 +317,25 @@ def test_every_number_of_every_section_has_a_range():
     assert refused > 60
 
 
+def test_what_may_change_between_two_starts_of_a_run():
+    """Whatever decides when, where or how it is measured, and not what is trained."""
+    free = {
+        f"{at}.{field.name}".strip(".")
+        for config in whole_configs().values()
+        for at, section in sections(config)
+        for field in dataclasses.fields(section)
+        if not field.metadata.get("identity", True)
+    }
+    saving = ("eval_every", "save_every", "keep", "log_every", "max_skipped", "stuck_after")
+    assert free == {
+        *(f"{at}.{name}" for at in ("train", "recipe.game.train") for name in saving),
+        *("mesh", "evaluate", "reference.mode", "data.cache_dir", "tokenizer.path"),
+        *(f"model.{name}" for name in ("path", "remat", "attention", "logits_chunk")),
+        *(f"{at}.gather_weights" for at in ("candidates", "evaluate", "recipe.game.sampling")),
+        *("recipe.objectives.box", "recipe.objectives.truth"),
+    }
+
+
 @pytest.mark.parametrize(
     "override",
     [
