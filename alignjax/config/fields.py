@@ -17,17 +17,17 @@ from alignjax.types import Schedule
 
 
 def plain(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function under a partial, or the function itself."""
+    """Returns the function under a partial, or the function itself."""
     return function.func if isinstance(function, functools.partial) else function
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """``module.name`` of a function or of the one under a partial, for messages."""
+    """Names a function, or the one under a partial, as ``module.name``."""
     return f"{plain(function).__module__}.{plain(function).__name__}"
 
 
 def keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters of a function, by name, with annotations that are types."""
+    """Finds the keyword-only parameters of a function; their annotations are types, not text."""
     try:
         signature = inspect.signature(function, eval_str=True)
     except NameError:  # text that names what exists for a type checker only
@@ -36,18 +36,18 @@ def keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; any other annotation is the only one."""
+    """Returns the members of a union; any other annotation is its only one."""
     is_union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
     return typing.get_args(hint) if is_union else (hint,)
 
 
 def takes_function(hint: Any) -> bool:
-    """Whether a parameter annotated like this is given a function, and not a number or a text."""
+    """Tells whether a parameter annotated like this is given a function, not a number or a text."""
     return any(typing.get_origin(o) is collections.abc.Callable for o in _options(hint))
 
 
 def type_name(hint: Any) -> str:
-    """``float | None`` and the like, as a person writes it."""
+    """Writes an annotation as a person does: ``float | None``."""
 
     def name(option: Any) -> str:
         if option is type(None):
@@ -60,7 +60,7 @@ def type_name(hint: Any) -> str:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of the annotated type. An int is a float, a bool is neither."""
+    """Tells whether a value is of the annotated type. An int is a float, a bool is neither."""
     for option in _options(hint):
         plain = typing.get_origin(option) or option
         if plain in (int, float):
@@ -84,7 +84,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def _items(hint: Any, count: int) -> list[Any]:
-    """The annotations of a tuple's items; too few or too many fit no value."""
+    """Returns the annotations of a tuple's items; too few or too many fit no value."""
     args = typing.get_args(hint)
     if not args:
         return [Any] * count
@@ -94,7 +94,7 @@ def _items(hint: Any, count: int) -> list[Any]:
 
 
 def parse(text: str, hint: Any, path: str) -> Any:
-    """A value of the annotated type from its text; numbers, booleans, None, text and tuples.
+    """Reads a value of the annotated type: numbers, booleans, None, text and tuples.
 
     Raises:
       UserError: the text is no such value; ``path`` is the field it was meant for.
@@ -129,7 +129,7 @@ def _parse(text: str, option: Any) -> Any:
 
 
 def describe(value: Any) -> Any:
-    """A config as JSON data: dataclasses as dicts, functions by name with what they bind.
+    """Describes a config as JSON data: dataclasses as dicts, functions by name and keywords.
 
     Two configs that train differently describe differently; a closure (an optax schedule, say) is
     described by its name and the values it closes over.
@@ -167,7 +167,7 @@ def describe(value: Any) -> Any:
 
 
 def sections(config: Any, at: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dataclass of a config with its path, those that its recipe binds included."""
+    """Yields every dataclass of a config with its path, those that its recipe binds included."""
     yield at, config
     for field in dataclasses.fields(config):
         path, value = f"{at}.{field.name}" if at else field.name, getattr(config, field.name)
@@ -180,13 +180,13 @@ def sections(config: Any, at: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def identity(section: Any) -> dict[str, Any]:
-    """The description of a section without the fields that are no part of what a run is."""
+    """Describes a section without the fields that may change between two starts of a run."""
     free = {f.name for f in dataclasses.fields(section) if not f.metadata.get("identity", True)}
     return {name: x for name, x in describe(section).items() if name not in free}
 
 
 def identity_changes(old: dict[str, Any], config: Any) -> list[str]:
-    """``field: old -> new`` where a config would train something else than the described one."""
+    """Lists ``field: old -> new`` where a config would train something else than described."""
     free = [
         f"{at}.{field.name}" if at else field.name
         for at, section in sections(config)
@@ -202,7 +202,7 @@ def identity_changes(old: dict[str, Any], config: Any) -> list[str]:
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
-    """``field: old -> new`` for every leaf at which two descriptions differ."""
+    """Lists ``field: old -> new`` for every leaf at which two descriptions differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         out = []
         for name in sorted(set(old) | set(new)):

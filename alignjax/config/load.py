@@ -97,7 +97,7 @@ def _neighbours(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _blame(error: Exception, file: pathlib.Path, module: types.ModuleType) -> str:
-    """``file:line: what went wrong``, at the last line of the config or of a file beside it."""
+    """Says what went wrong, and at which line of the config or of a file beside it."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
     what = " ".join(f"{type(error).__name__}: {error}".split())
