@@ -52,7 +52,7 @@ flags.DEFINE_bool("sweep", False, "plan: try meshes and remat policies, and rank
 
 
 def usage() -> str:
-    """What ``--help`` prints before the flags."""
+    """Writes what ``--help`` prints before the flags."""
     verbs = "\n".join(f"  {name:<10}{verb.text}" for name, verb in VERBS.items())
     return (
         f"alignjax {alignjax.__version__}: align language models with human preferences.\n\n"
@@ -78,7 +78,7 @@ def run_verb(argv: Sequence[str]) -> int:
 
 
 def _chosen(argv: Sequence[str]) -> "Verb":
-    """The verb on the command line, which takes the flags that are there and has those it needs."""
+    """Finds the verb; it takes all flags on the command line, and has those that it needs."""
     if len(argv) != 2:
         raise UserError(f"wanted one verb out of {', '.join(VERBS)}, found {argv[1:] or 'none'}")
     name = argv[1]

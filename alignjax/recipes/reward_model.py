@@ -56,7 +56,7 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """What came of a reward model."""
+    """A trained reward model's measures."""
 
     summary: dict[str, Any]  # what summary.json holds
     measured: dict[str, Interval]  # held out
@@ -110,7 +110,7 @@ def fit(
 
 
 def _objectives(run: Run) -> tuple[str, ...]:
-    """The objectives that the rows are scored on; none for pairs."""
+    """Finds the objectives that the rows are scored on; none for pairs."""
     names = run.data.train.dataset.objectives
     held_out = run.data.held_out.dataset.objectives
     if held_out != names:
@@ -194,7 +194,7 @@ def _better(rows: Bucketed) -> np.ndarray:
 def _calibration(
     reward: np.ndarray, better: np.ndarray, prompts: list[str]
 ) -> tuple[dict[str, Any], tuple[calibration.Bins, calibration.Bins]]:
-    """A temperature from every second held-out prompt, and what it does on the others.
+    """Fits a temperature on every second held-out prompt, and measures it on the others.
 
     Returns:
       Numbers for the summary, None where there is no pair, and the bins before and after.

@@ -30,7 +30,7 @@ PAIRS, SAMPLES, BEFORE = "pairs", "samples", "samples before"
 
 @dataclasses.dataclass(frozen=True)
 class Players:
-    """Whoever is measured in a round, and whom they are compared with."""
+    """The networks that are measured in a round, and those they are compared with."""
 
     policy: Reference  # of the round
     before: Reference  # the policy whose samples the reward model was trained on
@@ -44,7 +44,7 @@ Ordered = tuple[list[Record], np.ndarray]
 
 
 def measure(game: Game, number: int, players: Players) -> dict[str, Any]:
-    """A line of the game's history; what was measured of the same players is read back.
+    """Measures a line of the game's history; of the same players it is read back.
 
     Args:
       number: of the round.
@@ -93,7 +93,7 @@ def _measure_policy(
 def _measure_rewards(
     game: Game, players: Players, sets: dict[str, Ordered]
 ) -> dict[str, dict[str, Any]]:
-    """How the round's reward model and base order each set, and how far the one is ahead."""
+    """Measures how the round's reward model and base order each set, and how far it is ahead."""
     out: dict[str, dict[str, Any]] = {"reward_model": {}, "base": {}, "ahead": {}}
     for name, (records, better) in sets.items():
         mine = _rank(game, players.reward, records, better)
@@ -116,7 +116,7 @@ def _samples(game: Game, number: int, digest: str, params: Params, ref: Params) 
 
 
 def _comparisons(game: Game) -> Ordered:
-    """Held-out comparisons and their scores ``[N, K]``, NaN for absent responses."""
+    """Returns the held-out comparisons with their scores."""
     return game.held_out, _padded([[x for (x,) in r.scores] for r in game.held_out])
 
 

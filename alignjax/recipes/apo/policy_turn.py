@@ -132,7 +132,7 @@ def _fit(
 
 
 def _config(config: Config, learning_rate: float) -> Config:
-    """The config of the policy's run in a round."""
+    """Makes the config of the policy's run in a round."""
     return dataclasses.replace(
         config,
         recipe=None,

@@ -149,7 +149,7 @@ WHO = {"reward_model": "of the round", "base": "of the pairs alone"}
 
 
 def _ranking(history: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """How the reward models order held-out responses, a cell a round."""
+    """Tabulates how the reward models order held-out responses, a cell a round."""
     rows: dict[str, list[str]] = {}
     for where in (PAIRS, SAMPLES, BEFORE):
         for who, called in WHO.items():
@@ -170,7 +170,7 @@ def _ranking(history: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def _panels(history: list[dict[str, Any]]) -> dict[str, dict[str, list[plots.Round]]]:
-    """What the picture shows: panel -> line -> (round, value, half-width) points."""
+    """Collects the picture's panel -> line -> (round, value, half-width) points."""
     panels: dict[str, dict[str, list[plots.Round]]] = {}
     for line in history:
         for name, x in list(line["policy"].items())[:1]:

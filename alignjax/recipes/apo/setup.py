@@ -32,7 +32,7 @@ log = logging.getLogger("alignjax")
 
 @dataclasses.dataclass(frozen=True)
 class RewardModel:
-    """A reward model at one point of the game; a policy is a `Reference` of what comes next."""
+    """A reward model at one point of the game; policies are `Reference`, of whatever is next."""
 
     folder: pathlib.Path  # as `scorers.reward_model` takes it
     digest: str  # of the parameters

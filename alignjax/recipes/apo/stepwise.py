@@ -131,7 +131,7 @@ def _keep(game: Game, state: GameState) -> tuple[Reference, RewardModel]:
 
 
 def _opponent(game: Game, settings: StepsConfig, base: RewardModel, *, turns: int) -> Opponent:
-    """The reward model's side of the loop, which has so many turns of the policy."""
+    """Makes the reward model's side of a loop that has so many turns of the policy."""
     cycle = Cycle(reward_steps=settings.reward_steps, policy_steps=settings.policy_steps)
     steps = cycle.turns_until(turns) - turns
     answers = [
@@ -152,7 +152,7 @@ def _opponent(game: Game, settings: StepsConfig, base: RewardModel, *, turns: in
 
 
 def _one_shape(game: Game, rows: Bucketed) -> Bucketed:
-    """Golden rows and pairs go into one batch: with several shapes each, all would meet all."""
+    """Pads rows to one shape: golden rows and pairs share a batch, and all would meet all."""
     return bucket(rows.dataset, count=1, multiple=game.config.data.pad_multiple)
 
 
@@ -171,7 +171,7 @@ def _batches(game: Game, rows: Bucketed, steps: int, *, stream: int) -> Batches:
 
 
 def _save_reward_model(game: Game, folder: pathlib.Path, params: Params, digest: str) -> None:
-    """A folder that `scorers.reward_model` takes."""
+    """Saves a folder that `scorers.reward_model` takes."""
     config = reward_turn.config_of(game)
     workdirs.write_json(folder / "config.json", describe(config))
     checkpoint.save_params(folder / "params", params)
