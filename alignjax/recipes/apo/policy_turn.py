@@ -9,7 +9,6 @@ import jax
 
 from alignjax.config import Config
 from alignjax.config.fields import describe
-from alignjax.data.batching import Bucketed
 from alignjax.data.records import Receipt
 from alignjax.recipes.apo import setup
 from alignjax.recipes.apo.setup import Game, RewardModel
@@ -17,6 +16,7 @@ from alignjax.rewards.scorers import open_scorer, reward_model
 from alignjax.runtime import artifacts, checkpoint, workdirs
 from alignjax.stages import bricks, evaluation, learners, pretrained, sample_lists
 from alignjax.stages.reference import Reference, attach
+from alignjax.stages.run import Run
 from alignjax.training import offline
 from alignjax.training.job import Feed
 from alignjax.types import Params
@@ -67,10 +67,11 @@ def train(
         },
         "length": [config.train.steps, config.train.epochs, config.train.batch_size],
     }
+    run = dataclasses.replace(game.run.on(rows), config=config)
     summary = workdirs.kept(
         folder / "summary.json",
         key,
-        lambda: _fit(game, config, number, folder, rows, policy, reference, key),
+        lambda: _fit(run, number, folder, policy, reference, key),
     )
     load = functools.partial(load_trained, config, folder, game)
     return Reference(load, summary["params"])
@@ -85,17 +86,16 @@ def load_trained(config: Config, folder: pathlib.Path, game: Game) -> Params:
 
 
 def _fit(
-    game: Game,
-    config: Config,
+    run: Run,
     number: int,
     folder: pathlib.Path,
-    rows: Bucketed,
     start: Reference,
     reference: Reference,
     key: dict[str, Any],
 ) -> dict[str, Any]:
+    """Trains on the run's rows, in a folder of the round, and returns its summary."""
     artifacts.begin(folder, key)
-    run = dataclasses.replace(game.run.on(rows), config=config)
+    config, rows = run.config, run.data.train
     name = f"round {number}: policy"
     batches = bricks.run_batches(config, rows)
     ref_logps, choice, base = None, None, None
@@ -103,7 +103,7 @@ def _fit(
         base = reference.load()
         title = f"round {number}: reference"
         ref_logps, choice = attach(
-            run, reference.network, title, trained_rows=batches.row_count, params=base
+            run, reference, title, trained_rows=batches.row_count, params=base
         )
     live = choice is not None and choice.mode == "live"
     learner = learners.policy(
