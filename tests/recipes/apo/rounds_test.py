@@ -254,7 +254,7 @@ def test_a_policy_of_empty_responses_is_stopped_with_round_and_share(begun, monk
     monkeypatch.setattr(samples, "respond_in_batches", mute)
     match = (
         r"^round 2: 100\.0% of the policy's \d+ samples to the policy prompts are empty, more than "
-        r"game\.max_empty_fraction = 0\.5 allows$"
+        r"recipe\.game\.max_empty_fraction = 0\.5 allows$"
     )
     settings = config(game=dict(sequential=True))
     refused(settings, begun, match)
