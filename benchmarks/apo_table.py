@@ -5,7 +5,7 @@
     python benchmarks/apo_table.py --out=runs/apo_table --cells=rjs-apo,rrhf-apo,dpo-apo,pg-apo
     python benchmarks/apo_table.py --out=runs/apo_table --report
 
-A cell is a whole game of `configs/apo_world.py`, smaller, in a folder of its own: what has ended is
+A cell is a whole game of `configs/demo/apo.py`, smaller, in a folder of its own: what has ended is
 not run again, and what was killed goes on. The cells of a seed begin with one supervised policy and
 one reward model of the pairs alone, both made once; those of one adversary share its first move,
 which the policy's method does not change. Two processes can split the work once --prepare has made
@@ -95,7 +95,7 @@ def cell(name: str, seed: int, shared: pathlib.Path) -> Config:
         *(f"optim.learning_rate={rate}", f"recipe.game.learning_rates=({rate}, {0.4 * rate})"),
         *(f"reference.mode={mode}", f"data.cache_dir={shared / 'cache'}"),
     ]
-    config = load.load(str(ROOT / "configs" / "apo_world.py"), changes)
+    config = load.load(str(ROOT / "configs" / "demo" / "apo.py"), changes)
     if adversary == "wgan":
         bound: Any = config.reward_loss
         loss = functools.partial(apo.reward_loss_diff, **bound.keywords)

@@ -6,7 +6,7 @@
         --out=runs/hps_table
     python benchmarks/hps_table.py --data=world --report --out=runs/hps_table
 
-A cell is a whole run of `configs/hps_world.py` or `configs/hps_lists.py` with another ``loss`` and
+A cell is a whole run of `configs/demo/hps.py` or `configs/hps_lists.py` with another ``loss`` and
 ``select``, in a folder of its own: what is there is not run again. The cells of one seed and n
 begin with the same reference and the same lists, which are made once and copied. One row is one
 choice of ``--methods`` and ``--preferences``. Means and standard deviations are over seeds; a seed
@@ -40,6 +40,7 @@ LIST = {
     "sppo": sppo.loss_list,
     "nca": nca.loss_list,
 }
+CONFIGS = {"world": "demo/hps.py", "lists": "hps_lists.py"}
 PREFERENCES = ("bt", "pl", "hps")
 BETA = 0.1
 SHARED = ("sft", "tokenizer.model", "candidates", "before.json")  # made by a seed's first cell
@@ -77,7 +78,7 @@ def cell(data: str, path: str, method: str, preference: str, seed: int, n: int) 
         changes.append(f"data.path={path}")
     if n:
         changes.append(f"candidates.samples={n}")
-    config = load.load(str(ROOT / "configs" / f"hps_{data}.py"), changes)
+    config = load.load(str(ROOT / "configs" / CONFIGS[data]), changes)
     if preference == "pl":
         loss, select = functools.partial(LIST[method], beta=BETA), None
     elif preference == "bt":

@@ -46,29 +46,29 @@ def listed(rows: int) -> tuple[str, ...]:
 
 RUNS: tuple[tuple[str, str, str, tuple[str, ...], tuple[str, ...]], ...] = (
     # config, topology, mesh, changes, parts
-    ("hps_qwen25_1p5b", SMALL, "fsdp=8", micro(8) + listed(8), ("step", "sample")),
-    ("apo_qwen25_1p5b", SMALL, "fsdp=8", rounds(8), ("step", "reward", "sample")),
-    ("rdro_qwen25_1p5b", SMALL, "fsdp=8", micro(8), ("step",)),
-    ("paretohqd_qwen25_1p5b", SMALL, "fsdp=8", (), ("step",)),
-    ("hps_llama3_8b", V5P, "fsdp=16", micro(4) + listed(16), ("step", "sample", "score")),
-    ("apo_llama3_8b", V5P, "fsdp=16", rounds(4), ("step", "reward", "sample")),
-    ("rdro_ultrafeedback_llama3_8b", V5P, "fsdp=16", (), ("step",)),
-    ("paretohqd_llama3_8b", V5P, "fsdp=8,tensor=2", micro(1), ("step",)),
-    ("hps_llama3_8b", V5E, "fsdp=64,tensor=4", micro(1) + listed(64), ("step",)),
-    ("apo_llama3_8b", V5E, "fsdp=64,tensor=4", rounds(1), ("step", "reward")),
-    ("rdro_ultrafeedback_llama3_8b", V5E, "fsdp=64,tensor=4", micro(2) + sampled(64), ("step",)),
+    ("hps:1.5b", SMALL, "fsdp=8", micro(8) + listed(8), ("step", "sample")),
+    ("apo:1.5b", SMALL, "fsdp=8", rounds(8), ("step", "reward", "sample")),
+    ("rdro:1.5b", SMALL, "fsdp=8", micro(8), ("step",)),
+    ("paretohqd:1.5b", SMALL, "fsdp=8", (), ("step",)),
+    ("hps:8b", V5P, "fsdp=16", micro(4) + listed(16), ("step", "sample", "score")),
+    ("apo:8b", V5P, "fsdp=16", rounds(4), ("step", "reward", "sample")),
+    ("rdro:8b", V5P, "fsdp=16", (), ("step",)),
+    ("paretohqd:8b", V5P, "fsdp=8,tensor=2", micro(1), ("step",)),
+    ("hps:8b", V5E, "fsdp=64,tensor=4", micro(1) + listed(64), ("step",)),
+    ("apo:8b", V5E, "fsdp=64,tensor=4", rounds(1), ("step", "reward")),
+    ("rdro:8b", V5E, "fsdp=64,tensor=4", micro(2) + sampled(64), ("step",)),
     (
-        "paretohqd_llama3_8b",
+        "paretohqd:8b",
         V5E,
         "fsdp=64,tensor=4",
         ("train.batch_size=64", *micro(1), *sampled(64)),
         ("step",),
     ),
-    ("hps_llama3_70b", LARGE, "fsdp=64,tensor=8", micro(1) + listed(64), ("step",)),
-    ("apo_llama3_70b", LARGE, "fsdp=64,tensor=8", rounds(1), ("step", "reward")),
-    ("rdro_llama3_70b", LARGE, "fsdp=64,tensor=8", micro(2) + sampled(64), ("step",)),
+    ("hps:70b", LARGE, "fsdp=64,tensor=8", micro(1) + listed(64), ("step",)),
+    ("apo:70b", LARGE, "fsdp=64,tensor=8", rounds(1), ("step", "reward")),
+    ("rdro:70b", LARGE, "fsdp=64,tensor=8", micro(2) + sampled(64), ("step",)),
     (
-        "paretohqd_llama3_70b",
+        "paretohqd:70b",
         LARGE,
         "fsdp=64,tensor=8",
         ("train.batch_size=64", *sampled(64)),
@@ -120,7 +120,8 @@ def main() -> None:
     for name, topology, mesh, changes, parts in RUNS:
         if not all(x in f"{name} {topology}" for x in args.only.split(",")):
             continue
-        config = load.load(f"configs/{name}.py", list(changes))
+        file, size = name.split(":")
+        config = load.load(f"configs/{file}.py:{size}", list(changes))
         price = PRICES[topology.partition(":")[0]]
         told = plan.run(config, topology, mesh=mesh, parts=parts, price=price)
         for one in told["plans"]:

@@ -1,5 +1,8 @@
 """Config files: Python with one function, ``get_config() -> Config``, and changes to them.
 
+A file for several sizes has ``get_config(size: Literal["1.5b", "8b"] = "8b")``, and the path tells
+which: ``--config=configs/hps.py:1.5b``.
+
 ``--set loss.beta=0.2`` reaches dataclass fields and keywords bound with `functools.partial` alike.
 """
 
@@ -27,13 +30,18 @@ def load(path: str, overrides: list[str]) -> Config:
 
     A config file imports files beside it by their names, as a script does.
 
+    Args:
+      path: of the file, with ``:size`` behind it where its ``get_config`` takes one.
+      overrides: changes to what it returns.
+
     Raises:
-      UserError: the file is missing, fails or has no ``get_config``, or an override does not fit.
+      UserError: the file is missing, fails or has no ``get_config``, it has no such size, or an
+        override does not fit.
     """
-    file = pathlib.Path(path)
+    file, size = split_path(path)
     if not file.is_file():
         there = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
-        raise UserError(f"--config: no file {path}{did_you_mean(path, there)}")
+        raise UserError(f"--config: no file {file}{did_you_mean(str(file), there)}")
     spec = importlib.util.spec_from_file_location(f"alignjax_config_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise UserError(f"--config: {path} is no Python file (.py)")
@@ -43,7 +51,8 @@ def load(path: str, overrides: list[str]) -> Config:
             spec.loader.exec_module(module)
             if not hasattr(module, "get_config"):
                 raise UserError("defines no get_config()")
-            config = module.get_config()
+            _check_size(module.get_config, size)
+            config = module.get_config(size) if size else module.get_config()
     except UserError as error:
         raise UserError(f"--config: {path}: {error}") from error
     except Exception as error:  # the file is a program: anything may happen in it
@@ -53,6 +62,24 @@ def load(path: str, overrides: list[str]) -> Config:
             f"--config: {path}: get_config() returned {type(config).__name__}, wanted Config"
         )
     return override(config, overrides)
+
+
+def split_path(path: str) -> tuple[pathlib.Path, str]:
+    """Splits ``FILE.py:SIZE`` into the file and the size; the size is empty where none is given."""
+    file, colon, size = path.rpartition(":")
+    if colon and size and not pathlib.Path(path).is_file():
+        return pathlib.Path(file), size
+    return pathlib.Path(path), ""
+
+
+def _check_size(get_config: Any, size: str) -> None:
+    """Refuses a size that ``get_config`` does not take; what its annotation lists is taken."""
+    parameters = list(inspect.signature(get_config).parameters.values())
+    sizes = typing.get_args(parameters[0].annotation) if parameters else ()
+    if size and not sizes:
+        raise UserError(f"found size {size!r}, and the config has one size")
+    if size and size not in sizes:
+        raise UserError(f"wanted one of the sizes {', '.join(sizes)}, found {size!r}")
 
 
 def override(config: Config, overrides: list[str]) -> Config:

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import alignjax
-from alignjax.config import Config
+from alignjax.config import Config, load
 from alignjax.config.fields import describe
 from alignjax.errors import UserError
 from alignjax.runtime import distributed, workdirs
@@ -42,7 +42,7 @@ def check_run(config: Config, path: str, workdir: pathlib.Path) -> None:
     """
     if not distributed.several():
         return
-    text = {"text of --config": _digest(pathlib.Path(path).read_bytes())}
+    text = {"text of --config": _digest(load.split_path(path)[0].read_bytes())}
     check_same(text | _flatten(describe(config), ""))
     check_shared_folder(workdir, "--workdir")
 

@@ -6,7 +6,6 @@ configs are for running; here only their network is looked at.
 
 import dataclasses
 import functools
-import re
 from typing import Any
 
 import jax
@@ -37,19 +36,22 @@ from alignjax.training.step import (
 from alignjax.types import Batch
 from tests import runs
 
-CONFIGS = {
-    str(path.relative_to(runs.ROOT / "configs").with_suffix("")): path
-    for path in sorted((runs.ROOT / "configs").rglob("*.py"))
-}
+SIZES = {"1.5b": 1.5e9, "8b": 8e9, "70b": 70e9}
+FOLDER = runs.ROOT / "configs"
 PAPERS = ("hps", "apo", "rdro", "paretohqd")
 LABELLED = ("bco", "ddro", "kto", "rdro")
 SCORED = ("apo",)  # on samples, which a reward model scores
-SIZES = {"1p5b": 1.5e9, "8b": 8e9, "70b": 70e9}
+LARGE = {f"{paper}:{size}": f"{FOLDER / paper}.py:{size}" for paper in PAPERS for size in SIZES}
+CONFIGS = LARGE | {
+    str(path.relative_to(FOLDER).with_suffix("")): str(path)
+    for path in sorted(FOLDER.rglob("*.py"))
+    if path.stem not in PAPERS or path.parent != FOLDER
+}
 
 
 def size_of(name: str) -> float:
     """Parameters that a config's name tells, 0 where it tells none."""
-    return next((size for ending, size in SIZES.items() if name.endswith(f"_{ending}")), 0.0)
+    return SIZES.get(name.partition(":")[2], 0.0)
 
 
 def batch_of(config: Config, size: int) -> Any:
@@ -152,7 +154,7 @@ def evaluate_step(config: Config) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_mesh_divides_the_network(name):
-    config = load.load(str(CONFIGS[name]), [])
+    config = load.load(CONFIGS[name], [])
     network, _ = shapes_of(config)
     if size := size_of(name):
         count = sum(x.size for x in jax.tree.leaves(network))
@@ -161,15 +163,8 @@ def test_a_mesh_divides_the_network(name):
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if size_of(name)])
 def test_a_step_has_shapes(name):
-    for player in players(load.load(str(CONFIGS[name]), [])):
+    for player in players(load.load(CONFIGS[name], [])):
         evaluate_step(player)
-
-
-def test_every_method_has_its_three_sizes():
-    for paper in PAPERS:
-        for size in SIZES:
-            found = [name for name in CONFIGS if re.match(rf"{paper}_.*{size}$", name)]
-            assert len(found) == 1, f"{paper} at {size}: {found}"
 
 
 def test_a_mesh_that_does_not_divide_is_seen():
@@ -180,10 +175,32 @@ def test_a_mesh_that_does_not_divide_is_seen():
 
 def test_nothing_is_allocated():
     before = {id(x) for x in jax.live_arrays()}
-    config = load.load(str(CONFIGS["rdro_llama3_70b"]), [])
+    config = load.load(CONFIGS["rdro:70b"], [])
     network, _ = shapes_of(config)
     assert {type(x) for x in jax.tree.leaves(network)} == {jax.ShapeDtypeStruct}
     new = [x for x in jax.live_arrays() if id(x) not in before]
     assert sum(x.nbytes for x in new) < 2**20
     assert np.prod(network["head"].shape) * 4 > 2**31
     assert jax.tree.structure(jax.eval_shape(lambda: init_params(config.model, jax.random.key(0))))
+
+
+def test_a_path_tells_the_size(tmp_path):
+    assert load.load(f"{FOLDER / 'hps.py'}:1.5b", []) == load.load(CONFIGS["hps:1.5b"], [])
+    assert load.load(str(FOLDER / "hps.py"), []).model == load.load(CONFIGS["hps:8b"], []).model
+    odd = tmp_path / "my:config.py"  # a colon in a file's own name is none before a size
+    odd.write_text((FOLDER / "demo" / "dpo.py").read_text())
+    load.load(str(odd), [])
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [
+        ("hps.py:9b", r"--config: \S*hps\.py:9b: .*1\.5b, 8b, 70b, found '9b'"),
+        ("demo/dpo.py:8b", r"--config: \S*dpo\.py:8b: found size '8b'"),
+        ("hsp.py:8b", r"no file \S*hsp\.py.*hps\.py"),
+        ("hps.py:", r"no file \S*hps\.py:"),
+    ],
+)
+def test_a_size_that_is_not_there_is_refused(path, wanted):
+    with pytest.raises(UserError, match=wanted):
+        load.load(str(FOLDER / path), [])

@@ -185,10 +185,10 @@ def test_a_sweep_ranks_what_fits_by_time(monkeypatch):
     [
         ("configs/demo/kto.py", "step", 2),
         ("configs/demo/rdro.py", "step", 1),
-        ("configs/hps_world.py", "step", 2),
-        ("configs/rm_world.py", "step", 2),
-        ("configs/apo_world.py", "step", 1),
-        ("configs/apo_world.py", "reward", 5),
+        ("configs/demo/hps.py", "step", 2),
+        ("configs/demo/reward_model.py", "step", 2),
+        ("configs/demo/apo.py", "step", 1),
+        ("configs/demo/apo.py", "reward", 5),
         ("configs/demo/dpo.py", "sft", 2),
     ],
 )
@@ -216,8 +216,8 @@ def test_adapters_hold_a_frozen_base():
 
 def test_networks_trained_side_by_side_are_planned_so():
     changes = ["recipe.objectives.method.at_once=3", "mesh.fsdp=2"]
-    several = load("configs/paretohqd_world.py", changes)
-    one = load("configs/paretohqd_world.py", ["recipe.objectives.method.at_once=1", "mesh.fsdp=2"])
+    several = load("configs/demo/paretohqd.py", changes)
+    one = load("configs/demo/paretohqd.py", ["recipe.objectives.method.at_once=1", "mesh.fsdp=2"])
     mesh = make_mesh(1, 2, 1)
     three, alone = (programs.make(x, mesh, "step") for x in (several, one))
     assert (three.name, alone.name) == ("the step of 3 networks", "the step")
@@ -230,7 +230,7 @@ def test_networks_trained_side_by_side_are_planned_so():
 
 
 def test_a_reward_model_projects_to_no_vocabulary():
-    made = programs.make(config("configs/rm_world.py"), make_mesh(1, 2, 1), "step")
+    made = programs.make(config("configs/demo/reward_model.py"), make_mesh(1, 2, 1), "step")
     counted = dataclasses.replace(config().model, vocab_size=1)
     assert made.model_flops == 3 * measure.forward_flops(counted, 8, 2, 16, 16)
 
@@ -238,8 +238,8 @@ def test_a_reward_model_projects_to_no_vocabulary():
 @pytest.mark.parametrize(
     ("file", "field"),
     [
-        ("configs/apo_world.py", "recipe.game.sampling"),
-        ("configs/hps_world.py", "candidates"),
+        ("configs/demo/apo.py", "recipe.game.sampling"),
+        ("configs/demo/hps.py", "candidates"),
         ("configs/demo/dpo.py", "evaluate"),
     ],
 )

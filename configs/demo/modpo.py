@@ -1,9 +1,9 @@
 """MODPO in the embedded world: helpful against concise, an adapter of rank 8 for each preference.
 
-Data, model, preferences and evaluation are those of `configs/paretohqd_world.py`. Pairs are ordered
+Data, model, preferences and evaluation are those of `configs/demo/paretohqd.py`. Pairs are ordered
 by the objective of the larger weight, the exact scores of the other one are the margin.
 
-Command:   python -m alignjax run --config=configs/modpo_world.py --workdir=runs/modpo
+Command:   python -m alignjax run --config=configs/demo/modpo.py --workdir=runs/modpo
 Hardware:  2 CPU cores
 Time:      5.5 minutes of processor time, both cores together
 Expect:    mean (helpful, concise) of the five preferences from (0.43, 0.82) for concise alone over

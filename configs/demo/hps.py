@@ -3,7 +3,7 @@
 A supervised policy answers every prompt 8 times, the world's exact score ranks the answers, and
 HPS trains on the lists; the best of 5 samples to held-out prompts is reported, as in the paper.
 
-Command:   python -m alignjax run --config=configs/hps_world.py --workdir=runs/hps_world
+Command:   python -m alignjax run --config=configs/demo/hps.py --workdir=runs/hps_world
 Hardware:  2 CPU cores
 Time:      5.5 minutes of processor time
 Expect:    753 lists to train on, 97 held out; RM_DPO from 0 to 9.17 ± 1.77 at a KL of 2.90 ± 0.13;

@@ -1,24 +1,28 @@
-"""APO with the paper's settings: Llama 3 8B against a reward model of its size, three rounds.
+"""APO with the paper's settings: a policy against a reward model of its size, three rounds.
 
 In each round the policy answers every prompt four times; a reward model is trained, from the base
 again, on human pairs and on golden answers against those samples; the policy then learns from the
-best and the worst of its samples, by DPO, the best of the paper's three ways.
-The paper's policies are Alpaca 7B and a Llama 2 7B fine-tuned on Alpaca's data.
+best and the worst of its samples, by DPO, the best of the paper's three ways. The paper's policies
+are Alpaca 7B and a Llama 2 7B fine-tuned on Alpaca's data; all sizes here have their settings. The
+reward model starts where the policy does; the paper's from LLaMA 7B, before any fine-tuning.
 
-The reward model starts where the policy does; the paper's from LLaMA 7B, before any fine-tuning.
-
-Command:   python -m alignjax run --config=configs/apo_llama3_8b.py --workdir=runs/apo_8b \
+Command:   python -m alignjax run --config=configs/apo.py:8b --workdir=runs/apo_8b \
                --set data.path='/data/hh/*/train.jsonl.gz' \
                --set model.path=/models/llama-3-8b-sft \
                --set recipe.game.golden_path=/data/hh_golden.jsonl
-Hardware:  8 GPUs of 80 GB, as in the paper; not run here
-Time:      TODO measure; by plan 0.50 to 1.17 s a step on v5p:2x2x4 (docs/pods.md)
+
+size   model           hardware (not run here)            seconds a step, by plan (docs/pods.md)
+1.5b   Qwen2.5 1.5B    1 GPU of 80 GB                     0.88 to 1.57 on v5e:2x4
+8b     Llama 3 8B      8 GPUs of 80 GB, as in the paper   0.50 to 1.17 on v5p:2x2x4
+70b    Llama 3 70B     64 GPUs of 80 GB                   0.14 to 0.37 on v5p:8x8x8
+
 Expect:    TODO measure; the paper reports reward accuracy 66.7 after one round, 63.0 without APO,
            and a mean score of 2.633 against DPO's 2.445 for its Llama 2 7B
 """
 
 import dataclasses
 from functools import partial
+from typing import Literal
 
 from alignjax import recipes
 from alignjax.config import (
@@ -36,7 +40,14 @@ from alignjax.models import presets
 from alignjax.training import optim
 
 
-def get_config() -> Config:
+def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
+    model = {
+        "1.5b": presets.qwen25_1p5b(),
+        "8b": presets.llama3_8b(),
+        "70b": presets.llama3_70b(),
+    }[size]
+    sampled = 32 if size == "1.5b" else 64  # prompts at a time
+    train = TrainConfig(epochs=1.0, batch_size=64, accumulate=4 if size == "70b" else 8)
     return Config(
         recipe=partial(
             recipes.play_rounds,
@@ -44,24 +55,26 @@ def get_config() -> Config:
                 golden=sources.trl,  # prompt and completion as messages; in the paper, GPT-4's
                 rounds=3,
                 sampling=SamplingConfig(
-                    samples=4, temperature=1.2, max_new_tokens=256, batch_size=64
+                    samples=4, temperature=1.2, max_new_tokens=256, batch_size=sampled
                 ),
                 learning_rates=(5e-6, 2e-6, 9e-7),
                 optim=OptimConfig(learning_rate=1e-6, schedule=optim.linear),
-                train=TrainConfig(epochs=1.0, batch_size=64, accumulate=8),
+                train=train,
             ),
         ),
         data=DataConfig(source=sources.hh, max_prompt_tokens=256, max_response_tokens=256),
-        model=dataclasses.replace(
-            presets.llama3_8b(), dtype="bfloat16", remat="full", logits_chunk=128
-        ),
+        model=dataclasses.replace(model, dtype="bfloat16", remat="full", logits_chunk=128),
         # Human pairs weigh 1, golden answers 0.1 over four samples: the authors' code.
         reward_loss=partial(apo.reward_loss, pair_weight=1.0, sample_weight=0.1 / 4),
         select=bradley_terry.select,
         loss=partial(dpo.loss, beta=0.1),
         optim=OptimConfig(schedule=optim.cosine),
-        train=TrainConfig(epochs=1.0, batch_size=64, accumulate=8, save_every=50),
-        mesh=MeshConfig(fsdp=8),
+        train=dataclasses.replace(train, save_every=50),
+        mesh={
+            "1.5b": MeshConfig(),
+            "8b": MeshConfig(fsdp=8),
+            "70b": MeshConfig(fsdp=16, tensor=4),
+        }[size],
         evaluate=EvaluateConfig(
             prompts=512,
             samples=1,
@@ -70,6 +83,6 @@ def get_config() -> Config:
             top_p=0.85,
             repetition_penalty=1.05,
             max_new_tokens=512,
-            batch_size=64,
+            batch_size=sampled,
         ),
     )

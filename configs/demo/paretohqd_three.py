@@ -1,10 +1,10 @@
 """ParetoHqD in the embedded world with three objectives: seven preferences.
 
-Data and model are those of `paretohqd_world.py`. Responses are curated by how much better they are
+Data and model are those of `paretohqd.py`. Responses are curated by how much better they are
 than the mean of those to their prompt: help is harm for some prompts only, and the best layers are
 else full of the prompts for which it is not.
 
-Command:   python -m alignjax run --config=configs/paretohqd_world3.py --workdir=runs/paretohqd3
+Command:   python -m alignjax run --config=configs/demo/paretohqd_three.py --workdir=runs/paretohqd3
 Hardware:  2 CPU cores
 Time:      4.3 minutes of processor time, both cores together
 Expect:    hypervolume 0.380 [0.344, 0.440] of the box from 0 to 1, faithfulness 0.53 (12 of 51

@@ -1,10 +1,10 @@
 """Adversarial Preference Optimization step by step in the embedded world, in one loop.
 
-As configs/apo_world.py, on the same pairs and golden answers, but the players take turns at every
+As configs/demo/apo.py, on the same pairs and golden answers, but the players take turns at every
 step: one of the reward model on golden answers against samples drawn at that step, beside pairs,
 then one of the policy, by policy gradient on samples drawn at that step.
 
-Command:   python -m alignjax run --config=configs/apo_steps_world.py --workdir=runs/apo_steps
+Command:   python -m alignjax run --config=configs/demo/apo_stepwise.py --workdir=runs/apo_steps
 Hardware:  2 CPU cores
 Time:      8 minutes of processor time, both cores together
 Expect:    true score of samples from 0.629 ± 0.021 to 0.711 ± 0.020 after 120 turns, of the best

@@ -4,7 +4,7 @@ Pairs are drawn from a known noisy preference, golden answers from the preferred
 each round the reward model is trained again, on pairs and on golden answers against the policy's
 samples; the policy is then trained on the best of 4 samples that it ranks.
 
-Command:   python -m alignjax run --config=configs/apo_world.py --workdir=runs/apo
+Command:   python -m alignjax run --config=configs/demo/apo.py --workdir=runs/apo
 Hardware:  2 CPU cores
 Time:      11 minutes of processor time, both cores together
 Expect:    true score of samples from 0.582 ± 0.022 to 0.651, 0.643 and 0.656 ± 0.030 in the three

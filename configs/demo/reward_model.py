@@ -1,6 +1,6 @@
 """A reward model in the embedded world, from nothing: pairs drawn from a known preference.
 
-Command:   python -m alignjax run --config=configs/rm_world.py --workdir=runs/rm
+Command:   python -m alignjax run --config=configs/demo/reward_model.py --workdir=runs/rm
 Hardware:  2 CPU cores
 Time:      1.5 minutes of CPU time; 5 minutes by the clock on a machine with much other work
 Expect:    8,998 pairs to train on and 1,002 held out by prompt: held-out accuracy 0.741 ± 0.027
