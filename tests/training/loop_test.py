@@ -107,15 +107,6 @@ def draw(key, batch):
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """The three arguments of `offline.fit` that say what is trained."""
-
-    job: Job
-    learner: Learner
-    feed: Feed
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Watched(Feed):
     """A feed whose batches are seen on their way: ``see(i, batch)`` of the i-th one read."""
@@ -146,11 +137,11 @@ def job(
     params_shape=SHAPE,
     loss=loss,
     **train,
-) -> Settings:
-    """A run of `TOTAL` steps; ``train`` are fields of its `TrainConfig`."""
+) -> tuple[Job, Learner, Feed]:
+    """What `offline.fit` is given for `TOTAL` steps; ``train`` are fields of a `TrainConfig`."""
     schedule = optax.linear_schedule(0.1, 0.0, 12)
     times = dict(save_every=4, log_every=3, keep=3, max_skipped=3, stuck_after=0.0)
-    return Settings(
+    return (
         Job(
             name="alignment",
             workdir=workdir,
@@ -179,7 +170,7 @@ def begin():
 
 
 def fit(settings, evaluate=None):
-    return offline.fit(settings.job, settings.learner, settings.feed, jax.random.key(7), evaluate)
+    return offline.fit(*settings, jax.random.key(7), evaluate)
 
 
 class StopHereError(Exception):
@@ -494,11 +485,11 @@ def test_bad_steps_before_a_stop_count_after_it(tmp_path):
 
 
 def stored_state(workdir, step=None):
-    settings = job(workdir)
+    its, learner, _ = job(workdir)
     shapes = jax.eval_shape(
-        lambda p: init_state(p, settings.learner.update.optimizer, jax.random.key(0)), SHAPE
+        lambda p: init_state(p, learner.update.optimizer, jax.random.key(0)), SHAPE
     )
-    target = sharding.abstract(shapes, sharding.shard_tree(shapes, settings.job.mesh))
+    target = sharding.abstract(shapes, sharding.shard_tree(shapes, its.mesh))
     with checkpoint.open_store(workdir / "checkpoints", keep=3) as store:
         return checkpoint.restore(store, step or checkpoint.latest(store), target)
 

@@ -57,14 +57,6 @@ def on(mesh, make):
     return jax.jit(make, out_shardings=sharding.shard_tree(jax.eval_shape(make), mesh))
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a run of either loop trains, and where."""
-
-    job: Job
-    learner: Learner
-
-
 def prompts(**changes):
     batches = on_policy.deal_prompts(
         ASKED, buckets=1, multiple=P, batch_size=B, seed=0, steps=STEPS
@@ -75,7 +67,7 @@ def prompts(**changes):
 
 def job(workdir, mesh=None, *, save_every=2):
     mesh = mesh or sharding.make_mesh(1, 1, 1)
-    return Settings(
+    return (
         Job(
             name="online",
             workdir=workdir,
@@ -103,7 +95,7 @@ def liked(batch):
 
 
 def fit(settings, *, score=liked, **changes):
-    return on_policy.fit(settings.job, settings.learner, prompts(**changes), score, KEY)
+    return on_policy.fit(*settings, prompts(**changes), score, KEY)
 
 
 def opponent(mesh, *, reward_steps=2, policy_steps=1, loss=REWARD_LOSS):
@@ -141,8 +133,8 @@ def opponent(mesh, *, reward_steps=2, policy_steps=1, loss=REWARD_LOSS):
 
 
 def play(settings, **changes):
-    its = opponent(settings.job.mesh, **changes)
-    return on_policy_game.play(settings.job, settings.learner, prompts(), its, KEY)
+    its = opponent(settings[0].mesh, **changes)
+    return on_policy_game.play(*settings, prompts(), its, KEY)
 
 
 LOOPS = {"fit": fit, "play": play}
@@ -270,7 +262,7 @@ def test_a_reward_model_without_turns_stays_as_it_is(tmp_path):
     settings = job(tmp_path)
     state, counts = play(settings, reward_steps=0)
     assert (counts["steps"], counts["compiles"]) == (STEPS, 2)
-    begun = on(settings.job.mesh, start_reward)()
+    begun = on(settings[0].mesh, start_reward)()
     assert same_bits(state.reward.params, begun)
 
 
