@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard, a progress bar. Values are fetched one step late.
+"""Reports a run: metrics.jsonl, TensorBoard, a progress bar. Values are fetched one step late.
 
 Fetching late keeps the device busy: while step t runs, the host reads the numbers of step t - 1.
 It also bounds how far the host runs ahead, which CPU collectives need.
@@ -21,11 +21,11 @@ from alignjax.runtime import distributed
 class Writer:
     """Appends metrics to ``metrics.jsonl`` (the source of truth) and to TensorBoard files.
 
-    Of several processes the first one writes; the others' writers do nothing.
+    With several processes the first one writes, and the writers of the others do nothing.
     """
 
     def __init__(self, workdir: pathlib.Path, *, after_step: int) -> None:
-        """Opens the files; lines of steps after ``after_step`` are removed: they run again."""
+        """Opens the files, without the lines of steps after ``after_step``, which run again."""
         import tensorboardX
 
         self._writes = distributed.is_main()
@@ -38,14 +38,14 @@ class Writer:
             kept = [line for line in lines if _step_of(line) <= after_step]
             temporary = self._path.with_name(self._path.name + ".tmp")
             temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            temporary.replace(self._path)  # a kill meanwhile must not cost the lines before
+            temporary.replace(self._path)  # in one step: a kill must not lose the earlier lines
         self._file = self._path.open("a", encoding="utf-8")
         self._board = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=after_step + 1, flush_secs=30
         )
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """One line: ``{"step": step, name: number, ...}``; null for what is not finite."""
+        """Writes a line ``{"step": step, name: number, ...}``; null for what is not finite."""
         if not self._writes:
             return
         finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
@@ -64,16 +64,16 @@ def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # cut short by a kill: dropped
+        return float("inf")  # a kill cut the line short: drop it
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``."""
+    """Reads the lines of a ``metrics.jsonl``."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 class Meter:
-    """Averages between log lines, throughput, and the stop on non-finite steps."""
+    """Averages steps between log lines, measures throughput, and stops on non-finite steps."""
 
     def __init__(self, *, max_skipped: int) -> None:
         self._max_skipped = max_skipped
@@ -88,8 +88,8 @@ class Meter:
     def state(self) -> dict[str, Any]:
         """What it has added up since the last line, as JSON data, for a checkpoint.
 
-        With it, a line that spans a stop is the one of the run that never stopped, save for the
-        throughput, which is of the time since the restart.
+        With it, a line that spans a stop equals that of a run without the stop, save for the
+        throughput, which counts the time since the restart.
         """
         return {
             "bad": list(self._bad),
@@ -99,12 +99,12 @@ class Meter:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a `state`; the clock starts here."""
+        """Continues from a `state`; the clock starts anew."""
         self._bad, self._sums = list(state["bad"]), dict(state["sums"])
         self._counted, self._skipped = state["counted"], state["skipped"]
 
     def add(self, step: int, scalars: dict[str, jax.Array]) -> dict[str, float]:
-        """Takes one step's scalars off the device.
+        """Fetches one step's scalars from the device, and adds them up.
 
         Returns:
           The scalars as numbers.
@@ -133,9 +133,9 @@ class Meter:
         return values
 
     def averages(self) -> dict[str, float]:
-        """Means since the last call, each step by its rows, and throughput per second.
+        """Returns means since the last call, weighted by rows, and throughput per second.
 
-        Tokens are those that are not padding; a prompt counts once, whatever K is.
+        Padding does not count as tokens; a prompt counts once, whatever K is.
         """
         seconds = max(time.perf_counter() - self._since, 1e-9)
         out = {name: total / max(self._counted, 1e-9) for name, total in self._sums.items()}
@@ -148,15 +148,15 @@ class Meter:
 
 @contextlib.contextmanager
 def timed() -> Iterator[list[float]]:
-    """Yields a list that holds the block's seconds once it is left, without those of compiling.
+    """Times a block: yields a list that gets its seconds, without compiling, when it ends.
 
-    Tracing counts as compiling. For blocks that wait for their results: what is still running on
-    the device is not counted.
+    Tracing counts as compiling. The block has to wait for its results: what still runs on the
+    device when it ends is not counted.
     """
     spans: list[tuple[float, float]] = []
     took: list[float] = []
 
-    # JAX calls it with whatever it knows of an event.
+    # JAX passes whatever else it knows of an event as keywords.
     def note(event: str, start_time: float, end_time: float, **_: str | int) -> None:
         if event.startswith("/jax/core/compile/"):
             spans.append((start_time, end_time))
@@ -169,7 +169,7 @@ def timed() -> Iterator[list[float]]:
         until = time.time()
         jax.monitoring.unregister_event_time_span_listener(note)
         compiling, reached = 0.0, since
-        for start, end in sorted(spans):  # one lies inside another where jits are nested
+        for start, end in sorted(spans):  # spans of nested jits lie inside one another
             compiling += max(0.0, end - max(start, reached))
             reached = max(reached, end)
         took.append(max(0.0, until - since - compiling))
@@ -177,9 +177,9 @@ def timed() -> Iterator[list[float]]:
 
 @contextlib.contextmanager
 def progress(title: str, total: int, *, done: int = 0) -> Iterator[Any]:
-    """A progress bar with ETA; yields ``advance(n, **numbers)``. Silent bars where no terminal.
+    """Shows a progress bar with ETA; yields ``advance(n, **numbers)``.
 
-    Of several processes the first one shows it.
+    With several processes the first one shows it.
     """
     import rich.console
     import rich.progress as rp
