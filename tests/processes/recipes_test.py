@@ -69,9 +69,9 @@ def game():
 
 
 def front():
-    """ParetoHqD in two stages for two preferences, as adapters trained side by side."""
-    ends = paretohqd_test.PREFERENCES[::2]
-    return of_objectives(paretohqd_test.config("mesh.fsdp=2"), preferences=ends)
+    """ParetoHqD in two stages for three preferences, as adapters trained side by side."""
+    together = partial(paretohqd_test.noted, at_once=3)
+    return of_objectives(paretohqd_test.config("mesh.fsdp=2"), method=together)
 
 
 def soup():
