@@ -32,9 +32,8 @@ from alignjax.evaluation.statistics import Interval
 from alignjax.models import lora, reward_head
 from alignjax.recipes.run import open_run
 from alignjax.runtime import checkpoint, workdirs
-from alignjax.runtime.faults import fault_point
 from alignjax.runtime.map_rows import map_rows
-from alignjax.stages import adapters, bricks, learners
+from alignjax.stages import adapters, bricks, learners, pretrained
 from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
 from alignjax.training import offline
@@ -104,8 +103,7 @@ def fit(
     params = state.params
     if config.lora is not None:
         params = lora.merge(with_head(base), params, config.lora)
-    checkpoint.save_params(run.workdir / "params", params)
-    fault_point("params", "")
+    pretrained.keep_params(run.workdir / "params", params)
     return _measure(run, params, better, counts)
 
 

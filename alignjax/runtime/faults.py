@@ -11,7 +11,6 @@ import signal
 # Where a run can be ended. The place of the first four is the job and the step, alignment-12; of a
 # part its name, and of the rest the artifact's name, before.json.
 PHASES = (
-    *("params", "ended"),
     "step",  # a step is dispatched, its numbers are not fetched
     "logged",  # a step is to be saved, nothing of it is
     "saving",  # a save is started and goes on in the background

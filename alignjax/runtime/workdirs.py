@@ -16,14 +16,13 @@ import os
 import pathlib
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import alignjax
 from alignjax.config.fields import describe, identity_changes
 from alignjax.errors import UserError
 from alignjax.runtime.distributed import broadcast, run_on_main
-from alignjax.runtime.faults import fault_point
 
 log = logging.getLogger("alignjax")
 
@@ -164,20 +163,6 @@ def remove_here(path: pathlib.Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def kept(path: pathlib.Path, key: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a JSON file holds, if it was written under this key; else what is made and written now.
-
-    Args:
-      key: JSON data that changes whenever the content would.
-    """
-    found: dict[str, Any] = find_json(path) or {}
-    if found.get("key") != key:
-        found = {"key": key, **make()}
-        write_json(path, found)
-        fault_point("kept", path.name)
-    return found
 
 
 def versions() -> dict[str, str]:

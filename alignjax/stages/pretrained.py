@@ -133,20 +133,39 @@ def supervised(
     return lambda: quantize_params(checkpoint.load_params(folder, wanted), quantize, mesh)
 
 
+def keep_params(path: pathlib.Path, params: Params) -> str:
+    """Saves parameters, unless they are there and whole; returns their digest."""
+    digest = checkpoint.tree_digest(params)
+    artifacts.reuse(
+        path,
+        {"params": digest},
+        lambda scratch: checkpoint.save_params(scratch / path.name, params),
+        lambda path: None,
+    )
+    return digest
+
+
 def keep_files(config: Config, workdir: pathlib.Path) -> None:
     """Copies what came with the model, and its tokenizer, into the run's ``pretrained/``."""
-    if config.model.path:
-        run_on_main("pretrained", lambda: _keep_files(config, workdir / "pretrained"))
-
-
-def _keep_files(config: Config, kept: pathlib.Path) -> None:
-    if kept.is_dir():
+    if not config.model.path:
         return
-    with artifacts.new_folder(str(kept)) as made:
-        copy_files(pathlib.Path(config.model.path), made, MODEL_FILES)
-        path = pathlib.Path(config.tokenizer.path)
-        names = TOKENIZER_FILES if path.is_dir() else (path.name,)
-        copy_files(path if path.is_dir() else path.parent, made, names)
+    folder, model, path = workdir / "pretrained", config.model.path, config.tokenizer.path
+    tokenizer = pathlib.Path(path)
+
+    def copy(to: pathlib.Path) -> None:
+        to.mkdir()
+        copy_files(pathlib.Path(model), to, MODEL_FILES)
+        if tokenizer.is_dir():
+            copy_files(tokenizer, to, TOKENIZER_FILES)
+        else:
+            copy_files(tokenizer.parent, to, (tokenizer.name,))
+
+    artifacts.reuse(
+        folder,
+        {"model": model, "tokenizer": path},
+        lambda scratch: run_on_main("pretrained", lambda: copy(scratch / folder.name)),
+        lambda path: None,
+    )
 
 
 def copy_files(source: pathlib.Path, to: pathlib.Path, names: tuple[str, ...]) -> None:

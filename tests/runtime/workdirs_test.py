@@ -116,16 +116,3 @@ def test_versions_are_of_what_runs():
     import jax
 
     assert workdirs.versions()["jax"] == jax.__version__
-
-
-def test_what_is_kept_is_made_once_for_each_key(tmp_path):
-    made = []
-
-    def make():
-        made.append(len(made))
-        return {"x": made[-1]}
-
-    path = tmp_path / "kept.json"
-    for key, wanted in (("a", 0), ("a", 0), ("b", 1), ("b", 1)):
-        assert workdirs.kept(path, key, make) == {"key": key, "x": wanted}
-    assert made == [0, 1]

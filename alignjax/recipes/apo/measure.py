@@ -7,6 +7,7 @@ The true order of samples is the judge's first score, or without a judge the mea
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from alignjax.evaluation import calibration, preferences, statistics
 from alignjax.evaluation.statistics import Interval
 from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.rewards import scorers
-from alignjax.runtime import workdirs
+from alignjax.runtime import artifacts
 from alignjax.sampling.generate import Sample, questions
 from alignjax.stages import evaluation
 from alignjax.stages.reference import Reference
@@ -60,12 +61,13 @@ def measure(game: Game, number: int, players: Players) -> dict[str, Any]:
         "evaluate": describe(game.config.evaluate),
     }
 
-    def make() -> dict[str, Any]:
+    def make(scratch: pathlib.Path) -> dict[str, Any]:
+        del scratch  # what takes long, the samples, is kept by itself
         policy, sets = _measure_policy(game, number, players)
         return {"round": number, "policy": policy, **_measure_rewards(game, players, sets)}
 
     file = game.workdir / f"round-{number}" / "measured.json"
-    line = workdirs.kept(file, key, make)
+    line = artifacts.reuse_json(file, key, make)
     return {name: x for name, x in line.items() if name != "key"}
 
 

@@ -68,10 +68,11 @@ def train(
         "length": [config.train.steps, config.train.epochs, config.train.batch_size],
     }
     run = dataclasses.replace(game.run.on(rows), config=config)
-    summary = workdirs.kept(
+    artifacts.begin(folder, key)
+    summary = artifacts.reuse_json(
         folder / "summary.json",
         key,
-        lambda: _fit(run, number, folder, policy, reference, key),
+        lambda scratch: _fit(run, number, folder, policy, reference),
     )
     load = functools.partial(load_trained, config, folder, game)
     return Reference(load, summary["params"])
@@ -91,10 +92,8 @@ def _fit(
     folder: pathlib.Path,
     start: Reference,
     reference: Reference,
-    key: dict[str, Any],
 ) -> dict[str, Any]:
     """Trains on the run's rows, in a folder of the round, and returns its summary."""
-    artifacts.begin(folder, key)
     config, rows = run.config, run.data.train
     name = f"round {number}: policy"
     batches = bricks.run_batches(config, rows)

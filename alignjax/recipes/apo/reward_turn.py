@@ -123,8 +123,8 @@ def _fit(
         },
     }
 
-    def fit() -> dict[str, Any]:
-        artifacts.begin(folder, key)
+    def fit(scratch: pathlib.Path) -> dict[str, Any]:
+        del scratch  # a killed training goes on from its checkpoints
         if not config.tokenizer.path:
             workdirs.copy(game.workdir / "tokenizer.model", folder / "tokenizer.model")
         workdirs.write_json(folder / "config.json", describe(config))
@@ -136,7 +136,8 @@ def _fit(
         fitted = reward_model.fit(run, language_model, name=name, load_start=load_start)
         return {"params": fitted.summary["reward_model"]["params"]}
 
-    digest = workdirs.kept(folder / "record.json", key, fit)["params"]
+    artifacts.begin(folder, key)
+    digest = artifacts.reuse_json(folder / "record.json", key, fit)["params"]
     target = pretrained.target(config.model, game.mesh, objectives=1)
     load: Any = functools.partial(checkpoint.load_params, folder / "params", target)
     return RewardModel(folder, digest, load)

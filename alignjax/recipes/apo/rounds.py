@@ -31,7 +31,6 @@ from alignjax.recipes.apo.measure import ACCURACY, BEFORE, ECE, PAIRS, SAMPLES, 
 from alignjax.recipes.apo.setup import Game
 from alignjax.recipes.run import open_run
 from alignjax.runtime import workdirs
-from alignjax.runtime.faults import fault_point
 from alignjax.stages import bricks
 from alignjax.stages.check import check_game
 from alignjax.stages.reference import Reference
@@ -130,7 +129,6 @@ def report_game(
     picture = workdir / "report.png"
     plots.plot_rounds(_panels(history), picture)
     workdirs.write_json(workdir / "summary.json", summary)  # last: with it the run has ended
-    fault_point("ended", "")
     tables.say(f"plot: {picture}\nnumbers: {workdir / 'summary.json'}")
     tables.say(
         f"the last reward model: {rewarded}; to score with it: python -m alignjax score "

@@ -39,7 +39,6 @@ from alignjax.recipes.apo.measure import Players, measure
 from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.recipes.run import open_run
 from alignjax.runtime import checkpoint, workdirs
-from alignjax.runtime.faults import fault_point
 from alignjax.stages import bricks, evaluation, fresh_samples, learners, pretrained
 from alignjax.stages.check import check_game
 from alignjax.stages.reference import Reference
@@ -47,7 +46,7 @@ from alignjax.training import on_policy_game
 from alignjax.training.game import Cycle
 from alignjax.training.job import Feed
 from alignjax.training.on_policy_game import Opponent
-from alignjax.types import GameState, Params
+from alignjax.types import GameState
 
 log = logging.getLogger("alignjax")
 
@@ -112,15 +111,11 @@ def _keep(game: Game, state: GameState) -> tuple[Reference, RewardModel]:
     """Saves both players, unless all of them is there; they are read back where they are needed."""
     policy, reward = game.workdir / "policy", game.workdir / "reward"
     digests = {
-        "policy": checkpoint.tree_digest(state.policy.params),
-        "reward": checkpoint.tree_digest(state.reward.params),
+        "policy": pretrained.keep_params(policy, state.policy.params),
+        "reward": pretrained.keep_params(reward / "params", state.reward.params),
     }
-    record = game.workdir / "players.json"
-    if workdirs.find_json(record) != digests:
-        checkpoint.save_params(policy, state.policy.params)
-        _save_reward_model(game, reward, state.reward.params, digests["reward"])
-        fault_point("params", "")
-        workdirs.write_json(record, digests)
+    _describe_reward_model(game, reward, digests["reward"])
+    workdirs.write_json(game.workdir / "players.json", digests)
     load = checkpoint.load_params
     policies = pretrained.target(game.config.model, game.mesh)
     rewards = pretrained.target(game.config.model, game.mesh, objectives=1)
@@ -170,11 +165,10 @@ def _batches(game: Game, rows: Bucketed, steps: int, *, stream: int) -> Batches:
     )
 
 
-def _save_reward_model(game: Game, folder: pathlib.Path, params: Params, digest: str) -> None:
-    """Saves a folder that `scorers.reward_model` takes."""
+def _describe_reward_model(game: Game, folder: pathlib.Path, digest: str) -> None:
+    """Writes what `scorers.reward_model` wants beside the parameters."""
     config = reward_turn.config_of(game)
     workdirs.write_json(folder / "config.json", describe(config))
-    checkpoint.save_params(folder / "params", params)
     if not config.tokenizer.path:
         workdirs.copy(game.workdir / "tokenizer.model", folder / "tokenizer.model")
     described = {"objectives": [], "tokenizer": game.data.tokenizer.digest, "params": digest}
