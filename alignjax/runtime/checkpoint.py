@@ -22,15 +22,15 @@ from alignjax.runtime import distributed
 from alignjax.runtime.sharding import path_name
 
 FORMAT = 2  # raised when what a checkpoint holds changes
-PIECE = 2**28  # bytes of an array that are fetched from other processes at once, about
+PIECE = 2**28  # about so many bytes of an array are fetched from other processes at once
 
 
 @contextlib.contextmanager
 def open_store(directory: pathlib.Path, *, keep: int) -> Iterator[ocp.training.Checkpointer]:
-    """A directory of checkpoints; leaving the context waits for the last save.
+    """Opens a directory of checkpoints; leaving the context waits for the last save.
 
     Args:
-      directory: created if needed; what killed saves left behind is removed.
+      directory: created if needed; the remains of killed saves are removed.
       keep: newest checkpoints kept.
     """
     with _one_line(directory, "cannot be opened"):
@@ -66,7 +66,7 @@ def save(store: ocp.training.Checkpointer, step: int, state: Any, record: dict[s
 
 
 def read_record(store: ocp.training.Checkpointer, step: int) -> dict[str, Any]:
-    """The JSON record of a checkpoint.
+    """Reads the JSON record of a checkpoint.
 
     Raises:
       CheckpointError: unreadable, or written in another format.
@@ -82,7 +82,7 @@ def read_record(store: ocp.training.Checkpointer, step: int) -> dict[str, Any]:
 
 
 def restore(store: ocp.training.Checkpointer, step: int, target: Any) -> Any:
-    """The state of a checkpoint, laid out as ``target`` (shapes with shardings) says.
+    """Reads the state of a checkpoint, laid out as ``target`` (shapes with shardings) says.
 
     Raises:
       CheckpointError: unreadable, or its arrays are not those of ``target``.
@@ -93,7 +93,7 @@ def restore(store: ocp.training.Checkpointer, step: int, target: Any) -> Any:
 
 
 def restore_params(store: ocp.training.Checkpointer, step: int, target: Any) -> Any:
-    """The parameters alone of a checkpoint's state, of a game's the policy's.
+    """Reads the parameters alone of a checkpoint's state; of a game those of the policy.
 
     The optimizer's state is not read.
 
@@ -115,20 +115,20 @@ def restore_params(store: ocp.training.Checkpointer, step: int, target: Any) -> 
 
 
 def save_params(path: pathlib.Path, params: Any) -> None:
-    """Writes the parameters a stage ended with, over older ones; atomic."""
+    """Writes the final parameters of a stage, over older ones; atomic."""
     with _one_line(path, "the parameters cannot be written"):
         ocp.save(path.resolve(), params, overwrite=True)
 
 
 def load_params(path: pathlib.Path, target: Any) -> Any:
-    """Reads them back, laid out as ``target`` (shapes with shardings) says."""
+    """Reads parameters, laid out as ``target`` (shapes with shardings) says."""
     with _one_line(path, "the parameters cannot be read"):
         _check_arrays(ocp.metadata(path.resolve()).metadata, target)
         return ocp.load(path.resolve(), target)
 
 
 def _check_arrays(saved: Any, target: Any) -> None:
-    """Compares shapes and dtypes first: the library names no array, and casts dtypes silently."""
+    """Compares shapes and dtypes: the library names no array, and casts dtypes silently."""
 
     def arrays(tree: Any) -> dict[str, str]:
         def one(x: Any) -> str:
@@ -139,11 +139,11 @@ def _check_arrays(saved: Any, target: Any) -> None:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {path_name(path): one(leaf) for path, leaf in leaves}
 
-    found, wanted = arrays(saved), arrays(target)
+    have, want = arrays(saved), arrays(target)
     other = [
-        f"{name}: wanted {wanted.get(name, 'nothing')}, found {found.get(name, 'nothing')}"
-        for name in sorted(set(found) | set(wanted))
-        if found.get(name) != wanted.get(name)
+        f"{name}: wanted {want.get(name, 'nothing')}, found {have.get(name, 'nothing')}"
+        for name in sorted(set(have) | set(want))
+        if have.get(name) != want.get(name)
     ]
     if other:
         more = f"; and {len(other) - 5} more" if len(other) > 5 else ""
@@ -151,21 +151,21 @@ def _check_arrays(saved: Any, target: Any) -> None:
 
 
 def refuse_other(
-    store: ocp.training.Checkpointer, step: int, found: dict[str, Any], wanted: dict[str, Any]
+    store: ocp.training.Checkpointer, step: int, saved: dict[str, Any], wanted: dict[str, Any]
 ) -> None:
-    """Compares the identities in a record with those of the run about to continue from it.
+    """Refuses to continue from a checkpoint of another run.
 
     Args:
-      store, step: where ``found`` was read, for the message.
-      found: the record's identities, name -> digest or description.
-      wanted: the same of this run.
+      store, step: where ``saved`` was read, for the message.
+      saved: the identities in the checkpoint's record, name -> digest or description.
+      wanted: those of this run.
 
     Raises:
       UserError: names each one that differs.
     """
-    other = [name for name in wanted if found.get(name) != wanted[name]]
+    other = [name for name in wanted if saved.get(name) != wanted[name]]
     if other:
-        pairs = ", ".join(f"{n} {found.get(n)!r} (this run: {wanted[n]!r})" for n in other)
+        pairs = ", ".join(f"{n} {saved.get(n)!r} (this run: {wanted[n]!r})" for n in other)
         raise UserError(
             f"{store.directory}: step {step} belongs to another run: {pairs}; "
             "use another --workdir, or restore what changed"
@@ -173,7 +173,7 @@ def refuse_other(
 
 
 def tree_digest(tree: Any) -> str:
-    """SHA-256 over the path, dtype, shape and bytes of every array of a tree, 16 hex digits."""
+    """Computes a SHA-256 over the path, dtype, shape and bytes of every array; 16 hex digits."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         digest.update(f"{path_name(path)} {np.dtype(leaf.dtype)} {tuple(leaf.shape)} ".encode())
@@ -183,10 +183,7 @@ def tree_digest(tree: Any) -> str:
 
 
 def _pieces(leaf: Any) -> Iterator[np.ndarray]:
-    """An array from its first row to its last; what several processes hold, not all at once.
-
-    Fetching puts it on every device in full.
-    """
+    """Yields an array in blocks of rows: fetching one that is spread puts it on every device."""
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or not leaf.ndim:
         yield distributed.fetch(leaf)
         return
@@ -198,7 +195,7 @@ def _pieces(leaf: Any) -> Iterator[np.ndarray]:
 
 @contextlib.contextmanager
 def _one_line(directory: Any, what: str) -> Iterator[None]:
-    """Turns what the checkpoint library raises into one line that names the directory."""
+    """Turns errors of the checkpoint library into one line that names the directory."""
     try:
         yield
     except CheckpointError:

@@ -1,9 +1,9 @@
 """The run's folder: who owns it, which config it belongs to, files that are never half.
 
-Of several processes the first one alone looks into the folder for what decides what happens next,
-and alone writes small files; the others are told what it found, and wait until a file is there. So
-all take the same way, however late their view of a shared folder is. What is here is called by all
-processes alike. Checkpoints are written by all: `alignjax.runtime.checkpoint`.
+Of several processes the first one alone reads and writes these files; the others wait for it and
+get what it read. So all decide alike, however late their view of a shared folder is. All processes
+call the functions here, except those that say "this process alone". Checkpoints are written by all:
+`alignjax.runtime.checkpoint`.
 """
 
 import contextlib
@@ -85,7 +85,7 @@ def _write_config(workdir: pathlib.Path, config: Any, allow_change: bool) -> Non
 
 
 def find_json(path: pathlib.Path) -> Any:
-    """The content of a JSON file; None where there is none.
+    """Reads a JSON file; None where there is none.
 
     Raises:
       UserError: it is not JSON.
@@ -94,16 +94,16 @@ def find_json(path: pathlib.Path) -> Any:
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """The content of a JSON file that is there.
+    """Reads a JSON file.
 
     Raises:
-      UserError: it is not, or not JSON.
+      UserError: there is none, or it is not JSON.
     """
     return broadcast(f"read {path.name}", lambda: read_here(path))
 
 
 def read_here(path: pathlib.Path) -> Any:
-    """As `read_json`, of this process alone: for what `broadcast` and `run_on_main` are given."""
+    """As `read_json`, but this process alone: for use inside `broadcast` and `run_on_main`."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -111,7 +111,7 @@ def read_here(path: pathlib.Path) -> Any:
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """As `write`, of JSON data."""
+    """As `write`, for JSON data."""
     write(path, as_json(content))
 
 
@@ -121,12 +121,12 @@ def write(path: pathlib.Path, content: bytes) -> None:
 
 
 def as_json(content: Any) -> bytes:
-    """The bytes of a JSON file with this content."""
+    """Encodes JSON data as the bytes of a file."""
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def write_here(path: pathlib.Path, content: bytes) -> None:
-    """As `write`, of this process alone."""
+    """As `write`, but this process alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(content)
@@ -134,12 +134,12 @@ def write_here(path: pathlib.Path, content: bytes) -> None:
 
 
 def names(folder: pathlib.Path, pattern: str) -> list[str]:
-    """Names of the files in a folder that match, sorted; none where there is no folder."""
+    """Lists the files of a folder that match, sorted; none where there is no folder."""
     return broadcast(f"list {folder.name}", lambda: sorted(p.name for p in folder.glob(pattern)))
 
 
 def sha256(path: pathlib.Path) -> str:
-    """The digest of a file's content; empty where there is none."""
+    """Computes the digest of a file; empty where there is none."""
 
     def digest() -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
@@ -158,7 +158,7 @@ def remove(path: pathlib.Path) -> None:
 
 
 def remove_here(path: pathlib.Path) -> None:
-    """As `remove`, of this process alone."""
+    """As `remove`, but this process alone."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -166,7 +166,7 @@ def remove_here(path: pathlib.Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """The versions of the packages that a result depends on."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "alignjax": alignjax.__version__,

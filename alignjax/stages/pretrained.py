@@ -1,4 +1,4 @@
-"""Models that runs start from and end in: folders as transformers saves them, and imported ones.
+"""The parameters that runs start from and end in: folders of models, on the mesh.
 
 An imported folder holds what came with the model (config.json, the tokenizer's files), and the
 parameters as a checkpoint of ours in ``params/``; ``imported.json`` says in which dtype.
@@ -36,7 +36,7 @@ MODEL_FILES = ("config.json", "generation_config.json")
 
 
 def resolve(config: Config, *, runs: bool = True) -> Config:
-    """The config with the shape and, unless it names another, the tokenizer of ``model.path``.
+    """Fills in the shape and, unless the config names another, the tokenizer of ``model.path``.
 
     Args:
       config: of a run.
@@ -61,7 +61,7 @@ def resolve(config: Config, *, runs: bool = True) -> Config:
 
 
 def target(config: ModelConfig, mesh: Mesh, *, objectives: int = 0) -> Params:
-    """Shapes, dtypes, shardings of a policy's parameters, or a reward model's with M outputs."""
+    """Shapes, dtypes and shardings of the parameters of a policy, or of a reward model."""
     init = functools.partial(init_params, config)
     if objectives:
         init = functools.partial(reward_head.init_params, config, objectives=objectives)
@@ -70,7 +70,7 @@ def target(config: ModelConfig, mesh: Mesh, *, objectives: int = 0) -> Params:
 
 
 def load(config: ModelConfig, mesh: Mesh, quantize: str = "") -> Params:
-    """The parameters in ``config.path``, in ``config.param_dtype``, on the mesh.
+    """Loads the parameters in ``config.path``, in ``config.param_dtype``, on the mesh.
 
     Args:
       config: of the network.
@@ -91,7 +91,7 @@ def load(config: ModelConfig, mesh: Mesh, quantize: str = "") -> Params:
 
 
 def quantize_params(params: Params, kind: str, mesh: Mesh) -> Params:
-    """Parameters with codes and scales in the place of projections; ``kind`` empty: themselves."""
+    """Replaces projections by their codes and scales; ``kind`` empty: leaves them as they are."""
 
     def leaf(path: tuple[Any, ...], parameter: Array) -> Any:
         return _quantized_leaf(sharding.path_name(path), parameter, kind=kind, mesh=mesh)
@@ -111,13 +111,13 @@ def _quantized_leaf(path: str, parameter: Array, *, kind: str, mesh: Mesh) -> An
 
 
 def fresh(model: ModelConfig, seed: int, mesh: Mesh, quantize: str = "") -> Callable[[], Params]:
-    """What gives the parameters that a run begins with, from ``model.path`` or from the seed."""
+    """Makes a loader of the parameters that a run begins with: ``model.path`` or the seed."""
     if model.path:
         return functools.partial(load, model, mesh, quantize)
     init = functools.partial(init_params, model, jax.random.key(seed))
     shards = sharding.shard_tree(jax.eval_shape(init), mesh)
-    made = jax.jit(init, out_shardings=shards)
-    return lambda: quantize_params(made(), quantize, mesh)
+    initialise = jax.jit(init, out_shardings=shards)
+    return lambda: quantize_params(initialise(), quantize, mesh)
 
 
 def supervised_params(workdir: pathlib.Path) -> pathlib.Path:
@@ -128,9 +128,9 @@ def supervised_params(workdir: pathlib.Path) -> pathlib.Path:
 def supervised(
     model: ModelConfig, workdir: pathlib.Path, mesh: Mesh, quantize: str = ""
 ) -> Callable[[], Params]:
-    """What loads them."""
-    wanted, folder = target(model, mesh), supervised_params(workdir)
-    return lambda: quantize_params(checkpoint.load_params(folder, wanted), quantize, mesh)
+    """Makes a loader of these parameters."""
+    layout, folder = target(model, mesh), supervised_params(workdir)
+    return lambda: quantize_params(checkpoint.load_params(folder, layout), quantize, mesh)
 
 
 def keep_params(path: pathlib.Path, params: Params) -> str:

@@ -15,7 +15,7 @@ from tests.processes import members
 SCRIPT = """
     import json, pathlib, sys
     import numpy as np
-    from alignjax.runtime import checkpoint, distributed, sharding
+    from alignjax.runtime import artifacts, checkpoint, distributed, sharding
     from alignjax.errors import CheckpointError, UserError
 
     distributed.start()
@@ -53,6 +53,13 @@ SCRIPT = """
         distributed.broadcast("bad", fail)
     except UserError as error:
         told["bad"] = f"{error.exit_code} {error}"
+
+    def make(scratch):
+        return {"who": artifacts.part(scratch, "part", lambda: me)}
+
+    artifact = folder / "artifact.json"
+    told["made"] = artifacts.reuse_json(artifact, "key", make)
+    told["reused"] = artifacts.reuse_json(artifact, "key", fail)
     (folder / f"told{me}.json").write_text(json.dumps(told))
     distributed.leave()
 """
@@ -93,3 +100,8 @@ def test_all_are_told_what_process_0_found(told):
         assert t["large"] == 10**6
     assert told[0]["bad"] == "3 seen by 0"
     assert told[1]["bad"] == "3 process 0: seen by 0"
+
+
+def test_an_artifact_is_that_of_process_0(told):
+    for t in told:
+        assert t["made"] == t["reused"] == {"key": "key", "who": 0}
