@@ -377,7 +377,7 @@ PARTS = ("adapters_alone", "misspelt", "wrong_k")
 # Cases that are run again, as a program that gets SIGTERM at this place and is started once more.
 STOPPED = {
     "dpo_cached": "step:alignment-3",
-    "sampled_lists": "generated:train-000001",
+    "sampled_lists": "part:train-000001",
     "reward_model": "step:supervised-1",
     "game_rounds": "step:round 2: policy-1",
     "game_steps": "step:game-5",
