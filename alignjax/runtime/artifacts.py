@@ -112,7 +112,8 @@ def _begin(folder: pathlib.Path, key: Any) -> None:
         if folder.is_dir() and not _same(_read(path), key):
             log.warning("%s was begun under another config: beginning again", folder)
             shutil.rmtree(folder)
-        workdirs.write_here(path, workdirs.as_json(key))
+        if not path.is_file():
+            workdirs.write_here(path, workdirs.as_json(key))
 
 
 @contextlib.contextmanager
