@@ -89,7 +89,8 @@ def write(rows: Iterable[Row], folder: str | os.PathLike[str], receipt: Receipt)
     folder, rows = os.fspath(folder), iter(rows)
     first = next(rows, None)
     if first is None:
-        raise DataError(f"no rows left to train on: {_one_line(receipt)}")
+        lines = (" ".join(line.split()) for line in receipt.render().splitlines())
+        raise DataError(f"no rows left to train on: {'; '.join(lines)}")
     os.makedirs(folder)
     columns = _Columns(objectives=first.record.objectives)
     location = _write_rows(columns.through(itertools.chain([first], rows)), folder)
@@ -169,10 +170,6 @@ def in_memory(rows: Iterable[Row]) -> Dataset:
         path="memory",
         _rows=kept,
     )
-
-
-def _one_line(receipt: Receipt) -> str:
-    return "; ".join(" ".join(line.split()) for line in receipt.render().splitlines())
 
 
 @dataclass

@@ -152,13 +152,8 @@ def copy(source: pathlib.Path, to: pathlib.Path) -> None:
     run_on_main(f"copy {source.name}", lambda: write_here(to, source.read_bytes()))
 
 
-def remove(path: pathlib.Path) -> None:
-    """Removes a file, or a folder with all that is in it; it may be gone already."""
-    run_on_main(f"remove {path.name}", lambda: remove_here(path))
-
-
 def remove_here(path: pathlib.Path) -> None:
-    """As `remove`, but this process alone."""
+    """Removes a file, or a folder and all in it, or nothing; this process alone."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
