@@ -43,6 +43,7 @@ def refused(command, folder, each):
     return lines.pop()
 
 
+@pytest.mark.slow
 def test_other_code(command, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(runs.ROOT / "alignjax", copy / "alignjax")
@@ -64,6 +65,7 @@ def test_another_seed(command, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_other_data(command, tmp_path):
     line = refused(command, tmp_path, [{}, {"ROWS": "41"}])
     assert line.startswith("alignjax: the processes disagree on the data's training records: ")

@@ -79,7 +79,7 @@ SCRIPT = """
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def told(tmp_path_factory, whole_run):
     """What three processes found out, in order; they find each other as tasks of Slurm."""
     folder = tmp_path_factory.mktemp("processes")
     script = runs.write(folder / "script.py", SCRIPT)

@@ -66,7 +66,7 @@ SCRIPT = """
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def told(tmp_path_factory, whole_run):
     """What each of two processes of two devices found."""
     folder = tmp_path_factory.mktemp("rows")
     script = runs.write(folder / "script.py", SCRIPT)

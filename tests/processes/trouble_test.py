@@ -46,6 +46,7 @@ def test_process_0_is_stopped(compiled, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_an_error_of_one_ends_all_with_its_code_and_line(compiled, tmp_path):
     each = ({}, {"MEMBER_TROUBLE": "error-5"})
     codes, output = members.start(tmp_path, each, **compiled)

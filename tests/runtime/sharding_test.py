@@ -239,7 +239,8 @@ def assert_same_steps(found, wanted):
     chex.assert_trees_all_close(found, wanted, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 2), pytest.param((8, 1, 1), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 4, 2), (8, 1, 1)])
 def test_steps_on_any_mesh_equal_those_on_one_device(single, shape):
     assert_same_steps(two_steps(shape), single)
 
@@ -257,6 +258,7 @@ def test_accumulated_steps_with_a_cached_reference_are_the_same(single, shape, w
     assert_same_steps(two_steps(shape, **way), single)
 
 
+@pytest.mark.slow
 def test_steps_that_differ_a_little_are_told_apart(single):
     changed = two_steps((1, 1, 1), norm_eps=1e-3)
     with pytest.raises(AssertionError):
