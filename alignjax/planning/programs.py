@@ -23,7 +23,7 @@ from alignjax.models import logps, quantized
 from alignjax.planning.measure import bytes_per_device, forward_flops
 from alignjax.runtime import sharding
 from alignjax.sampling.decode import sample
-from alignjax.stages import bricks, learners, pretrained
+from alignjax.stages import bricks, learners, pretrained, reference
 from alignjax.stages.check import bind_fraction, check_losses, drawn_responses, keeps_cache
 from alignjax.training import offline
 from alignjax.training.job import Learner
@@ -126,14 +126,27 @@ def make_learner(
     if of.reward_loss is not None:
         learner = learners.reward_model(of, mesh, steps, load_start=_nothing, base=base)
     else:
-        live = False
-        if part != "sft" and of.reference.mode != "none":
-            live = of.reference.mode == "live" or not keeps_cache(of, rows)
-            if not live:
-                zeros: Any = np.zeros(batch.response_length.shape, np.float32)
-                batch = dataclasses.replace(batch, ref_logps=zeros)
-        learner = learners.policy(of, mesh, steps, load_reference=_nothing, base=base, live=live)
+        mode = "none" if part == "sft" else _reference_mode(of, rows)
+        if mode == "cache":
+            zeros: Any = np.zeros(batch.response_length.shape, np.float32)
+            batch = dataclasses.replace(batch, ref_logps=zeros)
+        learner = learners.policy(
+            of, mesh, steps, load_reference=_nothing, base=base, live=mode == "live"
+        )
     return of, learner, _rows(batch, mesh), drawn_responses(of, rows)
+
+
+def _reference_mode(config: Config, rows: Bucketed) -> str:
+    """Decides how steps see the reference as a run does that finds a table if it may."""
+    return reference.choose(
+        config.reference.mode,
+        rows=0,
+        responses=0,
+        trained_rows=0,
+        drawn=0,
+        cacheable=keeps_cache(config, rows),
+        cached=True,
+    ).mode
 
 
 def _nothing() -> Params:
