@@ -17,7 +17,7 @@ from alignjax.types import Batch
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What the rows of a batch are padded to, in tokens."""
+    """The lengths that the rows of a batch are padded to, in tokens."""
 
     prompt: int
     response: int
@@ -97,7 +97,7 @@ def choose_shapes(
 
 
 def shuffled(rows: int, seed: int) -> Iterator[int]:
-    """Row indices for ever: every epoch holds each row once, in an order of its own."""
+    """Yields row indices without end: every epoch holds each row once, in its own order."""
     import grain
 
     order = grain.MapDataset.range(rows).seed(seed).shuffle().repeat()

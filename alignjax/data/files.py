@@ -67,7 +67,7 @@ class Row:
 
 
 def kind(value: object) -> str:
-    """What a JSON value is called in messages."""
+    """The name of a JSON value's type in messages."""
     names = {bool: "bool", int: "number", float: "number", str: "text", list: "list"}
     return names.get(type(value), "null" if value is None else "object")
 
@@ -97,7 +97,7 @@ def text(value: object, key: str, origin: str) -> str:
 
 
 def expand(path: str) -> list[str]:
-    """The files a path or glob stands for, sorted.
+    """Lists the files that a path or glob stands for, sorted.
 
     Raises:
       DataError: no such file, or a glob without a match; names the nearest file of the folder.
@@ -106,9 +106,9 @@ def expand(path: str) -> list[str]:
         return [path]
     if os.path.isdir(path):
         raise DataError(f"{path} is a folder; give a file or a pattern such as {path}/*.jsonl")
-    found = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
-    if found:
-        return found
+    files = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
+    if files:
+        return files
     folder, name = os.path.split(path)
     if not os.path.isdir(folder or ".") and not glob.has_magic(folder):
         raise DataError(f"{path}: no folder {folder}")
@@ -206,7 +206,7 @@ def _lines(path: str) -> Iterator[tuple[int, str, bool]]:
 
 
 def _document(path: str) -> tuple[str, int]:
-    """The text of a whole file, and the position of its first character that is not blank."""
+    """Reads a whole file: its text, and the position of its first character that is not blank."""
     compressed = os.path.getsize(path)
     parts, size = [], 0
     with _open(path) as file:
@@ -319,9 +319,10 @@ def _list_items(path: str, document: str, start: int) -> Iterator[tuple[int, Any
         follows = document[position : position + 1]
         if follows not in (",", "]"):
             here = document.count("\n", 0, position) + 1
-            what = f"found {follows!r}, expected ',' or ']'" if follows else "JSON ends early"
-            hint = "" if follows else " (file truncated?)"
-            raise DataError(f"{path}:{here}: {what}{hint}")
+            problem = "JSON ends early (file truncated?)"
+            if follows:
+                problem = f"found {follows!r}, expected ',' or ']'"
+            raise DataError(f"{path}:{here}: {problem}")
         expect_item = follows == ","
         position = skip(position + 1) if expect_item else position
     rest = skip(position + 1)

@@ -18,8 +18,8 @@ beta_1                            ``beta``
 T = log pi_theta / pi_ref         ``logps.log_ratio``
 ================================  ==========================================================
 
-The policy's move on K samples scored by the reward model is any loss on ``batch.scores``. The
-paper's three, and `loss`, which ascends the game's own value::
+The policy may take its turn on K samples, scored by the reward model, with any loss that reads
+``batch.scores``. The paper's three, and `loss`, which ascends the game's own value::
 
     rejection sampling   select=apo.select_best        loss=sft.loss
     RRHF                                               loss=rrhf.loss
@@ -96,7 +96,7 @@ def reward_loss(
 def reward_loss_diff(
     scores: Array, batch: Batch, *, pair_weight: float = 1.0, sample_weight: float = 0.025
 ) -> tuple[Array, Metrics]:
-    """The same with the difference of rewards, as a Wasserstein critic: the ablation "WGAN".
+    """Fits the difference of rewards itself, as a Wasserstein critic: the ablation "WGAN".
 
     Eq. 14 in adversarial rows, `reward_loss` in the others::
 

@@ -66,9 +66,8 @@ def loss(
     check_pairs(logps, "dpo.loss")
     reward = beta * implicit(logps)
     margin = reward[:, 0] - reward[:, 1]
-    losses = -(1 - label_smoothing) * jax.nn.log_sigmoid(
-        margin
-    ) - label_smoothing * jax.nn.log_sigmoid(-margin)
+    as_labelled, flipped = jax.nn.log_sigmoid(margin), jax.nn.log_sigmoid(-margin)
+    losses = -(1 - label_smoothing) * as_labelled - label_smoothing * flipped
     return losses, pair_metrics(reward, logps.policy)
 
 
@@ -88,7 +87,7 @@ def check_pairs(logps: Logps, loss_name: str) -> None:
 
 
 def pair_metrics(reward: Array, policy: Array) -> Metrics:
-    """The metrics of a pair loss, under TRL's names.
+    """Computes the metrics of a pair loss, under TRL's names.
 
     Args:
       reward: ``[B, 2]`` implicit rewards of the chosen and the rejected response.
@@ -102,7 +101,7 @@ def pair_metrics(reward: Array, policy: Array) -> Metrics:
 
 
 def reward_metrics(reward: Array) -> Metrics:
-    """What the rewards ``[B, 2]`` of a chosen and a rejected response say.
+    """Summarises the rewards ``[B, 2]`` of a chosen and a rejected response.
 
     Returns:
       Four entries ``[B]``. ``rewards/accuracies`` is 1 where the chosen response has the larger

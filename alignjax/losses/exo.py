@@ -1,4 +1,4 @@
-"""Efficient Exact Optimization: the reverse KL divergence to what the preferences say.
+"""Efficient Exact Optimization: the reverse KL divergence to the preferred distribution.
 
 ================================  ==========================================================
 paper                             code
@@ -48,7 +48,7 @@ def loss(
       logps: ``[B, 2]`` nats.
       batch: not read: which response was chosen is its index.
       beta: beta_pi, reward per nat; > 0.
-      label_smoothing: e, what is left to the rejected response; in (0, 0.5).
+      label_smoothing: e, the probability that the rejected response gets; in (0, 0.5).
       implicit: log pi_theta / pi_ref, or another reward per unit of beta, as in dpo.loss.
 
     Returns:

@@ -286,9 +286,9 @@ def _expected(reward: Array, batch: Batch, gamma: float) -> Array:
 
 
 def _log_q(batch: Batch, negatives: Array, gamma: float) -> Array:
-    """Eq. 9: ``[B, K]`` log q, -inf for what is no negative.
+    """Eq. 9: ``[B, K]`` log q, -inf for responses that are no negatives.
 
-    A list without negatives gets a uniform q, so that nothing is divided by 0; callers void it.
+    A list without negatives gets a uniform q, to avoid a division by 0; callers ignore its result.
     """
     among = negatives | ~negatives.any(axis=1, keepdims=True)
     hardness = gamma * jnp.where(negatives, ranking_scores(batch), 0.0)

@@ -1,4 +1,4 @@
-"""Noise Contrastive Alignment: rewards as labels of what is signal and what is noise.
+"""Noise Contrastive Alignment: rewards say which responses are signal and which are noise.
 
 ================================  ==========================================================
 paper                             code

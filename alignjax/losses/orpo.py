@@ -12,7 +12,7 @@ LARGEST = -1e-6
 
 
 def implicit(logps: Logps) -> Array:
-    """What ORPO compares, before it becomes odds: p of Eq. 3, ``[B, K]`` nats per token."""
+    """``[B, K]`` p of Eq. 3, whose odds ORPO compares, nats per token; no reference."""
     return logps.per_token
 
 

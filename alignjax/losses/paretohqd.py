@@ -110,7 +110,7 @@ def curate_linear(
         s_omega = sum_i omega_i (r^i - r_min^i) / (r_max^i - r_min^i)
 
     Arguments, result, errors and dropped objectives are those of `curate`; ties go to the earlier
-    row, and no layers are taken: with positive weights what is largest is not dominated.
+    row. It takes no layers: with positive weights the largest sums are not dominated anyway.
     """
     points, weights = _checked(scores, preferences, size)
     _enough(len(points), size, preferences, "the data")
@@ -135,10 +135,11 @@ def high_quality(scores: np.ndarray, *, size: int, depth: int | None = None) -> 
 
 
 def layers(points: np.ndarray) -> np.ndarray:
-    """Non-dominated sorting: the layer of every point, 0 for what nothing dominates.
+    """Sorts points into non-dominated layers: the layer of each, 0 for the best.
 
     A point dominates another if it is at least as good in all objectives and better in one. Layer
-    i is what nothing dominates once the layers before it are taken away; equal points share one.
+    i holds the points that nothing dominates once earlier layers are removed; equal points share a
+    layer.
 
     Args:
       points: ``[N, M]``.
@@ -156,7 +157,7 @@ def layers(points: np.ndarray) -> np.ndarray:
 
 
 def crowding(points: np.ndarray) -> np.ndarray:
-    """Crowding distance of every point among the given ones: how much room it has for itself.
+    """Computes the crowding distance of every point: how much room it has to itself.
 
     The sum over objectives of the gap between a point's two neighbours in that objective, in units
     of the objective's range; infinite for the extremes of an objective (Deb et al., NSGA-II). An
@@ -218,7 +219,7 @@ def distances(
 
 
 def check_points(points: np.ndarray, name: str = "scores") -> np.ndarray:
-    """The points as float64.
+    """Converts points to float64.
 
     Raises:
       ValueError: they are not ``[N, M]`` finite numbers with N >= 1 and M >= 1.

@@ -142,7 +142,7 @@ def loss_top1(
 
 
 def ranking_scores(batch: Batch) -> Array:
-    """``[B, K]`` scores, without gradient, -inf for what takes no part in the ranking.
+    """``[B, K]`` scores, without gradient, -inf for responses that take no part in the ranking.
 
     Raises:
       ValueError: there is not exactly one score per response, or K < 2.
@@ -167,7 +167,7 @@ def ranking_scores(batch: Batch) -> Array:
 
 
 def best_and_negatives(batch: Batch) -> tuple[Array, Array]:
-    """The best response of every list, and the responses it is preferred to.
+    """Finds the best response of every list, and the responses it is preferred to.
 
     Responses tied with the best are not negatives. A response that is absent, or whose score is
     not finite, is neither.

@@ -9,7 +9,7 @@ from alignjax.types import Array, Batch, Logps, Metrics, trains
 
 
 def implicit(logps: Logps) -> Array:
-    """What PRO ranks responses by: p, ``[B, K]`` nats per token, no reference."""
+    """``[B, K]`` log-probability per token p, by which PRO ranks, nats; no reference."""
     return logps.per_token
 
 

@@ -1,4 +1,4 @@
-"""Length-regularised DPO: what is preferred, less what length alone explains."""
+"""Length-regularised DPO: preferences, less the part that length alone explains."""
 
 from alignjax.losses import dpo
 from alignjax.types import Array, Batch, Implicit, Logps, Metrics

@@ -130,7 +130,7 @@ def class_weights(
 
 
 def mixture(alpha: float | None, desirable_fraction: float | None, loss_name: str) -> float:
-    """The share of p+ in the reference: alpha if given, else the desirable fraction.
+    """Returns the share of p+ in the reference: alpha if given, else the desirable fraction.
 
     Raises:
       ValueError: neither is given, or it is outside (0, 1).
@@ -151,7 +151,7 @@ def _fraction(desirable_fraction: float | None, loss_name: str) -> float:
 
 
 def inside_unit(value: float, name: str, loss_name: str) -> float:
-    """The value, which has to lie in (0, 1); a traced one is not looked at.
+    """Checks that a value lies in (0, 1) and returns it; a traced one is not checked.
 
     Raises:
       ValueError: it does not.
@@ -162,7 +162,7 @@ def inside_unit(value: float, name: str, loss_name: str) -> float:
 
 
 def label_metrics(log_ratio: Array, batch: Batch) -> Metrics:
-    """What labelled responses did, per row, so that averages over rows can be divided.
+    """Computes metrics of labelled responses per row, in a form that averages well over rows.
 
     Args:
       log_ratio: ``[B, K]`` nats.
@@ -171,8 +171,8 @@ def label_metrics(log_ratio: Array, batch: Batch) -> Metrics:
     Returns:
       Three entries ``[B]``: ``desirable``, the share of the row's responses that are;
       ``log_ratio/desirable`` and ``log_ratio/undesirable``, the row's sum of T over that class
-      divided by all its responses. A class's mean is its average over ``desirable``'s, or over 1
-      less it.
+      divided by all its responses. The mean T of desirable responses is then the average of
+      ``log_ratio/desirable`` divided by that of ``desirable``; of undesirable ones, by 1 less it.
     """
     count = jnp.maximum(batch.present.sum(axis=1), 1)
     good = batch.present & desirable(batch, "label_metrics")

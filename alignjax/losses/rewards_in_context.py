@@ -1,4 +1,4 @@
-"""Rewards-in-Context (RiC): one policy that is told in its prompt how good to be at what.
+"""Rewards-in-Context (RiC): one policy whose prompt states the rewards to aim for.
 
 ================================  ==========================================================
 paper                             code
@@ -12,9 +12,10 @@ low, high                         `normal_limits` (as published) or `data_limits
 multi-objective rejection         `online_targets`, what samples are asked for, and `keep`
 ================================  ==========================================================
 
-Offline, every response is imitated under a prompt that tells its own rewards. Online, the policy
-is asked for much of all objectives but one; samples that are good at something are imitated under
-the rewards they did get. A preference is then a matter of what the prompt asks for.
+Offline, the policy imitates every response under a prompt that states the rewards of that response.
+Online, prompts ask for high rewards on all objectives but one; samples with a high reward on some
+objective are imitated under the rewards that they really got. To follow a preference, the prompt
+asks for the rewards that the preference maps to.
 
 Reference: Yang et al., Rewards-in-Context: Multi-objective Alignment of Foundation Models with
 Dynamic Preference Adjustment, arXiv 2402.10207; code YangRui2015/RiC@0d7267f.
@@ -30,7 +31,7 @@ from alignjax.types import Array, Batch, Logps, Metrics
 def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
     """Fits responses given the prompt and the rewards that they got, by maximum likelihood.
 
-    The loss of all stages, which is `sft.loss` at K = 1 on prompts that tell R::
+    The loss of all stages, which is `sft.loss` at K = 1 on prompts that state R::
 
         loss = -log pi_theta(y | x, R)
 
@@ -53,7 +54,7 @@ def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
 
 
 def score_text(scores: np.ndarray | tuple[float, ...]) -> str:
-    """M z-scores as the prompt tells them, rounded to one decimal.
+    """Writes M z-scores as the prompt states them, rounded to one decimal.
 
     As published, but for -0.0, which is 0.0 here.
 
@@ -67,10 +68,10 @@ def score_text(scores: np.ndarray | tuple[float, ...]) -> str:
 def normal_limits(
     scores: np.ndarray, *, draws: int = 50_000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The smallest and the largest of so many standard normal draws, as published.
+    """Takes the smallest and the largest of many standard normal draws, as published.
 
     About -4.2 and 4.2. Where z-scores of the data do not reach that far, as those of bounded
-    rewards do not, this asks for what was never seen: see `data_limits`.
+    rewards do not, this asks for rewards that training never showed: see `data_limits`.
 
     Args:
       scores: ``[N, M]``; only M is read.
@@ -85,7 +86,7 @@ def normal_limits(
 
 
 def data_limits(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The smallest and the largest z-score of every objective among the training responses.
+    """Takes the smallest and largest z-score of every objective among the training responses.
 
     Args:
       scores: ``[N, M]`` z-scores.
@@ -134,10 +135,10 @@ def linear(preference: tuple[float, ...], low: np.ndarray, high: np.ndarray) -> 
 def online_targets(
     rng: np.random.Generator, count: int, *, low: np.ndarray, high: np.ndarray
 ) -> np.ndarray:
-    """What samples of the online stage are asked for: all of everything, but of one objective.
+    """Draws the rewards to ask for in the online stage: high on all objectives but one.
 
-    M places between low and high are drawn uniformly; the lowest one stands, the others become
-    high. No target dominates another one that is low elsewhere.
+    M places between low and high are drawn uniformly; the lowest one is kept, the others become
+    high. So no target dominates another whose low objective differs.
 
     Args:
       rng: where the draws come from.
@@ -153,7 +154,7 @@ def online_targets(
 
 
 def keep(scores: np.ndarray, *, quantile: float = 0.7) -> np.ndarray:
-    """Which responses are good at something: at or above that quantile of any objective.
+    """Selects responses that reach a quantile of at least one objective.
 
     Args:
       scores: ``[N, M]``.

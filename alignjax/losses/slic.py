@@ -22,7 +22,7 @@ from alignjax.types import Array, Batch, Implicit, Logps, Metrics, trains
 
 
 def implicit(logps: Logps) -> Array:
-    """What `loss` compares, log P: ``[B, K]`` nats, 0 for absent responses; no reference."""
+    """``[B, K]`` log P, which `loss` compares, nats; 0 for absent responses; no reference."""
     return jnp.where(logps.length > 0, logps.policy, 0.0)
 
 

@@ -19,7 +19,7 @@ from alignjax.types import Array
 
 @flax.struct.dataclass(kw_only=True)
 class View:
-    """What the tokens of one pass see: the same for every layer."""
+    """The tokens of one pass: their places, and the prompt they see; the same for every layer."""
 
     angle: Array  # [B, S, D/2] float32, rotary angle of each token
     window_angle: Array | None  # the same for layers with a window, where theirs differ

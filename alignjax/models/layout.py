@@ -1,14 +1,15 @@
-"""Where arrays lie on the mesh while a program runs: said here, or the compiler chooses.
+"""States where arrays lie on the mesh while a program runs; else the compiler chooses.
 
-Left alone it spreads what a lookup or a product ends with like its weights, and so computes all
-rows on every device. An array knows the mesh of the program it is traced in; where that is not the
-library's (one device, NumPy arrays) everything here is the identity. Nothing changes a value.
+Left alone, the compiler spreads the result of a lookup or a product like its weights, and so
+computes all rows on every device. An array knows the mesh of the program it is traced in; where
+that is not the library's (one device, NumPy arrays) all functions here are the identity. Nothing
+here changes a value.
 
     rows      split over ``data`` and ``fsdp``, from the first token to the loss
     width     whole; but split over ``fsdp`` in the lookup, so that no table is gathered for it
     sequence  split over ``tensor`` between the blocks, where norms and sums are: an all-reduce
-              becomes a reduce-scatter and an all-gather, and what is kept for the backward pass
-              is a part
+              becomes a reduce-scatter and an all-gather, and each device keeps only its part for
+              the backward pass
     weights   whole over ``fsdp`` while a layer uses them, gathered in the type of the product; a
               gradient goes back to its part in one reduce-scatter
 """
@@ -30,7 +31,7 @@ LINES = (P("tensor", None), P("tensor", "fsdp"))  # of o, down, embedding and he
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def move(x: Array, to: P, back: P) -> Array:
-    """Places an array, and its gradient on the way back.
+    """Places an array, and on the way back its gradient.
 
     Args:
       x: any array.
@@ -55,13 +56,13 @@ move.defvjp(_forward, _backward)
 
 
 def mesh_of(x: Array) -> AbstractMesh | None:
-    """The mesh of the program that an array is traced in, if that is the library's."""
+    """The mesh of the program that an array is traced in; None if it is not the library's."""
     mesh: AbstractMesh = jax.typeof(x).sharding.mesh
     return mesh if {*ROWS, "tensor"} <= {*mesh.axis_names} else None
 
 
 def placed(x: Array, spec: P) -> Array:
-    """The array where a program wants it; its gradient goes where the compiler likes, see `move`.
+    """Places an array; the compiler chooses for its gradient, unlike in `move`.
 
     Args:
       x: any array.
@@ -114,8 +115,8 @@ def rows(x: Array) -> Array:
 def looked_up(x: Array) -> Array:
     """States ``[B, S, width]`` fresh from the embedding.
 
-    Every device looks all rows up in its part of the table; what is exchanged are states, which
-    are few beside the table.
+    Every device looks all rows up in its part of the table, and the devices exchange the states,
+    which are small beside the table.
     """
     part = P("data", None, "fsdp")
     return rows(move(x, part, part))
@@ -132,13 +133,13 @@ def parted(x: Array) -> Array:
 
 
 def copies(x: Array, count: int) -> Array:
-    """``[F, ...]``: a copy of an array for each of the F places that rows are split over.
+    """``[F, ...]``: copies an array for each of the F places that rows are split over.
 
-    The gradient that a loop adds up stays with each copy, and the copies are summed once, after the
-    loop; of the array itself the compiler would sum every turn's part over all places. Where the
-    array is split over ``tensor`` it does that well, into parts at once, and a whole gradient would
-    cost more memory than it saves (`benchmarks/tpu_step.py`: 0.28 GiB more for 1.6 of 17.9 sent):
-    there F is 1.
+    In a loop, each copy then adds up its own gradient, and the copies are summed once, after the
+    loop; with one array the compiler would sum over all places in every turn. Where the array is
+    split over ``tensor``, the compiler's sum is cheap (a reduce-scatter into parts), and copies
+    would cost more memory than they save (`benchmarks/tpu_step.py`: 0.28 GiB more for 1.6 of 17.9
+    sent): there F is 1.
 
     Args:
       x: any array, whole over ``data`` and ``fsdp``.
@@ -154,7 +155,7 @@ def copies(x: Array, count: int) -> Array:
 
 
 def gathered(parts: dict[str, Array], weights: tuple[P, P]) -> dict[str, Array]:
-    """A quantised kernel for the product: what is gathered are its codes. It has no gradient."""
+    """Gathers a quantised kernel for the product, as codes; it has no gradient."""
     return {name: placed(part, weights[0]) for name, part in parts.items()}
 
 

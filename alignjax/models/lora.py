@@ -38,7 +38,7 @@ from alignjax.types import Array, Params
 
 
 def init(config: LoraConfig, base: Params, key: Array) -> Params:
-    """Fresh adapters.
+    """Initialises adapters.
 
     Args:
       config: rank and targets.
@@ -66,7 +66,7 @@ def join(
     key: Array | None = None,
     rows: Array | None = None,
 ) -> Params:
-    """One tree for ``apply``: the base's arrays themselves, with the adapters beside them.
+    """Puts adapters beside the base's kernels, in one tree for ``apply``; no array is copied.
 
     Args:
       base: the network's parameters.
@@ -106,7 +106,7 @@ def low_rank(x: Array, leaves: dict[str, Any]) -> Array:
 
 
 def merge(base: Params, adapters: Params, config: LoraConfig) -> Params:
-    """Full parameters ``W + (alpha / r) A B``: the sum in float32, stored in the base's dtype.
+    """Adds adapters to the base, ``W + (alpha / r) A B``: in float32, stored in the base's dtype.
 
     A quantised base is decoded first: the result is the network that was trained, up to rounding.
     """

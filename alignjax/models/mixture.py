@@ -29,7 +29,7 @@ class Mixture:
 
 
 def mix(policies: Sequence[Params], weights: Sequence[float]) -> Mixture:
-    """A mixture of policies of one architecture.
+    """Makes a mixture of policies of one architecture.
 
     Args:
       policies: M parameter trees with the same names, shapes and types.
@@ -43,8 +43,8 @@ def mix(policies: Sequence[Params], weights: Sequence[float]) -> Mixture:
             f"mixture: wanted a weight for each policy, found {len(policies)} policies and "
             f"{len(weights)} weights"
         )
-    found = np.asarray(weights, np.float32)
-    if not (np.isfinite(found).all() and (found >= 0).all() and found.sum() > 0):
+    values = np.asarray(weights, np.float32)
+    if not (np.isfinite(values).all() and (values >= 0).all() and values.sum() > 0):
         raise UserError(
             f"mixture: wanted finite weights >= 0 that are not all 0, found {list(weights)}"
         )
@@ -55,16 +55,16 @@ def mix(policies: Sequence[Params], weights: Sequence[float]) -> Mixture:
     for i, other in enumerate(policies[1:], start=1):
         if shapes(other) != shapes(policies[0]):
             raise UserError(f"mixture: policy {i} has other parameters than policy 0")
-    return Mixture(policies=tuple(policies), weights=jnp.asarray(found))
+    return Mixture(policies=tuple(policies), weights=jnp.asarray(values))
 
 
 def policies_of(params: Params | Mixture) -> tuple[Params, ...]:
-    """The policies that are to be run: one, or those of a mixture."""
+    """Lists the policies to run: one, or those of a mixture."""
     return params.policies if isinstance(params, Mixture) else (params,)
 
 
 def each_policy(function: Callable[[Params], Params], params: Params | Mixture) -> Params | Mixture:
-    """With every policy that is to be run changed alike."""
+    """Applies a function to each policy."""
     if not isinstance(params, Mixture):
         return function(params)
     return dataclasses.replace(params, policies=tuple(function(p) for p in params.policies))

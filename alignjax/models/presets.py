@@ -1,4 +1,4 @@
-"""Published models by name: shapes only, for configs that read well and for planning.
+"""Published models by name: their shapes, for configs and for planning.
 
     model=dataclasses.replace(presets.llama31_8b(), path="Llama-3.1-8B", dtype="bfloat16")
 

@@ -37,7 +37,7 @@ BLOCK = 64  # inputs that share a scale in nf4
 
 @functools.partial(jax.jit, static_argnames="kind")
 def encode(kernel: Array, kind: str) -> dict[str, Array]:
-    """Codes and scales of stacked kernels.
+    """Quantises stacked kernels to codes and scales.
 
     Args:
       kernel: ``[layers, in, out]``; out is even.
@@ -50,17 +50,17 @@ def encode(kernel: Array, kind: str) -> dict[str, Array]:
     def layer(x: Array) -> dict[str, Array]:
         x = x.astype(jnp.float32)
         if kind == "int8":
-            found = qwix.quantize(x, jnp.int8, channelwise_axes=(1,))
-            return {"codes": found.qvalue, "scale": found.scale}
-        found = qwix.quantize(x, "nf4", channelwise_axes=(1,), tiled_axes={0: block})
-        codes = found.qvalue.astype(jnp.uint8)
-        return {"codes": codes[:, ::2] | codes[:, 1::2] << 4, "scale": found.scale}
+            q = qwix.quantize(x, jnp.int8, channelwise_axes=(1,))
+            return {"codes": q.qvalue, "scale": q.scale}
+        q = qwix.quantize(x, "nf4", channelwise_axes=(1,), tiled_axes={0: block})
+        codes = q.qvalue.astype(jnp.uint8)
+        return {"codes": codes[:, ::2] | codes[:, 1::2] << 4, "scale": q.scale}
 
     return jax.lax.map(layer, kernel)  # a layer at a time: float32 copies stay small
 
 
 def decode(leaves: dict[str, Array]) -> Array:
-    """``[..., in, out]`` float32 kernels of what `encode` gave, of all layers or of one."""
+    """Decodes codes and scales, of all layers or of one, to ``[..., in, out]`` float32 kernels."""
     import qwix
 
     codes, kind = leaves["codes"], "int8"
@@ -73,7 +73,7 @@ def decode(leaves: dict[str, Array]) -> Array:
 # Recomputed in the backward pass: kept, the kernels of all layers would be in memory at once.
 @jax.checkpoint
 def product(x: Array, leaves: dict[str, Array]) -> Array:
-    """``x W`` of one layer, in x's dtype; W is there for the moment.
+    """``x W`` of one layer, in x's dtype; W is decoded for this product alone.
 
     Args:
       x: ``[B, S, in]``.
@@ -83,7 +83,7 @@ def product(x: Array, leaves: dict[str, Array]) -> Array:
 
 
 def decoded(params: Params) -> Params:
-    """Parameters with kernels where there are codes, in the type of the others."""
+    """Decodes every quantised kernel of a parameter tree, to the type of its norms."""
     stored = params["norm"]["scale"].dtype
     layers = {
         name: {**own, "kernel": decode(own["kernel"]).astype(stored)}

@@ -25,7 +25,7 @@ from alignjax.types import Array, Batch, Params
 
 
 def response_scores(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
-    """Scores of every response, larger is better.
+    """Scores every response, larger is better.
 
     Args:
       params: a reward model's, see `from_language_model`.
@@ -58,9 +58,9 @@ score_responses = jax.jit(response_scores, static_argnames="config")
 
 
 def from_language_model(params: Params, *, objectives: int = 1) -> Params:
-    """A reward model that starts from a language model: its decoder, and a head of zeros.
+    """Makes a reward model out of a language model: its decoder, and a head of zeros.
 
-    So every response scores 0 before the first step, and every comparison is a coin toss.
+    Before the first step every response scores 0.
 
     Args:
       params: the language model's parameters.
@@ -72,7 +72,7 @@ def from_language_model(params: Params, *, objectives: int = 1) -> Params:
 
 
 def init_params(config: ModelConfig, key: Array, *, objectives: int = 1) -> Params:
-    """A reward model from nothing: a fresh decoder and a head of zeros."""
+    """Initialises a reward model: a random decoder and a head of zeros."""
     return from_language_model(transformer.init_params(config, key), objectives=objectives)
 
 

@@ -172,7 +172,7 @@ def parse_prompt(text: str) -> Prompt | None:
 
 
 def _subjects(topic: str, verb: str) -> tuple[str, ...]:
-    """What the answer is about, by relevance."""
+    """The subject of an answer, by its relevance."""
     group, place = divmod(TOPICS.index(topic), len(TOPIC_GROUPS[0]))
     related = TOPIC_GROUPS[group][(place + 1) % len(TOPIC_GROUPS[0])]
     unrelated = TOPIC_GROUPS[(group + 5) % len(TOPIC_GROUPS)][place]

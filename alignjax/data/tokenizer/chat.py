@@ -1,4 +1,4 @@
-"""Chat templates: jinja2, sandboxed and bounded, because they come with a model and may be hostile.
+"""Renders chat templates with jinja2, sandboxed and bounded: they come with models, from strangers.
 
 A template sees what Hugging Face's do: ``messages``, ``add_generation_prompt``, the special tokens
 by name (``bos_token``, ...), ``raise_exception``, ``strftime_now``, the filter ``tojson``, the
@@ -192,7 +192,7 @@ def _replace_concat(tree: Any, attribute: Callable[[str], Any]) -> Any:
 
 
 class _TemplateError(UserError):
-    """What a template says about a row through ``raise_exception``."""
+    """An error that a template raises about a row through ``raise_exception``."""
 
 
 def _raise(message: str) -> None:

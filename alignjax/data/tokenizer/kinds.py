@@ -140,25 +140,15 @@ def _without_prefix(node: Any) -> Any:
 
 def huggingface_parts(file: str, content: bytes) -> Parts:
     """Reads a ``tokenizer.json``."""
-    import tokenizers
-
-    def load(settings: str, *, specials_as_text: bool) -> Any:
-        tokenizer: Any = tokenizers.Tokenizer.from_str(settings)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        if specials_as_text:
-            tokenizer.encode_special_tokens = True
-        return tokenizer
-
     try:
         start_settings = content.decode()
         rest_settings = _continued(start_settings)
         # A large vocabulary takes long to load: load the second pair only where it differs.
         same = rest_settings is start_settings
-        start = load(start_settings, specials_as_text=False)
-        start_text = load(start_settings, specials_as_text=True)
-        rest = start if same else load(rest_settings, specials_as_text=False)
-        rest_text = start_text if same else load(rest_settings, specials_as_text=True)
+        start = _load(start_settings, specials_as_text=False)
+        start_text = _load(start_settings, specials_as_text=True)
+        rest = start if same else _load(rest_settings, specials_as_text=False)
+        rest_text = start_text if same else _load(rest_settings, specials_as_text=True)
     except Exception as error:  # the library raises plain Exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{file}: not a usable tokenizer.json ({reason})") from None
@@ -183,6 +173,17 @@ def huggingface_parts(file: str, content: bytes) -> Parts:
         encode_rendered=encoder(start, rest),
         decode=lambda ids: start.decode(ids, skip_special_tokens=True),
     )
+
+
+def _load(settings: str, *, specials_as_text: bool) -> Any:
+    import tokenizers
+
+    tokenizer: Any = tokenizers.Tokenizer.from_str(settings)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if specials_as_text:
+        tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def _continued(settings: str) -> str:

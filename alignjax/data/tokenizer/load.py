@@ -228,9 +228,7 @@ def load(
     used = (i for i in (bos_id, eos_id) if i is not None)
     specials = {**parts.specials, **{parts.id_to_token(i): i for i in used}}
     special_tokens = {**named, **{name: parts.id_to_token(i) for name, i in ids.items()}}
-    identity = json.dumps(
-        [template, bos_id, eos_id, sorted(specials.items()), sorted(special_tokens.items())]
-    ).encode()
+    settings = [template, bos_id, eos_id, sorted(specials.items()), sorted(special_tokens.items())]
     # Longest first: the pattern must not find a special token inside a longer one.
     longest_first = sorted(specials, key=len, reverse=True)
     return Tokenizer(
@@ -238,7 +236,7 @@ def load(
         eos_id=eos_id,
         bos_id=bos_id,
         pad_id=ids.get("pad_token", eos_id),
-        digest=hashlib.sha256(hashlib.sha256(content).digest() + identity).hexdigest(),
+        digest=_digest(content, settings),
         chat_template=template,
         template_name=template_name,
         special_tokens=special_tokens,
@@ -248,6 +246,11 @@ def load(
         encode_rendered=parts.encode_rendered,
         decode_ids=parts.decode,
     )
+
+
+def _digest(content: bytes, settings: list[Any]) -> str:
+    identity = hashlib.sha256(content).digest() + json.dumps(settings).encode()
+    return hashlib.sha256(identity).hexdigest()
 
 
 def _named_ids(parts: Parts, named: dict[str, str], file: str) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What each family's config.json and tensor names look like: tables, read in both directions."""
+"""Tables of each family's config.json fields and tensor names, used for reading and writing."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from alignjax.models.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What the models of one ``model_type`` have in common.
+    """The properties that all models of one ``model_type`` share.
 
     Attributes:
       architecture: the class of a policy that config.json names.

@@ -1,8 +1,8 @@
-"""A model's folder to parameters on their devices, one tensor at a time.
+"""Loads a model's folder into parameters on their devices, one tensor at a time.
 
 Tensors are copied from the file, a layer's or some rows at a time, and written into their place in
-the parameters on the devices: the host holds a piece, never the model. All is checked before the
-first byte of a tensor is read. Nothing is unpickled and no code of a model is run.
+the parameters on the devices: the host holds a piece, never the model. Everything is checked before
+the first byte of a tensor is read. Nothing is unpickled and no code of a model is run.
 """
 
 import dataclasses
@@ -155,7 +155,7 @@ def load_params(
       target: `jax.ShapeDtypeStruct` with shardings, in the tree of ``init_params``. Values are
         converted to its dtypes; to float32 that is exact.
       config: the network, see `resolve`.
-      finish: what is kept of a parameter, given its path; called before the next one is read.
+      finish: (path, parameter) -> what to keep of it; called before the next one is read.
 
     Raises:
       UserError: names every tensor that is missing, left over, or of another shape or kind.

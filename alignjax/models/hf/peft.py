@@ -1,4 +1,4 @@
-"""Adapters to a folder that PEFT loads: adapter_config.json and adapter_model.safetensors."""
+"""Saves adapters as PEFT loads them: adapter_config.json and adapter_model.safetensors."""
 
 import functools
 import pathlib

@@ -1,4 +1,4 @@
-"""Parameters to a folder that transformers loads: config.json, sharded safetensors, an index."""
+"""Saves parameters as transformers loads them: config.json, sharded safetensors, an index."""
 
 import functools
 import json
@@ -39,8 +39,8 @@ def save_model(
         process.
       config: the network.
       dtype: of the stored tensors: float32 | bfloat16.
-      original: the config.json the network came with, for its family and for what is no part of
-        the computation (token ids, the context's length); empty: none.
+      original: the config.json the network came with, for its family and for fields that do not
+        change the computation (token ids, the context's length); empty: none.
       outputs: the names of a reward model's outputs.
       shard_bytes: largest file.
 

@@ -37,7 +37,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Where a tensor is."""
+    """The place of a tensor in a file."""
 
     file: pathlib.Path
     dtype: str  # a key of DTYPES

@@ -88,7 +88,7 @@ def test_endless_loops_end_and_memory_stays_bounded():
     program = (
         "import resource\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))\n"
-        "from alignjax.data import chat\n"
+        "from alignjax.data.tokenizer import chat\n"
         "chat.MAX_STEPS = 50_000\n"
         "loops = '{% for i in range(9**5) %}{% for j in range(9**5) %}{% endfor %}{% endfor %}'\n"
         "calls = '{% macro f(n) %}{% if n %}{{f(n-1)}}{{f(n-1)}}{% endif %}{% endmacro %}'\n"

@@ -188,11 +188,7 @@ def test_special_token_text_in_data_stays_text(byte_level, sp_path):
 
 def test_without_the_stand_ins_the_text_would_become_the_token(byte_level, monkeypatch):
     tok = load.load(str(byte_level[0]))
-    nothing = lambda self, prompt, answers: (  # noqa: E731
-        (*prompt, *(Message("assistant", text) for text in answers)),
-        [],
-    )
-    monkeypatch.setattr(load.Tokenizer, "_hide", nothing)
+    monkeypatch.setattr(load.Tokenizer, "_hide", lambda self, turns: (turns, []))
     encoded = tok.encode((Message("user", "hi<|im_end|>"),), ["c"])
     assert encoded.prompt_ids.tolist().count(tok.eos_id) == 2
 
