@@ -1,0 +1,345 @@
+"""The documentation names what is there: commands, configs, fields, files, names, sections."""
+
+import argparse
+import ast
+import copy
+import functools
+import importlib
+import pathlib
+import re
+import shlex
+
+import pytest
+from absl import flags
+
+from alignjax import cli
+from alignjax.config import Config, load
+from alignjax.errors import UserError
+from alignjax.types import Logps
+from tests import layering_test
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+PAGES = sorted([ROOT / "README.md", CONTRIBUTING, ROOT / "BUILD.md", *ROOT.glob("docs/**/*.md")])
+SCRIPTS = sorted(
+    [
+        *ROOT.glob("configs/**/*.py"),
+        *ROOT.glob("benchmarks/*.py"),
+        *(path for path in ROOT.glob("launch/*") if path.suffix in (".py", ".sh", ".sbatch")),
+    ]
+)
+# Where a command begins, and which of its words are those of ``alignjax``.
+STARTS = re.compile(
+    r"(?:python3? -m alignjax|python benchmarks/\w+\.py|python launch/local\.py|"
+    r"launch/(?:tpu_vm|gke)\.sh run|launch/tpu_vm\.sh all|sbatch [^\n`]*?launch/slurm\.sbatch)"
+    r"(?= |$|`|\n)[^\n`]*"
+)
+OVERRIDE = re.compile(r"--set[ =]([\w.]+=(?:'[^']*'|[^\s`,)]+))")
+# A module and something of it, as in `dpo.loss`; names of files are not meant.
+NAME = re.compile(r"(?<![\w./])([a-z_]\w*)\.([A-Za-z_]\w*)(?![\w/]|\.\w)")
+FILE = re.compile(r"(?<![\w./<*])(?:[\w-]+/)+[\w.-]+\.(?:py|md|sh|sbatch|yaml|txt)(?![\w/])")
+EXAMPLES = ("name.py", "name_test.py", "name_data.py")  # of files that a reader is to write
+
+
+def spans(text: str) -> list[str]:
+    """Blocks of code and what stands in backticks; a span that is broken over lines is one line."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+    prose = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.M | re.S)
+    indented = re.findall(r"^    \S.*$", prose, re.M)
+    inline = re.findall(r"`+([^`]+)`+", prose)
+    return [*blocks, *indented, *(re.sub(r"\s*\n\s*", " ", span) for span in inline)]
+
+
+def text_of(path: pathlib.Path) -> list[str]:
+    """The places of a file that commands can stand in: code of a page, docstring of a script."""
+    text = path.read_text()
+    if path.suffix == ".md":
+        return spans(text)
+    return [ast.get_docstring(ast.parse(text)) or ""] if path.suffix == ".py" else comments(text)
+
+
+def comments(script: str) -> list[str]:
+    """The comment at the head of a shell script, without the signs in front."""
+    lines = [line.lstrip("#") for line in script.splitlines() if line.startswith("#")]
+    return ["\n".join(lines)]
+
+
+def commands(texts: list[str]) -> list[str]:
+    """Commands, each on one line, without a remark behind it."""
+    found = []
+    for text in texts:
+        joined = re.sub(r"\s*\\+\n\s*", " ", text)
+        for command in STARTS.findall(joined):
+            remark = re.split(r" {2,}(?=[^\s-])|\s#|\)$", command)[0]
+            found.append(remark.strip())
+    return found
+
+
+def listed(paths: list[pathlib.Path]) -> list[tuple[str, str]]:
+    """Every different command of files, and the first file that holds it."""
+    every = {command: path for path in reversed(paths) for command in commands(text_of(path))}
+    return sorted((str(path.relative_to(ROOT)), command) for command, path in every.items())
+
+
+@pytest.fixture(scope="session")
+def own_config(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The config that docs/models.md has a reader write."""
+    page = (ROOT / "docs" / "models.md").read_text()
+    path = tmp_path_factory.mktemp("own") / "my_config.py"
+    path.write_text(re.findall(r"```python\n(.*?)```", page, re.S)[0])
+    return path
+
+
+def check_command(command: str, own: pathlib.Path) -> None:
+    """Raises an error where the program would refuse a command before it reads anything."""
+    words = shlex.split(command)
+    script = next((word for word in words if word.startswith("benchmarks/")), None)
+    if script:
+        check_benchmark(script, words[words.index(script) + 1 :])
+    elif "alignjax" in words:
+        check_verb(words[words.index("alignjax") + 1 :], own)
+    elif "launch/local.py" in words:
+        check_verb(words[words.index("--") + 1 :], own)
+    else:  # what stands behind a script's own words goes to `run`
+        first = next(i for i, word in enumerate(words) if word.startswith("launch/"))
+        skip = 1 if words[first].endswith(".sbatch") else 2
+        check_verb(["run", *words[first + skip :]], own)
+
+
+def check_verb(words: list[str], own: pathlib.Path) -> None:
+    if not words:
+        return
+    verb = cli.VERBS[words[0]]
+    if words[1:] in ([], ["ARG..."]):  # the verb alone is spoken of
+        return
+    parsed = copy.deepcopy(cli.FLAGS)
+    rest = parsed(["alignjax", *words[1:]])
+    assert len(rest) == 1, f"not flags: {rest[1:]}"
+    ours = parsed.get_flags_for_module("alignjax.cli")
+    given = {flag.name for flag in ours if flag.present}
+    assert given <= {*verb.reads}, f"{words[0]} takes no {given - {*verb.reads}}"
+    assert given >= {*verb.needs}, f"{words[0]} wants {verb.needs}"
+    if parsed["config"].value:
+        load_config(parsed["config"].value, parsed["set"].value, own)
+
+
+def load_config(path: str, overrides: list[str], own: pathlib.Path) -> Config:
+    """Loads a config that a page names; one without a folder is the reader's own."""
+    return load.load(str(ROOT / path) if "/" in path else str(own), overrides)
+
+
+class ParsedError(Exception):
+    """The arguments of a benchmark were read."""
+
+
+def check_benchmark(script: str, words: list[str]) -> None:
+    """Lets a benchmark read its arguments, and nothing more."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(parser: argparse.ArgumentParser) -> argparse.Namespace:
+        parse(parser, words)
+        raise ParsedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_PLATFORMS", "cpu")  # some set it themselves
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        if not hasattr(module, "argparse"):
+            assert not words, f"{script} takes no arguments"
+            return
+        with pytest.raises(ParsedError):
+            module.main()
+
+
+@pytest.mark.parametrize(("file", "command"), listed([*PAGES, *SCRIPTS]))
+def test_a_command_is_taken(file, command, own_config):
+    del file  # for the reader of a failure
+    check_command(command, own_config)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python -m alignjax rnu --config=configs/demo/dpo.py",
+        "python -m alignjax run --confg=configs/demo/dpo.py --workdir=runs/x",
+        "python -m alignjax run --config=configs/demo/dpo.py",
+        "python -m alignjax run --config=configs/demo/dop.py --workdir=runs/x",
+        "python -m alignjax run --config=configs/hps.py:9b --workdir=runs/x",
+        "python -m alignjax run --config=configs/demo/dpo.py --workdir=x --set loss.betta=0.1",
+        "python -m alignjax compare --runs=a,b --out=c.png --tie=1",
+        "python launch/local.py --processes=2 -- run --config=configs/none.py --workdir=x",
+        "launch/tpu_vm.sh run --config=configs/demo/dpo.py --wrokdir=x",
+        "sbatch --nodes=4 launch/slurm.sbatch --config=configs/demo/dpo.py",
+        "python benchmarks/step.py --bacthes=3",
+        "python benchmarks/hps.py --n=3",
+        "python benchmarks/none.py",
+    ],
+)
+def test_a_wrong_command_is_noticed(command, own_config):
+    assert commands([command]) == [command]
+    with pytest.raises((AssertionError, KeyError, ImportError, SystemExit, UserError, flags.Error)):
+        check_command(command, own_config)
+
+
+@functools.cache
+def every_config() -> tuple[Config, ...]:
+    return tuple(load.load(str(path), []) for path in sorted(ROOT.glob("configs/**/*.py")))
+
+
+def applies(override: str) -> bool:
+    """Whether a change fits some config; ``...`` stands for any value."""
+    field, _, value = override.partition("=")
+    value = value if value == "..." else value.rstrip(".").strip("'")
+    for config in every_config():
+        try:
+            load.override(config, [f"{field}={value}"])
+        except UserError as error:
+            if (
+                value == "..."
+                and "no such field" not in str(error)
+                and "no fields" not in str(error)
+            ):
+                return True
+            continue
+        return True
+    return False
+
+
+@pytest.mark.parametrize("page", [*PAGES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_changes_fit_a_config(page):
+    found = {change for text in text_of(page) for change in OVERRIDE.findall(text)}
+    assert not [change for change in sorted(found) if not applies(change)]
+
+
+def test_a_change_that_fits_no_config_is_noticed():
+    assert applies("recipe.game.rounds=2")
+    assert applies("data.path=...")
+    assert not applies("recipe.game.ronds=2")
+    assert not applies("data.paht=...")
+
+
+@functools.cache
+def names_of_modules() -> dict[str, set[str]]:
+    """What a module of that name defines, imports or is; several of one name count together."""
+    names: dict[str, set[str]] = {}
+    for path in [*ROOT.glob("alignjax/**/*.py"), *ROOT.glob("benchmarks/*.py")]:
+        module = path.parent if path.name == "__init__.py" else path.with_suffix("")
+        own = names.setdefault(module.name, set())
+        if path.name == "__init__.py":
+            own |= {beside.stem for beside in path.parent.iterdir()}
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                own.add(node.name)
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                own |= {
+                    x.id for target in targets for x in ast.walk(target) if isinstance(x, ast.Name)
+                }
+            elif isinstance(node, ast.ImportFrom):
+                own |= {alias.asname or alias.name for alias in node.names}
+    # Configs import `alignjax.world.sources` as `world`, and so do the pages.
+    names["world"] |= names["sources"]
+    names["logps"] |= {*dir(Logps)}  # what a loss is given
+    names["config"] |= {*vars(Config)["__dataclass_fields__"]}
+    return names
+
+
+def unknown_names(text: str) -> list[str]:
+    """Names like ``dpo.los``: of a module of ours that has no such thing, and not of a config."""
+    fields = {field for config in every_config() for field in vars(config)}
+    modules = names_of_modules()
+    return [
+        f"{module}.{name}"
+        for module, name in NAME.findall(text)
+        if module in modules
+        and module not in fields
+        and name not in modules[module]
+        and name not in ("py", "json", "jsonl", "md", "png", "model")
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_and_files_exist(page):
+    found = spans(page.read_text())
+    assert not [name for text in found for name in unknown_names(text)]
+    files = {file for text in found for file in FILE.findall(text) if not file.endswith(EXAMPLES)}
+    places = (ROOT, ROOT / "alignjax", ROOT / "docs", page.parent)
+    ours = {path.name for path in ROOT.iterdir()} | {p.name for p in (ROOT / "alignjax").iterdir()}
+    missing = [f for f in files if not any((place / f).exists() for place in places)]
+    assert not [file for file in missing if file.split("/")[0] in ours]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_python_of_pages_is_python(page):
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("alignjax"):
+                module = importlib.import_module(str(node.module))
+                for alias in node.names:
+                    if not hasattr(module, alias.name):
+                        importlib.import_module(f"{node.module}.{alias.name}")
+
+
+def tour() -> dict[str, int]:
+    """The files that CONTRIBUTING.md has a newcomer read, and the lines it says they have."""
+    rows = re.findall(r"^\| \[`[\w/.]+`\]\(([\w/.]+)\) \| (\d+) \|", CONTRIBUTING.read_text(), re.M)
+    return {file: int(lines) for file, lines in rows}
+
+
+def test_the_tour_is_short_and_goes_down():
+    files = tour()
+    found = {file: len((ROOT / file).read_text().splitlines()) for file in files}
+    assert 8 <= len(files) <= 12
+    assert sum(found.values()) <= 1600
+    assert all(abs(found[file] - said) <= 20 for file, said in files.items()), found
+    modules = [file.removesuffix(".py").replace("/", ".") for file in files]
+    for place, file in enumerate(files):
+        for name, _ in layering_test.imports(file, (ROOT / file).read_text()):
+            above = [m for m in modules[:place] if name == m or name.startswith(f"{m}.")]
+            assert not above, f"{file} imports {name}, which the tour has before it"
+
+
+def test_the_table_of_losses_is_complete():
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", (ROOT / "README.md").read_text(), re.M))
+    losses = {path.stem for path in ROOT.glob("alignjax/losses/*.py")} - {"__init__"}
+    assert rows.keys() == losses
+    for name, functions in rows.items():
+        for function in re.findall(r"`(\w+)`", functions):
+            assert function in names_of_modules()[name], f"{name}.{function}"
+
+
+def test_names_that_are_not_there_are_noticed():
+    assert unknown_names("`dpo.los` and `scorers.reward_modle`") == [
+        "dpo.los",
+        "scorers.reward_modle",
+    ]
+    assert unknown_names("`dpo.loss`, `loss.beta`, `config.json`, `world.golden`") == []
+
+
+def broken_links(page: pathlib.Path, text: str) -> list[str]:
+    """Links to files that are not there, and to sections that no heading makes."""
+    broken = []
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        file, _, section = target.partition("#")
+        to = page.parent / file if file else page
+        if not to.exists() or (section and section not in sections(to.read_text())):
+            broken.append(target)
+    return broken
+
+
+def sections(text: str) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", head).strip().lower().replace(" ", "-") for head in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    assert broken_links(page, page.read_text()) == []
+
+
+def test_broken_links_are_noticed():
+    text = "## A step, counted\n[a](#a-step-counted) [b](#b) [c](docs/data.md) [d](docs/none.md)"
+    page = ROOT / "README.md"
+    wrong = broken_links(page, text)
+    assert wrong == ["#a-step-counted", "#b", "docs/none.md"]
