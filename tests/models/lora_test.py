@@ -17,7 +17,7 @@ from alignjax.models.config import LoraConfig, check_adapters
 from alignjax.models.logps import response_logps
 from alignjax.runtime import sharding
 from alignjax.runtime.checkpoint import tree_digest
-from alignjax.training import step
+from alignjax.training import microbatches, step
 from alignjax.training.step import (
     Update,
     init_state,
@@ -255,9 +255,9 @@ def test_adapters_side_by_side_learn_what_each_learns_alone():
     def mixed(batches):  # row i is network i % 3's
         return jax.tree.map(lambda *x: np.stack(x, 1).reshape(-1, *x[0].shape[1:]), *batches)
 
-    with tiny.float64(MODEL, step) as exact:
+    with tiny.float64(MODEL, step, microbatches) as exact:
         run = step_of(sft.loss, config=config, live=False, model=exact)
-        alone, together = jax.jit(run), jax.jit(functools.partial(stacked_step, step=run))
+        alone, together = jax.jit(run), jax.jit(functools.partial(stacked_step, **run.keywords))
         base = wide(tiny.params(MODEL))
         states = [start(p, key) for p, key in enumerate(keys)]
         stack = stacked(states)
