@@ -107,7 +107,9 @@ def small(source: Callable[..., Any] | None = None, path: str = "", **changes: A
     judged = None if "reward_loss" in changes and "loss" not in changes else judge
     parts: dict[str, Any] = dict(
         loss=None if judged is None else config.loss,
-        data=dataclasses.replace(config.data, source=source, path=path, max_drop_fraction=0.3),
+        data=dataclasses.replace(
+            config.data, source=source, path=path, max_drop_fraction=0.3, pad_multiple=8
+        ),
         sft=dataclasses.replace(config.sft, steps=2),
         train=dataclasses.replace(config.train, steps=4, save_every=2, eval_every=2),
         evaluate=dataclasses.replace(
