@@ -3,7 +3,7 @@
     python benchmarks/consistency.py --out=runs/consistency
 
 The policy is a table of logits, the reference the exact mixture alpha p+ + (1 - alpha) p-, and the
-shipped loss is minimised over all N labelled responses (see `benchmarks.tabular`). "TV" is the
+shipped loss is minimised over all N labelled responses (see `tests.oracles.tabular`). "TV" is the
 total variation between the policy and p+, the mean over prompts. Prints tables; writes
 ``tabular.json``.
 """
@@ -23,7 +23,7 @@ import numpy as np
 from alignjax.losses import bco, ddro, dpo, kto, rdro, sft
 from alignjax.testing import loss_inputs
 from alignjax.types import Baseline, Batch, Logps, Loss
-from benchmarks.tabular import (
+from tests.oracles.tabular import (
     Preferences,
     Rows,
     labelled_rows,

@@ -28,7 +28,7 @@ from alignjax.models.logps import response_logps
 from alignjax.models.transformer import init_params
 from alignjax.training.step import Update, init_state, train_step
 from alignjax.types import Batch
-from benchmarks.plain import plain_logps
+from tests.oracles.plain import plain_logps
 
 MODEL = ModelConfig(vocab_size=2048, width=128, mlp_width=352, logits_chunk=16)
 PROMPTS, TOKENS = 8, 64

@@ -4,7 +4,7 @@
     python benchmarks/step.py --data=/data/hh/test.jsonl.gz    # lengths of the real file
 
 One table: {prompt once, prompt repeated} x {reference cached, live} x {fixed, ragged lengths}.
-"Repeated" is `benchmarks/plain.py`: whole sequences, full logits, padded to the batch maximum
+"Repeated" is `tests/oracles/plain.py`: whole sequences, full logits, padded to the batch maximum
 (rounded up to 32, so that it compiles a few times only). "Once" is the library's step on
 length-bucketed batches. Same parameters, same rows, same loss. Steps of the settings alternate, so
 that a machine whose speed drifts slows all of them alike; times are medians.
@@ -39,7 +39,7 @@ from alignjax.models.logps import response_logps
 from alignjax.models.transformer import init_params
 from alignjax.training.step import Update, init_state, train_step
 from alignjax.types import Batch
-from benchmarks.plain import plain_logps
+from tests.oracles.plain import plain_logps
 
 MODEL = ModelConfig(
     vocab_size=8192,

@@ -10,7 +10,7 @@ as compiled, and the results of collectives in one step, loops counted by how of
 Parameters and optimizer state are float32, products bfloat16; layers but for keys and values (and
 what splash ends with) are recomputed in the backward pass; the reference's log-probabilities are
 cached. "splash" is what a run takes on TPUs, "xla" the same step with XLA's attention, "plain" the
-same with `benchmarks/plain.py` too: the prompt in front of every response, logits in full.
+same with `tests/oracles/plain.py` too: the prompt in front of every response, logits in full.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from alignjax.planning.collectives import COLLECTIVES
 from alignjax.planning.measure import Measurement, measure_program
 from alignjax.runtime import sharding
 from alignjax.training import offline, optim
-from benchmarks.plain import plain_logps
+from tests.oracles.plain import plain_logps
 
 STEPS = ("splash", "xla", "plain")
 

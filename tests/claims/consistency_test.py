@@ -1,7 +1,7 @@
 """What labelled data lead to: p+ for RDRO at the rate 1/sqrt(N), another policy for DPO and KTO.
 
-Tables of logits on enumerable responses, fitted with the shipped losses (`benchmarks.tabular`); the
-longer version of each claim is benchmarks/consistency.py.
+Tables of logits on enumerable responses, fitted with the shipped losses
+(`tests.oracles.tabular`); the longer version of each claim is benchmarks/consistency.py.
 """
 
 from functools import partial
@@ -15,8 +15,8 @@ import scipy.stats
 
 from alignjax.losses import ddro, dpo, kto, rdro
 from alignjax.world import sources as world
-from benchmarks import tabular
-from benchmarks.tabular import labelled_rows, labelled_weights, minimise, total_variation
+from tests.oracles import tabular
+from tests.oracles.tabular import labelled_rows, labelled_weights, minimise, total_variation
 
 CYCLIC = tabular.preferences(temperature=1.0, cycle=2.0)
 P, M = CYCLIC.preferred, CYCLIC.rejected

@@ -14,9 +14,9 @@ import pytest
 from alignjax.models import transformer
 from alignjax.models.logps import chunked_logps, response_logps, token_logps
 from alignjax.models.transformer import init_params
-from benchmarks import plain
-from benchmarks.plain import plain_logps
 from tests import tiny
+from tests.oracles import plain
+from tests.oracles.plain import plain_logps
 
 EVERYTHING = dict(tied_embeddings=False, qkv_bias=True, qk_norm=True, rope_scaling=tiny.SCALING)
 

@@ -15,9 +15,9 @@ from alignjax.models import transformer
 from alignjax.models.config import ModelConfig, RopeScaling
 from alignjax.models.logps import response_logps, token_logps
 from alignjax.models.transformer import Transformer, init_params, unembedding
-from benchmarks.plain import plain_logps
 from tests import tiny
 from tests.models.attention_test import frequencies_by_definition
+from tests.oracles.plain import plain_logps
 
 EVERYTHING = dict(
     tied_embeddings=False, qkv_bias=True, qk_norm=True, rope_scaling=tiny.SCALING, norm_eps=1e-5

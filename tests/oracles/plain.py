@@ -1,4 +1,4 @@
-"""The plain way to score responses, to measure against: what a straightforward trainer does.
+"""The plain way to score responses, to compare with: what a straightforward trainer does.
 
 The prompt is repeated in front of every response, the network runs over whole sequences, the
 vocabulary projection covers every position, and one softmax over the full logits follows. Same
