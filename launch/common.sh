@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What gke.sh and tpu_vm.sh share; they source it from the root of the checkout.
+# Functions that gke.sh and tpu_vm.sh share; they source it from the root of the checkout.
 set -euo pipefail
 
 die() {
@@ -13,7 +13,7 @@ check() {
     [[ $value =~ ^($2)$ ]] || die "$1: wanted $3, found $(printf %q "$value")"
 }
 
-# do_it COMMAND...: runs it, or says so
+# do_it COMMAND...: runs the command; with DRY_RUN=1 prints it instead
 do_it() {
     if [[ ${DRY_RUN:-0} == 1 ]]; then
         local line

@@ -7,9 +7,9 @@
 #
 # image        build IMAGE from this checkout (launch/Dockerfile), and push it
 # run ARG...   create the JobSet: `python -m alignjax run ARG...` on every host of the slice
-# logs [ARG]   follow host WORKER; ARG as `kubectl logs` takes them
-# status       the JobSet and its pods
-# delete       end the run, which saves, and remove the JobSet; `run` again goes on from there
+# logs [ARG]   follow host WORKER; ARG are those of `kubectl logs`
+# status       show the JobSet and its pods
+# delete       end the run, which saves, and remove the JobSet; `run` again resumes from there
 #
 # NAME         of the JobSet: small letters, digits, hyphens
 # ACCELERATOR  label of the node pool: tpu-v5-lite-podslice (v5e), tpu-v5p-slice, tpu-v6e-slice
@@ -19,7 +19,7 @@
 # SPOT=1       Spot nodes only
 # NAMESPACE    of the cluster; kubectl's current one by default
 # WORKER       of logs: 0 by default
-# DRY_RUN=1    print the commands, one a line, and the JobSet instead
+# DRY_RUN=1    print the commands, one per line, and the JobSet, instead of running them
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/common.sh

@@ -2,11 +2,11 @@
 
     python launch/local.py --processes=4 -- run --config=configs/demo/dpo.py --workdir=runs/four
 
-What a pod runs, without one: to try a config that is meant for several machines, and for tests.
-Output of process 0 comes as it is, lines of the others with [1], [2], ... before them. SIGINT and
-SIGTERM go to all. When a process fails, the others get some seconds to say why they end, then they
-are ended; the exit code is that of the first that failed (128 + signal, where a signal did it).
-``DRY_RUN=1`` prints what would be started.
+It is for trying a config that is meant for several machines, and for tests. Output of process 0 is
+printed as it is, lines of the others with [1], [2], ... in front. SIGINT and SIGTERM go to all.
+When a process fails, the others get some seconds to say why they end, then they are ended. The exit
+code is that of the first process that failed (128 + signal, if a signal ended it). ``DRY_RUN=1``
+prints the commands instead of running them.
 """
 
 import ctypes
@@ -51,14 +51,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def environment(index: int, processes: int, devices: int, port: int) -> dict[str, str]:
-    """What one process finds in its environment beyond ours."""
+    """Makes the environment variables of one process, besides those of this one."""
     return {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": str(processes),
         "JAX_PROCESS_ID": str(index),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
-        # A larger pool of threads than there are cores: collectives can starve each other else.
+        # More threads than cores: otherwise collectives can starve each other.
         "NPROC": os.environ.get("NPROC", "32"),
     }
 
@@ -78,7 +78,7 @@ def run(command: list[str], each: list[dict[str, str]]) -> int:
             if process.poll() is None:
                 process.send_signal(signum)
 
-    # Handlers first: a signal that comes while processes are started reaches those that were.
+    # Handlers first, so that a signal during the start reaches the processes that were started.
     before = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         for index, env in enumerate(each):
@@ -89,7 +89,7 @@ def run(command: list[str], each: list[dict[str, str]]) -> int:
                 stdout=pipe,
                 stderr=subprocess.STDOUT if index else None,
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C in a terminal comes through us alone, once
+                start_new_session=True,  # Ctrl-C in a terminal reaches them once, through us
                 preexec_fn=_die_with_parent,
             )
             processes.append(process)
@@ -110,21 +110,21 @@ def run(command: list[str], each: list[dict[str, str]]) -> int:
 
 
 def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
-    failed, since, told = 0, 0.0, False
+    failed, since, terminated = 0, 0.0, False
     while any(process.poll() is None for process in processes):
         time.sleep(0.05)
         if not failed:
             failed = _first_failed(processes)
             since = time.monotonic()
-        elif time.monotonic() > since + (KILL_SECONDS if told else GRACE_SECONDS):
-            if not told:
+        elif time.monotonic() > since + (KILL_SECONDS if terminated else GRACE_SECONDS):
+            if not terminated:
                 print(
                     f"local.py: one ended with {_code(failed)}: ending the others", file=sys.stderr
                 )
             for process in processes:
                 if process.poll() is None:
-                    process.send_signal(signal.SIGKILL if told else signal.SIGTERM)
-            told, since = True, time.monotonic()
+                    process.send_signal(signal.SIGKILL if terminated else signal.SIGTERM)
+            terminated, since = True, time.monotonic()
     return _code(failed or _first_failed(processes))
 
 
@@ -133,12 +133,12 @@ def _first_failed(processes: list[subprocess.Popen[bytes]]) -> int:
 
 
 def _code(returned: int) -> int:
-    """As a shell says it: 128 + signal."""
+    """Converts to a shell's exit code: 128 + signal."""
     return returned if returned >= 0 else 128 - returned
 
 
 def _copy(pipe: IO[bytes], index: int) -> None:
-    """Lines of a process, with its number before them."""
+    """Copies lines of a process to stderr, with its number in front."""
     with pipe:
         for line in pipe:
             sys.stderr.buffer.write(b"[%d] " % index + line.rstrip(b"\r\n") + b"\n")

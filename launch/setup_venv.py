@@ -1,17 +1,17 @@
-"""Makes the virtual environment that `make` runs in; does nothing when it is up to date.
+"""Creates the virtual environment that `make` runs in; does nothing when it is up to date.
 
     python3 launch/setup_venv.py .venv
 
 Needs a Python that the project supports and the package index, nothing else. Debian and Ubuntu
-ship a Python without ``ensurepip`` and without pip: there the pip wheel is fetched from the same
+ship a Python without ``ensurepip`` and without pip: there the pip wheel is downloaded from the same
 index that pip would use (``PIP_INDEX_URL``, then pip's configuration files, then pypi.org) and
 checked against the digest below.
 
 A stamp inside the environment holds a digest of everything the set-up depends on. An installation
-that was interrupted is started afresh, since half a package can look like a whole one.
+that was interrupted is started again from nothing, since half a package can look complete.
 """
 
-from __future__ import annotations  # for a Python too old, which is to be told so in one line
+from __future__ import annotations  # so that a Python that is too old gets one line of error
 
 import base64
 import configparser
@@ -101,9 +101,9 @@ def dotted(version: tuple[int, ...]) -> str:
 
 
 def digest_of_inputs() -> str:
-    """Of the pins, the project's own metadata, this script, the Python and the place.
+    """Computes a digest of the pins, pyproject.toml, this script, the Python and the folder.
 
-    The place counts because the scripts in an environment name their interpreter by full path.
+    The folder counts because the scripts in an environment name their interpreter by full path.
     """
     digest = hashlib.sha256()
     for path in (ROOT / "requirements.txt", ROOT / "pyproject.toml", pathlib.Path(__file__)):
@@ -113,7 +113,7 @@ def digest_of_inputs() -> str:
 
 
 def version_of(python: pathlib.Path) -> str:
-    """``3.11`` for the Python of an environment; empty when it no longer runs."""
+    """Finds an environment's Python version, such as ``3.11``; empty when it no longer runs."""
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
     return subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.strip()
 
@@ -134,7 +134,7 @@ def pip(python: pathlib.Path, *arguments: str) -> None:
 
 
 def install_pip(python: pathlib.Path) -> None:
-    """Installs pip from its wheel, which can run itself; the wheel's digest is checked."""
+    """Installs pip from its wheel, which can run itself, after checking the wheel's digest."""
     settings = pip_settings()
     page = f"{index_url(settings)}/pip/"
     context = ssl.create_default_context()
@@ -179,7 +179,7 @@ class Links(html.parser.HTMLParser):
 
 
 def pip_settings() -> dict[str, str]:
-    """The settings of pip in force for ``pip install``: files, weakest first, then environment."""
+    """Reads pip's settings for ``pip install``: files, weakest first, then the environment."""
     home = pathlib.Path.home()
     config = pathlib.Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
     parser = configparser.RawConfigParser()
@@ -205,7 +205,7 @@ def without_password(url: str) -> str:
 
 
 def read(url: str, context: ssl.SSLContext) -> bytes:
-    """The bytes behind an address, which may carry a name and a password as pip's may."""
+    """Downloads an address, which may contain a name and a password as pip's may."""
     parts = urllib.parse.urlsplit(url)
     request = urllib.request.Request(without_password(url), headers={"Accept": "text/html, */*"})
     if parts.username is not None:
@@ -220,4 +220,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\nset-up: interrupted; the next call starts afresh")
+        sys.exit("\nset-up: interrupted; the next call starts again")

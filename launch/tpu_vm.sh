@@ -4,26 +4,26 @@
 #   NAME=dpo ZONE=us-west4-a ACCELERATOR=v5litepod-16 SHARED=10.0.0.2:/share \
 #       launch/tpu_vm.sh all --config=configs/dpo_hh.py --workdir=/mnt/shared/runs/dpo
 #
-# all ARG...   create, setup, run; after a preemption again; delete at the end, whatever the end
-# create       ask for the slice; it comes when there is room (see status)
+# all ARG...   create, setup, run; again after a preemption; delete when the run has ended or failed
+# create       request the slice; it becomes ACTIVE when there is capacity (see status)
 # setup        copy this checkout (HEAD and changes to tracked files), install, mount SHARED
-# run ARG...   start `python -m alignjax run ARG...` on all workers, detached; it restarts by itself
-# logs [ARG]   follow the run on worker WORKER; ARG as journalctl takes them
-# status       the queued resource, and the run on all workers
-# stop         SIGTERM: the run saves and stays down, the slice stays (and costs)
-# delete       end the run and give the slice back
+# run ARG...   start `python -m alignjax run ARG...` on all workers, detached; it restarts itself
+# logs [ARG]   follow the run on worker WORKER; ARG are journalctl's
+# status       show the queued resource, and the run on all workers
+# stop         SIGTERM: the run saves and stops; the slice stays, and costs money
+# delete       end the run and delete the slice
 #
 # NAME            of the queued resource and the slice: small letters, digits, hyphens
 # ACCELERATOR     as Google names it: v5litepod-16, v5p-32, v6e-64
 # RUNTIME         image of the VMs; the one for ACCELERATOR by default
 # PROJECT, ZONE   gcloud's own settings by default
-# SPOT=1          cheaper, and can be taken away at any time; RESERVED=1 uses a reservation
+# SPOT=1          cheaper, and can be preempted at any time; RESERVED=1 uses a reservation
 # SERVICE_ACCOUNT the VMs' identity; gcloud's default account otherwise
-# SHARED          the one folder all workers see, mounted at /mnt/shared: an NFS export
+# SHARED          the folder that all workers share, mounted at /mnt/shared: an NFS export
 #                 (Filestore), host:/export, or gs://bucket with a hierarchical namespace
 # WORKER          of logs: 0 by default, or all
-# POLL_SECONDS    between two looks of `all`: 30
-# DRY_RUN=1       print the commands instead, one a line
+# POLL_SECONDS    between two queries of `all`: 30
+# DRY_RUN=1       print the commands instead of running them, one per line
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/common.sh
@@ -42,7 +42,7 @@ place=("--quiet")
 [[ -z ${ZONE:-} ]] || place+=("--zone=$ZONE")
 tpus=(gcloud compute tpus)
 
-# on WORKER COMMAND...: the command on a worker; ssh hands a line to the shell there
+# on WORKER COMMAND...: runs the command on a worker, through ssh and its shell
 on() {
     local worker=$1 line
     shift
@@ -54,7 +54,7 @@ worker_script() {
     on all sudo bash /opt/alignjax/launch/tpu_worker.sh "$@"
 }
 
-# What systemd knows of the run, in one line for each worker; the service need not exist.
+# Prints systemd's state of the run, one line per worker; the service need not exist.
 properties=LoadState,ActiveState,ExecMainStatus,ExecMainStartTimestampMonotonic
 service=(sh -c "echo \$(systemctl show alignjax --property=$properties)")
 
@@ -112,7 +112,8 @@ delete() {
     do_it "${tpus[@]}" queued-resources delete "$NAME" "${place[@]}" --force
 }
 
-# The queued resource's state, and once it is active that of the run; MISSING if there is none.
+# Prints the state of the queued resource, and once it is active that of the run; MISSING if there
+# is no such resource.
 look() {
     local state
     if ! state=$("${tpus[@]}" queued-resources describe "$NAME" "${place[@]}" \
@@ -125,33 +126,34 @@ look() {
     fi
     state=${state##*$'\n'}
     [[ $state != ACTIVE ]] || state+=" $(running)"
-    # A slice that was taken away can stay ACTIVE for a while.
+    # A preempted slice can stay ACTIVE for a while.
     [[ $state != *unreachable ]] || state+=" $("${tpus[@]}" tpu-vm describe "$NAME" "${place[@]}" \
         '--format=value(state)' || true)"
     printf '%s\n' "$state"
 }
 
-# The run on all workers: new, running, ended CODE; unreachable when ssh fails. A worker where it
-# failed and stays down ends it for all; one where it ended well waits for the others.
+# Prints the state of the run on all workers: new, running, ended CODE; unreachable when ssh fails.
+# If the run failed on one worker and is not restarted, it has ended; if it succeeded on one, it is
+# still running until it has ended on all.
 running() {
-    local said line code='' found=unreachable
-    said=$(on all "${service[@]}") || said=
+    local lines line code='' state=unreachable
+    lines=$(on all "${service[@]}") || lines=
     while read -r line; do
         case $line in
-            *LoadState=not-found* | *TimestampMonotonic=0*) found=new ;;
+            *LoadState=not-found* | *TimestampMonotonic=0*) state=new ;;
             *ActiveState=failed*)
                 code=${line##*ExecMainStatus=}
                 code=${code%%[!0-9]*}
                 ;;
-            *ActiveState=inactive*) [[ $found != unreachable ]] || found='ended 0' ;;
-            *ActiveState=*) [[ $found == new ]] || found=running ;;
+            *ActiveState=inactive*) [[ $state != unreachable ]] || state='ended 0' ;;
+            *ActiveState=*) [[ $state == new ]] || state=running ;;
         esac
-    done <<< "$said"
-    [[ -z $code ]] || found="ended $((code ? code : 1))"
-    printf '%s\n' "$found"
+    done <<< "$lines"
+    [[ -z $code ]] || state="ended $((code ? code : 1))"
+    printf '%s\n' "$state"
 }
 
-# failure WHAT CODE: `all` goes on after a failure, which may be the network's, but not for ever
+# failure WHAT CODE: counts failures in a row, which may be the network's; gives up after 20
 failure() {
     failed=$((failed + 1))
     if ((failed == 20 || $2 == 2)); then
@@ -160,8 +162,8 @@ failure() {
     fi
 }
 
-# attempt PART ARG...: one of the commands, in a process of its own, because `set -e` does not hold
-# inside of a condition
+# attempt PART ARG...: runs one of the commands in a process of its own, because `set -e` has no
+# effect inside a condition
 attempt() {
     local code=0
     bash launch/tpu_vm.sh "$@" || code=$?
@@ -192,7 +194,7 @@ all() {
             # Preempted: it never becomes active again.
             SUSPENDED | *PREEMPTED | *TERMINATED) attempt delete || true ;;
             FAILED)
-                echo "tpu_vm.sh: no slice to be had; 'launch/tpu_vm.sh status' says why" >&2
+                echo "tpu_vm.sh: the slice could not be created; 'launch/tpu_vm.sh status' says why" >&2
                 exit 1
                 ;;
             'ACTIVE new') { attempt setup && attempt run "$@"; } || true ;;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What launch/tpu_vm.sh has every worker of a slice do, as root, in /opt/alignjax:
+# Runs on every worker of a slice, started by launch/tpu_vm.sh, as root, in /opt/alignjax:
 #   setup [SHARED]   install Python and the pinned packages; mount SHARED at /mnt/shared
 #   start ARG...     run `python -m alignjax run ARG...` as a service, until it ends by itself
 #   stop             SIGTERM to the run, which saves; the service stays down
@@ -54,7 +54,7 @@ setup() {
 
 start() {
     (($#)) || die "start: the arguments of \`alignjax run\` are missing"
-    # One argument after another, ended by zero bytes, which no argument can contain.
+    # The arguments, each ended by a zero byte, which no argument can contain.
     printf '%s\0' "$@" > new.args
     if systemctl is-active --quiet alignjax; then
         cmp --quiet new.args run.args || die "another run is under way here; stop it first"
