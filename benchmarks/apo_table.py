@@ -1,12 +1,12 @@
-"""APO at small scale: four policies against an adversary and against a fixed reward model.
+"""Measures APO at small scale: four policies against an adversary and a fixed reward model.
 
     python benchmarks/apo_table.py --out=runs/apo_table
     python benchmarks/apo_table.py --out=runs/apo_table --prepare
     python benchmarks/apo_table.py --out=runs/apo_table --cells=rjs-apo,rrhf-apo,dpo-apo,pg-apo
     python benchmarks/apo_table.py --out=runs/apo_table --report
 
-A cell is a whole game of `configs/demo/apo.py`, smaller, in a folder of its own: what has ended is
-not run again, and what was killed goes on. The cells of a seed begin with one supervised policy and
+A cell is a whole game of `configs/demo/apo.py`, smaller, in a folder of its own. A finished cell is
+not run again; a killed one resumes. The cells of a seed begin with one supervised policy and
 one reward model of the pairs alone, both made once; those of one adversary share its first move,
 which the policy's method does not change. Two processes can split the work once --prepare has made
 what all share: by the adversary, as in the third line, or by --seeds. A seed changes the split, the
@@ -81,7 +81,7 @@ SHARED = ("round-0", "round-1/reward_lists", "round-1/reward", "round-1/policy_l
 
 
 def cell(name: str, seed: int, shared: pathlib.Path) -> Config:
-    """The game of one cell; golden-sft is made from that of ``rjs-fixed``."""
+    """Makes the game's config of one cell; golden-sft is made from that of ``rjs-fixed``."""
     policy, _, adversary = ("rjs-fixed" if name == "golden-sft" else name).partition("-")
     rate = RATES[policy]
     mode = "auto" if policy in WITH_REFERENCE else "none"
@@ -106,7 +106,7 @@ def cell(name: str, seed: int, shared: pathlib.Path) -> Config:
 def of_reward_side(
     receipt: Receipt, *, records: Any, seed: int, eval_fraction: float, policy_fraction: float
 ) -> Iterator[Record]:
-    """What a game with these settings gives its reward model of a source, and the held-out rows."""
+    """Selects the rows of a source that the game gives its reward model, and the held-out rows."""
     rows = list(records(Receipt()))
     train, held_out = split_by_prompt(rows, seed=seed, eval_fraction=eval_fraction)
     mine, _ = split_by_prompt(train, seed=seed + 2**31, eval_fraction=policy_fraction)
@@ -116,13 +116,13 @@ def of_reward_side(
 
 
 def game_of(config: Config) -> recipes.RoundsConfig:
-    """The game's own settings."""
+    """Reads the game's own settings."""
     game: recipes.RoundsConfig = get(config, "recipe.game")
     return game
 
 
 def alone(config: Config, source: Any, **changes: Any) -> Config:
-    """A run without a game, on the reward model's side of a source."""
+    """Makes the config of a run without a game, on the reward model's rows of a source."""
     mine = functools.partial(
         of_reward_side,
         records=source,
@@ -137,7 +137,7 @@ def alone(config: Config, source: Any, **changes: Any) -> Config:
 
 
 def prepare(seed: int, shared: pathlib.Path) -> Config:
-    """Makes what a seed's cells share, unless it is there; returns a config that begins with it."""
+    """Makes what a seed's cells share, unless it exists; returns a config that starts from it."""
     config = cell("rjs-fixed", seed, shared)
     assert config.sft is not None
     start = dataclasses.replace(
@@ -172,7 +172,7 @@ def prepare(seed: int, shared: pathlib.Path) -> Config:
 
 
 def begin(config: Config, shared: pathlib.Path) -> Config:
-    """The config with the seed's supervised policy and its reward model of the pairs alone."""
+    """Changes a config to the seed's supervised policy and its reward model of the pairs alone."""
     return dataclasses.replace(
         config,
         sft=None,
@@ -185,7 +185,7 @@ def begin(config: Config, shared: pathlib.Path) -> Config:
 
 
 def copy(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies what is shared, where it is there and not yet in the target."""
+    """Copies the shared files and folders that exist and are not yet in the target."""
     for name in SHARED:
         if (source / name).is_dir() and not (target / name).exists():
             temporary = target / f"{name}.tmp"
@@ -194,7 +194,7 @@ def copy(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def run(name: str, seed: int, out: pathlib.Path) -> None:
-    """Runs a cell that has not ended."""
+    """Runs a cell, unless it has ended."""
     folder, shared = out / f"{name}-seed{seed}", out / f"shared-seed{seed}"
     if (folder / "summary.json").is_file():
         return
@@ -210,14 +210,14 @@ def run(name: str, seed: int, out: pathlib.Path) -> None:
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """A cell's summary; {} where it has not ended."""
+    """Reads a cell's summary; {} if it has not ended."""
     file = folder / "summary.json"
     found: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     return found
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation over seeds."""
+    """Formats mean ± standard deviation over seeds."""
     if not values:
         return "-"
     sd = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
@@ -225,7 +225,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def pooled(estimates: Sequence[dict[str, float]]) -> str:
-    """Mean over seeds, with the 95% interval that the seeds' intervals over prompts make."""
+    """Formats the mean over seeds, with a 95% interval from the seeds' intervals over prompts."""
     if not estimates:
         return "-"
     half = sum(x["half_width"] ** 2 for x in estimates) ** 0.5 / len(estimates)
@@ -234,7 +234,7 @@ def pooled(estimates: Sequence[dict[str, float]]) -> str:
 
 
 def tabulate(names: Sequence[str], seeds: Sequence[int], out: pathlib.Path) -> str:
-    """Markdown tables: the policies, and the reward models, by round."""
+    """Makes Markdown tables of the policies and of the reward models, by round."""
     runs = {n: [s for seed in seeds if (s := read(out / f"{n}-seed{seed}"))] for n in names}
     games = {n: [s["rounds"] for s in found] for n, found in runs.items() if n != "golden-sft"}
     count = max((len(h) for found in games.values() for h in found), default=1)

@@ -1,4 +1,4 @@
-"""Which objectives lead to the preferred distribution, where everything can be enumerated.
+"""Measures which losses lead to the preferred distribution, where everything can be enumerated.
 
     python benchmarks/consistency.py --out=runs/consistency
 
@@ -48,7 +48,7 @@ FRACTIONS = (0.2, 0.39, 0.5, 0.8)
 
 
 def ratio_losses(fraction: float) -> dict[str, Loss]:
-    """The losses that fit a density ratio; alpha is the data's desirable fraction."""
+    """Lists the losses that fit a density ratio; alpha is the data's desirable fraction."""
     return {
         "RDRO": partial(rdro.loss, desirable_fraction=fraction),
         "DDRO": partial(ddro.loss, desirable_fraction=fraction),
@@ -57,7 +57,7 @@ def ratio_losses(fraction: float) -> dict[str, Loss]:
 
 
 def reward_losses(beta: float) -> dict[str, tuple[Loss, Rows, Baseline | None]]:
-    """The losses with a beta: on which rows, and what they average over them."""
+    """Lists the losses with a beta, the rows they learn from, and their baselines."""
     bco_baseline = partial(bco.baseline, desirable_fraction=0.5)
     return {
         "KTO": (partial(kto.loss, beta=beta), mismatched_rows(), kto.baseline),
@@ -71,7 +71,7 @@ def reward_losses(beta: float) -> dict[str, tuple[Loss, Rows, Baseline | None]]:
 
 
 def consistency(kind: Preferences) -> dict[str, Any]:
-    """TV against N, the reference the exact mixture; beta 0.1 and the best one in hindsight."""
+    """Computes TV by N with the exact mixture as reference, at beta 0.1 and at the best beta."""
     log_ref = np.log(kind.q)
     drawn = {size: sample(kind.pairs, size, SEEDS) for size in SIZES}
     desirable = np.asarray(labelled_rows().batch.desirable)[:, 0]
@@ -106,7 +106,7 @@ def consistency(kind: Preferences) -> dict[str, Any]:
 
 
 def slope(tv: np.ndarray, begin: int) -> dict[str, float]:
-    """Slope of log TV in log N from ``SIZES[begin]`` on, with its 95% t-interval over seeds.
+    """Fits the slope of log TV in log N from ``SIZES[begin]`` on, with a 95% t-interval over seeds.
 
     ``tv`` is ``[sizes, seeds]``.
     """
@@ -118,7 +118,7 @@ def slope(tv: np.ndarray, begin: int) -> dict[str, float]:
 def population(
     loss: Loss, preferred: np.ndarray, rejected: np.ndarray, fraction: float, log_ref: np.ndarray
 ) -> np.ndarray:
-    """``[X, n]`` log-probabilities at the minimum for infinitely many labelled responses."""
+    """Finds ``[X, n]`` log-probabilities at the minimum for infinitely many labelled responses."""
     weight = labelled_weights(preferred, rejected, fraction)[None]
     return minimise(loss, labelled_rows(), weight, log_ref)[0][0]
 
@@ -128,7 +128,7 @@ def normalised(weight: np.ndarray) -> np.ndarray:
 
 
 def reductions(kind: Preferences) -> list[dict[str, float]]:
-    """Class means against the mean over a mixed batch, where f = alpha, at infinitely many rows.
+    """Compares class means with the mean over a mixed batch, f = alpha, at infinitely many rows.
 
     ``predicted`` is the normalised pointwise minimiser of the batch mean.
     """
@@ -147,7 +147,7 @@ def reductions(kind: Preferences) -> list[dict[str, float]]:
 
 
 def references(kind: Preferences) -> dict[str, dict[str, float]]:
-    """TV at infinitely many labelled responses when the reference is another distribution.
+    """Computes TV at infinitely many labelled responses when the reference is not the mixture.
 
     ``predicted``: the reference times p+ / (alpha p+ + (1 - alpha) p-), normalised.
     """
@@ -178,7 +178,7 @@ def references(kind: Preferences) -> dict[str, dict[str, float]]:
 
 
 def fitted_on_the_same_rows(kind: Preferences) -> list[dict[str, float]]:
-    """RDRO when the reference is the maximum-likelihood fit to the very rows it learns from."""
+    """Fits RDRO when the reference is the maximum-likelihood fit to the same labelled rows."""
     out = []
     for size in SIZES:
         weight, _ = sample(kind.pairs, size, SEEDS)
@@ -199,7 +199,7 @@ def fitted_on_the_same_rows(kind: Preferences) -> list[dict[str, float]]:
 
 
 def coefficients(fraction: float = 0.39) -> dict[str, Any]:
-    """The factor of grad log pi in a response's gradient, by log-ratio, before class weights."""
+    """Computes the factor of grad log pi in a response's gradient, before class weights."""
     grid = np.linspace(-6, 6, 121)
     out: dict[str, Any] = {"fraction": fraction, "log_ratio": grid.tolist()}
     losses = {**ratio_losses(fraction), "KTO, beta 0.1": partial(kto.loss, beta=0.1)}
@@ -217,13 +217,13 @@ def coefficients(fraction: float = 0.39) -> dict[str, Any]:
 
 
 def _gradient(loss: Loss, logps: Logps, batch: Batch) -> np.ndarray:
-    """``[B]`` d loss / d log pi, K = 1."""
+    """Computes ``[B]`` d loss / d log pi, K = 1."""
     total = jax.grad(lambda policy: loss(logps.replace(policy=policy), batch)[0].sum())
     return np.asarray(total(logps.policy))[:, 0]
 
 
 def different_supports(size: int = 10_000) -> dict[str, dict[str, float]]:
-    """RDRO and DDRO where a third of the responses is only ever preferred, a third only rejected.
+    """Fits RDRO and DDRO where one third of the responses always wins, one third always loses.
 
     There p+ / p_ref is 1 / alpha, on the edge of what DDRO can represent; the reference is the
     mixture, or the mixture with noise, as a fitted one has.

@@ -18,7 +18,7 @@ STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "
 
 
 def consistency(found: dict[str, Any], path: pathlib.Path) -> None:
-    """TV against the number of labelled responses, for both kinds of preferences."""
+    """Draws TV by the number of labelled responses, for both kinds of preferences."""
     figure, axes = plt.subplots(1, 2, figsize=(7.5, 3), sharey=True)
     for axis, (kind, result) in zip(axes, found["consistency"].items(), strict=True):
         for name, run in result["runs"].items():
@@ -33,7 +33,7 @@ def consistency(found: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def weighting(found: dict[str, Any], path: pathlib.Path) -> None:
-    """Left: the two reductions. Right: gradient coefficients, before class weights."""
+    """Draws the two reductions (left) and gradient coefficients before class weights (right)."""
     figure, axes = plt.subplots(1, 2, figsize=(7.5, 2.8))
     fraction = [row["fraction"] for row in found["reductions"]]
     for name, style in (("class_mean", "o-"), ("batch_mean", "s--"), ("reference", ":")):
@@ -58,7 +58,7 @@ def weighting(found: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def traces(found: dict[str, Any], path: pathlib.Path) -> None:
-    """Gradient norm and mean log-ratio of each class through training, first seed."""
+    """Draws gradient norm and mean log-ratio of each class during training, first seed."""
     methods = ("RDRO", "DDRO", "KTO, beta 0.1", "DPO, beta 0.1, rate 1e-4")
     figure, axes = plt.subplots(1, 3, figsize=(7.5, 2.6))
     for color, method in zip(("C0", "C1", "C2", "C3"), methods, strict=True):

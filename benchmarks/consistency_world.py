@@ -1,13 +1,13 @@
-"""Which objectives lead a small language model to the preferred distribution of the embedded world.
+"""Measures which losses lead a small language model to the world's preferred distribution.
 
     python benchmarks/consistency_world.py --out=runs/consistency --seeds=0,1,2
 
-The 128 prompts about one thing and one request, and the 432 responses to each that have at most one
-detail; pairs with cyclic preferences, both responses labelled. p+ is what preferred responses are
-distributed as, p- what rejected ones are, and a supervised stage fits their mixture: the reference.
-Every method then goes through the recipe on the same pairs. "TV" is the total variation between the
-policy and p+ over all texts, at one held-out prompt of each risk. Prints a table; writes
-``world.json``; continues where it was stopped.
+The data are the 128 prompts about one thing and one request, the 432 responses to each that have at
+most one detail, and pairs with cyclic preferences, both responses labelled. p+ is the distribution
+of preferred responses, p- that of rejected ones. A supervised stage fits their mixture, the
+reference. Every method then runs the recipe on the same pairs. "TV" is the total variation between
+the policy and p+ over all texts, at one held-out prompt of each risk. Prints a table and writes
+``world.json``; resumes where it was stopped.
 """
 
 import argparse
@@ -74,7 +74,7 @@ METHODS: dict[str, tuple[float, dict[str, Any]]] = {  # learning rate, fields of
 
 @functools.cache
 def pairs(risk: int) -> np.ndarray:
-    """``[n, n]`` the probability of (preferred, rejected) for prompts of this risk.
+    """Computes ``[n, n]`` probabilities of (preferred, rejected) for prompts of this risk.
 
     As in `sources.pairs`: two different responses of the world's mixture, then a choice.
     """
@@ -87,12 +87,12 @@ def pairs(risk: int) -> np.ndarray:
 
 
 def responses(prompt: grammar.Prompt) -> list[str]:
-    """The n responses that can be said, in the order of every ``[n]``."""
+    """Lists the n possible responses, in the order of every ``[n]``."""
     return [grammar.render(prompt, grammar.LATENTS[i]) for i in SAID]
 
 
 def labelled_pairs(receipt: Receipt, *, size: int, seed: int) -> Iterator[Record]:
-    """Pairs for `PROMPTS`, the preferred response first, each response with its label."""
+    """Makes pairs for `PROMPTS`, the preferred response first, each response with its label."""
     key = np.random.default_rng(seed)
     cumulative = {risk: np.cumsum(pairs(risk)) for risk in range(len(grammar.RISKS))}
     said = {prompt: responses(prompt) for prompt in PROMPTS}
@@ -111,7 +111,7 @@ def labelled_pairs(receipt: Receipt, *, size: int, seed: int) -> Iterator[Record
 
 
 def config(name: str, size: int, seed: int, cache: pathlib.Path) -> Config:
-    """One run; its data and its supervised stage are the same for every method."""
+    """Makes the config of one run; data and supervised stage are the same for every method."""
     rate, method = METHODS[name]
     return Config(
         data=DataConfig(
@@ -136,7 +136,7 @@ def config(name: str, size: int, seed: int, cache: pathlib.Path) -> Config:
 
 
 def trained(run: Config, workdir: pathlib.Path) -> Params:
-    """The policy at a run's end."""
+    """Loads the final policy of a run."""
 
     def start() -> Any:
         params = init_params(run.model, jax.random.key(0))
@@ -147,7 +147,7 @@ def trained(run: Config, workdir: pathlib.Path) -> Params:
 
 
 def reference(run: Config, workdir: pathlib.Path) -> Params:
-    """What the supervised stage ended with."""
+    """Loads the parameters of the supervised stage."""
     return checkpoint.load_params(
         workdir / "sft" / "params", _target(lambda: init_params(run.model, jax.random.key(0)))
     )
@@ -159,7 +159,7 @@ def _target(start: Any) -> Any:
 
 
 def enumerated(params: Params, run: Config, tokenizer: Any, prompt: grammar.Prompt) -> np.ndarray:
-    """``[n]`` log-probabilities of every response to a prompt."""
+    """Computes ``[n]`` log-probabilities of every response to a prompt."""
     encoded = tokenizer.encode(grammar.render_prompt(prompt), responses(prompt))
     length = np.array([len(ids) for ids in encoded.response_ids], np.int32)
     response = np.zeros((len(length), length.max()), np.int32)
@@ -179,7 +179,7 @@ def enumerated(params: Params, run: Config, tokenizer: Any, prompt: grammar.Prom
 
 
 def held_out_prompts(data: prepared.Prepared) -> list[grammar.Prompt]:
-    """One held-out prompt of each risk."""
+    """Picks one held-out prompt of each risk."""
     rows = data.held_out.dataset
     held_out = {rows[i].prompt for i in range(len(rows))}
     found = {p.risk: p for p in PROMPTS if grammar.render_prompt(p) in held_out}
@@ -189,7 +189,7 @@ def held_out_prompts(data: prepared.Prepared) -> list[grammar.Prompt]:
 def distances(
     params: Params, run: Config, tokenizer: Any, prompts: list[grammar.Prompt]
 ) -> dict[str, float]:
-    """Means over prompts: TV to p+ and to the mixture, and the share of malformed text."""
+    """Averages over prompts: TV to p+ and to the mixture, and the share of malformed text."""
     rows = []
     for prompt in prompts:
         plus, minus = (np.log(pairs(prompt.risk).sum(axis=axis)) for axis in (1, 0))
@@ -207,7 +207,7 @@ def distances(
 
 
 def traces(workdir: pathlib.Path, beta: float) -> dict[str, list[float]]:
-    """Loss, gradient norm and mean log-ratio of each class, every ten steps."""
+    """Reads loss, gradient norm and mean log-ratio of each class, every ten steps."""
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
     lines = [x for x in lines if "loss" in x]
     out = {name: [x[name] for x in lines] for name in ("step", "loss", "grad_norm")}

@@ -1,4 +1,4 @@
-"""What a list of n responses costs: BT and HPS score two of them, Plackett-Luce scores all n.
+"""Measures the cost of lists of n responses: BT and HPS score two, Plackett-Luce scores all n.
 
     python benchmarks/hps.py
 
@@ -36,7 +36,7 @@ REPEATS = 7
 
 
 def lists(n: int) -> Batch:
-    """Eight prompts with n scored responses each; all lengths equal, reference cached."""
+    """Makes eight prompts with n scored responses each, of equal lengths, reference cached."""
     rng = np.random.default_rng(0)
     shape = (PROMPTS, n)
     return Batch(
@@ -52,7 +52,7 @@ def lists(n: int) -> Batch:
 
 
 def compiled(name: str, n: int) -> Any:
-    """A function that runs one step and returns its seconds."""
+    """Makes a function that runs one step and returns its seconds."""
     how: dict[str, Any] = {
         "bt": dict(apply=response_logps, loss=dpo.loss, select=bradley_terry.select),
         "hps": dict(

@@ -1,4 +1,4 @@
-"""HPS's Table 2 and its ablation of n at small scale: every pair loss under BT, PL and HPS.
+"""Measures HPS's Table 2 and its ablation of n at small scale: pair losses under BT, PL and HPS.
 
     python benchmarks/hps_table.py --data=world --out=runs/hps_table
     python benchmarks/hps_table.py --data=lists --path=/data/bon16.jsonl.gz --out=runs/hps_table
@@ -7,7 +7,7 @@
     python benchmarks/hps_table.py --data=world --report --out=runs/hps_table
 
 A cell is a whole run of `configs/demo/hps.py` or `configs/hps_lists.py` with another ``loss`` and
-``select``, in a folder of its own: what is there is not run again. The cells of one seed and n
+``select``, in a folder of its own. A finished cell is not run again. The cells of one seed and n
 begin with the same reference and the same lists, which are made once and copied. One row is one
 choice of ``--methods`` and ``--preferences``. Means and standard deviations are over seeds; a seed
 changes the split, the initial weights, the reference, the sampled lists and the draws.
@@ -72,7 +72,7 @@ ONLY = {
 
 
 def cell(data: str, path: str, method: str, preference: str, seed: int, n: int) -> Config:
-    """The run of one cell; n = 0 keeps the config's number of responses."""
+    """Makes the config of one cell; n = 0 keeps the config's number of responses."""
     changes = [f"train.seed={seed}", *CHANGES, *ONLY[data]]
     if path:
         changes.append(f"data.path={path}")
@@ -94,7 +94,7 @@ def cell(data: str, path: str, method: str, preference: str, seed: int, n: int) 
 
 
 def copy(names: tuple[str, ...], source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies files and folders that are there and not yet in the target."""
+    """Copies files and folders that exist and are not yet in the target."""
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
         if (source / name).exists() and not (target / name).exists():
@@ -103,7 +103,7 @@ def copy(names: tuple[str, ...], source: pathlib.Path, target: pathlib.Path) -> 
 
 
 def run(config: Config, folder: pathlib.Path, shared: pathlib.Path) -> None:
-    """Runs a cell that has not finished; shares with its seed's others what they have in common."""
+    """Runs a cell unless it has finished; cells of a seed share their reference and lists."""
     if (folder / "summary.json").is_file():
         return
     copy(SHARED, shared, folder)
@@ -115,7 +115,7 @@ def run(config: Config, folder: pathlib.Path, shared: pathlib.Path) -> None:
 
 
 def numbers(folder: pathlib.Path, kl: float) -> dict[str, float]:
-    """What one finished cell measured, by column; nothing where it has not finished."""
+    """Reads one cell's numbers by column; empty if it has not finished."""
     file = folder / "summary.json"
     if not file.is_file():
         return {}
@@ -132,7 +132,7 @@ def numbers(folder: pathlib.Path, kl: float) -> dict[str, float]:
 
 
 def tabulate(folders: dict[str, list[pathlib.Path]], kl: float) -> str:
-    """A Markdown table: a row per cell, a column per metric, mean ± sd over seeds."""
+    """Makes a Markdown table: a row per cell, a column per metric, mean ± sd over seeds."""
     rows: dict[str, dict[str, str]] = {}
     for row, seeds in folders.items():
         found: dict[str, list[float]] = {}

@@ -1,4 +1,4 @@
-"""Host memory that reading a model takes beyond its parameters, against one whole in memory.
+"""Measures the host memory that reading a model takes beyond its parameters.
 
     python benchmarks/import_memory.py --megabytes=200,400,800
     python benchmarks/import_memory.py --layers=1,2,4       Llama 3 8B with so many of its 32 layers
@@ -33,7 +33,7 @@ MIB = 2**20
 
 
 def small(megabytes: int, vocab: int) -> ModelConfig:
-    """A model of about this many megabytes in bfloat16."""
+    """Makes the config of a model of about this many megabytes in bfloat16."""
     width, mlp = 1024, 3584
     layer = 2 * (width * width * 5 // 2 + 3 * width * mlp)
     return dataclasses.replace(
@@ -62,7 +62,7 @@ def make(folder: pathlib.Path, config: ModelConfig) -> None:
 
 
 def status(field: str) -> int:
-    """Bytes of a line of this process's status."""
+    """Reads a line of this process's status, in bytes."""
     text = pathlib.Path("/proc/self/status").read_text()
     line = next(x for x in text.splitlines() if x.startswith(field))
     return int(line.split()[1]) * 1024

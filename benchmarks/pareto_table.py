@@ -1,12 +1,12 @@
-"""ParetoHqD and its baselines on the embedded world and on a file of human ratings, as one table.
+"""Compares ParetoHqD and its baselines on the embedded world or on human ratings, in one table.
 
     python benchmarks/pareto_table.py --out=runs/pareto_table
     python benchmarks/pareto_table.py --out=runs/pareto_table --cells='*-seed0,2-convex/*-seed2'
     python benchmarks/pareto_table.py --out=runs/pareto_table --report
     python benchmarks/pareto_table.py --out=runs/pareto_table --cases=ratings --path=sfres.json
 
-A cell is a whole run of one method, case and seed in a folder of its own: what is there is not run
-again, what was killed goes on. ``--cells`` takes patterns of CASE/METHOD-seedN, to split the table
+A cell is a whole run of one method, case and seed in a folder of its own: a finished cell is not
+run again, a killed one resumes. ``--cells`` takes patterns of CASE/METHOD-seedN, to split the table
 over processes: the cells of one seed and trade-off begin with the same supervised policy, made by
 the first of them, and belong into one process. The sizes below give every method about the same
 device time, which the table reports as measured; soups and MOD share their experts.
@@ -89,7 +89,7 @@ def world_of(case: str) -> world.World:
 
 
 def on_ratings(out: pathlib.Path, path: str, seed: int) -> Config:
-    """The same on rated sentences, with the reward model of the seed, fitted if it is not there."""
+    """Makes the same config on rated sentences; fits the seed's reward model if it is missing."""
     own = [f"data.path={path}", f"train.seed={seed}"]
     folder = out / "shared" / f"reward-model-seed{seed}"
     if not (folder / "summary.json").is_file():
@@ -107,7 +107,7 @@ def on_ratings(out: pathlib.Path, path: str, seed: int) -> Config:
 
 
 def base(case: str, seed: int) -> Config:
-    """What all methods of a case and seed in the world have in common."""
+    """Makes the config that all methods of a case and seed in the world share."""
     names = CASES[case]
     judge = functools.partial(world.judge, world=world_of(case))
     return Config(
@@ -152,7 +152,7 @@ def base(case: str, seed: int) -> Config:
 
 
 def methods(case: str) -> dict[str, tuple[Callable[..., Any], Callable[..., Any], int, float]]:
-    """By name: the method, its loss, the steps of each of its trainings and their learning rate."""
+    """Lists by name: method, loss, steps of each of its trainings, learning rate."""
     m = len(CASES[case])
     p = len(PREFERENCES[m])
     curated = functools.partial(paretohqd_recipe.train, size=100, prompts=250, at_once=p)
@@ -204,7 +204,7 @@ def folder_of(out: pathlib.Path, case: str, method: str, seed: int) -> pathlib.P
 
 
 def copy(names: tuple[str, ...], source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies files and folders that are there and not yet in the target."""
+    """Copies files and folders that exist and are not yet in the target."""
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
         if (source / name).exists() and not (target / name).exists():
@@ -213,7 +213,7 @@ def copy(names: tuple[str, ...], source: pathlib.Path, target: pathlib.Path) -> 
 
 
 def run(out: pathlib.Path, case: str, method: str, seed: int, path: str) -> None:
-    """Runs a cell that has not finished; shares the supervised policy, and the experts."""
+    """Runs a cell unless it has finished; cells share the supervised policy and the experts."""
     folder = folder_of(out, case, method, seed)
     if (folder / "summary.json").is_file():
         return
@@ -236,7 +236,7 @@ def run(out: pathlib.Path, case: str, method: str, seed: int, path: str) -> None
 
 
 def numbers(told: dict[str, Any], box: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
-    """What the table says of one finished cell."""
+    """Reads the numbers of one finished cell."""
     scores = np.array(told["scores"])
     low, high = box if told["box"] is None else np.array(told["box"], np.float64).T
     volume = fronts.hypervolume(scores, low=low, high=high)
@@ -265,7 +265,7 @@ COLUMNS = {
 
 
 def tabulate(out: pathlib.Path, case: str, methods: list[str], seeds: list[int]) -> str:
-    """A Markdown table of a case: a row per method, mean ± sd over seeds."""
+    """Makes a Markdown table of a case: a row per method, mean ± sd over seeds."""
     found: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
     limits: list[float] = []
     for seed in seeds:
@@ -301,7 +301,7 @@ def tabulate(out: pathlib.Path, case: str, methods: list[str], seeds: list[int])
 
 
 def draw(out: pathlib.Path, case: str, methods: list[str], seed: int) -> None:
-    """All methods of one seed in one figure."""
+    """Draws all methods of one seed into one figure."""
     folders = [folder_of(out, case, method, seed) for method in methods]
     ready = [str(folder) for folder in folders if (folder / "front.json").is_file()]
     if ready:

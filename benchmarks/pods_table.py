@@ -1,13 +1,13 @@
-"""The four methods at 1.5B, 8B and 70B, compiled for TPU slices that are not here: does it fit?
+"""Compiles the four methods at 1.5B, 8B and 70B for TPU slices, without TPUs: do they fit?
 
     pip install -c requirements.txt -e ".[tpu]"
     python benchmarks/pods_table.py                        # 25 compiles of 10 to 230 s
     python benchmarks/pods_table.py --only=rdro,8b --out=rdro.jsonl
 
-One line of Markdown for each program, as the verb ``plan`` finds it: per chip and step memory,
-FLOPs, bytes; the time, from published peaks, between all of it overlapping and nothing; what a
-million tokens cost of that at `PRICES`. `RUNS` says on which mesh, and what is changed in the
-config because the mesh has more places for rows than the paper had.
+Prints one line of Markdown for each program, with the numbers of the verb ``plan``: per chip and
+step memory, FLOPs, bytes; the range of its time from published peaks (everything overlaps, nothing
+does); what a million tokens cost at `PRICES`. `RUNS` says on which mesh, and what is changed in the
+config because the mesh splits the rows over more devices than the paper's machines.
 """
 
 import argparse
@@ -91,7 +91,7 @@ COLUMNS = (
 
 
 def cells(one: dict[str, Any]) -> list[str]:
-    """One program, from the mesh on."""
+    """Formats the cells of one program, from the mesh on."""
     found, took = one["measured"], one["seconds"]
     mesh = " x ".join(str(n) for n in one["mesh"].values())
     sent = sum(kind["sent"] for kind in found["collectives"].values())
@@ -114,7 +114,7 @@ def cells(one: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="parts of names, all of which a line has")
-    parser.add_argument("--out", default="", help="JSON lines, with all that plan finds")
+    parser.add_argument("--out", default="", help="JSON lines, with all numbers of plan")
     args = parser.parse_args()
     lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     for name, topology, mesh, changes, parts in RUNS:

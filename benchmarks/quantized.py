@@ -1,4 +1,4 @@
-"""What int8 and nf4 change in a trained network: its memory, its distributions, its log-probs.
+"""Measures what int8 and nf4 change in a trained network: memory, distributions, log-probs.
 
     python benchmarks/quantized.py --config=configs/demo/kto.py --workdir=runs/kto
     python benchmarks/quantized.py --presets=qwen25_1p5b,llama31_8b,llama31_70b     bytes alone
@@ -33,7 +33,7 @@ from alignjax.stages.run import Run
 
 
 def sizes(names: list[str]) -> None:
-    """Prints what published models take in bfloat16, and with quantised projections."""
+    """Prints the size of published models in bfloat16, and with quantised projections."""
     print("model           bfloat16  int8  nf4   GiB")
     for name in names:
         config = dataclasses.replace(getattr(presets, name)(), param_dtype="bfloat16")

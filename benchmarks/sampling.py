@@ -1,4 +1,4 @@
-"""Time of sampling K responses in one call against K calls for one each.
+"""Compares the time of sampling K responses in one call with K calls for one each.
 
     python benchmarks/sampling.py                     # K=8, prompts of 256 tokens, responses of 128
     python benchmarks/sampling.py --batch=16 --vocab=32000 --dtype=bfloat16 --repeats=10
@@ -30,7 +30,7 @@ from alignjax.sampling.decode import sample
 
 
 def timed(run: Callable[[], object]) -> tuple[float, float]:
-    """Seconds, and processor seconds."""
+    """Measures a call in seconds and processor seconds."""
     wall, processor = time.perf_counter(), time.process_time()
     jax.block_until_ready(run())
     return time.perf_counter() - wall, time.process_time() - processor

@@ -1,4 +1,4 @@
-"""Speed and memory of one training step, prompt once against prompt repeated.
+"""Compares speed and memory of one training step, prompt once and prompt repeated.
 
     python benchmarks/step.py                          # fixed lengths, and lengths like HH's
     python benchmarks/step.py --data=/data/hh/test.jsonl.gz    # lengths of the real file
@@ -69,7 +69,7 @@ class Setting:
 
 
 def fixed(prompt: int, response: int, seed: int = 0) -> Batch:
-    """Eight pairs, every prompt and response of one length."""
+    """Makes eight pairs, every prompt and response of one length."""
     rng = np.random.default_rng(seed)
     return Batch(
         prompt=rng.integers(4, MODEL.vocab_size, (PAIRS, prompt), np.int32),
@@ -82,7 +82,7 @@ def fixed(prompt: int, response: int, seed: int = 0) -> Batch:
 
 
 def records_like_hh(count: int, seed: int = 0) -> Iterator[Record]:
-    """Random words of lengths like HH-RLHF's: prompts of 70 in the median, responses of 24."""
+    """Draws random words of lengths like HH-RLHF's: median 70 in prompts, 24 in responses."""
     rng = np.random.default_rng(seed)
     words = [f"w{i}" for i in range(3000)]
 
@@ -99,7 +99,7 @@ def records_like_hh(count: int, seed: int = 0) -> Iterator[Record]:
 
 
 def ragged(path: str, batches: int) -> tuple[list[Any], list[Any], str]:
-    """Random batches of an epoch: bucketed for one path, padded to their longest for the other."""
+    """Draws batches of an epoch: bucketed for one path, padded to their longest for the other."""
     receipt = Receipt()
     source = sources.hh(receipt, path=path) if path else records_like_hh(2000)
     records = list(check(source, receipt))
@@ -220,7 +220,7 @@ def measure(settings: list[Setting], repeats: int) -> None:
 
 
 def four(once: list[Any], plain: list[Any]) -> list[Setting]:
-    """The settings of one table, the one that ratios refer to first."""
+    """Lists the settings of one table; ratios refer to the first."""
     return [
         Setting("repeated, reference live", plain_logps, False, plain),
         Setting("repeated, reference cached", plain_logps, True, plain),

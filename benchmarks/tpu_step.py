@@ -1,4 +1,4 @@
-"""One DPO step compiled for a TPU pod that is not here: ours, with both kernels, and a plain one.
+"""Compiles a DPO step for a TPU pod, without TPUs: ours with both kernels, and a plain one.
 
     pip install -c requirements.txt -e ".[tpu]"
     python benchmarks/tpu_step.py                                   # Llama-3-8B on 64 v5p chips
@@ -43,7 +43,7 @@ STEPS = ("splash", "xla", "plain")
 
 
 def config_of(args: argparse.Namespace) -> Config:
-    """The run that is compiled; its data are never read."""
+    """Makes the config whose step is compiled; its data are never read."""
     model = dataclasses.replace(
         presets.llama3_8b(),
         dtype="bfloat16",
@@ -65,7 +65,7 @@ def config_of(args: argparse.Namespace) -> Config:
 
 
 def measure(config: Config, on: Machine, name: str) -> Measurement:
-    """One of `STEPS`."""
+    """Compiles and measures one of `STEPS`."""
     plain, size = name == "plain", config.mesh
     model = dataclasses.replace(config.model, attention="xla" if plain else name)
     config = dataclasses.replace(config, model=model)

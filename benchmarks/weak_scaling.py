@@ -1,14 +1,14 @@
-"""A DPO step on more and more chips with the same work on each: what a chip sends stays the same.
+"""Compiles a DPO step for more and more chips with constant work per chip: what do chips send?
 
     pip install -c requirements.txt -e ".[tpu]"
     python benchmarks/weak_scaling.py                       # no TPU is needed
     python benchmarks/weak_scaling.py --topologies=v5e:2x2,v5e:4x4 --tensor=2 --fsdp=2
 
 A small network is compiled for every topology on two meshes: all chips in ``fsdp``; ``fsdp`` and
-``tensor`` as told, the rest in ``data``. Every place of ``data`` x ``fsdp`` has ``--rows`` pairs,
-however many there are. Per chip and step: memory; FLOPs as compiled; of the collectives, by kind,
-the bytes that come out, or go in where that is more (a reduce-scatter's), loops counted by how
-often they turn; the bytes sent; the time by published peaks.
+``tensor`` as given, the rest in ``data``. Every device of ``data`` x ``fsdp`` has ``--rows`` pairs.
+Printed per chip and step: memory; FLOPs as compiled; by kind of collective, the larger of its input
+and output bytes (a reduce-scatter's input), counted once per iteration of a loop; the bytes sent;
+the time by published peaks.
 """
 
 import argparse
@@ -37,7 +37,7 @@ MIB = 2.0**20
 
 
 def config_of(args: argparse.Namespace, mesh: MeshConfig) -> Config:
-    """A step of a small network; its data are never read."""
+    """Makes the config of a small network; its data are never read."""
     return Config(
         data=DataConfig(
             source=sources.hh, max_prompt_tokens=args.prompt, max_response_tokens=args.response
@@ -67,7 +67,7 @@ def config_of(args: argparse.Namespace, mesh: MeshConfig) -> Config:
 
 
 def measure(config: Config, on: Machine) -> Measurement:
-    """The step as a run makes it."""
+    """Makes the step as a run does."""
     size = config.mesh
     mesh = sharding.make_mesh(size.data, size.fsdp, size.tensor, list(on.devices))
     made = programs.make(config, mesh, "step")
