@@ -1,10 +1,11 @@
 """APO with the paper's settings: a policy against a reward model of its size, three rounds.
 
-In each round the policy answers every prompt four times; a reward model is trained, from the base
-again, on human pairs and on golden answers against those samples; the policy then learns from the
-best and the worst of its samples, by DPO, the best of the paper's three ways. The paper's policies
-are Alpaca 7B and a Llama 2 7B fine-tuned on Alpaca's data; all sizes here have their settings. The
-reward model starts where the policy does; the paper's from LLaMA 7B, before any fine-tuning.
+In each round the policy samples four responses to every prompt. A reward model is trained, from the
+base each time, on human pairs and on golden answers against those samples. The policy then learns
+from its best and worst samples by DPO, the best of the paper's three ways. The paper's policies are
+Alpaca 7B and a Llama 2 7B fine-tuned on Alpaca's data; all sizes here have their settings. The
+reward model starts from the same model as the policy; the paper's starts from LLaMA 7B, before any
+fine-tuning.
 
 Command:   python -m alignjax run --config=configs/apo.py:8b --workdir=runs/apo_8b \
                --set data.path='/data/hh/*/train.jsonl.gz' \

@@ -1,4 +1,4 @@
-"""DPO on human preferences: Anthropic's HH-RLHF, a small model trained from nothing.
+"""DPO on human preferences: Anthropic's HH-RLHF, a small model from random weights.
 
 Command:   python -m alignjax run --config=configs/dpo_hh.py --workdir=runs/hh \
                --set data.path='/data/hh/*.jsonl.gz'

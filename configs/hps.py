@@ -1,9 +1,10 @@
 """HPS with the paper's settings: lists of the model's own responses to HH-RLHF's prompts.
 
-100 responses are sampled for each prompt, the data's own put first, and a reward model scores all;
-each epoch draws one hard negative per list, harder as training goes on. The paper trains Llama 3
-8B, on lists sampled from another policy (RLHFlow's Llama3-v2-DPO); the other sizes have its
-settings. The authors' code trains all parameters by default: --set lora=None, with more devices.
+100 responses are sampled for each prompt, the data's own are put first, and a reward model scores
+all of them. Each epoch draws one negative per list, a harder one as training proceeds. The paper
+trains Llama 3 8B, on lists sampled from another policy (RLHFlow's Llama3-v2-DPO); the other sizes
+have its settings. The authors' code trains all parameters by default: --set lora=None, with more
+devices.
 
 Command:   python -m alignjax run --config=configs/hps.py:8b --workdir=runs/hps_8b \
                --set data.path='/data/hh/*/train.jsonl.gz' --set model.path=/models/llama3-sft-v2.0

@@ -1,7 +1,7 @@
 """HPS on lists of sampled responses with judge scores: one hard negative drawn per prompt.
 
-The file holds 16 responses a prompt, 11 of them judged; those without a score are left out and
-counted. The order in the file goes with length and score, so it is shuffled.
+The file has 16 responses per prompt, 11 of them judged; those without a score are left out and
+counted. The order in the file correlates with length and score, so it is shuffled.
 
 Command:   python -m alignjax run --config=configs/hps_lists.py --workdir=runs/hps \
                --set data.path=/data/bon16.jsonl.gz

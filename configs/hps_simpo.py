@@ -1,12 +1,13 @@
-"""Any select with any loss with any reward: HPS's hard negatives under SimPO's reward per token.
+"""Combines select, loss and reward freely: HPS's hard negatives with SimPO's reward per token.
 
 Lists of 8 responses of the embedded world with exact scores. `select` draws one negative per list,
-the better the likelier, and HPS's loss (Equation 8) compares log-probabilities per token, so the
-alignment needs no reference. Exchange either line for another.
+more often one with a better score, and HPS's loss (Equation 8) compares log-probabilities per
+token, so the alignment needs no reference. Exchange either line for another.
 
 Command:   python -m alignjax run --config=configs/hps_simpo.py --workdir=runs/hps_simpo
 Hardware:  2 CPU cores
-Time:      3 minutes of CPU time, over all cores (14 by the clock, on cores that other work filled)
+Time:      3 minutes of CPU time, over all cores (14 minutes elapsed, on cores that other work
+           filled)
 Expect:    on 114 held-out lists the reward per token orders 0.721 ± 0.026 of the pairs as the
            scores do; true score of sampled responses from 0.239 ± 0.048 to 0.321 ± 0.069, their
            length from 26.4 ± 1.0 to 18.2 ± 0.5 tokens (one seed; ± is the 95% interval over

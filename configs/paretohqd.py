@@ -1,8 +1,8 @@
 """ParetoHqD with the paper's settings: helpful against harmless, eleven preferences.
 
-For each preference the 100 responses nearest to its direction, out of the best layers, fine-tune
-adapters; then 50 of the responses that the best of those give to 10,000 prompts. The rewards are of
-one model with an output for each objective, whose names `names` repeats.
+For each preference, adapters are fine-tuned on the 100 responses of the best layers that are
+nearest to its direction, then on 50 of the responses that representative policies give to 10,000
+prompts. The scores come from one reward model with an output for each objective, named in `names`.
 The paper's base is Llama 2 7B; what it does not state of adapters and their learning rate is taken
 from Rewards-in-Context, which it builds on. Less memory: --set lora.quantize=nf4.
 

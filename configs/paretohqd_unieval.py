@@ -1,12 +1,12 @@
-r"""ParetoHqD on human scores: UniEval's restaurant sentences, informative against natural.
+"""ParetoHqD on human scores: UniEval's restaurant sentences, informative against natural.
 
-The data's own scores choose what stage 1 is trained on; the reward model of `rm_unieval.py`, which
-was trained on the same prompts, scores what the policies say.
+The data's own scores choose the responses of stage 1. The reward model of `rm_unieval.py`, which
+was trained on the same prompts, scores the policies' responses.
 
-Command:   python -m alignjax run --config=configs/rm_unieval.py --workdir=runs/rm_unieval \\
+Command:   python -m alignjax run --config=configs/rm_unieval.py --workdir=runs/rm_unieval \
                --set data.path=/data/unieval/sfres.json
-           python -m alignjax run --config=configs/paretohqd_unieval.py \\
-               --workdir=runs/paretohqd_unieval --set data.path=/data/unieval/sfres.json \\
+           python -m alignjax run --config=configs/paretohqd_unieval.py \
+               --workdir=runs/paretohqd_unieval --set data.path=/data/unieval/sfres.json \
                --set recipe.objectives.scorer.path=runs/rm_unieval
 Hardware:  2 CPU cores
 Time:      5.4 minutes of processor time after the reward model, both cores together

@@ -1,11 +1,11 @@
-"""RDRO with the paper's settings: an instructed model on unpaired labels.
+"""RDRO with the paper's settings: an instruct model on unpaired labels.
 
 The data are JSON lines with ``prompt``, ``completion`` and ``label``: in the paper
 ``trl-lib/ultrafeedback-gpt-3.5-turbo-helpfulness`` (6,088 preferred and 9,644 other responses) and
 KTO Mix 14K. The model and its tokenizer are a folder (docs/models.md). alpha is counted in the
 data: 0.387 of UltraFeedback's responses, half of KTO Mix 14K's.
 
-As in the paper the reference is the model itself. The theory wants it to be the mixture that the
+As in the paper the reference is the model itself. The theory assumes the mixture that the
 responses were drawn from; to fit that first, add an ``sft`` stage (`configs/demo/rdro.py`), which
 imitates all responses.
 

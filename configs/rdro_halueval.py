@@ -1,7 +1,7 @@
 """RDRO on real labels, 4.5 to 1: HaluEval's general answers, with and without hallucination.
 
 The class weights that balance them are printed with the receipt. A small model, trained from
-nothing, so this shows that the objective trains on imbalanced data, not that it detects
+random weights: this shows that the loss trains on imbalanced data, not that it detects
 hallucination.
 
 Command:   python -m alignjax run --config=configs/rdro_halueval.py --workdir=runs/halueval \

@@ -1,4 +1,4 @@
-"""A reward model of human preferences: Anthropic's HH-RLHF, a small model trained from nothing.
+"""A reward model of human preferences: Anthropic's HH-RLHF, a small model from random weights.
 
 Command:   python -m alignjax run --config=configs/rm_hh.py --workdir=runs/rm_hh \
                --set data.path='/data/hh/*.jsonl.gz'

@@ -1,9 +1,9 @@
-r"""A reward model of two human judgements at once: UniEval's restaurant sentences.
+"""A reward model of two human judgements at once: UniEval's restaurant sentences.
 
 580 meaning representations with mostly two generated sentences each, judged for informativeness and
 naturalness. The scorer of `paretohqd_unieval.py`.
 
-Command:   python -m alignjax run --config=configs/rm_unieval.py --workdir=runs/rm_unieval \\
+Command:   python -m alignjax run --config=configs/rm_unieval.py --workdir=runs/rm_unieval \
                --set data.path=/data/unieval/sfres.json
 Hardware:  2 CPU cores
 Time:      1.7 minutes of processor time, both cores together

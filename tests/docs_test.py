@@ -68,7 +68,7 @@ def commands(texts: list[str]) -> list[str]:
     """Commands, each on one line, without a remark behind it."""
     found = []
     for text in texts:
-        joined = re.sub(r"\s*\\+\n\s*", " ", text)
+        joined = re.sub(r"\s*\\\n\s*", " ", text)
         for command in STARTS.findall(joined):
             remark = re.split(r" {2,}(?=[^\s-])|\s#|\)$", command)[0]
             found.append(remark.strip())

@@ -1,8 +1,8 @@
 """Adversarial Preference Optimization step by step in the embedded world, in one loop.
 
-As configs/demo/apo.py, on the same pairs and golden answers, but the players take turns at every
-step: one of the reward model on golden answers against samples drawn at that step, beside pairs,
-then one of the policy, by policy gradient on samples drawn at that step.
+Like configs/demo/apo.py, on the same pairs and golden answers, but the players take turns at every
+step: one step of the reward model, on pairs and on golden answers against samples drawn at that
+step; then one step of the policy, by policy gradient on samples drawn at that step.
 
 Command:   python -m alignjax run --config=configs/demo/apo_stepwise.py --workdir=runs/apo_steps
 Hardware:  2 CPU cores

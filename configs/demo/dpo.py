@@ -1,4 +1,4 @@
-"""Direct Preference Optimization in the embedded world, from nothing, on a laptop.
+"""Direct Preference Optimization in the embedded world, from random weights, on a laptop.
 
 Command:   make demo        (or: python -m alignjax demo)
 Hardware:  2 CPU cores

@@ -1,7 +1,7 @@
 """The whole HPS recipe in the embedded world: generate, score, draw hard negatives, evaluate.
 
-A supervised policy answers every prompt 8 times, the world's exact score ranks the answers, and
-HPS trains on the lists; the best of 5 samples to held-out prompts is reported, as in the paper.
+A supervised policy samples 8 responses to every prompt, the world's exact score ranks them, and HPS
+trains on the lists. The best of 5 samples to held-out prompts is reported, as in the paper.
 
 Command:   python -m alignjax run --config=configs/demo/hps.py --workdir=runs/hps_world
 Hardware:  2 CPU cores

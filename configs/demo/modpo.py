@@ -1,7 +1,7 @@
 """MODPO in the embedded world: helpful against concise, an adapter of rank 8 for each preference.
 
 Data, model, preferences and evaluation are those of `configs/demo/paretohqd.py`. Pairs are ordered
-by the objective of the larger weight, the exact scores of the other one are the margin.
+by the objective with the larger weight; the exact scores of the other one are the margin.
 
 Command:   python -m alignjax run --config=configs/demo/modpo.py --workdir=runs/modpo
 Hardware:  2 CPU cores

@@ -1,14 +1,14 @@
 """ParetoHqD in the embedded world with three objectives: seven preferences.
 
 Data and model are those of `paretohqd.py`. Responses are curated by how much better they are
-than the mean of those to their prompt: help is harm for some prompts only, and the best layers are
-else full of the prompts for which it is not.
+than the mean of those to their prompt: helpful and harmless conflict for some prompts only, and the
+best layers would otherwise consist mostly of the other prompts.
 
 Command:   python -m alignjax run --config=configs/demo/paretohqd_three.py --workdir=runs/paretohqd3
 Hardware:  2 CPU cores
 Time:      4.3 minutes of processor time, both cores together
 Expect:    hypervolume 0.380 [0.344, 0.440] of the box from 0 to 1, faithfulness 0.53 (12 of 51
-           comparisons of two preferences the wrong way round), 0.7% collapsed; mean (helpful,
+           comparisons of two preferences reversed), 0.7% collapsed; mean (helpful,
            harmless, concise) (0.65, 0.63, 0.53) for helpful alone, (0.48, 0.75, 0.67) for harmless,
            (0.49, 0.77, 0.78) for concise (one seed; 95% interval over prompts)
 """
