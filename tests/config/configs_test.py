@@ -185,8 +185,9 @@ def test_nothing_is_allocated():
 
 
 def test_a_path_tells_the_size(tmp_path):
-    assert load.load(f"{FOLDER / 'hps.py'}:1.5b", []) == load.load(CONFIGS["hps:1.5b"], [])
-    assert load.load(str(FOLDER / "hps.py"), []).model == load.load(CONFIGS["hps:8b"], []).model
+    models = {size: load.load(f"{FOLDER / 'hps.py'}:{size}", []).model for size in SIZES}
+    assert [model.width for model in models.values()] == [1536, 4096, 8192]
+    assert load.load(str(FOLDER / "hps.py"), []).model == models["8b"]
     odd = tmp_path / "my:config.py"  # a colon in a file's own name is none before a size
     odd.write_text((FOLDER / "demo" / "dpo.py").read_text())
     load.load(str(odd), [])
