@@ -3,8 +3,10 @@
 import argparse
 import ast
 import copy
+import dataclasses
 import functools
 import importlib
+import inspect
 import pathlib
 import re
 import shlex
@@ -12,10 +14,15 @@ import shlex
 import pytest
 from absl import flags
 
-from alignjax import cli
+import alignjax.config
+from alignjax import cli, recipes
 from alignjax.config import Config, load
+from alignjax.data import sources
 from alignjax.errors import UserError
+from alignjax.models.config import LoraConfig, ModelConfig
+from alignjax.rewards import scorers
 from alignjax.types import Logps
+from alignjax.world import sources as world
 from tests import layering_test
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -28,21 +35,21 @@ SCRIPTS = sorted(
         *(path for path in ROOT.glob("launch/*") if path.suffix in (".py", ".sh", ".sbatch")),
     ]
 )
-# Where a command begins, and which of its words are those of ``alignjax``.
+# Commands that the test knows how to check.
 STARTS = re.compile(
     r"(?:python3? -m alignjax|python benchmarks/\w+\.py|python launch/local\.py|"
     r"launch/(?:tpu_vm|gke)\.sh run|launch/tpu_vm\.sh all|sbatch [^\n`]*?launch/slurm\.sbatch)"
     r"(?= |$|`|\n)[^\n`]*"
 )
 OVERRIDE = re.compile(r"--set[ =]([\w.]+=(?:'[^']*'|[^\s`,)]+))")
-# A module and something of it, as in `dpo.loss`; names of files are not meant.
+# A module and a name in it, as in `dpo.loss`, but no file.
 NAME = re.compile(r"(?<![\w./])([a-z_]\w*)\.([A-Za-z_]\w*)(?![\w/]|\.\w)")
 FILE = re.compile(r"(?<![\w./<*])(?:[\w-]+/)+[\w.-]+\.(?:py|md|sh|sbatch|yaml|txt)(?![\w/])")
 EXAMPLES = ("name.py", "name_test.py", "name_data.py")  # of files that a reader is to write
 
 
 def spans(text: str) -> list[str]:
-    """Blocks of code and what stands in backticks; a span that is broken over lines is one line."""
+    """Lists blocks of code and text in backticks; a span over several lines becomes one line."""
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
     prose = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.M | re.S)
     indented = re.findall(r"^    \S.*$", prose, re.M)
@@ -51,7 +58,7 @@ def spans(text: str) -> list[str]:
 
 
 def text_of(path: pathlib.Path) -> list[str]:
-    """The places of a file that commands can stand in: code of a page, docstring of a script."""
+    """Lists the parts of a file that hold commands: code of a page, docstring of a script."""
     text = path.read_text()
     if path.suffix == ".md":
         return spans(text)
@@ -59,13 +66,13 @@ def text_of(path: pathlib.Path) -> list[str]:
 
 
 def comments(script: str) -> list[str]:
-    """The comment at the head of a shell script, without the signs in front."""
+    """Reads the comments of a shell script, without the signs in front."""
     lines = [line.lstrip("#") for line in script.splitlines() if line.startswith("#")]
     return ["\n".join(lines)]
 
 
 def commands(texts: list[str]) -> list[str]:
-    """Commands, each on one line, without a remark behind it."""
+    """Finds commands; each becomes one line, without the remark behind it."""
     found = []
     for text in texts:
         joined = re.sub(r"\s*\\\n\s*", " ", text)
@@ -76,14 +83,14 @@ def commands(texts: list[str]) -> list[str]:
 
 
 def listed(paths: list[pathlib.Path]) -> list[tuple[str, str]]:
-    """Every different command of files, and the first file that holds it."""
+    """Lists every different command of files, with the first file that holds it."""
     every = {command: path for path in reversed(paths) for command in commands(text_of(path))}
     return sorted((str(path.relative_to(ROOT)), command) for command, path in every.items())
 
 
 @pytest.fixture(scope="session")
 def own_config(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The config that docs/models.md has a reader write."""
+    """Writes the config that docs/models.md has a reader write."""
     page = (ROOT / "docs" / "models.md").read_text()
     path = tmp_path_factory.mktemp("own") / "my_config.py"
     path.write_text(re.findall(r"```python\n(.*?)```", page, re.S)[0])
@@ -100,7 +107,7 @@ def check_command(command: str, own: pathlib.Path) -> None:
         check_verb(words[words.index("alignjax") + 1 :], own)
     elif "launch/local.py" in words:
         check_verb(words[words.index("--") + 1 :], own)
-    else:  # what stands behind a script's own words goes to `run`
+    else:  # arguments behind the script's own words are passed to `run`
         first = next(i for i, word in enumerate(words) if word.startswith("launch/"))
         skip = 1 if words[first].endswith(".sbatch") else 2
         check_verb(["run", *words[first + skip :]], own)
@@ -110,7 +117,7 @@ def check_verb(words: list[str], own: pathlib.Path) -> None:
     if not words:
         return
     verb = cli.VERBS[words[0]]
-    if words[1:] in ([], ["ARG..."]):  # the verb alone is spoken of
+    if words[1:] in ([], ["ARG..."]):  # the text mentions the verb alone
         return
     parsed = copy.deepcopy(cli.FLAGS)
     rest = parsed(["alignjax", *words[1:]])
@@ -187,7 +194,7 @@ def every_config() -> tuple[Config, ...]:
 
 
 def applies(override: str) -> bool:
-    """Whether a change fits some config; ``...`` stands for any value."""
+    """Tells whether a change fits some config; ``...`` stands for any value."""
     field, _, value = override.partition("=")
     value = value if value == "..." else value.rstrip(".").strip("'")
     for config in every_config():
@@ -220,7 +227,7 @@ def test_a_change_that_fits_no_config_is_noticed():
 
 @functools.cache
 def names_of_modules() -> dict[str, set[str]]:
-    """What a module of that name defines, imports or is; several of one name count together."""
+    """Collects the names in modules by the module's name; modules of one name count together."""
     names: dict[str, set[str]] = {}
     for path in [*ROOT.glob("alignjax/**/*.py"), *ROOT.glob("benchmarks/*.py")]:
         module = path.parent if path.name == "__init__.py" else path.with_suffix("")
@@ -245,7 +252,7 @@ def names_of_modules() -> dict[str, set[str]]:
 
 
 def unknown_names(text: str) -> list[str]:
-    """Names like ``dpo.los``: of a module of ours that has no such thing, and not of a config."""
+    """Finds names like ``dpo.los``, of a module of ours that has no such thing."""
     fields = {field for config in every_config() for field in vars(config)}
     modules = names_of_modules()
     return [
@@ -269,19 +276,54 @@ def test_names_and_files_exist(page):
     assert not [file for file in missing if file.split("/")[0] in ours]
 
 
+def run_block(block: str) -> None:
+    """Runs Python of a page with the names that configs import; checks what partials bind."""
+    names = {**vars(alignjax.config), "STEPS": 100, "partial": functools.partial}
+    names |= {"recipes": recipes, "scorers": scorers, "sources": sources, "world": world}
+    names |= {"ModelConfig": ModelConfig, "LoraConfig": LoraConfig}
+    for path in ROOT.glob("alignjax/losses/*.py"):
+        names[path.stem] = importlib.import_module(f"alignjax.losses.{path.stem}")
+    exec(block, names)
+    for value in names.values():
+        check_partials(value)
+
+
+def check_partials(value: object) -> None:
+    """Raises an error where a partial, at any depth of a config, binds what nothing reads."""
+    if isinstance(value, functools.partial):
+        inspect.signature(value.func).bind_partial(*value.args, **value.keywords)
+        check_partials(tuple(value.keywords.values()))
+    elif isinstance(value, tuple):
+        for each in value:
+            check_partials(each)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        check_partials(tuple(vars(value).values()))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_python_of_pages_is_python(page):
+def test_python_of_pages_runs(page):
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
-        for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("alignjax"):
-                module = importlib.import_module(str(node.module))
-                for alias in node.names:
-                    if not hasattr(module, alias.name):
-                        importlib.import_module(f"{node.module}.{alias.name}")
+        ast.parse(block)
+        if "from_pretrained" not in block:  # transformers is not among the dependencies
+            run_block(block)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "loss = partial(dpo.loss, betta=0.1)",
+        "candidates = CandidatesConfig(scorers=(partial(scorers.reward_model, paht='x'),))",
+        "lora = LoraConfig(ranc=8)",
+        "from alignjax import optim",
+    ],
+)
+def test_wrong_python_is_noticed(block):
+    with pytest.raises((TypeError, ImportError)):
+        run_block(block)
 
 
 def tour() -> dict[str, int]:
-    """The files that CONTRIBUTING.md has a newcomer read, and the lines it says they have."""
+    """Reads the tour's files, and their lines, from the table of CONTRIBUTING.md."""
     rows = re.findall(r"^\| \[`[\w/.]+`\]\(([\w/.]+)\) \| (\d+) \|", CONTRIBUTING.read_text(), re.M)
     return {file: int(lines) for file, lines in rows}
 
@@ -290,8 +332,8 @@ def test_the_tour_is_short_and_goes_down():
     files = tour()
     found = {file: len((ROOT / file).read_text().splitlines()) for file in files}
     assert 8 <= len(files) <= 12
-    assert sum(found.values()) <= 1600
-    assert all(abs(found[file] - said) <= 20 for file, said in files.items()), found
+    assert sum(found.values()) <= 1500
+    assert all(abs(found[file] - lines) <= 30 for file, lines in files.items()), found
     modules = [file.removesuffix(".py").replace("/", ".") for file in files]
     for place, file in enumerate(files):
         for name, _ in layering_test.imports(file, (ROOT / file).read_text()):
@@ -317,7 +359,7 @@ def test_names_that_are_not_there_are_noticed():
 
 
 def broken_links(page: pathlib.Path, text: str) -> list[str]:
-    """Links to files that are not there, and to sections that no heading makes."""
+    """Finds links to missing files, and to sections without a heading."""
     broken = []
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
         file, _, section = target.partition("#")
@@ -328,7 +370,7 @@ def broken_links(page: pathlib.Path, text: str) -> list[str]:
 
 
 def sections(text: str) -> set[str]:
-    """What GitHub calls the headings of a page."""
+    """Lists the anchors that GitHub gives the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", text, re.M)
     return {re.sub(r"[^\w\- ]", "", head).strip().lower().replace(" ", "-") for head in headings}
 
