@@ -237,7 +237,7 @@ class Config:
     evaluate: EvaluateConfig = setting(EvaluateConfig(), identity=False)
 
     @property
-    def objective(self) -> Callable[..., Any]:
+    def trained_loss(self) -> Callable[..., Any]:
         """The function that is minimised: the policy's, or without one the reward model's."""
         function = self.reward_loss if self.loss is None else self.loss
         assert function is not None  # see `validate.check`

@@ -168,7 +168,7 @@ def _trace(field: str, function: Callable[..., Any], *args: Any) -> Any:
     """
     try:
         return jax.eval_shape(resolve(function, jnp.int32(0)), *args)
-    except Exception as error:  # a person's own objective may raise anything
+    except Exception as error:  # a user's own loss may raise anything
         what = " ".join(str(error).split())[:400]
         if not isinstance(error, ValueError):  # ours say all there is to say in ValueErrors
             file = inspect.getsourcefile(plain(function))

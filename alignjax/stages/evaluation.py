@@ -50,7 +50,7 @@ def held_out_metrics(
         reference=None if reference is None else jnp.asarray(reference),
         length=jnp.asarray(length),
     )
-    reward = np.asarray(implicit_reward(run.config.objective)(logps))
+    reward = np.asarray(implicit_reward(run.config.trained_loss)(logps))
     metrics = preferences.reward_metrics(reward, length, order)
     if reference is not None:
         metrics |= preferences.margins(policy, reference, length, order)

@@ -46,7 +46,7 @@ def policy(
     apply = functools.partial(response_logps, config=config.model)
     if config.lora is None:
         return Learner(
-            update=_update(config, steps, apply, score, config.objective),
+            update=_update(config, steps, apply, score, config.trained_loss),
             learning_rate=optim.learning_rate(config.optim, steps),
             params_shape=jax.eval_shape(
                 functools.partial(init_params, config.model), jax.random.key(0)
@@ -57,7 +57,7 @@ def policy(
     assert base is not None
     forward = functools.partial(with_adapters, forward=score, config=config.lora, live=live)
     return Learner(
-        update=_update(config, steps, apply, forward, config.objective),
+        update=_update(config, steps, apply, forward, config.trained_loss),
         learning_rate=optim.learning_rate(config.optim, steps),
         params_shape=adapters.target(config.lora, config.model, mesh),
         load_start=load_start or adapters.fresh(config, mesh, base),
@@ -84,7 +84,7 @@ def reward_model(
       names: of the objectives, where there are several.
     """
     objectives = max(1, len(names))
-    loss = config.objective
+    loss = config.trained_loss
     if objectives > 1:
         loss = functools.partial(over_objectives, reward_loss=loss, names=names)
     apply = functools.partial(reward_head.response_scores, config=config.model)

@@ -360,8 +360,8 @@ def test_beams_are_as_many_as_responses_and_nothing_is_drawn():
 
 def test_a_run_trains_a_policy_or_a_reward_model():
     parts = dict(loss=None, reward_loss=every_type, evaluate=EvaluateConfig())
-    assert runs.get_config(**parts).objective is every_type
-    assert runs.get_config().objective.func is dpo.loss
+    assert runs.get_config(**parts).trained_loss is every_type
+    assert runs.get_config().trained_loss.func is dpo.loss
     for changes, found in ((dict(loss=None), "none"), (dict(reward_loss=every_type), "both")):
         with pytest.raises(UserError, match=rf"^loss, reward_loss: wanted one .*, found {found}$"):
             runs.get_config(**changes)
@@ -378,7 +378,7 @@ def test_a_run_trains_a_policy_or_a_reward_model():
 
 def test_a_game_has_a_loss_for_each_player():
     both = dict(reward_loss=apo.reward_loss, recipe=playing())
-    assert runs.get_config(**both).objective.func is dpo.loss
+    assert runs.get_config(**both).trained_loss.func is dpo.loss
     for field in ("loss", "reward_loss"):
         with pytest.raises(UserError, match=rf"^{field}: wanted one with a game, .*, found None$"):
             runs.get_config(**{**both, field: None})

@@ -55,7 +55,7 @@ def size_of(name: str) -> float:
 
 
 def batch_of(config: Config, size: int) -> Any:
-    """Rows with all that an objective may read: scores or labels, by what its data have."""
+    """Rows with all that a loss may read: scores or labels, by what its data have."""
     k, p, r = 3, config.data.max_prompt_tokens, config.data.max_response_tokens
     function = config.loss or config.reward_loss
     extra = {}
@@ -120,7 +120,7 @@ def evaluate_step(config: Config) -> None:
     optimizer = optim.make(config.optim, 10)
     state = jax.eval_shape(lambda p: init_state(p, optimizer, jax.random.key(0)), trained)
     reward = config.loss is None
-    loss, baseline = config.objective, config.baseline
+    loss, baseline = config.trained_loss, config.baseline
     if "desirable_fraction" in keywords(plain(loss)):
         loss = functools.partial(loss, desirable_fraction=0.4)
         if baseline is not None and "desirable_fraction" in keywords(plain(baseline)):
