@@ -246,7 +246,7 @@ def names_of_modules() -> dict[str, set[str]]:
                 own |= {alias.asname or alias.name for alias in node.names}
     # Configs import `alignjax.world.sources` as `world`, and so do the pages.
     names["world"] |= names["sources"]
-    names["logps"] |= {*dir(Logps)}  # what a loss is given
+    names["logps"] |= {*dir(Logps), *vars(Logps)["__dataclass_fields__"]}  # an argument of losses
     names["config"] |= {*vars(Config)["__dataclass_fields__"]}
     return names
 
@@ -265,15 +265,31 @@ def unknown_names(text: str) -> list[str]:
     ]
 
 
+def missing_files(text: str, page: pathlib.Path) -> list[str]:
+    """Finds paths of this repository, or of the package, that lead to nothing."""
+    places = (ROOT, ROOT / "alignjax", ROOT / "docs", page.parent)
+    ours = {path.name for place in places[:2] for path in place.iterdir()}
+    return [
+        file
+        for file in FILE.findall(text)
+        if file.split("/")[0] in ours and not file.endswith(EXAMPLES)
+        if not any((place / file).exists() for place in places)
+    ]
+
+
+def test_names_and_files_in_docstrings_exist():
+    """Of single backticks: what is in double ones is code, with names of its own."""
+    for path in [*ROOT.glob("alignjax/**/*.py"), *SCRIPTS]:
+        for text in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", path.read_text()):
+            wrong = unknown_names(text) + missing_files(text, path)
+            assert not wrong, f"{path.relative_to(ROOT)}: {wrong}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_names_and_files_exist(page):
     found = spans(page.read_text())
     assert not [name for text in found for name in unknown_names(text)]
-    files = {file for text in found for file in FILE.findall(text) if not file.endswith(EXAMPLES)}
-    places = (ROOT, ROOT / "alignjax", ROOT / "docs", page.parent)
-    ours = {path.name for path in ROOT.iterdir()} | {p.name for p in (ROOT / "alignjax").iterdir()}
-    missing = [f for f in files if not any((place / f).exists() for place in places)]
-    assert not [file for file in missing if file.split("/")[0] in ours]
+    assert not [file for text in found for file in missing_files(text, page)]
 
 
 def run_block(block: str) -> None:
@@ -356,6 +372,8 @@ def test_names_that_are_not_there_are_noticed():
         "scorers.reward_modle",
     ]
     assert unknown_names("`dpo.loss`, `loss.beta`, `config.json`, `world.golden`") == []
+    text = "`losses/dpo.py`, `losses/opd.py`, `docs/data.md`, `docs/none.md`, `elsewhere/a.py`"
+    assert missing_files(text, CONTRIBUTING) == ["losses/opd.py", "docs/none.md"]
 
 
 def broken_links(page: pathlib.Path, text: str) -> list[str]:

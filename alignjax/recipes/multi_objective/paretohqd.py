@@ -65,8 +65,8 @@ def train(
         rather than by its scores. Not in the paper: where objectives conflict for some prompts
         only, the best layers would otherwise be full of the prompts where they do not.
       prompts: training prompts that the representatives respond to, at random, at most.
-      at_once: preferences trained in one program, side by side: more is quicker, while memory
-        holds the activations of their rows (`benchmarks/adapters.py`).
+      at_once: preferences trained in one program, side by side: more of them are quicker as long
+        as memory holds the activations of their rows (docs/running.md).
 
     Returns:
       How to respond for one of the config's preferences.
