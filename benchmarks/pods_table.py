@@ -120,8 +120,8 @@ def main() -> None:
     for name, topology, mesh, changes, parts in RUNS:
         if not all(x in f"{name} {topology}" for x in args.only.split(",")):
             continue
-        file, size = name.split(":")
-        config = load.load(f"configs/{file}.py:{size}", list(changes))
+        method, size = name.split(":")
+        config = load.load(f"configs/{method}.py:{size}", list(changes))
         price = PRICES[topology.partition(":")[0]]
         told = plan.run(config, topology, mesh=mesh, parts=parts, price=price)
         for one in told["plans"]:

@@ -74,7 +74,7 @@ def fits(value: Any, hint: Any) -> bool:
             )
         elif plain is collections.abc.Callable:
             ok = callable(value)
-        elif inspect.isclass(plain) and plain is not inspect.Parameter.empty:
+        elif inspect.isclass(plain) and plain not in (Any, inspect.Parameter.empty):
             ok = isinstance(value, plain)
         else:  # Any, no annotation, or text: nothing is known
             ok = plain is not typing.Never

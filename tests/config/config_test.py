@@ -9,6 +9,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import optax
@@ -58,6 +59,7 @@ def every_type(
     limit: float | None = None,
     either: "int | str" = 0,
     free=None,
+    anything: Any = None,
     implicit: Callable[[Logps], Array] = dpo.implicit,
 ):
     """A loss with a hyperparameter of every type."""
@@ -130,6 +132,7 @@ def test_an_override_reaches_its_field_with_its_type(override, wanted):
         ("either", "three", "three"),
         ("free", "{'a': 1}", {"a": 1}),
         ("free", "text", "text"),
+        ("anything", "(1, 'a')", (1, "a")),
         ("on", "TRUE", True),
         ("on", "yes", UserError),
         ("count", "3", 3),
