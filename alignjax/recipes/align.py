@@ -16,6 +16,7 @@ Read it downwards: `run` is the order of events. What each stage writes into the
 import dataclasses
 import logging
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -52,10 +53,9 @@ def run(
 ) -> dict[str, Any]:
     """Aligns a policy and evaluates it; see `alignjax.recipes.run_config`."""
     with open_run(config, workdir, allow_config_change) as run:
-        reference = bricks.supervised(run)
-        if run.config.candidates is not None:
-            run = candidates.make(run, run.config.candidates, reference)
-        return _align(run, reference)
+        load_reference = bricks.supervised(run)
+        run = candidates.make(run, load_reference)
+        return _align(run, load_reference)
 
 
 def show_data(config: Config) -> None:
@@ -76,6 +76,7 @@ def show_data(config: Config) -> None:
 class _Start:
     """The alignment before its first step, and what is known of the reference by then."""
 
+    reference: Reference
     learner: Learner  # holds the reference's parameters where steps score them
     feed: Feed
     choice: references.Choice
@@ -83,10 +84,10 @@ class _Start:
     samples: list[Sample]
 
 
-def _align(run: Run, reference: Reference) -> dict[str, Any]:
+def _align(run: Run, load_reference: Callable[[], Params]) -> dict[str, Any]:
     """Aligns the policy and reports; see the module's docstring for what is written."""
-    start = _start(run, reference)
-    live = start.learner.ref_params
+    start = _start(run, load_reference)
+    reference, live = start.reference, start.learner.ref_params
 
     def during(params: Params) -> dict[str, float]:
         # A reference that was put away is read again for the moment: the KL needs it.
@@ -97,13 +98,14 @@ def _align(run: Run, reference: Reference) -> dict[str, Any]:
     job = bricks.make_job("alignment", run, reference.digest)
     key = jax.random.key(run.config.train.seed)
     state, counts = offline.fit(job, start.learner, start.feed, key, during)
-    return _finish(run, reference, start, state.params, counts)
+    return _finish(run, start, state.params, counts)
 
 
-def _start(run: Run, reference: Reference) -> _Start:
+def _start(run: Run, load_reference: Callable[[], Params]) -> _Start:
     """Scores and samples with the reference, whose memory is then free unless steps need it."""
     config, data = run.config, run.data
-    params = reference.load()
+    params = load_reference()
+    reference = Reference(load_reference, checkpoint.tree_digest(params))
     batches = bricks.run_batches(config, data.train)
     title, rows = "reference, train", batches.row_count
     ref_logps, choice = references.attach(run, reference, title, trained_rows=rows, params=params)
@@ -121,14 +123,12 @@ def _start(run: Run, reference: Reference) -> _Start:
         live=choice.mode == "live",
     )
     feed = Feed(data.train.dataset, batches, ref_logps)
-    return _Start(learner, feed, choice, held_out, samples)
+    return _Start(reference, learner, feed, choice, held_out, samples)
 
 
-def _finish(
-    run: Run, reference: Reference, start: _Start, trained: Params, counts: dict[str, int]
-) -> dict[str, Any]:
+def _finish(run: Run, start: _Start, trained: Params, counts: dict[str, int]) -> dict[str, Any]:
     """Measures the policy beside the reference, and writes the report."""
-    live = start.learner.ref_params
+    reference, live = start.reference, start.learner.ref_params
     ref_params = reference.load() if live is None else live
     params = adapters.whole(run.config, ref_params, trained)
     digest = checkpoint.tree_digest(params)

@@ -34,7 +34,6 @@ from alignjax.recipes.run import open_run
 from alignjax.runtime import checkpoint, workdirs
 from alignjax.runtime.map_rows import map_rows
 from alignjax.stages import adapters, bricks, learners, pretrained
-from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
 from alignjax.training import offline
 from alignjax.training.job import Feed
@@ -64,7 +63,7 @@ class Fitted:
 
 def fit(
     run: Run,
-    language_model: Reference,
+    load_language_model: Callable[[], Params],
     *,
     name: str = "reward model",
     load_start: Callable[[], Params] | None = None,
@@ -73,12 +72,12 @@ def fit(
 
     Args:
       run: its ``reward_loss`` is trained, with its ``optim`` and ``train``.
-      language_model: what it starts from.
+      load_language_model: gives what it starts from.
       name: for the progress bar.
       load_start: gives the reward model that it starts from instead; not with adapters.
     """
     config, names = run.config, _objectives(run)
-    base = language_model.load() if load_start is None else load_start()
+    base = (load_start or load_language_model)()
     job = bricks.make_job(name, run, checkpoint.tree_digest(base))
     batches = bricks.run_batches(config, run.data.train)
     count = max(1, len(names))
@@ -87,7 +86,7 @@ def fit(
         config,
         run.mesh,
         len(batches),
-        load_start=load_start or (lambda: with_head(language_model.load())),
+        load_start=load_start or (lambda: with_head(load_language_model())),
         base=base,
         names=names,
     )

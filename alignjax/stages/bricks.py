@@ -77,18 +77,13 @@ def supervised_config(config: Config, sft: SftConfig) -> Config:
     )
 
 
-def supervised(run: Run) -> Reference:
+def supervised(run: Run) -> Callable[[], Params]:
     """Runs the supervised stage, if there is one.
 
     Returns:
-      The parameters it ended with: those of the reference and of the policy's start. With
-      ``lora.quantize`` they are quantised; the stage itself trains a whole network.
+      A loader of the parameters it ended with: those of the reference and of the policy's start.
+      With ``lora.quantize`` they are quantised; the stage itself trains a whole network.
     """
-    load = _supervised(run)
-    return Reference(load, checkpoint.tree_digest(load()))
-
-
-def _supervised(run: Run) -> Callable[[], Params]:
     config, mesh, sft = run.config, run.mesh, run.config.sft
     quantize = config.lora.quantize if config.lora is not None else ""
     if sft is None:
@@ -114,6 +109,15 @@ def _supervised(run: Run) -> Callable[[], Params]:
     key = {"identity": job.identity, "steps": len(batches)}
     artifacts.reuse(params, key, train, lambda path: None)
     return pretrained.supervised(config.model, run.workdir, mesh, quantize)
+
+
+def supervised_reference(run: Run) -> Reference:
+    """Runs the supervised stage; loads what it ended with once, for the digest.
+
+    Who needs the parameters at once takes the loader of `supervised`: loading is not cheap.
+    """
+    load = supervised(run)
+    return Reference(load, checkpoint.tree_digest(load()))
 
 
 def _summarise(run: Run, sft: SftConfig, params: Params, counts: dict[str, int]) -> None:

@@ -11,6 +11,7 @@ prompt alone. A stage that was killed goes on with the batch that it was at.
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,39 +22,40 @@ from alignjax.data.batching import Bucketed
 from alignjax.data.encode import enforce
 from alignjax.data.records import Receipt, Record
 from alignjax.rewards.scorers import mean_scores, open_scorers
-from alignjax.runtime import workdirs
+from alignjax.runtime import checkpoint, workdirs
 from alignjax.sampling.generate import questions
 from alignjax.stages import sample_lists
 from alignjax.stages.data import Prepared, split
-from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
+from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
 
 SIDES = ("train", "held_out")
 
 
-def make(run: Run, settings: CandidatesConfig, policy: Reference) -> Run:
-    """Makes the lists, unless they are there, and opens them.
+def make(run: Run, load_policy: Callable[[], Params]) -> Run:
+    """Makes the lists, if the config has ``candidates`` and they are not there, and opens them.
 
     Args:
       run: its prompts, on both sides, are responded to.
-      settings: how to sample and to score.
-      policy: the supervised one.
+      load_policy: gives the supervised policy, which responds.
 
     Returns:
-      The run on the lists, to train and to evaluate on; what is asked of the policies stays as it
-      was.
+      The run on the lists, to train and to evaluate on; the prompts that policies are sampled for
+      stay as they were. Without ``candidates`` the run as it is.
 
     Raises:
       UserError: a scorer gives something else than finite scores, or too many prompts gave no list
         (``candidates.max_drop_fraction``).
     """
-    config, data = run.config, run.data
+    config, data, settings = run.config, run.data, run.config.candidates
+    if settings is None:
+        return run
     folder = run.workdir / "candidates"
     scorers = open_scorers(settings.scorers, "candidates.scorers", config.mesh)
     key = {
-        "policy": policy.digest,
+        "policy": checkpoint.tree_digest(load_policy()),
         "data": {"train": data.train.dataset.digest, "held_out": data.held_out.dataset.digest},
         "tokenizer": data.tokenizer.digest,
         "seed": config.train.seed,
@@ -65,7 +67,7 @@ def make(run: Run, settings: CandidatesConfig, policy: Reference) -> Run:
         folder,
         key,
         _sides(config, settings, data),
-        policy.load,
+        load_policy,
         settings,
         lambda records: mean_scores(scorers, records),
     )
@@ -112,8 +114,8 @@ def _open(run: Run, settings: CandidatesConfig, record: dict[str, Any]) -> Run:
             {"candidates": record["sha256"][side], "side": side},
         )
         counts = record["counts"][side]
-        told = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-        log.info("candidates, %s: %s\n%s", side.replace("_", " "), told, receipt.render())
+        listed = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        log.info("candidates, %s: %s\n%s", side.replace("_", " "), listed, receipt.render())
         receipts[side] = {**receipt.as_dict(), "responses": counts}
         enforce(
             receipt,

@@ -116,7 +116,7 @@ def again(base, tmp_path, settings=None):
     data = prepare_data(settings, tmp_path)
     mesh = make_mesh(1, 1, 1)
     run = Run(settings, tmp_path, data, mesh)
-    return candidates.make(run, settings.candidates, bricks.supervised(run)).data
+    return candidates.make(run, bricks.supervised(run)).data
 
 
 @pytest.fixture

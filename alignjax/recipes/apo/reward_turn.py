@@ -133,7 +133,7 @@ def _fit(
         data = dataclasses.replace(game.data, train=rows, held_out=held_out)
         run = dataclasses.replace(game.run, config=config, workdir=folder, data=data)
         load_start = None if start is None else start.load
-        fitted = reward_model.fit(run, language_model, name=name, load_start=load_start)
+        fitted = reward_model.fit(run, language_model.load, name=name, load_start=load_start)
         return {"params": fitted.summary["reward_model"]["params"]}
 
     artifacts.begin(folder, key)

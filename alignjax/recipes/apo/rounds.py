@@ -50,7 +50,7 @@ def run(
         game = setup.set_up(run, settings)
         if settings.reward_model:
             reward_turn.find_given(game)  # refused, if it has to be, before anything is trained
-        supervised = bricks.supervised(run)
+        supervised = bricks.supervised_reference(run)
         history = _play(game, settings, supervised)
         columns = [f"round {line['round']}" for line in history]
         return report_game(game, history, columns, _last_reward(run.workdir, settings), {})

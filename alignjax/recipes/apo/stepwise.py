@@ -63,7 +63,7 @@ def run(
         game = setup.set_up(run, settings)
         if settings.reward_model:
             reward_turn.find_given(game)  # refused, if it has to be, before anything is trained
-        supervised = bricks.supervised(run)
+        supervised = bricks.supervised_reference(run)
         base = reward_turn.train_base(game, supervised)
         policy, reward, counts = _play(game, settings, supervised, base)
         first = Players(supervised, supervised, base, base, supervised)

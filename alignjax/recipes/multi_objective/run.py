@@ -55,7 +55,7 @@ def run(
     with open_run(config, workdir, allow_config_change, check=_check) as run:
         example = run.data.asked_records[run.data.asked.dataset[0].id]
         objectives_scorer(objectives, config.mesh).tables([example], objectives.names)
-        setting = Setting(run, bricks.supervised(run), objectives)
+        setting = Setting(run, bricks.supervised_reference(run), objectives)
         respond = objectives.method(setting)
         return _report(setting, _measure(setting, respond))
 

@@ -86,7 +86,10 @@ def fit(
     check.check_losses(config, rows)
     run, reference = setting.stage(config, rows), setting.reference
     batches = bricks.run_batches(config, rows)
-    ref_logps, choice = attach(run, reference, f"reference, {name}", trained_rows=batches.row_count)
+    # Adapters need it as their base anyway, where a table is to be filled too.
+    base = None if config.lora is None else reference.load()
+    title, rows_seen = f"reference, {name}", batches.row_count
+    ref_logps, choice = attach(run, reference, title, trained_rows=rows_seen, params=base)
     load_start, identity = None, "reference"
     if start is not None:  # steps donate what they start from; the caller keeps its own
         load_start = functools.partial(jax.tree.map, jnp.copy, start)
@@ -96,6 +99,7 @@ def fit(
         run.mesh,
         len(batches),
         load_reference=reference.load,
+        base=base,
         live=choice.mode == "live",
         load_start=load_start,
     )
