@@ -36,7 +36,9 @@ def keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
-    """Returns the members of a union; any other annotation is its only one."""
+    """Returns the members of a union; any other annotation is its only one, without remarks."""
+    if typing.get_origin(hint) is typing.Annotated:
+        hint = typing.get_args(hint)[0]
     is_union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
     return typing.get_args(hint) if is_union else (hint,)
 

@@ -6,6 +6,7 @@ found by trying each.
 """
 
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -19,8 +20,9 @@ from alignjax.config.validate import get
 from alignjax.data.batching import Bucketed, assemble, bucket
 from alignjax.data.store import Dataset
 from alignjax.errors import UserError
-from alignjax.models import logps, quantized
+from alignjax.models import logps
 from alignjax.planning.measure import bytes_per_device, forward_flops
+from alignjax.recipes.multi_objective.method import AtOnce
 from alignjax.runtime import sharding
 from alignjax.sampling.decode import sample
 from alignjax.stages import bricks, learners, pretrained, reference
@@ -95,8 +97,10 @@ def _networks(config: Config, part: str) -> int:
     several = get(config, "recipe.objectives")
     if several is None or part != "step":
         return 1
-    at_once = keywords(several.method).get("at_once")  # a bound value is its default
-    return min(at_once.default, len(several.preferences)) if at_once is not None else 1
+    for keyword in keywords(several.method).values():
+        if keyword.annotation == AtOnce:  # what the config binds is its default
+            return min(keyword.default, len(several.preferences))
+    return 1
 
 
 def _side_by_side(batch: Batch, networks: int, mesh: Mesh) -> Batch:
@@ -156,15 +160,10 @@ def _nothing() -> Params:
 def _frozen(config: Config, mesh: Mesh) -> Params:
     """Describes the frozen network: the reference, or a base that may be quantised."""
     whole = pretrained.target(config.model, mesh)
-    quantize = "" if config.lora is None else config.lora.quantize
-    if not quantize:
+    if config.lora is None:
         return whole
-
-    def leaf(path: Any, parameter: Any) -> Any:
-        named = quantized.kernel_name(sharding.path_name(path))
-        return quantized.encode(parameter, quantize) if named else parameter
-
-    shapes = jax.eval_shape(lambda p: jax.tree_util.tree_map_with_path(leaf, p), whole)
+    quantize = functools.partial(pretrained.quantize_params, kind=config.lora.quantize, mesh=mesh)
+    shapes = jax.eval_shape(quantize, whole)
     return sharding.abstract(shapes, sharding.shard_tree(shapes, mesh))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import numpy as np
 
@@ -17,6 +18,9 @@ Preference = tuple[float, ...]  # M weights >= 0 that sum to 1
 # Samples ``evaluate.samples`` responses to each prompt, in the order of the prompts.
 Respond = Callable[[Preference, Sequence[Question]], list[Sample]]
 Method = Callable[..., Respond]  # (setting, *, hyperparameters); trains, resumes if it was killed
+# The hyperparameter of a method that says how many networks it trains in one program, side by side:
+# whoever plans the memory of a run finds it by this annotation.
+AtOnce = Annotated[int, "networks in one program"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

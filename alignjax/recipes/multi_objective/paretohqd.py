@@ -34,7 +34,7 @@ from alignjax.errors import UserError
 from alignjax.evaluation import fronts
 from alignjax.losses import paretohqd
 from alignjax.recipes.multi_objective import rows, sampling
-from alignjax.recipes.multi_objective.method import Preference, Respond, Rows, Setting
+from alignjax.recipes.multi_objective.method import AtOnce, Preference, Respond, Rows, Setting
 from alignjax.sampling.generate import Question, Sample, questions
 from alignjax.types import Params
 
@@ -49,7 +49,7 @@ def train(
     two_stages: bool = True,
     centred: bool = False,
     prompts: int = 10_000,
-    at_once: int = 4,
+    at_once: AtOnce = 4,
 ) -> Respond:
     """Trains a policy, or a set of adapters, for each preference.
 
