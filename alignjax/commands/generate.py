@@ -8,7 +8,6 @@ import dataclasses
 import logging
 import pathlib
 
-import jax
 import numpy as np
 
 from alignjax.commands import finished_run
@@ -21,6 +20,7 @@ from alignjax.errors import UserError
 from alignjax.runtime import sharding, workdirs
 from alignjax.sampling.generate import Question, Sample, questions, respond
 from alignjax.stages.data import Prepared, prepare_data
+from alignjax.stages.run import Run
 from alignjax.stages.sample_lists import line
 
 log = logging.getLogger("alignjax")
@@ -67,17 +67,9 @@ def run(
         records, asked = _read(prompts, config, data) if prompts else _held_out(config, data)
         if not asked:
             raise UserError("generate: no prompt to respond to (evaluate.prompts is 0)")
-        responses = respond(
-            params,
-            None,
-            asked,
-            model=config.model,
-            tokenizer=data.tokenizer,
-            settings=settings,
-            key=jax.random.key(config.train.seed),
-            mesh=sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor),
-            title="sampling",
-        )
+        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+        run = Run(config, pathlib.Path(workdir), data, mesh)
+        responses = respond(run.sampling(settings, "sampling"), params, asked)
     _write(target, records, responses)
     unfinished = sum(not r.ended for r in responses)
     log.info(

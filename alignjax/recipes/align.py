@@ -113,7 +113,7 @@ def _start(run: Run, load_reference: Callable[[], Params]) -> _Start:
     if choice.mode != "none":
         title = "reference, held out"
         held_out = references.table(run, data.held_out, reference, title, params=params)
-    samples = evaluation.held_out_samples("before", run, params, None, reference.digest)
+    samples = evaluation.held_out_samples("before", run, reference.digest, lambda: (params, None))
     learner = learners.policy(
         config,
         run.mesh,
@@ -132,7 +132,7 @@ def _finish(run: Run, start: _Start, trained: Params, counts: dict[str, int]) ->
     ref_params = reference.load() if live is None else live
     params = adapters.whole(run.config, ref_params, trained)
     digest = checkpoint.tree_digest(params)
-    samples = evaluation.held_out_samples("after", run, params, ref_params, digest)
+    samples = evaluation.held_out_samples("after", run, digest, lambda: (params, ref_params))
     if checkpoint.tree_digest(ref_params) != reference.digest:
         raise AssertionError("the reference's parameters changed during the run")
     table = _held_out(run, bricks.held_out_logps(run, params, "  held-out rows"), start.held_out)

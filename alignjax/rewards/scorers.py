@@ -226,6 +226,11 @@ def open_scorers(
     return [open_scorer(f, f"{field}[{i}]", mesh) for i, f in enumerate(functions)]
 
 
+def digests(scorers: Sequence[Scorer]) -> list[str]:
+    """Lists the digests of the reward models among scorers: a path says nothing of its content."""
+    return [scorer.digest for scorer in scorers if scorer.digest]
+
+
 def mean_scores(scorers: Sequence[Scorer], records: Sequence[Record]) -> list[np.ndarray]:
     """Scores responses by the mean of several scorers, ``[k]`` for each record."""
     by_scorer = [scorer.means(records) for scorer in scorers]

@@ -48,6 +48,18 @@ class Question:
     ids: np.ndarray  # [P] int32
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampling:
+    """How networks of one shape are sampled; `stages.run.Run.sampling` makes it."""
+
+    model: ModelConfig
+    tokenizer: Tokenizer
+    settings: SamplingConfig  # how many responses to each prompt, and how to draw them
+    key: Array  # a prompt's draws depend on it and on the prompt's number
+    mesh: Mesh
+    title: str  # of the progress bar
+
+
 def questions(data: Bucketed, limit: int) -> list[Question]:
     """Takes the first distinct prompts of a dataset, at most ``limit``, numbered by their row."""
     out = []
@@ -71,55 +83,34 @@ def undistorted(settings: SamplingConfig) -> SamplingConfig:
 
 
 def respond(
+    sampling: Sampling,
     params: Params | Mixture,
-    ref_params: Params | None,
     asked: Sequence[Question],
-    *,
-    model: ModelConfig,
-    tokenizer: Tokenizer,
-    settings: SamplingConfig,
-    key: Array,
-    mesh: Mesh,
-    title: str,
+    ref_params: Params | None = None,
 ) -> list[Sample]:
     """Samples responses to prompts.
 
     Args:
+      sampling: how.
       params: the policy, or several policies and their weights (`alignjax.models.mixture.mix`).
-      ref_params: a network whose log-probabilities of the samples are wanted too, or None.
       asked: the prompts.
-      settings: how many responses to each, and how to draw them.
+      ref_params: a network whose log-probabilities of the samples are wanted too.
 
     Returns:
       ``settings.samples`` responses per prompt, in the order of ``asked``.
     """
     out: dict[int, list[Sample]] = {}
-    for _, samples in respond_in_batches(
-        params,
-        ref_params,
-        asked,
-        model=model,
-        tokenizer=tokenizer,
-        settings=settings,
-        key=key,
-        mesh=mesh,
-        title=title,
-    ):
+    for _, samples in respond_in_batches(sampling, params, asked, ref_params):
         out |= samples
     return [s for i in sorted(out) for s in out[i]]
 
 
 def respond_in_batches(
+    sampling: Sampling,
     params: Params | Mixture,
-    ref_params: Params | None,
     asked: Sequence[Question],
+    ref_params: Params | None = None,
     *,
-    model: ModelConfig,
-    tokenizer: Tokenizer,
-    settings: SamplingConfig,
-    key: Array,
-    mesh: Mesh,
-    title: str,
     done: Container[int] = (),
 ) -> Iterator[tuple[int, dict[int, list[Sample]]]]:
     """Samples responses as `respond` does, batch by batch, for work that is kept as it goes.
@@ -137,22 +128,19 @@ def respond_in_batches(
     shapes, assignment = choose_shapes(
         lengths, np.ones((len(asked), 1), np.int64), count=2, multiple=16
     )
-    batches = deal_batches(
-        shapes, assignment, batch_size=settings.batch_size, order=range(len(asked))
-    )
+    size, mesh, tokenizer = sampling.settings.batch_size, sampling.mesh, sampling.tokenizer
+    batches = deal_batches(shapes, assignment, batch_size=size, order=range(len(asked)))
     timed: list[tuple[int, int, float]] = []  # of every batch: shape, tokens, seconds
-    with progress(title, len(asked)) as advance:
+    with progress(sampling.title, len(asked)) as advance:
         for number, (shape, rows) in enumerate(zip(batches.shape, batches.rows, strict=True)):
             real = rows >= 0
             if number not in done:
                 mine = rows[own_rows(mesh, len(rows))]
                 batch = put_rows(prompts_only(asked, mine, shapes[shape].prompt), mesh)
                 since = time.perf_counter()
-                responses = jax.block_until_ready(
-                    _decode(params, batch, key, model, tokenizer.eos_id, settings)
-                )
+                responses = jax.block_until_ready(_decode(sampling, params, batch))
                 seconds = time.perf_counter() - since
-                numbers = _fetch(responses, batch, params, ref_params, model)
+                numbers = _fetch(responses, batch, params, ref_params, sampling.model)
                 timed.append((int(shape), int(numbers.length[real].sum()), seconds))
                 yield (
                     number,
@@ -163,7 +151,7 @@ def respond_in_batches(
                 )
             advance(int(real.sum()))
     if timed:
-        log.info("%s: %s", title.strip(), speed(timed))
+        log.info("%s: %s", sampling.title.strip(), speed(timed))
 
 
 class _Numbers(NamedTuple):
@@ -226,22 +214,19 @@ def speed(timed: Sequence[tuple[int, int, float]]) -> str:
 
 
 def _decode(
-    params: Params | Mixture,
-    batch: Batch,
-    key: Array,
-    model: ModelConfig,
-    eos: int,
-    settings: SamplingConfig,
+    sampling: Sampling, params: Params | Mixture, batch: Batch
 ) -> tuple[Array, Array, Array]:
     """Decodes a batch: ids of responses, their lengths and their log-probabilities."""
     # Without the fields of a subclass, such as the judge: they would only compile it again.
     settings = SamplingConfig(
-        **{f.name: getattr(settings, f.name) for f in dataclasses.fields(SamplingConfig)}
+        **{f.name: getattr(sampling.settings, f.name) for f in dataclasses.fields(SamplingConfig)}
     )
+    model, eos = sampling.model, sampling.tokenizer.eos_id
     prompts = (batch.prompt, batch.prompt_length)
     if settings.num_beams > 1:
         return beam_search(params, *prompts, config=model, settings=settings, eos=eos)
-    return sample(params, *prompts, batch.prompt_id, key, config=model, settings=settings, eos=eos)
+    draws = batch.prompt_id, sampling.key
+    return sample(params, *prompts, *draws, config=model, settings=settings, eos=eos)
 
 
 def prompts_only(asked: Sequence[Question], chosen: np.ndarray, length: int) -> Batch:

@@ -21,7 +21,7 @@ from alignjax.config.fields import identity
 from alignjax.data.batching import Bucketed
 from alignjax.data.encode import enforce
 from alignjax.data.records import Receipt, Record
-from alignjax.rewards.scorers import mean_scores, open_scorers
+from alignjax.rewards.scorers import digests, mean_scores, open_scorers
 from alignjax.runtime import checkpoint, workdirs
 from alignjax.sampling.generate import questions
 from alignjax.stages import sample_lists
@@ -60,7 +60,7 @@ def make(run: Run, load_policy: Callable[[], Params]) -> Run:
         "tokenizer": data.tokenizer.digest,
         "seed": config.train.seed,
         "candidates": identity(settings),
-        "reward_models": [s.digest for s in scorers if s.digest],  # a path is not what is there
+        "reward_models": digests(scorers),
     }
     record = sample_lists.make(
         run,

@@ -6,10 +6,9 @@
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -91,23 +90,21 @@ def _undistorted_samples(
     # No larger batch than there are prompts, but one that the devices divide.
     rows = run.config.mesh.data * run.config.mesh.fsdp
     fitting = -(-min(settings.during, settings.batch_size) // rows) * rows
-    return respond(
-        params,
-        ref_params,
-        questions(run.data.asked, settings.during),
-        model=run.config.model,
-        tokenizer=run.data.tokenizer,
-        settings=dataclasses.replace(undistorted(settings), batch_size=fitting),
-        key=jax.random.key(run.config.train.seed),
-        mesh=run.mesh,
-        title=title,
-    )
+    sampling = run.sampling(dataclasses.replace(undistorted(settings), batch_size=fitting), title)
+    asked = questions(run.data.asked, settings.during)
+    return respond(sampling, params, asked, ref_params)
 
 
 def held_out_samples(
-    name: str, run: Run, params: Params, ref_params: Params | None, digest: str
+    name: str, run: Run, digest: str, load: Callable[[], tuple[Params, Params | None]]
 ) -> list[Sample]:
-    """Samples responses to held-out prompts; loads them where the same ones were drawn before."""
+    """Samples responses to held-out prompts; reads them where the same ones were drawn before.
+
+    Args:
+      name: of the file in the run's folder, without its ending.
+      digest: of the policy's parameters.
+      load: gives them, and those of a reference to score the samples by, or None.
+    """
     config, data = run.config, run.data
     settings = dataclasses.replace(config.evaluate, judge=None, scorers=(), best_of=0, during=0)
     key = {"params": digest, "data": data.asked.dataset.digest, "evaluate": identity(settings)}
@@ -115,18 +112,16 @@ def held_out_samples(
         return []
 
     def draw(scratch: pathlib.Path) -> list[Sample]:
-        drawn, _ = draw_samples(
+        params, ref_params = load()
+        samples, _ = draw_samples(
             scratch,
             name.rpartition("/")[2],
-            run,
+            run.sampling(config.evaluate, f"sampling, {name}"),
             params,
             questions(data.asked, config.evaluate.prompts),
-            settings=config.evaluate,
-            key=jax.random.key(config.train.seed),
-            title=f"sampling, {name}",
-            ref_params=ref_params,
+            ref_params,
         )
-        return [sample for of_prompt in drawn for sample in of_prompt]
+        return [sample for of_prompt in samples for sample in of_prompt]
 
     return reuse_samples(run.workdir / f"{name}.json", key, draw)
 

@@ -3,11 +3,14 @@
 import dataclasses
 import pathlib
 
+import jax
 from jax.sharding import Mesh
 
-from alignjax.config import Config
+from alignjax.config import Config, SamplingConfig
 from alignjax.data.batching import Bucketed
+from alignjax.sampling.generate import Sampling
 from alignjax.stages.data import Prepared
+from alignjax.types import Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,3 +28,20 @@ class Run:
     def on(self, rows: Bucketed) -> "Run":
         """The same run, trained on other rows."""
         return dataclasses.replace(self, data=dataclasses.replace(self.data, train=rows))
+
+    def sampling(self, settings: SamplingConfig, title: str, key: Array | None = None) -> Sampling:
+        """How networks of the run respond.
+
+        Args:
+          settings: how many responses to each prompt, and how to draw them.
+          title: of the progress bar.
+          key: of every draw; None: that of the run's seed.
+        """
+        return Sampling(
+            model=self.config.model,
+            tokenizer=self.data.tokenizer,
+            settings=settings,
+            key=jax.random.key(self.config.train.seed) if key is None else key,
+            mesh=self.mesh,
+            title=title,
+        )

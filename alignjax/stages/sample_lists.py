@@ -101,26 +101,25 @@ def _sample(
 ) -> dict[str, list[list[Sample]]]:
     """Samples for all sides, by side and prompt; the policy is freed before scorers load."""
     policy = load_policy()
-    drawn = {}
+    samples = {}
     for side in sides:
-        drawn[side.name], _ = draw_samples(
+        samples[side.name], _ = draw_samples(
             scratch,
             side.name,
-            run,
+            run.sampling(settings, side.title, side.key),
             policy,
             side.asked,
-            settings=settings,
-            key=side.key,
-            title=side.title,
         )
-    return drawn
+    return samples
 
 
-def _collect(side: Side, drawn: Sequence[Sequence[Sample]]) -> tuple[list[Record], dict[str, int]]:
+def _collect(
+    side: Side, samples: Sequence[Sequence[Sample]]
+) -> tuple[list[Record], dict[str, int]]:
     """One record per prompt, its responses distinct, and what became of every response."""
-    counts: Counter[str] = Counter(prompts=len(drawn))
+    counts: Counter[str] = Counter(prompts=len(samples))
     records = []
-    for original, mine, others in zip(side.originals, side.own, drawn, strict=True):
+    for original, mine, others in zip(side.originals, side.own, samples, strict=True):
         counts.update(own=len(mine), sampled=len(others))
         counts["unfinished"] += sum(not sample.ended for sample in others)
         kept: dict[str, None] = {}

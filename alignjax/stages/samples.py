@@ -5,13 +5,11 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from alignjax.config import SamplingConfig
 from alignjax.models.mixture import Mixture
 from alignjax.runtime import artifacts, workdirs
 from alignjax.runtime.metrics import timed
-from alignjax.sampling.generate import Question, Sample, respond_in_batches
-from alignjax.stages.run import Run
-from alignjax.types import Array, Params
+from alignjax.sampling.generate import Question, Sample, Sampling, respond_in_batches
+from alignjax.types import Params
 
 
 def reuse_samples(
@@ -33,13 +31,9 @@ def reuse_samples(
 def draw_samples(
     scratch: pathlib.Path,
     name: str,
-    run: Run,
+    sampling: Sampling,
     params: Params | Mixture,
     asked: Sequence[Question],
-    *,
-    settings: SamplingConfig,
-    key: Array,
-    title: str,
     ref_params: Params | None = None,
 ) -> tuple[list[list[Sample]], float]:
     """Samples responses batch by batch, and keeps each batch; one that is there is not drawn again.
@@ -47,31 +41,21 @@ def draw_samples(
     Args:
       scratch: the folder of the batches.
       name: of its files, ``NAME-000000.json`` and so on.
-      params, asked, settings, key, title, ref_params: as `generate.respond` takes them.
+      sampling, params, asked, ref_params: as `generate.respond` takes them.
 
     Returns:
       The samples of each prompt, in the order of ``asked``; and how many seconds all took.
     """
-    found = workdirs.names(scratch, f"{name}-*.json")
-    batches = respond_in_batches(
-        params,
-        ref_params,
-        asked,
-        model=run.config.model,
-        tokenizer=run.data.tokenizer,
-        settings=settings,
-        key=key,
-        mesh=run.mesh,
-        title=title,
-        done={int(file.removesuffix(".json").rpartition("-")[2]) for file in found},
-    )
+    files = workdirs.names(scratch, f"{name}-*.json")
+    done = {int(file.removesuffix(".json").rpartition("-")[2]) for file in files}
+    batches = respond_in_batches(sampling, params, asked, ref_params, done=done)
     while True:
         with timed() as took:
             batch = next(batches, None)
         if batch is None:
             break
-        number, drawn = batch
-        texts = {i: [_without_prompt(sample) for sample in samples] for i, samples in drawn.items()}
+        number, by_prompt = batch
+        texts = {i: [_without_prompt(x) for x in samples] for i, samples in by_prompt.items()}
         part = {"seconds": took[0], "samples": texts}
         artifacts.write_part(scratch, f"{name}-{number:06d}", part)
     samples: dict[int, list[Sample]] = {}

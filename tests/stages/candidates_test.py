@@ -198,7 +198,7 @@ def test_the_data_s_own_responses_come_first(base, tmp_path):
 def fake(texts, monkeypatch):
     """Batches whose responses are these, whatever the prompt."""
 
-    def batches(params, ref_params, asked, *, done, **rest):
+    def batches(sampling, params, asked, ref_params, *, done):
         samples = [generate.Sample("", text, 1, ended, 0.0, 0.0, 0.0) for text, ended in texts]
         if 0 not in done:
             yield 0, dict.fromkeys(range(len(asked)), samples)

@@ -59,6 +59,7 @@ def measure(game: Game, number: int, players: Players) -> dict[str, Any]:
         "data": game.data.held_out.dataset.digest,
         "players": [getattr(players, field.name).digest for field in dataclasses.fields(players)],
         "evaluate": describe(game.config.evaluate),
+        "reward_models": scorers.digests(_scorers(game)),  # a path is not what is there
     }
 
     def make(scratch: pathlib.Path) -> dict[str, Any]:
@@ -79,15 +80,15 @@ def _measure_policy(
     metrics: dict[str, Interval] = {}
     if game.config.evaluate.prompts:
         params, ref = players.policy.load(), players.supervised.load()
-        samples = _samples(game, number, players.policy.digest, params, ref)
+        name, digest = f"round-{number}/samples", players.policy.digest
+        samples = evaluation.held_out_samples(name, game.run, digest, lambda: (params, ref))
         metrics = evaluation.sample_metrics(game.run, samples)
         kl = evaluation.policy_kl(game.run, params, ref, samples)
         metrics |= {} if kl is None else {evaluation.KL: kl}
         del params, ref  # reward models come next
         sets[SAMPLES] = _order(game, samples)
         if number:
-            earlier = _samples(game, number - 1, players.before.digest, None, None)
-            sets[BEFORE] = _order(game, earlier)
+            sets[BEFORE] = _order(game, _earlier_samples(game, number - 1, players))
     estimates = {name: x.as_dict() for name, x in metrics.items() if x.count}
     return estimates, {name: x for name, x in sets.items() if x is not None}
 
@@ -112,9 +113,14 @@ def _measure_rewards(
     return out
 
 
-def _samples(game: Game, number: int, digest: str, params: Params, ref: Params) -> list[Sample]:
-    """Samples for held-out prompts; with None for parameters, an earlier round's are read."""
-    return evaluation.held_out_samples(f"round-{number}/samples", game.run, params, ref, digest)
+def _earlier_samples(game: Game, number: int, players: Players) -> list[Sample]:
+    """Reads the samples of an earlier round; samples them again where the file is damaged."""
+    name, before = f"round-{number}/samples", players.before
+
+    def load() -> tuple[Params, Params]:
+        return before.load(), players.supervised.load()
+
+    return evaluation.held_out_samples(name, game.run, before.digest, load)
 
 
 def _comparisons(game: Game) -> Ordered:
@@ -123,7 +129,7 @@ def _comparisons(game: Game) -> Ordered:
 
 
 def _order(game: Game, samples: list[Sample]) -> Ordered | None:
-    """Samples by prompt in their true order; None where nothing tells it."""
+    """Makes records of samples and their true scores; None where nothing gives any."""
     config = game.config
     asked = questions(game.data.asked, config.evaluate.prompts)
     records = evaluation.records_of(game.data, asked, samples)
@@ -132,25 +138,29 @@ def _order(game: Game, samples: list[Sample]) -> Ordered | None:
         first = next(iter(scorers.judgements(config.evaluate.judge, texts).values()))
         return records, first.reshape(len(records), -1)
     if config.evaluate.scorers:
-        opened = scorers.open_scorers(config.evaluate.scorers, "evaluate.scorers", config.mesh)
-        return records, np.stack(scorers.mean_scores(opened, records))
+        return records, np.stack(scorers.mean_scores(_scorers(game), records))
     return None
+
+
+def _scorers(game: Game) -> list[scorers.Scorer]:
+    config = game.config
+    return scorers.open_scorers(config.evaluate.scorers, "evaluate.scorers", config.mesh)
 
 
 def _rank(
     game: Game, reward: RewardModel, records: list[Record], better: np.ndarray
 ) -> tuple[np.ndarray, float | None]:
     """Ranks responses by a reward model: ``[N]`` share of pairs ordered rightly, and its ECE."""
-    found = scorers.reward_model(
+    lists = scorers.reward_model(
         records,
         path=str(reward.folder),
         batch_size=game.config.evaluate.batch_size,
         mesh=game.config.mesh,
     )
-    given = _padded([x.tolist() for x in found])
+    scores = _padded([x.tolist() for x in lists])
     length = (~np.isnan(better)).astype(np.int64)
-    right = preferences.reward_metrics(given, length, better)["rewards/accuracies"]
-    ece = calibration.measure(calibration.pairs(given, better).margin)["ece"]
+    right = preferences.reward_metrics(scores, length, better)["rewards/accuracies"]
+    ece = calibration.measure(calibration.pairs(scores, better).margin)["ece"]
     return right, None if np.isnan(ece) else ece
 
 

@@ -44,18 +44,8 @@ def respond(setting: Setting, params: Params | Mixture, asked: Sequence[Question
     Args:
       params: of a whole network, adapters of `training.fit`, or a mixture of whole networks.
     """
-    run = setting.run
-    return generate.respond(
-        whole_network(setting, params),
-        None,
-        asked,
-        model=run.config.model,
-        tokenizer=run.data.tokenizer,
-        settings=run.config.evaluate,
-        key=jax.random.key(run.config.train.seed),
-        mesh=run.mesh,
-        title="  sampling",
-    )
+    sampling = setting.run.sampling(setting.run.config.evaluate, "  sampling")
+    return generate.respond(sampling, whole_network(setting, params), asked)
 
 
 def respond_if_trained(setting: Setting, load_policy: Callable[[Preference], Params]) -> Respond:
@@ -112,15 +102,13 @@ def sample_to_train(
     }
 
     def draw(scratch: pathlib.Path) -> list[Sample]:
+        draws = jax.random.fold_in(jax.random.key(run.config.train.seed), seed)
         samples, seconds = draw_samples(
             scratch,
             name.rpartition("/")[2],
-            run,
+            run.sampling(settings, name, draws),
             network,
             asked,
-            settings=settings,
-            key=jax.random.fold_in(jax.random.key(run.config.train.seed), seed),
-            title=name,
         )
         cost.note_seconds(setting, name, seconds)
         return [sample for of_prompt in samples for sample in of_prompt]

@@ -243,9 +243,9 @@ def test_too_few_golden_answers_are_refused_before_anything_is_trained(tmp_path)
 def test_a_policy_of_empty_responses_is_stopped_with_round_and_share(begun, monkeypatch):
     real = samples.respond_in_batches
 
-    def mute(*args, title, **rest):
-        for number, found in real(*args, title=title, **rest):
-            if title.startswith("round 2: sampling, policy"):
+    def mute(sampling, *args, **rest):
+        for number, found in real(sampling, *args, **rest):
+            if sampling.title.startswith("round 2: sampling, policy"):
                 found = {
                     i: [dataclasses.replace(s, response=" ") for s in x] for i, x in found.items()
                 }
@@ -268,8 +268,9 @@ def test_a_policy_of_empty_responses_is_stopped_with_round_and_share(begun, monk
 
 
 def test_samples_that_are_all_alike_are_refused_with_the_round(begun, monkeypatch):
-    def same(params, ref_params, asked, *, done, settings, **rest):
-        samples = [generate.Sample("", " a", 1, True, 0.0, 0.0, 0.0)] * settings.samples
+    def same(sampling, params, asked, ref_params, *, done):
+        sample = generate.Sample("", " a", 1, True, 0.0, 0.0, 0.0)
+        samples = [sample] * sampling.settings.samples
         if 0 not in done:
             yield 0, dict.fromkeys(range(len(asked)), samples)
 
