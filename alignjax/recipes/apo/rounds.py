@@ -16,23 +16,18 @@ Read it downwards: `run` is the order of events. What is written into the workdi
 A game that was killed goes on in the stage, and in the batch or step of it, that it was at.
 """
 
-import functools
 import logging
 import pathlib
 from typing import Any
 
 from alignjax.config import Config
-from alignjax.config.fields import describe
-from alignjax.evaluation import plots, tables
 from alignjax.evaluation.statistics import Interval
-from alignjax.recipes.apo import measure, policy_turn, reward_turn, setup
+from alignjax.recipes.apo import measure, policy_turn, reward_turn
 from alignjax.recipes.apo.config import RoundsConfig
-from alignjax.recipes.apo.measure import ACCURACY, BEFORE, ECE, PAIRS, SAMPLES, Players
-from alignjax.recipes.apo.setup import Game
-from alignjax.recipes.run import open_run
+from alignjax.recipes.apo.game import open_game, report_game
+from alignjax.recipes.apo.measure import ACCURACY, PAIRS, Players
+from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.runtime import workdirs
-from alignjax.stages import bricks
-from alignjax.stages.check import check_game
 from alignjax.stages.reference import Reference
 
 log = logging.getLogger("alignjax")
@@ -45,20 +40,16 @@ def run(
     allow_config_change: bool = False,
 ) -> dict[str, Any]:
     """Plays the game; see `alignjax.recipes.run_config`."""
-    check = functools.partial(check_game, samples=settings.sampling.samples)
-    with open_run(config, workdir, allow_config_change, check=check) as run:
-        game = setup.set_up(run, settings)
-        if settings.reward_model:
-            reward_turn.find_given(game)  # refused, if it has to be, before anything is trained
-        supervised = bricks.supervised_reference(run)
-        history = _play(game, settings, supervised)
+    with open_game(config, workdir, settings, allow_config_change) as (game, supervised, base):
+        history = _play(game, settings, supervised, base)
         columns = [f"round {line['round']}" for line in history]
-        return report_game(game, history, columns, _last_reward(run.workdir, settings), {})
+        return report_game(game, history, columns, _last_reward(game.workdir, settings), {})
 
 
-def _play(game: Game, settings: RoundsConfig, supervised: Reference) -> list[dict[str, Any]]:
-    """All rounds; a line of history for each, and one for what was before them."""
-    base = reward_turn.train_base(game, supervised)
+def _play(
+    game: Game, settings: RoundsConfig, supervised: Reference, base: RewardModel
+) -> list[dict[str, Any]]:
+    """Plays all rounds; a line of history for each, and one for what was before them."""
     policy, reward = supervised, base
     rates = settings.learning_rates or (game.config.optim.learning_rate,)
     history: list[dict[str, Any]] = []
@@ -86,100 +77,7 @@ def _short(line: dict[str, Any]) -> str:
     return ", ".join([*first, f"reward model's accuracy on pairs {accuracy}"])
 
 
-def report_game(
-    game: Game,
-    history: list[dict[str, Any]],
-    columns: list[str],
-    rewarded: pathlib.Path,
-    counts: dict[str, int],
-) -> dict[str, Any]:
-    """Writes the summary and the picture; prints the tables and where things are.
-
-    Args:
-      history: of `measure.measure`; the first is what was before the game.
-      columns: what each line of it is called.
-      rewarded: the last reward model's folder.
-      counts: what else the summary is to hold.
-    """
-    config, workdir = game.config, game.workdir
-    first, last = history[0]["policy"], history[-1]["policy"]
-    summary = {
-        "table": {name: {"before": first.get(name), "after": last[name]} for name in last},
-        "rounds": history,
-        **counts,
-        "loss": describe(config.loss),
-        "reward_loss": describe(config.reward_loss),
-        "receipt": game.data.receipt,
-        "versions": workdirs.versions(),
-    }
-    policy = {
-        name: [
-            str(Interval(**line["policy"][name])) if name in line["policy"] else "-"
-            for line in history
-        ]
-        for name in last
-    }
-    if policy:
-        tables.print_rows(policy, ("policy, held out", *columns), f"{workdir}: {columns[-1]}")
-    tables.print_rows(_ranking(history), ("reward model, held out", *columns), "")
-    tables.say(
-        "± is the half-width of the 95% interval over prompts. samples: of the round's policy; "
-        "samples before: of the policy that the round began with."
-    )
-    picture = workdir / "report.png"
-    plots.plot_rounds(_panels(history), picture)
-    workdirs.write_json(workdir / "summary.json", summary)  # last: with it the run has ended
-    tables.say(f"plot: {picture}\nnumbers: {workdir / 'summary.json'}")
-    tables.say(
-        f"the last reward model: {rewarded}; to score with it: python -m alignjax score "
-        f"--reward_model={rewarded} --records=FILE --out=FILE"
-    )
-    return summary
-
-
 def _last_reward(workdir: pathlib.Path, settings: RoundsConfig) -> pathlib.Path:
     if settings.adversarial:
         return workdir / f"round-{settings.rounds}" / "reward"
     return pathlib.Path(settings.reward_model or workdir / "base")
-
-
-WHO = {"reward_model": "of the round", "base": "of the pairs alone"}
-
-
-def _ranking(history: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Tabulates how the reward models order held-out responses, a cell a round."""
-    rows: dict[str, list[str]] = {}
-    for where in (PAIRS, SAMPLES, BEFORE):
-        for who, called in WHO.items():
-            cells = [line[who].get(where) for line in history]
-            if any(cells):
-                rows[f"{where}: accuracy {called}"] = [
-                    "-" if x is None else str(Interval(**x[ACCURACY])) for x in cells
-                ]
-                rows[f"{where}: ECE {called}"] = [
-                    "-" if x is None or x[ECE] is None else f"{x[ECE]:.3f}" for x in cells
-                ]
-        ahead = [line["ahead"].get(where) for line in history]
-        if any(ahead):
-            rows[f"{where}: accuracy, difference"] = [
-                "-" if x is None else str(Interval(**x)) for x in ahead
-            ]
-    return rows
-
-
-def _panels(history: list[dict[str, Any]]) -> dict[str, dict[str, list[plots.Round]]]:
-    """Collects the picture's panel -> line -> (round, value, half-width) points."""
-    panels: dict[str, dict[str, list[plots.Round]]] = {}
-    for line in history:
-        for name, x in list(line["policy"].items())[:1]:
-            point = (line["round"], x["mean"], x["half_width"])
-            panels.setdefault(f"policy: {name}", {}).setdefault("samples", []).append(point)
-    for where in (PAIRS, SAMPLES):
-        for line in history:
-            for who, called in WHO.items():
-                x = line[who].get(where)
-                if x is not None:
-                    point = (line["round"], x[ACCURACY]["mean"], x[ACCURACY]["half_width"])
-                    title = f"reward model: accuracy on {where}"
-                    panels.setdefault(title, {}).setdefault(called, []).append(point)
-    return panels

@@ -33,14 +33,13 @@ from alignjax.config import Config
 from alignjax.config.fields import describe
 from alignjax.data.batching import Batches, Bucketed, bucket, deal_batches, shuffled
 from alignjax.data.records import Record
-from alignjax.recipes.apo import reward_turn, rounds, setup
+from alignjax.recipes.apo import reward_turn, setup
 from alignjax.recipes.apo.config import StepsConfig
+from alignjax.recipes.apo.game import open_game, report_game
 from alignjax.recipes.apo.measure import Players, measure
 from alignjax.recipes.apo.setup import Game, RewardModel
-from alignjax.recipes.run import open_run
 from alignjax.runtime import checkpoint, workdirs
 from alignjax.stages import bricks, evaluation, fresh_samples, learners, pretrained
-from alignjax.stages.check import check_game
 from alignjax.stages.reference import Reference
 from alignjax.training import on_policy_game
 from alignjax.training.game import Cycle
@@ -58,20 +57,14 @@ def run(
     allow_config_change: bool = False,
 ) -> dict[str, Any]:
     """Plays the game; see `alignjax.recipes.run_config`."""
-    check = functools.partial(check_game, samples=settings.sampling.samples)
-    with open_run(config, workdir, allow_config_change, check=check) as run:
-        game = setup.set_up(run, settings)
-        if settings.reward_model:
-            reward_turn.find_given(game)  # refused, if it has to be, before anything is trained
-        supervised = bricks.supervised_reference(run)
-        base = reward_turn.train_base(game, supervised)
+    with open_game(config, workdir, settings, allow_config_change) as (game, supervised, base):
         policy, reward, counts = _play(game, settings, supervised, base)
         first = Players(supervised, supervised, base, base, supervised)
         last = dataclasses.replace(first, policy=policy, reward=reward)
         history = [measure(game, number, who) for number, who in enumerate((first, last))]
-        workdirs.write_json(run.workdir / "history.json", history)
+        workdirs.write_json(game.workdir / "history.json", history)
         columns = ["before", f"after {counts['steps']} turns"]
-        return rounds.report_game(game, history, columns, reward.folder, counts)
+        return report_game(game, history, columns, reward.folder, counts)
 
 
 def _play(
