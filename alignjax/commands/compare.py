@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from alignjax.commands import several_runs
 from alignjax.errors import UserError
 from alignjax.evaluation import plots, tables
 from alignjax.evaluation.history import KL, Point, at_kl, at_step, kl_range, points
@@ -19,11 +20,11 @@ LEFT_OUT = ("step", "kl_half_width", "rewards/chosen", "rewards/rejected")
 GRID = 5  # values of KL
 
 
-def run(workdirs_: Sequence[str], out: str) -> dict[str, Any]:
+def run(paths: Sequence[str], out: str) -> dict[str, Any]:
     """Prints two tables a metric, and draws it against steps and against KL.
 
     Args:
-      workdirs_: of the runs.
+      paths: of the runs' folders.
       out: the PNG to write; the numbers go beside it, as JSON.
 
     Returns:
@@ -33,13 +34,11 @@ def run(workdirs_: Sequence[str], out: str) -> dict[str, Any]:
       UserError: fewer than two runs, two of one name, a run without evaluations, or runs that have
         no metric in common.
     """
-    folders = [pathlib.Path(path) for path in workdirs_]
-    names = [folder.resolve().name for folder in folders]
-    if len(folders) < 2 or len(set(names)) < len(names):
-        raise UserError(f"--runs: wanted two or more of different names, found {', '.join(names)}")
-    if not out.endswith(".png"):
-        raise UserError(f"--out: wanted a name that ends in .png, found {out!r}")
-    runs = {name: points(folder) for name, folder in zip(names, folders, strict=True)}
+    folders = several_runs.by_name(paths, out)
+    names = list(folders)
+    if len(names) < 2:
+        raise UserError(f"--runs: wanted two or more, found {', '.join(names)}")
+    runs = {name: points(folder) for name, folder in folders.items()}
     shared = set.intersection(*(set(history[-1]) for history in runs.values()))
     metrics = sorted(shared - {*LEFT_OUT, KL})
     if not metrics:

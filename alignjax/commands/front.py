@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from alignjax.commands import several_runs
 from alignjax.errors import UserError
 from alignjax.evaluation import fronts
 from alignjax.evaluation.plots import Front, plot_fronts
@@ -16,11 +17,11 @@ from alignjax.runtime import workdirs
 COLUMNS = ("front", "hypervolume", "faithfulness", "collapsed", "device seconds")
 
 
-def run(workdirs_: Sequence[str], out: str) -> dict[str, Any]:
+def run(paths: Sequence[str], out: str) -> dict[str, Any]:
     """Prints a table of finished runs and draws their fronts into one figure.
 
     Args:
-      workdirs_: of the runs.
+      paths: of the runs' folders.
       out: the PNG to write; the numbers go beside it, as JSON.
 
     Returns:
@@ -30,15 +31,10 @@ def run(workdirs_: Sequence[str], out: str) -> dict[str, Any]:
       UserError: two runs of one name, one without a front, or fronts of other objectives or
         prompts than the first one's.
     """
-    folders = [pathlib.Path(path) for path in workdirs_]
-    names = [folder.resolve().name for folder in folders]
-    if len(set(names)) < len(names):
-        raise UserError(f"--runs: wanted runs of different names, found {', '.join(names)}")
-    if not out.endswith(".png"):
-        raise UserError(f"--out: wanted a name that ends in .png, found {out!r}")
+    folders = several_runs.by_name(paths, out)
     picture = pathlib.Path(out)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    named = {name: read(folder) for name, folder in zip(names, folders, strict=True)}
+    named = {name: read(folder) for name, folder in folders.items()}
     numbers = compare(named, picture)
     workdirs.write_json(picture.with_suffix(".json"), numbers)
     say(f"numbers: {picture.with_suffix('.json')}")

@@ -108,6 +108,8 @@ def _about(target: pathlib.Path) -> pathlib.Path:
 
 def _is_done(target: pathlib.Path, made_of: dict[str, Any]) -> bool:
     """Whether the file is there, whole and of these inputs; refuses any other file."""
+    # Unlike `runtime.artifacts`, which makes again what is of other inputs: this file is the
+    # user's, and may have been edited.
     if target.suffix != ".jsonl":
         raise UserError(f"--out: wanted a name that ends in .jsonl, found {str(target)!r}")
     digest = workdirs.sha256(target)
