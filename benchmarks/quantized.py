@@ -27,7 +27,7 @@ from alignjax.models.logps import exact_kl
 from alignjax.models.transformer import init_params
 from alignjax.runtime import sharding, workdirs
 from alignjax.runtime.sharding import put_rows
-from alignjax.stages import bricks, pretrained
+from alignjax.stages import pretrained, sft
 from alignjax.stages.data import prepare_data
 from alignjax.stages.run import Run
 
@@ -63,7 +63,7 @@ def main() -> None:
     workdir, mesh = pathlib.Path(given.workdir), sharding.make_mesh(1, 1, 1)
     with workdirs.owned(workdir):
         data = prepare_data(config, workdir)
-        network = bricks.supervised(Run(config, workdir, data, mesh)).load()
+        network = sft.run_stage(Run(config, workdir, data, mesh))()
     rows = data.held_out
     plan = rows.in_order(32)
     compare = jax.jit(functools.partial(exact_kl, config=config.model))

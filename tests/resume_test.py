@@ -169,14 +169,14 @@ def test_a_complete_run_started_again_changes_nothing(clean, compiled):
 
 def test_every_row_is_trained_on_once_an_epoch(clean, tmp_path):
     """The batches follow from data and seed alone, and the oracle's metrics follow it."""
-    from alignjax.stages import bricks
+    from alignjax.stages import learners
 
     config = load(str(runs.ROOT / "tests" / "runs.py"), ["train.steps=0", "train.epochs=2"])
     data = prepared.prepare_data(config, tmp_path)
-    batches = bricks.run_batches(config, data.train)
+    batches = learners.run_batches(config, data.train)
     used = np.bincount(batches.rows[batches.rows >= 0], minlength=len(data.train.dataset))
     assert used.tolist() == [2] * len(data.train.dataset)
-    again = bricks.run_batches(config, prepared.prepare_data(config, tmp_path).train)
+    again = learners.run_batches(config, prepared.prepare_data(config, tmp_path).train)
     np.testing.assert_array_equal(batches.rows, again.rows)
 
 

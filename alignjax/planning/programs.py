@@ -25,7 +25,7 @@ from alignjax.planning.measure import bytes_per_device, forward_flops
 from alignjax.recipes.multi_objective.method import AtOnce
 from alignjax.runtime import sharding
 from alignjax.sampling.decode import sample
-from alignjax.stages import bricks, learners, pretrained, reference
+from alignjax.stages import learners, pretrained, reference, sft
 from alignjax.stages.check import bind_fraction, check_losses, drawn_responses, keeps_cache
 from alignjax.training import offline
 from alignjax.training.job import Learner
@@ -173,7 +173,7 @@ def _part_of(config: Config, part: str) -> Config:
     if part == "sft":
         if config.sft is None:
             raise UserError("--parts=sft: the config has no supervised stage")
-        return bricks.supervised_config(config, config.sft)
+        return sft.stage_config(config, config.sft)
     if part == "reward":
         if game is None:
             raise UserError(

@@ -29,14 +29,7 @@ from alignjax.evaluation.statistics import Interval
 from alignjax.recipes.run import open_run
 from alignjax.runtime import checkpoint
 from alignjax.sampling.generate import Sample
-from alignjax.stages import (
-    adapters,
-    bricks,
-    candidates,
-    evaluation,
-    learners,
-    pretrained,
-)
+from alignjax.stages import adapters, candidates, evaluation, held_out, learners, pretrained, sft
 from alignjax.stages import reference as references
 from alignjax.stages.data import prepare_data
 from alignjax.stages.reference import Reference
@@ -53,7 +46,7 @@ def run(
 ) -> dict[str, Any]:
     """Aligns a policy and evaluates it; see `alignjax.recipes.run_config`."""
     with open_run(config, workdir, allow_config_change) as run:
-        load_reference = bricks.supervised(run)
+        load_reference = sft.run_stage(run)
         run = candidates.make(run, load_reference)
         return _align(run, load_reference)
 
@@ -95,7 +88,7 @@ def _align(run: Run, load_reference: Callable[[], Params]) -> dict[str, Any]:
         whole = adapters.whole(run.config, live, params)
         return evaluation.history_line(run, whole, of, start.held_out)
 
-    job = bricks.make_job("alignment", run, reference.digest)
+    job = learners.make_job("alignment", run, reference.digest)
     key = jax.random.key(run.config.train.seed)
     state, counts = offline.fit(job, start.learner, start.feed, key, during)
     return _finish(run, start, state.params, counts)
@@ -106,13 +99,13 @@ def _start(run: Run, load_reference: Callable[[], Params]) -> _Start:
     config, data = run.config, run.data
     params = load_reference()
     reference = Reference(load_reference, checkpoint.tree_digest(params))
-    batches = bricks.run_batches(config, data.train)
+    batches = learners.run_batches(config, data.train)
     title, rows = "reference, train", batches.row_count
     ref_logps, choice = references.attach(run, reference, title, trained_rows=rows, params=params)
-    held_out = None
+    ref_held_out = None
     if choice.mode != "none":
         title = "reference, held out"
-        held_out = references.table(run, data.held_out, reference, title, params=params)
+        ref_held_out = references.table(run, data.held_out, reference, title, params=params)
     samples = evaluation.held_out_samples("before", run, reference.digest, lambda: (params, None))
     learner = learners.policy(
         config,
@@ -123,7 +116,7 @@ def _start(run: Run, load_reference: Callable[[], Params]) -> _Start:
         live=choice.mode == "live",
     )
     feed = Feed(data.train.dataset, batches, ref_logps)
-    return _Start(reference, learner, feed, choice, held_out, samples)
+    return _Start(reference, learner, feed, choice, ref_held_out, samples)
 
 
 def _finish(run: Run, start: _Start, trained: Params, counts: dict[str, int]) -> dict[str, Any]:
@@ -135,7 +128,7 @@ def _finish(run: Run, start: _Start, trained: Params, counts: dict[str, int]) ->
     samples = evaluation.held_out_samples("after", run, digest, lambda: (params, ref_params))
     if checkpoint.tree_digest(ref_params) != reference.digest:
         raise AssertionError("the reference's parameters changed during the run")
-    table = _held_out(run, bricks.held_out_logps(run, params, "  held-out rows"), start.held_out)
+    table = _held_out(run, held_out.logps(run, params, "  held-out rows"), start.held_out)
     if samples:
         old, new = (evaluation.sample_metrics(run, x) for x in (start.samples, samples))
         table |= {name: (old[name], new[name]) for name in new}

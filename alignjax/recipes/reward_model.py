@@ -33,7 +33,7 @@ from alignjax.models import lora, reward_head
 from alignjax.recipes.run import open_run
 from alignjax.runtime import checkpoint, workdirs
 from alignjax.runtime.map_rows import map_rows
-from alignjax.stages import adapters, bricks, learners, pretrained
+from alignjax.stages import adapters, learners, pretrained, sft
 from alignjax.stages.run import Run
 from alignjax.training import offline
 from alignjax.training.job import Feed
@@ -47,7 +47,7 @@ def run(
 ) -> dict[str, Any]:
     """Trains and evaluates a reward model; see `alignjax.recipes.run_config`."""
     with open_run(config, workdir, allow_config_change) as run:
-        fitted = fit(run, bricks.supervised(run))
+        fitted = fit(run, sft.run_stage(run))
         _report(run.workdir, fitted)
         return fitted.summary
 
@@ -78,8 +78,8 @@ def fit(
     """
     config, names = run.config, _objectives(run)
     base = (load_start or load_language_model)()
-    job = bricks.make_job(name, run, checkpoint.tree_digest(base))
-    batches = bricks.run_batches(config, run.data.train)
+    job = learners.make_job(name, run, checkpoint.tree_digest(base))
+    batches = learners.run_batches(config, run.data.train)
     count = max(1, len(names))
     with_head = functools.partial(reward_head.from_language_model, objectives=count)
     learner = learners.reward_model(

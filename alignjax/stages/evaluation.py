@@ -20,7 +20,7 @@ from alignjax.evaluation.statistics import Interval
 from alignjax.rewards.scorers import judgements, open_scorers
 from alignjax.runtime import workdirs
 from alignjax.sampling.generate import Question, Sample, questions, respond, undistorted
-from alignjax.stages import bricks
+from alignjax.stages import held_out
 from alignjax.stages.data import Prepared
 from alignjax.stages.run import Run
 from alignjax.stages.samples import draw_samples, reuse_samples
@@ -43,7 +43,7 @@ def held_out_metrics(
     """
     rows = run.data.held_out
     length = rows.dataset.response_length
-    order = bricks.held_out_order(rows)
+    order = held_out.order(rows)
     logps = Logps(
         policy=jnp.asarray(policy),
         reference=None if reference is None else jnp.asarray(reference),
@@ -53,7 +53,7 @@ def held_out_metrics(
     metrics = preferences.reward_metrics(reward, length, order)
     if reference is not None:
         metrics |= preferences.margins(policy, reference, length, order)
-    labels = bricks.held_out_labels(rows)
+    labels = held_out.labels(rows)
     if labels is not None:
         metrics |= preferences.label_metrics(policy, reference, labels, length)
     return metrics
@@ -69,7 +69,7 @@ def history_line(
     random numbers.
     """
     judge = run.config.evaluate.judge
-    policy = bricks.held_out_logps(run, params, "  held-out rows")
+    policy = held_out.logps(run, params, "  held-out rows")
     metrics = statistics.means(held_out_metrics(run, policy, reference))
     samples = _undistorted_samples(run, params, ref_params, "  sampling")
     if samples and ref_params is not None:
@@ -161,7 +161,7 @@ def records_of(data: Prepared, asked: Sequence[Question], samples: list[Sample])
 
 def preferred_responses(rows: Bucketed) -> dict[str, str]:
     """Finds the response that the data prefer, by prompt: that of the first row with one."""
-    order = bricks.held_out_order(rows)
+    order = held_out.order(rows)
     out: dict[str, str] = {}
     for i in range(len(rows.dataset)):
         example = rows.dataset[i]

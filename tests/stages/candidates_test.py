@@ -18,7 +18,7 @@ from alignjax.recipes import align
 from alignjax.rewards import scorers
 from alignjax.runtime.sharding import make_mesh
 from alignjax.sampling import generate
-from alignjax.stages import bricks, candidates, samples
+from alignjax.stages import candidates, samples, sft
 from alignjax.stages import sample_lists as sampled
 from alignjax.stages.check import check_losses, check_scorers
 from alignjax.stages.data import prepare_data
@@ -116,7 +116,7 @@ def again(base, tmp_path, settings=None):
     data = prepare_data(settings, tmp_path)
     mesh = make_mesh(1, 1, 1)
     run = Run(settings, tmp_path, data, mesh)
-    return candidates.make(run, bricks.supervised(run)).data
+    return candidates.make(run, sft.run_stage(run)).data
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from alignjax.recipes.apo.measure import ACCURACY, BEFORE, ECE, PAIRS, SAMPLES
 from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.recipes.run import open_run
 from alignjax.runtime import workdirs
-from alignjax.stages import bricks
+from alignjax.stages import sft
 from alignjax.stages.check import check_game
 from alignjax.stages.reference import Reference
 
@@ -40,7 +40,7 @@ def open_game(
         game = setup.set_up(run, settings)
         if settings.reward_model:
             reward_turn.find_given(game)  # refused, if it has to be, before anything is trained
-        supervised = bricks.supervised_reference(run)
+        supervised = sft.reference_of(run)
         yield game, supervised, reward_turn.train_base(game, supervised)
 
 

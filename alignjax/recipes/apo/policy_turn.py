@@ -14,7 +14,7 @@ from alignjax.recipes.apo import setup
 from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.rewards.scorers import open_scorer, reward_model
 from alignjax.runtime import artifacts, checkpoint, workdirs
-from alignjax.stages import bricks, evaluation, learners, pretrained, sample_lists
+from alignjax.stages import evaluation, learners, pretrained, sample_lists
 from alignjax.stages.reference import Reference, attach
 from alignjax.stages.run import Run
 from alignjax.training import offline
@@ -96,7 +96,7 @@ def _fit(
     """Trains on the run's rows, in a folder of the round, and returns its summary."""
     config, rows = run.config, run.data.train
     name = f"round {number}: policy"
-    batches = bricks.run_batches(config, rows)
+    batches = learners.run_batches(config, rows)
     ref_logps, choice, base = None, None, None
     if config.reference.mode != "none":
         base = reference.load()
@@ -110,7 +110,7 @@ def _fit(
     )
     del base  # unless steps are given it, its memory is free from here on
     state, counts = offline.fit(
-        bricks.make_job(
+        learners.make_job(
             name,
             dataclasses.replace(run, workdir=folder),
             reference.digest,

@@ -39,7 +39,7 @@ from alignjax.recipes.apo.game import open_game, report_game
 from alignjax.recipes.apo.measure import Players, measure
 from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.runtime import checkpoint, workdirs
-from alignjax.stages import bricks, evaluation, fresh_samples, learners, pretrained
+from alignjax.stages import evaluation, fresh_samples, learners, pretrained
 from alignjax.stages.reference import Reference
 from alignjax.training import on_policy_game
 from alignjax.training.game import Cycle
@@ -90,7 +90,7 @@ def _play(
         "golden_rows": opponent.golden.dataset.digest,
         "pairs": opponent.pairs.dataset.digest,
     }
-    job = bricks.make_job("game", run, supervised.digest, made_of)
+    job = learners.make_job("game", run, supervised.digest, made_of)
 
     def during(state: GameState) -> dict[str, float]:
         return evaluation.history_line(run, state.policy.params, learner.ref_params, None)

@@ -35,7 +35,7 @@ from alignjax.recipes.multi_objective.rows import objectives_scorer
 from alignjax.recipes.run import open_run
 from alignjax.runtime import workdirs
 from alignjax.sampling.generate import Question, Sample, questions
-from alignjax.stages import bricks, evaluation
+from alignjax.stages import evaluation, sft
 from alignjax.stages.check import check_losses
 from alignjax.stages.samples import reuse_samples
 
@@ -55,7 +55,7 @@ def run(
     with open_run(config, workdir, allow_config_change, check=_check) as run:
         example = run.data.asked_records[run.data.asked.dataset[0].id]
         objectives_scorer(objectives, config.mesh).tables([example], objectives.names)
-        setting = Setting(run, bricks.supervised_reference(run), objectives)
+        setting = Setting(run, sft.reference_of(run), objectives)
         respond = objectives.method(setting)
         return _report(setting, _measure(setting, respond))
 

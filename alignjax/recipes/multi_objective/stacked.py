@@ -61,7 +61,7 @@ def _fit_together(
 ) -> list[Params]:
     """Trains networks ``first, first + 1, ...`` in one program."""
     from alignjax.runtime import checkpoint
-    from alignjax.stages import bricks, check, learners
+    from alignjax.stages import check, learners
     from alignjax.training import offline
     from alignjax.training.job import Feed
 
@@ -85,7 +85,7 @@ def _fit_together(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(root, first + jnp.arange(count))
     own = dataclasses.replace(run, workdir=run.workdir / name)
     state, _ = offline.fit(
-        bricks.make_job(name, own, reference.digest, identity),
+        learners.make_job(name, own, reference.digest, identity),
         dataclasses.replace(learner, load_start=load_starts),
         Feed(rows.dataset, batches),
         keys,

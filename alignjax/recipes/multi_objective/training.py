@@ -78,14 +78,14 @@ def fit(
       UserError: the loss does not fit the rows; or as `offline.fit`.
     """
     from alignjax.runtime import checkpoint
-    from alignjax.stages import bricks, check, learners
+    from alignjax.stages import check, learners
     from alignjax.stages.reference import attach
     from alignjax.training import offline
     from alignjax.training.job import Feed
 
     check.check_losses(config, rows)
     run, reference = setting.stage(config, rows), setting.reference
-    batches = bricks.run_batches(config, rows)
+    batches = learners.run_batches(config, rows)
     # Adapters need it as their base anyway, where a table is to be filled too.
     base = None if config.lora is None else reference.load()
     title, rows_seen = f"reference, {name}", batches.row_count
@@ -105,7 +105,7 @@ def fit(
     )
     own = dataclasses.replace(run, workdir=run.workdir / name)
     state, _ = offline.fit(
-        bricks.make_job(name, own, reference.digest, {"start": identity}),
+        learners.make_job(name, own, reference.digest, {"start": identity}),
         learner,
         Feed(rows.dataset, batches, ref_logps),
         jax.random.key(config.train.seed),

@@ -1,4 +1,4 @@
-"""What recipes share: the supervised stage, the job that `offline.fit` is given, held-out rows."""
+"""The supervised stage, which the reference and the policy's start come from."""
 
 import dataclasses
 import logging
@@ -10,51 +10,19 @@ import jax
 import numpy as np
 
 from alignjax.config import Config, SftConfig
-from alignjax.data.batching import Batches, Bucketed, deal_batches, shuffled
+from alignjax.data.batching import Bucketed
 from alignjax.runtime import artifacts, checkpoint, workdirs
-from alignjax.stages import learners, pretrained, reference
+from alignjax.stages import held_out, learners, pretrained
 from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
 from alignjax.training import offline
-from alignjax.training.job import Feed, Job
+from alignjax.training.job import Feed
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
 
 
-def make_job(name: str, run: Run, digest: str, more: dict[str, Any] | None = None) -> Job:
-    """Makes what the loop needs to know between steps.
-
-    Args:
-      name: for messages and the progress bar.
-      run: its folder, devices and ``config.train`` are the job's.
-      digest: of the reference's parameters.
-      more: what else a checkpoint must have been made of to be continued.
-    """
-    identity = {
-        "data": run.data.train.dataset.digest,
-        "tokenizer": run.data.tokenizer.digest,
-        "reference": digest,
-        **(more or {}),
-    }
-    config = run.config
-    return Job(name=name, workdir=run.workdir, mesh=run.mesh, identity=identity, train=config.train)
-
-
-def run_batches(config: Config, rows: Bucketed) -> Batches:
-    """Deals every batch of the run: a function of the rows' lengths, the sizes and the seed."""
-    count = len(rows.dataset)
-    return deal_batches(
-        rows.shapes,
-        rows.assignment,
-        batch_size=config.train.batch_size,
-        order=shuffled(count, config.train.seed),
-        rows=0 if config.train.steps else max(1, round(config.train.epochs * count)),
-        batches=config.train.steps,
-    )
-
-
-def supervised_config(config: Config, sft: SftConfig) -> Config:
+def stage_config(config: Config, sft: SftConfig) -> Config:
     """Makes the config of the supervised stage, as of a run of its own."""
     return dataclasses.replace(
         config,
@@ -77,7 +45,7 @@ def supervised_config(config: Config, sft: SftConfig) -> Config:
     )
 
 
-def supervised(run: Run) -> Callable[[], Params]:
+def run_stage(run: Run) -> Callable[[], Params]:
     """Runs the supervised stage, if there is one.
 
     Returns:
@@ -88,11 +56,9 @@ def supervised(run: Run) -> Callable[[], Params]:
     quantize = config.lora.quantize if config.lora is not None else ""
     if sft is None:
         return pretrained.fresh(config.model, config.train.seed, mesh, quantize)
-    own = dataclasses.replace(
-        run, config=supervised_config(config, sft), workdir=run.workdir / "sft"
-    )
-    batches = run_batches(own.config, run.data.train)
-    job = make_job("supervised", own, "none")
+    own = dataclasses.replace(run, config=stage_config(config, sft), workdir=run.workdir / "sft")
+    batches = learners.run_batches(own.config, run.data.train)
+    job = learners.make_job("supervised", own, "none")
 
     def train(scratch: pathlib.Path) -> None:
         fresh = pretrained.fresh(config.model, config.train.seed, mesh)
@@ -111,18 +77,18 @@ def supervised(run: Run) -> Callable[[], Params]:
     return pretrained.supervised(config.model, run.workdir, mesh, quantize)
 
 
-def supervised_reference(run: Run) -> Reference:
+def reference_of(run: Run) -> Reference:
     """Runs the supervised stage; loads what it ended with once, for the digest.
 
-    Who needs the parameters at once takes the loader of `supervised`: loading is not cheap.
+    Who needs the parameters at once takes the loader of `run_stage`: loading is not cheap.
     """
-    load = supervised(run)
+    load = run_stage(run)
     return Reference(load, checkpoint.tree_digest(load()))
 
 
 def _summarise(run: Run, sft: SftConfig, params: Params, counts: dict[str, int]) -> None:
     """Measures the supervised policy on held-out rows; writes summary.json and logs it."""
-    logps = held_out_logps(run, params, "supervised, held out")
+    logps = held_out.logps(run, params, "supervised, held out")
     tokens = run.data.held_out.dataset.response_length
     summary: dict[str, Any] = {
         "nll_per_response": float(-logps[tokens > 0].mean()),
@@ -144,43 +110,3 @@ def _truth(truth: Callable[[str, str], float], rows: Bucketed) -> float:
     """Computes the loss of the distribution that the rows came from, nats per response."""
     examples = (rows.dataset[i] for i in range(len(rows.dataset)))
     return float(np.mean([-truth(e.prompt, y) for e in examples for y in e.responses]))
-
-
-def held_out_logps(run: Run, params: Params, title: str) -> np.ndarray:
-    """``[N, K]`` nats of every held-out response under one network."""
-    return reference.dataset_logps(
-        params,
-        run.data.held_out,
-        config=run.config.model,
-        batch_size=run.config.evaluate.batch_size,
-        mesh=run.mesh,
-        title=title,
-    )
-
-
-def held_out_order(rows: Bucketed) -> np.ndarray | None:
-    """``[N, K]`` scores that order the held-out responses; None where index 0 is the chosen one.
-
-    Rows with several objectives have no one order: theirs are all NaN, and say nothing.
-    """
-    labels = held_out_labels(rows)
-    table = np.full(rows.dataset.response_length.shape, np.nan)
-    for i in range(len(rows.dataset)):
-        scores = rows.dataset[i].scores
-        if scores is None:
-            return None if labels is None else labels.astype(np.float64)
-        if scores.shape[1] == 1:
-            table[i, : len(scores)] = scores[:, 0]
-    return table
-
-
-def held_out_labels(rows: Bucketed) -> np.ndarray | None:
-    """``[N, K]`` which responses are desirable; None without labels."""
-    if not sum(rows.dataset.labels):
-        return None
-    table = np.zeros(rows.dataset.response_length.shape, bool)
-    for i in range(len(rows.dataset)):
-        labels = rows.dataset[i].desirable
-        assert labels is not None  # preparation refuses rows of several kinds
-        table[i, : len(labels)] = labels
-    return table
