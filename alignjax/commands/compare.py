@@ -14,7 +14,7 @@ from alignjax.commands import several_runs
 from alignjax.errors import UserError
 from alignjax.evaluation import plots, tables
 from alignjax.evaluation.history import KL, Point, at_kl, at_step, kl_range, points
-from alignjax.runtime import workdirs
+from alignjax.runtime import storage
 
 LEFT_OUT = ("step", "kl_half_width", "rewards/chosen", "rewards/rejected")
 GRID = 5  # values of KL
@@ -57,7 +57,7 @@ def run(paths: Sequence[str], out: str) -> dict[str, Any]:
         tables.say(f"{name}: KL from {low:.3f} to {high:.3f} nats")
     tables.say("A dash: the run was not evaluated at that step, or its KL was never that large.")
     picture = pathlib.Path(out)
-    workdirs.write_json(picture.with_suffix(".json"), numbers)
+    storage.write_json(picture.with_suffix(".json"), numbers)
     plots.plot_histories(runs, metrics, picture)
     tables.say(f"plot: {picture}\nnumbers: {picture.with_suffix('.json')}")
     return numbers

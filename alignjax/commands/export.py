@@ -16,7 +16,8 @@ from alignjax.models.hf.peft import save_adapters
 from alignjax.models.hf.save import save_model, write_json
 from alignjax.models.lora import merge
 from alignjax.runtime import artifacts, checkpoint, sharding, workdirs
-from alignjax.runtime.workdirs import read_json, versions
+from alignjax.runtime.storage import read_json
+from alignjax.runtime.workdirs import versions
 from alignjax.stages import pretrained
 from alignjax.types import Params
 

@@ -11,7 +11,7 @@ from alignjax.config import Config, load
 from alignjax.config.fields import describe, identity_changes
 from alignjax.errors import UserError
 from alignjax.models.config import LoraConfig, ModelConfig, model_from
-from alignjax.runtime import checkpoint, sharding, workdirs
+from alignjax.runtime import checkpoint, sharding, storage, workdirs
 from alignjax.stages import adapters, pretrained
 from alignjax.types import Params
 
@@ -21,7 +21,7 @@ ORIGIN = "config_file.json"
 def note_origin(workdir: str, path: str, overrides: list[str]) -> None:
     """Keeps which file and which ``--set`` a run's config came from."""
     origin = {"path": str(pathlib.Path(path).resolve()), "set": overrides}
-    workdirs.write_json(pathlib.Path(workdir) / ORIGIN, origin)
+    storage.write_json(pathlib.Path(workdir) / ORIGIN, origin)
 
 
 def config_of(workdir: str, path: str, overrides: list[str]) -> Config:
@@ -44,13 +44,13 @@ def config_of(workdir: str, path: str, overrides: list[str]) -> Config:
     if not path:
         if not (folder / ORIGIN).is_file():
             raise UserError(f"{workdir} does not say which config it came from: give --config=FILE")
-        origin = workdirs.read_json(folder / ORIGIN)
+        origin = storage.read_json(folder / ORIGIN)
         path, overrides = origin["path"], [*origin["set"], *overrides]
     config = load.load(path, overrides)
     if config.loss is None:
         raise UserError(f"--workdir: {workdir} holds a reward model, wanted a policy")
     config = pretrained.resolve(config)
-    other = identity_changes(workdirs.read_json(folder / "config.json"), config)
+    other = identity_changes(storage.read_json(folder / "config.json"), config)
     if other:
         raise UserError(f"{workdir} holds a run of another config than {path} ({'; '.join(other)})")
     return config
@@ -139,11 +139,11 @@ def require_complete(workdir: str) -> None:
     """
     folder = pathlib.Path(workdir)
     with workdirs.owned(folder):
-        _last_step(trained_in(folder, workdirs.read_json(folder / "config.json")))
+        _last_step(trained_in(folder, storage.read_json(folder / "config.json")))
 
 
 def _last_step(trained: Trained) -> int:
-    steps = int(workdirs.read_json(trained.folder / "summary.json")["steps"])
+    steps = int(storage.read_json(trained.folder / "summary.json")["steps"])
     with trained.checkpoints as store:
         newest = checkpoint.latest(store)
     if newest != steps:

@@ -12,7 +12,7 @@ from alignjax.errors import UserError
 from alignjax.evaluation import fronts
 from alignjax.evaluation.plots import Front, plot_fronts
 from alignjax.evaluation.tables import print_rows, say
-from alignjax.runtime import workdirs
+from alignjax.runtime import storage
 
 COLUMNS = ("front", "hypervolume", "faithfulness", "collapsed", "device seconds")
 
@@ -36,7 +36,7 @@ def run(paths: Sequence[str], out: str) -> dict[str, Any]:
     picture.parent.mkdir(parents=True, exist_ok=True)
     named = {name: read(folder) for name, folder in folders.items()}
     numbers = compare(named, picture)
-    workdirs.write_json(picture.with_suffix(".json"), numbers)
+    storage.write_json(picture.with_suffix(".json"), numbers)
     say(f"numbers: {picture.with_suffix('.json')}")
     return numbers
 
@@ -50,7 +50,7 @@ def read(folder: pathlib.Path) -> Front:
     file = folder / "front.json"
     if not file.is_file():
         raise UserError(f"--runs: {folder} holds no front: its config has no objectives, or go on")
-    front: Front = workdirs.read_json(file)
+    front: Front = storage.read_json(file)
     return front
 
 

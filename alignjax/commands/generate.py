@@ -17,7 +17,7 @@ from alignjax.data.records import Prompt, Record
 from alignjax.data.sources.messages import read_prompt
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
-from alignjax.runtime import sharding, workdirs
+from alignjax.runtime import sharding, storage, workdirs
 from alignjax.sampling.generate import Question, Sample, questions, respond
 from alignjax.stages.data import Prepared, prepare_data
 from alignjax.stages.run import Run
@@ -101,7 +101,7 @@ def _write(target: pathlib.Path, records: list[Record], responses: list[Sample])
         for i, record in enumerate(records)
     ]
     try:
-        workdirs.write(target, "".join(lines).encode())
+        storage.write(target, "".join(lines).encode())
     except OSError as error:
         raise UserError(f"--out: {target} cannot be written: {error.strerror}") from error
 

@@ -21,7 +21,7 @@ from alignjax.evaluation import tables
 from alignjax.evaluation.statistics import mean_over_prompts
 from alignjax.rewards import reward_models, scorers
 from alignjax.rewards.reward_models import RewardModel
-from alignjax.runtime import workdirs
+from alignjax.runtime import storage
 
 log = logging.getLogger("alignjax")
 
@@ -112,10 +112,10 @@ def _is_done(target: pathlib.Path, made_of: dict[str, Any]) -> bool:
     # user's, and may have been edited.
     if target.suffix != ".jsonl":
         raise UserError(f"--out: wanted a name that ends in .jsonl, found {str(target)!r}")
-    digest = workdirs.sha256(target)
+    digest = storage.sha256(target)
     if not digest:
         return False
-    about = workdirs.find_json(_about(target)) or {}
+    about = storage.find_json(_about(target)) or {}
     if about.get("made_of") != made_of:
         what = "of other records or reward models" if about else "no output of this command"
         raise UserError(f"--out: {target} exists and is {what}; delete it or choose another name")
@@ -129,8 +129,8 @@ def _write(target: pathlib.Path, lines: list[str], made_of: dict[str, Any]) -> N
     content = "".join(lines).encode()
     digest = hashlib.sha256(content).hexdigest()
     try:
-        workdirs.write_json(_about(target), {"made_of": made_of, "sha256": digest})
-        workdirs.write(target, content)
+        storage.write_json(_about(target), {"made_of": made_of, "sha256": digest})
+        storage.write(target, content)
     except OSError as error:
         raise UserError(f"--out: {target} cannot be written: {error.strerror}") from error
 

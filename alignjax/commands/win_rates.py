@@ -16,7 +16,7 @@ from alignjax.evaluation.statistics import Interval
 from alignjax.evaluation.tables import print_rows, say
 from alignjax.evaluation.win_rate import WinRate, compare
 from alignjax.rewards.scorers import judged, judgements, open_scorer, open_scorers, reward_model
-from alignjax.runtime import workdirs
+from alignjax.runtime import storage
 
 Scores = dict[str, list[np.ndarray]]  # name of a score -> for each record [k]
 
@@ -66,7 +66,7 @@ def run(
             name: {**{k: x.as_dict() for k, x in _shares(rate).items()}, "prompts": rate.prompts}
             for name, rate in rates.items()
         }
-        workdirs.write_json(pathlib.Path(out), {"tie": tie, "scores": numbers})
+        storage.write_json(pathlib.Path(out), {"tie": tie, "scores": numbers})
     return rates
 
 

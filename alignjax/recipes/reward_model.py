@@ -31,7 +31,7 @@ from alignjax.evaluation import preferences as evaluate
 from alignjax.evaluation.statistics import Interval
 from alignjax.models import lora, reward_head
 from alignjax.recipes.run import open_run
-from alignjax.runtime import checkpoint, workdirs
+from alignjax.runtime import checkpoint, storage, workdirs
 from alignjax.runtime.map_rows import map_rows
 from alignjax.stages import adapters, learners, pretrained, sft
 from alignjax.stages.run import Run
@@ -167,7 +167,7 @@ def _measure(run: Run, params: Params, better: np.ndarray, counts: dict[str, int
         "receipt": run.data.receipt,
         "versions": workdirs.versions(),
     }
-    workdirs.write_json(run.workdir / "summary.json", summary)
+    storage.write_json(run.workdir / "summary.json", summary)
     return Fitted(summary, measured, calibrated)
 
 

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from alignjax.errors import UserError
-from alignjax.runtime import workdirs
+from alignjax.runtime import storage
 from alignjax.runtime.distributed import broadcast, run_on_main
 from alignjax.runtime.faults import fault_point
 
@@ -73,9 +73,9 @@ def reuse_json(
     """
 
     def write(scratch: pathlib.Path) -> None:
-        workdirs.write_json(scratch / path.name, {"key": key, **make(scratch)})
+        storage.write_json(scratch / path.name, {"key": key, **make(scratch)})
 
-    content: dict[str, Any] = reuse(path, key, write, workdirs.read_json)
+    content: dict[str, Any] = reuse(path, key, write, storage.read_json)
     return content
 
 
@@ -84,12 +84,12 @@ def part(scratch: pathlib.Path, name: str, make: Callable[[], Any]) -> Any:
     path = scratch / f"{name}.json"
     if not broadcast(f"look for {path.name}", path.is_file):
         write_part(scratch, name, make())
-    return workdirs.read_json(path)
+    return storage.read_json(path)
 
 
 def write_part(scratch: pathlib.Path, name: str, content: Any) -> None:
     """Writes a part, which a maker that is started again finds."""
-    workdirs.write_json(scratch / f"{name}.json", content)
+    storage.write_json(scratch / f"{name}.json", content)
     fault_point("part", name)
 
 
@@ -113,7 +113,7 @@ def _begin(folder: pathlib.Path, key: Any) -> None:
             log.warning("%s was begun under another config: beginning again", folder)
             shutil.rmtree(folder)
         if not path.is_file():
-            workdirs.write_here(path, workdirs.as_json(key))
+            storage.write_here(path, storage.as_json(key))
 
 
 @contextlib.contextmanager
@@ -168,7 +168,7 @@ def _begin_content(scratch: pathlib.Path, path: pathlib.Path, key: Any) -> bool:
     # With a manifest it is: whoever made it was killed while it was moved.
     complete = (scratch / "manifest.json").is_file()
     if not complete:
-        workdirs.remove_here(scratch / path.name)
+        storage.remove_here(scratch / path.name)
     return complete
 
 
@@ -177,7 +177,7 @@ def _seal(scratch: pathlib.Path, path: pathlib.Path, key: Any) -> None:
     with _errors_of(path):
         _sync(scratch / path.name)
         manifest = {"key": key, "sha256": _digests(scratch / path.name)}
-        workdirs.write_here(scratch / "manifest.json", workdirs.as_json(manifest))
+        storage.write_here(scratch / "manifest.json", storage.as_json(manifest))
     fault_point("sealed", path.name)
 
 
@@ -215,7 +215,7 @@ def _same(one: Any, other: Any) -> bool:
 def _read(path: pathlib.Path) -> Any:
     """The content of a JSON file; None where there is none, or none that can be read."""
     try:
-        return workdirs.read_here(path) if path.is_file() else None
+        return storage.read_here(path) if path.is_file() else None
     except UserError as error:
         log.warning("%s", error)
         return None

@@ -22,7 +22,7 @@ from alignjax.data.batching import Bucketed
 from alignjax.data.encode import enforce
 from alignjax.data.records import Receipt, Record
 from alignjax.rewards.scorers import digests, mean_scores, open_scorers
-from alignjax.runtime import checkpoint, workdirs
+from alignjax.runtime import checkpoint, storage
 from alignjax.sampling.generate import questions
 from alignjax.stages import sample_lists
 from alignjax.stages.data import Prepared, split
@@ -123,7 +123,7 @@ def _open(run: Run, settings: CandidatesConfig, record: dict[str, Any]) -> Run:
             field="candidates.max_drop_fraction",
         )
     receipt_of_all = {**run.data.receipt, "candidates": receipts}
-    workdirs.write_json(run.workdir / "receipt.json", receipt_of_all)
+    storage.write_json(run.workdir / "receipt.json", receipt_of_all)
     data = dataclasses.replace(
         run.data, train=sides["train"], held_out=sides["held_out"], receipt=receipt_of_all
     )

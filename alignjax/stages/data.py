@@ -21,7 +21,7 @@ from alignjax.data.tokenizer import load as tokenizers
 from alignjax.data.tokenizer import training
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
-from alignjax.runtime import artifacts, workdirs
+from alignjax.runtime import artifacts, storage
 from alignjax.runtime.consistency import check_same, check_shared_folder
 from alignjax.runtime.distributed import run_on_main, several
 
@@ -146,7 +146,7 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
         identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         sides[side] = rows_of(config, workdir, records, tokenizer, receipts[side], identity)
     receipt = {side: r.as_dict() | _labels(sides[side]) for side, r in receipts.items()}
-    workdirs.write_json(workdir / "receipt.json", receipt)
+    storage.write_json(workdir / "receipt.json", receipt)
     for side, r in receipts.items():
         log.info("data, %s:\n%s", side.replace("_", " "), r.render())
     for r in receipts.values():

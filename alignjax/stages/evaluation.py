@@ -18,7 +18,7 @@ from alignjax.data.records import Record
 from alignjax.evaluation import plots, preferences, statistics, tables, text
 from alignjax.evaluation.statistics import Interval
 from alignjax.rewards.scorers import judgements, open_scorers
-from alignjax.runtime import workdirs
+from alignjax.runtime import storage, workdirs
 from alignjax.sampling.generate import Question, Sample, questions, respond, undistorted
 from alignjax.stages import held_out
 from alignjax.stages.data import Prepared
@@ -277,7 +277,7 @@ def write_report(
         "receipt": run.data.receipt,
         "versions": workdirs.versions(),
     }
-    workdirs.write_json(workdir / "summary.json", summary)
+    storage.write_json(workdir / "summary.json", summary)
     picture = workdir / "report.png"
     plots.plot_training(workdir, picture, scores, first)
     tables.print_samples(before, after, judge, count=3)

@@ -23,7 +23,7 @@ from alignjax.models.hf import load as hf
 from alignjax.models.transformer import init_params
 from alignjax.runtime import artifacts, checkpoint, sharding
 from alignjax.runtime.distributed import run_on_main
-from alignjax.runtime.workdirs import read_json
+from alignjax.runtime.storage import read_json
 from alignjax.types import Array, Params
 
 log = logging.getLogger("alignjax")

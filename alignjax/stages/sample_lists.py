@@ -25,7 +25,7 @@ from alignjax.config import SamplingConfig
 from alignjax.data.batching import Bucketed
 from alignjax.data.records import Prompt, Receipt, Record, check
 from alignjax.data.sources import lists
-from alignjax.runtime import artifacts, workdirs
+from alignjax.runtime import artifacts, storage
 from alignjax.sampling.generate import Question, Sample
 from alignjax.stages.data import rows_of
 from alignjax.stages.run import Run
@@ -81,13 +81,13 @@ def make(
             records, counts = _collect(side, samples[side.name])
             scores = _score(scratch, side, records, score)
             content = "".join(line(r, scores.get(r.id, [])) for r in records).encode()
-            workdirs.write(scratch / folder.name / f"{side.name}.jsonl", content)
+            storage.write(scratch / folder.name / f"{side.name}.jsonl", content)
             record["sha256"][side.name] = hashlib.sha256(content).hexdigest()
             record["counts"][side.name] = counts
-        workdirs.write_json(scratch / folder.name / "record.json", record)
+        storage.write_json(scratch / folder.name / "record.json", record)
 
     record: dict[str, Any] = artifacts.reuse(
-        folder, key, write, lambda path: workdirs.read_json(path / "record.json")
+        folder, key, write, lambda path: storage.read_json(path / "record.json")
     )
     return record
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from alignjax.models.mixture import Mixture
-from alignjax.runtime import artifacts, workdirs
+from alignjax.runtime import artifacts, storage
 from alignjax.runtime.metrics import timed
 from alignjax.sampling.generate import Question, Sample, Sampling, respond_in_batches
 from alignjax.types import Params
@@ -46,7 +46,7 @@ def draw_samples(
     Returns:
       The samples of each prompt, in the order of ``asked``; and how many seconds all took.
     """
-    files = workdirs.names(scratch, f"{name}-*.json")
+    files = storage.names(scratch, f"{name}-*.json")
     done = {int(file.removesuffix(".json").rpartition("-")[2]) for file in files}
     batches = respond_in_batches(sampling, params, asked, ref_params, done=done)
     while True:
@@ -60,8 +60,8 @@ def draw_samples(
         artifacts.write_part(scratch, f"{name}-{number:06d}", part)
     samples: dict[int, list[Sample]] = {}
     seconds = 0.0
-    for file in workdirs.names(scratch, f"{name}-*.json"):
-        part = workdirs.read_json(scratch / file)
+    for file in storage.names(scratch, f"{name}-*.json"):
+        part = storage.read_json(scratch / file)
         seconds += part["seconds"]
         for i, fields in part["samples"].items():
             samples[int(i)] = [Sample(prompt=asked[int(i)].prompt, **x) for x in fields]

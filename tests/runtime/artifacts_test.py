@@ -17,7 +17,7 @@ import threading
 import pytest
 
 from alignjax.errors import UserError
-from alignjax.runtime import artifacts, faults, workdirs
+from alignjax.runtime import artifacts, faults, storage
 from tests import runs
 
 KEY = {"of": "this", "sizes": [1, 2]}
@@ -27,12 +27,12 @@ def make_folder(scratch, parts=3):
     """A folder of two files, from parts that are there or made."""
     made = [artifacts.part(scratch, f"part-{i}", lambda i=i: {"value": i}) for i in range(parts)]
     folder = scratch / "folder"
-    workdirs.write_json(folder / "all.json", made)
-    workdirs.write(folder / "below" / "rest.bin", bytes(range(100)))
+    storage.write_json(folder / "all.json", made)
+    storage.write(folder / "below" / "rest.bin", bytes(range(100)))
 
 
 def make_file(scratch):
-    workdirs.write_json(scratch / "file.json", [artifacts.part(scratch, "part-0", lambda: 1)])
+    storage.write_json(scratch / "file.json", [artifacts.part(scratch, "part-0", lambda: 1)])
 
 
 def content(path):
@@ -85,7 +85,7 @@ def test_a_json_file_holds_its_key(tmp_path):
 
 SCRIPT = f"""
 import pathlib, sys
-from alignjax.runtime import artifacts, workdirs
+from alignjax.runtime import artifacts, storage
 
 {inspect.getsource(make_folder)}
 {inspect.getsource(make_file)}
@@ -125,7 +125,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(phase, name, tmp_path):
     clean, killed = (tmp_path / x for x in ("clean", "killed"))
     wanted = artifacts.reuse(clean / name, "new", make, content)
     artifacts.reuse(
-        killed / name, "old", lambda scratch: workdirs.write(scratch / name, b"old"), content
+        killed / name, "old", lambda scratch: storage.write(scratch / name, b"old"), content
     )
     old = content(killed / name)
     program(killed, name, fault=f"{phase}:{PLACES[phase] or name}=kill")
@@ -142,14 +142,14 @@ def test_a_killed_maker_goes_on_with_its_parts(tmp_path):
     program(tmp_path, "folder", "k", fault="part:part-1=kill")
     scratch = tmp_path / ".artifacts" / "folder.scratch"
     assert sorted(p.name for p in scratch.glob("part-*")) == ["part-0.json", "part-1.json"]
-    workdirs.write_json(scratch / "part-0.json", "as it was left")
+    storage.write_json(scratch / "part-0.json", "as it was left")
     made = json.loads(folder(tmp_path, "k")["all.json"])
     assert made == ["as it was left", {"value": 1}, {"value": 2}]
 
 
 def test_parts_of_another_key_are_removed(tmp_path, caplog):
     program(tmp_path, "folder", "k", fault="part:part-1=kill")
-    workdirs.write_json(tmp_path / ".artifacts" / "folder.scratch" / "part-0.json", "of k")
+    storage.write_json(tmp_path / ".artifacts" / "folder.scratch" / "part-0.json", "of k")
     made = json.loads(folder(tmp_path, "other")["all.json"])
     assert made[0] == {"value": 0}
     assert "was begun under another config" in caplog.text

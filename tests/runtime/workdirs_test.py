@@ -9,7 +9,7 @@ import pytest
 
 from alignjax.config.fields import describe
 from alignjax.errors import UserError
-from alignjax.runtime import workdirs
+from alignjax.runtime import storage, workdirs
 from tests import runs
 
 
@@ -103,13 +103,13 @@ def test_a_config_binds_from_the_first_checkpoint_on(tmp_path):
 
 def test_json_is_replaced_in_one_step(tmp_path):
     path = tmp_path / "x.json"
-    workdirs.write_json(path, {"a": 1})
+    storage.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        workdirs.write_json(path, {"a": object()})
-    assert workdirs.read_json(path) == {"a": 1}
+        storage.write_json(path, {"a": object()})
+    assert storage.read_json(path) == {"a": 1}
     path.write_text("{")
     with pytest.raises(UserError, match=r"x\.json cannot be read"):
-        workdirs.read_json(path)
+        storage.read_json(path)
 
 
 def test_versions_are_of_what_runs():

@@ -15,7 +15,7 @@ from alignjax.recipes.apo.config import GameConfig
 from alignjax.recipes.apo.measure import ACCURACY, BEFORE, ECE, PAIRS, SAMPLES
 from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.recipes.run import open_run
-from alignjax.runtime import workdirs
+from alignjax.runtime import storage, workdirs
 from alignjax.stages import sft
 from alignjax.stages.check import check_game
 from alignjax.stages.reference import Reference
@@ -86,7 +86,7 @@ def report_game(
     )
     picture = workdir / "report.png"
     plots.plot_rounds(_panels(history), picture)
-    workdirs.write_json(workdir / "summary.json", summary)  # last: with it the run has ended
+    storage.write_json(workdir / "summary.json", summary)  # last: with it the run has ended
     tables.say(f"plot: {picture}\nnumbers: {workdir / 'summary.json'}")
     tables.say(
         f"the last reward model: {rewarded}; to score with it: python -m alignjax score "

@@ -13,7 +13,7 @@ from alignjax.data.records import Receipt
 from alignjax.recipes.apo import setup
 from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.rewards.scorers import open_scorer, reward_model
-from alignjax.runtime import artifacts, checkpoint, workdirs
+from alignjax.runtime import artifacts, checkpoint, storage
 from alignjax.stages import evaluation, learners, pretrained, sample_lists
 from alignjax.stages.reference import Reference, attach
 from alignjax.stages.run import Run
@@ -80,7 +80,7 @@ def train(
 
 def load_trained(config: Config, folder: pathlib.Path, game: Game) -> Params:
     """Loads the parameters that a finished turn ended with."""
-    steps = int(workdirs.read_json(folder / "summary.json")["steps"])
+    steps = int(storage.read_json(folder / "summary.json")["steps"])
     target = pretrained.target(config.model, game.mesh)
     with checkpoint.open_store(folder / "checkpoints", keep=1_000_000) as store:
         return checkpoint.restore_params(store, steps, target)

@@ -18,7 +18,7 @@ from alignjax.recipes import reward_model
 from alignjax.recipes.apo import golden, setup
 from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.rewards import reward_models
-from alignjax.runtime import artifacts, checkpoint, workdirs
+from alignjax.runtime import artifacts, checkpoint, storage
 from alignjax.stages import pretrained
 from alignjax.stages.reference import Reference
 
@@ -126,8 +126,8 @@ def _fit(
     def fit(scratch: pathlib.Path) -> dict[str, Any]:
         del scratch  # a killed training goes on from its checkpoints
         if not config.tokenizer.path:
-            workdirs.copy(game.workdir / "tokenizer.model", folder / "tokenizer.model")
-        workdirs.write_json(folder / "config.json", describe(config))
+            storage.copy(game.workdir / "tokenizer.model", folder / "tokenizer.model")
+        storage.write_json(folder / "config.json", describe(config))
         held = game.data.held_out.dataset.digest
         held_out = setup.prepare_rows(game, game.held_out, held, "comparisons, held out")
         data = dataclasses.replace(game.data, train=rows, held_out=held_out)

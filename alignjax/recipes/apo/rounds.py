@@ -27,7 +27,7 @@ from alignjax.recipes.apo.config import RoundsConfig
 from alignjax.recipes.apo.game import open_game, report_game
 from alignjax.recipes.apo.measure import ACCURACY, PAIRS, Players
 from alignjax.recipes.apo.setup import Game, RewardModel
-from alignjax.runtime import workdirs
+from alignjax.runtime import storage
 from alignjax.stages.reference import Reference
 
 log = logging.getLogger("alignjax")
@@ -65,7 +65,7 @@ def _play(
         players = Players(policy, before, reward, base, supervised)
         line = measure.measure(game, number, players)
         history.append(line)
-        workdirs.write_json(game.workdir / "history.json", history)
+        storage.write_json(game.workdir / "history.json", history)
         log.info("round %d: %s", number, _short(line))
     return history
 

@@ -38,7 +38,7 @@ from alignjax.recipes.apo.config import StepsConfig
 from alignjax.recipes.apo.game import open_game, report_game
 from alignjax.recipes.apo.measure import Players, measure
 from alignjax.recipes.apo.setup import Game, RewardModel
-from alignjax.runtime import checkpoint, workdirs
+from alignjax.runtime import checkpoint, storage
 from alignjax.stages import evaluation, fresh_samples, learners, pretrained
 from alignjax.stages.reference import Reference
 from alignjax.training import on_policy_game
@@ -62,7 +62,7 @@ def run(
         first = Players(supervised, supervised, base, base, supervised)
         last = dataclasses.replace(first, policy=policy, reward=reward)
         history = [measure(game, number, who) for number, who in enumerate((first, last))]
-        workdirs.write_json(game.workdir / "history.json", history)
+        storage.write_json(game.workdir / "history.json", history)
         columns = ["before", f"after {counts['steps']} turns"]
         return report_game(game, history, columns, reward.folder, counts)
 
@@ -108,7 +108,7 @@ def _keep(game: Game, state: GameState) -> tuple[Reference, RewardModel]:
         "reward": pretrained.keep_params(reward / "params", state.reward.params),
     }
     _describe_reward_model(game, reward, digests["reward"])
-    workdirs.write_json(game.workdir / "players.json", digests)
+    storage.write_json(game.workdir / "players.json", digests)
     load = checkpoint.load_params
     policies = pretrained.target(game.config.model, game.mesh)
     rewards = pretrained.target(game.config.model, game.mesh, objectives=1)
@@ -161,8 +161,8 @@ def _batches(game: Game, rows: Bucketed, steps: int, *, stream: int) -> Batches:
 def _describe_reward_model(game: Game, folder: pathlib.Path, digest: str) -> None:
     """Writes what `scorers.reward_model` wants beside the parameters."""
     config = reward_turn.config_of(game)
-    workdirs.write_json(folder / "config.json", describe(config))
+    storage.write_json(folder / "config.json", describe(config))
     if not config.tokenizer.path:
-        workdirs.copy(game.workdir / "tokenizer.model", folder / "tokenizer.model")
+        storage.copy(game.workdir / "tokenizer.model", folder / "tokenizer.model")
     described = {"objectives": [], "tokenizer": game.data.tokenizer.digest, "params": digest}
-    workdirs.write_json(folder / "summary.json", {"reward_model": described})
+    storage.write_json(folder / "summary.json", {"reward_model": described})

@@ -14,10 +14,10 @@ from alignjax.runtime.distributed import broadcast
 
 def note_seconds(setting: Setting, name: str, seconds: float) -> None:
     """Keeps the seconds that a part of a method took; a later value replaces them."""
-    from alignjax.runtime import workdirs
+    from alignjax.runtime import storage
 
     path = setting.run.workdir / "seconds" / f"{name.replace('/', '-')}.json"
-    workdirs.write_json(path, seconds)
+    storage.write_json(path, seconds)
 
 
 def note_steps(setting: Setting, name: str) -> None:
@@ -29,8 +29,8 @@ def note_steps(setting: Setting, name: str) -> None:
 
 def read_seconds(workdir: pathlib.Path) -> dict[str, float]:
     """Reads the seconds of every part of a run's method, by name."""
-    from alignjax.runtime import workdirs
+    from alignjax.runtime import storage
 
     folder = workdir / "seconds"
-    names = workdirs.names(folder, "*.json")
-    return {name.removesuffix(".json"): workdirs.read_json(folder / name) for name in names}
+    names = storage.names(folder, "*.json")
+    return {name.removesuffix(".json"): storage.read_json(folder / name) for name in names}

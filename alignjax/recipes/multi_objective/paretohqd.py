@@ -130,7 +130,7 @@ def _choose(
     Returns:
       ``[P, size]`` rows.
     """
-    from alignjax.runtime import workdirs
+    from alignjax.runtime import storage
 
     names, preferences = setting.objectives.names, setting.preferences
     if not scored.ids:
@@ -162,7 +162,7 @@ def _choose(
             for preference, own, mean in zip(preferences, chosen, means, strict=True)
         ],
     }
-    workdirs.write_json(setting.run.workdir / f"{name}.json", content)
+    storage.write_json(setting.run.workdir / f"{name}.json", content)
     return chosen
 
 

@@ -311,7 +311,7 @@ def _good(
 
 
 def _write_summary(setting: Setting, data: _Training, rounds: list[dict[str, int]]) -> None:
-    from alignjax.runtime import workdirs
+    from alignjax.runtime import storage
 
     content = {
         "objectives": list(setting.objectives.names),
@@ -321,4 +321,4 @@ def _write_summary(setting: Setting, data: _Training, rounds: list[dict[str, int
         "high": data.high.tolist(),
         "rounds": rounds,
     }
-    workdirs.write_json(setting.run.workdir / "rewards_in_context.json", content)
+    storage.write_json(setting.run.workdir / "rewards_in_context.json", content)

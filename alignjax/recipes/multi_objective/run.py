@@ -33,7 +33,7 @@ from alignjax.recipes.multi_objective import ObjectivesConfig, cost
 from alignjax.recipes.multi_objective.method import Preference, Respond, Setting
 from alignjax.recipes.multi_objective.rows import objectives_scorer
 from alignjax.recipes.run import open_run
-from alignjax.runtime import workdirs
+from alignjax.runtime import storage, workdirs
 from alignjax.sampling.generate import Question, Sample, questions
 from alignjax.stages import evaluation, sft
 from alignjax.stages.check import check_losses
@@ -100,15 +100,15 @@ def _measure(setting: Setting, respond: Respond) -> dict[str, Any]:
 def _report(setting: Setting, measured: dict[str, Any]) -> dict[str, Any]:
     """Writes and prints what was measured; see the module's docstring."""
     workdir = setting.run.workdir
-    workdirs.write_json(workdir / "front.json", measured)
+    storage.write_json(workdir / "front.json", measured)
     summary = {
         "method": describe(setting.objectives.method),
         **front.compare({workdir.resolve().name: measured}, workdir / "front.png"),
         "seconds_by_part": measured["seconds_by_part"],
-        "receipt": workdirs.read_json(workdir / "receipt.json"),
+        "receipt": storage.read_json(workdir / "receipt.json"),
         "versions": workdirs.versions(),
     }
-    workdirs.write_json(workdir / "summary.json", summary)
+    storage.write_json(workdir / "summary.json", summary)
     say(f"numbers: {workdir / 'summary.json'}")
     return summary
 

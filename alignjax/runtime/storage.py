@@ -1,0 +1,92 @@
+"""Files that are never half, and that all processes see alike.
+
+Of several processes the first one alone reads and writes them; the others wait for it and get what
+it read. So all decide alike, however late their view of a shared folder is. All processes call the
+functions here, except those that say "this process alone". Checkpoints are written by all:
+`alignjax.runtime.checkpoint`.
+"""
+
+import hashlib
+import json
+import pathlib
+import shutil
+from typing import Any
+
+from alignjax.errors import UserError
+from alignjax.runtime.distributed import broadcast, run_on_main
+
+
+def find_json(path: pathlib.Path) -> Any:
+    """Reads a JSON file; None where there is none.
+
+    Raises:
+      UserError: it is not JSON.
+    """
+    return broadcast(f"look for {path.name}", lambda: read_here(path) if path.is_file() else None)
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      UserError: there is none, or it is not JSON.
+    """
+    return broadcast(f"read {path.name}", lambda: read_here(path))
+
+
+def read_here(path: pathlib.Path) -> Any:
+    """As `read_json`, but this process alone: for use inside `broadcast` and `run_on_main`."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """As `write`, for JSON data."""
+    write(path, as_json(content))
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file in one step: readers see the old one or the new one. Makes its folder."""
+    run_on_main(f"write {path.name}", lambda: write_here(path, content))
+
+
+def as_json(content: Any) -> bytes:
+    """Encodes JSON data as the bytes of a file."""
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def write_here(path: pathlib.Path, content: bytes) -> None:
+    """As `write`, but this process alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def names(folder: pathlib.Path, pattern: str) -> list[str]:
+    """Lists the files of a folder that match, sorted; none where there is no folder."""
+    return broadcast(f"list {folder.name}", lambda: sorted(p.name for p in folder.glob(pattern)))
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Computes the digest of a file; empty where there is none."""
+
+    def digest() -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+    return broadcast(f"digest of {path.name}", digest)
+
+
+def copy(source: pathlib.Path, to: pathlib.Path) -> None:
+    """Copies a file. Makes the folder it goes to."""
+    run_on_main(f"copy {source.name}", lambda: write_here(to, source.read_bytes()))
+
+
+def remove_here(path: pathlib.Path) -> None:
+    """Removes a file, or a folder and all in it, or nothing; this process alone."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
