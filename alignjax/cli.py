@@ -299,7 +299,7 @@ VERBS = {
         do=_generate,
         text="sample responses of the policy in --workdir, into --out",
         reads=(*CONFIG, "workdir", "out", "prompts", "samples", "temperature"),
-        example="--workdir=runs/first --out=said.jsonl",
+        example="--workdir=runs/first --out=samples.jsonl",
         computes=True,
     ),
     "evaluate": Verb(

@@ -18,7 +18,7 @@ from alignjax.data.sources.messages import read_prompt
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
 from alignjax.runtime import sharding, storage, workdirs
-from alignjax.sampling.generate import Question, Sample, questions, respond
+from alignjax.sampling.generate import Question, Sample, respond, take_questions
 from alignjax.stages.data import Prepared, prepare_data
 from alignjax.stages.run import Run
 from alignjax.stages.sample_lists import line
@@ -64,12 +64,12 @@ def run(
     with workdirs.owned(pathlib.Path(workdir)):
         data = prepare_data(config, pathlib.Path(workdir))
         params = finished_run.load_policy(config, workdir)
-        records, asked = _read(prompts, config, data) if prompts else _held_out(config, data)
-        if not asked:
+        records, questions = _read(prompts, config, data) if prompts else _held_out(config, data)
+        if not questions:
             raise UserError("generate: no prompt to respond to (evaluate.prompts is 0)")
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         run = Run(config, pathlib.Path(workdir), data, mesh)
-        responses = respond(run.sampling(settings, "sampling"), params, asked)
+        responses = respond(run.sampling(settings, "sampling"), params, questions)
     _write(target, records, responses)
     unfinished = sum(not r.ended for r in responses)
     log.info(
@@ -80,9 +80,9 @@ def run(
 
 def _held_out(config: Config, data: Prepared) -> tuple[list[Record], list[Question]]:
     """Takes the first held-out prompts."""
-    asked = questions(data.asked, config.evaluate.prompts)
-    ids = [data.asked.dataset[q.number].id for q in asked]
-    return [dataclasses.replace(data.asked_records[i], responses=()) for i in ids], asked
+    questions = take_questions(data.originals, config.evaluate.prompts)
+    ids = [data.originals.dataset[q.number].id for q in questions]
+    return [dataclasses.replace(data.original_records[i], responses=()) for i in ids], questions
 
 
 def _read(path: str, config: Config, data: Prepared) -> tuple[list[Record], list[Question]]:

@@ -203,9 +203,9 @@ def _calibration(
     temperature = calibration.fit_temperature(fit)
     sides = {}
     for name, t in (("before", 1.0), ("after", temperature)):
-        found = calibration.measure(other, temperature=t)
-        found["ece_if_calibrated"] = calibration.ece_if_calibrated(other, temperature=t)
-        sides[name] = {k: None if math.isnan(x) else x for k, x in found.items()}
+        errors = calibration.measure(other, temperature=t)
+        errors["ece_if_calibrated"] = calibration.ece_if_calibrated(other, temperature=t)
+        sides[name] = {k: None if math.isnan(x) else x for k, x in errors.items()}
     numbers = {
         "temperature": temperature,
         "pairs_fitted": len(fit),

@@ -43,18 +43,18 @@ def fault_point(phase: str, place: object) -> None:
     Raises:
       ValueError: the variable names no phase, or nothing that can be done.
     """
-    asked = os.environ.get("ALIGNJAX_FAULT")
-    if not asked:
+    fault = os.environ.get("ALIGNJAX_FAULT")
+    if not fault:
         return
-    where, _, action = asked.partition("=")
+    where, _, action = fault.partition("=")
     wanted, _, at = where.partition(":")
     if wanted not in PHASES or action not in ACTIONS:
         raise ValueError(
-            f"ALIGNJAX_FAULT={asked}: wanted PHASE:PLACE=ACTION, with a phase out of "
+            f"ALIGNJAX_FAULT={fault}: wanted PHASE:PLACE=ACTION, with a phase out of "
             f"{', '.join(PHASES)} and an action out of {', '.join(ACTIONS)}"
         )
     if (phase, str(place)) == (wanted, at):
         os.environ["ALIGNJAX_FAULT"] = ""  # once
         if action == "raise":
-            raise FaultError(asked)
+            raise FaultError(fault)
         os.kill(os.getpid(), SIGNALS[action])

@@ -30,24 +30,25 @@ def map_rows(
     table: np.ndarray | None = None
     batches = data.in_order(batch_size)
     mine = batches.only(own_rows(mesh, batch_size))
-    late: list[tuple[np.ndarray, Array]] = []  # fetched one batch late, see metrics.py
+    # One batch waits: while the device computes the next one, the host fetches this one.
+    waiting: list[tuple[np.ndarray, Array]] = []
 
     def fetch() -> None:
         nonlocal table
-        rows, values = late.pop(0)
-        found = distributed.fetch(values)
+        rows, computed = waiting.pop(0)
+        values = distributed.fetch(computed)
         if table is None:
             k = data.dataset.response_length.shape[1]
-            table = np.zeros((len(data.dataset), k, *found.shape[2:]), np.float32)
-        table[rows[rows >= 0]] = found[rows >= 0]
+            table = np.zeros((len(data.dataset), k, *values.shape[2:]), np.float32)
+        table[rows[rows >= 0]] = values[rows >= 0]
 
     with progress(title, len(data.dataset)) as advance:
         for rows, batch in zip(batches.rows, read(data.dataset, mine), strict=True):
-            late.append((rows, function(put_rows(batch, mesh))))
-            if len(late) > 1:
+            waiting.append((rows, function(put_rows(batch, mesh))))
+            if len(waiting) > 1:
                 fetch()
             advance(int((rows >= 0).sum()))
-        while late:
+        while waiting:
             fetch()
     assert table is not None
     return table

@@ -48,7 +48,7 @@ def _lock(workdir: pathlib.Path, held: contextlib.ExitStack) -> None:
 
 
 def write_config(workdir: pathlib.Path, config: Any, *, allow_change: bool) -> None:
-    """Keeps the run's config; refuses another one, field by field, unless told otherwise.
+    """Keeps the run's config; refuses another one, field by field, unless ``allow_change``.
 
     A config binds from the first checkpoint on. Until then it may be mended freely, and what was
     made of the old one (the tokenizer trained on its data) is removed.

@@ -60,7 +60,7 @@ class Sampling:
     title: str  # of the progress bar
 
 
-def questions(data: Bucketed, limit: int) -> list[Question]:
+def take_questions(data: Bucketed, limit: int) -> list[Question]:
     """Takes the first distinct prompts of a dataset, at most ``limit``, numbered by their row."""
     out = []
     for row in first_of_each_prompt(data, limit):
@@ -85,7 +85,7 @@ def undistorted(settings: SamplingConfig) -> SamplingConfig:
 def respond(
     sampling: Sampling,
     params: Params | Mixture,
-    asked: Sequence[Question],
+    questions: Sequence[Question],
     ref_params: Params | None = None,
 ) -> list[Sample]:
     """Samples responses to prompts.
@@ -93,14 +93,14 @@ def respond(
     Args:
       sampling: how.
       params: the policy, or several policies and their weights (`alignjax.models.mixture.mix`).
-      asked: the prompts.
+      questions: the prompts.
       ref_params: a network whose log-probabilities of the samples are wanted too.
 
     Returns:
-      ``settings.samples`` responses per prompt, in the order of ``asked``.
+      ``settings.samples`` responses per prompt, in the order of ``questions``.
     """
     out: dict[int, list[Sample]] = {}
-    for _, samples in respond_in_batches(sampling, params, asked, ref_params):
+    for _, samples in respond_in_batches(sampling, params, questions, ref_params):
         out |= samples
     return [s for i in sorted(out) for s in out[i]]
 
@@ -108,35 +108,35 @@ def respond(
 def respond_in_batches(
     sampling: Sampling,
     params: Params | Mixture,
-    asked: Sequence[Question],
+    questions: Sequence[Question],
     ref_params: Params | None = None,
     *,
     done: Container[int] = (),
 ) -> Iterator[tuple[int, dict[int, list[Sample]]]]:
     """Samples responses as `respond` does, batch by batch, for work that is kept as it goes.
 
-    Which prompts batch i holds depends on ``asked`` and ``settings.batch_size`` alone. At the end
-    the speed is logged: tokens of responses, end-of-sequence included, per second of decoding.
+    Which prompts batch i holds depends on ``questions`` and ``settings.batch_size`` alone. At the
+    end the speed is logged: tokens of responses, end-of-sequence included, per second of decoding.
 
     Args:
       done: numbers of batches to leave out.
 
     Yields:
-      The number of a batch, and the samples of each of its prompts by index into ``asked``.
+      The number of a batch, and the samples of each of its prompts by index into ``questions``.
     """
-    lengths = np.array([len(q.ids) for q in asked], np.int64)
+    lengths = np.array([len(q.ids) for q in questions], np.int64)
     shapes, assignment = choose_shapes(
-        lengths, np.ones((len(asked), 1), np.int64), count=2, multiple=16
+        lengths, np.ones((len(questions), 1), np.int64), count=2, multiple=16
     )
     size, mesh, tokenizer = sampling.settings.batch_size, sampling.mesh, sampling.tokenizer
-    batches = deal_batches(shapes, assignment, batch_size=size, order=range(len(asked)))
+    batches = deal_batches(shapes, assignment, batch_size=size, order=range(len(questions)))
     timed: list[tuple[int, int, float]] = []  # of every batch: shape, tokens, seconds
-    with progress(sampling.title, len(asked)) as advance:
+    with progress(sampling.title, len(questions)) as advance:
         for number, (shape, rows) in enumerate(zip(batches.shape, batches.rows, strict=True)):
             real = rows >= 0
             if number not in done:
                 mine = rows[own_rows(mesh, len(rows))]
-                batch = put_rows(prompts_only(asked, mine, shapes[shape].prompt), mesh)
+                batch = put_rows(prompts_only(questions, mine, shapes[shape].prompt), mesh)
                 since = time.perf_counter()
                 responses = jax.block_until_ready(_decode(sampling, params, batch))
                 seconds = time.perf_counter() - since
@@ -145,7 +145,9 @@ def respond_in_batches(
                 yield (
                     number,
                     {
-                        int(rows[i]): _samples(asked[rows[i]].prompt, numbers, int(i), tokenizer)
+                        int(rows[i]): _samples(
+                            questions[rows[i]].prompt, numbers, int(i), tokenizer
+                        )
                         for i in np.flatnonzero(real)
                     },
                 )
@@ -229,13 +231,13 @@ def _decode(
     return sample(params, *prompts, *draws, config=model, settings=settings, eos=eos)
 
 
-def prompts_only(asked: Sequence[Question], chosen: np.ndarray, length: int) -> Batch:
+def prompts_only(questions: Sequence[Question], chosen: np.ndarray, length: int) -> Batch:
     """Makes a batch without responses; where ``chosen`` is -1, an empty prompt of weight 0."""
     b = len(chosen)
     prompt, prompt_length = np.zeros((b, length), np.int32), np.zeros(b, np.int32)
     numbers = np.zeros(b, np.int32)
     for i in np.flatnonzero(chosen >= 0):
-        question = asked[chosen[i]]
+        question = questions[chosen[i]]
         prompt[i, length - len(question.ids) :] = question.ids
         prompt_length[i], numbers[i] = len(question.ids), question.number
     fields: dict[str, Any] = dict(

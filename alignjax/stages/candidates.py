@@ -23,7 +23,7 @@ from alignjax.data.encode import enforce
 from alignjax.data.records import Receipt, Record
 from alignjax.rewards.scorers import digests, mean_scores, open_scorers
 from alignjax.runtime import checkpoint, storage
-from alignjax.sampling.generate import questions
+from alignjax.sampling.generate import take_questions
 from alignjax.stages import sample_lists
 from alignjax.stages.data import Prepared, split
 from alignjax.stages.run import Run
@@ -91,14 +91,14 @@ def _side(
         for row in range(len(rows.dataset)):
             example = rows.dataset[row]
             own.setdefault(example.prompt, []).extend(texts[example.id].responses)
-    asked = questions(rows, len(rows.dataset))
+    questions = take_questions(rows, len(rows.dataset))
     return sample_lists.Side(
         name=name,
         title=f"candidates, {name.replace('_', ' ')}",
         key=jax.random.fold_in(jax.random.key(seed), 1 + SIDES.index(name)),
-        asked=asked,
-        originals=[texts[rows.dataset[q.number].id] for q in asked],
-        own=[own.get(q.prompt, []) for q in asked],
+        questions=questions,
+        originals=[texts[rows.dataset[q.number].id] for q in questions],
+        own=[own.get(q.prompt, []) for q in questions],
     )
 
 

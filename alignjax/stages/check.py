@@ -248,13 +248,13 @@ def check_scorers(config: Config, data: Prepared) -> None:
     Raises:
       UserError: one of them cannot be used.
     """
-    example = data.asked.dataset[0]
+    example = data.originals.dataset[0]
     candidates = config.candidates.scorers if config.candidates is not None else ()
     for scorer in (
         *open_scorers(candidates, "candidates.scorers", config.mesh),
         *open_scorers(config.evaluate.scorers, "evaluate.scorers", config.mesh),
     ):
         if scorer.reward_model is None:
-            scorer.means([data.asked_records[example.id]])
+            scorer.means([data.original_records[example.id]])
     if config.evaluate.judge is not None:
         judgements(config.evaluate.judge, [(example.prompt, example.responses[0])])

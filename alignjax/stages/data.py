@@ -34,8 +34,9 @@ class Prepared:
 
     train: Bucketed
     held_out: Bucketed
-    asked: Bucketed  # held-out rows as they were read: prompts to sample for, preferred responses
-    asked_records: dict[str, Record]  # the same as text, by id
+    # Held-out rows as they were read: prompts to sample for, and the responses that are preferred.
+    originals: Bucketed
+    original_records: dict[str, Record]  # the same as text, by id
     tokenizer: Tokenizer
     receipt: dict[str, Any]  # what receipt.json says
 
@@ -156,8 +157,8 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
     return Prepared(
         train=sides["train"],
         held_out=sides["held_out"],
-        asked=sides["held_out"],
-        asked_records={record.id: record for record in held_out},
+        originals=sides["held_out"],
+        original_records={record.id: record for record in held_out},
         tokenizer=tokenizer,
         receipt=receipt,
     )

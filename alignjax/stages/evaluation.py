@@ -19,7 +19,7 @@ from alignjax.evaluation import plots, preferences, statistics, tables, text
 from alignjax.evaluation.statistics import Interval
 from alignjax.rewards.scorers import judgements, open_scorers
 from alignjax.runtime import storage, workdirs
-from alignjax.sampling.generate import Question, Sample, questions, respond, undistorted
+from alignjax.sampling.generate import Question, Sample, respond, take_questions, undistorted
 from alignjax.stages import held_out
 from alignjax.stages.data import Prepared
 from alignjax.stages.run import Run
@@ -91,8 +91,8 @@ def _undistorted_samples(
     rows = run.config.mesh.data * run.config.mesh.fsdp
     fitting = -(-min(settings.during, settings.batch_size) // rows) * rows
     sampling = run.sampling(dataclasses.replace(undistorted(settings), batch_size=fitting), title)
-    asked = questions(run.data.asked, settings.during)
-    return respond(sampling, params, asked, ref_params)
+    questions = take_questions(run.data.originals, settings.during)
+    return respond(sampling, params, questions, ref_params)
 
 
 def held_out_samples(
@@ -107,7 +107,7 @@ def held_out_samples(
     """
     config, data = run.config, run.data
     settings = dataclasses.replace(config.evaluate, judge=None, scorers=(), best_of=0, during=0)
-    key = {"params": digest, "data": data.asked.dataset.digest, "evaluate": identity(settings)}
+    key = {"params": digest, "data": data.originals.dataset.digest, "evaluate": identity(settings)}
     if not config.evaluate.prompts:
         return []
 
@@ -118,7 +118,7 @@ def held_out_samples(
             name.rpartition("/")[2],
             run.sampling(config.evaluate, f"sampling, {name}"),
             params,
-            questions(data.asked, config.evaluate.prompts),
+            take_questions(data.originals, config.evaluate.prompts),
             ref_params,
         )
         return [sample for of_prompt in samples for sample in of_prompt]
@@ -141,12 +141,14 @@ def policy_kl(
     return preferences.kl_to_reference(samples) if samples else None
 
 
-def records_of(data: Prepared, asked: Sequence[Question], samples: list[Sample]) -> list[Record]:
+def records_of(
+    data: Prepared, questions: Sequence[Question], samples: list[Sample]
+) -> list[Record]:
     """Makes one record per prompt with its responses, for scorers and for files."""
-    each = len(samples) // max(len(asked), 1)
+    each = len(samples) // max(len(questions), 1)
     out = []
-    for i, question in enumerate(asked):
-        original = data.asked_records[data.asked.dataset[question.number].id]
+    for i, question in enumerate(questions):
+        original = data.original_records[data.originals.dataset[question.number].id]
         responses = tuple(s.response for s in samples[i * each : (i + 1) * each])
         out.append(
             Record(
@@ -184,27 +186,27 @@ def sample_metrics(run: Run, samples: list[Sample]) -> dict[str, Interval]:
     the first sample. BLEU compares it with what the data prefer.
     """
     settings, n = run.config.evaluate, run.config.evaluate.samples
-    asked = questions(run.data.asked, settings.prompts)
-    prompts = [q.prompt for q in asked]
-    scores, deciding = _scores(run, asked, samples)
+    questions = take_questions(run.data.originals, settings.prompts)
+    prompts = [q.prompt for q in questions]
+    scores, deciding = _scores(run, questions, samples)
     metrics = {
         name: statistics.mean_over_prompts(x.reshape(-1), np.repeat(prompts, n).tolist())
         for name, x in scores.items()
     }
-    best = np.zeros(len(asked), np.int64)
+    best = np.zeros(len(questions), np.int64)
     if deciding is not None:
         best = preferences.best_of(deciding, settings.best_of)
     for name, x in scores.items():
         of_best = x[np.arange(len(best)), best]
         metrics[f"best/{name}"] = statistics.mean_over_prompts(of_best, prompts)
     responses = [samples[i * n + int(best[i])].response for i in range(len(prompts))]
-    metrics |= _bleu(preferred_responses(run.data.asked), prompts, responses)
+    metrics |= _bleu(preferred_responses(run.data.originals), prompts, responses)
     metrics["response tokens"] = preferences.tokens(samples)
     return metrics
 
 
 def _scores(
-    run: Run, asked: Sequence[Question], samples: list[Sample]
+    run: Run, questions: Sequence[Question], samples: list[Sample]
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """Scores samples by the judge and the scorers, ``[prompts, samples]`` by name.
 
@@ -218,7 +220,7 @@ def _scores(
         scores = {name: x.reshape(-1, n) for name, x in judged.items()}
     if not settings.scorers:
         return scores, next(iter(scores.values()), None)
-    records = records_of(run.data, asked, samples)
+    records = records_of(run.data, questions, samples)
     scorers = open_scorers(settings.scorers, "evaluate.scorers", run.config.mesh)
     by_scorer = [np.stack(scorer.means(records)) for scorer in scorers]
     one = len(by_scorer) == 1

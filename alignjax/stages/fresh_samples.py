@@ -25,7 +25,7 @@ from alignjax.types import Array, Batch, Params
 def make_policy(
     config: Config,
     mesh: Mesh,
-    asked: Sequence[Question],
+    questions: Sequence[Question],
     tokenizer: Tokenizer,
     load_reference: Callable[[], Params],
     *,
@@ -38,7 +38,7 @@ def make_policy(
     Args:
       config: batch size, optimizer, buckets and adapters are as it says.
       mesh: where.
-      asked: the prompts.
+      questions: the prompts.
       load_reference: gives the reference, which the policy starts from.
       sampling: how the policy responds.
       steps: of the policy.
@@ -55,9 +55,9 @@ def make_policy(
     learner = learners.policy(config, mesh, steps, load_reference=load_reference, live=True)
     eos = tokenizer.eos_id
     return learner, Prompts(
-        questions=asked,
+        questions=questions,
         batches=on_policy.deal_prompts(
-            asked,
+            questions,
             buckets=config.data.buckets,
             multiple=config.data.pad_multiple,
             batch_size=config.train.batch_size,
@@ -71,10 +71,10 @@ def make_policy(
     )
 
 
-def steps_of(config: Config, asked: Sequence[Question]) -> int:
+def steps_of(config: Config, questions: Sequence[Question]) -> int:
     """Counts the policy's steps: ``train.steps``, or ``train.epochs`` over the prompts."""
     train = config.train
-    return train.steps or max(1, round(train.epochs * len(asked) / train.batch_size))
+    return train.steps or max(1, round(train.epochs * len(questions) / train.batch_size))
 
 
 def by_reward_model(

@@ -44,7 +44,7 @@ class Side:
     name: str  # of the file
     title: str  # of the progress bar
     key: Array  # of every draw
-    asked: Sequence[Question]
+    questions: Sequence[Question]
     originals: Sequence[Record]  # the prompt as it was read, an id, the domain
     own: Sequence[Sequence[str]]  # responses that come before the samples
 
@@ -108,7 +108,7 @@ def _sample(
             side.name,
             run.sampling(settings, side.title, side.key),
             policy,
-            side.asked,
+            side.questions,
         )
     return samples
 

@@ -33,7 +33,7 @@ def draw_samples(
     name: str,
     sampling: Sampling,
     params: Params | Mixture,
-    asked: Sequence[Question],
+    questions: Sequence[Question],
     ref_params: Params | None = None,
 ) -> tuple[list[list[Sample]], float]:
     """Samples responses batch by batch, and keeps each batch; one that is there is not drawn again.
@@ -41,14 +41,14 @@ def draw_samples(
     Args:
       scratch: the folder of the batches.
       name: of its files, ``NAME-000000.json`` and so on.
-      sampling, params, asked, ref_params: as `generate.respond` takes them.
+      sampling, params, questions, ref_params: as `generate.respond` takes them.
 
     Returns:
-      The samples of each prompt, in the order of ``asked``; and how many seconds all took.
+      The samples of each prompt, in the order of ``questions``; and how many seconds all took.
     """
     files = storage.names(scratch, f"{name}-*.json")
     done = {int(file.removesuffix(".json").rpartition("-")[2]) for file in files}
-    batches = respond_in_batches(sampling, params, asked, ref_params, done=done)
+    batches = respond_in_batches(sampling, params, questions, ref_params, done=done)
     while True:
         with timed() as took:
             batch = next(batches, None)
@@ -64,8 +64,8 @@ def draw_samples(
         part = storage.read_json(scratch / file)
         seconds += part["seconds"]
         for i, fields in part["samples"].items():
-            samples[int(i)] = [Sample(prompt=asked[int(i)].prompt, **x) for x in fields]
-    return [samples[i] for i in range(len(asked))], seconds
+            samples[int(i)] = [Sample(prompt=questions[int(i)].prompt, **x) for x in fields]
+    return [samples[i] for i in range(len(questions))], seconds
 
 
 def _without_prompt(sample: Sample) -> dict[str, Any]:

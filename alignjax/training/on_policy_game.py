@@ -142,12 +142,12 @@ def _batches(
     done = cycle.turns_before(begin)
     golden = opponent.golden.read(done["reward"], job.mesh)
     pairs = opponent.pairs.read(done["reward"], job.mesh)
-    asked = (prompts.batch(i, job.mesh) for i in range(done["policy"], len(prompts.batches)))
+    own = (prompts.batch(i, job.mesh) for i in range(done["policy"], len(prompts.batches)))
     for step in range(begin, cycle.turns_until(len(prompts.batches))):
         if cycle.player(step) == "reward":
             yield next(golden), next(pairs)
         else:
-            yield (next(asked),)
+            yield (next(own),)
 
 
 def _line(learner: Learner, prompts: Prompts, opponent: Opponent, step: int) -> dict[str, float]:

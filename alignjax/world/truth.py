@@ -110,10 +110,10 @@ def find_prompt(prompt: str) -> text.Prompt:
     Raises:
       UserError: the text is not a prompt of the embedded world.
     """
-    found = text.parse_prompt(prompt)
-    if found is None:
+    parsed = text.parse_prompt(prompt)
+    if parsed is None:
         raise UserError(f"prompt: wanted a prompt of the embedded world, found {prompt!r}")
-    return found
+    return parsed
 
 
 def enumerate_responses(prompt: str) -> tuple[str, ...]:
@@ -123,8 +123,8 @@ def enumerate_responses(prompt: str) -> tuple[str, ...]:
     >>> len(responses), len(set(responses))
     (2160, 2160)
     """
-    found = find_prompt(prompt)
-    return tuple(text.render(found, latent) for latent in text.LATENTS)
+    parsed = find_prompt(prompt)
+    return tuple(text.render(parsed, latent) for latent in text.LATENTS)
 
 
 @lru_cache(maxsize=64)
@@ -167,13 +167,13 @@ def judge(prompt: str, response: str, *, world: World = DEFAULT_WORLD) -> dict[s
     >>> judge(prompt, " Hello. I can help you")["well_formed"]
     0.0
     """
-    found = text.parse_prompt(prompt)
-    if found is None:
+    parsed = text.parse_prompt(prompt)
+    if parsed is None:
         return dict(_MALFORMED)
-    latent = text.parse(found, response if response.startswith(" ") else " " + response)
+    latent = text.parse(parsed, response if response.startswith(" ") else " " + response)
     if latent is None:
         return dict(_MALFORMED)
-    column = risk_scores(world, found.risk)[:, text.LATENT_INDEX[latent]]
+    column = risk_scores(world, parsed.risk)[:, text.LATENT_INDEX[latent]]
     return {**dict(zip(SCORES, column.tolist(), strict=True)), "well_formed": 1.0}
 
 
@@ -240,11 +240,11 @@ def log_prob(world: World, prompt: str, response: str, *, alpha: float) -> float
     >>> log_prob(World(), prompt, " Hello. Hello.", alpha=1.0)
     -inf
     """
-    found = find_prompt(prompt)
-    latent = text.parse(found, response)
+    parsed = find_prompt(prompt)
+    latent = text.parse(parsed, response)
     if latent is None:
         return -math.inf
-    return float(mixture_log_probs(world, found.risk, alpha)[text.LATENT_INDEX[latent]])
+    return float(mixture_log_probs(world, parsed.risk, alpha)[text.LATENT_INDEX[latent]])
 
 
 def entropy(world: World, prompt: str, *, alpha: float) -> float:

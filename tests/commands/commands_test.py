@@ -18,7 +18,7 @@ from alignjax.recipes import align
 from alignjax.rewards import scorers
 from alignjax.runtime import metrics
 from alignjax.runtime.sharding import make_mesh
-from alignjax.sampling.generate import questions
+from alignjax.sampling.generate import take_questions
 from alignjax.stages import evaluation
 from alignjax.stages.data import prepare_data
 from alignjax.stages.run import Run
@@ -87,10 +87,10 @@ def test_best_of_n_and_bleu_by_hand(base):
     workdir, _ = base
     settings = load.load(runs.__file__, list(OVERRIDES))
     data = prepare_data(settings, workdir)
-    asked = questions(data.asked, 3)
+    questions = take_questions(data.originals, 3)
     texts = ["aa", "aaaa", "b" * 9, " x", "eee", "", "i", "no", "ooo"]
     samples = [
-        dataclasses.replace(evaluation_sample(), prompt=asked[i // 3].prompt, response=text)
+        dataclasses.replace(evaluation_sample(), prompt=questions[i // 3].prompt, response=text)
         for i, text in enumerate(texts)
     ]
     vowels = partial(scorers.judged, judge=judge, name="vowels")
@@ -109,7 +109,7 @@ def test_best_of_n_and_bleu_by_hand(base):
     assert sampled(judge=judge, best_of=2)["best/length"].mean == pytest.approx((4 + 3 + 2) / 3)
     two = sampled(judge=None, scorers=(vowels, length))
     assert two["best/reward_1"].mean == pytest.approx((9 + 3 + 3) / 3)  # by their mean
-    wanted = evaluation.preferred_responses(data.asked)
+    wanted = evaluation.preferred_responses(data.originals)
     samples = [
         dataclasses.replace(s, response=wanted[s.prompt] if i % 3 == 1 else "z")
         for i, s in enumerate(samples)
@@ -183,9 +183,9 @@ def test_generate_draws_what_the_run_drew_and_more(base, tmp_path):
     with pytest.raises(UserError, match=r"--out: wanted a name that ends in \.jsonl"):
         generate.run(config, str(workdir), "said.txt")
     for empty in ("", " \n", [], [{"role": "user", "content": " "}]):
-        asked = write(tmp_path / "e.jsonl", [{"prompt": "Hm?"}, {"prompt": empty}])
+        questions = write(tmp_path / "e.jsonl", [{"prompt": "Hm?"}, {"prompt": empty}])
         with pytest.raises(UserError, match=r"e\.jsonl:2: field 'prompt' is empty"):
-            generate.run(config, str(workdir), str(tmp_path / "u.jsonl"), prompts=asked)
+            generate.run(config, str(workdir), str(tmp_path / "u.jsonl"), prompts=questions)
     with pytest.raises(UserError, match=r"field 'prompt' is missing"):
         generate.run(
             config, str(workdir), str(tmp_path / "u.jsonl"),

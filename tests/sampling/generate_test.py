@@ -10,7 +10,13 @@ from alignjax.config import EvaluateConfig
 from alignjax.data.batching import bucket
 from alignjax.models.mixture import mix
 from alignjax.runtime.sharding import make_mesh
-from alignjax.sampling.generate import Sampling, first_of_each_prompt, questions, respond, speed
+from alignjax.sampling.generate import (
+    Sampling,
+    first_of_each_prompt,
+    respond,
+    speed,
+    take_questions,
+)
 from tests import tiny
 
 CONFIG, EOS = tiny.model(kv_heads=4), 5
@@ -32,8 +38,8 @@ def respond_to(params, ref_params, data, **changes):
         **{**dict(prompts=5, samples=2, max_new_tokens=6, batch_size=4), **changes}
     )
     sampling = Sampling(CONFIG, Words(), settings, jax.random.key(11), make_mesh(2, 1, 1), "test")
-    asked = questions(bucket(data, count=2, multiple=8), settings.prompts)
-    return respond(sampling, params, asked, ref_params)
+    questions = take_questions(bucket(data, count=2, multiple=8), settings.prompts)
+    return respond(sampling, params, questions, ref_params)
 
 
 def test_responses_to_the_first_of_each_prompt():

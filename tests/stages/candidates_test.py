@@ -77,7 +77,9 @@ def test_every_prompt_has_a_list_of_distinct_scored_responses(base):
     for side, own in (("train", data.train), ("held_out", data.held_out)):
         found = rows(workdir, side)
         prompts = {own.dataset[i].prompt for i in range(len(own.dataset))}
-        assert [row["prompt"] for row in found] == [q.prompt for q in generate.questions(own, 99)]
+        assert [row["prompt"] for row in found] == [
+            q.prompt for q in generate.take_questions(own, 99)
+        ]
         assert {row["prompt"] for row in found} == prompts
         for row in found:
             assert len(set(row["responses"])) == len(row["responses"]) == len(row["scores"])
@@ -198,10 +200,10 @@ def test_the_data_s_own_responses_come_first(base, tmp_path):
 def fake(texts, monkeypatch):
     """Batches whose responses are these, whatever the prompt."""
 
-    def batches(sampling, params, asked, ref_params, *, done):
+    def batches(sampling, params, questions, ref_params, *, done):
         samples = [generate.Sample("", text, 1, ended, 0.0, 0.0, 0.0) for text, ended in texts]
         if 0 not in done:
-            yield 0, dict.fromkeys(range(len(asked)), samples)
+            yield 0, dict.fromkeys(range(len(questions)), samples)
 
     monkeypatch.setattr(samples, "respond_in_batches", batches)
 

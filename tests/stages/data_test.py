@@ -161,7 +161,7 @@ def test_rows_are_prepared_once_and_their_receipt_is_restored(tmp_path):
         changed = dataclasses.replace(made, data=dataclasses.replace(made.data, **limits))
         return prepared.rows_of(changed, tmp_path, records, data.tokenizer, receipt, "identity")
 
-    records, receipts = list(data.asked_records.values()), [Receipt(), Receipt()]
+    records, receipts = list(data.original_records.values()), [Receipt(), Receipt()]
     first = rows(records, receipts[0])
     again = rows(unread(), receipts[1])
     assert receipts[0] == receipts[1]

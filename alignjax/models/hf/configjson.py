@@ -165,12 +165,12 @@ def _rope(own: Json, file: str) -> Json:
         raise UserError(
             f"{file}: rope_scaling: {kind!r:.80} is not supported; llama3 and linear are"
         )
-    found: Json = {"kind": kind, "factor": _positive(own, "factor", file)}
+    options: Json = {"kind": kind, "factor": _positive(own, "factor", file)}
     if kind == "llama3":
         for key in ("low_freq_factor", "high_freq_factor"):
-            found[key] = _positive(own, key, file)
-        found["original_length"] = _size(own, "original_max_position_embeddings", file)
-    return {**fields, "rope_scaling": RopeScaling(**found)}
+            options[key] = _positive(own, key, file)
+        options["original_length"] = _size(own, "original_max_position_embeddings", file)
+    return {**fields, "rope_scaling": RopeScaling(**options)}
 
 
 def _window(own: Json, family: Family, layers: int, file: str) -> Json:

@@ -46,15 +46,15 @@ def resolve(config: ModelConfig) -> ModelConfig:
     if not config.path:
         return config
     folder = pathlib.Path(config.path)
-    found = configjson.shape_fields(read_config(folder))
+    shape = configjson.shape_fields(read_config(folder))
     given, default = configjson.shape_fields(config), configjson.shape_fields(ModelConfig())
     for name, value in given.items():
-        if value not in (default[name], found[name]):
+        if value not in (default[name], shape[name]):
             raise UserError(
-                f"model.{name}: wanted nothing or {found[name]!r}, as {folder}/config.json says, "
+                f"model.{name}: wanted nothing or {shape[name]!r}, as {folder}/config.json says, "
                 f"found {value!r}"
             )
-    return dataclasses.replace(config, **found)
+    return dataclasses.replace(config, **shape)
 
 
 def read_config(folder: pathlib.Path, *, reward: bool = False) -> ModelConfig:

@@ -20,7 +20,7 @@ from alignjax.evaluation.statistics import Interval
 from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.rewards import scorers
 from alignjax.runtime import artifacts
-from alignjax.sampling.generate import Sample, questions
+from alignjax.sampling.generate import Sample, take_questions
 from alignjax.stages import evaluation
 from alignjax.stages.reference import Reference
 from alignjax.types import Params
@@ -131,8 +131,8 @@ def _comparisons(game: Game) -> Ordered:
 def _order(game: Game, samples: list[Sample]) -> Ordered | None:
     """Makes records of samples and their true scores; None where nothing gives any."""
     config = game.config
-    asked = questions(game.data.asked, config.evaluate.prompts)
-    records = evaluation.records_of(game.data, asked, samples)
+    questions = take_questions(game.data.originals, config.evaluate.prompts)
+    records = evaluation.records_of(game.data, questions, samples)
     if config.evaluate.judge is not None:
         texts = [(s.prompt, s.response) for s in samples]
         first = next(iter(scorers.judgements(config.evaluate.judge, texts).values()))

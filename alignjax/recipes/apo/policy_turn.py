@@ -47,7 +47,7 @@ def train(
         number,
         "policy",
         policy,
-        [()] * len(game.policy.asked),
+        [()] * len(game.policy.questions),
         scorer.means,
         {"reward": reward.digest},
     )

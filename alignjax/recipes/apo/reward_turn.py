@@ -35,27 +35,27 @@ def find_given(game: Game) -> RewardModel:
     """
     config, settings = game.config, game.settings
     try:
-        found = reward_models.find(settings.reward_model)
+        model = reward_models.find(settings.reward_model)
     except UserError as error:
         raise type(error)(f"recipe.game.reward_model: {error}") from None
-    where = f"recipe.game.reward_model: {found.path}"
-    if found.tokenizer.digest != game.data.tokenizer.digest:
+    where = f"recipe.game.reward_model: {model.path}"
+    if model.tokenizer.digest != game.data.tokenizer.digest:
         raise UserError(
             f"{where}: wanted the policy's tokenizer {game.data.tokenizer.digest[:12]}, found "
-            f"{found.tokenizer.digest[:12]}"
+            f"{model.tokenizer.digest[:12]}"
         )
-    wanted, given = (identity(model) for model in (config.model, found.model))
-    other = [x for x in differences(wanted, given) if not x.startswith(DTYPES)]
+    wanted, present = (identity(x) for x in (config.model, model.model))
+    other = [x for x in differences(wanted, present) if not x.startswith(DTYPES)]
     if other:
         raise UserError(f"{where}: wanted a model of the policy's size, found {'; '.join(other)}")
-    if len(found.objectives) > 1:
-        raise UserError(f"{where}: wanted one objective, found {', '.join(found.objectives)}")
+    if len(model.objectives) > 1:
+        raise UserError(f"{where}: wanted one objective, found {', '.join(model.objectives)}")
     target = pretrained.target(config.model, game.mesh, objectives=1)
-    if (found.path / "params").is_dir():
-        load: Any = functools.partial(checkpoint.load_params, found.path / "params", target)
+    if (model.path / "params").is_dir():
+        load: Any = functools.partial(checkpoint.load_params, model.path / "params", target)
     else:
-        load = functools.partial(hf.load_params, found.path, target, found.model)
-    return RewardModel(found.path, found.digest, load)
+        load = functools.partial(hf.load_params, model.path, target, model.model)
+    return RewardModel(model.path, model.digest, load)
 
 
 def train_base(game: Game, language_model: Reference) -> RewardModel:

@@ -1,4 +1,4 @@
-"""Sets up a game: whose prompts are whose, golden answers, and how a player is asked."""
+"""Sets up a game: whose prompts are whose, golden answers, and how a policy is sampled."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ from alignjax.data.splits import prompt_digest
 from alignjax.errors import UserError
 from alignjax.recipes.apo import golden
 from alignjax.recipes.apo.config import GameConfig
-from alignjax.sampling.generate import Question, questions
+from alignjax.sampling.generate import Question, take_questions
 from alignjax.stages import sample_lists
 from alignjax.stages.data import Prepared, rows_of, split
 from alignjax.stages.reference import Reference
@@ -43,7 +43,7 @@ class RewardModel:
 class Prompts:
     """One side's prompts, each once, and a record of each."""
 
-    asked: Sequence[Question]
+    questions: Sequence[Question]
     originals: Sequence[Record]
 
 
@@ -105,7 +105,7 @@ def set_up(run: Run, settings: GameConfig) -> Game:
     texts = {record.id: record for record in train}
     policy = {prompt_digest(record.prompt) for record in others}
     sides: dict[bool, list[tuple[Question, Record]]] = {True: [], False: []}
-    for question in questions(data.train, len(data.train.dataset)):
+    for question in take_questions(data.train, len(data.train.dataset)):
         original = texts[data.train.dataset[question.number].id]
         digest = prompt_digest(original.prompt)
         if digest in policy or digest in answers:
@@ -117,7 +117,7 @@ def set_up(run: Run, settings: GameConfig) -> Game:
         "prompts: %s of the reward model, with golden answers and %s comparisons; %s of the policy",
         *(f"{len(x):,}" for x in (sides[False], pairs, sides[True])),
     )
-    reward, others_asked = (
+    reward, others_questions = (
         Prompts([q for q, _ in sides[x]], [r for _, r in sides[x]]) for x in (False, True)
     )
     return Game(
@@ -127,7 +127,7 @@ def set_up(run: Run, settings: GameConfig) -> Game:
         held_out=[golden.as_scored(record) for record in held_out],
         reward=reward,
         answers=[answers[prompt_digest(r.prompt)] for r in reward.originals],
-        policy=others_asked,
+        policy=others_questions,
     )
 
 
@@ -199,7 +199,7 @@ def respond(
         name="lists",
         title=f"round {number}: sampling, {name} prompts",
         key=jax.random.fold_in(of_round, ("reward", "policy").index(name)),
-        asked=prompts.asked,
+        questions=prompts.questions,
         originals=prompts.originals,
         own=own,
     )

@@ -76,11 +76,11 @@ def _play(
     learner, prompts = fresh_samples.make_policy(
         config,
         game.mesh,
-        game.policy.asked,
+        game.policy.questions,
         game.data.tokenizer,
         supervised.load,
         sampling=settings.sampling,
-        steps=fresh_samples.steps_of(config, game.policy.asked),
+        steps=fresh_samples.steps_of(config, game.policy.questions),
         max_empty_fraction=settings.max_empty_fraction,
     )
     opponent = _opponent(game, settings, base, turns=len(prompts.batches))

@@ -29,7 +29,7 @@ def train(setting: Setting, *, expert: Callable[..., Any]) -> Respond:
     trained = soups.train_experts(setting, expert)
     experts = [sampling.whole_network(setting, params) for params in trained]
 
-    def respond(preference: Preference, asked: Sequence[Question]) -> list[Sample]:
-        return sampling.respond(setting, mixture.mix(experts, preference), asked)
+    def respond(preference: Preference, questions: Sequence[Question]) -> list[Sample]:
+        return sampling.respond(setting, mixture.mix(experts, preference), questions)
 
     return respond

@@ -41,7 +41,7 @@ from alignjax.errors import UserError
 from alignjax.recipes.multi_objective import cost, rows, sampling
 from alignjax.recipes.multi_objective.method import Preference, Respond, Rows, Setting
 from alignjax.runtime import distributed
-from alignjax.sampling.generate import questions
+from alignjax.sampling.generate import take_questions
 from alignjax.stages.data import Prepared
 from alignjax.types import Array, Batch, Params
 
@@ -116,15 +116,15 @@ def policy(
     config = dataclasses.replace(setting.run.config, sft=None, recipe=None)
     lists = CandidatesConfig(scorers=(setting.objectives.scorer,), samples=samples)
     check.check_losses(dataclasses.replace(config, candidates=lists), data.train)
-    asked = questions(data.train, len(data.train.dataset))
+    questions = take_questions(data.train, len(data.train.dataset))
     learner, prompts = fresh_samples.make_policy(
         config,
         setting.run.mesh,
-        asked,
+        questions,
         data.tokenizer,
         setting.reference.load,
         sampling=SamplingConfig(samples=samples, max_new_tokens=config.evaluate.max_new_tokens),
-        steps=fresh_samples.steps_of(config, asked) if steps is None else steps,
+        steps=fresh_samples.steps_of(config, questions) if steps is None else steps,
         max_empty_fraction=max_empty_fraction,
     )
     name = "morlhf/" + "-".join(f"{w:.4f}" for w in preference)

@@ -35,7 +35,7 @@ from alignjax.evaluation import fronts
 from alignjax.losses import paretohqd
 from alignjax.recipes.multi_objective import rows, sampling
 from alignjax.recipes.multi_objective.method import AtOnce, Preference, Respond, Rows, Setting
-from alignjax.sampling.generate import Question, Sample, questions
+from alignjax.sampling.generate import Question, Sample, take_questions
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
@@ -203,15 +203,15 @@ def _sample_representatives(
       What is left, and how many responses were kept or removed for each fault.
     """
     config, data = setting.run.config, setting.run.data
-    asked, texts = _training_prompts(setting, scored, prompts)
+    questions, texts = _training_prompts(setting, scored, prompts)
     counts: Counter[str] = Counter()
-    kept: list[dict[str, None]] = [{} for _ in asked]  # of each prompt, in order
+    kept: list[dict[str, None]] = [{} for _ in questions]  # of each prompt, in order
     for i in representatives(setting.preferences):
         samples = sampling.sample_to_train(
             setting,
             f"representative-{i:02d}",
             sampling.merged_network(setting, policies[i]),
-            asked,
+            questions,
             settings=dataclasses.replace(config.evaluate, samples=1, judge=None, scorers=()),
             seed=2 + i,
         )
@@ -240,13 +240,15 @@ def _training_prompts(
     """Draws training prompts at random, at most ``limit``: tokenised, and with id and text."""
     train = setting.run.data.train
     prompts = dict(zip(scored.ids, scored.prompts, strict=True))
-    asked = questions(train, len(train.dataset))
-    asked = [q for q in asked if train.dataset[q.number].id in prompts]
-    if len(asked) > limit:
+    questions = take_questions(train, len(train.dataset))
+    questions = [q for q in questions if train.dataset[q.number].id in prompts]
+    if len(questions) > limit:
         rng = np.random.default_rng(setting.run.config.train.seed)
-        asked = [asked[i] for i in np.sort(rng.choice(len(asked), limit, replace=False))]
-    ids = [train.dataset[q.number].id for q in asked]
-    return asked, [(id, prompts[id]) for id in ids]
+        questions = [
+            questions[i] for i in np.sort(rng.choice(len(questions), limit, replace=False))
+        ]
+    ids = [train.dataset[q.number].id for q in questions]
+    return questions, [(id, prompts[id]) for id in ids]
 
 
 def _fault(sample: Sample, ids: list[int]) -> str:

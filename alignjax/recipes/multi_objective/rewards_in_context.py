@@ -121,8 +121,8 @@ def train(
     rounds: list[dict[str, int]] = []
     for number in range(1, online_rounds + 1):
         name, rng = f"online-{number}", np.random.default_rng((config.train.seed, number))
-        responses, asked = _ask(rng, data, online_samples)
-        questions = _questions(setting, asked, range(online_samples))
+        responses, wanted = _ask(rng, data, online_samples)
+        questions = _questions(setting, wanted, range(online_samples))
         samples = sampling.sample_to_train(
             setting, name, params, questions, settings=settings, seed=number
         )
@@ -145,19 +145,20 @@ def _respond_to_targets(
 ) -> Respond:
     """Responds to prompts that ask for the target of a preference."""
 
-    def respond(preference: Preference, asked: Sequence[Question]) -> list[Sample]:
+    def respond(preference: Preference, questions: Sequence[Question]) -> list[Sample]:
         wanted = target(preference)
         named = zip(setting.objectives.names, wanted, strict=True)
         log.info("asked for: %s", ", ".join(f"{name} {w:.1f}" for name, w in named))
         records = [
             dataclasses.replace(r, prompt=conditioned(r.prompt, wanted))
-            for r in _held_out(setting, asked)
+            for r in _held_out(setting, questions)
         ]
-        questions = _questions(setting, records, [q.number for q in asked])
-        samples = sampling.respond(setting, params, questions)
+        with_targets = _questions(setting, records, [q.number for q in questions])
+        samples = sampling.respond(setting, params, with_targets)
         each = setting.run.config.evaluate.samples
         return [
-            dataclasses.replace(s, prompt=asked[i // each].prompt) for i, s in enumerate(samples)
+            dataclasses.replace(s, prompt=questions[i // each].prompt)
+            for i, s in enumerate(samples)
         ]
 
     return respond
@@ -249,18 +250,18 @@ def _questions(
     ]
 
 
-def _held_out(setting: Setting, asked: Sequence[Question]) -> list[Record]:
+def _held_out(setting: Setting, questions: Sequence[Question]) -> list[Record]:
     """Finds the records of questions, whose prompts a chat template may have rendered.
 
     Raises:
       UserError: a prompt is none of the held-out ones.
     """
     data = setting.run.data
-    known = {data.tokenizer.render(r.prompt): r for r in data.asked_records.values()}
-    for question in asked:
+    known = {data.tokenizer.render(r.prompt): r for r in data.original_records.values()}
+    for question in questions:
         if question.prompt not in known:
             raise UserError(f"prompt: wanted one of the held-out rows, found {question.prompt!r}")
-    return [known[question.prompt] for question in asked]
+    return [known[question.prompt] for question in questions]
 
 
 def _usable(

@@ -34,7 +34,7 @@ from alignjax.recipes.multi_objective.method import Preference, Respond, Setting
 from alignjax.recipes.multi_objective.rows import objectives_scorer
 from alignjax.recipes.run import open_run
 from alignjax.runtime import storage, workdirs
-from alignjax.sampling.generate import Question, Sample, questions
+from alignjax.sampling.generate import Question, Sample, take_questions
 from alignjax.stages import evaluation, sft
 from alignjax.stages.check import check_losses
 from alignjax.stages.samples import reuse_samples
@@ -53,7 +53,7 @@ def run(
     See `alignjax.recipes.run_config`.
     """
     with open_run(config, workdir, allow_config_change, check=_check) as run:
-        example = run.data.asked_records[run.data.asked.dataset[0].id]
+        example = run.data.original_records[run.data.originals.dataset[0].id]
         objectives_scorer(objectives, config.mesh).tables([example], objectives.names)
         setting = Setting(run, sft.reference_of(run), objectives)
         respond = objectives.method(setting)
@@ -70,12 +70,12 @@ def _check(config: Config, rows: Bucketed) -> None:
 def _measure(setting: Setting, respond: Respond) -> dict[str, Any]:
     """Samples for every preference and scores the samples: the content of ``front.json``."""
     run, objectives = setting.run, setting.objectives
-    asked = questions(run.data.asked, run.config.evaluate.prompts)
+    questions = take_questions(run.data.originals, run.config.evaluate.prompts)
     scorer = objectives_scorer(objectives, run.config.mesh)
     scores, collapsed = [], []
     for i, preference in enumerate(setting.preferences):
-        samples = _sample(setting, respond, asked, i, preference)
-        records = evaluation.records_of(run.data, asked, samples)
+        samples = _sample(setting, respond, questions, i, preference)
+        records = evaluation.records_of(run.data, questions, samples)
         tables = scorer.tables(records, objectives.names)
         scores.append([table.mean(axis=0).tolist() for table in tables])
         collapsed.append(_collapsed(run.data.tokenizer, samples))
@@ -84,13 +84,13 @@ def _measure(setting: Setting, respond: Respond) -> dict[str, Any]:
         "method": name_of(objectives.method).removeprefix("alignjax.recipes.multi_objective."),
         "objectives": list(objectives.names),
         "preferences": setting.preferences,
-        "prompts": [run.data.asked.dataset[q.number].id for q in asked],
+        "prompts": [run.data.originals.dataset[q.number].id for q in questions],
         "scores": scores,
         "collapsed": collapsed,
         "seconds": sum(seconds.values()),
         "seconds_by_part": seconds,
         "box": objectives.box,
-        "truth": _true_front(objectives, [q.prompt for q in asked]),
+        "truth": _true_front(objectives, [q.prompt for q in questions]),
         "reference": setting.reference.digest,
         "config": describe(run.config),
         "versions": workdirs.versions(),
@@ -127,7 +127,7 @@ def _true_front(objectives: ObjectivesConfig, prompts: list[str]) -> list[list[f
 
 
 def _sample(
-    setting: Setting, respond: Respond, asked: list[Question], i: int, preference: Preference
+    setting: Setting, respond: Respond, questions: list[Question], i: int, preference: Preference
 ) -> list[Sample]:
     """Samples responses to the held-out prompts for preference number i, or reads them back."""
     run = setting.run
@@ -135,7 +135,7 @@ def _sample(
     parts = ("loss", "select", "optim", "train", "lora")
     key = {
         "reference": setting.reference.digest,
-        "data": run.data.asked.dataset.digest,
+        "data": run.data.originals.dataset.digest,
         "preference": list(preference),
         "evaluate": describe(dataclasses.replace(config.evaluate, judge=None, scorers=())),
         "trained": {
@@ -146,7 +146,7 @@ def _sample(
 
     def draw(scratch: pathlib.Path) -> list[Sample]:
         log.info("preference %s", ", ".join(f"{w:.2f}" for w in preference))
-        return respond(preference, asked)
+        return respond(preference, questions)
 
     return reuse_samples(run.workdir / "said" / f"{i:02d}.json", key, draw)
 

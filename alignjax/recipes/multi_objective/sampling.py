@@ -38,14 +38,16 @@ def merged_network(setting: Setting, params: Params) -> Params:
     return lora.merge(setting.reference.load(), params, config)
 
 
-def respond(setting: Setting, params: Params | Mixture, asked: Sequence[Question]) -> list[Sample]:
+def respond(
+    setting: Setting, params: Params | Mixture, questions: Sequence[Question]
+) -> list[Sample]:
     """Samples responses to prompts as ``evaluate`` says.
 
     Args:
       params: of a whole network, adapters of `training.fit`, or a mixture of whole networks.
     """
     sampling = setting.run.sampling(setting.run.config.evaluate, "  sampling")
-    return generate.respond(sampling, whole_network(setting, params), asked)
+    return generate.respond(sampling, whole_network(setting, params), questions)
 
 
 def respond_if_trained(setting: Setting, load_policy: Callable[[Preference], Params]) -> Respond:
@@ -58,13 +60,13 @@ def respond_if_trained(setting: Setting, load_policy: Callable[[Preference], Par
       Raises a `UserError` for any other preference.
     """
 
-    def respond_for(preference: Preference, asked: Sequence[Question]) -> list[Sample]:
+    def respond_for(preference: Preference, questions: Sequence[Question]) -> list[Sample]:
         if preference not in setting.preferences:
             raise UserError(
                 f"preference {preference}: no policy was trained for it; wanted one of "
                 "recipe.objectives.preferences"
             )
-        return respond(setting, load_policy(preference), asked)
+        return respond(setting, load_policy(preference), questions)
 
     return respond_for
 
@@ -73,7 +75,7 @@ def sample_to_train(
     setting: Setting,
     name: str,
     params: Params,
-    asked: Sequence[Question],
+    questions: Sequence[Question],
     *,
     settings: SamplingConfig,
     seed: int,
@@ -83,12 +85,12 @@ def sample_to_train(
     Args:
       name: of the file, the progress bar and the time.
       params: of a whole network, or adapters of `training.fit`.
-      asked: the prompts, e.g. ``generate.questions(setting.run.data.train, 1000)``.
+      questions: the prompts, e.g. ``generate.take_questions(setting.run.data.train, 1000)``.
       settings: how many responses to each, and how to draw them.
       seed: folded into the run's, so that two draws for one prompt differ.
 
     Returns:
-      ``settings.samples`` responses per prompt, in the order of ``asked``.
+      ``settings.samples`` responses per prompt, in the order of ``questions``.
     """
     from alignjax.runtime import checkpoint
     from alignjax.stages.samples import draw_samples, reuse_samples
@@ -98,7 +100,7 @@ def sample_to_train(
         "params": checkpoint.tree_digest(network),
         "settings": identity(settings),
         "seed": [run.config.train.seed, seed],
-        "asked": _digest([[q.number, q.prompt] for q in asked]),
+        "asked": _digest([[q.number, q.prompt] for q in questions]),
     }
 
     def draw(scratch: pathlib.Path) -> list[Sample]:
@@ -108,7 +110,7 @@ def sample_to_train(
             name.rpartition("/")[2],
             run.sampling(settings, name, draws),
             network,
-            asked,
+            questions,
         )
         cost.note_seconds(setting, name, seconds)
         return [sample for of_prompt in samples for sample in of_prompt]

@@ -33,8 +33,8 @@ def train(setting: Setting, *, expert: Callable[..., Any]) -> Respond:
     trained = train_experts(setting, expert)
     experts = [sampling.merged_network(setting, params) for params in trained]
 
-    def respond(preference: Preference, asked: Sequence[Question]) -> list[Sample]:
-        return sampling.respond(setting, average(experts, preference), asked)
+    def respond(preference: Preference, questions: Sequence[Question]) -> list[Sample]:
+        return sampling.respond(setting, average(experts, preference), questions)
 
     return respond
 

@@ -7,4 +7,4 @@ from alignjax.recipes.multi_objective.method import Respond, Setting
 def train(setting: Setting) -> Respond:
     """Trains nothing: the supervised policy responds for every preference."""
     params = setting.reference.load()
-    return lambda preference, asked: sampling.respond(setting, params, asked)
+    return lambda preference, questions: sampling.respond(setting, params, questions)

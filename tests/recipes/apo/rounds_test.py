@@ -268,11 +268,11 @@ def test_a_policy_of_empty_responses_is_stopped_with_round_and_share(begun, monk
 
 
 def test_samples_that_are_all_alike_are_refused_with_the_round(begun, monkeypatch):
-    def same(sampling, params, asked, ref_params, *, done):
+    def same(sampling, params, questions, ref_params, *, done):
         sample = generate.Sample("", " a", 1, True, 0.0, 0.0, 0.0)
         samples = [sample] * sampling.settings.samples
         if 0 not in done:
-            yield 0, dict.fromkeys(range(len(asked)), samples)
+            yield 0, dict.fromkeys(range(len(questions)), samples)
 
     monkeypatch.setattr(samples, "respond_in_batches", same)
     refused(

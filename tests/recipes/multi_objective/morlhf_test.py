@@ -63,8 +63,8 @@ def front(tmp_path_factory, whole_run):
 
 def scores_of(setting, params):
     """``[S, M]`` scores of samples of a policy."""
-    asked = generate.questions(setting.run.data.asked, 16)
-    said = sampling.respond(setting, params, asked)
+    questions = generate.take_questions(setting.run.data.originals, 16)
+    said = sampling.respond(setting, params, questions)
     return np.array([[judge(s.prompt, s.response)[n] for n in NAMES] for s in said])
 
 
@@ -100,14 +100,14 @@ def test_only_adapters_are_trained_where_the_config_has_them(front, tmp_path):
     params = morlhf.policy(setting, (0.5, 0.5), steps=2)
     assert set(params) == {"layers"}
     assert any(np.abs(x["lora_b"]).max() > 0 for x in params["layers"].values())
-    asked = generate.questions(setting.run.data.asked, 2)
-    assert len(sampling.respond(setting, params, asked)) == 8
+    questions = generate.take_questions(setting.run.data.originals, 2)
+    assert len(sampling.respond(setting, params, questions)) == 8
 
 
 def batch_of(setting, k=3):
     rng = np.random.default_rng(0)
-    asked = generate.questions(setting.run.data.train, 4)
-    batch = generate.prompts_only(asked, np.array([2, 0, -1]), 32)
+    questions = generate.take_questions(setting.run.data.train, 4)
+    batch = generate.prompts_only(questions, np.array([2, 0, -1]), 32)
     ids = rng.integers(3, 300, (3, k, 5)).astype(np.int32)
     lengths = rng.integers(1, 6, (3, k)).astype(np.int32)
     return dataclasses.replace(batch, response=ids, response_length=lengths)

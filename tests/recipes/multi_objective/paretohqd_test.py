@@ -21,7 +21,7 @@ from alignjax.recipes.multi_objective import rows as rows_of
 from alignjax.recipes.multi_objective import stacked
 from alignjax.recipes.multi_objective.method import Rows
 from alignjax.rewards import scorers
-from alignjax.sampling.generate import questions
+from alignjax.sampling.generate import take_questions
 from alignjax.world import sources as world
 from tests import runs
 
@@ -99,9 +99,9 @@ def test_each_stage_is_trained_on_what_is_nearest_to_the_preference(base, settin
 
 def test_what_the_representatives_say_is_cleaned_and_counted(base, setting):
     said = [read(base / f"representative-{i:02d}.json")["samples"] for i in range(3)]
-    asked = questions(setting.run.data.train, 1000)
+    questions = take_questions(setting.run.data.train, 1000)
     assert {len(samples) for samples in said} == {20}
-    assert len(asked) > 20
+    assert len(questions) > 20
     kept, faults = set(), []
     for sample in (s for samples in said for s in samples):
         encoded = setting.run.data.tokenizer.encode("", [sample["response"]]).response_ids[0][:-1]
@@ -154,13 +154,13 @@ def test_killed_in_its_second_stage_it_ends_the_same(base, tmp_path):
 
 def test_stage_1_alone_and_linear_curation_are_the_ablations(base, setting):
     respond = method.train(setting, size=8, at_once=2, two_stages=False)
-    asked = questions(setting.run.data.asked, 2)
-    one = respond(PREFERENCES[0], asked)
+    questions = take_questions(setting.run.data.originals, 2)
+    one = respond(PREFERENCES[0], questions)
     both = read(base / "said" / "00.json")["samples"]
     assert [s.prompt for s in one] == [s["prompt"] for s in both]
     assert [s.logps for s in one] != [s["logps"] for s in both]
     with pytest.raises(UserError, match=r"\(0.3, 0.7\): no policy was trained for it"):
-        respond((0.3, 0.7), asked)
+        respond((0.3, 0.7), questions)
     folder = base / "linear"
     other = dataclasses.replace(setting, run=dataclasses.replace(setting.run, workdir=folder))
     folder.mkdir()
@@ -176,7 +176,7 @@ def test_whole_networks_are_trained_where_there_are_no_adapters(setting, tmp_pat
     run = dataclasses.replace(setting.run, config=config, workdir=tmp_path)
     whole = dataclasses.replace(setting, run=run)
     respond = method.train(whole, size=8, at_once=3, two_stages=False)
-    assert len(respond(PREFERENCES[2], questions(setting.run.data.asked, 2))) == 4
+    assert len(respond(PREFERENCES[2], take_questions(setting.run.data.originals, 2))) == 4
 
 
 def test_centred_scores_are_what_is_above_the_mean_of_a_prompt():

@@ -78,9 +78,9 @@ def base(tmp_path_factory, whole_run):
         given[name] = list(records)
         return prepare(setting, records, name)
 
-    def questions_seen(setting, name, params, asked, **rest):
-        given[name] = list(asked)
-        return draw(setting, name, params, asked, **rest)
+    def questions_seen(setting, name, params, questions, **rest):
+        given[name] = list(questions)
+        return draw(setting, name, params, questions, **rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows_of, "prepare_rows", records_seen)
@@ -132,12 +132,12 @@ def test_samples_are_asked_for_all_but_one_objective(base, rows):
     z, _ = z_scores(rows)
     low, high = z.min(axis=0), z.max(axis=0)
     for name in ("online-1", "online-2"):
-        asked = np.array([numbers(q.prompt) for q in base[1][name]])
-        assert asked.shape == (96, 2)
-        at_top = asked == high.round(1)
+        questions = np.array([numbers(q.prompt) for q in base[1][name]])
+        assert questions.shape == (96, 2)
+        at_top = questions == high.round(1)
         assert at_top.any(axis=1).all()
         assert not at_top.all(axis=1).all()
-        assert (asked >= low - 0.06).all()
+        assert (questions >= low - 0.06).all()
     assert [q.prompt for q in base[1]["online-1"]] != [q.prompt for q in base[1]["online-2"]]
 
 
@@ -188,9 +188,9 @@ def test_a_preference_is_asked_for_and_the_samples_answer_the_plain_prompt(
     seen = []
     respond = sampling.respond
 
-    def spy(setting, params, asked):
-        seen.append(list(asked))
-        return respond(setting, params, asked)
+    def spy(setting, params, questions):
+        seen.append(list(questions))
+        return respond(setting, params, questions)
 
     monkeypatch.setattr(sampling, "respond", spy)
     for path in (base[0] / "said").glob("*.json"):
@@ -217,12 +217,12 @@ def test_questions_are_found_among_the_held_out_rows_by_their_text():
     records = {"a": Record(id="a", prompt=turns, responses=("x",)),
                "b": Record(id="b", prompt="Once", responses=("y",))}  # fmt: skip
     tokens = SimpleNamespace(render=lambda prompt: prompt if prompt == "Once" else "<u>Why?</u>")
-    data = SimpleNamespace(tokenizer=tokens, asked_records=records)
+    data = SimpleNamespace(tokenizer=tokens, original_records=records)
     setting = SimpleNamespace(run=SimpleNamespace(data=data))
-    asked = [Question(n, text, np.zeros(0)) for n, text in ((7, "Once"), (3, "<u>Why?</u>"))]
-    assert rewards_in_context._held_out(setting, asked) == [records["b"], records["a"]]
+    questions = [Question(n, text, np.zeros(0)) for n, text in ((7, "Once"), (3, "<u>Why?</u>"))]
+    assert rewards_in_context._held_out(setting, questions) == [records["b"], records["a"]]
     with pytest.raises(UserError, match="wanted one of the held-out rows, found 'Why'"):
-        rewards_in_context._held_out(setting, [*asked, Question(0, "Why", np.zeros(0))])
+        rewards_in_context._held_out(setting, [*questions, Question(0, "Why", np.zeros(0))])
 
 
 def test_killed_in_its_first_round_it_ends_the_same(base, tmp_path):

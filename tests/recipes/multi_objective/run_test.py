@@ -48,12 +48,12 @@ def nearest(setting, *, size: int = 8):
     SEEN.append(setting)
     policies = {}
     rows = scored.scored_rows(setting)
-    asked = generate.questions(setting.run.data.train, 4)
+    questions = generate.take_questions(setting.run.data.train, 4)
     drawn = sampling.sample_to_train(
         setting,
         "nearest/drawn",
         setting.reference.load(),
-        asked,
+        questions,
         settings=setting.run.config.evaluate,
         seed=1,
     )
@@ -256,8 +256,8 @@ def test_adapters_are_trained_from_the_reference_or_from_others(setting):
         rank2, "lora/b", made, stage(rank2, steps=1, learning_rate=0.0), start=first
     )
     assert checkpoint.tree_digest(further) == checkpoint.tree_digest(first)
-    asked = generate.questions(setting.run.data.asked, 1)
-    one, other = (sampling.respond(rank2, x, asked) for x in (first, further))
+    questions = generate.take_questions(setting.run.data.originals, 1)
+    one, other = (sampling.respond(rank2, x, questions) for x in (first, further))
     assert [(s.response, s.logps) for s in one] == [(s.response, s.logps) for s in other]
 
 
@@ -321,14 +321,14 @@ def test_soups_and_mixtures_of_one_expert_are_that_expert(setting, tmp_path, ran
         setting, config=dataclasses.replace(setting.run.config, lora=lora), workdir=tmp_path
     )
     experts = soups.train_experts(own, one_objective)
-    asked = generate.questions(setting.run.data.asked, 2)
+    questions = generate.take_questions(setting.run.data.originals, 2)
 
     def said(respond, preference=()):
-        samples = respond(preference, asked)
+        samples = respond(preference, questions)
         return [s.response for s in samples], np.array([s.logps for s in samples])
 
     both = {m: m.train(own, expert=one_objective) for m in (soups, mod)}
-    alone = [said(lambda _, asked, e=e: sampling.respond(own, e, asked)) for e in experts]
+    alone = [said(lambda _, questions, e=e: sampling.respond(own, e, questions)) for e in experts]
     assert alone[0][0] != alone[1][0]
     for k, unit in enumerate(((1.0, 0.0), (0.0, 1.0))):
         for method, respond in both.items():
