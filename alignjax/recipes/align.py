@@ -126,6 +126,7 @@ def _finish(run: Run, start: _Start, trained: Params, counts: dict[str, int]) ->
     params = adapters.whole(run.config, ref_params, trained)
     digest = checkpoint.tree_digest(params)
     samples = evaluation.held_out_samples("after", run, digest, lambda: (params, ref_params))
+    # Steps donate their buffers: had one donated the reference's, all that is below would be wrong.
     if checkpoint.tree_digest(ref_params) != reference.digest:
         raise AssertionError("the reference's parameters changed during the run")
     table = _held_out(run, held_out.logps(run, params, "  held-out rows"), start.held_out)

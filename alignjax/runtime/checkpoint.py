@@ -60,6 +60,7 @@ def save(store: ocp.training.Checkpointer, step: int, state: Any, record: dict[s
     """
     with _one_line(store.directory, f"saving step {step} failed"):
         store.wait()  # errors of the save before surface here, not at exit
+        # force: whether a step is saved is the loop's decision, not the library's.
         store.save_checkpointables_async(
             step, {"state": state, "record": {"format": FORMAT, **record}}, force=True
         )

@@ -117,6 +117,7 @@ def exchange(name: str, value: str) -> list[str]:
         return [value]
     state, key = _state(), _next_key(name)
     state.client.key_value_set(f"{key}/{state.process_id}", value)
+    # Process 0 collects for all: the others ask once each, not once for every other process.
     if is_main():
         values = [wait_for(f"{key}/{i}") for i in range(state.num_processes)]
         state.client.key_value_set(f"{key}/all", json.dumps(values))

@@ -60,6 +60,7 @@ def as_json(content: Any) -> bytes:
 def write_here(path: pathlib.Path, content: bytes) -> None:
     """As `write`, but this process alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder: a rename is one step only inside one file system.
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(content)
     temporary.replace(path)

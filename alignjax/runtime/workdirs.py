@@ -34,6 +34,7 @@ def owned(workdir: pathlib.Path) -> Iterator[None]:
 def _lock(workdir: pathlib.Path, held: contextlib.ExitStack) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        # "a+" empties nothing: until the lock is ours, the file says who has it.
         lock = held.enter_context((workdir / ".lock").open("a+"))
     except OSError as error:
         raise UserError(f"--workdir: {workdir} cannot be written: {error.strerror}") from error

@@ -138,6 +138,7 @@ def respond_in_batches(
                 mine = rows[own_rows(mesh, len(rows))]
                 batch = put_rows(prompts_only(questions, mine, shapes[shape].prompt), mesh)
                 since = time.perf_counter()
+                # Waited for: so the seconds are right, and memory holds the cache of one batch.
                 responses = jax.block_until_ready(_decode(sampling, params, batch))
                 seconds = time.perf_counter() - since
                 numbers = _fetch(responses, batch, params, ref_params, sampling.model)

@@ -104,6 +104,7 @@ def _quantized_leaf(path: str, parameter: Array, *, kind: str, mesh: Mesh) -> An
         return parameter
     encode = functools.partial(quantized.encode, kind=kind)
     shapes = jax.eval_shape(encode, parameter)
+    # Codes and scale are arrays of their own, split by the rules for their own paths.
     named = {f"{path}/{name}": shape for name, shape in shapes.items()}
     shards = sharding.shard_tree(named, mesh)
     layout = {name: shards[f"{path}/{name}"] for name in shapes}

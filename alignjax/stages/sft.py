@@ -71,6 +71,7 @@ def run_stage(run: Run) -> Callable[[], Params]:
         checkpoint.save_params(scratch / "params", state.params)
         _summarise(own, sft, state.params, counts)
 
+    # The parameters are read back from disk, right after training too, as after a restart.
     params = pretrained.supervised_params(run.workdir)
     key = {"identity": job.identity, "steps": len(batches)}
     artifacts.reuse(params, key, train, lambda path: None)

@@ -29,6 +29,7 @@ def mean_over_parts(
 def running_mean(state: TrainState, mean: Array, weight: Array) -> tuple[Array, Array]:
     """Updates the mean over all rows so far, and their weight, with the rows of a step."""
     total = state.baseline_weight + weight
+    # As a step towards the new mean: a sum of all rows so far would lose digits in float32.
     share = weight / jnp.maximum(total, 1e-9)
     return state.baseline + share * (mean - state.baseline), total
 

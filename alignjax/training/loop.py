@@ -115,6 +115,7 @@ def _take_step(
         at.step = step
         fault_point("step", f"{job.name}-{step}")
         with limited(f"{job.name}, step {step}"):
+            # Those of the step before: they are there, while the device is busy with this one.
             at.numbers.read()
             stopping = bool(signum())  # called once: a signal may come at any line
     at.numbers.hold(step, scalars)

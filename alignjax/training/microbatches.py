@@ -54,6 +54,7 @@ def add_gradients(
         return gradient(params, batch)
     rows = split(batch, parts)
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], rows))
+    # float32 even for bfloat16 parameters: a small gradient added to a large sum would vanish.
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, "f4")), shapes)
 
     def body(so_far: Any, part: Batch) -> tuple[Any, None]:

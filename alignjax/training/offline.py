@@ -44,6 +44,7 @@ def fit(
     """
     traced: list[str] = []
     start, target, step_fn = make_step(learner, job.mesh, key, lambda: traced.append("step"))
+    # Rows that fill up the last batches are -1 and belong to no epoch.
     rows_done = np.cumsum((feed.batches.rows >= 0).sum(axis=1))
     turns = Turns(
         total=len(feed.batches),

@@ -42,6 +42,7 @@ class Numbers:
         """
         if self._late is None:
             return {}
+        # Let go before anything is raised: the numbers of a step are added up once.
         step, scalars = self._late
         self._late = None
         who = self._turns.player(step - 1)

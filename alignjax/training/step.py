@@ -176,6 +176,7 @@ def train_step(
         weighted_loss, state.params, batch, update.accumulate
     )
     weight = batch.weight.sum()
+    # A batch in which no row counts has loss and gradient 0, not NaN.
     loss, averages, grads = jax.tree.map(
         lambda x: x / jnp.maximum(weight, 1e-9), (total, sums, grads)
     )

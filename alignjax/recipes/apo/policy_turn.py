@@ -82,6 +82,7 @@ def load_trained(config: Config, folder: pathlib.Path, game: Game) -> Params:
     """Loads the parameters that a finished turn ended with."""
     steps = int(storage.read_json(folder / "summary.json")["steps"])
     target = pretrained.target(config.model, game.mesh)
+    # So many that opening the folder to read removes no checkpoint.
     with checkpoint.open_store(folder / "checkpoints", keep=1_000_000) as store:
         return checkpoint.restore_params(store, steps, target)
 
