@@ -47,7 +47,7 @@ def run(
     """
     if not 0 <= tie < float("inf"):
         raise UserError(f"--tie: wanted a number >= 0, found {tie}")
-    pairs = _paired(records, against)
+    pairs = _pair(records, against)
     ours, theirs = (_scores([pair[i] for pair in pairs], reward_models, config) for i in (0, 1))
     if set(ours) != set(theirs):
         raise DataError(f"{against}: scores {', '.join(theirs)}, {records} has {', '.join(ours)}")
@@ -74,7 +74,7 @@ def _shares(rate: WinRate) -> dict[str, Interval]:
     return {name: getattr(rate, name) for name in ("wins", "losses", "ties", "win_rate")}
 
 
-def _paired(records: str, against: str) -> list[tuple[Row, Row]]:
+def _pair(records: str, against: str) -> list[tuple[Row, Row]]:
     """Pairs the rows of both files by their prompts, in the order of the first one."""
     ours, theirs = _read(records), _read(against)
     for path, here, there in ((against, ours, theirs), (records, theirs, ours)):

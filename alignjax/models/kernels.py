@@ -40,7 +40,7 @@ class Row:
     windows: tuple[int, ...]  # tokens that a token sees, itself included, for each kind of layer
 
 
-def chosen(config: ModelConfig, platform: str, tensor: int = 1) -> str:
+def choose(config: ModelConfig, platform: str, tensor: int = 1) -> str:
     """Chooses the kernel for a network on devices of a kind: ``xla``, ``splash`` or ``cudnn``.
 
     ``auto`` is splash on TPUs where it is possible, else xla; cuDNN's kernel is never automatic.
@@ -96,7 +96,7 @@ def of_array(config: ModelConfig, x: Array) -> str:
         return "xla"
     device = mesh.abstract_device
     platform = jax.default_backend() if device is None else device.platform
-    kernel = chosen(config, platform, mesh.shape["tensor"])
+    kernel = choose(config, platform, mesh.shape["tensor"])
     if (kernel, platform) != ("xla", "cpu"):
         _say(kernel, platform)
     return kernel

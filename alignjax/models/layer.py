@@ -69,7 +69,7 @@ class Layer(nn.Module):
         """
         c = self.config
         gather = layout.whole if cache is None else layout.rows
-        scatter = layout.parted if cache is None else layout.rows
+        scatter = layout.part if cache is None else layout.rows
         residual = 1.0 / (2 * c.layers)  # variance of what a block adds, so that depth is harmless
 
         mixed, kept = self._attend(gather(self._norm("attention_norm")(x)), view, cache, full)
@@ -113,7 +113,7 @@ class Layer(nn.Module):
         own: Any = self.variables.get("params", {}).get(name, {})
         weights = layout.LINES if name in ("o", "down") else layout.COLUMNS
         if isinstance(own.get("kernel"), Mapping):
-            y = quantized.product(x.astype(c.dtype), layout.gathered(own["kernel"], weights))
+            y = quantized.product(x.astype(c.dtype), layout.gather(own["kernel"], weights))
             y = y + own["bias"].astype(c.dtype) if use_bias else y
         else:
             y = nn.Dense(

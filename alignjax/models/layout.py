@@ -39,17 +39,17 @@ def move(x: Array, to: P, back: P) -> Array:
       back: the same for the gradient.
     """
     del back
-    return placed(x, to)
+    return place(x, to)
 
 
 def _forward(x: Array, to: P, back: P) -> tuple[Array, None]:
     del back
-    return placed(x, to), None
+    return place(x, to), None
 
 
 def _backward(to: P, back: P, _: None, gradient: Array) -> tuple[Array]:
     del to
-    return (placed(gradient, back),)
+    return (place(gradient, back),)
 
 
 move.defvjp(_forward, _backward)
@@ -61,7 +61,7 @@ def mesh_of(x: Array) -> AbstractMesh | None:
     return mesh if {*ROWS, "tensor"} <= {*mesh.axis_names} else None
 
 
-def placed(x: Array, spec: P) -> Array:
+def place(x: Array, spec: P) -> Array:
     """Places an array; the compiler chooses for its gradient, unlike in `move`.
 
     Args:
@@ -127,7 +127,7 @@ def whole(x: Array) -> Array:
     return move(x, P(ROWS), P(ROWS, "tensor"))
 
 
-def parted(x: Array) -> Array:
+def part(x: Array) -> Array:
     """States ``[B, S, width]`` split along the sequence over ``tensor``."""
     return move(x, P(ROWS, "tensor"), P(ROWS))
 
@@ -154,9 +154,9 @@ def copies(x: Array, count: int) -> Array:
     return move(jnp.broadcast_to(x, (places, *x.shape)), spec, spec) if places > 1 else x[None]
 
 
-def gathered(parts: dict[str, Array], weights: tuple[P, P]) -> dict[str, Array]:
+def gather(parts: dict[str, Array], weights: tuple[P, P]) -> dict[str, Array]:
     """Gathers a quantised kernel for the product, as codes; it has no gradient."""
-    return {name: placed(part, weights[0]) for name, part in parts.items()}
+    return {name: place(part, weights[0]) for name, part in parts.items()}
 
 
 def dot(weights: tuple[P, P]):  # type: ignore[no-untyped-def]

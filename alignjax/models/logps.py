@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from alignjax.models import layout
 from alignjax.models.attention import soft_cap
 from alignjax.models.config import ModelConfig
-from alignjax.models.mixture import Mixture, mixed, policies_of
+from alignjax.models.mixture import Mixture, mix_logits, policies_of
 from alignjax.models.transformer import Transformer, unembedding
 from alignjax.types import Array, Batch, Params
 
@@ -71,7 +71,7 @@ def chunked_logps(
     @jax.checkpoint  # the logits of a chunk are cheaper to recompute than to keep
     def one(hidden: Array, target: Array) -> Array:
         logits = _logits(hidden, tables, softcap)
-        return _picked(logits, target) - jax.nn.logsumexp(logits, axis=-1)
+        return _pick(logits, target) - jax.nn.logsumexp(logits, axis=-1)
 
     out: Array = _over_chunks(one, (hidden, target), chunk)
     return out
@@ -110,8 +110,8 @@ def exact_kl(
         *each, reference = (
             _logits(h, t, config.logit_softcap) for h, t in zip(states, tables, strict=True)
         )
-        ours, theirs = jax.nn.log_softmax(mixed(params, each)), jax.nn.log_softmax(reference)
-        return _picked(theirs, target), jnp.sum(jnp.exp(ours) * (ours - theirs), axis=-1)
+        ours, theirs = jax.nn.log_softmax(mix_logits(params, each)), jax.nn.log_softmax(reference)
+        return _pick(theirs, target), jnp.sum(jnp.exp(ours) * (ours - theirs), axis=-1)
 
     logps, kl = _over_chunks(one, (target, *states), config.logits_chunk)
     return jnp.where(mask, logps, 0.0).sum(-1), jnp.where(mask, kl, 0.0).sum(-1)
@@ -148,7 +148,7 @@ def _logits(states: Array, tables: Array, softcap: float | None) -> Array:
     return soft_cap(logits.reshape(*states.shape[:-1], -1), softcap)
 
 
-def _picked(values: Array, ids: Array) -> Array:
+def _pick(values: Array, ids: Array) -> Array:
     """``values[..., ids]``: of each position, the value of one id of the vocabulary."""
     return jnp.take_along_axis(values, ids[..., None], axis=-1)[..., 0]
 

@@ -110,7 +110,7 @@ def merge(base: Params, adapters: Params, config: LoraConfig) -> Params:
 
     A quantised base is decoded first: the result is the network that was trained, up to rounding.
     """
-    base = quantized.decoded(base)
+    base = quantized.decode_params(base)
     layers = dict(base["layers"])
     rest = {name: x for name, x in adapters.items() if name != "layers"}
     rest = {

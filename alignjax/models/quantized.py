@@ -82,7 +82,7 @@ def product(x: Array, leaves: dict[str, Array]) -> Array:
     return x @ decode(leaves).astype(x.dtype)
 
 
-def decoded(params: Params) -> Params:
+def decode_params(params: Params) -> Params:
     """Decodes every quantised kernel of a parameter tree, to the type of its norms."""
     stored = params["norm"]["scale"].dtype
     layers = {

@@ -110,7 +110,7 @@ def _pairs(
     return count
 
 
-def moved(program: Program) -> float:
+def bytes_moved(program: Program) -> float:
     """Counts bytes that instructions read and write in memory, not inside of fusions.
 
     Where a fusion reads a slice of an operand, or updates a part of one, only that part counts.
@@ -173,7 +173,7 @@ def _written(inner: tuple[Instruction, ...], size: int) -> int:
     return size
 
 
-def kept(program: Program) -> dict[Shape, str]:
+def buffers(program: Program) -> dict[Shape, str]:
     """Lists the shapes that get a buffer of their own, each with one instruction that has it."""
     return {
         shape: line.name

@@ -80,7 +80,7 @@ def measure_program(function: Any, *args: Any, on: Machine, **static: Any) -> Me
         output=output,
         temporary=memory.temp_size_in_bytes,
         flops=hlo_costs.flops(program),
-        moved=hlo_costs.moved(program),
+        moved=hlo_costs.bytes_moved(program),
         collectives=collectives.totals(program),
         compile_seconds=seconds,
         uncounted=hlo_costs.uncounted(program),

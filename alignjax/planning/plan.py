@@ -96,7 +96,7 @@ def _without_kernels(config: Config, topology: str) -> Config:
         f"{topology}: no compiler for it without one; memory, products and collectives are "
         "those of XLA's compiler for CPUs, with its attention: an estimate"
     )
-    kernels.chosen(config.model, "gpu", config.mesh.tensor)  # refuses what a GPU would refuse
+    kernels.choose(config.model, "gpu", config.mesh.tensor)  # refuses what a GPU would refuse
     return dataclasses.replace(config, model=dataclasses.replace(config.model, attention="xla"))
 
 
@@ -160,7 +160,7 @@ def _plan_part(
     sizes = config.mesh
     sharding.check_heads(config.model, sizes.tensor)
     mesh = sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor, list(on.devices))
-    kernel = kernels.chosen(config.model, on.devices[0].platform, sizes.tensor)
+    kernel = kernels.choose(config.model, on.devices[0].platform, sizes.tensor)
     program = programs.make(config, mesh, part, responses)
     log.info("%s: compiling %s on mesh %s", on.topology, program.name, _mesh_name(config))
     measured = measure.measure_program(program.function, *program.args, on=on, **program.static)

@@ -26,7 +26,7 @@ from alignjax.recipes.multi_objective.method import AtOnce
 from alignjax.runtime import sharding
 from alignjax.sampling.decode import sample
 from alignjax.stages import learners, pretrained, reference, sft
-from alignjax.stages.check import bind_fraction, check_losses, drawn_responses, keeps_cache
+from alignjax.stages.check import bind_fraction, check_losses, count_responses, keeps_cache
 from alignjax.training import offline
 from alignjax.training.job import Learner
 from alignjax.types import Batch, Params
@@ -125,7 +125,7 @@ def make_learner(
     of = bind_fraction(of, rows)
     picked = np.arange(of.train.batch_size) % len(rows.dataset)
     batch = assemble(rows.dataset, picked, rows.shapes[0])
-    base = _frozen(of, mesh)
+    base = _frozen_params(of, mesh)
     steps = 2  # their number changes no program
     if of.reward_loss is not None:
         learner = learners.reward_model(of, mesh, steps, load_start=_nothing, base=base)
@@ -137,7 +137,7 @@ def make_learner(
         learner = learners.policy(
             of, mesh, steps, load_reference=_nothing, base=base, live=mode == "live"
         )
-    return of, learner, _rows(batch, mesh), drawn_responses(of, rows)
+    return of, learner, _rows(batch, mesh), count_responses(of, rows)
 
 
 def _reference_mode(config: Config, rows: Bucketed) -> str:
@@ -157,7 +157,7 @@ def _nothing() -> Params:
     raise AssertionError("a program is compiled from shapes; no parameters are loaded")
 
 
-def _frozen(config: Config, mesh: Mesh) -> Params:
+def _frozen_params(config: Config, mesh: Mesh) -> Params:
     """Describes the frozen network: the reference, or a base that may be quantised."""
     whole = pretrained.target(config.model, mesh)
     if config.lora is None:

@@ -138,7 +138,7 @@ def unshard_weights(params: Params, config: ModelConfig) -> Params:
             return leaf
         if jnp.issubdtype(leaf.dtype, jnp.floating) and not name.endswith("scale"):
             leaf = leaf.astype(config.dtype)
-        return layout.placed(leaf, P(*(None if axis == "fsdp" else axis for axis in spec)))
+        return layout.place(leaf, P(*(None if axis == "fsdp" else axis for axis in spec)))
 
     if config.tied_embeddings:
         params = {**params, "head": params["embed"]["embedding"]}

@@ -72,7 +72,7 @@ def beam_search(
         t, beams, token, caches = carry
         hidden, caches = decode(params, token, prompt_length, t - 1, caches, config)
         beams, parent, token = _extend(beams, t, logits_of(params, hidden, config), eos, penalty)
-        return t + 1, beams, token, _reordered(caches, parent)
+        return t + 1, beams, token, _reorder(caches, parent)
 
     hidden, caches = prefill(params, prompt, prompt_length, w, r, config)
     empty = _no_tokens(prompt_length, settings)
@@ -142,7 +142,7 @@ def _pick(x: Array, place: Array) -> Array:
     return jnp.take_along_axis(x, place.reshape(*place.shape, *[1] * (x.ndim - 2)), axis=1)
 
 
-def _reordered(caches: Caches, parent: Array) -> Caches:
+def _reorder(caches: Caches, parent: Array) -> Caches:
     """Gives every beam the keys and values of the beam that it continues."""
 
     def pick(x: Array) -> Array:

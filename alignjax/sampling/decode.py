@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from alignjax.config import SamplingConfig
 from alignjax.models.attention import soft_cap
 from alignjax.models.config import ModelConfig
-from alignjax.models.mixture import Mixture, each_policy, mixed, policies_of
+from alignjax.models.mixture import Mixture, each_policy, mix_logits, policies_of
 from alignjax.models.transformer import Cache, Transformer, unembedding
 from alignjax.runtime.sharding import unshard_weights
 from alignjax.sampling.logits import keep_likely, penalise, pick, seen_in
@@ -191,4 +191,4 @@ def logits_of(params: Params | Mixture, hidden: Hidden, config: ModelConfig) -> 
         table = unembedding(p, config).astype(h.dtype)
         logits = jnp.einsum("bkd,vd->bkv", h, table, preferred_element_type=jnp.float32)
         each.append(soft_cap(logits, config.logit_softcap))
-    return mixed(params, each)
+    return mix_logits(params, each)

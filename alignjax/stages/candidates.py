@@ -107,7 +107,7 @@ def _open(run: Run, settings: CandidatesConfig, record: dict[str, Any]) -> Run:
     sides, receipts = {}, {}
     for side in SIDES:
         receipt = Receipt()
-        sides[side] = sample_lists.opened(
+        sides[side] = sample_lists.open_lists(
             run,
             run.workdir / "candidates" / f"{side}.jsonl",
             receipt,

@@ -178,7 +178,7 @@ def _trace(field: str, function: Callable[..., Any], *args: Any) -> Any:
         raise UserError(f"{field}: {name_of(function)} on this data: {what}") from error
 
 
-def drawn_responses(config: Config, rows: Bucketed) -> int:
+def count_responses(config: Config, rows: Bucketed) -> int:
     """Counts the responses per prompt that a step scores: K' of ``select``, else K."""
     k: int = _select("select", config.select, _first_rows(rows)).response.shape[1]
     return k

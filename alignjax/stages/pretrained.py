@@ -56,7 +56,7 @@ def resolve(config: Config, *, runs: bool = True) -> Config:
     if runs:
         sharding.check_heads(model, config.mesh.tensor)
     if runs and model.attention != "auto":
-        kernels.chosen(model, jax.default_backend(), config.mesh.tensor)
+        kernels.choose(model, jax.default_backend(), config.mesh.tensor)
     return dataclasses.replace(config, model=model, tokenizer=tokenizer)
 
 

@@ -24,7 +24,7 @@ from alignjax.models.logps import score_responses
 from alignjax.runtime import artifacts
 from alignjax.runtime.distributed import run_on_main
 from alignjax.runtime.map_rows import map_rows
-from alignjax.stages.check import drawn_responses, keeps_cache
+from alignjax.stages.check import count_responses, keeps_cache
 from alignjax.stages.data import cache_dir
 from alignjax.stages.run import Run
 from alignjax.types import Params
@@ -78,7 +78,7 @@ def attach(
         rows=count,
         responses=responses,
         trained_rows=trained_rows,
-        drawn=drawn_responses(config, rows),
+        drawn=count_responses(config, rows),
         cacheable=keeps_cache(config, rows),
         cached=artifacts.is_whole(*_table(run, rows, reference.digest)),
     )

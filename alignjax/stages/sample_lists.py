@@ -167,7 +167,7 @@ def _scores(
     return [scores.tolist() for scores in score(records)]
 
 
-def opened(run: Run, path: pathlib.Path, receipt: Receipt, identity: Any) -> Bucketed:
+def open_lists(run: Run, path: pathlib.Path, receipt: Receipt, identity: Any) -> Bucketed:
     """One side's lists as rows to train on: checked, prepared and bucketed like any other data."""
     records = check(lists(receipt, path=str(path), domain="domain"), receipt)
     return rows_of(run.config, run.workdir, records, run.data.tokenizer, receipt, identity)

@@ -199,7 +199,7 @@ def test_whole_networks_are_traced_with_the_kernel(remat, monkeypatch):
     ],
 )
 def test_the_kernel_that_is_chosen(changes, platform, tensor, kernel):
-    assert kernels.chosen(config(**changes), platform, tensor) == kernel
+    assert kernels.choose(config(**changes), platform, tensor) == kernel
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_kernel_that_cannot_be_is_refused(changes, platform, tensor, message):
     types = {} if "model.dtype" in message else {"dtype": "bfloat16"}
     of = ModelConfig(**{**dict(heads=H, kv_heads=G, head_dim=D), **types, **changes})
     with pytest.raises(UserError, match=f"^model.attention: .*{message}"):
-        kernels.chosen(of, platform, tensor)
+        kernels.choose(of, platform, tensor)
 
 
 def test_a_run_is_refused_before_its_data_are_read():

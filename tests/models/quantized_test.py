@@ -117,7 +117,7 @@ def logps_and_gradient(params, batch, config):
 def test_the_network_is_that_of_the_decoded_kernels_and_near_the_first_one(kind, most):
     batch = tiny.ragged()
     params = base(kind)
-    decoded = quantized.decoded(params)
+    decoded = quantized.decode_params(params)
     assert jax.tree.structure(decoded) == jax.tree.structure(base())
     (_, found), gradient = logps_and_gradient(params, batch, MODEL)
     (_, wanted), right = logps_and_gradient(decoded, batch, MODEL)

@@ -131,7 +131,7 @@ def test_traffic_is_that_of_kept_buffers():
     part, whole, mine = 2 * 16 * 2, 8 * 16 * 2, 4 * 16 * 2
     add, compare = 3 * 4, 2 * 4 + 1
     turn = 2 * (part + whole) + whole + mine + add + compare
-    assert hlo_costs.moved(hlo.parse(LOOP)) == 3 * turn
+    assert hlo_costs.bytes_moved(hlo.parse(LOOP)) == 3 * turn
 
 
 HANDED = """HloModule step, num_partitions=8
@@ -156,9 +156,9 @@ ENTRY %main (a: bf16[2,16], b: bf16[8,16], c: bf16[4,16]) -> (bf16[4,16], bf16[8
 
 def test_what_a_collective_under_way_hands_on_is_not_moved():
     part, whole, own = 2 * 16 * 2, 8 * 16 * 2, 4 * 16 * 2
-    assert hlo_costs.moved(hlo.parse(HANDED)) == part + own + own
+    assert hlo_costs.bytes_moved(hlo.parse(HANDED)) == part + own + own
     computing = HANDED.replace("all-gather(%y)", "broadcast(%y)")
-    assert hlo_costs.moved(hlo.parse(computing)) == part + own + own + 2 * whole
+    assert hlo_costs.bytes_moved(hlo.parse(computing)) == part + own + own + 2 * whole
 
 
 SLICED = """HloModule step, num_partitions=1
@@ -186,9 +186,9 @@ ENTRY %main (a: bf16[8,16], i: s32[]) -> bf16[1,16] {
 
 def test_of_what_a_fusion_inside_a_fusion_slices_the_slice_is_read():
     row, number = 16 * 2, 4
-    assert hlo_costs.moved(hlo.parse(SLICED)) == row + number + row
+    assert hlo_costs.bytes_moved(hlo.parse(SLICED)) == row + number + row
     product = SLICED.replace("dynamic-slice(%p.0, %i.0, %zero)", "custom(%p.0, %i.0)")
-    assert hlo_costs.moved(hlo.parse(product)) == 8 * row + number + row
+    assert hlo_costs.bytes_moved(hlo.parse(product)) == 8 * row + number + row
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_a_compiled_loop_counts_in_full():
 
 
 def test_kept_arrays_are_those_outside_of_fusions():
-    found = hlo_costs.kept(hlo.parse(LOOP))
+    found = hlo_costs.buffers(hlo.parse(LOOP))
     assert hlo.Shape("bf16", (8, 16)) in found
     assert hlo.Shape("f32", ()) not in found
 
@@ -252,7 +252,7 @@ def test_a_kernel_says_what_it_computes_and_how_often_it_reads(phase, products):
     assert hlo_costs.uncounted(program) == []
     whole = 2 * (2 * 256 * 8 * 2) + 2 * (256 * 8 * 2) + 3 * 4 + 4 * 4
     blocks = 2 * 3 * (2 * 128 * 8 * 2)  # for each head, of keys and values, two bytes a number
-    assert hlo_costs.moved(program) == whole + blocks
+    assert hlo_costs.bytes_moved(program) == whole + blocks
 
 
 def test_a_kernel_that_says_nothing_is_named():

@@ -79,7 +79,7 @@ def replicated(program):
     # The lookup has all rows, of a part of the width.
     return [
         shape
-        for shape in hlo_costs.kept(program)
+        for shape in hlo_costs.buffers(program)
         if ROWS in shape.dims
         and tokens & {*shape.dims}
         and shape.elements >= ROWS * R * WIDTH
@@ -93,7 +93,7 @@ def vocabularies(program):
     most = max(table, ROWS // FSDP * K * CHUNK * VOCABULARY // TENSOR)
     return [
         shape
-        for shape in hlo_costs.kept(program)
+        for shape in hlo_costs.buffers(program)
         if VOCABULARY in shape.dims
         or (VOCABULARY // TENSOR in shape.dims and shape.elements > most)
     ]
@@ -237,7 +237,7 @@ def scores(program):
     def twice(dims):
         return sum(dims.count(n) for n in tokens) > 1 or dims.count(PADDED) > 1
 
-    return [x for x in hlo_costs.kept(program) if twice(x.dims) and x.elements >= R * R]
+    return [x for x in hlo_costs.buffers(program) if twice(x.dims) and x.elements >= R * R]
 
 
 def test_attention_is_one_kernel_on_own_rows_and_heads():
@@ -273,7 +273,7 @@ def test_unplaced_activations_are_found(monkeypatch):
 def test_rows_of_every_copy_are_looked_up_where_they_are(monkeypatch):
     def everywhere():
         program = compiled("v5e:2x4", (2, FSDP, TENSOR), 2 * ROWS)
-        return [s for s in hlo_costs.kept(program) if s.dims == (2 * ROWS, TOKENS, WIDTH)]
+        return [s for s in hlo_costs.buffers(program) if s.dims == (2 * ROWS, TOKENS, WIDTH)]
 
     assert everywhere() == []
     monkeypatch.setattr(layout, "looked_up", layout.rows)

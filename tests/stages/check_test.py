@@ -134,8 +134,8 @@ def test_what_fits_passes(pairs, lists):
     gamma = Schedule(optax.linear_schedule(-5.0, 5.0, 8))
     config = runs.get_config(select=partial(hps.select, gamma=gamma), loss=hps.loss)
     check.check_losses(config, lists)
-    assert check.drawn_responses(config, lists) == 2
-    assert check.drawn_responses(runs.get_config(), lists) == 4
+    assert check.count_responses(config, lists) == 2
+    assert check.count_responses(runs.get_config(), lists) == 4
 
 
 def share(rows):

@@ -72,7 +72,7 @@ def find_answers(
         )
     best: dict[str, str] = {}
     for record in rows:
-        answer = preferred(record)
+        answer = preferred_response(record)
         if answer is not None:
             best.setdefault(prompt_digest(record.prompt), answer)
     receipt, answers = Receipt(), {}
@@ -95,7 +95,7 @@ def find_answers(
     return answers, receipt
 
 
-def preferred(record: Record) -> str | None:
+def preferred_response(record: Record) -> str | None:
     """Finds the response that a record prefers: its only one, the chosen one, or the best scored.
 
     None where its labels say that none is desirable.
@@ -109,7 +109,7 @@ def preferred(record: Record) -> str | None:
     return record.responses[best]
 
 
-def as_scored(record: Record) -> Record:
+def score_comparison(record: Record) -> Record:
     """Turns a human's comparison into a scored list: 1 for the chosen response and 0 for the other.
 
     Raises:

@@ -125,7 +125,7 @@ def _earlier_samples(game: Game, number: int, players: Players) -> list[Sample]:
 
 def _comparisons(game: Game) -> Ordered:
     """Returns the held-out comparisons with their scores."""
-    return game.held_out, _padded([[x for (x,) in r.scores] for r in game.held_out])
+    return game.held_out, _pad([[x for (x,) in r.scores] for r in game.held_out])
 
 
 def _order(game: Game, samples: list[Sample]) -> Ordered | None:
@@ -157,14 +157,14 @@ def _rank(
         batch_size=game.config.evaluate.batch_size,
         mesh=game.config.mesh,
     )
-    scores = _padded([x.tolist() for x in lists])
+    scores = _pad([x.tolist() for x in lists])
     length = (~np.isnan(better)).astype(np.int64)
     right = preferences.reward_metrics(scores, length, better)["rewards/accuracies"]
     ece = calibration.measure(calibration.pairs(scores, better).margin)["ece"]
     return right, None if np.isnan(ece) else ece
 
 
-def _padded(lists: Sequence[Sequence[float]]) -> np.ndarray:
+def _pad(lists: Sequence[Sequence[float]]) -> np.ndarray:
     table = np.full((len(lists), max(map(len, lists))), np.nan)
     for row, values in zip(table, lists, strict=True):
         row[: len(values)] = values

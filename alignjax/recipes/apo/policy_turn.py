@@ -52,7 +52,7 @@ def train(
         {"reward": reward.digest},
     )
     receipt = Receipt()
-    rows = sample_lists.opened(game.run, file, receipt, {"lists": digest})
+    rows = sample_lists.open_lists(game.run, file, receipt, {"lists": digest})
     setup.enforce_drops(game, receipt, f"round {number}, lists")
     config = _config(game.config, learning_rate)
     folder = game.workdir / f"round-{number}" / "policy"

@@ -100,7 +100,7 @@ def set_up(run: Run, settings: GameConfig) -> Game:
     mine, others = golden.split_sides(
         train, policy_fraction=settings.policy_fraction, seed=config.train.seed
     )
-    pairs = [golden.as_scored(record) for record in mine]
+    pairs = [golden.score_comparison(record) for record in mine]
     answers, _ = golden.find_answers(config.data, settings, mine)
     texts = {record.id: record for record in train}
     policy = {prompt_digest(record.prompt) for record in others}
@@ -124,7 +124,7 @@ def set_up(run: Run, settings: GameConfig) -> Game:
         run=run,
         settings=settings,
         pairs=pairs,
-        held_out=[golden.as_scored(record) for record in held_out],
+        held_out=[golden.score_comparison(record) for record in held_out],
         reward=reward,
         answers=[answers[prompt_digest(r.prompt)] for r in reward.originals],
         policy=others_questions,

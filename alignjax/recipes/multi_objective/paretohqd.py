@@ -140,7 +140,7 @@ def _choose(
     for m in np.flatnonzero(np.ptp(scored.scores, axis=0) == 0):
         log.warning("%s: %s is the same for all responses, and says nothing", name, names[m])
     try:
-        chosen = curate(_centred(scored) if centred else scored.scores, preferences, size)
+        chosen = curate(_centre(scored) if centred else scored.scores, preferences, size)
     except ValueError as error:
         raise UserError(f"recipe.objectives.method, {name}: {error}") from None
     means = [
@@ -186,7 +186,7 @@ def _fine_tune(
     )
 
 
-def _centred(rows: Rows) -> np.ndarray:
+def _centre(rows: Rows) -> np.ndarray:
     """Subtracts from ``[N, M]`` scores their means over the responses to the same prompt."""
     _, prompt, count = np.unique(rows.ids, return_inverse=True, return_counts=True)
     sums = np.zeros((len(count), rows.scores.shape[1]))

@@ -10,7 +10,7 @@ For a preference, every prompt asks for the target of that preference. It writes
     rewards_in_context.json               mean, deviation and limits of the scores; counts of rounds
 
 Scores in prompts are z-scores by mean and deviation of the training responses, for samples too.
-Targets depend on the training responses alone. Where in a prompt they stand: see `conditioned`.
+Targets depend on the training responses alone. Where in a prompt they stand: see `condition`.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ class _Training:
     def record(self, i: int, wanted: np.ndarray) -> Record:
         """Response i under a prompt that tells these z-scores."""
         rows = self.scored
-        prompt = conditioned(rows.prompts[i], wanted)
+        prompt = condition(rows.prompts[i], wanted)
         return Record(id=f"{rows.ids[i]}-{i}", prompt=prompt, responses=(rows.responses[i],))
 
 
@@ -150,7 +150,7 @@ def _respond_to_targets(
         named = zip(setting.objectives.names, wanted, strict=True)
         log.info("asked for: %s", ", ".join(f"{name} {w:.1f}" for name, w in named))
         records = [
-            dataclasses.replace(r, prompt=conditioned(r.prompt, wanted))
+            dataclasses.replace(r, prompt=condition(r.prompt, wanted))
             for r in _held_out(setting, questions)
         ]
         with_targets = _questions(setting, records, [q.number for q in questions])
@@ -164,16 +164,16 @@ def _respond_to_targets(
     return respond
 
 
-def conditioned(prompt: Prompt, wanted: np.ndarray | tuple[float, ...]) -> Prompt:
+def condition(prompt: Prompt, wanted: np.ndarray | tuple[float, ...]) -> Prompt:
     r"""A prompt that tells scores, `losses.rewards_in_context.score_text` of them.
 
     In plain text they come at the end, or before the last line if that only says who speaks next
     (one or two words and a colon); in a conversation at the end of the last message. So a prompt
     that is too long loses its beginning and keeps them.
 
-    >>> conditioned("User: Hi!\nAssistant:", (1.25, -0.5))
+    >>> condition("User: Hi!\nAssistant:", (1.25, -0.5))
     'User: Hi! <rm1_score> 1.2 <rm2_score> -0.5\nAssistant:'
-    >>> conditioned("Once upon", (1.0, 0.0))
+    >>> condition("Once upon", (1.0, 0.0))
     'Once upon <rm1_score> 1.0 <rm2_score> 0.0'
     """
     text = ric.score_text(wanted)
@@ -304,7 +304,7 @@ def _good(
     kept = ric.keep(own, quantile=quantile)
     complete = [record for record, ok in zip(usable, whole, strict=True) if ok]
     records = [
-        dataclasses.replace(record, prompt=conditioned(record.prompt, z))
+        dataclasses.replace(record, prompt=condition(record.prompt, z))
         for record, z, good in zip(complete, own, kept, strict=True)
         if good
     ]

@@ -78,7 +78,7 @@ def _measure(setting: Setting, respond: Respond) -> dict[str, Any]:
         records = evaluation.records_of(run.data, questions, samples)
         tables = scorer.tables(records, objectives.names)
         scores.append([table.mean(axis=0).tolist() for table in tables])
-        collapsed.append(_collapsed(run.data.tokenizer, samples))
+        collapsed.append(_collapsed_share(run.data.tokenizer, samples))
     seconds = cost.read_seconds(run.workdir)
     return {
         "method": name_of(objectives.method).removeprefix("alignjax.recipes.multi_objective."),
@@ -151,7 +151,7 @@ def _sample(
     return reuse_samples(run.workdir / "said" / f"{i:02d}.json", key, draw)
 
 
-def _collapsed(tokenizer: Tokenizer, samples: Sequence[Sample]) -> float:
+def _collapsed_share(tokenizer: Tokenizer, samples: Sequence[Sample]) -> float:
     """Computes the share of responses that are collapsed, as the run's tokenizer cuts them."""
     responses = tokenizer.encode("", [s.response for s in samples]).response_ids
     return float(np.mean([fronts.is_collapsed(ids[:-1].tolist()) for ids in responses]))

@@ -106,16 +106,16 @@ def test_a_source_of_files_is_given_its_path(records):
     ],
 )
 def test_what_a_record_prefers(fields, wanted):
-    assert golden.preferred(Record(id="x", prompt="p", **fields)) == wanted
+    assert golden.preferred_response(Record(id="x", prompt="p", **fields)) == wanted
 
 
 def test_what_is_no_comparison_is_refused():
     one = Record(id="x", prompt="p", responses=("a",), origin="f:1")
     with pytest.raises(UserError, match=r"^f:1: a game's reward model needs pairs or scored lists"):
-        golden.as_scored(one)
+        golden.score_comparison(one)
     two = dict(responses=("a", "b"), scores=((1.0, 2.0), (0.0, 1.0)), objectives=("s", "t"))
     with pytest.raises(UserError, match=r"^f:1: a game has one objective, found s, t"):
-        golden.as_scored(dataclasses.replace(one, **two))
+        golden.score_comparison(dataclasses.replace(one, **two))
 
 
 def mixed(records):
@@ -125,7 +125,7 @@ def mixed(records):
         golden.adversarial_row(r, " Golden." if i else " No.", samples)
         for i, r in enumerate(records)
     ]
-    return [*map(golden.as_scored, records), *rows]
+    return [*map(golden.score_comparison, records), *rows]
 
 
 def stored(records, tokenizer, folder, receipt):
@@ -170,7 +170,9 @@ def test_rows_of_both_kinds_share_batches(records, tokenizer, tmp_path):
 def test_data_without_such_rows_are_prepared_as_before(records, tokenizer, tmp_path):
     made = {}
     for name, flag in (("plain", False), ("marked", True)):
-        rows = [dataclasses.replace(golden.as_scored(r), adversarial=flag) for r in records[:3]]
+        rows = [
+            dataclasses.replace(golden.score_comparison(r), adversarial=flag) for r in records[:3]
+        ]
         made[name] = stored(rows, tokenizer, tmp_path / name, Receipt())
     assert made["plain"].adversarial is None
     shapes = bucket(made["plain"], count=1, multiple=8).shapes

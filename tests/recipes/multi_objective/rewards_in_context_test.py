@@ -122,7 +122,7 @@ def test_offline_every_response_is_told_its_own_scores(base, rows):
     assert len(records) == len(rows)
     for record, (prompt, response, _), own in zip(records, rows, z, strict=True):
         assert record.responses == (response,)
-        assert record.prompt == rewards_in_context.conditioned(prompt, own)
+        assert record.prompt == rewards_in_context.condition(prompt, own)
         np.testing.assert_allclose(numbers(record.prompt), own, atol=0.05 + 1e-9)
         assert not record.scores
     assert len({numbers(r.prompt) for r in records}) > 20
@@ -145,7 +145,7 @@ def test_rounds_train_on_what_is_good_at_something_told_the_scores_it_got(base, 
     workdir, given = base
     z, table = z_scores(rows)
     frontier = {
-        (rewards_in_context.conditioned(p, s), y)
+        (rewards_in_context.condition(p, s), y)
         for (p, y, _), s, good in zip(rows, z, ric.keep(z, quantile=0.8), strict=True)
         if good
     }
@@ -159,7 +159,7 @@ def test_rounds_train_on_what_is_good_at_something_told_the_scores_it_got(base, 
         for sample, own in zip(usable, got, strict=True):
             if (own >= thresholds).any():
                 plain = re.sub(r" <rm1_score> \S+ <rm2_score> \S+", "", sample["prompt"])
-                prompt = rewards_in_context.conditioned(plain, own)
+                prompt = rewards_in_context.condition(plain, own)
                 so_far.append((prompt, sample["response"]))
         records = [(r.prompt, r.responses[0]) for r in given[f"online-{number} rows"]]
         assert records[8:] == so_far
@@ -205,7 +205,7 @@ def test_a_preference_is_asked_for_and_the_samples_answer_the_plain_prompt(
             pair = said[2 * j : 2 * j + 2]
             (plain,) = {s["prompt"] for s in pair}
             assert "_score>" not in plain
-            assert question.prompt == rewards_in_context.conditioned(plain, wanted)
+            assert question.prompt == rewards_in_context.condition(plain, wanted)
     # The same prompts and randomness, another target.
     assert [q.number for q in seen[0]] == [q.number for q in seen[1]]
     assert [list(q.ids) for q in seen[0]] != [list(q.ids) for q in seen[1]]
@@ -246,7 +246,7 @@ def test_the_prompt_with_scores_comes_through_the_tokenizer(base):
         assert numbers(tokens.decode(encoded.prompt_ids)) == numbers(record.prompt)
         assert len(encoded.prompt_ids) <= 112  # the run's limit: nothing of it was cut
     turns = (Message("system", "Be brief."), Message("user", "Why?"))
-    encoded = tokens.encode(rewards_in_context.conditioned(turns, (0.5, -1.0)), ())
+    encoded = tokens.encode(rewards_in_context.condition(turns, (0.5, -1.0)), ())
     assert tokens.decode(encoded.prompt_ids).endswith(
         "User: Why? <rm1_score> 0.5 <rm2_score> -1.0\nAssistant:"
     )
@@ -264,13 +264,13 @@ def test_the_prompt_with_scores_comes_through_the_tokenizer(base):
     ],
 )
 def test_where_the_scores_go_in_plain_text(prompt, wanted):
-    found = rewards_in_context.conditioned(prompt, (1.0, -2.0))
+    found = rewards_in_context.condition(prompt, (1.0, -2.0))
     assert found == wanted.format(" <rm1_score> 1.0 <rm2_score> -2.0")
 
 
 def test_in_a_conversation_the_scores_end_the_last_message():
     turns = (Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "Why?"))
-    found = rewards_in_context.conditioned(turns, (1.0,))
+    found = rewards_in_context.condition(turns, (1.0,))
     assert found == (*turns[:2], Message("user", "Why? <rm1_score> 1.0"))
 
 
