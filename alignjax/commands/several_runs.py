@@ -1,4 +1,4 @@
-"""What the verbs that draw several runs into one picture are given."""
+"""Names the runs of a verb that draws several into one picture."""
 
 import pathlib
 from collections.abc import Sequence

@@ -190,7 +190,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(SamplingConfig):
-    """What is measured before and after. Accuracy and margins need only held-out rows.
+    """The measures before and after. Accuracy and margins need only held-out rows.
 
     Rows are scored ``batch_size`` at a time, too.
     """

@@ -174,7 +174,7 @@ def in_memory(rows: Iterable[Row]) -> Dataset:
 
 @dataclass
 class _Columns:
-    """What is kept of every row beside the row itself."""
+    """The columns of all rows, which are kept beside the rows themselves."""
 
     objectives: tuple[str, ...]
     prompt_length: list[int] = field(default_factory=list)

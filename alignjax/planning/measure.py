@@ -20,7 +20,7 @@ ASSUMPTION = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What a program needs on a machine; sizes and counts are per device and per call."""
+    """The needs of a program on a machine; sizes and counts are per device and per call."""
 
     fits: bool
     limit: float  # bytes of HBM

@@ -21,7 +21,7 @@ SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """What JAX needs to join the processes; it finds out what is None by ``method``."""
+    """How JAX joins the processes; fields that are None it finds out itself, by ``method``."""
 
     method: str  # JAX's name of a detection method; deactivate: nothing is left to detect
     address: str | None = None  # host:port of process 0

@@ -86,7 +86,7 @@ class Meter:
         self._since = time.perf_counter()
 
     def state(self) -> dict[str, Any]:
-        """What it has added up since the last line, as JSON data, for a checkpoint.
+        """Gives the sums since the last line, as JSON data, for a checkpoint.
 
         With it, a line that spans a stop equals that of a run without the stop, save for the
         throughput, which counts the time since the restart.

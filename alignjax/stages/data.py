@@ -210,7 +210,7 @@ def rows_of(
 
 
 def _labels(rows: Bucketed) -> dict[str, Any]:
-    """What is labelled among the rows kept; a receipt's ``labels`` are of all that were read."""
+    """Counts the labels of the rows kept; a receipt's ``labels`` are of all that were read."""
     good, bad = rows.dataset.labels
     if not good + bad:
         return {}

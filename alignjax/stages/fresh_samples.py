@@ -1,4 +1,4 @@
-"""What recipes of `training.on_policy` share: the policy, its prompts, scores of token ids."""
+"""Training on fresh samples, for recipes: the policy, its prompts, scores of token ids."""
 
 import functools
 from collections.abc import Callable, Sequence

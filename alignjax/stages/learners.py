@@ -1,4 +1,4 @@
-"""From a config to what a training is given: its network, its batches and its job.
+"""From a config to the parts of a training: its network, its batches and its job.
 
 The network is a policy or a reward model, whole or as adapters.
 """
@@ -152,7 +152,7 @@ def over_objectives(
 
 
 def make_job(name: str, run: Run, digest: str, more: dict[str, Any] | None = None) -> Job:
-    """Makes what the loop needs to know between steps.
+    """Makes the job of a training: what the loop needs to know between steps.
 
     Args:
       name: for messages and the progress bar.

@@ -157,7 +157,7 @@ def _table(run: Run, rows: Bucketed, reference_digest: str) -> tuple[pathlib.Pat
 
 
 def table_key(reference_digest: str, data: Bucketed, config: ModelConfig) -> dict[str, Any]:
-    """What a table depends on, as JSON data."""
+    """Makes the key of a table: all that it depends on, as JSON data."""
     return {"reference": reference_digest, "data": data.dataset.digest, "model": identity(config)}
 
 

@@ -1,4 +1,4 @@
-"""What a training is given: where it runs, what is trained, on which rows, and its turns."""
+"""The parts of a training: where it runs, the network, the rows, and the turns of the loop."""
 
 import dataclasses
 import pathlib

@@ -39,7 +39,7 @@ Score = Callable[[Batch], Array | np.ndarray]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Prompts:
-    """What a policy is asked at each of its steps, and how it responds."""
+    """The prompts of each step of a policy, and how it responds to them."""
 
     questions: Sequence[Question]
     batches: Batches  # of the policy's steps; their rows are indices into ``questions``
@@ -92,7 +92,7 @@ def fit(
     Args:
       job: as for `offline.fit`.
       learner: the policy.
-      prompts: what it is asked.
+      prompts: of its steps.
       score: of a batch with the step's samples, on the mesh.
       key, evaluate: as in `offline.fit`; samples have keys of their own.
 

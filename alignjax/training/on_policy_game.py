@@ -54,7 +54,7 @@ def play(
     Args:
       job: as for `offline.fit`.
       learner: the policy.
-      prompts: what the policy is asked.
+      prompts: of the policy's turns.
       opponent: the reward model's side.
       key: as in `offline.fit`.
       evaluate: as in `offline.fit`, of both.

@@ -132,7 +132,7 @@ def with_adapters(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Update:
-    """What one optimizer step does: which numbers of the network, which loss, which optimizer."""
+    """How a step is taken: on which numbers of the network, by which loss and optimizer."""
 
     apply: Apply  # (params, batch) -> [B, K] response log-probabilities, or a reward model's scores
     loss: Loss | RewardLoss  # with its hyperparameters bound; schedules among them are resolved

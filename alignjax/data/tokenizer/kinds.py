@@ -16,7 +16,7 @@ Encode = Callable[[str, bool], list[int]]  # (text, whether it starts the sequen
 
 @dataclass(frozen=True)
 class Parts:
-    """What both kinds of tokenizer can do."""
+    """The interface that both kinds of tokenizer have."""
 
     vocab_size: int
     specials: dict[str, int]

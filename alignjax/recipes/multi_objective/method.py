@@ -25,7 +25,7 @@ AtOnce = Annotated[int, "networks in one program"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setting:
-    """What a method is given: a run up to its supervised policy, and the objectives."""
+    """The input of a method: a run up to its supervised policy, and the objectives."""
 
     run: Run
     reference: Reference  # the supervised policy
