@@ -147,9 +147,9 @@ class SamplingConfig:
         if self.num_beams > 1:
             wide = self.num_beams >= self.samples
             yield Rule(wide, "num_beams", f"1, or at least samples ({self.samples})")
-            drawn = (self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+            unused = (self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
             yield Rule(
-                drawn == (1, 0, 1, 0, 1),
+                unused == (1, 0, 1, 0, 1),
                 "num_beams",
                 "1 with temperature, top_k, top_p, min_p or repetition_penalty, which beams do not "
                 "use",

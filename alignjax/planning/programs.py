@@ -62,7 +62,7 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
     """
     if part in ("score", "sample"):
         return _inference(config, mesh, part, responses)
-    of, learner, batch, drawn = make_learner(config, mesh, part, responses)
+    of, learner, batch, scored = make_learner(config, mesh, part, responses)
     networks, key = _networks(config, part), jax.random.key(0)
     if networks > 1:
         batch = _side_by_side(batch, networks, mesh)
@@ -82,8 +82,8 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
         function=step,
         args=(state, learner.ref_params, batch),
         static={},
-        tokens=b * (p + drawn * r),
-        model_flops=passes * forward_flops(counted, b, drawn, p, r),
+        tokens=b * (p + scored * r),
+        model_flops=passes * forward_flops(counted, b, scored, p, r),
         holds={
             "params": bytes_per_device(state.params),
             "optimizer": bytes_per_device(state.opt_state),
@@ -147,7 +147,7 @@ def _reference_mode(config: Config, rows: Bucketed) -> str:
         rows=0,
         responses=0,
         trained_rows=0,
-        drawn=0,
+        scored=0,
         cacheable=keeps_cache(config, rows),
         cached=True,
     ).mode

@@ -78,7 +78,7 @@ def attach(
         rows=count,
         responses=responses,
         trained_rows=trained_rows,
-        drawn=count_responses(config, rows),
+        scored=count_responses(config, rows),
         cacheable=keeps_cache(config, rows),
         cached=artifacts.is_whole(*_table(run, rows, reference.digest)),
     )
@@ -93,22 +93,22 @@ def choose(
     rows: int,
     responses: int,
     trained_rows: int,
-    drawn: int,
+    scored: int,
     cacheable: bool,
     cached: bool,
 ) -> Choice:
-    """Picks the cheaper of caching all responses and scoring the drawn ones in every step.
+    """Picks the cheaper of caching all responses and scoring some of them in every step.
 
     Args:
       mode: ``auto``, or what the config insists on.
       rows: N, rows of the dataset.
       responses: K, responses per row.
       trained_rows: rows over the whole run, every epoch counted.
-      drawn: K', responses per row that a step scores (K without a ``select``).
-      cacheable: the drawn responses are the row's own; others are in no cache.
+      scored: K', responses per row that a step scores (K without a ``select``).
+      cacheable: the responses that a step scores are the row's own; others are in no cache.
       cached: the table is on disk already.
     """
-    cache, live = rows * responses, trained_rows * drawn
+    cache, live = rows * responses, trained_rows * scored
     counts = f"{cache:,} response passes to cache, {live:,} live"
     if mode != "auto":
         return Choice(mode, f"reference.mode={mode}" + (f" ({counts})" if mode != "none" else ""))

@@ -55,7 +55,7 @@ def loop(
     consistency.check_same({f"{job.name}: {name}": str(x) for name, x in job.identity.items()})
     with checkpoint.open_store(job.workdir / "checkpoints", keep=job.train.keep) as store:
         at = progress.resume(store, job, turns)
-        begin, rows, stopping = at.step, _Awaited(turns.batches(at.step)), False
+        begin, rows, stopping = at.step, _TimedBatches(turns.batches(at.step)), False
         with (
             _signals() as caught,
             watchdog.time_limit(job.train.stuck_after) as limited,
@@ -135,7 +135,7 @@ def _due(train: TrainConfig, step: int, total: int, stopping: bool) -> set[str]:
 
 
 @dataclasses.dataclass
-class _Awaited:
+class _TimedBatches:
     """Batches, and the seconds that the host waited for them."""
 
     batches: Iterator[Any]

@@ -25,11 +25,11 @@ class Numbers:
         self._turns = turns
         players = dict.fromkeys(turns.player(done) for done in range(turns.total))
         self._meters = {who: metrics.Meter(max_skipped=max_skipped) for who in players}
-        self._late: tuple[int, dict[str, Array]] | None = None
+        self._pending: tuple[int, dict[str, Array]] | None = None
 
     def hold(self, step: int, scalars: dict[str, Array]) -> None:
         """Takes the numbers of a step that may still run."""
-        self._late = step, scalars
+        self._pending = step, scalars
 
     def read(self) -> dict[str, float]:
         """Waits for the numbers that are held, if any, and adds them up.
@@ -40,11 +40,11 @@ class Numbers:
         Raises:
           NumericalError: too many steps in a row were not finite; or what ``turns.watch`` raises.
         """
-        if self._late is None:
+        if self._pending is None:
             return {}
         # Let go before anything is raised: the numbers of a step are added up once.
-        step, scalars = self._late
-        self._late = None
+        step, scalars = self._pending
+        self._pending = None
         who = self._turns.player(step - 1)
         values = self._meters[who].add(step, scalars)
         self._turns.watch(step, values)

@@ -92,13 +92,13 @@ def test_a_table_is_computed_once(table, tmp_path):
     assert len(loads) == 2
 
 
-COUNTS = dict(rows=100, responses=16, trained_rows=100, drawn=2, cacheable=True, cached=False)
+COUNTS = dict(rows=100, responses=16, trained_rows=100, scored=2, cacheable=True, cached=False)
 
 
 @pytest.mark.parametrize(
     ("mode", "changes", "wanted"),
     [
-        ("auto", {}, "live"),  # 1600 passes to cache, 200 to score what is drawn
+        ("auto", {}, "live"),  # 1600 passes to cache, 200 to score what a step sees
         ("auto", dict(trained_rows=799), "live"),
         ("auto", dict(trained_rows=800), "cache"),  # a tie
         ("auto", dict(responses=2), "cache"),

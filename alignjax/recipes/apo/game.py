@@ -39,7 +39,7 @@ def open_game(
     with open_run(config, workdir, allow_config_change, check=check) as run:
         game = setup.set_up(run, settings)
         if settings.reward_model:
-            reward_turn.find_given(game)  # refused, if it has to be, before anything is trained
+            reward_turn.find_finished(game)  # refused, if it has to be, before anything is trained
         supervised = sft.reference_of(run)
         yield game, supervised, reward_turn.train_base(game, supervised)
 

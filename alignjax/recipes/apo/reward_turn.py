@@ -27,7 +27,7 @@ from alignjax.stages.reference import Reference
 DTYPES = ("dtype", "param_dtype")
 
 
-def find_given(game: Game) -> RewardModel:
+def find_finished(game: Game) -> RewardModel:
     """Finds the reward model of ``game.reward_model``.
 
     Raises:
@@ -61,7 +61,7 @@ def find_given(game: Game) -> RewardModel:
 def train_base(game: Game, language_model: Reference) -> RewardModel:
     """Trains the reward model of the pairs alone, which is there before the first round."""
     if game.settings.reward_model:
-        return find_given(game)
+        return find_finished(game)
     rows = setup.prepare_rows(game, game.pairs, "pairs", "comparisons")
     return _fit(game, game.workdir / "base", rows, language_model, None, "reward model, base")
 

@@ -228,9 +228,9 @@ def _imitate(
 
 def _ask(rng: np.random.Generator, data: _Training, count: int) -> tuple[np.ndarray, list[Record]]:
     """Draws training responses, and makes their prompts ask for all objectives but one."""
-    drawn = rng.integers(0, len(data.z), count)
+    numbers = rng.integers(0, len(data.z), count)
     targets = ric.online_targets(rng, count, low=data.low, high=data.high)
-    return drawn, [data.record(i, wanted) for i, wanted in zip(drawn, targets, strict=True)]
+    return numbers, [data.record(i, wanted) for i, wanted in zip(numbers, targets, strict=True)]
 
 
 def _questions(
