@@ -102,8 +102,8 @@ def fit(
     params = state.params
     if config.lora is not None:
         params = lora.merge(with_head(base), params, config.lora)
-    pretrained.keep_params(run.workdir / "params", params)
-    return _measure(run, params, better, counts)
+    digest = pretrained.keep_params(run.workdir / "params", params)
+    return _measure(run, params, digest, better, counts)
 
 
 def _objectives(run: Run) -> tuple[str, ...]:
@@ -141,7 +141,9 @@ def _preferences(run: Run, table: np.ndarray, better: np.ndarray) -> dict[str, n
     return values
 
 
-def _measure(run: Run, params: Params, better: np.ndarray, counts: dict[str, int]) -> Fitted:
+def _measure(
+    run: Run, params: Params, digest: str, better: np.ndarray, counts: dict[str, int]
+) -> Fitted:
     """Measures and calibrates the trained reward model; writes ``summary.json``."""
     dataset = run.data.held_out.dataset
     table = _rewards(run, params, better.shape[-1])
@@ -161,7 +163,7 @@ def _measure(run: Run, params: Params, better: np.ndarray, counts: dict[str, int
         "reward_model": {
             "objectives": list(dataset.objectives),
             "tokenizer": run.data.tokenizer.digest,
-            "params": checkpoint.tree_digest(params),
+            "params": digest,
         },
         **counts,
         "receipt": run.data.receipt,
