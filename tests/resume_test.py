@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 
 from alignjax.config.load import load
+from alignjax.runtime.sharding import make_mesh
 from alignjax.stages import data as prepared
+from alignjax.stages.run import Run
 from tests import runs
 
 pytestmark = pytest.mark.slow  # what train_test checks in one process, in whole programs
@@ -169,14 +171,13 @@ def test_a_complete_run_started_again_changes_nothing(clean, compiled):
 
 def test_every_row_is_trained_on_once_an_epoch(clean, tmp_path):
     """The batches follow from data and seed alone, and the oracle's metrics follow it."""
-    from alignjax.stages import learners
-
     config = load(str(runs.ROOT / "tests" / "runs.py"), ["train.steps=0", "train.epochs=2"])
     data = prepared.prepare_data(config, tmp_path)
-    batches = learners.run_batches(config, data.train)
+    batches = Run(config, tmp_path, data, make_mesh(1, 1, 1)).batches()
     used = np.bincount(batches.rows[batches.rows >= 0], minlength=len(data.train.dataset))
     assert used.tolist() == [2] * len(data.train.dataset)
-    again = learners.run_batches(config, prepared.prepare_data(config, tmp_path).train)
+    data = prepared.prepare_data(config, tmp_path)
+    again = Run(config, tmp_path, data, make_mesh(1, 1, 1)).batches()
     np.testing.assert_array_equal(batches.rows, again.rows)
 
 

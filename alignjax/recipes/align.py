@@ -88,7 +88,7 @@ def _align(run: Run, load_reference: Callable[[], Params]) -> dict[str, Any]:
         whole = adapters.whole(run.config, live, params)
         return evaluation.history_line(run, whole, of, start.held_out)
 
-    job = learners.make_job("alignment", run, reference.digest)
+    job = run.job("alignment", reference.digest)
     key = jax.random.key(run.config.train.seed)
     state, counts = offline.fit(job, start.learner, start.feed, key, during)
     return _finish(run, start, state.params, counts)
@@ -99,7 +99,7 @@ def _start(run: Run, load_reference: Callable[[], Params]) -> _Start:
     config, data = run.config, run.data
     params = load_reference()
     reference = Reference(load_reference, checkpoint.tree_digest(params))
-    batches = learners.run_batches(config, data.train)
+    batches = run.batches()
     title, rows = "reference, train", batches.row_count
     ref_logps, choice = references.attach(run, reference, title, trained_rows=rows, params=params)
     ref_held_out = None

@@ -78,8 +78,8 @@ def fit(
     """
     config, names = run.config, _objectives(run)
     base = (load_start or load_language_model)()
-    job = learners.make_job(name, run, checkpoint.tree_digest(base))
-    batches = learners.run_batches(config, run.data.train)
+    job = run.job(name, checkpoint.tree_digest(base))
+    batches = run.batches()
     count = max(1, len(names))
     with_head = functools.partial(reward_head.from_language_model, objectives=count)
     learner = learners.reward_model(

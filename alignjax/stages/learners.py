@@ -1,26 +1,20 @@
-"""From a config to the parts of a training: its network, its batches and its job.
-
-The network is a policy or a reward model, whole or as adapters.
-"""
+"""From a config to what is trained: a policy or a reward model, whole or as adapters."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from alignjax.config import Config
-from alignjax.data.batching import Batches, Bucketed, deal_batches, shuffled
 from alignjax.models import reward_head
 from alignjax.models.logps import response_logps
 from alignjax.models.transformer import init_params
 from alignjax.stages import adapters
-from alignjax.stages.run import Run
 from alignjax.training import optim
-from alignjax.training.job import Job, Learner
+from alignjax.training.job import Learner
 from alignjax.training.step import Apply, Forward, Update, reward_scores, score, with_adapters
 from alignjax.types import Array, Batch, Loss, Metrics, Params, RewardLoss
 
@@ -149,35 +143,3 @@ def over_objectives(
         losses += loss / len(names)
         metrics |= {f"{key}/{name}": value for key, value in one_metrics.items()}
     return losses, metrics
-
-
-def make_job(name: str, run: Run, digest: str, more: dict[str, Any] | None = None) -> Job:
-    """Makes the job of a training: what the loop needs to know between steps.
-
-    Args:
-      name: for messages and the progress bar.
-      run: its folder, devices and ``config.train`` are the job's.
-      digest: of the reference's parameters.
-      more: what else a checkpoint must have been made of to be continued.
-    """
-    identity = {
-        "data": run.data.train.dataset.digest,
-        "tokenizer": run.data.tokenizer.digest,
-        "reference": digest,
-        **(more or {}),
-    }
-    config = run.config
-    return Job(name=name, workdir=run.workdir, mesh=run.mesh, identity=identity, train=config.train)
-
-
-def run_batches(config: Config, rows: Bucketed) -> Batches:
-    """Deals every batch of the run: a function of the rows' lengths, the sizes and the seed."""
-    count = len(rows.dataset)
-    return deal_batches(
-        rows.shapes,
-        rows.assignment,
-        batch_size=config.train.batch_size,
-        order=shuffled(count, config.train.seed),
-        rows=0 if config.train.steps else max(1, round(config.train.epochs * count)),
-        batches=config.train.steps,
-    )

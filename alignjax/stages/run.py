@@ -2,14 +2,16 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from alignjax.config import Config, SamplingConfig
-from alignjax.data.batching import Bucketed
+from alignjax.data.batching import Batches, Bucketed, deal_batches, shuffled
 from alignjax.sampling.generate import Sampling
 from alignjax.stages.data import Prepared
+from alignjax.training.job import Job
 from alignjax.types import Array
 
 
@@ -28,6 +30,41 @@ class Run:
     def on(self, rows: Bucketed) -> "Run":
         """The same run, trained on other rows."""
         return dataclasses.replace(self, data=dataclasses.replace(self.data, train=rows))
+
+    def batches(self) -> Batches:
+        """Deals every batch of the run: a function of the rows' lengths, the sizes and the seed."""
+        train, rows = self.config.train, self.data.train
+        count = len(rows.dataset)
+        return deal_batches(
+            rows.shapes,
+            rows.assignment,
+            batch_size=train.batch_size,
+            order=shuffled(count, train.seed),
+            rows=0 if train.steps else max(1, round(train.epochs * count)),
+            batches=train.steps,
+        )
+
+    def job(self, name: str, reference_digest: str, more: dict[str, Any] | None = None) -> Job:
+        """Makes what the loop needs to know between the steps of a training in the run's folder.
+
+        Args:
+          name: for messages and the progress bar.
+          reference_digest: of the reference's parameters.
+          more: what else a checkpoint must have been made of to be continued.
+        """
+        identity = {
+            "data": self.data.train.dataset.digest,
+            "tokenizer": self.data.tokenizer.digest,
+            "reference": reference_digest,
+            **(more or {}),
+        }
+        return Job(
+            name=name,
+            workdir=self.workdir,
+            mesh=self.mesh,
+            identity=identity,
+            train=self.config.train,
+        )
 
     def sampling(self, settings: SamplingConfig, title: str, key: Array | None = None) -> Sampling:
         """How networks of the run respond.

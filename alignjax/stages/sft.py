@@ -57,8 +57,8 @@ def run_stage(run: Run) -> Callable[[], Params]:
     if sft is None:
         return pretrained.fresh(config.model, config.train.seed, mesh, quantize)
     own = dataclasses.replace(run, config=stage_config(config, sft), workdir=run.workdir / "sft")
-    batches = learners.run_batches(own.config, run.data.train)
-    job = learners.make_job("supervised", own, "none")
+    batches = own.batches()
+    job = own.job("supervised", "none")
 
     def train(scratch: pathlib.Path) -> None:
         fresh = pretrained.fresh(config.model, config.train.seed, mesh)

@@ -97,7 +97,7 @@ def _fit(
     """Trains on the run's rows, in a folder of the round, and returns its summary."""
     config, rows = run.config, run.data.train
     name = f"round {number}: policy"
-    batches = learners.run_batches(config, rows)
+    batches = run.batches()
     ref_logps, choice, base = None, None, None
     if config.reference.mode != "none":
         base = reference.load()
@@ -111,11 +111,8 @@ def _fit(
     )
     del base  # unless steps are given it, its memory is free from here on
     state, counts = offline.fit(
-        learners.make_job(
-            name,
-            dataclasses.replace(run, workdir=folder),
-            reference.digest,
-            {"start": start.digest},
+        dataclasses.replace(run, workdir=folder).job(
+            name, reference.digest, {"start": start.digest}
         ),
         learner,
         Feed(rows.dataset, batches, ref_logps),

@@ -108,7 +108,7 @@ def policy(
       UserError: a hyperparameter is out of its range, or the loss does not fit scored samples;
         the policy gives empty responses; or as `offline.fit`.
     """
-    from alignjax.stages import check, fresh_samples, learners
+    from alignjax.stages import check, fresh_samples
     from alignjax.training import on_policy
 
     _check(samples, normalise, max_empty_fraction)
@@ -135,7 +135,7 @@ def policy(
     run = setting.stage(config, data.train)
     own = dataclasses.replace(run, workdir=run.workdir / name)
     state, _ = on_policy.fit(
-        learners.make_job(name, own, setting.reference.digest, identity),
+        own.job(name, setting.reference.digest, identity),
         learner,
         prompts,
         scalar_score(setting, scored, np.array(preference) * scale, shift),

@@ -85,7 +85,7 @@ def _fit_together(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(root, first + jnp.arange(count))
     own = dataclasses.replace(run, workdir=run.workdir / name)
     state, _ = offline.fit(
-        learners.make_job(name, own, reference.digest, identity),
+        own.job(name, reference.digest, identity),
         dataclasses.replace(learner, load_start=load_starts),
         Feed(rows.dataset, batches),
         keys,

@@ -85,7 +85,7 @@ def fit(
 
     check.check_losses(config, rows)
     run, reference = setting.stage(config, rows), setting.reference
-    batches = learners.run_batches(config, rows)
+    batches = run.batches()
     # Adapters need it as their base anyway, where a table is to be filled too.
     base = None if config.lora is None else reference.load()
     title, rows_seen = f"reference, {name}", batches.row_count
@@ -105,7 +105,7 @@ def fit(
     )
     own = dataclasses.replace(run, workdir=run.workdir / name)
     state, _ = offline.fit(
-        learners.make_job(name, own, reference.digest, {"start": identity}),
+        own.job(name, reference.digest, {"start": identity}),
         learner,
         Feed(rows.dataset, batches, ref_logps),
         jax.random.key(config.train.seed),
