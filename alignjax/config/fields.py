@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from alignjax.errors import UserError
-from alignjax.types import Schedule
 
 
 def plain(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,6 +135,8 @@ def describe(value: Any) -> Any:
     Two configs that train differently describe differently; a closure (an optax schedule, say) is
     described by its name and the values it closes over.
     """
+    from alignjax.types import Schedule  # brings JAX, which importing configs alone must not
+
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no such number
     if value is None or isinstance(value, bool | int | float | str):

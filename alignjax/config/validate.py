@@ -15,7 +15,6 @@ from typing import Any
 from alignjax.config.fields import fits, keywords, sections, takes_function, type_name
 from alignjax.config.ranges import Rule
 from alignjax.errors import UserError, did_you_mean
-from alignjax.types import Schedule
 
 
 def check(config: Any) -> None:
@@ -132,6 +131,8 @@ def check_keywords(function: Callable[..., Any], field: str, later: tuple[str, .
     Raises:
       UserError: names the field, the function and the keyword, with the closest one it takes.
     """
+    from alignjax.types import Schedule  # brings JAX, which importing configs alone must not
+
     plain, args, bound = function, (), {}
     if isinstance(function, functools.partial):
         plain, args, bound = function.func, function.args, function.keywords
