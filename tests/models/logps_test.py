@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignjax.models import transformer
+from alignjax.models import layer, transformer
 from alignjax.models.logps import chunked_logps, response_logps, token_logps
 from alignjax.models.transformer import init_params
 from tests import tiny
@@ -266,7 +266,7 @@ def masks_from_ids(monkeypatch):
 
 
 def responses_see_those_before(monkeypatch):
-    inner = transformer.attend
+    inner = layer.attend
 
     def mutant(query, key, value, mask, **shared):
         if not shared:
@@ -276,7 +276,7 @@ def responses_see_those_before(monkeypatch):
         mask = jnp.tril(jnp.ones((k * t, k * t), bool))
         return inner(query, key, value, mask, **shared).reshape(b, k, t, *query.shape[3:])
 
-    monkeypatch.setattr(transformer, "attend", mutant)
+    monkeypatch.setattr(layer, "attend", mutant)
 
 
 def responses_one_position_late(monkeypatch):
@@ -290,18 +290,18 @@ def responses_one_position_late(monkeypatch):
 
 
 def responses_see_prompt_padding(monkeypatch):
-    inner = transformer.attend
+    inner = layer.attend
 
     def mutant(*args, **shared):
         if "shared_mask" in shared:
             shared["shared_mask"] = jnp.ones_like(shared["shared_mask"])
         return inner(*args, **shared)
 
-    monkeypatch.setattr(transformer, "attend", mutant)
+    monkeypatch.setattr(layer, "attend", mutant)
 
 
 def prompt_sees_its_padding(monkeypatch):
-    inner = transformer.attend
+    inner = layer.attend
 
     def mutant(query, key, value, mask, **shared):
         if (
@@ -310,7 +310,7 @@ def prompt_sees_its_padding(monkeypatch):
             mask = jnp.tril(jnp.ones(mask.shape[-2:], bool))
         return inner(query, key, value, mask, **shared)
 
-    monkeypatch.setattr(transformer, "attend", mutant)
+    monkeypatch.setattr(layer, "attend", mutant)
 
 
 def first_token_from_the_first_response(monkeypatch):

@@ -114,7 +114,9 @@ def test_adapters_of_a_reward_model_have_its_head(reference, tmp_path):
 
 @pytest.mark.slow
 def test_a_reward_model_s_run_is_exported_bit_for_bit(tmp_path):
-    policy = runs.changed("train.steps=3", "sft.steps=1", "data.source.size=120")
+    policy = runs.changed(
+        "train.steps=3", "sft.steps=1", "data.source.size=120", "data.pad_multiple=8"
+    )
     evaluate = dataclasses.replace(policy.evaluate, judge=None)
     config = dataclasses.replace(
         policy, loss=None, reward_loss=bradley_terry.reward_loss, evaluate=evaluate

@@ -47,7 +47,7 @@ def refused(command, folder, each):
 def test_other_code(command, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(runs.ROOT / "alignjax", copy / "alignjax")
-    changed = copy / "alignjax" / "models" / "kl.py"
+    changed = copy / "alignjax" / "models" / "logps.py"
     changed.write_text(changed.read_text() + "# another version\n")
     path = f"{copy}:{runs.ROOT}"
     line = refused(command, tmp_path, [{}, {"PYTHONPATH": path}])

@@ -21,7 +21,7 @@ from alignjax.recipes import align
 from alignjax.runtime import checkpoint, metrics, sharding
 from alignjax.stages import reference
 from alignjax.stages.data import prepare_data
-from alignjax.training import loop, optim
+from alignjax.training import offline, optim
 from alignjax.types import Schedule
 from alignjax.world import sources as world
 from tests import runs
@@ -112,7 +112,7 @@ def test_one_compile_for_each_shape(base):
 
 @pytest.mark.slow
 def test_scoring_compiles_once_for_each_shape(tmp_path):
-    settings = config("data.buckets=2", "model.layers=2")
+    settings = config("data.buckets=2", "data.pad_multiple=8", "model.layers=2")
     data = prepare_data(settings, tmp_path).train
     assert len(data.shapes) == 2
     params = init_params(settings.model, jax.random.key(0))
@@ -346,7 +346,7 @@ def test_more_steps_of_the_first_stage_make_another_reference(stopped, monkeypat
 
 def test_mesh_of_the_config_is_the_mesh_of_the_run(tmp_path, monkeypatch):
     meshes = []
-    monkeypatch.setattr(loop, "fit", lambda job, *rest: meshes.append(job.mesh) or 1 / 0)
+    monkeypatch.setattr(offline, "fit", lambda job, *rest: meshes.append(job.mesh) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         align.run(config(mesh=MeshConfig(data=2, fsdp=2, tensor=2)), tmp_path)
     assert dict(meshes[0].shape) == {"data": 2, "fsdp": 2, "tensor": 2}
