@@ -187,6 +187,24 @@ def test_no_folder_holds_too_many_modules():
         assert len(modules) <= 14 or folder.name == "losses", f"{folder}: {len(modules)} modules"
 
 
+def body_lines(function: ast.FunctionDef) -> int:
+    """Lines of a function after its docstring."""
+    first = function.body[0]
+    has_docstring = ast.get_docstring(function, clean=False) is not None
+    start = first.end_lineno + 1 if has_docstring else first.lineno
+    return function.end_lineno - start + 1
+
+
+def test_modules_and_bodies_are_short():
+    """400 lines a module, about 40 a function's body, as CONTRIBUTING.md says."""
+    for path in package_files().values():
+        source = path.read_text()
+        assert source.count("\n") <= 400, path
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                assert body_lines(node) <= 45, f"{path}:{node.lineno}: {node.name}"
+
+
 def test_no_module_imports_itself_through_others():
     files = package_files()
     graph = {}
