@@ -40,14 +40,15 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def compiled(pytestconfig: pytest.Config) -> dict[str, str]:
     """Environment of programs that tests start: they compile with little optimisation, once.
 
-    What one of them compiled the next ones reuse, whichever process of pytest starts them. All
-    that are compared get the same code.
+    What one of them compiled the next ones reuse, whichever process of pytest starts them, and
+    so do later runs of the tests (``pytest --cache-clear`` forgets it). All that are compared get
+    the same code.
     """
-    top = tmp_path_factory.getbasetemp()
-    folder = (top.parent if "PYTEST_XDIST_WORKER" in os.environ else top) / "compiled"
+    assert pytestconfig.cache is not None
+    folder = pytestconfig.cache.mkdir("compiled")
     return {
         "JAX_COMPILATION_CACHE_DIR": str(folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
