@@ -29,14 +29,27 @@ RESULTS = ROOT / "mutants.jsonl"
 COPIED = ("alignjax", "tests", "configs", "launch", "pyproject.toml", "README.md")
 SECONDS = 300  # a mutant that loops for ever is killed, too
 
-LOSS_TESTS = ("tests/losses/{name}_test.py", "tests/losses/conformance_test.py -k {name}.")
+LOSS_TESTS = (
+    "tests/losses/values_test.py -k {name}",
+    "tests/losses/shared_test.py",
+    "tests/losses/{name}_test.py",
+    "tests/losses/conformance_test.py -k {name}.",
+)
 # Files, and the arguments of pytest that test them, one call after the other.
 MUTATED = {
     "alignjax/losses/*.py": LOSS_TESTS,
     "alignjax/training/step.py": ("tests/training/step_test.py",),
     "alignjax/training/microbatches.py": ("tests/training/step_test.py",),
     "alignjax/training/baseline.py": ("tests/training/step_test.py",),
+    "alignjax/models/transformer.py": (
+        "tests/models/logps_test.py",
+        "tests/models/transformer_test.py",
+    ),
+    "alignjax/models/attention.py": ("tests/models/attention_test.py",),
     "alignjax/data/batching.py": ("tests/data/batching_test.py",),
+    "alignjax/data/records.py": ("tests/data/records_test.py",),
+    "alignjax/data/encode.py": ("tests/data/encode_test.py",),
+    "alignjax/data/tokenizer/*.py": ("tests/data/tokenizer/tokenizer_test.py",),
     "alignjax/runtime/artifacts.py": ("tests/runtime/artifacts_test.py",),
     "alignjax/sampling/*.py": ("tests/sampling/{name}_test.py",),
 }

@@ -75,6 +75,23 @@ def batch(
     )
 
 
+def given(
+    prompt: np.ndarray, prompt_length: Any, response: np.ndarray, response_length: Any = None
+) -> Batch:
+    """A batch of these tokens; without lengths every response fills its row."""
+    b, k, r = response.shape
+    return Batch(
+        prompt=prompt,
+        prompt_length=np.asarray(prompt_length, np.int32),
+        response=response,
+        response_length=np.full((b, k), r, np.int32)
+        if response_length is None
+        else response_length,
+        weight=np.ones(b, np.float32),
+        prompt_id=np.arange(b, dtype=np.int32),
+    )
+
+
 def ragged(k: int = 3, *, b: int = 3, p: int = 7, r: int = 6, seed: int = 0) -> Batch:
     """Prompts of 1 to p tokens, responses of 0 (absent) to r tokens; each row has a response."""
     rng = np.random.default_rng(seed)

@@ -25,12 +25,6 @@ THETA = np.array([0.15, 0.25, 0.2, 0.4])
 ALL_PAIRS = np.array(list(itertools.product(range(V), repeat=2)))
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def centred(x):
     return x - np.mean(x)
 

@@ -11,12 +11,6 @@ from alignjax.losses import dpo, lipo, orpo, plackett_luce, pro, robust_dpo, rrh
 from alignjax.testing import loss_inputs
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def pairs(b=6):
     return np.random.default_rng(0).uniform(-9, 0, (2, b, 2))
 

@@ -5,10 +5,8 @@ Tables of logits on enumerable responses, fitted with the shipped losses
 """
 
 from functools import partial
-from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -24,12 +22,6 @@ RDRO = partial(rdro.loss, desirable_fraction=0.5)
 SIZES = (1_000, 10_000, 100_000)
 SEEDS = 8
 STEPS = 600  # enough: with all of p+ and p- as weights the distance is below 1e-9
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def trained(loss, rows, weight, log_ref=None, baseline=None):
@@ -132,15 +124,9 @@ def unbalanced(**reduction):
     return tv(loss, labelled_rows(), weight, np.log(0.2 * P + 0.8 * M))[0]
 
 
-def test_class_means_lead_to_p_plus_where_the_classes_are_unbalanced():
+def test_class_means_lead_to_p_plus_where_the_classes_are_unbalanced_and_others_do_not():
     assert unbalanced() < 1e-6
-
-
-def test_without_the_reweighting_they_do_not():
-    with mock.patch.object(rdro, "class_weights", lambda batch, *_: jnp.ones(batch.present.shape)):
-        patched = unbalanced()
-    assert patched > 0.1
-    assert patched == pytest.approx(unbalanced(reduction="batch_mean"), rel=1e-6)
+    assert unbalanced(reduction="batch_mean") > 0.1
 
 
 def test_ddro_leads_to_p_plus_and_its_transform_does_not():

@@ -3,26 +3,17 @@
 "Enumerated" tests go over every negative that could be drawn and weigh it by q: they are exact.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from alignjax.losses import dpo, hps, plackett_luce
 from alignjax.testing import loss_inputs
-from alignjax.types import Batch, take_responses
 
 N = 6  # negatives per list
 B = 12
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def lists(seed=0, *, comonotone=False):
@@ -260,65 +251,6 @@ def test_draws_have_the_frequencies_of_eq_9(gamma):
 
     assert p_value(gamma) > 1e-3
     assert p_value(gamma + 0.1) < 1e-3  # and it can tell gammas apart
-
-
-def random_lists(b=64) -> Batch:
-    rng = np.random.default_rng(0)
-    _, batch = loss_inputs(np.zeros((b, 5)), scores=rng.normal(size=(b, 5)))
-    return batch.replace(prompt_id=jnp.asarray(rng.permutation(1000)[:b], jnp.int32))
-
-
-def draw_follows_the_prompt(select):
-    """The same draw in another slot, another batch size, a longer list, and on 8 devices."""
-    batch = random_lists()
-    draw = jax.jit(lambda batch: select(jax.random.key(0), batch, gamma=0.5))
-    drawn = np.asarray(draw(batch).scores)
-    assert len(np.unique(np.argmax(drawn[:, 1:] == np.asarray(batch.scores), axis=1))) > 1
-
-    order = np.random.default_rng(1).permutation(64)
-    moved = draw(jax.tree.map(lambda x: x[order], batch))
-    np.testing.assert_array_equal(moved.scores, drawn[order])
-
-    parts = [
-        draw(jax.tree.map(lambda x, i=i: x[i : i + 16], batch)).scores for i in range(0, 64, 16)
-    ]
-    np.testing.assert_array_equal(np.concatenate(parts), drawn)
-
-    wider = take_responses(batch, jnp.tile(jnp.asarray([0, 1, 2, 3, 4, 0, 0, 0]), (64, 1)))
-    length = wider.response_length.at[:, 5:].set(0)
-    wider = wider.replace(response_length=length)
-    np.testing.assert_array_equal(draw(wider).scores, drawn)
-
-    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:8]), ("data",), axis_types=(AxisType.Auto,))
-    rows = NamedSharding(mesh, PartitionSpec("data"))
-    sharded = draw(jax.device_put(batch, rows))
-    assert len(sharded.scores.sharding.device_set) == 8
-    chex.assert_trees_all_equal(jax.device_get(sharded), jax.device_get(draw(batch)))
-
-
-def test_draw_follows_the_prompt():
-    draw_follows_the_prompt(hps.select)
-
-
-def test_a_draw_by_slot_is_noticed():
-    """The check can fail: with the slot in the place of prompt_id it does."""
-
-    def by_slot(key, batch, *, gamma):
-        slots = jnp.arange(batch.prompt_id.shape[0], dtype=jnp.int32)
-        return hps.select(key, batch.replace(prompt_id=slots), gamma=gamma)
-
-    with pytest.raises(AssertionError):
-        draw_follows_the_prompt(by_slot)
-
-
-def test_another_step_draws_again():
-    batch = random_lists()
-    draws = [
-        np.asarray(hps.select(jax.random.key(seed), batch, gamma=0.0).scores[:, 1])
-        for seed in (0, 0, 1)
-    ]
-    np.testing.assert_array_equal(draws[0], draws[1])
-    assert (draws[0] != draws[2]).mean() > 0.5
 
 
 def step_cost(k, loss, select=None):

@@ -17,12 +17,6 @@ REFERENCE = np.log(RNG.dirichlet(np.ones(5)))
 PAIRS = np.array(list(itertools.permutations(range(5), 2)))
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def expected_loss(logits, main, preference=PREFERENCE):
     """Over the answers of one who compares any two responses by Bradley-Terry on ``main``."""
     policy = jax.nn.log_softmax(logits)

@@ -18,12 +18,6 @@ BETA = 0.25
 SCORES = np.array([0.3, -1.0, 2.0, 0.7])
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def at(loss, ratio, scores=None):
     """The loss at these log-ratios ``[..., K]``."""

@@ -18,12 +18,6 @@ from alignjax.testing import loss_inputs
 N = 7  # responses
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def truth(seed=0):
     """``[N]`` p+ and p-."""
     return np.random.default_rng(seed).dirichlet(np.ones(N), 2)

@@ -221,13 +221,6 @@ def test_a_part_of_a_plan_is_the_same_batches(run):
     assert_same(found, [jax.tree.map(lambda x: x[places], batch) for batch in batches])
 
 
-def test_one_batch_less_or_another_start_is_noticed(run):
-    data, schedule, table, batches = run
-    other = list(read(data, schedule, start=1, ref_logps=table))
-    with pytest.raises(AssertionError):
-        assert_same(other, batches[:-1])
-
-
 def test_reading_fails_when_a_row_does(run):
     data, schedule, *_ = run
     short = Batches(tuple(Shape(1, 1) for _ in schedule.shapes), schedule.shape, schedule.rows)

@@ -1,14 +1,11 @@
 """Records as token rows, and these on disk: content, truncation, damage, dropped rows."""
 
 import concurrent.futures
-import json
 import os
-from functools import partial
 
 import numpy as np
 import pytest
 
-from alignjax.data import encode as encoding
 from alignjax.data import sources, store
 from alignjax.data.encode import encode, enforce
 from alignjax.data.records import DataError, Message, Receipt, Record, check
@@ -134,14 +131,6 @@ def test_what_truncation_makes_identical_is_dropped(tok, tmp_path):
     assert example.responses == (same + "a", " x")
     assert example.scores.tolist() == [[1.0], [3.0]]
     assert receipt.warned["removed_identical_after_truncation"] == 1
-
-
-def test_without_that_rule_identical_rows_get_through(tok, tmp_path, monkeypatch):
-    monkeypatch.setattr(encoding, "_distinct", lambda record, ids: list(range(len(ids))))
-    same = " he said" * 8
-    rows = [Record(id="cut", prompt="number", responses=(same + " fine", same + " 1"))]
-    example = make(rows, tok, tmp_path, response=6)[0]
-    np.testing.assert_array_equal(example.response_ids[0], example.response_ids[1])
 
 
 def test_truncation_of_the_real_file_is_accounted_for(tok, tmp_path, data_dir):
@@ -281,19 +270,3 @@ def test_enforce():
     receipt.kept -= 1
     with pytest.raises(DataError, match="1 of 100 rows were neither kept, held out nor dropped"):
         enforce(receipt, max_drop_fraction=1.0)
-
-
-def test_a_source_that_loses_a_row_is_noticed(tok, tmp_path, monkeypatch):
-    path = tmp_path / "d.jsonl"
-    row = {
-        "question": "q",
-        "answer_matching_behavior": " Yes",
-        "answer_not_matching_behavior": " No",
-    }
-    path.write_text("".join(json.dumps({**row, "question": f"q{i}"}) + "\n" for i in range(3)))
-    receipt = Receipt()
-    source = partial(sources.persona, path=str(path))
-    rows = [row for row in check(source(receipt), receipt) if row.prompt != "q1"]
-    make(rows, tok, tmp_path, receipt=receipt)
-    with pytest.raises(DataError, match="1 of 3 rows were neither"):
-        enforce(receipt, max_drop_fraction=0.5)

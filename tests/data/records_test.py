@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from alignjax.data import records, splits
+from alignjax.data import splits
 from alignjax.data.records import DataError, Message, Receipt, Record, check
 
 
@@ -49,13 +49,6 @@ def test_useless_rows_are_dropped_by_reason(row, reason):
     assert [r.id for r in kept] == ["before"]
     assert receipt.dropped == {reason: 1}
     assert receipt.ids[reason] == ["x"]
-
-
-def test_without_the_check_of_content_an_empty_response_gets_through(monkeypatch):
-    monkeypatch.setattr(records, "_usable", lambda record, receipt: (record, ""))
-    kept, receipt = run(pair("x", chosen=""))
-    assert len(kept) == 1
-    assert not receipt.dropped
 
 
 def test_lists_lose_single_responses_and_stay_lists():

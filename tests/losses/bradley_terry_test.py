@@ -1,6 +1,4 @@
-"""Comparisons against NumPy in float64; which pair a select keeps or draws, and which it voids."""
-
-import functools
+"""The metrics of a reward model; which pair a select keeps or draws, and which it voids."""
 
 import jax
 import jax.numpy as jnp
@@ -10,48 +8,7 @@ import scipy.stats
 
 from alignjax.losses import bradley_terry, dpo, hps
 from alignjax.testing import loss_inputs
-from tests.losses import checks, golden
-
-
-def comparisons(reward, scores, margin=0.0):
-    """Mean of -log sigma(r_w - r_l - m) over the pairs of different scores."""
-    k = range(len(scores))
-    pairs = [(w, j) for w in k for j in k if scores[w] > scores[j]]
-    return np.mean([np.log1p(np.exp(reward[j] - reward[w] + margin)) for w, j in pairs])
-
-
-def test_values_and_gradients():
-    case = golden.rows(4)
-    case["scores"][:, 3] = case["scores"][:, 0]  # a tie is no comparison
-    golden.check(
-        functools.partial(bradley_terry.loss, beta=0.3),
-        lambda p, r, _, s: comparisons(0.3 * (p - r), s),
-        case,
-    )
-    golden.check(
-        checks.of_scores(functools.partial(bradley_terry.reward_loss, margin=0.7)),
-        lambda p, r, _, s: comparisons(p, s, 0.7),
-        case,
-    )
-
-
-def test_two_responses_are_dpo():
-    case = golden.rows(2)
-    order = np.argsort(-case["scores"], axis=1)
-    pair = (np.take_along_axis(case[x], order, 1) for x in ("policy", "reference"))
-    wanted = dpo.loss(*loss_inputs(*pair))[0]
-    np.testing.assert_allclose(bradley_terry.loss(*loss_inputs(**case))[0], wanted, rtol=1e-5)
-
-
-@pytest.mark.parametrize("loss", [bradley_terry.loss, checks.of_scores(bradley_terry.reward_loss)])
-def test_without_scores_the_first_of_a_pair_was_chosen(loss):
-    case = golden.rows(2)
-    case["scores"] = np.tile([2.0, -1.0], (8, 1))
-    scored = loss(*loss_inputs(**case))
-    case["scores"] = None
-    checks.chex.assert_trees_all_equal(loss(*loss_inputs(**case)), scored)
-    with pytest.raises(ValueError, match=r"bradley_terry\..*loss needs `scores` to order K=3"):
-        loss(*loss_inputs(np.zeros((1, 3)), np.zeros((1, 3))))
+from tests.losses import checks
 
 
 def test_metrics_of_a_reward_model():
@@ -113,22 +70,6 @@ def test_random_pairs_are_ordered_and_equally_likely():
         pair.weight.reshape(4, n).T, np.tile([1.0, 1.0, 0.0, 0.0], (n, 1))
     )
     np.testing.assert_array_equal(pair.scores[n : 2 * n], np.tile([1.0, 0.0], (n, 1)))
-
-
-def test_random_pairs_follow_the_prompt_and_the_key():
-    rng = np.random.default_rng(0)
-    _, batch = loss_inputs(np.zeros((64, 5)), scores=rng.normal(size=(64, 5)))
-    batch = batch.replace(prompt_id=jnp.asarray(rng.permutation(1000)[:64], jnp.int32))
-    draw = jax.jit(bradley_terry.select_random)
-    drawn = np.asarray(draw(jax.random.key(0), batch).scores)
-    order = rng.permutation(64)
-    moved = draw(jax.random.key(0), jax.tree.map(lambda x: x[order], batch))
-    np.testing.assert_array_equal(moved.scores, drawn[order])
-    wide = jax.tree.map(lambda x: jnp.concatenate([x, x], 1) if x.ndim > 1 else x, batch)
-    wide = wide.replace(response_length=wide.response_length.at[:, 5:].set(0), prompt=batch.prompt)
-    np.testing.assert_array_equal(draw(jax.random.key(0), wide).scores, drawn)
-    other = np.asarray(draw(jax.random.key(1), batch).scores)
-    assert (other != drawn).any(axis=1).mean() > 0.5
 
 
 def test_hps_says_that_a_pair_of_extremes_was_not_drawn():

@@ -8,7 +8,6 @@ import pytest
 
 from alignjax.models.logps import exact_kl, response_logps
 from alignjax.models.transformer import Transformer, unembedding
-from alignjax.types import Batch
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
@@ -46,14 +45,7 @@ def test_its_mean_is_the_divergence_between_the_two_distributions_over_responses
     config = tiny.model(vocab_size=4)
     ours, theirs = (tiny.params(config, seed=i) for i in (0, 1))
     responses = np.array(list(itertools.product(range(4), repeat=3)), np.int32)[None]
-    batch = Batch(
-        prompt=np.array([[1, 2]], np.int32),
-        prompt_length=np.array([2], np.int32),
-        response=responses,
-        response_length=np.full((1, 64), 3, np.int32),
-        weight=np.ones(1, np.float32),
-        prompt_id=np.zeros(1, np.int32),
-    )
+    batch = tiny.given(np.array([[1, 2]], np.int32), [2], responses)
     p = np.asarray(response_logps(ours, batch, config=config)[0], float)
     q, inner = (np.asarray(x[0], float) for x in exact_kl(ours, theirs, batch, config=config))
     truth = (np.exp(p) * (p - q)).sum()

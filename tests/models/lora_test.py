@@ -28,6 +28,7 @@ from alignjax.training.step import (
     with_adapters,
 )
 from tests import tiny
+from tests.oracles import jaxprs
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
 
@@ -136,17 +137,8 @@ def test_dropout_keeps_the_mean_and_depends_on_the_row_alone():
 
 def kernels_written(jaxpr, shapes):
     """Matrix products in a program whose result has the shape of a kernel."""
-    found = 0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            found += eqn.outvars[0].aval.shape in shapes
-        for inner in jax.tree.leaves(
-            list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
-        ):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                found += kernels_written(inner, shapes)
-    return found
+    products = (x for x in jaxprs.equations(jaxpr) if x.primitive.name == "dot_general")
+    return sum(x.outvars[0].aval.shape in shapes for x in products)
 
 
 def test_no_gradient_of_a_targeted_kernel_is_formed():

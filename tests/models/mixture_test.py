@@ -14,7 +14,6 @@ from alignjax.models.logps import exact_kl, token_logps
 from alignjax.models.mixture import mix
 from alignjax.sampling.beam import beam_search
 from alignjax.sampling.decode import sample
-from alignjax.types import Batch
 from tests import tiny
 
 VOCAB, R, DRAWS = 4, 3, 4000
@@ -22,6 +21,7 @@ NEVER = VOCAB  # an end-of-sequence that no network knows: all responses have R 
 CONFIG = tiny.model(vocab_size=VOCAB, logits_chunk=2, logit_softcap=3.0)
 ALL = np.array(list(itertools.product(range(VOCAB), repeat=R)), np.int32)
 ROWS = (np.array([[1, 3, 2]], np.int32), np.array([3], np.int32), np.array([7], np.int32))
+EVERYTHING = tiny.given(*ROWS[:2], ALL[None])
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
 
@@ -37,22 +37,11 @@ def draw(params, samples=DRAWS, **changes):
     return jax.device_get(found)
 
 
-def everything():
-    return Batch(
-        prompt=ROWS[0],
-        prompt_length=ROWS[1],
-        response=ALL[None],
-        response_length=np.full((1, len(ALL)), R, np.int32),
-        weight=np.ones(1, np.float32),
-        prompt_id=ROWS[2],
-    )
-
-
 @pytest.fixture(scope="module")
 def tokens(policies):
     """``[M, responses, R, VOCAB]``: each policy's log-probabilities after every beginning."""
     score = jax.jit(token_logps, static_argnames="config", compiler_options=tiny.FAST)
-    chosen = [np.asarray(score(p, everything(), config=CONFIG)[0], np.float64) for p in policies]
+    chosen = [np.asarray(score(p, EVERYTHING, config=CONFIG)[0], np.float64) for p in policies]
     number = {tuple(ids): i for i, ids in enumerate(ALL.tolist())}
 
     def after(logps, ids, t):  # of every id in place t, the beginning as it is
@@ -125,7 +114,7 @@ def test_beams_search_the_mixture(policies, tokens):
 def test_its_divergence_is_that_of_the_mixture(policies, tokens):
     """Over all responses, the mean of the divergences along them is the whole one."""
     nats = nats_of_mixture(tokens, (0.7, 0.3))
-    _, along = exact_kl(mix(policies, (0.7, 0.3)), policies[1], everything(), config=CONFIG)
+    _, along = exact_kl(mix(policies, (0.7, 0.3)), policies[1], EVERYTHING, config=CONFIG)
     wanted = np.sum(np.exp(nats) * (nats - nats_of_mixture(tokens, (0.0, 1.0))))
     assert np.sum(np.exp(nats) * np.asarray(along[0])) == pytest.approx(wanted, abs=1e-4)
 

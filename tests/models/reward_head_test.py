@@ -72,17 +72,6 @@ def test_absent_responses_score_0_and_padding_is_not_read():
     assert (changed[batch.present] != found[batch.present]).all()
 
 
-def test_scores_do_not_depend_on_what_stands_beside_a_response():
-    params, batch = reward_params(CONFIG), tiny.ragged(3)
-    found = np.asarray(fast(CONFIG)(params, batch))
-    for j in range(3):
-        alone = batch.replace(
-            response=batch.response[:, j : j + 1],
-            response_length=batch.response_length[:, j : j + 1],
-        )
-        np.testing.assert_allclose(fast(CONFIG)(params, alone)[:, 0], found[:, j], rtol=1e-5)
-
-
 def test_sharded_scores_equal_those_of_one_device():
     params, batch = reward_params(CONFIG, 2), tiny.ragged(2, b=4)
     mesh = sharding.make_mesh(2, 2, 2)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from alignjax.errors import UserError
-from alignjax.models import transformer
 from alignjax.models.config import ModelConfig, RopeScaling
 from alignjax.models.logps import response_logps, token_logps
 from alignjax.models.transformer import Transformer, init_params, unembedding
@@ -268,21 +267,6 @@ def test_decoding_token_by_token_equals_one_pass(changes):
     whole, steps = both(params)
     real = np.arange(batch.response.shape[2]) < batch.response_length[..., None]
     np.testing.assert_allclose(whole[real], steps[real], atol=1e-5)
-
-
-def test_decoding_one_position_late_is_noticed(monkeypatch):
-    config = tiny.model()
-    batch = tiny.ragged(3)
-    params = tiny.params(config)
-    angles = transformer.Transformer._angles
-    wanted = decoded(params, config, batch)
-    monkeypatch.setattr(
-        transformer.Transformer,
-        "_angles",
-        lambda self, position: angles(self, position + (position.shape[1] == 3)),  # K = 3
-    )
-    real = np.arange(batch.response.shape[2]) < batch.response_length[..., None]
-    assert np.abs(decoded(params, config, batch)[real] - wanted[real]).max() > 1e-3
 
 
 @pytest.mark.parametrize("family", [MISTRAL, GEMMA_2, GEMMA_3], ids=["mistral", "gemma2", "gemma3"])

@@ -116,6 +116,12 @@ def test_without_libtpu_it_says_how_to_install(monkeypatch):
         chips.find_machine("v5e:2x2")
 
 
+def measurement(**changes):
+    names = ("arguments", "output", "temporary", "flops", "moved", "limit", "total")
+    ones = dict.fromkeys(names, 1.0)
+    return measure.Measurement(**{**ones, "collectives": {}, "compile_seconds": 0.0, **changes})
+
+
 @pytest.fixture
 def too_large(monkeypatch):
     """Programs of three, two and half a chip's memory, one after another; and their options."""
@@ -124,14 +130,7 @@ def too_large(monkeypatch):
     def measured(function, *args, on, **static):
         total = next(sizes) * on.chip.memory
         seen.append((args, static))
-        return measure.Measurement(
-            **dict.fromkeys(("arguments", "output", "temporary", "flops", "moved"), 1.0),
-            fits=total <= on.chip.memory,
-            limit=on.chip.memory,
-            total=total,
-            collectives={},
-            compile_seconds=0.0,
-        )
+        return measurement(fits=total <= on.chip.memory, limit=on.chip.memory, total=total)
 
     monkeypatch.setattr(measure, "measure_program", measured)
     return seen
@@ -162,15 +161,7 @@ def test_sampling_that_does_not_fit_gathers_less_then_draws_less_at_once(too_lar
 def test_a_sweep_ranks_what_fits_by_time(monkeypatch):
     def measured(function, *args, on, **static):
         rows = args[2].prompt.sharding.mesh.shape
-        return measure.Measurement(
-            **dict.fromkeys(("arguments", "output", "temporary", "moved"), 1.0),
-            fits=rows["tensor"] == 1,
-            limit=1.0,
-            total=1.0,
-            flops=1e12 * rows["fsdp"],
-            collectives={},
-            compile_seconds=0.0,
-        )
+        return measurement(fits=rows["tensor"] == 1, flops=1e12 * rows["fsdp"])
 
     monkeypatch.setattr(measure, "measure_program", measured)
     found = plan.run(config(), "h100:4", sweep=True)["plans"]

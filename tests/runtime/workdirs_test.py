@@ -1,6 +1,5 @@
 """The run's folder: one owner, one config, whole JSON files."""
 
-import fcntl
 import json
 import os
 import platform
@@ -24,12 +23,6 @@ def test_a_folder_has_one_owner(tmp_path):
         pass
     with workdirs.owned(folder):  # free again
         assert (folder / ".lock").read_text() == owner
-
-
-def test_without_the_lock_two_runs_share_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(fcntl, "flock", lambda *a: None)
-    with workdirs.owned(tmp_path), workdirs.owned(tmp_path):
-        pass
 
 
 def test_an_owner_that_died_keeps_nobody_out(tmp_path):

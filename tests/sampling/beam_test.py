@@ -13,7 +13,6 @@ from alignjax.models.logps import token_logps
 from alignjax.models.transformer import Transformer
 from alignjax.runtime.sharding import make_mesh, put_rows, shard_tree
 from alignjax.sampling.beam import beam_search
-from alignjax.types import Batch
 from tests import tiny
 
 VOCAB, EOS, R = 5, 2, 4
@@ -39,14 +38,7 @@ def rows():
 def nats(params, rows):
     """``{ids: log-probability}`` for every beginning of a response to each prompt."""
     everything = np.broadcast_to(ALL, (4, *ALL.shape))
-    batch = Batch(
-        prompt=rows[0],
-        prompt_length=np.maximum(rows[1], 1),
-        response=everything,
-        response_length=np.full(everything.shape[:2], R, np.int32),
-        weight=np.ones(4, np.float32),
-        prompt_id=np.arange(4, dtype=np.int32),
-    )
+    batch = tiny.given(rows[0], np.maximum(rows[1], 1), everything)
     score = jax.jit(functools.partial(token_logps, config=CONFIG), compiler_options=tiny.FAST)
     found = np.asarray(score(params, batch), np.float64).cumsum(axis=-1)
     return [

@@ -18,7 +18,6 @@ from alignjax.runtime import sharding
 from alignjax.runtime.sharding import make_mesh, put_rows, shard_tree
 from alignjax.sampling.decode import decode, prefill, sample
 from alignjax.stages import pretrained
-from alignjax.types import Batch
 from tests import tiny
 from tests.sampling.logits_test import keep_by_loops
 
@@ -71,25 +70,13 @@ def drawn(params):
     return draw(params, prompts())
 
 
-def batch_of(rows, tokens, length):
-    prompt, prompt_length, prompt_id = rows
-    return Batch(
-        prompt=prompt,
-        prompt_length=prompt_length,
-        response=tokens,
-        response_length=length,
-        weight=np.ones(len(prompt), np.float32),
-        prompt_id=prompt_id,
-    )
-
-
 PLAIN = dict(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
 
 
 def test_log_probabilities_are_those_of_the_scorer(params):
     tokens, length, logps = draw(params, prompts(), **PLAIN)
     chex.assert_shape([tokens, length, logps], [(4, 3, R), (4, 3), (4, 3)])
-    wanted = scored(params, batch_of(prompts(), tokens, length))
+    wanted = scored(params, tiny.given(*prompts()[:2], tokens, length))
     np.testing.assert_allclose(logps, wanted, atol=1e-4)
     assert len(np.unique(logps)) == 12
 
@@ -97,7 +84,7 @@ def test_log_probabilities_are_those_of_the_scorer(params):
 def test_what_is_cut_or_flattened_does_not_change_the_log_probabilities(params, drawn):
     """Under the policy itself: temperature 1, nothing cut, nothing penalised."""
     tokens, length, logps = drawn
-    wanted = scored(params, batch_of(prompts(), tokens, length))
+    wanted = scored(params, tiny.given(*prompts()[:2], tokens, length))
     np.testing.assert_allclose(logps, wanted, atol=1e-4)
     assert (tokens != draw(params, prompts(), **PLAIN)[0]).any()
 
@@ -106,7 +93,7 @@ def test_in_bfloat16_they_are_the_scorer_s_up_to_its_rounding(params):
     """A token's state has 8 bits: nats of R tokens differ by R times the last of them, at most."""
     half = dataclasses.replace(CONFIG, dtype="bfloat16")
     tokens, length, logps = draw(params, prompts(), config=half, **PLAIN)
-    batch = batch_of(prompts(), tokens, length)
+    batch = tiny.given(*prompts()[:2], tokens, length)
     wanted = jax.jit(response_logps, static_argnames="config")(params, batch, config=half)
     assert logps.dtype == np.float32
     np.testing.assert_allclose(logps, wanted, atol=R * 2**-6)
@@ -276,7 +263,7 @@ def test_frequencies_are_those_of_the_network(params):
     """3,200 first tokens against the network's distribution: chi-square, fixed seed."""
     rows = prompts((4,), p=4)
     tokens, _, _ = draw(params, rows, samples=3200, max_new_tokens=1, **PLAIN)
-    everything = batch_of(rows, np.arange(64, dtype=np.int32).reshape(1, 64, 1), np.ones((1, 64)))
+    everything = tiny.given(*rows[:2], np.arange(64, dtype=np.int32).reshape(1, 64, 1))
     probability = np.exp(scored(params, everything)[0])
     counts = np.bincount(tokens.ravel(), minlength=64)
 
@@ -306,7 +293,7 @@ def test_one_compile_for_each_shape(params):
 def test_ids_that_are_cut_are_never_drawn(params, cut):
     rows = prompts((4,), p=4)
     tokens, _, _ = draw(params, rows, samples=500, max_new_tokens=1, **{**PLAIN, **cut})
-    everything = batch_of(rows, np.arange(64, dtype=np.int32).reshape(1, 64, 1), np.ones((1, 64)))
+    everything = tiny.given(*rows[:2], np.arange(64, dtype=np.int32).reshape(1, 64, 1))
     logits = np.asarray(scored(params, everything)[0], np.float64)
     assert set(tokens.ravel()) == set(np.flatnonzero(keep_by_loops(logits, **cut)))
 

@@ -47,15 +47,15 @@ def chi_square_bound(degrees):
     return degrees * (1 - 2 / (9 * degrees) + 4.75 * math.sqrt(2 / (9 * degrees))) ** 3
 
 
-def chi_square(counts, probabilities):
-    """The statistic and its bound; rare outcomes are pooled so that each is expected 5 times."""
+def follow(counts, probabilities):
+    """Whether they do by chi-square; rare outcomes are pooled so that each is expected 5 times."""
     expected = counts.sum() * probabilities
     common = expected >= 5
     observed = np.append(counts[common], counts[~common].sum())
     expected = np.append(expected[common], expected[~common].sum())
     observed, expected = observed[expected > 0], expected[expected > 0]
     statistic = float(((observed - expected) ** 2 / expected).sum())
-    return statistic, chi_square_bound(len(expected) - 1)
+    return statistic < chi_square_bound(len(expected) - 1)
 
 
 # The language.
@@ -284,11 +284,9 @@ def test_samples_follow_the_probabilities(alpha):
     counts = np.array([drawn[text] for text in world.enumerate_responses(HARMFUL)], float)
     assert counts.sum() == size  # nothing outside the enumeration
     probabilities = np.exp(world.log_probs(world.World(), HARMFUL, alpha=alpha))
-    statistic, bound = chi_square(counts, probabilities)
-    assert statistic < bound
+    assert follow(counts, probabilities)
     other = np.exp(world.log_probs(world.World(), HARMFUL, alpha=abs(alpha - 0.1)))
-    statistic, bound = chi_square(counts, other)  # the test can tell alpha from alpha - 0.1
-    assert statistic > bound
+    assert not follow(counts, other)  # the test can tell alpha from alpha - 0.1
 
 
 # Preferences.
@@ -379,10 +377,8 @@ def test_pairs_have_the_exact_marginals():
         assert np.exp(exact[side]).sum() == pytest.approx(1, abs=1e-12)
         right = np.bincount(group, weights=np.exp(exact[side]))
         wrong = np.bincount(group, weights=np.exp(exact[1 - side]))
-        statistic, bound = chi_square(counts, right)
-        assert statistic < bound
-        statistic, bound = chi_square(counts, wrong)
-        assert statistic > bound
+        assert follow(counts, right)
+        assert not follow(counts, wrong)
 
 
 def test_marginals_leave_out_identical_pairs():
@@ -467,12 +463,10 @@ def test_unpaired_labels_come_first():
             harm = np.bincount(world_truth.LEVELS[1][chosen], minlength=3).astype(float)
             logs = world.log_probs(world.World(), prompt, alpha=float(label))
             right = np.bincount(world_truth.LEVELS[1], weights=np.exp(logs))
-            statistic, bound = chi_square(harm, right)
-            assert statistic < bound
+            assert follow(harm, right)
             logs = world.log_probs(world.World(), prompt, alpha=1 - float(label))
             wrong = np.bincount(world_truth.LEVELS[1], weights=np.exp(logs))
-            statistic, bound = chi_square(harm, wrong)
-            assert statistic > bound
+            assert not follow(harm, wrong)
 
 
 def test_golden_responses_are_better_than_the_mixture():

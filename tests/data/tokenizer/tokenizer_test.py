@@ -8,7 +8,7 @@ import pytest
 
 from alignjax.data import sources
 from alignjax.data.records import DataError, Message, Receipt, check
-from alignjax.data.tokenizer import kinds, load, training
+from alignjax.data.tokenizer import load, training
 from alignjax.errors import UserError
 
 TEXTS = ["Human: how much is it?\n\nAssistant: It is $5, or 5 €.\n", "你好，世界。 yes  no\t!"] * 20
@@ -105,13 +105,6 @@ def test_one_bos_one_eos_and_the_text_comes_back(all_kinds):
                 assert tok.decode([*ids, *response]) == prompt + text
 
 
-def test_a_space_put_before_responses_would_be_noticed(prepending, monkeypatch):
-    monkeypatch.setattr(kinds, "_without_prefix", lambda node: node)
-    tok = load.load(prepending, eos="</s>")
-    encoded = tok.encode("It is $", ["5"])
-    assert tok.decode([*encoded.prompt_ids, *encoded.response_ids[0]]) == "It is $ 5"
-
-
 def test_every_real_dialogue_comes_back(data_dir, tmp_path):
     path = str(data_dir / "hh_harmless_base_test" / "test.jsonl.gz")
     receipt = Receipt()
@@ -184,13 +177,6 @@ def test_special_token_text_in_data_stays_text(byte_level, sp_path):
     assert encoded.special_text
     assert tok.eos_id not in encoded.prompt_ids
     assert encoded.response_ids[0].tolist().count(tok.eos_id) == 1
-
-
-def test_without_the_stand_ins_the_text_would_become_the_token(byte_level, monkeypatch):
-    tok = load.load(str(byte_level[0]))
-    monkeypatch.setattr(load.Tokenizer, "_hide", lambda self, turns: (turns, []))
-    encoded = tok.encode((Message("user", "hi<|im_end|>"),), ["c"])
-    assert encoded.prompt_ids.tolist().count(tok.eos_id) == 2
 
 
 def test_user_defined_pieces_of_sentencepiece_stay_text_in_data(tmp_path):
