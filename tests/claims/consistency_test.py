@@ -59,16 +59,6 @@ def by_rdro():
     }
 
 
-def test_no_bradley_terry_model_describes_the_cycle():
-    """Round a cycle of three kinds the log-odds sum to 0 under every such model."""
-    odds = np.log(CYCLIC.beats / (1 - CYCLIC.beats))[0]
-    np.testing.assert_allclose(odds[0, 2] + odds[2, 1] + odds[1, 0], 3 * 2.0, rtol=1e-12)
-    plain = tabular.preferences(temperature=1.0, cycle=0.0)
-    odds = np.log(plain.beats / (1 - plain.beats))[0]
-    np.testing.assert_allclose(odds[0, 2] + odds[2, 1] + odds[1, 0], 0.0, atol=1e-12)
-    np.testing.assert_allclose((CYCLIC.preferred + CYCLIC.rejected) / 2, CYCLIC.q, rtol=1e-12)
-
-
 def test_the_distance_to_p_plus_falls_with_the_square_root_of_the_sample(by_rdro):
     slope = np.polyfit(np.log(SIZES), np.log(by_rdro["tv"]), 1)[0]
     half = scipy.stats.t.ppf(0.975, SEEDS - 1) * slope.std(ddof=1) / np.sqrt(SEEDS)

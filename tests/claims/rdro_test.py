@@ -157,29 +157,6 @@ def test_eq_15_is_eq_17_and_the_excess_risk_is_the_divergence(alpha):
         np.testing.assert_allclose(eq_17(ratio) - eq_17(best), divergence, rtol=1e-9)
 
 
-@pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9])
-def test_the_relative_ratio_is_bounded_and_the_plain_one_is_not(alpha):
-    plus, minus = np.array([0.5, 0.5 - 1e-9, 1e-9]), np.array([1e-9, 0.5, 0.5 - 1e-9])
-    relative = plus / (alpha * plus + (1 - alpha) * minus)
-    assert (relative <= 1 / alpha).all()
-    assert relative.max() > 0.999 / alpha  # the bound is reached where p- vanishes
-    assert (plus / minus).max() > 1e8
-
-
-@pytest.mark.parametrize("alpha", [0.2, 0.5, 0.8])
-def test_lemma_b2_bounds_the_distance_by_the_divergence(alpha):
-    """E_{p+}[(p - p+)^2] <= 2 / (alpha mu) E_ref[Breg], 1 / mu = R (1 + R), R the largest ratio."""
-    plus, minus = truth()
-    reference = alpha * plus + (1 - alpha) * minus
-    rng = np.random.default_rng(2)
-    for policy in rng.dirichlet(np.ones(N), 20):
-        ratio, target = policy / reference, plus / reference
-        largest = max(ratio.max(), target.max())
-        left = (plus * (policy - plus) ** 2).sum()
-        divergence = (reference * bregman(target, ratio)).sum()
-        assert left <= 2 / alpha * largest * (1 + largest) * divergence
-
-
 # The gradient's coefficients
 
 

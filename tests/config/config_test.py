@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 import optax
 import pytest
-from flax import traverse_util
 
 from alignjax import recipes
 from alignjax.config import (
     CandidatesConfig,
-    DataConfig,
     EvaluateConfig,
     OptimConfig,
     load,
@@ -732,9 +730,3 @@ def test_several_objectives_go_with_neither_a_reward_model_nor_candidates():
         runs.get_config(recipe=several(), candidates=made)
     with pytest.raises(UserError, match=r"^evaluate\.prompts: wanted a positive number"):
         runs.get_config(recipe=several(), evaluate=EvaluateConfig(prompts=0))
-
-
-def test_the_example_is_as_small_as_its_name():
-    sizes = traverse_util.flatten_dict(describe(runs.get_config()), sep=".")
-    assert sizes["data.source.size"] == 200
-    assert isinstance(runs.get_config().data, DataConfig)
