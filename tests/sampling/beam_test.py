@@ -10,7 +10,6 @@ import pytest
 
 from alignjax.config import SamplingConfig
 from alignjax.models.logps import token_logps
-from alignjax.models.transformer import Transformer
 from alignjax.runtime.sharding import make_mesh, put_rows, shard_tree
 from alignjax.sampling.beam import beam_search
 from tests import tiny
@@ -117,16 +116,7 @@ def test_it_depends_on_neither_the_batch_nor_the_devices(params, rows):
     assert len(programs) == 2
 
 
-def test_it_stops_when_no_beam_can_win_any_more(params, rows, monkeypatch):
-    """Counted by a callback in the network's decoding step."""
-    steps = []
-    inner = Transformer.decode
-
-    def counting(self, token, prompt_length, position, cache):
-        jax.debug.callback(lambda t: steps.append(int(t)), position)
-        return inner(self, token, prompt_length, position, cache)
-
-    monkeypatch.setattr(Transformer, "decode", counting)
+def test_it_stops_when_no_beam_can_win_any_more(params, rows, steps):
     bent = jax.tree.map(np.copy, params)
     bent["embed"]["embedding"][EOS] *= 4.0  # an end that is likely
     some = tuple(x[2:] for x in rows)
