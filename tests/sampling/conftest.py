@@ -12,7 +12,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     inner = Transformer.decode
 
-    def counting(self, token, prompt_length, position, cache):  # type: ignore[no-untyped-def]
+    def counting(self, token, prompt_length, position, cache):
         jax.debug.callback(lambda t: seen.append(int(t)), position)
         return inner(self, token, prompt_length, position, cache)
 
