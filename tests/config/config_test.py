@@ -282,6 +282,22 @@ def test_every_field_refuses_a_wrong_type(path):
         with_leaf(runs.get_config(), path, wrong)
 
 
+def playing(**changes):
+    settings = {"optim": OptimConfig(schedule=optim.constant), **changes}
+    return functools.partial(recipes.play_rounds, game=recipes.RoundsConfig(**settings))
+
+
+def several(**changes):
+    settings = dict(
+        method=supervised.train,
+        scorer=functools.partial(score.judged, judge=world.judge, name=("helpful", "harmless")),
+        names=("helpful", "harmless"),
+        preferences=((1.0, 0.0), (0.5, 0.5)),
+    )
+    objectives = recipes.ObjectivesConfig(**{**settings, **changes})
+    return functools.partial(recipes.trace_front, objectives=objectives)
+
+
 def whole_configs():
     """Configs that between them have every section."""
     scorers = (several().keywords["objectives"].scorer,)
@@ -374,47 +390,58 @@ def test_beams_are_as_many_as_responses_and_nothing_is_drawn():
             runs.changed("evaluate.num_beams=4", f"evaluate.{other}")
 
 
-def test_a_run_trains_a_policy_or_a_reward_model():
-    parts = dict(loss=None, reward_loss=every_type, evaluate=EvaluateConfig())
-    assert runs.get_config(**parts).trained_loss is every_type
+SCORERS = (functools.partial(score.reward_model, path="runs/rm"),)
+CANDIDATES = dict(candidates=CandidatesConfig(scorers=SCORERS))
+REWARD_MODEL = dict(loss=None, reward_loss=every_type, evaluate=EvaluateConfig())
+GAME = dict(reward_loss=apo.reward_loss, recipe=playing())
+FRONT = dict(recipe=several())
+
+
+def test_a_run_trains_a_policy_a_reward_model_or_both():
+    assert runs.get_config(**REWARD_MODEL).trained_loss is every_type
     assert runs.get_config().trained_loss.func is dpo.loss
-    for changes, found in ((dict(loss=None), "none"), (dict(reward_loss=every_type), "both")):
-        with pytest.raises(UserError, match=rf"^loss, reward_loss: wanted one .*, found {found}$"):
-            runs.get_config(**changes)
-    scorers = (functools.partial(score.reward_model, path="runs/rm"),)
-    for field, changes in (
-        ("baseline", dict(baseline=kto.baseline)),
-        ("candidates", dict(candidates=CandidatesConfig(scorers=scorers))),
-        ("evaluate.judge", dict(evaluate=EvaluateConfig(judge=world.judge))),
-        ("evaluate.scorers", dict(evaluate=EvaluateConfig(scorers=scorers))),
-    ):
-        with pytest.raises(UserError, match=rf"^{field}: wanted none with reward_loss"):
-            runs.get_config(**{**parts, **changes})
+    assert runs.get_config(**GAME).trained_loss.func is dpo.loss
 
 
-def test_a_game_has_a_loss_for_each_player():
-    both = dict(reward_loss=apo.reward_loss, recipe=playing())
-    assert runs.get_config(**both).trained_loss.func is dpo.loss
-    for field in ("loss", "reward_loss"):
-        with pytest.raises(UserError, match=rf"^{field}: wanted one with a game, .*, found None$"):
-            runs.get_config(**{**both, field: None})
-    scorers = (functools.partial(score.reward_model, path="runs/rm"),)
-    for field, value in (
-        ("candidates", CandidatesConfig(scorers=scorers)),
-        ("lora", LoraConfig(rank=2)),
-    ):
-        with pytest.raises(UserError, match=rf"^{field}: wanted none with a game"):
-            runs.get_config(**both, **{field: value})
-    message = r"^recipe\.game\.golden\.sise: .*golden takes no such keyword"
-    with pytest.raises(UserError, match=message):
-        runs.get_config(
-            **{**both, "recipe": playing(golden=functools.partial(world.golden, sise=1))}
-        )
-
-
-def playing(**changes):
-    settings = {"optim": OptimConfig(schedule=optim.constant), **changes}
-    return functools.partial(recipes.play_rounds, game=recipes.RoundsConfig(**settings))
+@pytest.mark.parametrize(
+    ("parts", "changes", "message"),
+    [
+        ({}, dict(loss=None), r"loss, reward_loss: wanted one .*, found none$"),
+        ({}, dict(reward_loss=every_type), r"loss, reward_loss: wanted one .*, found both$"),
+        *(
+            (REWARD_MODEL, changes, rf"{field}: wanted none with reward_loss")
+            for field, changes in (
+                ("baseline", dict(baseline=kto.baseline)),
+                ("candidates", CANDIDATES),
+                (r"evaluate\.judge", dict(evaluate=EvaluateConfig(judge=world.judge))),
+                (r"evaluate\.scorers", dict(evaluate=EvaluateConfig(scorers=SCORERS))),
+            )
+        ),
+        (GAME, dict(loss=None), "loss: wanted one with a game, .*, found None$"),
+        (GAME, dict(reward_loss=None), "reward_loss: wanted one with a game, .*, found None$"),
+        (GAME, CANDIDATES, "candidates: wanted none with a game"),
+        (GAME, dict(lora=LoraConfig(rank=2)), "lora: wanted none with a game"),
+        (
+            GAME,
+            dict(recipe=playing(golden=functools.partial(world.golden, sise=1))),
+            r"recipe\.game\.golden\.sise: .*golden takes no such keyword",
+        ),
+        (
+            FRONT,
+            REWARD_MODEL | dict(reward_loss=bradley_terry.reward_loss),
+            "loss: wanted one, which the method trains with",
+        ),
+        (FRONT, CANDIDATES, "candidates: wanted none with objectives"),
+        (
+            FRONT,
+            dict(evaluate=EvaluateConfig(prompts=0)),
+            r"evaluate\.prompts: wanted a positive number",
+        ),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(parts, changes, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        runs.get_config(**{**parts, **changes})
 
 
 def test_a_section_is_reached_through_its_recipe():
@@ -672,17 +699,6 @@ def test_a_config_imports_the_files_beside_it_and_no_others(tmp_path):
     assert sys.path == before
 
 
-def several(**changes):
-    settings = dict(
-        method=supervised.train,
-        scorer=functools.partial(score.judged, judge=world.judge, name=("helpful", "harmless")),
-        names=("helpful", "harmless"),
-        preferences=((1.0, 0.0), (0.5, 0.5)),
-    )
-    objectives = recipes.ObjectivesConfig(**{**settings, **changes})
-    return functools.partial(recipes.trace_front, objectives=objectives)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -704,18 +720,3 @@ def test_several_objectives_that_do_not_fit_each_other_are_refused(changes, mess
     assert runs.get_config(recipe=several()).recipe is not None
     with pytest.raises(UserError, match=rf"^recipe\.objectives\.{message}"):
         runs.get_config(recipe=several(**changes))
-
-
-def test_several_objectives_go_with_neither_a_reward_model_nor_candidates():
-    with pytest.raises(UserError, match=r"^loss: wanted one, which the method trains with"):
-        runs.get_config(
-            loss=None,
-            reward_loss=bradley_terry.reward_loss,
-            recipe=several(),
-            evaluate=EvaluateConfig(),
-        )
-    made = CandidatesConfig(scorers=(several().keywords["objectives"].scorer,))
-    with pytest.raises(UserError, match=r"^candidates: wanted none with objectives"):
-        runs.get_config(recipe=several(), candidates=made)
-    with pytest.raises(UserError, match=r"^evaluate\.prompts: wanted a positive number"):
-        runs.get_config(recipe=several(), evaluate=EvaluateConfig(prompts=0))
