@@ -13,12 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import parameterized
 
 import alignjax.losses
 from alignjax.losses import bradley_terry, dpo, plackett_luce
@@ -75,19 +73,6 @@ def test_conformance(check, name):
 def test_reward_losses_are_found():
     files = ("apo", "bradley_terry", "plackett_luce")
     assert {f"{name}.reward_loss" for name in files} | {"apo.reward_loss_diff"} <= set(LOSSES)
-
-
-class Variants(chex.TestCase):
-    """With and without jit one and the same numbers."""
-
-    @chex.variants(with_jit=True, without_jit=True)
-    @parameterized.named_parameters((name, name) for name in LOSSES)
-    def test_value(self, name):
-        case = checks.largest(RUNS[name])
-        losses, metrics, *_ = checks.compiled(RUNS[name])(*case)
-        chex.assert_trees_all_close(
-            self.variant(RUNS[name])(*case), (losses, metrics), rtol=1e-5, atol=1e-6
-        )
 
 
 # Mutants: each breaks one property that a hand-written loss easily breaks.

@@ -254,7 +254,7 @@ def ddro_formula(transform, x):
 
 
 def sft_formula(x):
-    nll = -x.policy.sum()
+    nll = -(x.policy * (x.length > 0)).sum()
     metrics = {"nll": nll / max((x.length > 0).sum(), 1)}
     return metrics["nll"], metrics | {"nll_per_token": nll / max(x.length.sum(), 1)}
 
