@@ -1,25 +1,35 @@
 """The divergence along samples: against every position by hand, and against the whole truth."""
 
+import functools
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignjax.models.logps import exact_kl, response_logps
+from alignjax.models import logps
 from alignjax.models.transformer import Transformer, unembedding
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
 CONFIG = tiny.model(logits_chunk=4)
 
+exact_kl = jax.jit(logps.exact_kl, static_argnames="config")
+response_logps = logps.score_responses
 
-def distributions(params, batch, config):
-    """``[B, K, R, vocab]`` log-probabilities at every position, in float64."""
+
+@functools.partial(jax.jit, static_argnums=2)
+def logits_of(params, batch, config):
     hidden = Transformer(config).apply(
         {"params": params}, batch.prompt, batch.prompt_length, batch.response
     )
-    logits = np.asarray(jnp.einsum("bkrd,vd->bkrv", hidden, unembedding(params, config)), float)
+    return jnp.einsum("bkrd,vd->bkrv", hidden, unembedding(params, config))
+
+
+def distributions(params, batch, config):
+    """``[B, K, R, vocab]`` log-probabilities at every position, in float64."""
+    logits = np.asarray(logits_of(params, batch, config), float)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
