@@ -88,7 +88,7 @@ class Meter:
     def state(self) -> dict[str, Any]:
         """Gives the sums since the last line, as JSON data, for a checkpoint.
 
-        With it, a line that spans a stop equals that of a run without the stop, save for the
+        With it, a line that spans a stop equals that of a run without the stop, but for the
         throughput, which counts the time since the restart.
         """
         return {
