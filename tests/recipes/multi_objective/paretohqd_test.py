@@ -182,7 +182,7 @@ def test_whole_networks_are_trained_where_there_are_no_adapters(setting, tmp_pat
 def test_centred_scores_are_what_is_above_the_mean_of_a_prompt():
     table = np.array([[1.0, 2.0], [3.0, 2.0], [5.0, 0.0]])
     rows = Rows(("b", "a", "b"), ("", "", ""), ("", "", ""), table)
-    np.testing.assert_array_equal(method._centred(rows), [[-2, 1], [0, 0], [2, -1]])
+    np.testing.assert_array_equal(method._centre(rows), [[-2, 1], [0, 0], [2, -1]])
 
 
 def test_representatives_are_each_objective_alone_and_the_balanced_one():

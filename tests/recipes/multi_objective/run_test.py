@@ -299,7 +299,7 @@ def test_a_truth_of_another_shape_is_refused(base, tmp_path):
 def test_the_rule_of_collapse_reads_the_tokenizers_tokens(base, setting):
     said = [" aaaaaaaaaaaaaaaaaaaaaaaaaaaa", " How do I clean the hat on a tight budget?", " a"]
     samples = [generate.Sample("", text, 9, True, 0.0, 0.0, 0.0) for text in said]
-    found = recipe._collapsed(setting.run.data.tokenizer, samples)
+    found = recipe._collapsed_share(setting.run.data.tokenizer, samples)
     ids = [setting.run.data.tokenizer.encode_text(text, False) for text in said]
     assert found == np.mean([fronts.is_collapsed(x) for x in ids])
     assert 0 < found < 1
