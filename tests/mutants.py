@@ -45,6 +45,7 @@ MUTATED = {
         "tests/models/logps_test.py",
         "tests/models/transformer_test.py",
     ),
+    "alignjax/models/layer.py": ("tests/models/logps_test.py",),
     "alignjax/models/attention.py": ("tests/models/attention_test.py",),
     "alignjax/data/batching.py": ("tests/data/batching_test.py",),
     "alignjax/data/records.py": ("tests/data/records_test.py",),
