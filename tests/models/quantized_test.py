@@ -192,7 +192,7 @@ def test_a_step_never_holds_the_kernels_of_all_layers():
 
     program = jax.make_jaxpr(step_of(model, config))(state, coded, pairs())
     assert stacked_floats(program.jaxpr, shapes) == []
-    assert stacked_floats(jax.make_jaxpr(quantized.decoded)(coded).jaxpr, shapes) != []
+    assert stacked_floats(jax.make_jaxpr(quantized.decode_params)(coded).jaxpr, shapes) != []
 
 
 @pytest.mark.slow
