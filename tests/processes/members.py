@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from tests import runs
 
 MEMBER = [sys.executable, "-m", "tests.processes.member"]
-SECONDS = 240  # until all are killed; on a machine with much else to do
+SECONDS = 480  # until all are killed; on a machine with much else to do
 
 
 def free_port() -> int:

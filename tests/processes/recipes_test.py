@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from functools import partial
 
 import pytest
@@ -20,18 +21,24 @@ from alignjax.runtime import metrics
 from alignjax.training import optim
 from alignjax.world import sources as world
 from tests import runs
-from tests.processes.runs_test import arguments, launch, read
+from tests.processes import members
+from tests.processes.runs_test import read
 from tests.recipes import reward_model_test
 from tests.recipes.multi_objective import morlhf_test, paretohqd_test
 
 pytestmark = [pytest.mark.usefixtures("compiled_here"), pytest.mark.slow]
 
-CONFIG = """
+# Both processes do all recipes one after the other: most of what a run costs them is to begin.
+SCRIPT = """
+    import pathlib, sys
+
+    from alignjax import recipes
+    from alignjax.runtime import distributed
     from tests.processes import recipes_test
 
-
-    def get_config():
-        return recipes_test.{name}()
+    distributed.start()
+    for make in recipes_test.CONFIGS:
+        recipes.run_config(make(), pathlib.Path(sys.argv[1]) / make.__name__)
 """
 # Two processes add float32 numbers in another order, and what trains on what was sampled and
 # scored builds on it; log-probabilities of whole responses are of order 300 nats.
@@ -91,12 +98,17 @@ def reward_model():
     return reward_model_test.config("mesh.fsdp=2", "train.steps=2")
 
 
-def by_two(name, folder, compiled):
-    """What two processes leave of that config."""
-    config = runs.write(folder / "config.py", CONFIG.format(name=name))
-    done = launch(2, 1, *arguments(folder / "two", config), **compiled)
-    assert done.returncode == 0, done.stderr
-    return folder / "two"
+CONFIGS = (game, reward_model, front, soup)
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory, compiled):
+    """The folder in which two processes left what each config makes, by its name."""
+    folder = tmp_path_factory.mktemp("two")
+    command = [sys.executable, str(runs.write(folder / "script.py", SCRIPT)), str(folder)]
+    codes, output = members.start(folder, [{}, {}], command, ALIGNJAX_LOST_AFTER="60", **compiled)
+    assert codes == [0, 0], output
+    return folder
 
 
 def differences(mine, theirs, at=""):
@@ -126,9 +138,9 @@ def lists(folder):
     return [json.loads(line) for line in (folder / "lists.jsonl").read_text().splitlines()]
 
 
-def test_a_game_in_rounds_by_two_processes(tmp_path, compiled):
+def test_a_game_in_rounds_by_two_processes(tmp_path, by_two):
     summary = recipes.run_config(game(), tmp_path / "one")
-    two = by_two("game", tmp_path, compiled)
+    two = by_two / "game"
     assert summary["rounds"][1]["reward_model"].keys() == {"pairs", "samples", "samples before"}
     assert differences(read(two / "summary.json")["rounds"], summary["rounds"]) == []
     for name in ("reward_lists", "policy_lists"):
@@ -144,10 +156,10 @@ def losses(folder):
     }
 
 
-def test_a_reward_model_by_two_processes(tmp_path, compiled):
+def test_a_reward_model_by_two_processes(tmp_path, by_two):
     one = tmp_path / "one"
     recipes.run_config(reward_model(), one)
-    two = by_two("reward_model", tmp_path, compiled)
+    two = by_two / "reward_model"
     assert differences(losses(two), losses(one)) == []
     found, wanted = (read(w / "summary.json") for w in (two, one))
     for name in ("table", "calibration"):
@@ -156,10 +168,10 @@ def test_a_reward_model_by_two_processes(tmp_path, compiled):
 
 
 @pytest.mark.parametrize("config", [front, soup])
-def test_a_front_by_two_processes(config, tmp_path, compiled):
+def test_a_front_by_two_processes(config, tmp_path, by_two):
     one = tmp_path / "one"
     recipes.run_config(config(), one)
-    two = by_two(config.__name__, tmp_path, compiled)
+    two = by_two / config.__name__
     trained = losses(one)
     assert len(trained) > 1
     assert differences(losses(two), trained) == []
