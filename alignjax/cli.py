@@ -19,7 +19,9 @@ from alignjax.errors import UserError, did_you_mean
 from alignjax.runtime import distributed, logs, watchdog
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("config", "", "Python file with get_config(), e.g. configs/demo/dpo.py")
+flags.DEFINE_string(
+    "config", "", "Python file with get_config(), e.g. configs/demo/dpo.py or configs/hps.py:8b"
+)
 flags.DEFINE_string("workdir", "", "folder of the run; started again, it resumes")
 flags.DEFINE_multi_string("set", [], "field=value, changes the config: --set loss.beta=0.2")
 flags.DEFINE_bool(
