@@ -85,6 +85,7 @@ def test_kto_stays_away_from_p_plus_under_cyclic_preferences(by_rdro, beta):
     assert found.min() > total_variation(np.log(CYCLIC.q), P)  # farther than where it began
 
 
+@pytest.mark.slow
 def test_in_the_embedded_world_rdro_ends_at_p_plus_and_kto_does_not():
     """All 2,160 responses to a prompt of each risk, cyclic preferences, a million labels."""
     prompts = [

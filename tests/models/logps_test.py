@@ -68,12 +68,12 @@ def kind(tied, bias, norm, kv_heads, scaling):
 @pytest.mark.parametrize(
     ("k", "changes"),  # every pair of options is there
     [
-        (1, kind(1, 0, 0, 1, 0)),
+        pytest.param(1, kind(1, 0, 0, 1, 0), marks=pytest.mark.slow),
         (2, kind(0, 1, 1, 1, 1)),
         (5, kind(1, 1, 0, 2, 1)),
-        (2, kind(0, 0, 1, 2, 0)),
-        (1, kind(0, 1, 0, 4, 0)),
-        (5, kind(1, 0, 1, 4, 1)),
+        pytest.param(2, kind(0, 0, 1, 2, 0), marks=pytest.mark.slow),
+        pytest.param(1, kind(0, 1, 0, 4, 0), marks=pytest.mark.slow),
+        pytest.param(5, kind(1, 0, 1, 4, 1), marks=pytest.mark.slow),
     ],
 )
 def test_values_and_gradients_equal_the_plain_path_in_float64(k, changes):
@@ -81,6 +81,7 @@ def test_values_and_gradients_equal_the_plain_path_in_float64(k, changes):
         assert_equals_plain(config, tiny.ragged(k), 1e-9)
 
 
+@pytest.mark.slow
 def test_equals_the_plain_path_in_float32():
     assert_equals_plain(tiny.model(**EVERYTHING), tiny.ragged(3), 1e-5)
 
@@ -97,6 +98,7 @@ def test_smallest_rows(prompts, responses):
         np.testing.assert_array_equal(np.asarray(values) == 0, np.array(responses) == 0)
 
 
+@pytest.mark.slow
 def test_every_option_of_the_decoder_changes_the_numbers():
     """So that the comparisons above compare what their names say."""
     plainest = kind(1, 0, 0, 2, 0)

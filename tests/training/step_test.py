@@ -393,6 +393,7 @@ def test_a_step_that_is_not_finite_changes_no_bit(where, bad):
         chex.assert_trees_all_equal(last.params, after.params)
 
 
+@pytest.mark.slow
 def test_multiplying_by_zero_instead_of_selecting_would_write_nan(monkeypatch):
     where = jnp.where
 
