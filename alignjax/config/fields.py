@@ -112,7 +112,7 @@ def parse(text: str, hint: Any, path: str) -> Any:
 def _parse(text: str, option: Any) -> Any:
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):  # TypeError: a list as a key, {[]: 1}
         value = {"true": True, "false": False}.get(text.lower(), text)
     plain = typing.get_origin(option) or option
     if plain is str:

@@ -74,7 +74,9 @@ def split_path(path: str) -> tuple[pathlib.Path, str]:
 
 def _check_size(get_config: Any, size: str) -> None:
     """Refuses a size that ``get_config`` does not take; what its annotation lists is taken."""
-    parameters = list(inspect.signature(get_config).parameters.values())
+    # Annotations are text under `from __future__ import annotations`.
+    signature = inspect.signature(get_config, eval_str=bool(size))
+    parameters = list(signature.parameters.values())
     sizes = typing.get_args(parameters[0].annotation) if parameters else ()
     if size and not sizes:
         raise UserError(f"found size {size!r}, and the config has one size")

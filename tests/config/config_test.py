@@ -91,6 +91,7 @@ def scaled(logps, *, scale: float, shift: float = 0.0):
         ("train.batch_size=True", UserError),
         ("train.batch_size=many", UserError),
         ("train.batch_size=", UserError),
+        ("train.batch_size={[]: 1}", UserError),
         ("model.qk_norm=1", UserError),
         ("optim.learning_rate=nan", UserError),
         ("optim.learning_rate=1e999", UserError),

@@ -97,6 +97,13 @@ def test_a_path_tells_the_size(tmp_path):
     load.load(str(odd), [])
 
 
+def test_a_size_may_be_annotated_by_text(tmp_path):
+    text = (FOLDER / "hps.py").read_text()
+    later = tmp_path / "later.py"
+    later.write_text("from __future__ import annotations\n" + text)
+    assert load.load(f"{later}:70b", []).model.width == 8192
+
+
 @pytest.mark.parametrize(
     ("path", "wanted"),
     [
