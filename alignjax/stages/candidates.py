@@ -59,7 +59,8 @@ def make(run: Run, load_policy: Callable[[], Params]) -> Run:
         "data": {"train": data.train.dataset.digest, "held_out": data.held_out.dataset.digest},
         "tokenizer": data.tokenizer.digest,
         "seed": config.train.seed,
-        "candidates": identity(settings),
+        # Where too many prompts gave no list the limit is raised, and the lists are the same.
+        "candidates": identity(dataclasses.replace(settings, max_drop_fraction=0.0)),
         "reward_models": digests(scorers),
     }
     record = sample_lists.make(

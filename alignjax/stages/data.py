@@ -140,6 +140,9 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
     for side, records in (("train", train), ("held_out", held_out)):
         parts = {
             "side": side,
+            # Who edits a source keeps its name; what it drops is in no record, but in the receipt.
+            "records": _digest(records),
+            "read": receipts[side].as_dict(),
             "source": describe(data.source),
             "files": list(files.values()),
             "split": [data.eval_fraction, config.train.seed, bool(data.eval_path)],
@@ -147,7 +150,7 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
         identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         sides[side] = rows_of(config, workdir, records, tokenizer, receipts[side], identity)
     receipt = {side: r.as_dict() | _labels(sides[side]) for side, r in receipts.items()}
-    storage.write_json(workdir / "receipt.json", receipt)
+    _write_receipt(workdir / "receipt.json", receipt)
     for side, r in receipts.items():
         log.info("data, %s:\n%s", side.replace("_", " "), r.render())
     for r in receipts.values():
@@ -164,10 +167,26 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
     )
 
 
+def _write_receipt(path: pathlib.Path, receipt: dict[str, Any]) -> None:
+    """Writes the receipt, unless it is there: later stages have added what they count."""
+
+    def write() -> None:
+        try:
+            known = storage.read_here(path) if path.is_file() else {}
+        except UserError:  # damaged
+            known = {}
+        wanted = json.loads(storage.as_json(receipt))
+        if not isinstance(known, dict) or wanted != {side: known.get(side) for side in wanted}:
+            storage.write_here(path, storage.as_json(receipt))
+
+    run_on_main("receipt.json", write)
+
+
 def _digest(records: list[Record]) -> str:
     digest = hashlib.sha256()
     for r in records:
-        digest.update(repr((r.id, r.prompt, r.responses, r.scores, r.desirable)).encode())
+        told = (r.id, r.prompt, r.responses, r.scores, r.objectives, r.desirable)
+        digest.update(repr((*told, r.adversarial, r.domain)).encode())
     return f"{len(records)} with digest {digest.hexdigest()[:16]}"
 
 

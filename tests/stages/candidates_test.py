@@ -73,7 +73,8 @@ def rows(workdir, side="train"):
 
 def test_every_prompt_has_a_list_of_distinct_scored_responses(base):
     workdir, summary = base
-    data = prepare_data(config(), workdir)
+    data = prepare_data(config(), workdir)  # as generate does
+    assert summary["receipt"] == json.loads((workdir / "receipt.json").read_text())
     for side, own in (("train", data.train), ("held_out", data.held_out)):
         found = rows(workdir, side)
         prompts = {own.dataset[i].prompt for i in range(len(own.dataset))}
@@ -119,6 +120,13 @@ def again(base, tmp_path, settings=None):
     mesh = make_mesh(1, 1, 1)
     run = Run(settings, tmp_path, data, mesh)
     return candidates.make(run, sft.run_stage(run)).data
+
+
+def test_under_another_limit_of_drops_the_lists_are_the_same(base, tmp_path, counted):
+    again(base, tmp_path)
+    counted.clear()
+    again(base, tmp_path, config(max_drop_fraction=0.6))
+    assert not counted
 
 
 @pytest.fixture

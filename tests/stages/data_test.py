@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from alignjax.data import sources
-from alignjax.data.records import DataError, Receipt
+from alignjax.data.records import DataError, Receipt, Record
 from alignjax.errors import UserError
 from alignjax.stages import data as prepared
 from alignjax.world import sources as world
@@ -167,3 +167,22 @@ def test_rows_are_prepared_once_and_their_receipt_is_restored(tmp_path):
     assert receipts[0] == receipts[1]
     assert first.dataset.digest == again.dataset.digest
     assert rows(records, Receipt(), max_response_tokens=3).dataset.digest != first.dataset.digest
+
+
+def edited_source(receipt, answer):
+    for i in range(30):
+        receipt.rows_in += 1
+        yield Record(id=str(i), prompt=f"Question {i}?", responses=(f" {answer}, {i}.", " Well."))
+
+
+def test_rows_of_an_edited_source_are_prepared_again(tmp_path, monkeypatch):
+    def source(receipt):
+        return edited_source(receipt, answer)
+
+    base = runs.get_config()
+    shared = dataclasses.replace(base.data, source=source, cache_dir=str(tmp_path / "shared"))
+    made = dataclasses.replace(base, data=shared)
+    monkeypatch.setattr(prepared, "describe", lambda function: "the same name")
+    for answer in ("Yes", "No"):
+        found = prepared.prepare_data(made, tmp_path).train.dataset[0]
+        assert found.responses[0].startswith(f" {answer}, ")
