@@ -60,7 +60,7 @@ def export(workdir: str, to: str, *, dtype: str = "", adapter: bool = False) -> 
                 params,
                 trained.model,
                 dtype=dtype or trained.model.param_dtype,
-                original=_tokenizer_and_config(config, run, made),
+                original=_tokenizer_and_config(config, run, made, record["identity"]["tokenizer"]),
                 outputs=outputs,
             )
             card = model_card(config, record, step, run.resolve().name)
@@ -109,11 +109,21 @@ def _outputs(run: pathlib.Path) -> tuple[str, ...]:
 
 
 def _tokenizer_and_config(
-    config: dict[str, Any], run: pathlib.Path, made: pathlib.Path
+    config: dict[str, Any], run: pathlib.Path, made: pathlib.Path, digest: str
 ) -> dict[str, Any]:
-    """Writes the tokenizer's files; returns what config.json says beside the network's shape."""
+    """Writes the tokenizer's files; returns what config.json says beside the network's shape.
+
+    Raises:
+      UserError: the tokenizer is no longer the one of this digest, which was trained with.
+    """
     kept = run / "pretrained"
     tokenizer = _tokenizer_files(config["tokenizer"], run, made)
+    if tokenizer.digest != digest:
+        path = kept if kept.is_dir() else config["tokenizer"]["path"] or run / "tokenizer.model"
+        raise UserError(
+            f"{path}: wanted the tokenizer that the run was trained with ({digest[:12]}), found "
+            f"another ({tokenizer.digest[:12]}): put it back"
+        )
     if kept.is_dir():
         original: dict[str, Any] = read_json(kept / "config.json")
         pretrained.copy_files(kept, made, ("generation_config.json",))

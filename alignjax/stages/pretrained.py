@@ -32,6 +32,11 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "spiece.model", "tokenizer_config.json", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "chat_template.jinja"),
 )
+# What a tokenizer's file is read with, where it is named itself and not its folder.
+BESIDE_TOKENIZER = (
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    "chat_template.jinja",
+)
 MODEL_FILES = ("config.json", "generation_config.json")
 
 
@@ -159,7 +164,7 @@ def keep_files(config: Config, workdir: pathlib.Path) -> None:
         if tokenizer.is_dir():
             copy_files(tokenizer, to, TOKENIZER_FILES)
         else:
-            copy_files(tokenizer.parent, to, (tokenizer.name,))
+            copy_files(tokenizer.parent, to, (tokenizer.name, *BESIDE_TOKENIZER))
 
     artifacts.reuse(
         folder,

@@ -10,6 +10,7 @@ import pytest
 from alignjax.commands import export, import_model
 from alignjax.data.records import Record
 from alignjax.data.tokenizer import load as tokenizers
+from alignjax.data.tokenizer import training
 from alignjax.errors import UserError
 from alignjax.models import reward_head
 from alignjax.models.config import ModelConfig
@@ -60,6 +61,29 @@ def test_a_model_from_nothing_is_exported_with_its_tokenizer(run, tmp_path):
     assert "random parameters" in card
     assert '"cache_dir": "cache"' in card
     assert "secret" not in card
+
+
+def test_another_tokenizer_than_it_was_trained_with_is_not_exported(run, tmp_path):
+    mine = tmp_path / "mine"
+    shutil.copytree(run, mine)
+    texts = [f"Other words, {i} of them." for i in range(100)]
+    training.train_sentencepiece(texts, vocab_size=300, path=str(mine / "tokenizer.model"))
+    with pytest.raises(UserError, match=r"tokenizer\.model: wanted the tokenizer that the run"):
+        export.export(str(mine), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_named_by_its_file_is_kept_with_what_lies_beside_it(tmp_path):
+    file = str(STORY / "tokenizer.json")
+    base = runs.get_config()
+    config = dataclasses.replace(
+        base,
+        model=dataclasses.replace(base.model, path=str(STORY)),
+        tokenizer=dataclasses.replace(base.tokenizer, path=file),
+    )
+    pretrained.keep_files(config, tmp_path)
+    kept = tokenizers.load(str(tmp_path / "pretrained"))
+    assert kept.digest == tokenizers.load(file).digest
 
 
 @pytest.mark.parametrize(
