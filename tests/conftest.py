@@ -40,15 +40,17 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def compiled(pytestconfig: pytest.Config) -> dict[str, str]:
+def compiled(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
     """Environment of programs that tests start: they compile with little optimisation, once.
 
     What one of them compiled the next ones reuse, whichever process of pytest starts them, and
     so do later runs of the tests (``pytest --cache-clear`` forgets it). All that are compared get
     the same code.
     """
-    assert pytestconfig.cache is not None
-    folder = pytestconfig.cache.mkdir("compiled")
+    cache = getattr(pytestconfig, "cache", None)  # None with -p no:cacheprovider
+    folder = cache.mkdir("compiled") if cache else tmp_path_factory.mktemp("compiled")
     return {
         "JAX_COMPILATION_CACHE_DIR": str(folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
