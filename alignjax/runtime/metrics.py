@@ -6,6 +6,7 @@ It also bounds how far the host runs ahead, which CPU collectives need.
 
 import contextlib
 import json
+import logging
 import math
 import pathlib
 import time
@@ -16,6 +17,8 @@ import jax
 
 from alignjax.errors import NumericalError
 from alignjax.runtime import distributed
+
+log = logging.getLogger("alignjax")
 
 
 class Writer:
@@ -55,9 +58,14 @@ class Writer:
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        if self._writes:
-            self._file.close()
-            self._board.close()
+        """Closes the files; on a full disk it warns: what ends the run is told by who failed."""
+        if not self._writes:
+            return
+        for file in (self._file, self._board):  # every line of the first is flushed already
+            try:
+                file.close()
+            except OSError as error:
+                log.warning("%s, tensorboard/: not written to the end (%s)", self._path, error)
 
 
 def _step_of(line: str) -> float:

@@ -1,11 +1,12 @@
 """What a run writes, after a kill too, its averages, and the stop on steps that are not finite."""
 
+import contextlib
 import json
 
 import jax.numpy as jnp
 import pytest
 
-from alignjax.errors import NumericalError
+from alignjax.errors import CheckpointError, NumericalError
 from alignjax.runtime import distributed, metrics
 from alignjax.runtime.metrics import Meter, Writer
 
@@ -113,3 +114,17 @@ def test_progress_counts(capsys):
     assert shown.out == ""  # the bar goes to stderr: stdout is for results
     assert "3/3" in shown.err
     assert "loss 0.25" in shown.err
+
+
+def test_a_full_disk_at_the_end_hides_no_error(tmp_path, monkeypatch, caplog):
+    writer = Writer(tmp_path, after_step=0)
+    close = writer._board.close
+
+    def full():
+        close()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer._board, "close", full)
+    with pytest.raises(CheckpointError, match="the first"), contextlib.closing(writer):
+        raise CheckpointError("the first")
+    assert "No space left" in caplog.text
