@@ -263,7 +263,7 @@ def test_without_the_kernel_there_are_scores_and_its_products_are_counted():
 
 
 def test_unplaced_activations_are_found(monkeypatch):
-    monkeypatch.setattr(layout, "placed", lambda x, spec: x)
+    monkeypatch.setattr(layout, "place", lambda x, spec: x)
     program = compiled(attention="xla")  # the kernel's call places rows, too
     assert replicated(program)
     assert unexpected(program)
@@ -282,7 +282,7 @@ def test_rows_of_every_copy_are_looked_up_where_they_are(monkeypatch):
 
 def test_sums_that_are_not_scattered_are_found(monkeypatch):
     monkeypatch.setattr(layout, "whole", layout.rows)
-    monkeypatch.setattr(layout, "parted", layout.rows)
+    monkeypatch.setattr(layout, "part", layout.rows)
     assert unexpected(compiled())
 
 
