@@ -65,8 +65,8 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
         ),
         data=DataConfig(source=sources.hh, max_prompt_tokens=256, max_response_tokens=256),
         model=dataclasses.replace(model, dtype="bfloat16", remat="full", logits_chunk=128),
-        # Human pairs weigh 1, golden answers 0.1 over four samples: the authors' code.
-        reward_loss=partial(apo.reward_loss, pair_weight=1.0, sample_weight=0.1 / 4),
+        # A human's pair weighs 1, a golden answer against all its samples 0.1: the authors' code.
+        reward_loss=partial(apo.reward_loss, pair_weight=1.0, sample_weight=0.1),
         select=bradley_terry.select,
         loss=partial(dpo.loss, beta=0.1),
         optim=OptimConfig(schedule=optim.cosine),

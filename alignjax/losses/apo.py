@@ -13,7 +13,7 @@ r_phi                             ``scores`` in `reward_loss`, ``batch.scores`` 
 D_APO: y_gold, y_s ~ pi_theta     rows with ``batch.adversarial``: score 1 and scores 0
 D_P, human pairs                  the other rows
 beta_2, or rm_kl_coeff            ``pair_weight``
-apo_loss_coeff / apo_sample_num   ``sample_weight``
+apo_loss_coeff                    ``sample_weight``
 beta_1                            ``beta``
 T = log pi_theta / pi_ref         ``logps.log_ratio``
 ================================  ==========================================================
@@ -44,7 +44,7 @@ from alignjax.types import Array, Batch, Logps, Metrics, take_responses
 
 
 def reward_loss(
-    scores: Array, batch: Batch, *, pair_weight: float = 1.0, sample_weight: float = 0.025
+    scores: Array, batch: Batch, *, pair_weight: float = 1.0, sample_weight: float = 0.1
 ) -> tuple[Array, Metrics]:
     """Fits a reward model to "golden above sampled" and to human comparisons, row by row.
 
@@ -75,9 +75,10 @@ def reward_loss(
 
     Differs from the paper: it weighs two means over data sets, see above; that its beta_2 is the
     human term's is our reading.
-    From the authors' code: rm_kl_coeff is pair_weight (1), apo_loss_coeff / apo_sample_num is
-    sample_weight (0.1 / 4; for K samples set 0.1 / K). Its mean is over the pairs of a micro-batch,
-    the same for micro-batches of one row, which it was run with.
+    From the authors' code: rm_kl_coeff is pair_weight (1), apo_loss_coeff is sample_weight (0.1).
+    It has a row for every sample, golden against that one, of weight apo_loss_coeff /
+    apo_sample_num; the K rows of a query add up to the one here. Its mean is over the pairs of a
+    micro-batch, the same for micro-batches of one row, which it was run with.
 
     >>> from alignjax.testing import loss_inputs
     >>> import jax.numpy as jnp
@@ -94,7 +95,7 @@ def reward_loss(
 
 
 def reward_loss_diff(
-    scores: Array, batch: Batch, *, pair_weight: float = 1.0, sample_weight: float = 0.025
+    scores: Array, batch: Batch, *, pair_weight: float = 1.0, sample_weight: float = 0.1
 ) -> tuple[Array, Metrics]:
     """Fits the difference of rewards itself, as a Wasserstein critic: the ablation "WGAN".
 

@@ -61,6 +61,7 @@ def get_config() -> Config:
             vocab_size=768, width=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp_width=352
         ),
         sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=3.0, batch_size=32),
+        # The authors' code has 0.1 for golden answers against samples, see docs/papers/apo.md.
         reward_loss=partial(apo.reward_loss, pair_weight=1.0, sample_weight=1.0),
         loss=partial(apo.loss, beta=0.2),
         optim=OptimConfig(learning_rate=3e-4, schedule=optim.cosine),

@@ -75,7 +75,7 @@ def test_a_rows_weight_does_not_depend_on_the_rows_beside_it():
     np.testing.assert_allclose(half.mean(), whole.mean(), rtol=1e-6)
 
     def divided_among_its_kind(rows):  # what normalising inside the batch would do
-        weight = np.where(ADVERSARIAL[rows], 0.025, 1.0)
+        weight = np.where(ADVERSARIAL[rows], 0.1, 1.0)
         bare = losses_of(*(x[rows] for x in case), ADVERSARIAL[rows], sample_weight=1.0)
         return np.average(bare, weights=weight)
 
@@ -93,12 +93,31 @@ def test_ablations_are_weights():
     np.testing.assert_array_equal(ab, bradley_terry.reward_loss(logps.policy, batch)[0])
 
 
-def test_published_weights_are_the_default():
-    """rm_kl_coeff = 1 and apo_loss_coeff / apo_sample_num = 0.1 / 4."""
-    case = mixed()
-    bare = losses_of(*case, ADVERSARIAL, pair_weight=1.0, sample_weight=1.0)
-    wanted = np.where(ADVERSARIAL, 0.1 / 4, 1.0) * bare
-    np.testing.assert_allclose(losses_of(*case, ADVERSARIAL), wanted, rtol=1e-6)
+@pytest.mark.parametrize("k", [2, 4])
+@pytest.mark.parametrize("diff", [False, True])
+def test_a_row_weighs_what_the_authors_rows_of_its_samples_do(diff, k):
+    """They have a row for each of the k samples, golden against it, of weight 0.1 / k.
+
+    Humans' pairs weigh 1 (rm_kl_coeff) there and here.
+    """
+    reward = np.random.default_rng(k).normal(0, 3, (3, 1 + k))
+    loss = checks.of_scores(apo.reward_loss_diff if diff else apo.reward_loss)
+
+    def authors(reward):
+        gap = reward[:, :1] - reward[:, 1:]
+        rows = 0.1 / k * (-gap if diff else np.logaddexp(0, -gap))
+        slope = 0.1 / k * (-1 if diff else -1 / (1 + np.exp(gap))) * np.ones_like(gap)
+        return rows.sum(axis=1), np.hstack([slope.sum(axis=1, keepdims=True), -slope])
+
+    scores = np.arange(1 + k) == np.zeros((3, 1))
+    with jax.enable_x64(True):
+        found = checks.compiled(loss)(*loss_inputs(reward, scores=scores, adversarial=[True] * 3))
+        pair = checks.compiled(loss)(*loss_inputs(reward[:, :2], scores=scores[:, :2]))
+    losses, slopes = authors(reward)
+    np.testing.assert_allclose(found.losses, losses, rtol=1e-9)
+    np.testing.assert_allclose(np.asarray(found.gradient) * 3, slopes, rtol=1e-9)  # of the mean
+    human = np.logaddexp(0, reward[:, 1] - reward[:, 0])
+    np.testing.assert_allclose(pair.losses, human, rtol=1e-9)
 
 
 @pytest.mark.parametrize("loss", [apo.reward_loss, apo.reward_loss_diff])
