@@ -21,6 +21,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -79,18 +80,21 @@ class Logps:
 
         Raises:
           ValueError: the run has no reference (config field ``reference.mode``).
+          AssertionError: the three arrays differ in shape.
         """
         if self.reference is None:
             raise ValueError(
                 "this loss compares the policy with a reference, and the run has none: "
                 "set reference.mode to 'auto', 'cache' or 'live'"
             )
+        chex.assert_equal_shape([self.policy, self.reference, self.length])  # [B] would broadcast
         log_ratio = self.policy - jax.lax.stop_gradient(self.reference)
         return jnp.where(self.length > 0, log_ratio, 0.0)
 
     @property
     def per_token(self) -> Array:
         """``[B, K]`` mean log-probability per token, nats; 0 for absent responses."""
+        chex.assert_equal_shape([self.policy, self.length])
         return jnp.where(self.length > 0, self.policy / jnp.maximum(self.length, 1), 0.0)
 
 
@@ -160,6 +164,26 @@ def trains(implicit: Callable[..., Array]) -> Callable[[Function], Function]:
         return loss
 
     return mark
+
+
+def check_shapes(batch: Batch) -> None:
+    """Asserts that the arrays of a batch have the axes written beside them in `Batch`.
+
+    Shapes alone are read: under ``jax.jit`` it costs nothing at run time.
+
+    Raises:
+      AssertionError: one has others.
+    """
+    chex.assert_rank([batch.prompt, batch.response], [2, 3])
+    b, k, _ = batch.response.shape
+    per_prompt = [batch.prompt_length, batch.weight, batch.prompt_id, batch.drawn_from]
+    means = [batch.baseline, batch.running_baseline, batch.adversarial]
+    chex.assert_shape([x for x in per_prompt + means if x is not None], (b,))
+    chex.assert_axis_dimension(batch.prompt, 0, b)
+    per_response = [batch.response_length, batch.ref_logps]
+    chex.assert_shape([x for x in per_response if x is not None], (b, k))
+    if batch.scores is not None:
+        chex.assert_shape(batch.scores, (b, k, ...))
 
 
 def take_responses(batch: Batch, index: Array) -> Batch:

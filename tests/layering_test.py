@@ -38,7 +38,7 @@ NEVER = {name: {"losses"} for name in ("training", "models", "config", "runtime"
 # What may be imported when the module is. Configs import losses, sources and worlds, and have to
 # load fast and without an accelerator; all else is imported inside the function that needs it.
 AT_IMPORT = {
-    "losses": {"jax", "optax", "numpy"},
+    "losses": {"chex", "jax", "optax", "numpy"},
     "data": {"numpy", "jinja2"},
     "world": {"numpy"},
     "config": set(),

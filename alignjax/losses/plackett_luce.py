@@ -18,6 +18,7 @@ Direct Preference Optimization, arXiv 2305.18290, appendix A.3.
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -146,6 +147,7 @@ def ranking_scores(batch: Batch) -> Array:
 
     Raises:
       ValueError: there is not exactly one score per response, or K < 2.
+      AssertionError: scores and responses differ in number.
     """
     if batch.scores is None:
         raise ValueError(
@@ -162,6 +164,7 @@ def ranking_scores(batch: Batch) -> Array:
             "ranking responses needs at least 2 per prompt, and the batch holds K=1: use lists "
             "or pairs, or a loss for single responses such as sft.loss"
         )
+    chex.assert_equal_shape([batch.scores, batch.response_length])
     scores = jax.lax.stop_gradient(batch.scores)
     return jnp.where(batch.present & jnp.isfinite(scores), scores, -jnp.inf)
 

@@ -17,7 +17,7 @@ from alignjax.models.attention import soft_cap
 from alignjax.models.config import ModelConfig
 from alignjax.models.mixture import Mixture, mix_logits, policies_of
 from alignjax.models.transformer import Transformer, unembedding
-from alignjax.types import Array, Batch, Params
+from alignjax.types import Array, Batch, Params, check_shapes
 
 
 def response_logps(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
@@ -129,6 +129,7 @@ def _targets(batch: Batch) -> tuple[Array, Array]:
 
 def _states(params: Params, batch: Batch, target: Array, config: ModelConfig) -> Array:
     """``[B, K, R, width]`` the states that predict each response token."""
+    check_shapes(batch)
     states: Any = Transformer(config).apply(
         {"params": params}, batch.prompt, batch.prompt_length, target
     )

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from alignjax.models import transformer
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import Transformer
-from alignjax.types import Array, Batch, Params
+from alignjax.types import Array, Batch, Params, check_shapes
 
 
 def response_scores(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
@@ -36,6 +36,7 @@ def response_scores(params: Params, batch: Batch, *, config: ModelConfig) -> Arr
       ``[B, K]`` float32, or ``[B, K, M]`` for M > 1 objectives; 0 for absent responses (length 0).
     """
     # As in logps.py: padding may hold any id, and is run as id 0.
+    check_shapes(batch)
     mask = jnp.arange(batch.response.shape[-1]) < batch.response_length[..., None]
     hidden: Any = Transformer(_without_vocabulary(config)).apply(
         {"params": {name: x for name, x in params.items() if name != "reward"}},

@@ -7,6 +7,7 @@ divided once at the end: splitting a batch changes nothing but rounding.
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +18,12 @@ def weighted_sums(loss: Array, metrics: Metrics, weight: Array) -> tuple[Array, 
     """``sum_b weight_b x_b`` of the losses and of every metric, in float32.
 
     Rows of weight 0 are left out by selection: their values, NaN too, change nothing.
+
+    Raises:
+      AssertionError: the losses or a metric are not ``[B]``. A loss of ``[B, 1]`` would broadcast
+        against the weights to ``[B, B]`` and train on the wrong mean.
     """
+    chex.assert_equal_shape([weight, loss, *metrics.values()])
 
     def total(x: Array) -> Array:
         return jnp.sum(jnp.where(weight > 0, x.astype(jnp.float32) * weight, 0.0))

@@ -1,5 +1,6 @@
 """What losses have in common: who takes part, what is compared with nothing, what is refused."""
 
+import dataclasses
 import functools
 
 import chex
@@ -31,7 +32,8 @@ from alignjax.losses import (
     sppo,
 )
 from alignjax.testing import loss_inputs
-from alignjax.types import take_responses
+from alignjax.training.microbatches import weighted_sums
+from alignjax.types import check_shapes, take_responses
 from tests.losses import checks, golden
 
 COMPARE = [
@@ -422,3 +424,44 @@ def test_another_step_draws_again(select):
 def test_what_a_loss_cannot_compare_is_refused_with_advice(loss, k, changes, message):
     with pytest.raises(ValueError, match=message):
         loss(*loss_inputs(**golden.rows(k, **changes)))
+
+
+# Shapes that would broadcast
+
+
+def test_a_reference_of_another_shape_is_refused():
+    logps, batch = loss_inputs([[-4.0, -9.0], [-1.0, -2.0]], [[-5.0, -6.0], [-1.0, -1.0]])
+    with pytest.raises(AssertionError, match="shape"):
+        dpo.loss(logps.replace(reference=logps.reference[:, :1]), batch)
+    with pytest.raises(AssertionError, match="shape"):
+        simpo.loss(logps.replace(length=logps.length[:1]), batch)
+
+
+def test_scores_that_are_not_one_per_response_are_refused():
+    logps, batch = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]], scores=[[1.0, 0.0, 2.0]])
+    with pytest.raises(AssertionError, match="shape"):
+        plackett_luce.loss(logps, batch)
+
+
+@pytest.mark.parametrize("where", ["losses", "metrics"])
+def test_a_loss_with_an_axis_too_many_is_refused(where):
+    column, right = jnp.ones((3, 1)), jnp.ones(3)
+    losses, metric = (column, right) if where == "losses" else (right, column)
+    with pytest.raises(AssertionError, match="shape"):
+        weighted_sums(losses, {"metric": metric}, jnp.array([1.0, 0.0, 2.0]))
+
+
+@pytest.mark.parametrize(
+    "field", ["prompt_length", "weight", "response_length", "scores", "ref_logps"]
+)
+def test_a_batch_whose_arrays_disagree_is_refused(field):
+    logps, batch = loss_inputs([[-4.0, -9.0]], scores=[[1.0, 0.0]])
+    batch = dataclasses.replace(batch, ref_logps=logps.policy)
+    check_shapes(batch)
+    with pytest.raises(AssertionError):
+        check_shapes(dataclasses.replace(batch, **{field: jnp.ones((1, 3))}))
+
+
+def test_scores_of_several_objectives_are_right():
+    _, batch = loss_inputs([[-4.0, -9.0]], scores=[[[1.0, 0.0, 2.0], [0.0, 1.0, 2.0]]])
+    check_shapes(batch)
