@@ -19,18 +19,15 @@ from alignjax.errors import UserError, did_you_mean
 from alignjax.runtime import distributed, logs, watchdog
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "config", "", "Python file with get_config(), e.g. configs/demo/dpo.py or configs/hps.py:8b"
-)
+flags.DEFINE_string("config", "", "Python file with get_config(), e.g. configs/hps.py:8b")
 flags.DEFINE_string("workdir", "", "folder of the run; started again, it resumes")
 flags.DEFINE_multi_string("set", [], "field=value, changes the config: --set loss.beta=0.2")
-flags.DEFINE_bool(
-    "allow_config_change", False, "go on from a checkpoint although the config changed"
-)
+flags.DEFINE_bool("allow_config_change", False, "go on although the config changed")
 flags.DEFINE_string("records", "", "JSON lines with prompt and responses, for score, evaluate")
-flags.DEFINE_multi_string(
-    "reward_model", [], "workdir of a reward model's run, for score, evaluate"
-)
+flags.DEFINE_multi_string("reward_model", [], "workdir of a reward model, for score, evaluate")
+for what, loses in (("prompt", "beginning"), ("response", "end")):
+    note = f"score: longer {what}s lose their {loses}; by default the reward model's own limit"
+    flags.DEFINE_integer(f"max_{what}_tokens", None, note, lower_bound=2)
 flags.DEFINE_string(
     "out", "", "what score, generate (.jsonl), compare, front (.png) or plan (.json) writes"
 )
@@ -251,7 +248,8 @@ def _front() -> None:
 def _score() -> None:
     from alignjax.commands import score
 
-    score.run(FLAGS.records, FLAGS.reward_model, FLAGS.out)
+    limits = (FLAGS.max_prompt_tokens, FLAGS.max_response_tokens)
+    score.run(FLAGS.records, FLAGS.reward_model, FLAGS.out, limits)
 
 
 def _import() -> None:
@@ -325,7 +323,7 @@ VERBS = {
     "score": Verb(
         do=_score,
         text="score the responses in --records with every --reward_model, into --out",
-        reads=("records", "reward_model", "out"),
+        reads=("records", "reward_model", "out", "max_prompt_tokens", "max_response_tokens"),
         example="--records=lists.jsonl --reward_model=runs/rm --out=scored.jsonl",
         computes=True,
     ),

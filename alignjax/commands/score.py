@@ -28,7 +28,12 @@ log = logging.getLogger("alignjax")
 FORMAT = 1  # raised when the same inputs are written differently
 
 
-def run(records: str, paths: Sequence[str], out: str) -> None:
+def run(
+    records: str,
+    paths: Sequence[str],
+    out: str,
+    limits: tuple[int | None, int | None] = (None, None),
+) -> None:
     """Scores every response of a file and prints a summary of each score.
 
     Args:
@@ -37,12 +42,14 @@ def run(records: str, paths: Sequence[str], out: str) -> None:
       paths: workdirs of finished reward runs.
       out: the ``.jsonl`` to write: each row with an ``id`` and ``scores``, one number per response;
         where there are several scores, one object of them by name.
+      limits: of prompts and of responses, in tokens; None: each reward model's own, see
+        `scorers.reward_model`.
 
     Raises:
       UserError: a row has other fields than these or has ``scores`` already; the workdir of a
         reward model holds none; or ``out`` exists and is not what this very command wrote.
     """
-    models = [reward_models.find(path) for path in paths]
+    models = [reward_models.with_limits(reward_models.find(path), *limits) for path in paths]
     names = _names(models)
     rows = list(read_rows(records))
     unscored = [_record(row) for row in rows]
@@ -52,13 +59,19 @@ def run(records: str, paths: Sequence[str], out: str) -> None:
         "reward_models": {
             model.path.name: [model.digest, model.tokenizer.digest] for model in models
         },
+        **({} if limits == (None, None) else {"limits": list(limits)}),
     }
     target = pathlib.Path(out)
     if _is_done(target, made_of):
         log.info("%s: complete, nothing to do", target)
         return
     columns = [
-        scorers.reward_model(unscored, path=str(model.path))  # [k] or [k, M] for each record
+        scorers.reward_model(  # [k] or [k, M] for each record
+            unscored,
+            path=str(model.path),
+            max_prompt_tokens=limits[0],
+            max_response_tokens=limits[1],
+        )
         for model in models
     ]
     table = [
@@ -117,7 +130,7 @@ def _is_done(target: pathlib.Path, made_of: dict[str, Any]) -> bool:
         return False
     about = storage.find_json(_about(target)) or {}
     if about.get("made_of") != made_of:
-        what = "of other records or reward models" if about else "no output of this command"
+        what = "of other records, reward models or limits" if about else "no output of this command"
         raise UserError(f"--out: {target} exists and is {what}; delete it or choose another name")
     if about["sha256"] != digest:
         raise UserError(f"--out: {target} was changed after it was written; delete it or rename it")

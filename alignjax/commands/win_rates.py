@@ -115,7 +115,7 @@ def _scores(rows: list[Row], reward_models: Sequence[str], config: Config | None
             for name in judgements(settings.judge, [first]):
                 by_judge = functools.partial(judged, judge=settings.judge, name=name)
                 out[name] = open_scorer(by_judge, "evaluate.judge", None).means(records)
-        scorers = open_scorers(settings.scorers, "evaluate.scorers", config.mesh)
+        scorers = open_scorers(settings.scorers, "evaluate.scorers", config)
         out |= {f"reward_{i}": scorer.means(records) for i, scorer in enumerate(scorers)}
         if not out:
             raise UserError("--config: it has neither evaluate.judge nor evaluate.scorers")

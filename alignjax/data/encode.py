@@ -83,10 +83,15 @@ def encode_all(
     *,
     max_prompt_tokens: int,
     max_response_tokens: int,
+    receipt: Receipt,
 ) -> Iterator[Row]:
     """Tokenises and cuts records as `encode` does, and keeps all of them, to be scored.
 
     Row i is record i, its response j response j. Scores and labels are left out.
+
+    Args:
+      records, tokenizer, max_prompt_tokens, max_response_tokens: as of `encode`.
+      receipt: gets the counts; ``truncated_response`` counts responses, not rows.
 
     Raises:
       DataError: a record has no responses, or a conversation does not fit the chat template.
@@ -95,9 +100,16 @@ def encode_all(
         if not record.responses:
             raise DataError(f"{record.origin or record.id}: has no responses")
         encoded = _tokenise(record, tokenizer)
+        receipt.rows_in += 1
+        receipt.kept += 1
+        if len(encoded.prompt_ids) > max_prompt_tokens:
+            receipt.warn("truncated_prompt", record.id)
+        for ids in encoded.response_ids:
+            if len(ids) > max_response_tokens:
+                receipt.warn("truncated_response", record.id)
         plain = replace(record, scores=(), objectives=(), desirable=())
-        ids = _cut(encoded, tokenizer, max_prompt_tokens, max_response_tokens)
-        yield Row(plain, tokenizer.render(record.prompt), *ids)
+        cut = _cut(encoded, tokenizer, max_prompt_tokens, max_response_tokens)
+        yield Row(plain, tokenizer.render(record.prompt), *cut)
 
 
 def _tokenise(record: Record, tokenizer: Tokenizer) -> Encoded:

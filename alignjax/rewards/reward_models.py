@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from alignjax.config import DataConfig, MeshConfig
 from alignjax.data.batching import bucket
 from alignjax.data.encode import encode_all
 from alignjax.data.files import fingerprint
-from alignjax.data.records import Record
+from alignjax.data.records import Receipt, Record
 from alignjax.data.store import in_memory
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.data.tokenizer.load import Tokenizer
@@ -28,6 +29,8 @@ from alignjax.runtime import distributed, sharding
 from alignjax.runtime.map_rows import map_rows
 from alignjax.types import Params
 
+log = logging.getLogger("alignjax")
+
 
 @dataclasses.dataclass(frozen=True)
 class RewardModel:
@@ -39,6 +42,7 @@ class RewardModel:
     objectives: tuple[str, ...]  # names of the M scores; () for one score without a name
     data: dict[str, Any]  # the run's config field ``data``: token limits and padding
     digest: str  # of the parameters
+    from_elsewhere: bool = False  # of no run of ours: ``data`` has a config's defaults
 
 
 def score(
@@ -51,11 +55,13 @@ def score(
     params = load_params(reward, devices)
     if not records:
         return []
+    receipt = Receipt()
     encoded = encode_all(
         records,
         reward.tokenizer,
         max_prompt_tokens=reward.data["max_prompt_tokens"],
         max_response_tokens=reward.data["max_response_tokens"],
+        receipt=receipt,
     )
     rows = mesh.data * mesh.fsdp
     table = map_rows(
@@ -67,7 +73,37 @@ def score(
         mesh=devices,
         title=f"scoring, {reward.path.name}",
     )
+    _log_cuts(reward, receipt, sum(len(record.responses) for record in records))
     return [table[i, : len(record.responses)] for i, record in enumerate(records)]
+
+
+def _log_cuts(reward: RewardModel, receipt: Receipt, responses: int) -> None:
+    for what, total, loses in (
+        ("prompt", receipt.kept, "beginning"),
+        ("response", responses, "end"),
+    ):
+        if cut := receipt.warned.get(f"truncated_{what}"):
+            limit = reward.data[f"max_{what}_tokens"]
+            log.info(
+                "scoring, %s: %s of %s %ss cut to max_%s_tokens = %d, their %s is lost",
+                *(reward.path.name, f"{cut:,}", f"{total:,}", what, what, limit, loses),
+            )
+
+
+def with_limits(
+    reward: RewardModel, max_prompt_tokens: int | None, max_response_tokens: int | None
+) -> RewardModel:
+    """Gives a reward model other token limits; None: what it has.
+
+    Raises:
+      UserError: a limit that leaves nothing of a text.
+    """
+    limits = {"max_prompt_tokens": max_prompt_tokens, "max_response_tokens": max_response_tokens}
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    for name, limit in given.items():
+        if limit < 2:
+            raise UserError(f"{name}: wanted a number above 1, found {limit}")
+    return dataclasses.replace(reward, data={**reward.data, **given})
 
 
 def find(path: str) -> RewardModel:
@@ -115,7 +151,7 @@ def find(path: str) -> RewardModel:
 
 
 def _from_elsewhere(folder: pathlib.Path, config: dict[str, Any]) -> RewardModel:
-    """Reads a reward model that was not trained here; texts are cut to a config's defaults."""
+    """Reads a reward model that was not trained here: its token limits are a config's defaults."""
     model = hf.read_config(folder, reward=True)
     names = configjson.labels(config, str(folder / "config.json"))
     data = DataConfig(source=find)  # its defaults; the source is not read
@@ -128,6 +164,7 @@ def _from_elsewhere(folder: pathlib.Path, config: dict[str, Any]) -> RewardModel
         names if len(names) > 1 else (),
         {k: v for k, v in dataclasses.asdict(data).items() if k != "source"},
         fingerprint(str(folder / "*.safetensors")),
+        from_elsewhere=True,
     )
 
 

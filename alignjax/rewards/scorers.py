@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from alignjax.config import MeshConfig
+from alignjax.config import Config, MeshConfig
 from alignjax.config.fields import name_of, plain
 from alignjax.data.records import DataError, Record
 from alignjax.errors import UserError, did_you_mean
@@ -73,11 +73,13 @@ def reward_model(
     path: str,
     batch_size: int = 32,
     mesh: MeshConfig | None = None,
+    max_prompt_tokens: int | None = None,
+    max_response_tokens: int | None = None,
 ) -> list[np.ndarray]:
     """Scores by a trained reward model, with a progress bar; one compile per padded shape.
 
-    Texts over the run's token limits are cut as in training: prompts lose their beginning,
-    responses their end.
+    Texts over the token limits are cut as in training: prompts lose their beginning, responses
+    their end. How many were cut is logged.
 
     Args:
       records: prompts as the model was trained on, with any number of responses.
@@ -86,18 +88,23 @@ def reward_model(
       batch_size: prompts at a time, or as many more as the mesh's ``data * fsdp`` divides.
       mesh: what the parameters and the rows are split over. Inside a run it is the run's; None:
         one device, or with several processes all of them along ``fsdp``.
+      max_prompt_tokens, max_response_tokens: limits in the model's own tokens, above 1. None: of
+        the run that trained it; of a model that was not trained here, those of the run that it
+        scores in (``data``), and outside of a run 512 each.
 
     Returns:
       For each record ``[k]`` float32, or ``[k, M]`` where the model has M > 1 objectives.
 
     Raises:
       UserError: the folder holds no finished reward model, or another tokenizer than it was
-        trained with; or batch_size is below 1.
+        trained with; or batch_size is below 1, or a limit below 2.
       CheckpointError: the parameters cannot be read, or do not fit the config.
     """
     if batch_size < 1:
         raise UserError(f"batch_size: wanted a positive number, found {batch_size}")
-    return reward_models.score(reward_models.find(path), records, batch_size=batch_size, mesh=mesh)
+    found = reward_models.find(path)
+    reward = reward_models.with_limits(found, max_prompt_tokens, max_response_tokens)
+    return reward_models.score(reward, records, batch_size=batch_size, mesh=mesh)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,8 +118,15 @@ class Scorer:
 
     @property
     def digest(self) -> str:
-        """Digest of a reward model's parameters, which its path says nothing of; else empty."""
-        return "" if self.reward_model is None else self.reward_model.digest
+        """Digest of what scores come from and a config does not say; empty where it says all.
+
+        The parameters of a reward model, and of one from elsewhere its token limits, too.
+        """
+        reward = self.reward_model
+        if reward is None or not reward.from_elsewhere:
+            return "" if reward is None else reward.digest
+        limits = (reward.data[f"max_{what}_tokens"] for what in ("prompt", "response"))
+        return ":".join((reward.digest, *map(str, limits)))
 
     def means(self, records: Sequence[Record]) -> list[np.ndarray]:
         """Scores responses, each by the mean of its M scores.
@@ -196,13 +210,14 @@ class Scorer:
         )
 
 
-def open_scorer(function: Callable[..., Any], field: str, mesh: MeshConfig | None) -> Scorer:
+def open_scorer(function: Callable[..., Any], field: str, config: Config | None) -> Scorer:
     """Makes a `Scorer` of what a config names; a reward model is looked up, and not loaded yet.
 
     Args:
       function: ``records -> [k] or [k, M] for each``.
       field: the config field that names it, for messages.
-      mesh: what a reward model is split over, unless the config binds it one of its own.
+      config: of the run: a reward model is split over its mesh and, where it was not trained here,
+        cuts texts to its token limits, unless ``function`` binds others. None: outside of a run.
 
     Raises:
       UserError: the folder of a reward model holds none.
@@ -211,19 +226,32 @@ def open_scorer(function: Callable[..., Any], field: str, mesh: MeshConfig | Non
     bound = function.keywords if isinstance(function, functools.partial) else {}
     if plain(function) is reward_model:
         reward = _named(label, reward_models.find, bound["path"])
-        on_mesh = functools.partial(reward_model, **{"mesh": mesh, **bound})
-        return Scorer(label, on_mesh, reward.objectives, reward)
+        settings = _settings_of_run(config, reward) | bound
+        limits = [settings.get(f"max_{what}_tokens") for what in ("prompt", "response")]
+        reward = _named(label, reward_models.with_limits, reward, *limits)
+        in_run = functools.partial(reward_model, **settings)
+        return Scorer(label, in_run, reward.objectives, reward)
     if plain(function) is judged:
         name = bound["name"]
         return Scorer(label, function, (name,) if isinstance(name, str) else name)
     return Scorer(label, function)
 
 
+def _settings_of_run(config: Config | None, reward: RewardModel) -> dict[str, Any]:
+    """Keywords of `reward_model` that a run has, for what a config's scorer does not bind."""
+    if config is None:
+        return {}
+    if not reward.from_elsewhere:
+        return {"mesh": config.mesh}
+    names = ("max_prompt_tokens", "max_response_tokens")
+    return {"mesh": config.mesh, **{name: getattr(config.data, name) for name in names}}
+
+
 def open_scorers(
-    functions: Sequence[Callable[..., Any]], field: str, mesh: MeshConfig | None
+    functions: Sequence[Callable[..., Any]], field: str, config: Config | None
 ) -> list[Scorer]:
     """`open_scorer` for each item of a config field."""
-    return [open_scorer(f, f"{field}[{i}]", mesh) for i, f in enumerate(functions)]
+    return [open_scorer(f, f"{field}[{i}]", config) for i, f in enumerate(functions)]
 
 
 def digests(scorers: Sequence[Scorer]) -> list[str]:

@@ -53,7 +53,7 @@ def make(run: Run, load_policy: Callable[[], Params]) -> Run:
     if settings is None:
         return run
     folder = run.workdir / "candidates"
-    scorers = open_scorers(settings.scorers, "candidates.scorers", config.mesh)
+    scorers = open_scorers(settings.scorers, "candidates.scorers", config)
     key = {
         "policy": checkpoint.tree_digest(load_policy()),
         "data": {"train": data.train.dataset.digest, "held_out": data.held_out.dataset.digest},

@@ -251,8 +251,8 @@ def check_scorers(config: Config, data: Prepared) -> None:
     example = data.originals.dataset[0]
     candidates = config.candidates.scorers if config.candidates is not None else ()
     for scorer in (
-        *open_scorers(candidates, "candidates.scorers", config.mesh),
-        *open_scorers(config.evaluate.scorers, "evaluate.scorers", config.mesh),
+        *open_scorers(candidates, "candidates.scorers", config),
+        *open_scorers(config.evaluate.scorers, "evaluate.scorers", config),
     ):
         if scorer.reward_model is None:
             scorer.means([data.original_records[example.id]])

@@ -221,7 +221,7 @@ def _scores(
     if not settings.scorers:
         return scores, next(iter(scores.values()), None)
     records = records_of(run.data, questions, samples)
-    scorers = open_scorers(settings.scorers, "evaluate.scorers", run.config.mesh)
+    scorers = open_scorers(settings.scorers, "evaluate.scorers", run.config)
     by_scorer = [np.stack(scorer.means(records)) for scorer in scorers]
     one = len(by_scorer) == 1
     names = ["reward"] if one else [f"reward_{i}" for i in range(len(by_scorer))]

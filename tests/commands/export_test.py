@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -151,5 +152,15 @@ def test_a_folder_of_a_reward_model_scores_and_is_no_policy(tmp_path):
     batch = dataclasses.replace(batch, prompt=encoded.prompt_ids[None], response=response)
     wanted = reward_head.score_responses(params, batch, config=config)[0]
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    # Its limits are those of the run that it scores in, unless the config binds others.
+    function = partial(scorers.reward_model, path=str(tmp_path / "rm"), batch_size=1)
+    of_run = runs.changed("data.max_prompt_tokens=600", "data.max_response_tokens=700")
+    bound = partial(function, max_response_tokens=2)
+    opened = [scorers.open_scorer(f, "s", c) for f in (function, bound) for c in (None, of_run)]
+    names = ("max_prompt_tokens", "max_response_tokens")
+    limits = [[scorer.reward_model.data[name] for name in names] for scorer in opened]
+    assert limits == [[512, 512], [600, 700], [512, 2], [600, 2]]
+    assert [[s.function.keywords.get(name) for name in names] for s in opened[1::2]] == limits[1::2]
+    assert len({scorer.digest for scorer in opened}) == 4
     with pytest.raises(UserError, match="holds a reward model: give the folder itself"):
         import_model.import_model(str(tmp_path / "rm"), str(tmp_path / "imported"))

@@ -198,20 +198,52 @@ def test_scores_do_not_depend_on_the_mesh_and_the_model_is_split_over_it(base, m
 
     monkeypatch.setattr(reward_models, "load_params", load)
     found = scorers.reward_model(rows, path=path)
-    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
+    of_run = runs.changed("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")
     function = partial(scorers.reward_model, path=path, batch_size=3)
-    scorer = scorers.open_scorer(function, "scorer", mesh)
+    scorer = scorers.open_scorer(function, "scorer", of_run)
     for x, y in zip(found, scorer.means(rows), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
     assert spread == [1, 4]
 
 
 def test_a_scorer_keeps_its_own_mesh_and_others_have_none(base):
-    mine, runs_own = MeshConfig(fsdp=2), MeshConfig(data=2)
+    mine, runs_own = MeshConfig(fsdp=2), runs.changed("mesh.data=2")
     function = partial(scorers.reward_model, path=str(base[0]), mesh=mine)
     assert scorers.open_scorer(function, "scorer", runs_own).function.keywords["mesh"] == mine
     judged = partial(scorers.judged, judge=world.judge, name="helpful")
     assert scorers.open_scorer(judged, "scorer", runs_own).function is judged
+
+
+def test_texts_over_a_limit_lose_one_end_and_are_counted(base, caplog):
+    caplog.set_level("INFO", "alignjax")
+    path, rows = str(base[0]), records(2)
+    tokenizer = reward_models.find(path).tokenizer
+    lengths = [[len(x) for x in tokenizer.encode(r.prompt, r.responses).response_ids] for r in rows]
+    limit = int(np.median(lengths))
+    longer = [
+        dataclasses.replace(
+            row, prompt=f"Well. {row.prompt}", responses=tuple(f"{x} So." for x in row.responses)
+        )
+        for row in rows
+    ]
+    limits = {"max_prompt_tokens": 6, "max_response_tokens": limit}
+    both = [scorers.reward_model(x, path=path, **limits) for x in (rows, longer)]
+    same = (
+        np.array(lengths) > limit
+    )  # what was added lies beyond the limit, and before the prompt's
+    assert 0 < same.sum() < same.size
+    np.testing.assert_array_equal(*(np.array(x)[same] for x in both))
+    assert (np.array(both[0])[~same] != np.array(both[1])[~same]).all()
+    count = int(same.sum())
+    assert "base: 2 of 2 prompts cut to max_prompt_tokens = 6, their beg" in caplog.messages[0]
+    assert (
+        f"base: {count} of 8 responses cut to max_response_tokens = {limit}" in caplog.messages[1]
+    )
+    caplog.clear()
+    scorers.reward_model(rows[:1], path=path, max_prompt_tokens=96, max_response_tokens=960)
+    assert not caplog.messages
+    with pytest.raises(UserError, match="max_response_tokens: wanted a number above 1, found 1"):
+        scorers.reward_model(rows, path=path, max_response_tokens=1)
 
 
 def test_one_compile_for_each_shape(base):
@@ -281,11 +313,13 @@ def test_the_program_writes_lists_that_sources_read(base, compiled, tmp_path):
     rows = write(tmp_path / "rows.jsonl", unscored())
     out = tmp_path / "deep" / "scored.jsonl"
     flags = (f"--records={rows}", f"--reward_model={base[0]}", f"--out={out}")
+    flags += ("--max_prompt_tokens=6",)
     done = runs.start("score", *flags, **compiled)
     assert done.returncode == 0, done.stderr
     assert "12 responses to 3 prompts" in " ".join(done.stdout.split())  # a long path wraps
     written = [json.loads(line) for line in out.read_text().splitlines()]
-    wanted = scorers.reward_model(records(), path=str(base[0]))
+    assert "base: 3 of 3 prompts cut to max_prompt_tokens = 6, their beginning" in done.stderr
+    wanted = scorers.reward_model(records(), path=str(base[0]), max_prompt_tokens=6)
     for row, given, scores in zip(written, unscored(), wanted, strict=True):
         np.testing.assert_allclose(row["scores"], scores, rtol=1e-5, atol=1e-6)
         assert {k: row[k] for k in given} == given
@@ -325,8 +359,10 @@ def test_done_work_is_not_done_again_and_nothing_is_overwritten(scored, monkeypa
     with pytest.raises(UserError, match="was changed after it was written"):
         score.run(*arguments)
     out.write_bytes(content)
+    with pytest.raises(UserError, match="reward models or limits"):
+        score.run(*arguments, (6, None))
     write(pathlib.Path(arguments[0]), unscored(2))
-    with pytest.raises(UserError, match="exists and is of other records or reward models"):
+    with pytest.raises(UserError, match="exists and is of other records, reward models or limits"):
         score.run(*arguments)
     assert out.read_bytes() == content
     with pytest.raises(UserError, match=r"exists and is no output of this command"):

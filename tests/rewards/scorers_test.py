@@ -5,7 +5,6 @@ from functools import partial
 import numpy as np
 import pytest
 
-from alignjax.config import MeshConfig
 from alignjax.data.records import DataError, Message, Receipt, Record
 from alignjax.errors import UserError
 from alignjax.rewards import scorers
@@ -46,7 +45,7 @@ def three(records, *, give):
 
 
 def opened(*functions):
-    return scorers.open_scorers(functions, "s", MeshConfig())
+    return scorers.open_scorers(functions, "s", None)
 
 
 @pytest.mark.parametrize(

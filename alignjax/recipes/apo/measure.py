@@ -144,7 +144,7 @@ def _order(game: Game, samples: list[Sample]) -> Ordered | None:
 
 def _scorers(game: Game) -> list[scorers.Scorer]:
     config = game.config
-    return scorers.open_scorers(config.evaluate.scorers, "evaluate.scorers", config.mesh)
+    return scorers.open_scorers(config.evaluate.scorers, "evaluate.scorers", config)
 
 
 def _rank(

@@ -41,7 +41,7 @@ def train(
     """
     batch_size = game.config.evaluate.batch_size
     by_reward = functools.partial(reward_model, path=str(reward.folder), batch_size=batch_size)
-    scorer = open_scorer(by_reward, f"round {number}", game.config.mesh)
+    scorer = open_scorer(by_reward, f"round {number}", game.config)
     file, digest = setup.respond(
         game,
         number,

@@ -196,7 +196,7 @@ def scalar_score(
     from alignjax.stages import fresh_samples
 
     names, run = setting.objectives.names, setting.run
-    scorer = rows.objectives_scorer(setting.objectives, run.config.mesh)
+    scorer = rows.objectives_scorer(setting.objectives, run.config)
     if scorer.reward_model is None:
         return functools.partial(
             _score_texts,

@@ -22,7 +22,7 @@ import numpy as np
 
 from alignjax.config import Config
 from alignjax.data.encode import encode_all
-from alignjax.data.records import Prompt, Record
+from alignjax.data.records import Prompt, Receipt, Record
 from alignjax.errors import UserError
 from alignjax.losses import rewards_in_context as ric
 from alignjax.recipes.multi_objective import rows, sampling, training
@@ -237,17 +237,22 @@ def _questions(
     setting: Setting, records: Sequence[Record], numbers: Sequence[int]
 ) -> list[Question]:
     """Tokenises the records' prompts, and cuts them as the data are."""
-    limits = setting.run.config.data
+    limits, receipt = setting.run.config.data, Receipt()
     encoded = encode_all(
         records,
         setting.run.data.tokenizer,
         max_prompt_tokens=limits.max_prompt_tokens,
         max_response_tokens=limits.max_response_tokens,
+        receipt=receipt,
     )
-    return [
+    questions = [
         Question(number, row.prompt, row.prompt_ids)
         for number, row in zip(numbers, encoded, strict=True)
     ]
+    if cut := receipt.warned.get("truncated_prompt"):
+        total, limit = f"{receipt.rows_in:,}", f"{limits.max_prompt_tokens:,}"
+        log.info("prompts that ask for scores: %s of %s cut to %s tokens", f"{cut:,}", total, limit)
+    return questions
 
 
 def _held_out(setting: Setting, questions: Sequence[Question]) -> list[Record]:

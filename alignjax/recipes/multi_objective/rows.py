@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from alignjax.config import MeshConfig
+from alignjax.config import Config
 from alignjax.config.fields import describe
 from alignjax.data.batching import Bucketed
 from alignjax.data.encode import enforce
@@ -27,9 +27,9 @@ log = logging.getLogger("alignjax")
 AT_ONCE = 512  # records that the scorer gets at a time, and that are kept when they are scored
 
 
-def objectives_scorer(objectives: ObjectivesConfig, mesh: MeshConfig) -> Scorer:
-    """Opens ``objectives.scorer``; a reward model is split over ``mesh``."""
-    return open_scorer(objectives.scorer, "recipe.objectives.scorer", mesh)
+def objectives_scorer(objectives: ObjectivesConfig, config: Config) -> Scorer:
+    """Opens ``objectives.scorer`` for a run."""
+    return open_scorer(objectives.scorer, "recipe.objectives.scorer", config)
 
 
 def score_records(setting: Setting, records: Sequence[Record], name: str) -> list[np.ndarray]:
@@ -41,7 +41,7 @@ def score_records(setting: Setting, records: Sequence[Record], name: str) -> lis
     from alignjax.runtime import artifacts
 
     objectives = setting.objectives
-    scorer = objectives_scorer(objectives, setting.run.config.mesh)
+    scorer = objectives_scorer(objectives, setting.run.config)
     texts = json.dumps([[r.id, r.responses] for r in records])
     key = {
         "records": hashlib.sha256(texts.encode()).hexdigest(),

@@ -54,7 +54,7 @@ def run(
     """
     with open_run(config, workdir, allow_config_change, check=_check) as run:
         example = run.data.original_records[run.data.originals.dataset[0].id]
-        objectives_scorer(objectives, config.mesh).tables([example], objectives.names)
+        objectives_scorer(objectives, config).tables([example], objectives.names)
         setting = Setting(run, sft.reference_of(run), objectives)
         respond = objectives.method(setting)
         return _report(setting, _measure(setting, respond))
@@ -71,7 +71,7 @@ def _measure(setting: Setting, respond: Respond) -> dict[str, Any]:
     """Samples for every preference and scores the samples: the content of ``front.json``."""
     run, objectives = setting.run, setting.objectives
     questions = take_questions(run.data.originals, run.config.evaluate.prompts)
-    scorer = objectives_scorer(objectives, run.config.mesh)
+    scorer = objectives_scorer(objectives, run.config)
     scores, collapsed = [], []
     for i, preference in enumerate(setting.preferences):
         samples = _sample(setting, respond, questions, i, preference)

@@ -12,7 +12,6 @@ import pytest
 from alignjax import recipes
 from alignjax.commands import export, finished_run
 from alignjax.config import (
-    MeshConfig,
     OptimConfig,
     ReferenceConfig,
     SamplingConfig,
@@ -351,4 +350,4 @@ def test_the_last_policy_is_what_the_verbs_take(base, tmp_path):
     assert reward_models.find(str(workdir / "round-2/reward")).digest
     last = partial(scorers.reward_model, path=str(workdir / "round-1/reward"))
     held_out = laid(config(), workdir).held_out
-    assert scorers.open_scorer(last, "s", MeshConfig()).means(held_out[:1])
+    assert scorers.open_scorer(last, "s", None).means(held_out[:1])
