@@ -2,7 +2,7 @@
 
     python benchmarks/apo_table.py --out=runs/apo_table
     python benchmarks/apo_table.py --out=runs/apo_table --prepare
-    python benchmarks/apo_table.py --out=runs/apo_table --cells=rjs-apo,rrhf-apo,dpo-apo,pg-apo
+    python benchmarks/apo_table.py --out=runs/apo_table --cells=rjs-fixed,rrhf-fixed,dpo-fixed,pg-fixed
     python benchmarks/apo_table.py --out=runs/apo_table --report
 
 A cell is a whole game of `configs/demo/apo.py`, smaller, in a folder of its own. A finished cell is
@@ -41,7 +41,7 @@ from alignjax.world import sources as world
 
 ROOT = pathlib.Path(__file__).parent.parent
 SIZE = 800
-# A smaller network than the config's, and fewer rows, for 39 games.
+# A smaller network than the config's, and fewer rows, for 51 games.
 CHANGES = [
     *("model.width=96", "model.head_dim=24", "model.mlp_width=256", "recipe.game.rounds=2"),
     *(f"data.source.size={SIZE}", f"recipe.game.golden.size={SIZE}", "data.buckets=2"),
@@ -67,14 +67,15 @@ POLICIES: dict[str, dict[str, Any]] = {
 RATES = {"rjs": 5e-4, "rrhf": 2e-4, "dpo": 2e-4, "pg": 2e-4}  # of the first round
 WITH_REFERENCE = ("dpo", "pg")
 ADVERSARIES: dict[str, list[str]] = {
-    "apo": [],
+    "apo-0.1": ["reward_loss.sample_weight=0.1"],  # the authors'
+    "apo-1": ["reward_loss.sample_weight=1"],
     "fixed": ["recipe.game.adversarial=False"],
     "ab": ["reward_loss.sample_weight=0"],
     "gail": ["reward_loss.pair_weight=0"],
     "wgan": [],  # its loss is another function
     "sequential": ["recipe.game.sequential=True"],
 }
-CELLS = [f"{policy}-{adversary}" for policy in POLICIES for adversary in ("apo", "fixed")]
+CELLS = [f"{policy}-{x}" for policy in POLICIES for x in ("apo-0.1", "apo-1", "fixed")]
 CELLS += [f"rjs-{adversary}" for adversary in ("ab", "gail", "wgan", "sequential")]
 CELLS += ["golden-sft"]
 SHARED = ("round-0", "round-1/reward_lists", "round-1/reward", "round-1/policy_lists")

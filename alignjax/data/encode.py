@@ -36,7 +36,7 @@ def encode(
     ``lossy_encoding`` (ids that do not decode to the text, plain-text prompts only). Rows whose
     responses truncation makes identical are dropped as ``identical_after_truncation``; scored
     lists lose only the repeated responses, as long as they still rank something, and are noted as
-    ``removed_identical_after_truncation``.
+    ``removed_identical_after_truncation``; lists with ``repeats`` keep them.
 
     Args:
       records: checked.
@@ -146,6 +146,8 @@ def _distinct(record: Record, response_ids: list[np.ndarray]) -> list[int] | Non
     keep = list(first.values())
     if len(keep) == len(response_ids):
         return keep
+    if record.repeats and len(keep) > 1:
+        return list(range(len(response_ids)))
     if not record.scores or len({record.scores[index] for index in keep}) < 2:
         return None
     return keep

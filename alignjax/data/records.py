@@ -52,6 +52,7 @@ class Record:
     objectives: tuple[str, ...] = ()  # the names of the M scores
     desirable: tuple[bool, ...] = ()  # K labels, or ()
     adversarial: bool = False  # the first response is golden, the others are a policy's samples
+    repeats: bool = False  # draws, whose frequencies count: a response that repeats stays
     domain: str = ""
     origin: str = ""  # "file:line" for messages; "" where the row is not from a file
 
@@ -150,7 +151,8 @@ def check(records: Iterable[Record], receipt: Receipt) -> Iterator[Record]:
     (same prompt, responses, scores, labels and domain as an earlier row), ``single_response`` and
     ``tied_scores`` (scored lists that rank nothing). In scored lists, single responses that are
     empty or repeat an earlier one are removed, and the row counted under
-    ``removed_empty_responses`` or ``removed_repeated_responses``. ``contradiction`` (A preferred
+    ``removed_empty_responses`` or ``removed_repeated_responses``; a list with ``repeats`` keeps
+    those that repeat, unless all are the same. ``contradiction`` (A preferred
     to B and B to A, or one response with both labels, in one domain) is counted for both rows,
     which are kept.
 
@@ -241,22 +243,22 @@ def _usable_list(record: Record, receipt: Receipt) -> tuple[Record | None, str]:
     for index, text in enumerate(record.responses):
         if not text.strip():
             empty = True
-        elif text in seen:
-            repeated = True
-        else:
-            seen.add(text)
+            continue
+        repeated |= text in seen
+        if text not in seen or record.repeats:
             keep.append(index)
+        seen.add(text)
     if not keep:
         return None, "empty_response"
-    if len(keep) == 1:
+    if len(seen) == 1:
         return None, "identical_pair" if repeated else "single_response"
     if len({record.scores[index] for index in keep}) == 1:
         return None, "tied_scores"
     if empty:
         receipt.warn("removed_empty_responses", record.id)
-    if repeated:
+    if repeated and not record.repeats:
         receipt.warn("removed_repeated_responses", record.id)
-    return (take_responses(record, keep) if empty or repeated else record), ""
+    return (take_responses(record, keep) if len(keep) < len(record.responses) else record), ""
 
 
 def take_responses(record: Record, index: Sequence[int]) -> Record:

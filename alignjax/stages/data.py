@@ -187,6 +187,8 @@ def _digest(records: list[Record]) -> str:
     for r in records:
         told = (r.id, r.prompt, r.responses, r.scores, r.objectives, r.desirable)
         digest.update(repr((*told, r.adversarial, r.domain)).encode())
+        if r.repeats:
+            digest.update(b"repeats")
     return f"{len(records)} with digest {digest.hexdigest()[:16]}"
 
 

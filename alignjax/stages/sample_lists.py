@@ -47,6 +47,7 @@ class Side:
     questions: Sequence[Question]
     originals: Sequence[Record]  # the prompt as it was read, an id, the domain
     own: Sequence[Sequence[str]]  # responses that come before the samples
+    repeats: bool = False  # keep samples that repeat: their frequencies count
 
 
 def make(
@@ -69,7 +70,8 @@ def make(
 
     Returns:
       The record: ``key``; ``sha256`` of each side's file; ``counts`` of each side's prompts and of
-      what became of their responses: own, sampled, unfinished, empty, unwritable, duplicate, kept.
+      what became of their responses: own, sampled, unfinished, empty, unwritable, duplicate, kept
+      (with the duplicates where the side ``repeats``).
     """
     if artifacts.is_whole(folder, key):
         log.info("%s: complete, nothing to do", folder.name)
@@ -78,7 +80,7 @@ def make(
         samples = _sample(run, scratch, sides, load_policy, settings)
         record: dict[str, Any] = {"key": key, "sha256": {}, "counts": {}}
         for side in sides:
-            records, counts = _collect(side, samples[side.name])
+            records, counts = collect(side, samples[side.name])
             scores = _score(scratch, side, records, score)
             content = "".join(line(r, scores.get(r.id, [])) for r in records).encode()
             storage.write(scratch / folder.name / f"{side.name}.jsonl", content)
@@ -113,25 +115,24 @@ def _sample(
     return samples
 
 
-def _collect(
-    side: Side, samples: Sequence[Sequence[Sample]]
-) -> tuple[list[Record], dict[str, int]]:
-    """One record per prompt, its responses distinct, and what became of every response."""
+def collect(side: Side, samples: Sequence[Sequence[Sample]]) -> tuple[list[Record], dict[str, int]]:
+    """Makes one record per prompt, and counts what became of every response; see `make`."""
     counts: Counter[str] = Counter(prompts=len(samples))
     records = []
     for original, mine, others in zip(side.originals, side.own, samples, strict=True):
         counts.update(own=len(mine), sampled=len(others))
         counts["unfinished"] += sum(not sample.ended for sample in others)
-        kept: dict[str, None] = {}
+        kept: list[str] = []
         for response in (*mine, *(sample.response for sample in others)):
             if not response.strip():
                 counts["empty"] += 1
             elif "\0" in response:  # a text file cannot hold it
                 counts["unwritable"] += 1
-            elif response in kept:
-                counts["duplicate"] += 1
             else:
-                kept[response] = None
+                repeated = response in kept
+                counts["duplicate"] += repeated
+                if side.repeats or not repeated:
+                    kept.append(response)
         counts["kept"] += len(kept)
         records.append(
             Record(
@@ -167,10 +168,17 @@ def _scores(
     return [scores.tolist() for scores in score(records)]
 
 
-def open_lists(run: Run, path: pathlib.Path, receipt: Receipt, identity: Any) -> Bucketed:
-    """One side's lists as rows to train on: checked, prepared and bucketed like any other data."""
-    records = check(lists(receipt, path=str(path), domain="domain"), receipt)
-    return rows_of(run.config, run.workdir, records, run.data.tokenizer, receipt, identity)
+def open_lists(
+    run: Run, path: pathlib.Path, receipt: Receipt, identity: Any, *, repeats: bool = False
+) -> Bucketed:
+    """Opens one side's lists as rows to train on, prepared like any other data.
+
+    Args:
+      repeats: of the side.
+    """
+    records = lists(receipt, path=str(path), domain="domain")
+    checked = check((dataclasses.replace(r, repeats=repeats) for r in records), receipt)
+    return rows_of(run.config, run.workdir, checked, run.data.tokenizer, receipt, identity)
 
 
 def line(record: Record, scores: list[float] | None = None) -> str:

@@ -132,7 +132,9 @@ def adversarial_row(record: Record, answer: str, samples: Sequence[str]) -> Reco
     Args:
       record: any of the prompt's.
       answer: golden.
-      samples: those equal to the golden answer or to one another are for `records.check` to remove.
+      samples: all of them, those that repeat or equal the golden answer as well. Pairs are of
+        independent draws of both: without these the policy's distribution would be another, and the
+        golden one no fixed point.
     """
     return Record(
         id=f"adversarial:{record.id}",
@@ -141,5 +143,6 @@ def adversarial_row(record: Record, answer: str, samples: Sequence[str]) -> Reco
         scores=((1.0,), *((0.0,),) * len(samples)),
         objectives=(OBJECTIVE,),
         adversarial=True,
+        repeats=True,
         domain=record.domain,
     )

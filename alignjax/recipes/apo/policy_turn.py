@@ -3,13 +3,16 @@
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from alignjax.config import Config
 from alignjax.config.fields import describe
-from alignjax.data.records import Receipt
+from alignjax.data.batching import Bucketed
+from alignjax.data.records import Receipt, Record
 from alignjax.recipes.apo import setup
 from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.rewards.scorers import open_scorer, reward_model
@@ -48,12 +51,10 @@ def train(
         "policy",
         policy,
         [()] * len(game.policy.questions),
-        scorer.means,
+        functools.partial(score_once, scorer.means),
         {"reward": reward.digest},
     )
-    receipt = Receipt()
-    rows = sample_lists.open_lists(game.run, file, receipt, {"lists": digest})
-    setup.enforce_drops(game, receipt, f"round {number}, lists")
+    rows = open_lists(game, number, file, digest)
     config = _config(game.config, learning_rate)
     folder = game.workdir / f"round-{number}" / "policy"
     key = {
@@ -76,6 +77,29 @@ def train(
     )
     load = functools.partial(load_trained, config, folder, game)
     return Reference(load, summary["params"])
+
+
+def open_lists(game: Game, number: int, file: pathlib.Path, digest: str) -> Bucketed:
+    """Opens the round's scored samples as rows to train on."""
+    receipt = Receipt()
+    made_of = {"lists": digest}
+    rows = sample_lists.open_lists(game.run, file, receipt, made_of, repeats=True)
+    setup.enforce_drops(game, receipt, f"round {number}, lists")
+    return rows
+
+
+def score_once(
+    score: Callable[[list[Record]], list[np.ndarray]], records: list[Record]
+) -> list[np.ndarray]:
+    """Scores each different response of a record once, so that those that repeat tie exactly."""
+    different = [tuple(dict.fromkeys(record.responses)) for record in records]
+    found = score(
+        [dataclasses.replace(r, responses=y) for r, y in zip(records, different, strict=True)]
+    )
+    return [
+        scores[[texts.index(response) for response in record.responses]]
+        for record, texts, scores in zip(records, different, found, strict=True)
+    ]
 
 
 def load_trained(config: Config, folder: pathlib.Path, game: Game) -> Params:

@@ -86,17 +86,22 @@ def train(
         _golden_first,
         {"golden": True},
     )
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    rows = [
-        golden.adversarial_row(original, answer, [y for y in line["responses"] if y != answer])
-        for original, answer, line in zip(game.reward.originals, game.answers, lines, strict=True)
-    ]
+    rows = [*game.pairs, *adversarial_rows(game, file)]
     bucketed = setup.prepare_rows(
-        game, [*game.pairs, *rows], digest, f"round {number}: comparisons and golden answers"
+        game, rows, digest, f"round {number}: comparisons and golden answers"
     )
     folder = game.workdir / f"round-{number}" / "reward"
     name = f"round {number}: reward model"
     return _fit(game, folder, bucketed, language_model, start, name)
+
+
+def adversarial_rows(game: Game, file: pathlib.Path) -> list[Record]:
+    """Makes an adversarial row of each of the reward model's lists, golden answers first."""
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [
+        golden.adversarial_row(original, answer, line["responses"][1:])
+        for original, answer, line in zip(game.reward.originals, game.answers, lines, strict=True)
+    ]
 
 
 def _golden_first(records: list[Record]) -> list[np.ndarray]:

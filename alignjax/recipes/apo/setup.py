@@ -164,6 +164,23 @@ def enforce_drops(game: Game, receipt: Receipt, name: str) -> None:
         raise DataError(f"{name}: {error}") from None
 
 
+def make_side(
+    game: Game, number: int, name: str, own: Sequence[Sequence[str]]
+) -> sample_lists.Side:
+    """Makes the side of a round to sample for; all its samples count, so repeated ones stay."""
+    prompts: Prompts = getattr(game, name)
+    of_round = jax.random.fold_in(jax.random.key(game.config.train.seed), number)
+    return sample_lists.Side(
+        name="lists",
+        title=f"round {number}: sampling, {name} prompts",
+        key=jax.random.fold_in(of_round, ("reward", "policy").index(name)),
+        questions=prompts.questions,
+        originals=prompts.originals,
+        own=own,
+        repeats=True,
+    )
+
+
 def respond(
     game: Game,
     number: int,
@@ -189,20 +206,12 @@ def respond(
     Raises:
       UserError: more than ``game.max_empty_fraction`` of the samples are empty; with the round.
     """
-    config, settings = game.config, game.settings
-    prompts: Prompts = getattr(game, name)
+    settings = game.settings
     folder = game.workdir / f"round-{number}" / f"{name}_lists"
     key = {**game.made_of, **made_of, "policy": policy.digest}
     key |= {"sampling": identity(settings.sampling), "round": number, "side": name}
-    of_round = jax.random.fold_in(jax.random.key(config.train.seed), number)
-    side = sample_lists.Side(
-        name="lists",
-        title=f"round {number}: sampling, {name} prompts",
-        key=jax.random.fold_in(of_round, ("reward", "policy").index(name)),
-        questions=prompts.questions,
-        originals=prompts.originals,
-        own=own,
-    )
+    key |= {"repeats": True}  # lists of games that began earlier have none
+    side = make_side(game, number, name, own)
     record = sample_lists.make(game.run, folder, key, [side], policy.load, settings.sampling, score)
     counts = record["counts"]["lists"]
     log.info(

@@ -139,27 +139,29 @@ def test_rows_of_both_kinds_share_batches(records, tokenizer, tmp_path):
     receipt = Receipt(rows_in=12)
     data = stored(check(mixed(records[:6]), receipt), tokenizer, tmp_path / "mixed", receipt)
     assert receipt.kept == 12
-    assert receipt.warned["removed_repeated_responses"] == 6
+    assert "removed_repeated_responses" not in receipt.warned
     assert receipt.warned["removed_empty_responses"] == 6
     assert data.adversarial.tolist() == [False] * 6 + [True] * 6
     rows = bucket(data, count=1, multiple=8)
     batch = assemble(data, np.array([0, 7, 6, -1]), rows.shapes[0])
     assert batch.adversarial.tolist() == [False, True, True, False]
     assert batch.present.tolist() == [
-        [True, True, False],
-        [True, True, True],
-        [True, True, False],  # one sample is the golden answer itself
-        [False] * 3,
+        [True, True, False, False],
+        [True] * 4,
+        [True] * 4,  # one sample is the golden answer itself
+        [False] * 4,
     ]
-    assert batch.scores.tolist() == [[1, 0, 0]] * 3 + [[0, 0, 0]]
+    assert batch.scores.tolist() == [[1, 0, 0, 0]] * 3 + [[0] * 4]
     # The loss of a row is its own, whatever lies beside it.
-    scores = np.array([[1, -1, 9], [0.5, 1, 2], [1, 0, -9], [3, 2, 1]], np.float32)
-    losses, metrics = apo.reward_loss(scores, batch, pair_weight=2.0, sample_weight=0.5)
+    scores = [[1, -1, 9, 9], [0.5, 1, 2, 1], [1, 0, 1, 0], [3, 2, 1, 0]]
+    losses, metrics = apo.reward_loss(
+        np.array(scores, np.float32), batch, pair_weight=2.0, sample_weight=0.5
+    )
     softplus = lambda x: np.log1p(np.exp(x))  # noqa: E731
     wanted = [
         2 * softplus(-2.0),
-        0.5 * (softplus(0.5) + softplus(1.5)) / 2,
-        0.5 * softplus(-1.0),
+        0.5 * (2 * softplus(0.5) + softplus(1.5)) / 3,
+        0.5 * (2 * softplus(-1.0) + softplus(0.0)) / 3,
         0,
     ]
     np.testing.assert_allclose(losses, wanted, rtol=1e-5)
