@@ -2,7 +2,7 @@
 
     python benchmarks/apo_table.py --out=runs/apo_table
     python benchmarks/apo_table.py --out=runs/apo_table --prepare
-    python benchmarks/apo_table.py --out=runs/apo_table --cells=rjs-fixed,rrhf-fixed,dpo-fixed,pg-fixed
+    python benchmarks/apo_table.py --out=runs/apo_table --cells=rjs-fixed,dpo-fixed,pg-fixed
     python benchmarks/apo_table.py --out=runs/apo_table --report
 
 A cell is a whole game of `configs/demo/apo.py`, smaller, in a folder of its own. A finished cell is

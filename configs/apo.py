@@ -53,7 +53,7 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
         recipe=partial(
             recipes.play_rounds,
             game=recipes.RoundsConfig(
-                golden=sources.trl,  # prompt and completion as messages; in the paper, GPT-4's
+                golden=sources.trl,  # prompt, completion, as the pairs' messages; there GPT-4's
                 rounds=3,
                 sampling=SamplingConfig(
                     samples=4, temperature=1.2, max_new_tokens=256, batch_size=sampled
@@ -63,7 +63,11 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
                 train=train,
             ),
         ),
-        data=DataConfig(source=sources.hh, max_prompt_tokens=256, max_response_tokens=256),
+        data=DataConfig(
+            source=partial(sources.hh, messages=True),
+            max_prompt_tokens=256,
+            max_response_tokens=256,
+        ),
         model=dataclasses.replace(model, dtype="bfloat16", remat="full", logits_chunk=128),
         # A human's pair weighs 1, a golden answer against all its samples 0.1: the authors' code.
         reward_loss=partial(apo.reward_loss, pair_weight=1.0, sample_weight=0.1),

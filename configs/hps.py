@@ -49,7 +49,11 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
     }[size]
     lora = LoraConfig(rank=8, alpha=16.0, targets=("q", "v"), dropout=0.01)
     return Config(
-        data=DataConfig(source=sources.hh, max_prompt_tokens=1024, max_response_tokens=1024),
+        data=DataConfig(
+            source=partial(sources.hh, messages=True),
+            max_prompt_tokens=1024,
+            max_response_tokens=1024,
+        ),
         model=dataclasses.replace(model, dtype="bfloat16", remat="full", logits_chunk=128),
         lora=None if size == "1.5b" else lora,
         candidates=CandidatesConfig(

@@ -52,7 +52,11 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
                 preferences=tuple((i / 10, 1 - i / 10) for i in range(11)),
             ),
         ),
-        data=DataConfig(source=sources.hh, max_prompt_tokens=512, max_response_tokens=128),
+        data=DataConfig(
+            source=partial(sources.hh, messages=True),
+            max_prompt_tokens=512,
+            max_response_tokens=128,
+        ),
         model=dataclasses.replace(model, dtype="bfloat16", param_dtype="bfloat16", remat="full"),
         lora=LoraConfig(rank=64, alpha=128.0, dropout=0.05),
         loss=paretohqd.loss,

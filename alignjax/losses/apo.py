@@ -61,8 +61,9 @@ def reward_loss(
     Args:
       scores: ``[B, K]`` the model's rewards, K >= 2; gradients flow through them.
       batch: ``adversarial [B]``; ``scores [B, K]``, 1 for a golden response and 0 for samples, and
-        as in `bradley_terry.reward_loss` in the other rows. Responses of equal score are not
-        compared. Without ``scores`` K is 2 and index 0 is golden, or chosen.
+        as in `bradley_terry.reward_loss` in the other rows. Samples that repeat, or that equal the
+        golden response, are in the row as often as they were drawn. Responses of equal score are
+        not compared. Without ``scores`` K is 2 and index 0 is golden, or chosen.
       pair_weight: of a human's row; >= 0.
       sample_weight: of an adversarial row, whatever its number of samples; >= 0.
 
@@ -145,8 +146,9 @@ def loss(logps: Logps, batch: Batch, *, beta: float = 0.1) -> tuple[Array, Metri
     ``E[r] - beta KL``: the baseline is independent of y_k, and the gradient of T_k itself, left
     out, is 0 on average.
 
-    The samples have to come from pi_theta **as it is at this step**: nothing corrects for samples
-    of an older policy, and the estimate is then biased.
+    The samples have to come from pi_theta **as it is at this step**, and all that were drawn have
+    to be there, those that repeat as well: nothing corrects for samples of an older policy or for
+    those left out, and the estimate is then biased.
 
     Args:
       logps: ``[B, K]`` nats, K >= 2.

@@ -1,6 +1,7 @@
 """Records as token rows, and these on disk: content, truncation, damage, dropped rows."""
 
 import concurrent.futures
+import dataclasses
 import os
 
 import numpy as np
@@ -131,6 +132,13 @@ def test_what_truncation_makes_identical_is_dropped(tok, tmp_path):
     assert example.responses == (same + "a", " x")
     assert example.scores.tolist() == [[1.0], [3.0]]
     assert receipt.warned["removed_identical_after_truncation"] == 1
+    draws = [dataclasses.replace(row, repeats=True) for row in rows]
+    draws += [dataclasses.replace(draws[0], id="m", responses=(same + "a", same + "b", same + "c"))]
+    receipt = Receipt(rows_in=2)
+    dataset = make(draws, tok, tmp_path, response=6, receipt=receipt)
+    assert [dataset[i].responses for i in range(len(dataset))] == [rows[0].responses]
+    assert "removed_identical_after_truncation" not in receipt.warned
+    assert receipt.dropped == {"identical_after_truncation": 1}
 
 
 def test_truncation_of_the_real_file_is_accounted_for(tok, tmp_path, data_dir):

@@ -1,6 +1,7 @@
 """The checks common to every source, the receipt, and splitting by prompt."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -56,6 +57,16 @@ def test_lists_lose_single_responses_and_stay_lists():
     assert kept[0].responses == ("a", "b")
     assert kept[0].scores == ((1.0,), (3.0,))
     assert receipt.warned == {"removed_empty_responses": 1, "removed_repeated_responses": 1}
+
+
+def test_lists_of_draws_keep_what_repeats_unless_all_are_the_same():
+    row = scored("x", ("a", "", "b", "a"), (1.0, 2.0, 3.0, 1.0))
+    same = scored("y", ("a", "a", ""), (1.0, 2.0, 0.0))
+    kept, receipt = run(replace(row, repeats=True), replace(same, repeats=True))
+    assert [r.responses for r in kept] == [("a", "b", "a")]
+    assert kept[0].scores == ((1.0,), (3.0,), (1.0,))
+    assert receipt.warned == {"removed_empty_responses": 1}
+    assert receipt.dropped == {"identical_pair": 1}
 
 
 def test_duplicates_keep_the_first_and_contradictions_report_both():

@@ -61,6 +61,55 @@ class TestHH:
         with pytest.raises(DataError, match=r"d\.jsonl:1: field 'rejected' has no turn"):
             read(sources.hh, write({"chosen": "\n\nAssistant: x", "rejected": "y"}))
 
+    def test_dialogues_become_messages(self, write):
+        start = f"{HUMAN}Hi {HUMAN} there\n\nAssistant: Yes.\n\n1. a{HUMAN}Human: hm\n\nAssistant:"
+        path = write({"chosen": f"{start} Yes, I am ", "rejected": f"{start}  Yes"})
+        (row,), receipt = read(sources.hh, path, messages=True)
+        assert row.prompt == (
+            Message("user", "Hi\n\nthere"),
+            Message("assistant", "Yes.\n\n1. a"),
+            Message("user", "Human: hm"),
+        )
+        assert row.responses == ("Yes, I am", "Yes")
+        assert receipt.warned == {"inline_marker": 1, "joined_turns": 1}
+
+    def test_dialogues_that_are_no_messages(self, write):
+        ask = f"{HUMAN}Hi\n\nAssistant:"
+        path = write(
+            {"chosen": f"{ask} a", "rejected": f"{ask} b"},
+            {"chosen": f"{ask} a", "rejected": f"{ask} b{HUMAN}c"},
+            {"chosen": f"{ask} x\n\nAssistant: a", "rejected": f"{ask} x\n\nAssistant: b"},
+            {"chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant: b"},
+            {"chosen": f"{ask} a", "rejected": f"{ask}  a"},
+        )
+        rows, receipt = read(sources.hh, path, messages=True)
+        assert [row.responses for row in rows] == [("a", "b")]
+        assert receipt.dropped == {"unanswered_turn": 2, "empty_prompt": 1, "identical_pair": 1}
+        path = write(
+            {"chosen": f"{ask} a", "rejected": f"{ask} b"},
+            {"chosen": f"Once {ask} a", "rejected": f"Once {ask} b"},
+        )
+        with pytest.raises(DataError, match=r"d\.jsonl:2: fields 'chosen' .* begin with 'Once '"):
+            read(sources.hh, path, messages=True)
+
+    def test_messages_of_the_real_file(self, data_dir, monkeypatch):
+        """They say what the text says, turn by turn."""
+        monkeypatch.setattr(records, "IDS_KEPT", 100)
+        path = str(data_dir / "hh_harmless_base_test" / "test.jsonl.gz")
+        plain, _ = read(sources.hh, path)
+        chats, receipt = read(sources.hh, path, messages=True)
+        assert receipt.dropped == {"empty_response": 4, "context_mismatch": 5}
+        assert receipt.warned == {"inline_marker": 44, "joined_turns": 4}
+        names = {"user": "Human", "assistant": "Assistant"}
+        for text, chat in zip(plain, chats, strict=True):
+            roles = [turn.role for turn in chat.prompt]
+            assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
+            said = "".join(f"\n\n{names[t.role]}: {t.content}" for t in chat.prompt)
+            words = f"{said}\n\nAssistant:".split()
+            if text.id not in receipt.ids["joined_turns"]:
+                assert words == text.prompt.split()
+            assert chat.responses == tuple(y.strip() for y in text.responses)
+
     def test_real_file(self, data_dir, monkeypatch):
         monkeypatch.setattr(records, "IDS_KEPT", 100)
         path = str(data_dir / "hh_harmless_base_test" / "test.jsonl.gz")

@@ -240,7 +240,7 @@ def test_prompts_without_a_list_are_counted_and_too_many_of_them_refused(
     fake([(text, True) for text in texts], monkeypatch)
     with pytest.raises(UserError, match=rf"no rows left to train on: .*dropped {reason} "):
         again(base, tmp_path)
-    inner = sampled._collect
+    inner = sampled.collect
 
     def half(*args):
         """Every other prompt has what others would have had as well."""
@@ -249,7 +249,7 @@ def test_prompts_without_a_list_are_counted_and_too_many_of_them_refused(
         return [dataclasses.replace(r, **good) if i % 2 else r
                 for i, r in enumerate(records)], counts  # fmt: skip
 
-    monkeypatch.setattr(sampled, "_collect", half)
+    monkeypatch.setattr(sampled, "collect", half)
     shutil.rmtree(tmp_path / "candidates")
     message = rf"rows dropped \(.*%\), more than candidates\.max_drop_fraction = 0\.1.*: {reason} "
     with pytest.raises(UserError, match=message):

@@ -2,16 +2,19 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from alignjax.data.files import Row, read_rows
-from alignjax.data.records import DataError, Receipt, Record
+from alignjax.data.records import DataError, Message, Receipt, Record
 from alignjax.data.sources.messages import read_prompt
 
 ASSISTANT = "\n\nAssistant:"  # what starts the assistant's turns in HH-RLHF's plain-text dialogues
+HUMAN = "\n\nHuman:"
+_TURN = re.compile(f"({HUMAN}|{ASSISTANT})")
 _INLINE_HUMAN = re.compile(r"(?<!\n\n)Human:")
 
 
-def hh(receipt: Receipt, *, path: str) -> Iterator[Record]:
+def hh(receipt: Receipt, *, path: str, messages: bool = False) -> Iterator[Record]:
     r"""Reads HH-RLHF: ``{chosen, rejected}``, whole dialogues with turns ``\n\nHuman:`` and so on.
 
     Each side is split at its **last** ``\n\nAssistant:``, which stays at the prompt's end; the
@@ -20,6 +23,14 @@ def hh(receipt: Receipt, *, path: str) -> Iterator[Record]:
 
     Dropped: ``context_mismatch`` (the sides differ before the split). Noted: ``inline_marker`` (a
     literal ``Human:`` within a turn; never split at).
+
+    Args:
+      receipt: counts.
+      path: file or glob.
+      messages: for models with a chat template: turns become messages of the user and the
+        assistant, the responses the assistant's next, all without white space around them. Turns
+        of one speaker in a row become one message (noted as ``joined_turns``). Also dropped:
+        ``unanswered_turn`` (a human's turn after the response, or none right before it).
     """
     for row in read_rows(path):
         receipt.rows_in += 1
@@ -28,10 +39,36 @@ def hh(receipt: Receipt, *, path: str) -> Iterator[Record]:
             if ASSISTANT not in side:
                 raise DataError(f"{row.origin}: field {key!r} has no turn '\\n\\nAssistant:'")
         record = split_dialogue(receipt, row, sides, ASSISTANT)
+        if record is not None and messages:
+            record = _as_messages(receipt, record)
         if record is not None:
             if any(_INLINE_HUMAN.search(side) for side in sides):
                 receipt.warn("inline_marker", row.id)
             yield record
+
+
+def _as_messages(receipt: Receipt, record: Record) -> Record | None:
+    """Turns the dialogue of a split row into messages; drops rows without an answered turn."""
+    assert isinstance(record.prompt, str)
+    before, *rest = _TURN.split(record.prompt.removesuffix(ASSISTANT))
+    if before.strip():
+        raise DataError(
+            f"{record.origin}: fields 'chosen' and 'rejected' begin with {before[:40]!r}, wanted a "
+            "turn '\\n\\nHuman:'"
+        )
+    turns: list[Message] = []
+    for marker, text in zip(rest[::2], rest[1::2], strict=True):
+        role = "user" if marker == HUMAN else "assistant"
+        if turns and turns[-1].role == role:
+            text = f"{turns.pop().content}\n\n{text.strip()}"
+        turns.append(Message(role, text.strip()))
+    if (turns and turns[-1].role != "user") or any(HUMAN in y for y in record.responses):
+        receipt.drop("unanswered_turn", record.id)
+        return None
+    if len(turns) < len(rest) // 2:
+        receipt.warn("joined_turns", record.id)
+    responses = tuple(y.strip() for y in record.responses)
+    return replace(record, prompt=tuple(turns), responses=responses)
 
 
 def split_dialogue(receipt: Receipt, row: Row, sides: Sequence[str], marker: str) -> Record | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from alignjax.config import DataConfig
 from alignjax.data.encode import enforce
-from alignjax.data.records import Receipt, Record
+from alignjax.data.records import DataError, Receipt, Record
 from alignjax.data.splits import prompt_digest, split_by_prompt
 from alignjax.errors import UserError
 from alignjax.recipes.apo.config import GameConfig
@@ -87,12 +87,32 @@ def find_answers(
         else:
             receipt.drop("no_golden_answer", record.id)
     log.info("golden answers:\n%s", receipt.render())
-    enforce(
-        receipt,
-        max_drop_fraction=settings.max_missing_fraction,
-        field="recipe.game.max_missing_fraction",
-    )
+    try:
+        enforce(
+            receipt,
+            max_drop_fraction=settings.max_missing_fraction,
+            field="recipe.game.max_missing_fraction",
+        )
+    except DataError as error:
+        missing = [record for digest, record in first.items() if digest not in answers]
+        raise DataError(f"{error}{_other_form(missing, rows)}") from None
     return answers, receipt
+
+
+def _other_form(missing: Sequence[Record], golden: Sequence[Record]) -> str:
+    """Says where prompts have no golden answer because one side has texts and one messages."""
+    forms = {isinstance(record.prompt, str) for record in golden}
+    other = [record for record in missing if isinstance(record.prompt, str) not in forms]
+    if not golden or not other:
+        return ""
+    mine, theirs = (
+        ("text", "messages") if isinstance(other[0].prompt, str) else ("messages", "text")
+    )
+    return (
+        f"; the prompts of {len(other)} of them are {mine} (data.source) and those of the golden "
+        f"answers {theirs} (recipe.game.golden), so none is the same: wanted one form for both, "
+        "messages for models with a chat template, e.g. partial(sources.hh, messages=True)"
+    )
 
 
 def preferred_response(record: Record) -> str | None:

@@ -1,13 +1,16 @@
 """Golden answers: whose prompts are whose, what is missing, and rows of both kinds in one batch."""
 
 import dataclasses
+import json
 from functools import partial
 
 import numpy as np
 import pytest
 
 from alignjax.config import OptimConfig
-from alignjax.data import store
+from alignjax.config.load import load
+from alignjax.config.validate import get
+from alignjax.data import sources, store
 from alignjax.data.batching import assemble, bucket, read
 from alignjax.data.encode import encode
 from alignjax.data.records import Receipt, Record, check
@@ -19,6 +22,7 @@ from alignjax.errors import UserError
 from alignjax.losses import apo
 from alignjax.recipes import RoundsConfig
 from alignjax.recipes.apo import golden
+from alignjax.stages.data import read_records
 from alignjax.training import optim
 from alignjax.world import sources as world
 from tests import runs
@@ -84,6 +88,41 @@ def test_missing_answers_are_counted_and_too_many_refused(records):
     )
     with pytest.raises(UserError, match=message):
         golden.find_answers(DATA, settings, records)
+
+
+def test_golden_answers_of_the_config_match_its_pairs(tmp_path):
+    """Two rows of HH-RLHF, the second of several turns, and golden answers as messages."""
+    turns = [["Hi"], ["Hi", "Yes?", "What is  2 + 2?"]]
+    names = {"user": "Human", "assistant": "Assistant"}
+    pairs, answers = [], []
+    for texts in turns:
+        messages = [
+            dict(role=("user", "assistant")[i % 2], content=text) for i, text in enumerate(texts)
+        ]
+        ask = "".join(f"\n\n{names[m['role']]}: {m['content']}" for m in messages)
+        pairs.append({side: f"{ask}\n\nAssistant: {side}" for side in ("chosen", "rejected")})
+        golden_turn = dict(role="assistant", content=f"Golden {len(texts)}")
+        answers.append(dict(prompt=messages, completion=[golden_turn]))
+    paths = [tmp_path / "pairs.jsonl", tmp_path / "golden.jsonl"]
+    for path, rows in zip(paths, (pairs, answers), strict=True):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load(
+        str(runs.ROOT / "configs" / "apo.py"),
+        [f"data.path={paths[0]}", f"recipe.game.golden_path={paths[1]}"],
+    )
+    settings = get(loaded, "recipe.game")
+    rows = read_records(loaded.data, loaded.data.path, Receipt())
+    found, _ = golden.find_answers(loaded.data, settings, rows)
+    assert [found[prompt_digest(r.prompt)] for r in rows] == ["Golden 1", "Golden 3"]
+
+    text = read_records(
+        dataclasses.replace(loaded.data, source=sources.hh), str(paths[0]), Receipt()
+    )
+    with pytest.raises(
+        UserError,
+        match=r"2 of 2 rows dropped .* 2 of them are text \(data\.source\) and .*messages",
+    ):
+        golden.find_answers(loaded.data, settings, text)
 
 
 def test_a_source_of_files_is_given_its_path(records):
