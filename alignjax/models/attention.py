@@ -82,11 +82,11 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
     With ``scaling`` of kind linear, all are divided by ``factor``. With llama3, wavelengths longer
     than ``original_length / low_freq_factor`` are stretched by ``factor``, those shorter than
     ``original_length / high_freq_factor`` are kept, and those between are interpolated linearly in
-    ``original_length / wavelength``.
+    ``original_length / wavelength``. Dynamic scaling begins beyond ``original_length`` tokens.
     """
     exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     frequency = 1.0 / theta**exponent
-    if scaling is None:
+    if scaling is None or scaling.kind == "dynamic":
         return frequency
     if scaling.kind == "linear":
         return frequency / scaling.factor

@@ -11,7 +11,7 @@ from alignjax.errors import UserError, did_you_mean
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "kv", "full")
 ATTENTION = ("auto", "xla", "splash", "cudnn")
-ROPE_SCALINGS = ("llama3", "linear")
+ROPE_SCALINGS = ("llama3", "linear", "dynamic")
 ACTIVATIONS = ("silu", "gelu_tanh")
 QUANTIZED = ("", "int8", "nf4")
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # a layer's projections
@@ -28,9 +28,14 @@ def _free(default: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """Frequency scaling for contexts longer than those trained on; the last three are llama3's."""
+    """Frequency scaling for contexts longer than those trained on.
 
-    kind: str = "llama3"  # llama3: slow frequencies only | linear: all of them alike
+    ``low_freq_factor`` and ``high_freq_factor`` are llama3's, ``original_length`` not linear's.
+    """
+
+    # llama3: slow frequencies only | linear: all of them alike | dynamic: none within
+    # original_length, and nothing longer is run
+    kind: str = "llama3"
     factor: float = 8.0  # how much frequencies are slowed down; >= 1
     low_freq_factor: float = 1.0  # wavelengths above original_length / this are scaled fully
     high_freq_factor: float = 4.0  # wavelengths below original_length / this are left alone
@@ -62,6 +67,8 @@ class ModelConfig:
     window_rope_theta: float | None = None  # rope_theta of layers with a window, unscaled (Gemma 3)
     norm_eps: float = 1e-6
     qkv_bias: bool = False  # Qwen 2 and 2.5
+    o_bias: bool = False  # attention's output projection has one too (some Llamas)
+    mlp_bias: bool = False  # all three projections of the feed-forward block (some Llamas)
     qk_norm: bool = False  # Qwen 3, Gemma 3: RMSNorm on each query and key head
     tied_embeddings: bool = True  # the output head is the transposed embedding
     activation: str = "silu"  # of the feed-forward gate: silu | gelu_tanh (Gemma)

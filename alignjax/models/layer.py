@@ -73,14 +73,14 @@ class Layer(nn.Module):
         residual = 1.0 / (2 * c.layers)  # variance of what a block adds, so that depth is harmless
 
         mixed, kept = self._attend(gather(self._norm("attention_norm")(x)), view, cache, full)
-        added = scatter(self._dense("o", mixed, c.width, scale=residual))
+        added = scatter(self._dense("o", mixed, c.width, c.o_bias, scale=residual))
         x = x + (self._norm("attention_out_norm")(added) if c.sandwich_norms else added)
 
         h = gather(self._norm("mlp_norm")(x))
-        gate = self._dense("gate", h, c.mlp_width)
+        gate = self._dense("gate", h, c.mlp_width, c.mlp_bias)
         gate = nn.silu(gate) if c.activation == "silu" else nn.gelu(gate, approximate=True)
-        h = gate * self._dense("up", h, c.mlp_width)
-        added = scatter(self._dense("down", h, c.width, scale=residual))
+        h = gate * self._dense("up", h, c.mlp_width, c.mlp_bias)
+        added = scatter(self._dense("down", h, c.width, c.mlp_bias, scale=residual))
         return x + (self._norm("mlp_out_norm")(added) if c.sandwich_norms else added), kept
 
     def _attend(

@@ -14,6 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from alignjax.errors import UserError
 from alignjax.models import layout
 from alignjax.models.attention import rope_frequencies
 from alignjax.models.config import ModelConfig, RopeScaling
@@ -134,6 +135,7 @@ class Transformer(nn.Module):
         """Computes ``[B, P + K*R, width]`` states at every token, not normalised."""
         b, k, r = response.shape
         p = prompt.shape[1]
+        check_length(self.config, p + r)
         before = prompt_positions(prompt_length, p)
         after = prompt_length[:, None] + jnp.arange(r)
         position = jnp.concatenate([before, jnp.tile(after, (1, k))], axis=1)
@@ -155,6 +157,7 @@ class Transformer(nn.Module):
           ``[B, width]`` state that predicts the first response token, and the cache.
         """
         b, p = prompt.shape
+        check_length(self.config, p + r)
         position = prompt_positions(prompt_length, p)
         view = View(
             **self._angles(position), prompt_mask=position >= 0, prompt_tokens=p, responses=1
@@ -196,6 +199,21 @@ class Transformer(nn.Module):
             for y, z in zip((cache.key, cache.value), new, strict=True)
         )
         return self.norm(x), dataclasses.replace(cache, key=key, value=value)
+
+
+def check_length(config: ModelConfig, tokens: int) -> None:
+    """Refuses sequences for which dynamic scaling would change the frequencies of a whole batch.
+
+    Raises:
+      UserError: with the length that is supported.
+    """
+    scaling = config.rope_scaling
+    if scaling and scaling.kind == "dynamic" and tokens > scaling.original_length:
+        raise UserError(
+            f"model.rope_scaling: dynamic scaling is supported up to {scaling.original_length} "
+            "tokens of prompt and response (max_position_embeddings), where it changes nothing; "
+            f"found {tokens}: beyond, the longest sequence of a batch would change all others"
+        )
 
 
 def prompt_positions(prompt_length: Array, p: int) -> Array:

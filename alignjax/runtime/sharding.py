@@ -35,7 +35,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"layers/(q|k|v|gate|up)/lora_b$", P(None, None, "tensor")),
     (r"layers/(o|down)/lora_a$", P(None, "tensor")),
     (r"layers/(o|down)/lora_b$", P(None, None, "fsdp")),
-    (r"layers/(q|k|v)/bias$", P(None, "tensor")),
+    (r"layers/(q|k|v|gate|up)/bias$", P(None, "tensor")),
     (r"(^|/)reward/kernel$", P("fsdp")),
     (r"", P()),  # norms, counters, keys: everywhere
 )

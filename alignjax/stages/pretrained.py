@@ -20,7 +20,7 @@ from alignjax.config import Config
 from alignjax.models import kernels, quantized, reward_head
 from alignjax.models.config import ModelConfig, check_adapters
 from alignjax.models.hf import load as hf
-from alignjax.models.transformer import init_params
+from alignjax.models.transformer import check_length, init_params
 from alignjax.runtime import artifacts, checkpoint, sharding
 from alignjax.runtime.distributed import run_on_main
 from alignjax.runtime.storage import read_json
@@ -53,6 +53,7 @@ def resolve(config: Config, *, runs: bool = True) -> Config:
         these devices, or the model, cannot have.
     """
     model = hf.resolve(config.model)
+    check_length(model, config.data.max_prompt_tokens + config.data.max_response_tokens)
     tokenizer = config.tokenizer
     if model.path and not tokenizer.path:
         tokenizer = dataclasses.replace(tokenizer, path=model.path)

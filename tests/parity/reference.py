@@ -54,6 +54,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             rms_norm_eps=1e-5,
         ),
     ),
+    "llama_biases": (
+        "Llama",
+        dict(
+            attention_bias=True,
+            mlp_bias=True,
+            rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=1e4),
+        ),
+    ),
     "mistral": ("Mistral", dict(sliding_window=4)),
     "qwen2": ("Qwen2", dict(head_dim=None)),
     "qwen25_window": (

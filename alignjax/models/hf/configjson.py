@@ -1,27 +1,32 @@
 """Reads config.json into a ModelConfig and back; refuses what is not supported by its name."""
 
 import dataclasses
-import math
 from typing import Any
 
 from alignjax.errors import UserError, did_you_mean
-from alignjax.models.config import ModelConfig, RopeScaling
-from alignjax.models.hf.families import ASIDE, FAMILIES, SIZES, Family
+from alignjax.models.config import ModelConfig
+from alignjax.models.hf import rope
+from alignjax.models.hf.families import (
+    ASIDE,
+    FAMILIES,
+    NEUTRAL,
+    NOTE_PREFIXES,
+    NOTE_SUFFIXES,
+    NOTES,
+    SIZES,
+    Family,
+)
+from alignjax.models.hf.rope import FULL, WINDOW
+from alignjax.models.hf.values import positive, size
 
 Json = dict[str, Any]
 
-LARGEST = 2**24  # no size is larger: a hostile config costs neither time nor memory
 MOST_LAYERS = 1024
-_FULL, _WINDOW = "full_attention", "sliding_attention"
 _READ = {
     *SIZES,
     *("num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings", "rope_theta"),
-    *("rope_scaling", "rope_parameters", "layer_types", "sliding_window"),
-    *("sliding_window_pattern", "_sliding_window_pattern"),
-}
-_ROPE = {
-    *("rope_theta", "rope_type", "type", "factor", "low_freq_factor", "high_freq_factor"),
-    "original_max_position_embeddings",
+    *("rope_scaling", "rope_parameters", "layer_types", "original_max_position_embeddings"),
+    "_sliding_window_pattern",
 }
 _SHAPE = [  # what config.json decides; the rest is how the network is run
     f.name
@@ -64,29 +69,28 @@ def read(content: Json, file: str, *, reward: bool = False) -> ModelConfig:
     family = _family(content, file, reward)
     _check_options(content, family, file)
     own = {**family.optional, **content}
-    fields: Json = {ours: _size(own, key, file) for key, ours in SIZES.items()}
+    fields: Json = {ours: size(own, key, file) for key, ours in SIZES.items()}
     if fields["layers"] > MOST_LAYERS:
         raise UserError(f"{file}: num_hidden_layers: wanted {MOST_LAYERS} at most")
-    tied = own.get("tie_word_embeddings", False)
-    if not isinstance(tied, bool):
-        raise UserError(f"{file}: tie_word_embeddings: wanted true or false, found {tied!r:.80}")
     fields.update(
-        kv_heads=_size(own, "num_key_value_heads", file, fields["heads"]),
-        head_dim=_size(own, "head_dim", file, fields["width"] // fields["heads"]),
-        norm_eps=_positive(own, "rms_norm_eps", file),
-        tied_embeddings=tied,
+        kv_heads=size(own, "num_key_value_heads", file, fields["heads"]),
+        head_dim=size(own, "head_dim", file, fields["width"] // fields["heads"]),
+        norm_eps=positive(own, "rms_norm_eps", file),
+        tied_embeddings=_flag(own, "tie_word_embeddings", file),
         **family.fixed,
-        **_rope(own, file),
+        **rope.read(content, family.optional, file),
         **_window(own, family, fields["layers"], file),
     )
+    for key, names in family.biases.items():
+        fields.update(dict.fromkeys(names, _flag(own, key, file)))
     if "query_pre_attn_scalar" in own:
-        fields["query_scalar"] = _positive(own, "query_pre_attn_scalar", file)
+        fields["query_scalar"] = positive(own, "query_pre_attn_scalar", file)
     for key, ours in (
         ("attn_logit_softcapping", "attention_softcap"),
         ("final_logit_softcapping", "logit_softcap"),
     ):
         if own.get(key) is not None:
-            fields[ours] = _positive(own, key, file)
+            fields[ours] = positive(own, key, file)
     try:
         return ModelConfig(**fields)
     except UserError as error:
@@ -112,91 +116,77 @@ def _family(content: Json, file: str, reward: bool) -> Family:
 def _check_options(content: Json, family: Family, file: str) -> None:
     """Refuses every option that could change what the network computes and is not supported."""
     for key, value in content.items():
-        if key in family.only:
-            if value not in (None, family.only[key]):
-                only = family.only[key]
-                raise UserError(f"{file}: {key}: wanted {only!r}, found {value!r:.80}")
-            continue
-        known = key in ASIDE or key in _READ or key in family.optional
-        # None and false switch an option off, also one that is newer than this code.
-        if not known and value is not None and value is not False:
+        allowed = family.only.get(key)
+        if allowed is None and key not in family.biases:
+            allowed = NEUTRAL.get(key)
+        if allowed is not None and not (value is None or value in allowed or _is_off(key, value)):
+            wanted = " or ".join(map(repr, allowed or (None,)))
+            raise UserError(f"{file}: {key}: wanted {wanted}, found {value!r:.80}")
+        read = key in _READ or key in family.optional or key in family.biases
+        if allowed is None and not read and key not in ASIDE and not _is_note(key, value, family):
             raise UserError(f"{file}: {key}: this option is not supported (found {value!r:.80})")
 
 
-def _positive(fields: Json, key: str, file: str, default: Any = None) -> float:
+def _is_note(key: str, value: Any, family: Family) -> bool:
+    """Whether a field that no code of the family reads has no effect."""
+    # None and false switch an option off, also one that is newer than this code.
+    off = value is None or value is False
+    named = key.startswith(NOTE_PREFIXES) or key.endswith(NOTE_SUFFIXES)
+    return off or named or key in NOTES or key in family.unread
+
+
+def _is_off(key: str, value: Any) -> bool:
+    """Whether a description of quantised weights is of weights that are not."""
+    if key != "quantization_config" or not isinstance(value, dict):
+        return False
+    bits = [value.get("load_in_4bit"), value.get("load_in_8bit")]
+    return value.get("quant_method") == "bitsandbytes" and bits == [False, False]
+
+
+def notes(content: Json) -> list[str]:
+    """The fields of a config.json that could be read, and that no number depends on.
+
+    Fields that transformers writes for every model are left out.
+    """
+    family = FAMILIES[content["model_type"]]
+    known = {*ASIDE, *_READ, *family.optional, *family.biases, *family.only}
+    return sorted(k for k, v in content.items() if k not in known and v is not None)
+
+
+def _flag(fields: Json, key: str, file: str) -> bool:
     value = fields.get(key)
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UserError(f"{file}: {key}: wanted a number above 0, found {value!r:.80}")
-    return float(value)
-
-
-def _size(fields: Json, key: str, file: str, default: Any = None) -> int:
-    value = _positive(fields, key, file, default)
-    if value != int(value) or value > LARGEST:
-        raise UserError(f"{file}: {key}: wanted a whole number to {LARGEST}, found {value:g}")
-    return int(value)
-
-
-def _rope(own: Json, file: str) -> Json:
-    """Rotary options, from ``rope_theta`` and ``rope_scaling`` or the newer ``rope_parameters``."""
-    scaling = own.get("rope_scaling") or {}
-    parameters = own.get("rope_parameters") or {}
-    if not isinstance(parameters, dict) or not isinstance(scaling, dict):
-        raise UserError(f"{file}: rope_parameters, rope_scaling: wanted objects")
-    windowed = parameters.get(_WINDOW) or {}
-    parameters = parameters.get(_FULL, parameters)  # Gemma 3: one object for each kind of layer
-    if not isinstance(windowed, dict) or not isinstance(parameters, dict):
-        raise UserError(f"{file}: rope_parameters: wanted objects for each kind of layer")
-    if windowed.get("rope_type", "default") != "default":
-        raise UserError(f"{file}: rope_parameters.{_WINDOW}: scaling is not supported")
-    for key in {**scaling, **windowed, **parameters}:
-        if key not in _ROPE:
-            raise UserError(f"{file}: rope_scaling.{key}: this option is not supported")
-    own = {"rope_theta": 1e4, **own, **scaling, **parameters}
-    fields: Json = {"rope_theta": _positive(own, "rope_theta", file)}
-    if "rope_local_base_freq" in own:
-        own["rope_local_base_freq"] = windowed.get("rope_theta", own["rope_local_base_freq"])
-        fields["window_rope_theta"] = _positive(own, "rope_local_base_freq", file)
-    kind = own.get("rope_type", own.get("type", "default"))
-    if kind == "default":
-        return fields
-    if kind not in ("llama3", "linear"):
-        raise UserError(
-            f"{file}: rope_scaling: {kind!r:.80} is not supported; llama3 and linear are"
-        )
-    options: Json = {"kind": kind, "factor": _positive(own, "factor", file)}
-    if kind == "llama3":
-        for key in ("low_freq_factor", "high_freq_factor"):
-            options[key] = _positive(own, key, file)
-        options["original_length"] = _size(own, "original_max_position_embeddings", file)
-    return {**fields, "rope_scaling": RopeScaling(**options)}
+    if value is not None and not isinstance(value, bool):
+        raise UserError(f"{file}: {key}: wanted true or false, found {value!r:.80}")
+    return bool(value)
 
 
 def _window(own: Json, family: Family, layers: int, file: str) -> Json:
     """Reads which layers have a window: all, none, or all but every n-th."""
-    off = own.get("sliding_window") is None or own.get("use_sliding_window") is False
-    if off or "sliding_window" not in family.optional:
-        return {}
-    window: Json = {"window": _size(own, "sliding_window", file)}
     types = own.get("layer_types")
+    known = isinstance(types, list) and all(t in (FULL, WINDOW) for t in types)
+    if types is not None and (not known or len(types) != layers):
+        raise UserError(f"{file}: layer_types: wanted {layers} of {FULL} and {WINDOW}")
+    off = own.get("sliding_window") is None or "sliding_window" not in family.optional
+    if off or ("use_sliding_window" in family.optional and not own["use_sliding_window"]):
+        if types is not None and WINDOW in types:
+            raise UserError(f"{file}: layer_types: wanted {FULL} alone where no window is set")
+        return {}
+    window: Json = {"window": size(own, "sliding_window", file)}
     if types is None and own.get("max_window_layers"):  # these first ones have none
-        full = min(layers, _size(own, "max_window_layers", file))
-        types = [_FULL] * full + [_WINDOW] * (layers - full)
+        full = min(layers, size(own, "max_window_layers", file))
+        types = [FULL] * full + [WINDOW] * (layers - full)
     if types is None:
         every = 0
         if "sliding_window_pattern" in own:
-            every = _size(own, "sliding_window_pattern", file)
+            every = size(own, "sliding_window_pattern", file)
         return {**window, "full_every": every} if 0 < every <= layers else window
-    known = isinstance(types, list) and all(t in (_FULL, _WINDOW) for t in types)
-    if not known or len(types) != layers:
-        raise UserError(f"{file}: layer_types: wanted {layers} of {_FULL} and {_WINDOW}")
-    if _FULL not in types:
+    if FULL not in types:
         return window
-    every = types.index(_FULL) + 1
-    if every == 1 and _WINDOW not in types:
+    every = types.index(FULL) + 1
+    uniform = set(family.optional) & {"use_sliding_window", "sliding_window_pattern"}
+    if every == 1 and WINDOW not in types and uniform:
         return {}
-    if any((t == _FULL) != ((i + 1) % every == 0) for i, t in enumerate(types)):
+    if not uniform or any((t == FULL) != ((i + 1) % every == 0) for i, t in enumerate(types)):
         raise UserError(
             f"{file}: layer_types: these windows are not supported; in all layers, in none, or in "
             "all but every n-th"
@@ -243,17 +233,20 @@ def _fields(config: ModelConfig, kind: str) -> Json:
         "rms_norm_eps": c.norm_eps,
         "tie_word_embeddings": c.tied_embeddings,
         "rope_theta": c.rope_theta,
-        "rope_scaling": _rope_fields(c.rope_scaling),
+        "rope_scaling": rope.write(c.rope_scaling),
         "torch_dtype": c.param_dtype,
-        **family.only,
+        **{key: allowed[0] for key, allowed in family.only.items()},
+        **{key: getattr(c, ours[-1]) for key, ours in family.biases.items()},
     }
+    if c.rope_scaling is not None and c.rope_scaling.kind == "dynamic":
+        content["max_position_embeddings"] = c.rope_scaling.original_length
     if "sliding_window" in family.optional:
         content["sliding_window"] = c.window
     if "use_sliding_window" in family.optional:
         content |= {"use_sliding_window": c.window is not None, "max_window_layers": 0}
     if "sliding_window_pattern" in family.optional:
         full = [c.full_every > 0 and (i + 1) % c.full_every == 0 for i in range(c.layers)]
-        content["layer_types"] = [_FULL if x or c.window is None else _WINDOW for x in full]
+        content["layer_types"] = [FULL if x or c.window is None else WINDOW for x in full]
         scalar = c.query_scalar
         whole = scalar is not None and scalar == int(scalar)  # transformers wants it so
         content["query_pre_attn_scalar"] = int(scalar) if scalar and whole else scalar
@@ -265,16 +258,3 @@ def _fields(config: ModelConfig, kind: str) -> Json:
     if "rope_local_base_freq" in family.optional:
         content["rope_local_base_freq"] = c.window_rope_theta
     return content
-
-
-def _rope_fields(scaling: RopeScaling | None) -> Json | None:
-    if scaling is None:
-        return None
-    fields: Json = {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind == "llama3":
-        fields |= {
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_length,
-        }
-    return fields

@@ -59,10 +59,19 @@ def resolve(config: ModelConfig) -> ModelConfig:
 
 def read_config(folder: pathlib.Path, *, reward: bool = False) -> ModelConfig:
     """The shape that a folder's config.json describes, of a policy or a reward model."""
-    content = read_json(folder / "config.json")
+    file = folder / "config.json"
+    content = read_json(file)
     if content.get("auto_map"):
-        log.warning("%s: auto_map is ignored: code of a model is never run", folder / "config.json")
-    return configjson.read(content, str(folder / "config.json"), reward=reward)
+        log.warning("%s: auto_map is ignored: code of a model is never run", file)
+    config = configjson.read(content, str(file), reward=reward)
+    _note(str(file), tuple(configjson.notes(content)))
+    return config
+
+
+@functools.cache  # a run reads the file several times, and says so once
+def _note(file: str, fields: tuple[str, ...]) -> None:
+    if fields:
+        log.info("%s: without effect here: %s", file, ", ".join(fields))
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from alignjax.errors import UserError
-from alignjax.models import presets
+from alignjax.models import presets, transformer
+from alignjax.models.config import RopeScaling
 from alignjax.models.hf import configjson
 from tests import tiny
 
@@ -170,16 +173,28 @@ def test_published_files_are_the_presets(content, preset):
             dict(architectures=["LlamaForTokenClassification"]),
             r"architectures: wanted LlamaForCausalLM, found \['LlamaForTokenClassification'\]",
         ),
-        (dict(quantization_config={"bits": 4}), r"quantization_config: this option is not supp"),
+        (dict(quantization_config={"bits": 4}), r"quantization_config: wanted {}, found {'bits'"),
         (dict(num_experts=8), r"num_experts: this option is not supported \(found 8\)"),
-        (dict(attention_bias=True), r"attention_bias: wanted False, found True"),
-        (dict(hidden_act="gelu"), r"hidden_act: wanted 'silu', found 'gelu'"),
+        (dict(attention_bias="yes"), r"attention_bias: wanted true or false, found 'yes'"),
+        (dict(hidden_act="gelu"), r"hidden_act: wanted 'silu' or 'swish', found 'gelu'"),
+        (dict(rope_interleaved=True), r"rope_interleaved: wanted False, found True"),
+        (dict(partial_rotary_factor=0.5), r"partial_rotary_factor: wanted 1, found 0\.5"),
+        (dict(layer_types=["sliding_attention"] * 32), "layer_types: wanted full_attention alone"),
+        (dict(rope_parameters={"rope_theta": 1e4}), "rope_theta: config says 500000.0, rope_param"),
+        (
+            dict(rope_parameters={**LLAMA["rope_scaling"], "factor": 2.0}),
+            "factor: rope_scaling says 8.0, rope_parameters says 2.0",
+        ),
+        (
+            dict(original_max_position_embeddings=4096),
+            "original_max_position_embeddings: config says 4096, rope_scaling says 8192",
+        ),
         (dict(rope_scaling={"rope_type": "yarn", "factor": 2.0}), r"rope_scaling: 'yarn' is not"),
         (
-            dict(rope_scaling={"rope_type": "linear", "factor": 2.0, "mscale": 1.0}),
-            r"rope_scaling\.mscale: this option is not supported",
+            dict(rope_scaling={"rope_type": "linear", "factor": 2.0, "mrope_section": [2]}),
+            r"rope_scaling\.mrope_section: this option is not supported",
         ),
-        (dict(rope_scaling=[1]), r"rope_parameters, rope_scaling: wanted objects"),
+        (dict(rope_scaling=[1]), r"rope_scaling: wanted an object"),
         (dict(hidden_size=None), r"hidden_size: wanted a number above 0, found None"),
         (dict(hidden_size="4096"), r"hidden_size: wanted a number above 0, found '4096'"),
         (dict(hidden_size=True), r"hidden_size: wanted a number above 0, found True"),
@@ -219,9 +234,88 @@ def test_windows_that_cannot_be_said_are_refused(content, changes, said):
         configjson.read({**content, **changes}, "config.json")
 
 
-def test_an_unknown_option_that_is_off_is_no_option():
-    wanted = presets.llama31_8b()
-    assert configjson.read({**LLAMA, "new_thing": None, "newer": False}, "x") == wanted
+# What PretrainedConfig.to_dict() of transformers 4.42 adds to every model's own fields.
+EVERY_MODEL_4 = dict(
+    return_dict=True, output_hidden_states=False, output_attentions=False, torchscript=False,
+    use_bfloat16=False, tf_legacy_loss=False, pruned_heads={}, chunk_size_feed_forward=0,
+    is_encoder_decoder=False, is_decoder=False, cross_attention_hidden_size=None,
+    add_cross_attention=False, tie_encoder_decoder=False, max_length=20, min_length=0,
+    do_sample=False, early_stopping=False, num_beams=1, num_beam_groups=1, diversity_penalty=0.0,
+    temperature=1.0, top_k=50, top_p=1.0, typical_p=1.0, repetition_penalty=1.0,
+    length_penalty=1.0, no_repeat_ngram_size=0, encoder_no_repeat_ngram_size=0,
+    bad_words_ids=None, num_return_sequences=1, output_scores=False,
+    return_dict_in_generate=False, forced_bos_token_id=None, forced_eos_token_id=None,
+    remove_invalid_values=False, exponential_decay_length_penalty=None, suppress_tokens=None,
+    begin_suppress_tokens=None, finetuning_task=None, id2label={"0": "LABEL_0", "1": "LABEL_1"},
+    label2id={"LABEL_0": 0, "LABEL_1": 1}, tokenizer_class=None, prefix=None, bos_token_id=None,
+    pad_token_id=None, eos_token_id=None, sep_token_id=None, decoder_start_token_id=None,
+    task_specific_params=None, problem_type=None, _name_or_path="", use_cache=True,
+)  # fmt: skip
+# The same of transformers 5.23.
+EVERY_MODEL_5 = dict(
+    _name_or_path="", chunk_size_feed_forward=0, dtype=None, id2label={"0": "LABEL_0"},
+    is_encoder_decoder=False, label2id={"LABEL_0": 0}, output_attentions=False,
+    output_hidden_states=False, problem_type=None, return_dict=True, transformers_version="5.23.0",
+    attention_dropout=0.0, use_cache=True, bos_token_id=1, eos_token_id=[1, 2], pad_token_id=0,
+    initializer_range=0.02, max_position_embeddings=8192, rope_scaling=None,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("added", [EVERY_MODEL_4, EVERY_MODEL_5], ids=["4.42", "5.23"])
+@pytest.mark.parametrize("family", [LLAMA, QWEN, MISTRAL, GEMMA_2, GEMMA_3], ids=str)
+def test_what_transformers_writes_for_every_model_changes_nothing(family, added):
+    assert configjson.read({**added, **family}, "x") == configjson.read(family, "x")
+
+
+def test_what_other_programs_add_is_noted_and_changes_nothing():
+    added = {
+        "is_llama_config": True,
+        "rope_interleaved": False,
+        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+        "_model_name_or_path": "some/name",
+        "_attn_implementation_autoset": True,
+        "partial_rotary_factor": 1.0,
+        "unk_token_id": 0,
+        "sliding_window": 4096,  # of a Llama, which has none
+        "quantization_config": {
+            "quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": False
+        },
+        "newer": False,
+    }  # fmt: skip
+    content = {**LLAMA, **added, "new_thing": None}
+    assert configjson.read(content, "x") == presets.llama31_8b()
+    assert configjson.notes(content) == sorted(added)
+    assert configjson.notes(LLAMA) == []
+
+
+def test_both_forms_of_rotary_options_are_read_where_they_agree():
+    both = dict(rope_parameters={**LLAMA["rope_scaling"], "rope_theta": 5e5})
+    assert configjson.read({**LLAMA, **both}, "x") == presets.llama31_8b()
+    del (old := dict(LLAMA["rope_scaling"]))["original_max_position_embeddings"]
+    short = dict(rope_scaling=old, max_position_embeddings=8192)
+    assert configjson.read({**LLAMA, **short}, "x") == presets.llama31_8b()
+
+
+def test_biases_are_the_family_s_own():
+    biases = dict(attention_bias=True, mlp_bias=True)
+    read = configjson.read({**LLAMA, **biases}, "x")
+    assert (read.qkv_bias, read.o_bias, read.mlp_bias) == (True, True, True)
+    with pytest.raises(UserError, match="x: attention_bias: wanted False, found True"):
+        configjson.read({**MISTRAL, **biases}, "x")
+
+
+def test_dynamic_scaling_has_no_effect_within_the_context_and_is_refused_beyond():
+    dynamic = dict(rope_type="dynamic", factor=2.0)
+    read = configjson.read({**LLAMA, "rope_scaling": dynamic, "max_position_embeddings": 256}, "x")
+    assert read.rope_scaling == RopeScaling(kind="dynamic", factor=2.0, original_length=256)
+    transformer.check_length(read, 256)
+    with pytest.raises(UserError, match=r"up to 256 tokens of prompt and response .* found 257"):
+        transformer.check_length(read, 257)
+    small = tiny.model(rope_scaling=RopeScaling(kind="dynamic", factor=2.0, original_length=8))
+    assert configjson.read(configjson.write(small), "x") == small
+    network, tokens = transformer.Transformer(small), jnp.ones((1, 1, 5), jnp.int32)
+    with pytest.raises(UserError, match="found 9"):
+        network.init(jax.random.key(0), tokens[0, :, :4], jnp.array([4]), tokens)
 
 
 @pytest.mark.parametrize(
