@@ -53,7 +53,7 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
         recipe=partial(
             recipes.play_rounds,
             game=recipes.RoundsConfig(
-                golden=sources.trl,  # prompt, completion, as the pairs' messages; there GPT-4's
+                golden=sources.trl,  # {prompt, completion}, messages as in the pairs; there GPT-4's
                 rounds=3,
                 sampling=SamplingConfig(
                     samples=4, temperature=1.2, max_new_tokens=256, batch_size=sampled
