@@ -96,7 +96,7 @@ def test_golden_distribution_is_a_fixed_point_of_the_rounds_rows(game):
 def test_policy_gradient_of_a_rounds_rows_is_that_of_its_objective(game):
     """Of E[r] - beta KL at the policy that was sampled, by its three logits."""
     reward, beta = np.array([1.0, -0.5, 0.4]), 0.3
-    draws = np.array(list(itertools.product(range(3), repeat=K)))
+    draws = np.array(list(itertools.product(range(3), repeat=1 + K)))  # some repeat, in part
 
     def score(records):
         return [np.array([reward[TEXTS.index(y)] for y in r.responses]) for r in records]
