@@ -521,9 +521,9 @@ def digests_of(workdir: pathlib.Path) -> dict[str, dict[str, str]]:
         # What names prepared rows and drawn parts is a digest of names of functions, too.
         name = re.sub(r"^[0-9a-f]{16,64}\b", "<key>", path.name)
         if path.name == "checkpoints":
-            steps = [p for p in path.iterdir() if p.name.isdigit()]
-            newest = max(steps, key=lambda p: int(p.name))
-            found[f"{name}/{newest.name}"] = of_checkpoint(newest)
+            steps = sorted(int(p.name) for p in path.iterdir() if p.name.isdigit())
+            for newest in steps[-1:]:
+                found[f"{name}/{newest}"] = of_checkpoint(path / str(newest))
         elif path.is_dir() and (path / "_CHECKPOINT_METADATA").exists():
             found[name] = of_params(path)
         elif path.is_dir() and path.name in LIBRARIES:
@@ -651,6 +651,7 @@ def told(done: tuple[int, str, str]) -> dict[str, str]:
     That line is kept as it is where it tells of an error, to be read in a comparison.
     """
     code, out, err = done
+    out = re.sub(r"^kept in .*\n", "", out, flags=re.MULTILINE)  # sizes of what has times in it
     # A table of fronts has a column of seconds, which makes it as wide as they are long.
     timed = re.search(r"\bseconds\b", out)
     return {

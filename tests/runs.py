@@ -32,6 +32,7 @@ from alignjax.losses import dpo, sft
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import init_params
 from alignjax.runtime import checkpoint, faults, sharding
+from alignjax.stages import pretrained
 from alignjax.training import optim, step
 from alignjax.types import TrainState
 from alignjax.world import sources as world
@@ -161,6 +162,12 @@ def stored(workdir: pathlib.Path, config: Config) -> TrainState:
         newest = checkpoint.latest(store)
         assert newest is not None
         return checkpoint.restore(store, newest, target)
+
+
+def supervised(workdir: pathlib.Path, config: Config) -> Any:
+    """The parameters that a run's supervised stage ended with."""
+    mesh = sharding.make_mesh(1, 1, 1)
+    return pretrained.supervised(config.model, workdir, mesh)()
 
 
 def leaves(state: Any) -> dict[str, bytes]:

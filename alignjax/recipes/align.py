@@ -88,7 +88,7 @@ def _align(run: Run, load_reference: Callable[[], Params]) -> dict[str, Any]:
         whole = adapters.whole(run.config, live, params)
         return evaluation.history_line(run, whole, of, start.held_out)
 
-    job = run.job("alignment", reference.digest)
+    job = run.job("alignment", reference.digest, extendable=True)
     key = jax.random.key(run.config.train.seed)
     state, counts = offline.fit(job, start.learner, start.feed, key, during)
     return _finish(run, start, state.params, counts)

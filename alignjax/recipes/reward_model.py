@@ -47,7 +47,7 @@ def run(
 ) -> dict[str, Any]:
     """Trains and evaluates a reward model; see `alignjax.recipes.run_config`."""
     with open_run(config, workdir, allow_config_change) as run:
-        fitted = fit(run, sft.run_stage(run))
+        fitted = fit(run, sft.run_stage(run), extendable=True)
         _report(run.workdir, fitted)
         return fitted.summary
 
@@ -67,6 +67,7 @@ def fit(
     *,
     name: str = "reward model",
     load_start: Callable[[], Params] | None = None,
+    extendable: bool = False,
 ) -> Fitted:
     """Trains a reward model, saves its parameters and writes ``summary.json``; resumes.
 
@@ -75,10 +76,11 @@ def fit(
       load_language_model: gives what it starts from.
       name: for the progress bar.
       load_start: gives the reward model that it starts from instead; not with adapters.
+      extendable: see `training.job.Job`.
     """
     config, names = run.config, _objectives(run)
     base = (load_start or load_language_model)()
-    job = run.job(name, checkpoint.tree_digest(base))
+    job = run.job(name, checkpoint.tree_digest(base), extendable=extendable)
     batches = run.batches()
     count = max(1, len(names))
     with_head = functools.partial(reward_head.from_language_model, objectives=count)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 from alignjax.config import Config
 from alignjax.data.batching import Bucketed
-from alignjax.runtime import sharding, workdirs
+from alignjax.evaluation import tables
+from alignjax.runtime import sharding, storage, workdirs
 from alignjax.stages import pretrained
 from alignjax.stages.check import bind_fraction, check_losses, check_scorers
 from alignjax.stages.data import prepare_data
@@ -42,3 +43,18 @@ def open_run(
         check_scorers(config, data)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         yield Run(config, workdir, data, mesh)
+        tables.say(_kept(workdir))
+
+
+def _kept(workdir: pathlib.Path) -> str:
+    """Says what a run that has ended keeps on disk, the largest first."""
+    sizes = storage.sizes(workdir)
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:4]
+    listed = ", ".join(f"{name} {sizes[name] / 2**20:,.1f}" for name in largest)
+    line = (
+        f"kept in {workdir}: {sum(sizes.values()) / 2**20:,.1f} MiB ({listed}); of finished stages "
+        "the parameters, without the optimizer's state"
+    )
+    if "checkpoints" in sizes:
+        line += "; checkpoints holds that too, and more train.steps can go on from it"
+    return line

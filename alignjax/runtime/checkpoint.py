@@ -66,6 +66,35 @@ def save(store: ocp.training.Checkpointer, step: int, state: Any, record: dict[s
         )
 
 
+def drop(store: ocp.training.Checkpointer, *, but: int | None) -> None:
+    """Removes all checkpoints but one, or all, once the last save is written.
+
+    Raises:
+      CheckpointError: that save could not be written, or a checkpoint not removed.
+    """
+    with _one_line(store.directory, "removing checkpoints failed"):
+        store.wait()
+        for step in [one.step for one in store.checkpoints if one.step != but]:
+            store.delete(step)
+
+
+def drop_state(directory: pathlib.Path) -> None:
+    """Removes the state of a stage's last checkpoint, whose parameters are kept elsewhere.
+
+    The record stays, and with it what the stage was made of.
+    """
+    with open_store(directory, keep=1) as store, _one_line(directory, "cannot be removed"):
+        newest = latest(store)
+        if newest is not None:
+            store.delete(newest, checkpointable_name="state", missing_ok=True)
+
+
+def has_state(store: ocp.training.Checkpointer, step: int) -> bool:
+    """Whether a checkpoint holds arrays, and not its record alone."""
+    with _one_line(store.directory, f"step {step} cannot be read"):
+        return "state" in store.checkpointables_metadata(step).metadata
+
+
 def read_record(store: ocp.training.Checkpointer, step: int) -> dict[str, Any]:
     """Reads the JSON record of a checkpoint.
 

@@ -71,6 +71,17 @@ def names(folder: pathlib.Path, pattern: str) -> list[str]:
     return broadcast(f"list {folder.name}", lambda: sorted(p.name for p in folder.glob(pattern)))
 
 
+def sizes(folder: pathlib.Path) -> dict[str, int]:
+    """Counts the bytes of the files in each entry of a folder."""
+
+    def count(path: pathlib.Path) -> int:
+        return sum(p.stat().st_size for p in (path, *path.rglob("*")) if p.is_file())
+
+    return broadcast(
+        f"sizes in {folder.name}", lambda: {p.name: count(p) for p in folder.iterdir()}
+    )
+
+
 def sha256(path: pathlib.Path) -> str:
     """Computes the digest of a file; empty where there is none."""
 

@@ -44,13 +44,21 @@ class Run:
             batches=train.steps,
         )
 
-    def job(self, name: str, reference_digest: str, more: dict[str, Any] | None = None) -> Job:
+    def job(
+        self,
+        name: str,
+        reference_digest: str,
+        more: dict[str, Any] | None = None,
+        *,
+        extendable: bool = False,
+    ) -> Job:
         """Makes what the loop needs to know between the steps of a training in the run's folder.
 
         Args:
           name: for messages and the progress bar.
           reference_digest: of the reference's parameters.
           more: what else a checkpoint must have been made of to be continued.
+          extendable: see `Job`; of a stage whose result others build on: no.
         """
         identity = {
             "data": self.data.train.dataset.digest,
@@ -64,6 +72,7 @@ class Run:
             mesh=self.mesh,
             identity=identity,
             train=self.config.train,
+            extendable=extendable,
         )
 
     def sampling(self, settings: SamplingConfig, title: str, key: Array | None = None) -> Sampling:

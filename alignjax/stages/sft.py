@@ -75,6 +75,7 @@ def run_stage(run: Run) -> Callable[[], Params]:
     params = pretrained.supervised_params(run.workdir)
     key = {"identity": job.identity, "steps": len(batches)}
     artifacts.reuse(params, key, train, lambda path: None)
+    checkpoint.drop_state(own.workdir / "checkpoints")
     return pretrained.supervised(config.model, run.workdir, mesh, quantize)
 
 

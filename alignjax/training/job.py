@@ -28,6 +28,7 @@ class Job:
     mesh: Mesh
     identity: dict[str, Any]  # what a checkpoint must have been made of to be continued
     train: TrainConfig  # how often to save, to log and to evaluate; when to give up
+    extendable: bool  # whether more steps may follow; else the end keeps no optimizer state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -77,7 +77,7 @@ def loop(
                     writer.write(at.step, {f"eval_{name}": x for name, x in values.items()})
                     fault_point("evaluated", f"{job.name}-{at.step}")
                 if "save" in due:
-                    progress.save(store, job, at)
+                    progress.save(store, job, at, total=turns.total)
                 advance(1)
             with limited(f"{job.name}, the end"):
                 signum = distributed.max_over_processes(caught)()

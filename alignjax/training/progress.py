@@ -83,7 +83,7 @@ class Progress(Generic[State]):
 
 
 def resume(store: ocp.training.Checkpointer, job: Job, turns: Turns[State]) -> Progress[State]:
-    """Restores the newest checkpoint, or starts at step 0 where there is none.
+    """Restores the newest checkpoint, or starts at step 0 where there is none to go on from.
 
     Raises:
       UserError: the checkpoint is of another run, or of more steps than there are now.
@@ -101,7 +101,18 @@ def resume(store: ocp.training.Checkpointer, job: Job, turns: Turns[State]) -> P
             f"{job.workdir}: its checkpoint is of step {step}, the {job.name} now has "
             f"{turns.total} steps: use another --workdir, or more steps"
         )
-    state = checkpoint.restore(store, step, turns.target)
+    complete, whole = step == turns.total, record.get("optimizer", True)
+    if not checkpoint.has_state(store, step) or not (whole or complete):
+        log.warning(
+            "%s: ended at step %d without what it takes to go on: beginning again", job.name, step
+        )
+        checkpoint.drop(store, but=None)
+        return Progress(0, turns.start(), numbers)
+    state = checkpoint.restore(
+        store, step, turns.target if whole else _without_optimizer(turns.target)
+    )
+    if complete and not job.extendable:
+        checkpoint.drop(store, but=step)  # where a kill came before it
     numbers.restore(record)
     if step == turns.total:
         log.info("%s: complete at step %d, nothing to do", job.name, step)
@@ -111,15 +122,31 @@ def resume(store: ocp.training.Checkpointer, job: Job, turns: Turns[State]) -> P
     return Progress(step, state, numbers, seconds)
 
 
-def save(store: ocp.training.Checkpointer, job: Job, progress: Progress[Any]) -> None:
-    """Starts to save a checkpoint; its files are written while training goes on."""
+def save(
+    store: ocp.training.Checkpointer, job: Job, progress: Progress[Any], *, total: int
+) -> None:
+    """Starts to save a checkpoint; its files are written while training goes on.
+
+    The last one of a job that is not extendable has no optimizer state, and takes the place of the
+    older ones.
+    """
     place = f"{job.name}-{progress.step}"
+    final = progress.step == total and not job.extendable
     fault_point("logged", place)
     record = {
         "identity": job.identity,
         "next_batch": progress.step,
         "seconds": progress.seconds,
         **progress.numbers.state(),
+        **({"optimizer": False} if final else {}),
     }
-    checkpoint.save(store, progress.step, progress.state, record)
+    state = _without_optimizer(progress.state) if final else progress.state
+    checkpoint.save(store, progress.step, state, record)
     fault_point("saving", place)
+    if final:
+        checkpoint.drop(store, but=progress.step)
+
+
+def _without_optimizer(state: Any) -> Any:
+    """Leaves out what only a next step reads: of a network twice the size of its parameters."""
+    return dataclasses.replace(state, opt_state=())

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 from functools import partial
 
@@ -128,13 +129,15 @@ def evaluation_sample():
 # --- evaluate --workdir
 
 
-def test_evaluate_measures_again_and_trains_nothing(base, tmp_path):
+def test_evaluate_measures_again_and_trains_nothing(base, tmp_path, capsys):
     workdir = shutil.copytree(base[0], tmp_path / "w")
     config = finished_run.config_of(str(workdir), "", ["evaluate.best_of=1"])
     finished_run.require_complete(str(workdir))
     metrics = (workdir / "metrics.jsonl").read_bytes()
     found = align.run(config, workdir)
     assert (workdir / "metrics.jsonl").read_bytes() == metrics
+    last = capsys.readouterr().out.splitlines()[-1]  # what a run leaves, evaluated again or not
+    assert re.match(rf"kept in {workdir}: [\d.]+ MiB \(checkpoints [\d.]+, .*go on from it", last)
     assert found["best_of"] == 1
     for name, sides in base[1]["table"].items():
         if not name.startswith(("best/", "bleu")):

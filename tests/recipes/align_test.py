@@ -140,7 +140,7 @@ def test_the_supervised_stage_starts_the_policy_and_is_its_reference(base, tmp_p
     nll = [line["nll"] for line in metrics.read(workdir / "sft" / "metrics.jsonl")]
     assert nll[-1] < nll[0]
     policy = runs.stored(workdir, config()).params
-    start = runs.stored(workdir / "sft", config()).params
+    start = runs.supervised(workdir, config())
     assert checkpoint.tree_digest(policy) == checkpoint.tree_digest(start)
 
 
@@ -273,11 +273,18 @@ def test_a_reference_that_changes_is_noticed(base, tmp_path, monkeypatch):
 
 
 def test_the_reference_is_what_it_was(base):
-    params = runs.stored(base[0] / "sft", config()).params
-    stored = align.checkpoint.load_params(base[0] / "sft" / "params", params)
-    assert checkpoint.tree_digest(params) == checkpoint.tree_digest(stored)
-    policy = runs.stored(base[0], config()).params
-    assert checkpoint.tree_digest(policy) != checkpoint.tree_digest(stored)
+    digest = checkpoint.tree_digest(runs.supervised(base[0], config()))
+    with checkpoint.open_store(base[0] / "checkpoints", keep=9) as store:
+        record = checkpoint.read_record(store, STEPS)
+    assert record["identity"]["reference"] == digest
+    assert checkpoint.tree_digest(runs.stored(base[0], config()).params) != digest
+
+
+def test_it_ends_with_what_it_keeps_and_the_supervised_stage_keeps_its_parameters_once(base):
+    """Its checkpoint is the record alone; the last lines say what is on the disk."""
+    (step,) = (base[0] / "sft" / "checkpoints").iterdir()
+    assert not (step / "state").exists()
+    assert (step / "record").is_dir()
 
 
 # --- started again with something else
@@ -333,15 +340,14 @@ def test_other_data_or_another_tokenizer_are_refused(stopped, monkeypatch):
 
 
 @pytest.mark.slow
-def test_more_steps_of_the_first_stage_make_another_reference(stopped, monkeypatch):
+def test_more_steps_of_the_first_stage_make_another_reference(stopped, monkeypatch, tmp_path):
     monkeypatch.setattr(align, "_align", lambda *a: None)
-    before = runs.stored(stopped / "sft", config()).params
+    before = checkpoint.tree_digest(runs.supervised(stopped, config()))
     longer = config("evaluate.prompts=0", "sft.steps=5")
     align.run(longer, stopped, allow_config_change=True)
-    after = runs.stored(stopped / "sft", longer).params
-    kept = checkpoint.load_params(stopped / "sft" / "params", after)
-    assert checkpoint.tree_digest(kept) == checkpoint.tree_digest(after)
-    assert checkpoint.tree_digest(kept) != checkpoint.tree_digest(before)
+    after = checkpoint.tree_digest(runs.supervised(stopped, longer))
+    align.run(longer, tmp_path / "new")
+    assert before != after == checkpoint.tree_digest(runs.supervised(tmp_path / "new", longer))
 
 
 def test_mesh_of_the_config_is_the_mesh_of_the_run(tmp_path, monkeypatch):

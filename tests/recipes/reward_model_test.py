@@ -132,7 +132,7 @@ def test_it_starts_from_the_supervised_stage(copy, monkeypatch):
     monkeypatch.setattr(offline, "fit", fit)
     with pytest.raises(ZeroDivisionError):
         reward_model.run(config(), copy)
-    language = runs.stored(copy / "sft", config()).params
+    language = runs.supervised(copy, config())
     wanted = checkpoint.tree_digest(reward_head.from_language_model(language))
     assert checkpoint.tree_digest(starts[0]) == wanted
     trained = json.loads((copy / "summary.json").read_text())["reward_model"]["params"]

@@ -136,6 +136,7 @@ def job(
     feed=None,
     params_shape=SHAPE,
     loss=loss,
+    extendable=True,
     **train,
 ) -> tuple[Job, Learner, Feed]:
     """What `offline.fit` is given for `TOTAL` steps; ``train`` are fields of a `TrainConfig`."""
@@ -148,6 +149,7 @@ def job(
             mesh=mesh or sharding.make_mesh(1, 1, 1),
             identity=identity,
             train=TrainConfig(**{**times, **train}),
+            extendable=extendable,
         ),
         Learner(
             update=Update(
@@ -553,3 +555,56 @@ def test_only_the_newest_are_kept(tmp_path):
     total = fit(job(tmp_path, save_every=1, keep=2))[1]["steps"]
     names = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
     assert names == [total - 1, total]
+
+
+# --- what is left at the end
+
+
+def arrays(workdir):
+    """The arrays of each step's checkpoint, by their paths."""
+    with checkpoint.open_store(workdir / "checkpoints", keep=9) as store:
+        saved = {one.step: store.checkpointables_metadata(one.step) for one in store.checkpoints}
+        trees = {step: x.metadata["state"] for step, x in saved.items()}
+    leaves = {step: jax.tree_util.tree_leaves_with_path(tree) for step, tree in trees.items()}
+    return {step: [sharding.path_name(path) for path, _ in own] for step, own in leaves.items()}
+
+
+def test_a_stage_that_others_build_on_ends_without_optimizer_state(clean, done, tmp_path):
+    """However it ended, even killed while the checkpoints before are to go."""
+    assert {"params/w", "opt_state/0/mu/w"} < set(arrays(done)[TOTAL])
+    runs.end_at(f"saving:alignment-{TOTAL}", lambda: fit(job(tmp_path, extendable=False)))
+    assert len(arrays(tmp_path)) > 1
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    state, counts = fit(job(tmp_path, extendable=False))
+    left = arrays(tmp_path)
+    assert left.keys() == {TOTAL}
+    assert "params/w" in left[TOTAL]
+    assert not [name for name in left[TOTAL] if name.startswith("opt_state")]
+    assert (counts["resumed_from"], counts["compiles"]) == (TOTAL, 0)
+    assert checkpoint.tree_digest(state.params) == checkpoint.tree_digest(clean.state.params)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert runs.lines(tmp_path) == clean.lines
+
+
+def test_more_steps_go_on_from_a_run_s_end_and_begin_a_stage_again(done, tmp_path):
+    longer = make_feed(epochs=3.0)
+    state, counts = fit(job(done, feed=longer))
+    assert counts["resumed_from"] == TOTAL < int(state.step) == counts["steps"]
+    fit(job(tmp_path, extendable=False, save_every=5))
+    again, counts = fit(job(tmp_path, extendable=False, feed=longer))
+    assert counts["resumed_from"] == 0
+    whole, _ = fit(job(tmp_path / "whole", feed=longer))
+    assert checkpoint.tree_digest(again.params) == checkpoint.tree_digest(whole.params)
+    assert arrays(tmp_path).keys() == {counts["steps"]}
+
+
+def test_without_its_state_a_stage_is_made_again_and_another_s_is_refused(clean, tmp_path):
+    for _ in range(2):  # the second time nothing is left to drop
+        fit(job(tmp_path, extendable=False))
+        checkpoint.drop_state(tmp_path / "checkpoints")
+        with pytest.raises(UserError, match="belongs to another run: data"):
+            fit(job(tmp_path, extendable=False, identity={**IDENTITY, "data": "other"}))
+        checkpoint.drop_state(tmp_path / "checkpoints")
+    state, counts = fit(job(tmp_path))
+    assert counts["resumed_from"] == 0
+    same_bits(state, clean.state)

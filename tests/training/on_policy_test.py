@@ -74,6 +74,7 @@ def job(workdir, mesh=None, *, save_every=2):
             mesh=mesh,
             identity={"data": "d"},
             train=TrainConfig(save_every=save_every, log_every=3, keep=10, max_skipped=2),
+            extendable=True,
         ),
         Learner(
             update=Update(

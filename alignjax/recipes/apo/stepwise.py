@@ -90,7 +90,7 @@ def _play(
         "golden_rows": opponent.golden.dataset.digest,
         "pairs": opponent.pairs.dataset.digest,
     }
-    job = run.job("game", supervised.digest, made_of)
+    job = run.job("game", supervised.digest, made_of, extendable=True)
 
     def during(state: GameState) -> dict[str, float]:
         return evaluation.history_line(run, state.policy.params, learner.ref_params, None)
