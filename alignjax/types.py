@@ -50,6 +50,7 @@ class Batch:
     ref_logps: Array | None = None  # [B, K] nats, from the cache; None: the reference is run
     # Set by a `Select`: how many responses index 1 was drawn from.
     drawn_from: Array | None = None  # [B] int32
+    select_metrics: Metrics | None = None  # what it says of its choice; logged beside the loss's
     # Set by the step, one number repeated in every row: the mean of a `Baseline` over this global
     # batch, and over all batches up to and including this one.
     baseline: Array | None = None  # [B] float32
@@ -147,6 +148,13 @@ class Schedule:
     """
 
     at: Callable[[Array], Any]  # optimizer steps taken -> value, as optax's schedules; traced
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSchedule:
+    """A `Schedule` as long as the run: ``RunSchedule(partial(optax.linear_schedule, 1, 2))``."""
+
+    over: Callable[[int], Callable[[Array], Any]]  # optimizer steps of the run -> `Schedule.at`
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -30,6 +30,7 @@ from alignjax.config import Config, load
 from alignjax.evaluation import history
 from alignjax.losses import bradley_terry, dpo, exo, hps, ipo, nca, plackett_luce, sppo
 from alignjax.recipes import align
+from alignjax.runtime import metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAIR = {"dpo": dpo.loss, "exo": exo.loss, "ipo": ipo.loss, "sppo": sppo.loss, "nca": nca.loss}
@@ -41,7 +42,9 @@ LIST = {
     "nca": nca.loss_list,
 }
 CONFIGS = {"world": "demo/hps.py", "lists": "hps_lists.py"}
-PREFERENCES = ("bt", "pl", "hps")
+# Best and worst; the whole list; best and drawn. The last two are of DPO alone: with the N of
+# Equation 8, and besides with gamma per unit of the scores themselves.
+PREFERENCES = ("bt", "pl", "hps", "hps-n", "hps-n-raw")
 BETA = 0.1
 SHARED = ("sft", "tokenizer.model", "candidates", "before.json")  # made by a seed's first cell
 # Columns of the table, by their names in summary.json; it holds more.
@@ -56,6 +59,11 @@ COLUMNS = {
     "KL to reference, nats": "KL",
 }
 AT_KL = ("RM_DPO", "true_score")
+# Of the last line of metrics.jsonl, which averages over steps of gamma's last part.
+LAST = {
+    "negatives/effective": "effective negatives, last part",
+    "negatives/p_hardest": "P(hardest), last part",
+}
 STEPS = 48
 # Shorter than the configs, for 45 cells: one pass over the lists, at twice the learning rate.
 CHANGES = [
@@ -83,12 +91,13 @@ def cell(data: str, path: str, method: str, preference: str, seed: int, n: int) 
         loss, select = functools.partial(LIST[method], beta=BETA), None
     elif preference == "bt":
         loss, select = functools.partial(PAIR[method], beta=BETA), bradley_terry.select
-    else:  # HPS proper where the pair loss is DPO's: with the N of Equation 8
-        pair = hps.loss if method == "dpo" else PAIR[method]
-        gamma: Any = hps.curriculum(STEPS)
+    else:
+        pair = PAIR[method] if preference == "hps" else hps.loss
+        unit = 1.0 if preference == "hps-n-raw" else None
+        gamma: Any = hps.curriculum()
         loss, select = (
             functools.partial(pair, beta=BETA),
-            functools.partial(hps.select, gamma=gamma),
+            functools.partial(hps.select, gamma=gamma, score_sd=unit),
         )
     return dataclasses.replace(config, loss=loss, select=select)
 
@@ -128,6 +137,8 @@ def numbers(folder: pathlib.Path, kl: float) -> dict[str, float]:
         value = history.at_kl(along, name, kl)
         if value is not None:
             found[f"{COLUMNS[name]} at KL {kl:g}"] = value
+    for line in metrics.read(folder / "metrics.jsonl"):
+        found |= {title: line[name] for name, title in LAST.items() if name in line}
     return found
 
 
@@ -175,6 +186,8 @@ def main() -> None:
     for n, method, preference in itertools.product(
         sizes, args.methods.split(","), args.preferences.split(",")
     ):
+        if preference.startswith("hps-") and method != "dpo":
+            continue
         name = f"{method}-{preference}" + (f"-n{n}" if n else "")
         folders[name.upper()] = [out / f"{name}-seed{seed}" for seed in seeds]
         if args.report:

@@ -37,7 +37,6 @@ from alignjax.models.config import LoraConfig
 from alignjax.rewards import scorers
 from alignjax.training import optim
 
-STEPS = 2 * 160_800 // 64  # two passes over HH-RLHF's training prompts; change it with the data
 REWARD_MODEL = "/models/skywork-reward-llama-3.1-8b-v0.2"
 
 
@@ -64,12 +63,13 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
             max_new_tokens=1024,
             batch_size=2 if size == "1.5b" else 8,
         ),
-        # gamma goes from -5 to 3 in five parts, as in the authors' code; 5 is its end in the paper.
-        select=partial(hps.select, gamma=hps.curriculum(STEPS)),  # type: ignore[arg-type]
+        # gamma goes from -5 to 3 in five parts of the run and multiplies the reward model's own
+        # scores, as in the authors' code; its end is 5 in the paper: curriculum(stop=5.0).
+        select=partial(hps.select, gamma=hps.curriculum(), score_sd=1.0),  # type: ignore[arg-type]
         loss=partial(hps.loss, beta=0.1),
         optim=OptimConfig(learning_rate=5e-7, schedule=optim.cosine, warmup_fraction=0.0),
         train=TrainConfig(
-            steps=STEPS, batch_size=64, accumulate=8 if size == "70b" else 16, save_every=100
+            epochs=2.0, batch_size=64, accumulate=8 if size == "70b" else 16, save_every=100
         ),
         mesh=MeshConfig(fsdp={"1.5b": 1, "8b": 4, "70b": 8}[size]),
         evaluate=EvaluateConfig(

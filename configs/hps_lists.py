@@ -7,7 +7,8 @@ Command:   python -m alignjax run --config=configs/hps_lists.py --workdir=runs/h
                --set data.path=/data/bon16.jsonl.gz
 Hardware:  2 CPU cores
 Time:      3 minutes, with other work on the machine
-Expect:    513 lists to train on and 130 held out: the reward orders 0.516 ± 0.025 of the held-out
+Expect:    with --set select.score_sd=1.0 --set train.steps=64,
+           513 lists to train on and 130 held out: the reward orders 0.516 ± 0.025 of the held-out
            pairs like the judge, which is not above chance (one seed; ± is the 95% interval)
 """
 
@@ -26,8 +27,6 @@ from alignjax.data import sources
 from alignjax.losses import hps, sft
 from alignjax.models.config import ModelConfig
 from alignjax.training import optim
-
-STEPS = 64  # two passes over the lists, as in the paper
 
 
 def get_config() -> Config:
@@ -58,9 +57,9 @@ def get_config() -> Config:
         ),
         sft=SftConfig(loss=sft.loss, learning_rate=2e-3, epochs=1.0, batch_size=8),
         # The paper's pair: draw by hardness, then Equation 8 with the one drawn response.
-        select=partial(hps.select, gamma=hps.curriculum(STEPS)),  # type: ignore[arg-type]
+        select=partial(hps.select, gamma=hps.curriculum()),  # type: ignore[arg-type]
         loss=partial(hps.loss, beta=0.1),
         optim=OptimConfig(learning_rate=5e-5, schedule=optim.cosine),
-        train=TrainConfig(steps=STEPS, batch_size=16, eval_every=32),
+        train=TrainConfig(epochs=2.0, batch_size=16, eval_every=32),
         evaluate=EvaluateConfig(prompts=16, samples=2, max_new_tokens=64, batch_size=16),
     )

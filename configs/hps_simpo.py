@@ -8,11 +8,11 @@ Command:   python -m alignjax run --config=configs/hps_simpo.py --workdir=runs/h
 Hardware:  2 CPU cores
 Time:      3 minutes of CPU time, over all cores (14 minutes elapsed, on cores that other work
            filled)
-Expect:    on 114 held-out lists the reward per token orders 0.721 ± 0.026 of the pairs as the
-           scores do; true score of sampled responses from 0.239 ± 0.048 to 0.321 ± 0.069, their
-           length from 26.4 ± 1.0 to 18.2 ± 0.5 tokens (one seed; ± is the 95% interval over
-           prompts). Malformed responses score 0, and the supervised stage is kept short: 0.340 of
-           its samples are well-formed
+Expect:    with --set select.score_sd=1.0, on 114 held-out lists: the reward per token orders
+           0.721 ± 0.026 of the pairs as the scores do; true score of sampled responses from
+           0.239 ± 0.048 to 0.321 ± 0.069, their length from 26.4 ± 1.0 to 18.2 ± 0.5 tokens (one
+           seed; ± is the 95% interval over prompts). Malformed responses score 0, and the
+           supervised stage is kept short: 0.340 of its samples are well-formed
 """
 
 from functools import partial

@@ -149,7 +149,7 @@ def ranked() -> Config:
 def hard_negatives() -> Config:
     """HPS on the world's own lists, with its curriculum."""
     source = partial(world.lists, size=60, seed=0, responses=4)
-    select = partial(hps.select, gamma=hps.curriculum(4))  # type: ignore[arg-type]
+    select = partial(hps.select, gamma=hps.curriculum())  # type: ignore[arg-type]
     return small(source, loss=partial(hps.loss, beta=0.1), select=select, sft=None)
 
 

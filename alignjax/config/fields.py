@@ -135,7 +135,7 @@ def describe(value: Any) -> Any:
     Two configs that train differently describe differently; a closure (an optax schedule, say) is
     described by its name and the values it closes over.
     """
-    from alignjax.types import Schedule  # brings JAX, which importing configs alone must not
+    from alignjax.types import RunSchedule, Schedule  # brings JAX, which configs alone must not
 
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no such number
@@ -143,6 +143,8 @@ def describe(value: Any) -> Any:
         return value
     if isinstance(value, Schedule):
         return describe(value.at)
+    if isinstance(value, RunSchedule):
+        return describe(value.over)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, functools.partial):

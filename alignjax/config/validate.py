@@ -131,7 +131,7 @@ def check_keywords(function: Callable[..., Any], field: str, later: tuple[str, .
     Raises:
       UserError: names the field, the function and the keyword, with the closest one it takes.
     """
-    from alignjax.types import Schedule  # brings JAX, which importing configs alone must not
+    from alignjax.types import RunSchedule, Schedule  # brings JAX, which configs alone must not
 
     plain, args, bound = function, (), {}
     if isinstance(function, functools.partial):
@@ -152,7 +152,7 @@ def check_keywords(function: Callable[..., Any], field: str, later: tuple[str, .
                 f"keyword{did_you_mean(name, known)}; it takes {takes}"
             )
         wanted = known[name].annotation
-        is_schedule = isinstance(value, Schedule) and not takes_function(wanted)
+        is_schedule = isinstance(value, Schedule | RunSchedule) and not takes_function(wanted)
         if not is_schedule and not fits(value, wanted):
             hint = "; a schedule is bound as types.Schedule(schedule)" if callable(value) else ""
             raise UserError(f"{field}.{name}: wanted {type_name(wanted)}, found {value!r}{hint}")

@@ -17,7 +17,7 @@ from alignjax.data.encode import Row
 from alignjax.data.records import DataError, Receipt
 from alignjax.errors import UserError
 
-FORMAT = 2  # raise it when the same rows are written differently
+FORMAT = 3  # raise it when the same rows are written differently
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,8 @@ class Dataset:
     path: str
     _rows: Any = field(repr=False)  # TFDS's random-access source
     adversarial: np.ndarray | None = None  # [N] bool, see `types.Batch`; None: no row is
+    # [M] standard deviation of each objective's scores within a row, pooled over the rows.
+    score_sd: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompt_length)
@@ -102,6 +104,7 @@ def write(rows: Iterable[Row], folder: str | os.PathLike[str], receipt: Receipt)
         "rows": os.path.relpath(location, folder),
         "objectives": list(columns.objectives),
         "labels": [columns.desirable, columns.undesirable],
+        "score_sd": columns.score_sd(),
         "adversarial": any(columns.adversarial),
         "digest": columns.digest.hexdigest(),
         "receipt": receipt.as_dict(),
@@ -137,6 +140,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
             objectives=tuple(meta["objectives"]),
             labels=tuple(meta["labels"]),
             adversarial=adversarial,
+            score_sd=tuple(meta["score_sd"]),
             digest=meta["digest"],
             receipt=meta["receipt"],
             path=path,
@@ -184,6 +188,8 @@ class _Columns:
     undesirable: int = 0
     digest: Any = field(default_factory=hashlib.sha256)
     kind: tuple[bool, bool] | None = None
+    squares: Any = 0.0  # [M] squared deviations of scores from their row's mean, summed
+    freedom: int = 0  # scores of an objective, less one a row
 
     def lengths(self) -> np.ndarray:
         """``[N, K]`` int32, 0 where a row has fewer than K responses."""
@@ -192,6 +198,10 @@ class _Columns:
         for row, responses in zip(table, self.response_length, strict=True):
             row[: len(responses)] = responses
         return table
+
+    def score_sd(self) -> list[float]:
+        """Pooled standard deviation of each objective's scores within rows, 0 for single ones."""
+        return np.sqrt(self.squares / max(self.freedom, 1)).tolist() if self.objectives else []
 
     def through(self, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
         """Yields what TFDS stores of each row. Only flat arrays: nested ones need TensorFlow."""
@@ -206,6 +216,10 @@ class _Columns:
                     f"{'with' if kind[1] else 'without'} labels)"
                 )
             lengths = [len(ids) for ids in row.response_ids]
+            scores = np.asarray(record.scores, np.float32)
+            if len(scores):
+                self.squares = self.squares + len(scores) * scores.var(axis=0, dtype=np.float64)
+                self.freedom += len(scores) - 1
             self.prompt_length.append(len(row.prompt_ids))
             self.response_length.append(lengths)
             self.adversarial.append(record.adversarial)
@@ -215,7 +229,7 @@ class _Columns:
                 "prompt_ids": row.prompt_ids,
                 "response_ids": np.concatenate(row.response_ids),
                 "response_length": np.asarray(lengths, np.int32),
-                "scores": np.asarray(record.scores, np.float32).reshape(-1),
+                "scores": scores.reshape(-1),
                 "desirable": np.asarray(record.desirable, np.int32),
             }
             for array in arrays.values():

@@ -5,9 +5,9 @@ paper                             code
 ================================  ==========================================================
 r = beta log pi_theta / pi_ref    ``beta * implicit(logps)`` (log Z(x) cancels)
 y_1                               the response of the largest score; index 0 after `select`
-q_i ~ exp(gamma r_est,i), i >= 2  softmax of ``gamma * batch.scores`` over the negatives
+q_i ~ exp(gamma r_est,i), i >= 2  softmax of ``gamma * batch.scores / score_sd``, negatives only
 N = n - 1                         number of negatives; ``batch.drawn_from`` after `select`
-beta, gamma                       ``beta``, ``gamma``
+beta, gamma                       ``beta``, ``gamma``, see below
 ================================  ==========================================================
 
 `select` draws y_s ~ q before the forward pass, which is where the method saves its compute: two
@@ -15,11 +15,20 @@ responses are scored instead of n. q, the scores and the reference carry no grad
 tied with the best one are not negatives. Any pair loss may follow `select`: that is the
 paper's X-HPS for X in DPO (`loss_published`), EXO, IPO, SPPO and NCA.
 
+How hard a gamma is depends on the spread of the scores: with 7 negatives, gamma = 3 gives the
+hardest one 0.21 where a list's scores spread by 0.13, and 0.60 where they spread by 1. So gamma is
+counted per ``score_sd``, the standard deviation of scores within a list, pooled over the training
+lists. A run binds it (`alignjax.stages.check.bind_score_sd`); it is stored with the prepared rows.
+The paper and its code multiply the raw scores: ``score_sd=1.0``. Other losses see the scores as
+they are.
+
 Reference: Zou et al., HPS: Hard Preference Sampling for Human Preference Alignment, arXiv
 2502.14400; code LVLab-SMU/HPS@606b7ce, dpo_iteration/run_dpo.py.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +41,7 @@ from alignjax.losses.plackett_luce import (
     prompt_keys,
     ranking_scores,
 )
-from alignjax.types import Array, Batch, Implicit, Logps, Metrics, Schedule
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics, RunSchedule
 
 
 def loss(
@@ -86,6 +95,7 @@ def loss_full(
     *,
     beta: float = 0.1,
     gamma: float = 1.0,
+    score_sd: float | None = None,
     implicit: Implicit = dpo.implicit,
 ) -> tuple[Array, Metrics]:
     """Fits the implicit reward to "the best beats hard negatives", all of them, weighted by q.
@@ -99,12 +109,13 @@ def loss_full(
       logps: ``[B, K]`` nats, K >= 2, in any order.
       batch: ``scores [B, K]``, larger is better.
       beta: KL strength, reward per nat; > 0.
-      gamma: hardness per unit of score: > 0 weighs the best-scored negatives up, < 0 down.
+      gamma: hardness: > 0 weighs the best-scored negatives up, < 0 down.
+      score_sd: the unit of gamma, > 0; a run binds that of its training lists. None: the score's.
       implicit: reward per unit of beta, as in dpo.loss.
 
     Returns:
       ``[B]`` losses in nats, log(1 + N) where policy equals reference, 0 for a list without a
-      negative; `plackett_luce.list_metrics` and ``negatives``, N.
+      negative; `plackett_luce.list_metrics`, ``negatives``, N, and `hardness_metrics`.
 
     Raises:
       ValueError: see `plackett_luce.ranking_scores`; or there is no reference.
@@ -118,10 +129,11 @@ def loss_full(
     1.0986
     """
     reward = beta * implicit(logps)
-    losses = _expected(reward, batch, gamma)
-    metrics = list_metrics(reward, logps.policy, batch)
-    _, negatives = best_and_negatives(batch)
-    return losses, metrics | {"negatives": negatives.sum(axis=1).astype(reward.dtype)}
+    best, negatives = best_and_negatives(batch)
+    log_q = _log_q(batch, negatives, gamma, score_sd)
+    metrics = list_metrics(reward, logps.policy, batch) | hardness_metrics(log_q, batch)
+    metrics["negatives"] = negatives.sum(axis=1).astype(reward.dtype)
+    return _expected(reward, best, negatives, log_q), metrics
 
 
 def loss_two_valid(
@@ -130,6 +142,7 @@ def loss_two_valid(
     *,
     beta: float = 0.1,
     gamma: float = 1.0,
+    score_sd: float | None = None,
     second_weight: float = 1.0,
     implicit: Implicit = dpo.implicit,
 ) -> tuple[Array, Metrics]:
@@ -143,7 +156,7 @@ def loss_two_valid(
       logps: ``[B, K]`` nats, K >= 2, in any order.
       batch: ``scores [B, K]``, larger is better; y_1 and y_2 have the two largest.
       beta: KL strength, reward per nat; > 0.
-      gamma: hardness per unit of score, as in `loss_full`, for both terms.
+      gamma, score_sd: hardness and its unit, as in `loss_full`, for both terms.
       second_weight: lambda, >= 0; 0 is `loss_full`.
       implicit: reward per unit of beta, as in dpo.loss.
 
@@ -163,11 +176,16 @@ def loss_two_valid(
     >>> print(f"{loss_two_valid(logps, batch)[0][0]:.4f}")  # log 3 + log 2
     1.7918
     """
-    first, metrics = loss_full(logps, batch, beta=beta, gamma=gamma, implicit=implicit)
+    first, metrics = loss_full(
+        logps, batch, beta=beta, gamma=gamma, score_sd=score_sd, implicit=implicit
+    )
     best, _ = best_and_negatives(batch)
     is_best = jnp.arange(logps.policy.shape[1]) == best[:, None]
     rest = dataclasses.replace(batch, scores=jnp.where(is_best, -jnp.inf, ranking_scores(batch)))
-    return first + second_weight * _expected(beta * implicit(logps), rest, gamma), metrics
+    second, negatives = best_and_negatives(rest)
+    log_q = _log_q(rest, negatives, gamma, score_sd)
+    terms = _expected(beta * implicit(logps), second, negatives, log_q)
+    return first + second_weight * terms, metrics
 
 
 def loss_published(
@@ -210,7 +228,7 @@ def loss_published(
     return dpo.loss(logps, batch, beta=beta, label_smoothing=label_smoothing, implicit=implicit)
 
 
-def select(key: Array, batch: Batch, *, gamma: float) -> Batch:
+def select(key: Array, batch: Batch, *, gamma: float, score_sd: float | None = None) -> Batch:
     """Draws one rejected response per prompt, ``y_s ~ q`` of Eq. 9, before the forward pass.
 
     The draw depends on ``key`` and the row's ``prompt_id`` alone, not on its place in the batch,
@@ -219,11 +237,13 @@ def select(key: Array, batch: Batch, *, gamma: float) -> Batch:
     Args:
       key: PRNG key of the step.
       batch: K >= 2 responses per prompt with ``scores [B, K]``.
-      gamma: hardness per unit of score, a number or a scalar array; large: the hardest negative.
+      gamma: hardness, a number or a scalar array; large: the hardest negative.
+      score_sd: the unit of gamma, > 0; a run binds that of its training lists. None: the score's.
 
     Returns:
-      The batch with K' = 2, index 0 the best response and index 1 the drawn one, and
-      ``drawn_from`` = N. A prompt without a negative has nothing to teach and gets weight 0.
+      The batch with K' = 2, index 0 the best response and index 1 the drawn one,
+      ``drawn_from`` = N and `hardness_metrics`. A prompt without a negative has nothing to teach
+      and gets weight 0.
 
     Raises:
       ValueError: see `plackett_luce.ranking_scores`.
@@ -231,65 +251,94 @@ def select(key: Array, batch: Batch, *, gamma: float) -> Batch:
     best, negatives = best_and_negatives(batch)
     count = negatives.sum(axis=1)
     draw = jax.vmap(jax.random.categorical)
-    drawn = draw(prompt_keys(key, batch), _log_q(batch, negatives, gamma))
+    log_q = _log_q(batch, negatives, gamma, score_sd)
+    drawn = draw(prompt_keys(key, batch), log_q)
     pair = keep_pair(batch, jnp.stack([best, drawn], axis=1), count > 0)
-    return dataclasses.replace(pair, drawn_from=count.astype(jnp.int32))
+    metrics = hardness_metrics(log_q, batch)
+    return dataclasses.replace(pair, drawn_from=count.astype(jnp.int32), select_metrics=metrics)
 
 
-def curriculum(
-    total_steps: int, *, start: float = -5.0, stop: float = 5.0, plateaus: int | None = 5
-) -> Schedule:
-    """A schedule for ``gamma``, from easy to hard negatives.
+def hardness_metrics(log_q: Array, batch: Batch) -> Metrics:
+    """Says how hard q is.
 
     Args:
-      total_steps: optimizer steps of the run, >= 1.
-      start: gamma at step 0.
-      stop: gamma after the last step.
-      plateaus: gamma stays constant over each of this many parts of the run; the default gives
-        the published -5, -3, -1, 1, 3, which never reaches ``stop``. None: linear in the step.
+      log_q: ``[B, K]``, Eq. 9.
+      batch: the lists that it is of.
 
     Returns:
-      Gamma at each step. After ``total_steps`` it stays as it is.
+      ``negatives/effective``: the exponential of q's entropy, N where q is uniform and 1 where one
+      negative has all of it; ``negatives/p_hardest``: what q gives to the largest score among the
+      negatives. ``[B]``, both 0 for a list without a negative.
+    """
+    _, negatives = best_and_negatives(batch)
+    q = jnp.where(negatives, jnp.exp(log_q), 0.0)
+    scores = jnp.where(negatives, ranking_scores(batch), -jnp.inf)
+    hardest = negatives & (scores == scores.max(axis=1, keepdims=True))
+    number = jnp.exp(jax.scipy.special.entr(q).sum(axis=1))
+    return {
+        "negatives/effective": jnp.where(negatives.any(axis=1), number, 0.0),
+        "negatives/p_hardest": jnp.where(hardest, q, 0.0).sum(axis=1),
+    }
+
+
+def curriculum(*, start: float = -5.0, stop: float = 3.0, plateaus: int | None = 5) -> RunSchedule:
+    """A schedule for ``gamma``, from easy to hard negatives over the run, however long that is.
+
+    Args:
+      start: gamma at the first step.
+      stop: gamma at the last step.
+      plateaus: gamma stays constant over each of this many equal parts of the run, and goes from
+        ``start`` to ``stop`` in equal steps. The default is the authors' code: -5, -3, -1, 1, 3.
+        The paper's text says "from -5 to 5": ``stop=5.0`` is -5, -2.5, 0, 2.5, 5. None: linear in
+        the step.
 
     Raises:
-      ValueError: total_steps or plateaus is below 1.
+      ValueError: there are fewer than 2 plateaus; or, when the run begins, no steps.
 
-    >>> print(*[curriculum(10).at(step) for step in (0, 2, 9)])
+    >>> print(*[curriculum().over(10)(step) for step in (0, 2, 9)])
     -5.0 -3.0 3.0
-    >>> print(curriculum(10, plateaus=None).at(9))
-    4.0
+    >>> print(*[curriculum(stop=5.0, plateaus=None).over(11)(step) for step in (0, 1, 10)])
+    -5.0 -4.0 5.0
     """
-    if total_steps < 1 or (plateaus is not None and plateaus < 1):
-        raise ValueError(
-            "hps.curriculum needs total_steps >= 1 and plateaus >= 1 or None, found "
-            f"total_steps={total_steps}, plateaus={plateaus}"
-        )
+    if plateaus is not None and plateaus < 2:
+        raise ValueError(f"hps.curriculum needs plateaus >= 2 or None, found {plateaus}")
+    return RunSchedule(functools.partial(_ramp, start=start, stop=stop, plateaus=plateaus))
+
+
+def _ramp(
+    steps: int, *, start: float, stop: float, plateaus: int | None
+) -> Callable[[Array], Array]:
+    """Gamma by the step of a run of so many; after them it stays as it is."""
+    if steps < 1:
+        raise ValueError(f"hps.curriculum needs a run of at least 1 step, found {steps}")
 
     def gamma(step: Array) -> Array:
+        step = jnp.minimum(step, steps - 1)
         if plateaus is None:
-            fraction = jnp.minimum(step, total_steps) / total_steps
-        else:  # in integers, exact where one plateau ends
-            fraction = jnp.minimum(step * plateaus // total_steps, plateaus - 1) / plateaus
-        return start + (stop - start) * fraction
+            return start + (stop - start) * step / max(steps - 1, 1)
+        # In integers, which are exact where one plateau ends.
+        return start + (stop - start) * (step * plateaus // steps) / (plateaus - 1)
 
-    return Schedule(gamma)
+    return gamma
 
 
-def _expected(reward: Array, batch: Batch, gamma: float) -> Array:
+def _expected(reward: Array, best: Array, negatives: Array, log_q: Array) -> Array:
     """``[B]`` Eq. 8 with its expectation, for rewards ``[B, K]``; 0 without a negative."""
-    best, negatives = best_and_negatives(batch)
     count = negatives.sum(axis=1)
     lead = reward - jnp.take_along_axis(reward, best[:, None], axis=1)
-    log_expectation = jax.nn.logsumexp(_log_q(batch, negatives, gamma) + lead, axis=1)
+    log_expectation = jax.nn.logsumexp(log_q + lead, axis=1)
     losses = jax.nn.softplus(jnp.log(jnp.maximum(count, 1.0)) + log_expectation)
     return jnp.where(count > 0, losses, 0.0)
 
 
-def _log_q(batch: Batch, negatives: Array, gamma: float) -> Array:
+def _log_q(batch: Batch, negatives: Array, gamma: float, score_sd: float | None) -> Array:
     """Eq. 9: ``[B, K]`` log q, -inf for responses that are no negatives.
 
     A list without negatives gets a uniform q, to avoid a division by 0; callers ignore its result.
     """
+    if score_sd is not None and score_sd <= 0:
+        raise ValueError(f"hps: score_sd, a standard deviation, must be > 0, found {score_sd}")
     among = negatives | ~negatives.any(axis=1, keepdims=True)
-    hardness = gamma * jnp.where(negatives, ranking_scores(batch), 0.0)
+    per_score = gamma if score_sd is None else gamma / score_sd
+    hardness = per_score * jnp.where(negatives, ranking_scores(batch), 0.0)
     return jax.nn.log_softmax(hardness, axis=1, where=among)

@@ -31,6 +31,7 @@ from alignjax.runtime import checkpoint
 from alignjax.sampling.generate import Sample
 from alignjax.stages import adapters, candidates, evaluation, held_out, learners, pretrained, sft
 from alignjax.stages import reference as references
+from alignjax.stages.check import bind_score_sd
 from alignjax.stages.data import prepare_data
 from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
@@ -47,7 +48,7 @@ def run(
     """Aligns a policy and evaluates it; see `alignjax.recipes.run_config`."""
     with open_run(config, workdir, allow_config_change) as run:
         load_reference = sft.run_stage(run)
-        run = candidates.make(run, load_reference)
+        run = bind_score_sd(candidates.make(run, load_reference))
         return _align(run, load_reference)
 
 

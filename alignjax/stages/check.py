@@ -19,7 +19,8 @@ from alignjax.data.batching import Bucketed, assemble
 from alignjax.errors import UserError
 from alignjax.rewards.scorers import judgements, open_scorers
 from alignjax.stages.data import Prepared
-from alignjax.training.step import resolve
+from alignjax.stages.run import Run
+from alignjax.training.schedules import resolve
 from alignjax.types import Batch, Logps
 
 log = logging.getLogger("alignjax")
@@ -143,7 +144,7 @@ def _check(field: str, loss: Callable[..., Any], values: Any, batch: Any) -> Non
     returned = _trace(field, loss, values, batch)
     if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], dict)):
         raise UserError(f"{field}: {name_of(loss)} must return (losses, metrics), two values")
-    losses, metrics = returned
+    losses, metrics = returned[0], (batch.select_metrics or {}) | returned[1]
     taken = [name for name in metrics if name in RESERVED]
     if taken:
         raise UserError(
@@ -167,7 +168,7 @@ def _trace(field: str, function: Callable[..., Any], *args: Any) -> Any:
       UserError: it raises anything; where in the function's own file, unless it says all itself.
     """
     try:
-        return jax.eval_shape(resolve(function, jnp.int32(0)), *args)
+        return jax.eval_shape(resolve(function, jnp.int32(0), 1), *args)
     except Exception as error:  # a user's own loss may raise anything
         what = " ".join(str(error).split())[:400]
         if not isinstance(error, ValueError):  # ours say all there is to say in ValueErrors
@@ -231,6 +232,33 @@ def bind_fraction(config: Config, rows: Bucketed) -> Config:
         "" if "loss" in changes else " (not bound to the loss)",
     )
     return dataclasses.replace(config, **changes)
+
+
+def bind_score_sd(run: Run) -> Run:
+    """Binds ``score_sd`` of ``select`` and ``loss`` to that of the rows that the run trains on.
+
+    It is the unit of `hps`'s gamma. A value that the config binds wins.
+    """
+    sd = run.data.train.dataset.score_sd
+    if len(sd) != 1 or not sd[0]:  # what cannot rank is refused by what wants a ranking
+        return run
+    changes: dict[str, Any] = {}
+    for field in ("select", "loss"):
+        function = getattr(run.config, field)
+        if function is None or "score_sd" not in keywords(plain(function)):
+            continue
+        given = function.keywords if isinstance(function, functools.partial) else {}
+        if given.get("score_sd") is None:
+            changes[field] = functools.partial(function, score_sd=sd[0])
+        log.info(
+            "scores: standard deviation within a list %.4g, pooled over %s lists; %s",
+            sd[0],
+            f"{len(run.data.train.dataset):,}",
+            f"it is the unit of {field}.gamma"
+            if field in changes
+            else f"{field}.gamma has the unit {given['score_sd']:g}, as the config says",
+        )
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, **changes))
 
 
 def _first_rows(rows: Bucketed) -> Batch:

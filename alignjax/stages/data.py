@@ -149,7 +149,7 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
         }
         identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         sides[side] = rows_of(config, workdir, records, tokenizer, receipts[side], identity)
-    receipt = {side: r.as_dict() | _labels(sides[side]) for side, r in receipts.items()}
+    receipt = {side: r.as_dict() | kept(sides[side]) for side, r in receipts.items()}
     _write_receipt(workdir / "receipt.json", receipt)
     for side, r in receipts.items():
         log.info("data, %s:\n%s", side.replace("_", " "), r.render())
@@ -230,15 +230,15 @@ def rows_of(
     return bucket(dataset, count=data.buckets, multiple=data.pad_multiple)
 
 
-def _labels(rows: Bucketed) -> dict[str, Any]:
-    """Counts the labels of the rows kept; a receipt's ``labels`` are of all that were read."""
+def kept(rows: Bucketed) -> dict[str, Any]:
+    """Says for the receipt what labels and scores the rows kept have; the rest is of all read."""
     good, bad = rows.dataset.labels
-    if not good + bad:
-        return {}
-    share = good / (good + bad)
-    return {
-        "kept_labels": {"desirable": good, "undesirable": bad, "desirable_fraction": share},
-    }
+    names, sd = rows.dataset.objectives, rows.dataset.score_sd
+    out: dict[str, Any] = {"score_sd": dict(zip(names, sd, strict=True))} if names else {}
+    if good + bad:
+        share = good / (good + bad)
+        out["kept_labels"] = {"desirable": good, "undesirable": bad, "desirable_fraction": share}
+    return out
 
 
 def _shapes(rows: Bucketed) -> str:

@@ -34,7 +34,7 @@ def policy(
     Args:
       config: loss, optimizer and model are as it says.
       mesh: where.
-      steps: optimizer steps that the learning rate is spread over.
+      steps: optimizer steps that the learning rate, and every `RunSchedule`, is spread over.
       load_reference: gives the reference, which the policy starts from.
       base: the reference, where it is on the mesh already; else it is loaded if it is ``live`` or
         adapters are trained beside it.
@@ -120,6 +120,7 @@ def _update(
         select=config.select,
         baseline=config.baseline,
         accumulate=config.train.accumulate,
+        steps=steps,
     )
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignjax.config.fields import keywords, plain
-from alignjax.training.step import resolve
+from alignjax.training.schedules import resolve
 from alignjax.types import Array, Logps
 
 
@@ -19,7 +19,8 @@ def implicit_reward(loss: Callable[..., Any]) -> Callable[[Logps], Array]:
     has that of `types.trains`, with those keywords that the two share; else the log-ratio, or the
     log-probability where there is no reference.
     """
-    last = resolve(loss, jnp.int32(np.iinfo(np.int32).max))
+    # A run of any length: `RunSchedule`s have ended by then, and none multiplies beyond int32.
+    last = resolve(loss, jnp.int32(np.iinfo(np.int32).max), 2**20)
     bound = last.keywords if isinstance(last, functools.partial) else {}
     known = keywords(plain(last))
 

@@ -26,6 +26,7 @@ from alignjax.training.baseline import (
     running_mean,
 )
 from alignjax.training.microbatches import weighted_sums
+from alignjax.training.schedules import resolve
 from alignjax.types import (
     Array,
     Baseline,
@@ -35,7 +36,6 @@ from alignjax.types import (
     Metrics,
     Params,
     RewardLoss,
-    Schedule,
     Select,
     TrainState,
 )
@@ -59,19 +59,6 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, key: Arr
         baseline=jnp.zeros((), jnp.float32),
         baseline_weight=jnp.zeros((), jnp.float32),
     )
-
-
-def resolve(function: Any, step: Array) -> Any:
-    """Replaces every `Schedule` among a partial's keywords, at any depth, by its value at ``step``.
-
-    So a loss never sees a schedule. What is no partial is returned as it is.
-    """
-    if isinstance(function, Schedule):
-        return function.at(step)
-    if not isinstance(function, functools.partial):
-        return function
-    bound = {name: resolve(value, step) for name, value in function.keywords.items()}
-    return functools.partial(function.func, *function.args, **bound)
 
 
 def score(
@@ -147,6 +134,7 @@ class Update:
     # micro-batch's gradient depends on the last one's value.
     baseline: Baseline | None = None
     accumulate: int = 1  # micro-batches whose gradients are added up; exact for weighted means
+    steps: int = 0  # of the whole run, for `RunSchedule`s
 
 
 def train_step(
@@ -164,12 +152,12 @@ def train_step(
     Returns:
       The new state and scalars: ``loss``, ``grad_norm``, ``num_tokens`` (not padding; a prompt
       counts once), ``weight`` (rows that count), ``skipped`` (1 if the step was not finite) and
-      the averages of the loss's metrics, and with a baseline ``baseline`` and
+      the averages of the metrics of loss and select, and with a baseline ``baseline`` and
       ``running_baseline``. A step whose loss or gradient is not finite leaves
       parameters and optimizer state as they were, bit for bit.
     """
     if update.select is not None:
-        select = resolve(update.select, state.step)
+        select = resolve(update.select, state.step, update.steps)
         batch = select(jax.random.fold_in(state.key, state.step), batch)
     weighted_loss = _weighted_loss(state, ref_params, batch, update)
     (total, sums), grads = microbatches.add_gradients(
@@ -237,13 +225,13 @@ def _weighted_loss(
     Returns:
       ``(params, some of the rows) -> (weighted sum of losses, weighted sums of metrics)``.
     """
-    loss = resolve(update.loss, state.step)
+    loss = resolve(update.loss, state.step, update.steps)
     # Steps are below 2^31: no draw of responses has one of these keys.
     key = jax.random.fold_in(state.key, state.step.astype(jnp.uint32) + np.uint32(2**31))
     forward = functools.partial(update.forward, apply=update.apply, key=key)
     baseline, whole = None, None
     if update.baseline is not None:
-        baseline = resolve(update.baseline, state.step)
+        baseline = resolve(update.baseline, state.step, update.steps)
         if update.accumulate > 1:  # the first micro-batch's gradient depends on the last one's rows
             score_rows = functools.partial(forward, state.params, ref_params)
             whole = mean_over_parts(baseline, score_rows, batch, update.accumulate)
@@ -254,9 +242,10 @@ def _weighted_loss(
         if baseline is not None:
             mean = mean_over_rows(baseline, values, part) if whole is None else whole
             means = baseline_fields(state, jax.lax.stop_gradient(mean), batch, len(part.weight))
-            part = dataclasses.replace(part, **means)
+            part = dataclasses.replace(part, **dict[str, Any](means))
         losses, metrics = loss(values, part)
-        return weighted_sums(losses, metrics | means, part.weight)
+        metrics = (part.select_metrics or {}) | metrics | means
+        return weighted_sums(losses, metrics, part.weight)
 
     return weighted_loss
 

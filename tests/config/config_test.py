@@ -33,7 +33,7 @@ from alignjax.models.config import LoraConfig, RopeScaling
 from alignjax.recipes.multi_objective import supervised
 from alignjax.rewards import scorers as score
 from alignjax.training import optim
-from alignjax.types import Array, Logps, Schedule
+from alignjax.types import Array, Logps, RunSchedule, Schedule
 from alignjax.world import sources as world
 from tests import runs
 
@@ -524,8 +524,10 @@ def test_bound_keywords_and_schedules_are_described_by_value():
         described(gamma=Schedule(optax.warmup_cosine_decay_schedule(0, 1, 5, 51))),
         described(gamma=Schedule(optax.piecewise_interpolate_schedule("linear", 1.0, {10: 0.5}))),
         described(gamma=Schedule(optax.piecewise_interpolate_schedule("linear", 1.0, {10: 0.6}))),
-        described(gamma=hps.curriculum(10)),
-        described(gamma=hps.curriculum(11)),
+        described(gamma=hps.curriculum()),
+        described(gamma=hps.curriculum(stop=5.0)),
+        described(gamma=RunSchedule(functools.partial(optax.linear_schedule, -5, 5))),
+        described(gamma=RunSchedule(functools.partial(optax.linear_schedule, -5, 6))),
         described(gamma=np.linspace(0, 1, 3000)),
         described(gamma=np.linspace(0, 1, 3000) + 1e-12),
     ]

@@ -89,6 +89,8 @@ def test_lists_labels_and_dialogues(tok, tmp_path):
     assert example.prompt == "User: number\nAssistant:"
     assert example.scores.dtype == np.float32
     np.testing.assert_array_equal(example.scores, np.float32([[i, 0.1] for i in range(4)]))
+    # Squared deviations within the lists: 0.5, 5 and 2, of 1 + 3 + 2 degrees of freedom.
+    np.testing.assert_allclose(dataset.score_sd, [np.sqrt(7.5 / 6), 0.0], rtol=1e-12)
 
     labels = [
         Record(id=str(i), prompt="number", responses=(f" {i}",), desirable=(i > 0,)) for i in (0, 1)
@@ -96,6 +98,7 @@ def test_lists_labels_and_dialogues(tok, tmp_path):
     dataset = make(labels, tok, tmp_path)
     assert [dataset[i].desirable.tolist() for i in (0, 1)] == [[False], [True]]
     assert dataset[0].desirable.dtype == bool
+    assert dataset.score_sd == ()
 
     with pytest.raises(DataError, match="0: is of another kind than the rows before it"):
         make([*pairs(1), labels[0]], tok, tmp_path)

@@ -8,7 +8,7 @@ import pytest
 
 from alignjax.losses import bco
 from alignjax.testing import loss_inputs
-from alignjax.training.step import resolve
+from alignjax.training.schedules import resolve
 
 F = 0.25
 
@@ -38,5 +38,5 @@ def test_a_density_ratio_is_no_schedule():
     def ratio(batch):
         return batch.weight
 
-    bound = resolve(partial(bco.loss, density_ratio=ratio), jnp.int32(0))
+    bound = resolve(partial(bco.loss, density_ratio=ratio), jnp.int32(0), 1)
     assert bound.keywords["density_ratio"] is ratio

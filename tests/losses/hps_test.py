@@ -88,27 +88,61 @@ def test_errors_say_what_to_change():
     for (_, batch), message in ((single, "at least 2"), (pairs, "`scores`"), (many, "M]")):
         with pytest.raises(ValueError, match=message):
             hps.select(jax.random.key(0), batch, gamma=0.0)
-    with pytest.raises(ValueError, match="total_steps=0"):
-        hps.curriculum(0)
-    with pytest.raises(ValueError, match="plateaus=0"):
-        hps.curriculum(10, plateaus=0)
+    with pytest.raises(ValueError, match="at least 1 step, found 0"):
+        hps.curriculum().over(0)
+    with pytest.raises(ValueError, match="plateaus >= 2 or None, found 1"):
+        hps.curriculum(plateaus=1)
+    with pytest.raises(ValueError, match=r"score_sd, .* must be > 0, found 0\.0"):
+        hps.loss_full(*loss_inputs([[0, 0]], [[0, 0]], scores=[[1, 0]]), score_sd=0.0)
 
 
-def test_curriculum_has_the_published_plateaus():
-    schedule = jax.jit(hps.curriculum(1000).at)
-    starts = {0: -5, 199: -5, 200: -3, 399: -3, 400: -1, 600: 1, 799: 1, 800: 3, 999: 3, 5000: 3}
-    for step, gamma in starts.items():
-        assert float(schedule(jnp.int32(step))) == pytest.approx(gamma), step
+def schedule(steps, **settings):
+    """Gamma at every step of a run, and once more after it."""
+    return jax.vmap(hps.curriculum(**settings).over(steps))(jnp.arange(steps + 1))
 
 
-def test_plateaus_start_at_the_right_step_whatever_their_number_divides():
-    for total in (5, 7, 30, 83, 1000):
-        gammas = jax.vmap(hps.curriculum(total, start=0.0, stop=5.0).at)(jnp.arange(total))
-        np.testing.assert_allclose(gammas, [step * 5 // total for step in range(total)], rtol=1e-6)
+@pytest.mark.parametrize("steps", [5, 7, 30, 83, 1000])
+def test_curriculum_has_the_published_plateaus_over_the_whole_run(steps):
+    """-5, -3, -1, 1, 3, each for a fifth of the steps, however many those are."""
+    wanted = [-5 + 2 * (step * 5 // steps) for step in range(steps)]
+    np.testing.assert_allclose(schedule(steps), [*wanted, 3.0], rtol=1e-6)
 
 
-def test_curriculum_without_plateaus_is_linear_and_ends_at_stop():
-    schedule = jax.jit(hps.curriculum(100, start=-2.0, stop=4.0, plateaus=None).at)
-    for step in (0, 1, 50, 100, 400):
-        expected = -2 + 6 * min(step, 100) / 100
-        assert float(schedule(jnp.int32(step))) == pytest.approx(expected, abs=1e-6)
+def test_curriculum_ends_at_stop_in_the_last_step():
+    np.testing.assert_allclose(schedule(5, stop=5.0)[:5], [-5, -2.5, 0, 2.5, 5], rtol=1e-6)
+    linear = schedule(100, start=-2.0, stop=4.0, plateaus=None)
+    np.testing.assert_allclose(linear, [*np.linspace(-2, 4, 100), 4.0], rtol=1e-5, atol=1e-6)
+
+
+def test_hardness_metrics_are_those_of_q():
+    """Q by hand: (1/2, 1/4, 1/4); one of two; none; uniform with a tie for the hardest."""
+    scores = np.array(
+        [
+            [9.0, 2 * np.log(2.0), 0.0, 0.0],
+            [9.0, 1.0, 1.0, 9.0],
+            [9.0, 9.0, 9.0, 9.0],
+            [9.0, 0.0, 0.0, -2e9],
+        ]
+    )
+    _, batch = loss_inputs(np.zeros((4, 4)), scores=scores)
+    found = hps.select(jax.random.key(0), batch, gamma=1.0, score_sd=2.0).select_metrics
+    np.testing.assert_allclose(found["negatives/effective"], [2**1.5, 2, 0, 2], rtol=1e-6)
+    np.testing.assert_allclose(found["negatives/p_hardest"], [0.5, 1, 0, 1], rtol=1e-6)
+    even = hps.select(jax.random.key(0), batch, gamma=0.0).select_metrics
+    np.testing.assert_allclose(even["negatives/effective"], [3, 2, 0, 3], rtol=1e-6)
+    np.testing.assert_allclose(even["negatives/p_hardest"], [1 / 3, 1, 0, 2 / 3], rtol=1e-6)
+    case = loss_inputs(np.zeros((4, 4)), np.zeros((4, 4)), scores=scores)
+    full = hps.loss_full(*case, gamma=1.0, score_sd=2.0)[1]
+    assert {name: full[name].tolist() for name in found} == {
+        name: x.tolist() for name, x in found.items()
+    }
+
+
+def test_the_published_unit_of_gamma_is_the_score():
+    """score_sd=1 is Eq. 9 on raw scores, bit for bit."""
+    policy, reference, scores = lists()
+    case = loss_inputs(policy, reference, scores=scores)
+    for loss in (hps.loss_full, hps.loss_two_valid):
+        raw = loss(*case, gamma=1.3)[0]
+        np.testing.assert_array_equal(loss(*case, gamma=1.3, score_sd=1.0)[0], raw)
+        assert (np.abs(loss(*case, gamma=1.3, score_sd=0.1)[0] - raw) > 1e-6).any()

@@ -366,6 +366,11 @@ VALUES = {
         )
         for gamma in (-2.0, 0.0, 1.5)
     },
+    "hps full, another unit": (
+        partial(hps.loss_full, beta=0.2, gamma=3.0, score_sd=2.0),
+        partial(hps_full, 1.5, 0.0),
+        LISTS,
+    ),
     "hps two valid": (
         partial(hps.loss_two_valid, beta=0.2, gamma=0.7, second_weight=0.3),
         partial(hps_full, 0.7, 0.3),

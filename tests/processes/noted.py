@@ -4,24 +4,34 @@ A process writes ``rows-I.json`` into $ALIGNJAX_NOTES: the prompt ids of every b
 the mesh, by stage, and which rows of the data it opened meanwhile.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
+from functools import partial
 from typing import Any
 
 from alignjax.config import Config
 from alignjax.data.store import Dataset
+from alignjax.losses import hps
 from alignjax.training import loop, offline
 from alignjax.training.job import Feed, Job, Learner
+from alignjax.world import sources as world
 from tests import runs
 
 
 def get_config() -> Config:
-    """DPO from a supervised stage with a cached reference; the last held-out batch is not full."""
+    """HPS from a supervised stage with a cached reference; the last held-out batch is not full."""
     _note(pathlib.Path(os.environ["ALIGNJAX_NOTES"]))
-    return runs.changed(
-        *("data.source.size=60", "sft.steps=2", "reference.mode=cache"),
-        *("mesh.fsdp=2", "mesh.tensor=2"),
+    base = runs.changed(
+        *("sft.steps=2", "reference.mode=cache", "mesh.fsdp=2", "mesh.tensor=2"),
+    )
+    source = partial(world.lists, size=60, seed=0, responses=3)
+    return dataclasses.replace(
+        base,
+        data=dataclasses.replace(base.data, source=source),
+        loss=hps.loss,
+        select=partial(hps.select, gamma=hps.curriculum()),  # type: ignore[arg-type]
     )
 
 

@@ -7,8 +7,8 @@ import shutil
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from alignjax.config import Config, EvaluateConfig, MeshConfig
@@ -22,7 +22,6 @@ from alignjax.runtime import checkpoint, metrics, sharding
 from alignjax.stages import reference
 from alignjax.stages.data import prepare_data
 from alignjax.training import offline, optim
-from alignjax.types import Schedule
 from alignjax.world import sources as world
 from tests import runs
 
@@ -171,26 +170,36 @@ def test_other_ways_to_the_same_numbers_agree(overrides, base, tmp_path):
     np.testing.assert_allclose(sft_losses, wanted, rtol=1e-5)
 
 
+def hps_with_gamma(logps, batch, *, gamma):
+    losses, metrics = hps.loss(logps, batch)
+    return losses, metrics | {"gamma": jnp.full(len(losses), gamma)}
+
+
 @pytest.mark.slow
 def test_lists_with_a_draw_from_a_curriculum(tmp_path):
-    """HPS end to end; gamma ramps over the steps and the table is cheaper than live passes."""
+    """HPS end to end; gamma ramps over the run's steps, and live passes are the cheaper ones."""
     data = dataclasses.replace(
         runs.get_config().data, source=partial(world.lists, size=120, seed=0, responses=4)
     )
-    gamma = Schedule(optax.linear_schedule(-5.0, 5.0, 4))
+    gamma = hps.curriculum()
     settings = config(
-        "reference.mode=auto", "train.steps=4", "evaluate.prompts=0",
-        sft=None, data=data, select=partial(hps.select, gamma=gamma), loss=hps.loss,
+        "reference.mode=auto", "train.steps=0", "train.epochs=0.4", "evaluate.prompts=0",
+        sft=None, data=data, select=partial(hps.select, gamma=gamma),
+        loss=partial(hps_with_gamma, gamma=gamma),
     )  # fmt: skip
     found = align.run(settings, tmp_path)
     lines = metrics.read(tmp_path / "metrics.jsonl")
-    assert len(lines) == 4
+    assert len(lines) == 6  # 0.4 of 108 lists, 8 a step
     assert all(np.isfinite(line["loss"]) for line in lines)
-    # 4 steps x 8 rows x 2 drawn passes against all rows x 4 responses.
+    np.testing.assert_allclose([line["gamma"] for line in lines], [-5, -5, -3, -1, 1, 3], rtol=1e-6)
+    # Two of three negatives would be more than uniform draws from so few steps could hide.
+    assert lines[0]["negatives/effective"] < 2 > lines[-1]["negatives/effective"]
+    assert lines[0]["negatives/p_hardest"] < 0.2 < 0.5 < lines[-1]["negatives/p_hardest"]
+    # 43 rows x 2 drawn passes against all rows x 4 responses.
     assert found["reference"]["mode"] == "live"
-    assert "64 live" in found["reference"]["reason"]
+    assert "86 live" in found["reference"]["reason"]
     described = json.loads((tmp_path / "config.json").read_text())["select"]
-    assert described["gamma"]["init_value"] == -5.0
+    assert described["gamma"]["start"] == -5.0
     assert 0 <= found["table"]["rewards/accuracies"]["after"]["mean"] <= 1
 
 

@@ -102,7 +102,12 @@ def test_the_alignment_trains_on_the_lists_and_asks_the_held_out_prompts(base):
     usable = [row for row in rows(workdir) if len(set(row["scores"])) > 1]
     assert receipt["kept"] == len(usable)
     assert receipt["rows_in"] - receipt["kept"] == sum(receipt["dropped"].values())
+    lists = [np.array(row["scores"]) for row in usable]
+    squares = sum(((scores - scores.mean()) ** 2).sum() for scores in lists)
+    sd = np.sqrt(squares / sum(len(scores) - 1 for scores in lists))
+    assert list(receipt["score_sd"].values()) == [pytest.approx(sd, rel=1e-6)]
     line = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])
+    assert 1 <= line["negatives/effective"] <= 2
     assert line["rewards/accuracies"] == 0
     (digest,) = {json.loads((workdir / f"{x}.json").read_text())["key"]["data"]
                  for x in ("before", "after")}  # fmt: skip

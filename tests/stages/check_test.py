@@ -1,19 +1,25 @@
 """Objectives tried on the data's shapes: what does not fit is told before anything is compiled."""
 
+import argparse
 import dataclasses
 import logging
+import pathlib
 from functools import partial
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from alignjax.config import EvaluateConfig, ReferenceConfig
+from alignjax.data.batching import assemble
 from alignjax.errors import UserError
 from alignjax.losses import bco, dpo, hps, kto, plackett_luce, rdro, sft
 from alignjax.stages import check
 from alignjax.stages.data import prepare_data
+from alignjax.stages.run import Run
 from alignjax.types import Schedule
 from alignjax.world import sources as world
 from tests import runs
@@ -164,6 +170,63 @@ def test_what_takes_no_fraction_is_left_alone(unpaired, pairs):
     assert check.bind_fraction(config, pairs) is config
     with pytest.raises(UserError, match=r"rdro\.loss needs a label for every response"):
         check.check_losses(config, pairs)
+
+
+def rescaled(receipt, *, unit):
+    """The lists of `LISTS`, with scores in another unit and from another zero."""
+    for record in LISTS.source(receipt):
+        scores = tuple((unit * (score - 0.5),) for (score,) in record.scores)
+        yield dataclasses.replace(record, scores=scores)
+
+
+def as_run(rows, **functions):
+    data: Any = argparse.Namespace(train=rows)
+    return Run(runs.get_config(**functions), pathlib.Path(), data, None)
+
+
+def drawn(run):
+    """What the select of a run makes of its first rows."""
+    rows = run.data.train
+    batch = assemble(rows.dataset, np.arange(32), rows.shapes[0])
+    pair = run.config.select(jax.random.key(0), batch)
+    return pair.response_length, pair.select_metrics
+
+
+def test_hardness_does_not_depend_on_the_unit_of_the_scores(lists, tmp_path, caplog):
+    """64 times the scores, from another zero: the same draws, and numbers up to rounding."""
+    data = dataclasses.replace(LISTS, source=partial(rescaled, unit=64.0))
+    prepared = prepare_data(runs.get_config(data=data), tmp_path)
+    select = partial(hps.select, gamma=3.0)
+    with caplog.at_level(logging.INFO):
+        run, other = (
+            check.bind_score_sd(as_run(rows, select=select, loss=hps.loss))
+            for rows in (lists, prepared.train)
+        )
+    for x, y in zip(jax.tree.leaves(drawn(run)), jax.tree.leaves(drawn(other)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4)
+    raw = as_run(lists, select=partial(hps.select, gamma=3.0, score_sd=1.0))
+    number = [drawn(x)[1]["negatives/effective"].mean() for x in (raw, run)]
+    assert number[0] > 2.5  # of 3: the draws from raw scores are nearly uniform
+    assert number[1] < 2.0
+
+    sd = other.config.select.keywords["score_sd"]
+    assert sd == pytest.approx(64 * run.config.select.keywords["score_sd"], rel=1e-5)
+    assert f"standard deviation within a list {sd:.4g}" in caplog.text
+    # The training rows', wherever it is read; another start of the run opens the same rows.
+    assert sd == prepared.receipt["train"]["score_sd"]["true_score"]
+    assert sd != prepared.held_out.dataset.score_sd[0]
+    again = prepare_data(runs.get_config(data=data), tmp_path)
+    assert again.train.dataset.score_sd == prepared.train.dataset.score_sd == (sd,)
+
+
+def test_a_unit_that_the_config_binds_wins_and_other_losses_get_none(lists, pairs):
+    published = as_run(lists, select=partial(hps.select, gamma=3.0, score_sd=1.0))
+    assert check.bind_score_sd(published).config == published.config
+    full = check.bind_score_sd(as_run(lists, loss=hps.loss_full)).config.loss
+    assert full.keywords == {"score_sd": lists.dataset.score_sd[0]}
+    for rows, loss in ((lists, plackett_luce.loss), (pairs, hps.loss_full)):
+        run = as_run(rows, loss=loss)
+        assert check.bind_score_sd(run).config == run.config
 
 
 @pytest.mark.parametrize(("labels", "name"), [((7, 0), "desirable"), ((0, 7), "undesirable")])

@@ -26,6 +26,7 @@ RISING = Schedule(optax.linear_schedule(0, 5.0, 9))
         (dpo.loss, [0.2, -0.3]),
         (partial(dpo.loss, beta=0.3), [0.6, -0.9]),
         (partial(dpo.loss, beta=Schedule(optax.linear_schedule(0.0, 0.7, 10))), [1.4, -2.1]),
+        (partial(dpo.loss, beta=hps.curriculum(start=0.1, stop=0.7)), [1.4, -2.1]),
         (partial(plackett_luce.loss, beta=2.0, implicit=per_token), [-2.0, -4.0]),
         (
             partial(hps.loss, implicit=partial(per_token, scale=RISING)),

@@ -11,13 +11,14 @@ import optax
 import pytest
 from absl.testing import parameterized
 
-from alignjax.losses import bco, dpo, hps, kto
+from alignjax.losses import bco, bradley_terry, dpo, hps, kto
 from alignjax.runtime.checkpoint import tree_digest
 from alignjax.testing import loss_inputs
 from alignjax.training import step as step_module
 from alignjax.training.microbatches import weighted_sums
-from alignjax.training.step import Update, init_state, resolve, score, train_step
-from alignjax.types import Logps, Schedule
+from alignjax.training.schedules import resolve
+from alignjax.training.step import Update, init_state, score, train_step
+from alignjax.types import Logps, RunSchedule, Schedule
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
 
@@ -272,8 +273,38 @@ def test_schedules_are_resolved_at_the_step():
     np.testing.assert_allclose(found, [0.0, 0.1, 0.2, 0.3], rtol=1e-6)
     assert seen == [(False, False)]  # and one trace serves all steps
     plain = functools.partial(loss, beta=0.5)
-    assert resolve(plain, jnp.zeros(())).keywords == {"beta": 0.5}
-    assert resolve(dpo.loss, jnp.zeros(())) is dpo.loss
+    assert resolve(plain, jnp.zeros(()), 1).keywords == {"beta": 0.5}
+    assert resolve(dpo.loss, jnp.zeros(()), 1) is dpo.loss
+
+
+def test_schedules_of_the_run_are_as_long_as_it_is():
+    def loss(logps, batch, *, beta):
+        return beta * logps.policy[:, 0], {"beta": jnp.full(B, beta)}
+
+    rising = functools.partial(
+        loss, beta=RunSchedule(functools.partial(optax.linear_schedule, 0, 1))
+    )
+    for steps in (4, 10):
+        state, found = make_state(), []
+        for _ in range(3):
+            state, scalars = make_step(rising, steps=steps)(state, None, make_batch())
+            found.append(float(scalars["beta"]))
+        np.testing.assert_allclose(found, np.arange(3) / steps, rtol=1e-6)
+    with pytest.raises(AssertionError, match=r"needs Update\.steps"):
+        make_step(rising)(make_state(), None, make_batch())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_a_select_says_is_averaged_by_the_weights(accumulate):
+    def first(key, batch):
+        pair = bradley_terry.select(key, batch)
+        return dataclasses.replace(pair, select_metrics={"best": pair.scores[:, 0]})
+
+    batch = make_batch(UNEVEN, k=4)
+    step = make_step(dpo.loss, select=first, accumulate=accumulate)
+    _, scalars = step(make_state(), make_params(1), batch)
+    wanted = np.average(np.max(batch.scores, axis=1), weights=UNEVEN)
+    np.testing.assert_allclose(scalars["best"], wanted, rtol=1e-5)
 
 
 def test_a_bound_function_is_given_as_it_is_with_its_schedules_resolved():
@@ -283,14 +314,14 @@ def test_a_bound_function_is_given_as_it_is_with_its_schedules_resolved():
     def nested(step):
         shift = functools.partial(shifted, shift=Schedule(lambda step: 2.0 * step))
         loss = functools.partial(dpo.loss, beta=Schedule(lambda step: step / 4), implicit=shift)
-        return resolve(loss, step)
+        return resolve(loss, step, 1)
 
     found = nested(jnp.float32(3.0))
     assert found.keywords["beta"] == 0.75
     assert found.keywords["implicit"].func is shifted
     assert found.keywords["implicit"].keywords == {"shift": 6.0}
     plain = functools.partial(dpo.loss, implicit=dpo.implicit)
-    assert resolve(plain, jnp.zeros(())).keywords == {"implicit": dpo.implicit}
+    assert resolve(plain, jnp.zeros(()), 1).keywords == {"implicit": dpo.implicit}
     _, metrics = jax.jit(lambda step, *case: nested(step)(*case))(
         jnp.float32(3.0), *loss_inputs([[-1.0, -2.0]], [[-2.0, -2.0]])
     )

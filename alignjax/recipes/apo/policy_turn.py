@@ -18,6 +18,7 @@ from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.rewards.scorers import open_scorer, reward_model
 from alignjax.runtime import artifacts, checkpoint, storage
 from alignjax.stages import evaluation, learners, pretrained, sample_lists
+from alignjax.stages.check import bind_score_sd
 from alignjax.stages.reference import Reference, attach
 from alignjax.stages.run import Run
 from alignjax.training import offline
@@ -55,7 +56,9 @@ def train(
         {"reward": reward.digest},
     )
     rows = open_lists(game, number, file, digest)
-    config = _config(game.config, learning_rate)
+    own = dataclasses.replace(game.run.on(rows), config=_config(game.config, learning_rate))
+    run = bind_score_sd(own)
+    config = run.config
     folder = game.workdir / f"round-{number}" / "policy"
     key = {
         **game.made_of,
@@ -68,7 +71,6 @@ def train(
         },
         "length": [config.train.steps, config.train.epochs, config.train.batch_size],
     }
-    run = dataclasses.replace(game.run.on(rows), config=config)
     artifacts.begin(folder, key)
     summary = artifacts.reuse_json(
         folder / "summary.json",

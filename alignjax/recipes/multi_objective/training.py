@@ -84,7 +84,7 @@ def fit(
     from alignjax.training.job import Feed
 
     check.check_losses(config, rows)
-    run, reference = setting.stage(config, rows), setting.reference
+    run, reference = check.bind_score_sd(setting.stage(config, rows)), setting.reference
     batches = run.batches()
     # Adapters need it as their base anyway, where a table is to be filled too.
     base = None if config.lora is None else reference.load()
@@ -95,7 +95,7 @@ def fit(
         load_start = functools.partial(jax.tree.map, jnp.copy, start)
         identity = checkpoint.tree_digest(start)
     learner = learners.policy(
-        config,
+        run.config,
         run.mesh,
         len(batches),
         load_reference=reference.load,

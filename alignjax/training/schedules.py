@@ -1,0 +1,23 @@
+"""Hyperparameters that follow the step: their values, put in their places."""
+
+import functools
+from typing import Any
+
+from alignjax.types import Array, RunSchedule, Schedule
+
+
+def resolve(function: Any, step: Array, steps: int) -> Any:
+    """Replaces every schedule among a partial's keywords, at any depth, by its value at ``step``.
+
+    So a loss never sees a schedule. What is no partial is returned as it is. A `RunSchedule` is one
+    over ``steps``.
+    """
+    if isinstance(function, Schedule):
+        return function.at(step)
+    if isinstance(function, RunSchedule):
+        assert steps, "a RunSchedule among the hyperparameters needs Update.steps"
+        return function.over(steps)(step)
+    if not isinstance(function, functools.partial):
+        return function
+    bound = {name: resolve(value, step, steps) for name, value in function.keywords.items()}
+    return functools.partial(function.func, *function.args, **bound)
