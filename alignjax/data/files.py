@@ -1,4 +1,4 @@
-"""Reads rows out of ``.jsonl``, ``.jsonl.gz``, ``.json`` and ``.json.gz`` files, strictly.
+"""Reads rows out of JSON files (``.jsonl``, ``.json``, packed or not) and tables, strictly.
 
 Every problem is one line that names file, line and field. Files are streamed: memory is bounded
 by one row (JSON lines) or by ``MAX_DOCUMENT`` (one JSON list).
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 from alignjax.data.records import DataError
+from alignjax.data.tables import TABLES, arrow_rows, open_zstd, text_rows
 from alignjax.errors import did_you_mean
 
 MIB = 2**20
@@ -24,7 +25,10 @@ MAX_RATIO = 100  # ... that is also this many times its compressed size is taken
 MAX_ROW = 64 * MIB  # bytes of one line
 MAX_DOCUMENT = 512 * MIB  # bytes of a .json file, which is held in memory while it is read
 
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+SUFFIXES = (
+    *(f"{kind}{packed}" for kind in (".jsonl", ".json") for packed in ("", ".gz", ".zst")),
+    *TABLES,
+)
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class Row:
     """One JSON object and where it stands."""
 
     fields: Mapping[str, Any]
-    origin: str  # "path:line", for messages
-    id: str  # the row's own field "id", or "file:line"
+    origin: str  # "path:line", for messages; "path:line[n]": n rows stand before it in its line
+    id: str  # the row's own field "id", or "file:line", "file:line[n]"
     stem: str  # file name without folder and suffix
 
     def get(self, key: str) -> Any:
@@ -104,6 +108,8 @@ def expand(path: str) -> list[str]:
     """
     if os.path.isfile(path):
         return [path]
+    if os.pathsep in path:  # several, as `places.resolve` gives them
+        return [name for part in path.split(os.pathsep) for name in expand(part)]
     if os.path.isdir(path):
         raise DataError(f"{path} is a folder; give a file or a pattern such as {path}/*.jsonl")
     files = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
@@ -114,7 +120,7 @@ def expand(path: str) -> list[str]:
         raise DataError(f"{path}: no folder {folder}")
     if glob.has_magic(path):
         raise DataError(f"{path}: no file matches this pattern")
-    beside = [entry for entry in os.listdir(folder or ".") if entry.endswith(_SUFFIXES)]
+    beside = [entry for entry in os.listdir(folder or ".") if entry.endswith(SUFFIXES)]
     raise DataError(f"{path}: no such file{did_you_mean(name, beside)}")
 
 
@@ -141,30 +147,39 @@ def read_rows(path: str) -> Iterator[Row]:
     files = expand(path)
     shared = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in files])
     for name in files:
-        if not name.endswith(_SUFFIXES):
-            raise DataError(f"{name}: expected one of {', '.join(_SUFFIXES)}")
+        if not name.endswith(SUFFIXES):
+            raise DataError(f"{name}: expected one of {', '.join(SUFFIXES)}")
         short = os.path.relpath(os.path.abspath(name), shared)
-        stem = os.path.basename(name).split(".json")[0]
-        rows = 0
+        suffix = max((s for s in SUFFIXES if name.endswith(s)), key=len)
+        stem = os.path.basename(name).removesuffix(suffix)
+        rows, first = 0, (0, 0)  # line and number of the first row that begins on the line
         for line, value in _values(name):
+            first = first if line == first[0] else (line, rows)
+            place = f"{line}" if rows == first[1] else f"{line}[{rows - first[1]}]"
             if not isinstance(value, dict):
-                raise DataError(f"{name}:{line}: row is {kind(value)}, expected an object")
+                raise DataError(f"{name}:{place}: row is {kind(value)}, expected an object")
             rows += 1
-            yield Row(value, f"{name}:{line}", _id(value, short, line, len(files)), stem)
+            yield Row(value, f"{name}:{place}", _id(value, short, place, len(files)), stem)
         if not rows:
             raise DataError(f"{name}: holds no rows (empty file)")
 
 
-def _id(value: Mapping[str, Any], short: str, line: int, files: int) -> str:
+def _id(value: Mapping[str, Any], short: str, place: str, files: int) -> str:
     own = value.get("id")
     if isinstance(own, bool) or not isinstance(own, (str, int)) or own == "":
-        return f"{short}:{line}"
-    return text(str(own), "id", f"{short}:{line}") if files == 1 else f"{short}:{own}"
+        return f"{short}:{place}"
+    return text(str(own), "id", f"{short}:{place}") if files == 1 else f"{short}:{own}"
 
 
 def _values(path: str) -> Iterator[tuple[int, Any]]:
-    """Yields (1-based line, JSON value) for every row of a file."""
-    if path.removesuffix(".gz").endswith(".json"):
+    """Yields (1-based line, JSON value) for every row of a file; of tables, the row's number."""
+    if path.endswith((".parquet", ".arrow")):
+        yield from arrow_rows(path)
+        return
+    if path.removesuffix(".gz").endswith((".csv", ".tsv")):
+        yield from text_rows(path, _open(path))
+        return
+    if path.removesuffix(".gz").removesuffix(".zst").endswith(".json"):
         document, start = _document(path)
         if document[start : start + 1] == "[":
             yield from _list_items(path, document, start + 1)
@@ -179,6 +194,8 @@ def _open(path: str) -> BinaryIO:
     try:
         with open(path, "rb") as file:
             magic = file.read(2)
+        if path.endswith(".zst") and magic:
+            return open_zstd(path)
         if magic == b"\x1f\x8b":
             return cast(BinaryIO, gzip.open(path, "rb"))
         if path.endswith(".gz") and magic:

@@ -34,8 +34,10 @@ def open_run(
       UserError: see `alignjax.errors` for the kinds and their exit codes.
     """
     workdir, config = pathlib.Path(workdir), pretrained.resolve(config)
-    with workdirs.owned(workdir):
-        workdirs.write_config(workdir, config, allow_change=allow_config_change)
+    with (
+        workdirs.owned(workdir),
+        workdirs.bound(workdir, config, allow_change=allow_config_change),
+    ):
         pretrained.keep_files(config, workdir)
         data = prepare_data(config, workdir)
         config = bind_fraction(config, data.train)

@@ -13,7 +13,7 @@ from typing import Any
 import alignjax
 from alignjax.config.fields import describe, identity_changes
 from alignjax.errors import UserError
-from alignjax.runtime.distributed import run_on_main
+from alignjax.runtime.distributed import is_main, run_on_main
 from alignjax.runtime.storage import as_json, read_here, write_here
 
 log = logging.getLogger("alignjax")
@@ -46,6 +46,25 @@ def _lock(workdir: pathlib.Path, held: contextlib.ExitStack) -> None:
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {platform.node()}")
     lock.flush()
+
+
+@contextlib.contextmanager
+def bound(workdir: pathlib.Path, config: Any, *, allow_change: bool) -> Iterator[None]:
+    """Keeps the run's config as `write_config` does, and the old one if the new one is refused.
+
+    Refused is one that ends in a UserError before a checkpoint is written under it.
+    """
+    path = workdir / "config.json"
+    before = path.read_bytes() if path.is_file() else None
+    checkpoints = set(workdir.glob("**/checkpoints/*"))
+    write_config(workdir, config, allow_change=allow_change)
+    try:
+        yield
+    except UserError:
+        trained = set(workdir.glob("**/checkpoints/*")) - checkpoints
+        if checkpoints and before is not None and not trained and is_main():
+            path.write_bytes(before)
+        raise
 
 
 def write_config(workdir: pathlib.Path, config: Any, *, allow_change: bool) -> None:

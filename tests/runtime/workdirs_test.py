@@ -52,6 +52,25 @@ def test_another_config_is_refused_field_by_field(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == describe(new)
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_changed_config_that_is_refused_leaves_the_old_one(trained, tmp_path):
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    old, new = runs.get_config(), runs.changed("loss.beta=0.2")
+    workdirs.write_config(tmp_path, old, allow_change=False)
+
+    def run():
+        with workdirs.bound(tmp_path, new, allow_change=True):
+            assert json.loads((tmp_path / "config.json").read_text()) == describe(new)
+            if trained:
+                (tmp_path / "checkpoints" / "2").mkdir()
+            raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        run()
+    kept = new if trained else old
+    assert json.loads((tmp_path / "config.json").read_text()) == describe(kept)
+
+
 # All of these fields are listed in tests/config/config_test.py.
 @pytest.mark.parametrize("override", ["train.keep=5", "mesh.data=2", "evaluate.judge=None"])
 def test_what_changes_no_number_may_change(override, tmp_path):

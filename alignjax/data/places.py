@@ -1,0 +1,99 @@
+"""Where data are: files, globs, folders with splits, and data sets of the Hugging Face Hub."""
+
+import glob
+import json
+import os
+import re
+
+from alignjax.data.files import SUFFIXES
+from alignjax.data.records import DataError
+from alignjax.errors import did_you_mean
+
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SPLIT = re.compile(r"(?P<name>[a-z][a-z_]*?[a-z])(?:[-_.]\d+(-of-\d+)?)?(-[0-9a-f]{16})?\.")
+
+
+def resolve(path: str, split: str, field: str = "data.path") -> str:
+    """Finds the file or glob that a path stands for.
+
+    Args:
+      path: a file or glob, which is returned as it is; a folder that `datasets` saved, or of data
+        files, as a clone of a data set is; or the id of a data set of the Hub, which is fetched.
+      split: the part of a folder; "" where it has one only.
+      field: the config's field, for messages.
+
+    Raises:
+      DataError: no such path, or no such split.
+    """
+    if os.path.isfile(path) or glob.has_magic(path):
+        if split:
+            raise DataError(f"data.split: {path} is a file, it has no splits; found {split!r}")
+        return path
+    if not os.path.isdir(path) and _HUB.fullmatch(path) and not path.endswith(SUFFIXES):
+        path = _fetch(path, field)
+    if not os.path.isdir(path):
+        return path  # `files.expand` says what is wrong with it
+    return _of_folder(path, split)
+
+
+def _of_folder(path: str, split: str) -> str:
+    """The glob of a folder's split."""
+    if os.path.isfile(os.path.join(path, "state.json")):  # one split, saved by `datasets`
+        return os.path.join(glob.escape(path), "data-*.arrow")
+    splits: dict[str, list[str]] = {}
+    saved = os.path.join(path, "dataset_dict.json")
+    if os.path.isfile(saved):
+        with open(saved, encoding="utf-8") as file:
+            for name in json.load(file)["splits"]:
+                splits[name] = [os.path.join(glob.escape(path), name, "data-*.arrow")]
+    else:
+        splits = _files_by_split(path)
+    known = ", ".join(splits)
+    if not splits:
+        raise DataError(f"{path}: holds no data files ({', '.join(SUFFIXES)})")
+    if split and split not in splits:
+        raise DataError(
+            f"data.split: {path} has {known}, found {split!r}{did_you_mean(split, splits)}"
+        )
+    if not split and len(splits) > 1:
+        raise DataError(
+            f"data.split: {path} has {known}; say which: --set data.split={next(iter(splits))}"
+        )
+    return os.pathsep.join(splits[split or next(iter(splits))])
+
+
+def _files_by_split(path: str) -> dict[str, list[str]]:
+    """The data files of a folder and of its folders, by split: train-00000-of-00002.parquet."""
+    found: dict[str, list[str]] = {}
+    for folder, _, names in sorted(os.walk(path)):
+        if os.path.basename(folder).startswith("."):
+            continue
+        for name in sorted(names):
+            if name.endswith(SUFFIXES) and not name.startswith((".", "dataset_info", "state")):
+                match = _SPLIT.match(name)
+                split = match["name"] if match else name.split(".")[0]
+                if split.isdigit():  # train/0000.parquet
+                    split = os.path.basename(folder)
+                found.setdefault(split, []).append(os.path.join(folder, name))
+    return found
+
+
+def _fetch(id: str, field: str) -> str:
+    """Fetches a data set of the Hub, or finds it in its cache; returns its folder."""
+    by_hand = f"hf download {id} --repo-type dataset --local-dir DIR, and --set {field}=DIR"
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise DataError(
+            f"{field}: no file or folder {id}; to fetch it from the Hugging Face Hub, run pip "
+            f"install huggingface_hub and then {by_hand}"
+        ) from None
+    try:
+        patterns = [f"*{suffix}" for suffix in SUFFIXES]
+        return huggingface_hub.snapshot_download(id, repo_type="dataset", allow_patterns=patterns)
+    except Exception as error:  # its kinds of error are many
+        what = " ".join(str(error).split())[:160]
+        raise DataError(
+            f"{field}: no file or folder {id}, and the Hugging Face Hub did not give a data set of "
+            f"that id ({type(error).__name__}: {what}); where there is a network, run {by_hand}"
+        ) from None
