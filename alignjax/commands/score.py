@@ -5,6 +5,7 @@ reads, and ``OUT.made_of.json``, which says of what; the same command again then
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import pathlib
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from alignjax.data.files import Row, fingerprint, read_rows
-from alignjax.data.records import DataError, Record
+from alignjax.data.records import DataError, Message, Receipt, Record, prompt_as_json
+from alignjax.data.sources.auto import read_row
 from alignjax.data.sources.messages import read_responses
 from alignjax.errors import NumericalError, UserError
 from alignjax.evaluation import tables
@@ -37,22 +39,23 @@ def run(
     """Scores every response of a file and prints a summary of each score.
 
     Args:
-      records: ``.jsonl`` or ``.jsonl.gz``, a file or a glob: rows with ``prompt`` (text or
-        messages) and ``responses`` (texts). Other fields are kept as they are.
+      records: a file or a glob of rows of any kind that `sources.auto` reads; scores and labels
+        are not used. Other fields are kept as they are.
       paths: workdirs of finished reward runs.
-      out: the ``.jsonl`` to write: each row with an ``id`` and ``scores``, one number per response;
+      out: the ``.jsonl`` to write: each row with an ``id``, ``prompt``, ``responses`` and
+        ``scores``, one number per response;
         where there are several scores, one object of them by name.
       limits: of prompts and of responses, in tokens; None: each reward model's own, see
         `scorers.reward_model`.
 
     Raises:
-      UserError: a row has other fields than these or has ``scores`` already; the workdir of a
+      UserError: a row cannot be read or has ``scores`` already; the workdir of a
         reward model holds none; or ``out`` exists and is not what this very command wrote.
     """
     models = [reward_models.with_limits(reward_models.find(path), *limits) for path in paths]
     names = _names(models)
-    rows = list(read_rows(records))
-    unscored = [_record(row) for row in rows]
+    lines = [line for row in read_rows(records) for line in _read(row)]
+    unscored = [record for _, record in lines]
     made_of = {
         "format": FORMAT,
         "records": fingerprint(records),
@@ -78,10 +81,11 @@ def run(
         np.concatenate([x.reshape(len(x), -1) for x in scores], axis=1)
         for scores in zip(*columns, strict=True)
     ]
-    for row, scores in zip(rows, table, strict=True):
+    for record, scores in zip(unscored, table, strict=True):
         if not np.isfinite(scores).all():
-            raise NumericalError(f"{row.origin}: a score is not finite: {scores.tolist()}")
-    _write(target, [_line(r, s, names) for r, s in zip(rows, table, strict=True)], made_of)
+            raise NumericalError(f"{record.origin}: a score is not finite: {scores.tolist()}")
+    scored = [_line(fields, x, names) for (fields, _), x in zip(lines, table, strict=True)]
+    _write(target, scored, made_of)
     _summarise(unscored, table, names, str(target))
 
 
@@ -98,21 +102,47 @@ def _names(models: Sequence[RewardModel]) -> list[str]:
     return names
 
 
-def _record(row: Row) -> Record:
+def _read(row: Row) -> list[tuple[dict[str, Any], Record]]:
+    """Reads the records of a row, each with the fields to write beside its scores.
+
+    A pair's columns, say, become ``prompt`` and ``responses``.
+    """
     if "scores" in row.fields:
         raise DataError(
             f"{row.origin}: field 'scores' is there already, and scores are written under this "
             "name: rename it"
         )
-    return read_responses(row)
+    if {"prompt", "responses"} <= set(row.fields):
+        return [({"id": row.id, **row.fields}, read_responses(row))]
+    found, records = read_row(Receipt(), row)
+    rest = {name: x for name, x in row.fields.items() if name not in found.columns}
+    return [
+        (
+            {
+                **rest,
+                "id": record.id,
+                "prompt": prompt_as_json(record.prompt),
+                "responses": _responses(record),
+            },
+            record,
+        )
+        for record in records
+    ]
 
 
-def _line(row: Row, scores: np.ndarray, names: list[str]) -> str:
+def _responses(record: Record) -> list[Any]:
+    """Responses as texts, or as messages where they are more than texts."""
+    return [
+        Message("assistant", text, more).fields() if more else text
+        for text, more in itertools.zip_longest(record.responses, record.more)
+    ]
+
+
+def _line(fields: dict[str, Any], scores: np.ndarray, names: list[str]) -> str:
     values: list[Any] = scores[:, 0].tolist()
     if len(names) > 1:
         values = [dict(zip(names, x, strict=True)) for x in scores.tolist()]
-    fields = {"id": row.id, **row.fields, "scores": values}
-    return json.dumps(fields, ensure_ascii=False) + "\n"
+    return json.dumps({**fields, "scores": values}, ensure_ascii=False) + "\n"
 
 
 def _about(target: pathlib.Path) -> pathlib.Path:

@@ -329,6 +329,25 @@ def test_the_program_writes_lists_that_sources_read(base, compiled, tmp_path):
     assert not list(out.parent.glob("*.tmp"))
 
 
+def test_rows_that_a_run_reads_are_scored_as_they_are(base, tmp_path):
+    some = [dataclasses.replace(r, responses=r.responses[:2]) for r in records(2)]
+    rows = [
+        {"prompt": some[0].prompt, "chosen": some[0].responses[0],
+         "rejected": some[0].responses[1]},
+        {"prompt": some[1].prompt, "response_a": some[1].responses[0], "note": "n",
+         "response_b": some[1].responses[1], "winner": "a"},
+    ]  # fmt: skip
+    out = tmp_path / "scored.jsonl"
+    score.run(str(write(tmp_path / "rows.jsonl", rows)), [str(base[0])], str(out))
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    wanted = scorers.reward_model(some, path=str(base[0]))
+    for row, record, scores in zip(written, some, wanted, strict=True):
+        np.testing.assert_allclose(row["scores"], scores, rtol=1e-5, atol=1e-6)
+        assert (row["prompt"], tuple(row["responses"])) == (record.prompt, record.responses)
+        assert set(row) - {"note"} == {"id", "prompt", "responses", "scores"}
+    assert written[1]["note"] == "n"
+
+
 def test_win_rates_are_of_the_reward_model_s_scores(base, tmp_path):
     halves = [
         write(tmp_path / name, [{**row, "responses": row["responses"][part]} for row in unscored()])
@@ -388,7 +407,7 @@ def test_two_reward_models_give_named_scores(scored, copy, tmp_path):
     ("row", "message"),
     [
         ({"prompt": "a", "responses": ["b"], "scores": [1]}, r"\.jsonl:1: field 'scores' is there"),
-        ({"prompt": "a"}, r"\.jsonl:1: field 'responses' is missing"),
+        ({"prompt": "a"}, r"\.jsonl:1: expected columns of responses"),
         ({"prompt": "a", "responses": []}, r"\.jsonl:1: has no responses"),
         ({"prompt": "a", "responses": ["b", 3]}, r"field 'responses\[1\]' is number"),
         ({"prompt": 7, "responses": ["b"]}, r"field 'prompt' is number"),
