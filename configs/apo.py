@@ -64,7 +64,7 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
             ),
         ),
         data=DataConfig(
-            source=partial(sources.hh, messages=True),
+            source=partial(sources.hh, chat=True),
             max_prompt_tokens=256,
             max_response_tokens=256,
         ),

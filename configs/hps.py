@@ -49,7 +49,7 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
     lora = LoraConfig(rank=8, alpha=16.0, targets=("q", "v"), dropout=0.01)
     return Config(
         data=DataConfig(
-            source=partial(sources.hh, messages=True),
+            source=partial(sources.hh, chat=True),
             max_prompt_tokens=1024,
             max_response_tokens=1024,
         ),

@@ -101,7 +101,7 @@ def parse(text: str, hint: Any, path: str) -> Any:
       UserError: the text is no such value; ``path`` is the field it was meant for.
     """
     text = text.strip()
-    for option in _options(hint):
+    for option in sorted(_options(hint), key=lambda option: option is str):  # anything is a text
         try:
             return _parse(text, option)
         except (ValueError, SyntaxError):

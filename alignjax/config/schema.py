@@ -23,6 +23,7 @@ from alignjax.config.ranges import (
     one_of,
     setting,
 )
+from alignjax.data import sources
 from alignjax.models.config import LoraConfig, ModelConfig
 
 
@@ -30,9 +31,14 @@ from alignjax.models.config import LoraConfig, ModelConfig
 class DataConfig:
     """Where records come from and how they become rows."""
 
-    # (receipt, ...) -> records: a function of data.sources or .world
-    source: Callable[..., Any] = setting(later=("path",))
-    path: str = ""  # file or glob, for sources that read files
+    # (receipt, ...) -> records: a function of data.sources or .world; by default the columns decide
+    source: Callable[..., Any] = setting(sources.auto, later=("path", "columns"))
+    # for sources that read files: file, glob, folder of a data set, or its id on the Hub
+    path: str = ""
+    split: str = ""  # of a folder: train, say; empty where it has one only
+    # for sources.auto: names of columns, where their own do not say what they hold
+    columns: sources.Columns = dataclasses.field(default_factory=sources.Columns)
+    limit: int = setting(0, NOT_NEGATIVE)  # rows read of each path, at most; 0: all
     eval_path: str = ""  # file or glob of held-out rows; empty: split off the data, by prompt
     eval_fraction: float = setting(0.1, between(0, 1, "()"))  # of prompts held out, by default
     max_prompt_tokens: int = setting(512, ABOVE_ONE)  # longer prompts lose their beginning

@@ -1,13 +1,19 @@
 """Records -> token ids: encoded together, cut to their limits, with every loss counted."""
 
+import json
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from alignjax.data.records import DataError, Receipt, Record, take_responses
+from alignjax.data.tokenizer import chat
+from alignjax.data.tokenizer.chat import RefusedDialogueError
 from alignjax.data.tokenizer.load import Encoded, Tokenizer
 from alignjax.errors import UserError
+
+log = logging.getLogger("alignjax")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +40,15 @@ def encode(
     keeps its start, and then has no EOS. Both are noted (``truncated_prompt``,
     ``truncated_response``), as are ``special_token_text`` (encoded as plain text) and
     ``lossy_encoding`` (ids that do not decode to the text, plain-text prompts only). Rows whose
-    responses truncation makes identical are dropped as ``identical_after_truncation``; scored
+    responses truncation makes identical are dropped as ``identical_after_truncation``, and those
+    whose texts differ only in what is not encoded as ``identical_tokens``; scored
     lists lose only the repeated responses, as long as they still rank something, and are noted as
     ``removed_identical_after_truncation``; lists with ``repeats`` keep them.
+
+    A dialogue that the chat template refuses is dropped as ``template_refused``; one with tools,
+    or calls of tools, that the template does not render, as ``template_without_tools`` or
+    ``template_without_tool_calls``. Reasoning that it does not render is left out, and noted as
+    ``ignored_reasoning``.
 
     Args:
       records: checked.
@@ -46,7 +58,7 @@ def encode(
       receipt: gets the counts.
 
     Raises:
-      DataError: a conversation does not fit the chat template.
+      DataError: the chat template renders a prompt differently when a response follows.
       UserError: limits out of range.
     """
     if max_prompt_tokens < 2 or max_response_tokens < 1:
@@ -55,7 +67,19 @@ def encode(
             f"max_response_tokens is {max_response_tokens}, expected at least 1"
         )
     for record in records:
-        encoded = _tokenise(record, tokenizer)
+        lacks = _unread(record, tokenizer)
+        if lacks:
+            receipt.drop(lacks, record.id)
+            continue
+        try:
+            encoded = _tokenise(record, tokenizer)
+        except RefusedDialogueError as error:
+            if "template_refused" not in receipt.dropped:
+                log.warning("%s: dropped: %s", record.origin or record.id, error)
+            receipt.drop("template_refused", record.id)
+            continue
+        if _has_reasoning(record) and not chat.reads_reasoning(tokenizer.chat_template):
+            receipt.warn("ignored_reasoning", record.id)
         if encoded.special_text:
             receipt.warn("special_token_text", record.id)
         if isinstance(record.prompt, str) and not _lossless(tokenizer, record, encoded):
@@ -65,7 +89,8 @@ def encode(
         prompt_ids, response_ids = _cut(encoded, tokenizer, max_prompt_tokens, max_response_tokens)
         keep = _distinct(record, response_ids)
         if keep is None:
-            receipt.drop("identical_after_truncation", record.id)
+            cut = any(len(ids) > max_response_tokens for ids in encoded.response_ids)
+            receipt.drop(f"identical_{'after_truncation' if cut else 'tokens'}", record.id)
             continue
         if any(len(ids) > max_response_tokens for ids in encoded.response_ids):
             receipt.warn("truncated_response", record.id)
@@ -114,9 +139,32 @@ def encode_all(
 
 def _tokenise(record: Record, tokenizer: Tokenizer) -> Encoded:
     try:
-        return tokenizer.encode(record.prompt, record.responses)
+        return tokenizer.encode(record.prompt, record.responses, record.more)
+    except RefusedDialogueError:
+        raise
     except UserError as error:
         raise DataError(f"{record.origin or record.id}: {error}") from None
+
+
+def _unread(record: Record, tokenizer: Tokenizer) -> str:
+    """The reason to drop a record with tools that the chat template does not render, or ""."""
+    turns = record.prompt if isinstance(record.prompt, tuple) else ()
+    tools = any(turn.role == "tools" for turn in turns)
+    if tools and not chat.reads(tokenizer.chat_template, "tools"):
+        return "template_without_tools"
+    calls = any("tool_calls" in json.loads(x) for x in _more(record))
+    if calls and not chat.reads(tokenizer.chat_template, "tool_calls"):
+        return "template_without_tool_calls"
+    return ""
+
+
+def _has_reasoning(record: Record) -> bool:
+    return any("reasoning_content" in json.loads(x) for x in _more(record))
+
+
+def _more(record: Record) -> list[str]:
+    turns = record.prompt if isinstance(record.prompt, tuple) else ()
+    return [x for x in (*(turn.more for turn in turns), *record.more) if x]
 
 
 def _cut(
@@ -171,14 +219,18 @@ def enforce(
             f"{receipt.unaccounted} of {receipt.rows_in} rows were neither kept, held out nor "
             "dropped with a reason: a source or filter loses rows without counting them"
         )
-    dropped, total = receipt.dropped_total, receipt.rows_in
+    dropped, total = receipt.dropped_total, receipt.records_in
     if dropped > max_drop_fraction * total:
-        reasons = ", ".join(
-            f"{reason} {count} ({', '.join(receipt.ids.get(reason, []))}"
-            f"{', ...' if count > len(receipt.ids.get(reason, [])) else ''})"
-            for reason, count in sorted(receipt.dropped.items(), key=lambda item: -item[1])
-        )
         raise DataError(
             f"{dropped} of {total} rows dropped ({dropped / total:.1%}), more than "
-            f"{field} = {max_drop_fraction:g} allows: {reasons}"
+            f"{field} = {max_drop_fraction:g} allows: {reasons(receipt)}"
         )
+
+
+def reasons(receipt: Receipt) -> str:
+    """Lists why rows were dropped, with counts and first ids, in one line."""
+    return ", ".join(
+        f"{reason} {count} ({', '.join(receipt.ids.get(reason, []))}"
+        f"{', ...' if count > len(receipt.ids.get(reason, [])) else ''})"
+        for reason, count in sorted(receipt.dropped.items(), key=lambda item: -item[1])
+    )

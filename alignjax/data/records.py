@@ -10,6 +10,7 @@ finite, one id used for two texts, unpaired labels of one class only.
 
 import copy
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,10 +28,22 @@ class DataError(UserError):
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a dialogue. ``role`` is system, user, assistant or tool."""
+    """One turn of a dialogue.
+
+    ``role`` is system, user, assistant or tool; or tools, once and first: the content is then a
+    JSON list of what the assistant may call, which chat templates see as ``tools``.
+    """
 
     role: str
     content: str
+    # JSON object of what templates see besides, or instead of, the content: tool_calls,
+    # reasoning_content, name; and a weight of 0 for a turn that is not trained; "" for none
+    more: str = ""
+
+    def fields(self) -> dict[str, Any]:
+        """The turn as JSON data, as files and templates have it."""
+        rest = json.loads(self.more) if self.more else {}
+        return {"role": self.role, "content": self.content, **rest}
 
 
 Prompt = str | tuple[Message, ...]
@@ -55,6 +68,8 @@ class Record:
     repeats: bool = False  # draws, whose frequencies count: a response that repeats stays
     domain: str = ""
     origin: str = ""  # "file:line" for messages; "" where the row is not from a file
+    more: tuple[str, ...] = ()  # K texts, `Message.more` of the responses as messages; or ()
+    root: Prompt = ""  # what is held out together, where it is not the prompt: its first turns
 
 
 @dataclass
@@ -74,6 +89,9 @@ class Receipt:
     warned: dict[str, int] = field(default_factory=dict)  # reason -> rows kept in spite of it
     ids: dict[str, list[str]] = field(default_factory=dict)  # reason -> first ids
     labels: dict[str, int] = field(default_factory=dict)  # desirable/undesirable responses
+    added: int = 0  # records beyond one a row: further turns of dialogues, less responses joined
+    readings: dict[str, int] = field(default_factory=dict)  # how columns were read -> rows
+    unread: dict[str, int] = field(default_factory=dict)  # column that is not read -> rows
 
     def drop(self, reason: str, id: str) -> None:
         """Counts one row that will not be used."""
@@ -94,9 +112,14 @@ class Receipt:
         return sum(self.dropped.values())
 
     @property
+    def records_in(self) -> int:
+        """Records that the rows read have made: more than rows, or fewer."""
+        return self.rows_in + self.added
+
+    @property
     def unaccounted(self) -> int:
         """Rows that were read and neither kept, nor held out, nor dropped with a reason."""
-        return self.rows_in - self.kept - self.held_out - self.dropped_total
+        return self.records_in - self.kept - self.held_out - self.dropped_total
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types, in a stable order."""
@@ -108,6 +131,9 @@ class Receipt:
             "warned": dict(sorted(self.warned.items())),
             "ids": {reason: list(ids) for reason, ids in sorted(self.ids.items())},
             "labels": dict(sorted(self.labels.items())),
+            **({"added": self.added} if self.added else {}),
+            **({"readings": dict(self.readings)} if self.readings else {}),
+            **({"unread": dict(self.unread)} if self.unread else {}),
         }
 
     def restore(self, counts: dict[str, Any]) -> None:
@@ -117,6 +143,9 @@ class Receipt:
     def render(self) -> str:
         """Formats a table: counts, share of the rows read, and the first ids of each reason."""
         rows = [("rows read", self.rows_in, ""), ("kept", self.kept, "")]
+        if self.added:
+            name = "more turns to train" if self.added > 0 else "joined into lists"
+            rows.insert(1, (name, abs(self.added), ""))
         if self.held_out:
             rows.append(("held out", self.held_out, ""))
         if self.unaccounted:
@@ -128,11 +157,14 @@ class Receipt:
                 rows.append((f"  {verb} {reason}", count, ", ".join(ids) + more))
         width = max(len(name) for name, _, _ in rows)
         digits = max(len(f"{count:,}") for _, count, _ in rows)
-        total = max(self.rows_in, 1)
+        total = max(self.rows_in, self.records_in, 1)
         lines = [
             f"{name:<{width}}  {count:>{digits},}  {100 * count / total:6.2f}%  {ids}".rstrip()
             for name, count, ids in rows
         ]
+        lines += [f"{reading} ({count:,} rows)" for reading, count in self.readings.items()]
+        if self.unread:
+            lines.append(f"columns not read: {', '.join(self.unread)}")
         good, bad = self.labels.get("desirable", 0), self.labels.get("undesirable", 0)
         if good and bad:
             rarer = "undesirable" if bad < good else "desirable"
@@ -147,34 +179,30 @@ class Receipt:
 def check(records: Iterable[Record], receipt: Receipt) -> Iterator[Record]:
     """Applies the rules common to every source; yields what is fit for training, in order.
 
-    Dropped and counted: ``empty_prompt``, ``empty_response``, ``identical_pair``, ``duplicate``
+    Dropped and counted: ``empty_prompt``, ``empty_turn`` (a user's or assistant's, in the prompt),
+    ``empty_response``, ``identical_pair``, ``duplicate``
     (same prompt, responses, scores, labels and domain as an earlier row), ``single_response`` and
     ``tied_scores`` (scored lists that rank nothing). In scored lists, single responses that are
     empty or repeat an earlier one are removed, and the row counted under
     ``removed_empty_responses`` or ``removed_repeated_responses``; a list with ``repeats`` keeps
     those that repeat, unless all are the same. ``contradiction`` (A preferred
     to B and B to A, or one response with both labels, in one domain) is counted for both rows,
-    which are kept.
+    which are kept. Rows of one id and one prompt get ids of their own: ``id``, ``id#2``, ...
 
     Memory: about 100 bytes per row (digests), no text.
 
     Raises:
       DataError: a score that is not finite, scores or labels that do not fit the responses, one
-        id with two texts, or (at the end) unpaired labels of one class only.
+        id with two prompts, or (at the end) unpaired labels of one class only.
     """
     seen_rows: set[bytes] = set()
-    seen_ids: dict[str, tuple[bytes, str]] = {}
+    seen_ids: dict[str, tuple[bytes, str, int]] = {}
     preferred: dict[bytes, tuple[bytes, str]] = {}
     for record in records:
         _check_shape(record)
-        identity = digest(_prompt_key(record.prompt), record.responses)
-        if record.id in seen_ids and seen_ids[record.id][0] != identity:
-            raise DataError(
-                f"duplicate id {record.id!r} with different text at {seen_ids[record.id][1]} and "
-                f"{_where(record)}"
-            )
-        seen_ids.setdefault(record.id, (identity, _where(record)))
-
+        record = _with_own_id(record, seen_ids)
+        answers = (record.responses, record.more) if record.more else record.responses
+        identity = digest(_prompt_key(record.prompt), answers)
         kept, reason = _usable(record, receipt)
         if kept is None:
             receipt.drop(reason, record.id)
@@ -195,6 +223,26 @@ def check(records: Iterable[Record], receipt: Receipt) -> Iterator[Record]:
         raise DataError(
             f"all {count} labelled responses are {name}: unpaired data need both classes"
         )
+
+
+def _with_own_id(record: Record, seen: dict[str, tuple[bytes, str, int]]) -> Record:
+    """Gives a record whose id another row of its prompt has an id of its own: "a", "a#2", ...
+
+    ``seen`` has, by id, the digest of the prompt, where it stands, and how many rows have it.
+    """
+    prompt = digest(_prompt_key(record.prompt))
+    first, where, count = seen.get(record.id, (prompt, _where(record), 0))
+    if first != prompt:
+        raise DataError(
+            f"duplicate id {record.id!r} with different prompts at {where} and {_where(record)}"
+        )
+    seen[record.id] = (first, where, count + 1)
+    if not count:
+        return record
+    free = next(n for n in itertools.count(count + 1) if f"{record.id}#{n}" not in seen)
+    own = f"{record.id}#{free}"
+    seen[own] = (first, _where(record), 1)
+    return replace(record, id=own)
 
 
 def _where(record: Record) -> str:
@@ -227,13 +275,21 @@ def _usable(record: Record, receipt: Receipt) -> tuple[Record | None, str]:
     empty_turns = isinstance(record.prompt, tuple) and not record.prompt
     if empty_turns or (isinstance(record.prompt, str) and not record.prompt.strip()):
         return None, "empty_prompt"
+    if isinstance(record.prompt, tuple) and any(map(_is_empty, record.prompt)):
+        return None, "empty_turn"
     if record.scores:
         return _usable_list(record, receipt)
     if not record.responses or any(not text.strip() for text in record.responses):
         return None, "empty_response"
-    if len(record.responses) > 1 and len(set(record.responses)) < len(record.responses):
+    answers = set(itertools.zip_longest(record.responses, record.more))
+    if len(record.responses) > 1 and len(answers) < len(record.responses):
         return None, "identical_pair"
     return record, ""
+
+
+def _is_empty(turn: Message) -> bool:
+    asks = turn.role in ("user", "assistant")
+    return asks and not turn.content.strip() and "tool_calls" not in turn.fields()
 
 
 def _usable_list(record: Record, receipt: Receipt) -> tuple[Record | None, str]:
@@ -268,6 +324,7 @@ def take_responses(record: Record, index: Sequence[int]) -> Record:
         responses=tuple(record.responses[i] for i in index),
         scores=tuple(record.scores[i] for i in index) if record.scores else (),
         desirable=tuple(record.desirable[i] for i in index) if record.desirable else (),
+        more=tuple(record.more[i] for i in index) if record.more else (),
     )
 
 
@@ -289,7 +346,14 @@ def _note_contradiction(
 
 
 def _prompt_key(prompt: Prompt) -> Any:
-    return prompt if isinstance(prompt, str) else [[turn.role, turn.content] for turn in prompt]
+    if isinstance(prompt, str):
+        return prompt
+    return [[t.role, t.content, *([t.more] if t.more else ())] for t in prompt]
+
+
+def prompt_as_json(prompt: Prompt) -> Any:
+    """A prompt as files of rows have it: text, or a list of messages."""
+    return prompt if isinstance(prompt, str) else [turn.fields() for turn in prompt]
 
 
 def digest(*parts: Any) -> bytes:

@@ -4,7 +4,7 @@ import math
 import unicodedata
 from collections.abc import Iterable
 
-from alignjax.data.records import IDS_KEPT, DataError, Prompt, Receipt, Record, digest
+from alignjax.data.records import IDS_KEPT, DataError, Message, Prompt, Receipt, Record, digest
 
 
 def prompt_digest(prompt: Prompt) -> str:
@@ -12,7 +12,8 @@ def prompt_digest(prompt: Prompt) -> str:
 
     Two rows with one digest count as the same prompt when data are split or compared.
     """
-    turns = [prompt] if isinstance(prompt, str) else [f"{t.role}\n{t.content}" for t in prompt]
+    turns = [prompt] if isinstance(prompt, str) else []
+    turns += [f"{t.role}\n{t.content}{t.more}" for t in prompt if isinstance(t, Message)]
     plain = [" ".join(unicodedata.normalize("NFKC", turn).casefold().split()) for turn in turns]
     return digest(plain).hex()
 
@@ -50,7 +51,7 @@ def split_by_prompt(
             f"split: eval_fraction is {eval_fraction}, expected [0, 1); eval_size is {eval_size}"
         )
     records = list(records)
-    ranks = [_rank(seed, prompt_digest(record.prompt)) for record in records]
+    ranks = [_rank(seed, prompt_digest(record.root or record.prompt)) for record in records]
     threshold = eval_fraction
     if eval_size:
         if eval_size >= len(records):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from alignjax.data.encode import Row
+from alignjax.data.encode import Row, reasons
 from alignjax.data.records import DataError, Receipt
 from alignjax.errors import UserError
 
@@ -91,8 +91,7 @@ def write(rows: Iterable[Row], folder: str | os.PathLike[str], receipt: Receipt)
     folder, rows = os.fspath(folder), iter(rows)
     first = next(rows, None)
     if first is None:
-        lines = (" ".join(line.split()) for line in receipt.render().splitlines())
-        raise DataError(f"no rows left to train on: {'; '.join(lines)}")
+        raise DataError(f"all {receipt.dropped_total} rows were dropped: {reasons(receipt)}")
     os.makedirs(folder)
     columns = _Columns(objectives=first.record.objectives)
     location = _write_rows(columns.through(itertools.chain([first], rows)), folder)

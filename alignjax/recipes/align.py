@@ -32,7 +32,7 @@ from alignjax.sampling.generate import Sample
 from alignjax.stages import adapters, candidates, evaluation, held_out, learners, pretrained, sft
 from alignjax.stages import reference as references
 from alignjax.stages.check import bind_score_sd
-from alignjax.stages.data import prepare_data
+from alignjax.stages.data import survey
 from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
 from alignjax.training import offline
@@ -58,12 +58,12 @@ def show_data(config: Config) -> None:
 
     config = pretrained.resolve(config, runs=False)
     with tempfile.TemporaryDirectory() as folder:
-        data = prepare_data(config, pathlib.Path(folder))
-        for row in range(min(2, len(data.train.dataset))):
-            example = data.train.dataset[row]
+        for example in survey(config, pathlib.Path(folder)):
             tables.say(f"\n--- {example.id}\n{example.prompt}")
             for i, response in enumerate(example.responses):
-                tables.say(f"  [{i}]{response}")
+                label = "" if example.desirable is None else f" desirable={example.desirable[i]}"
+                scores = "" if example.scores is None else f" scores={example.scores[i].tolist()}"
+                tables.say(f"  [{i}{label}{scores}]{response}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

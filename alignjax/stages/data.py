@@ -1,8 +1,8 @@
 """The stage that every recipe begins with: from files or a generator to bucketed rows."""
 
 import dataclasses
-import functools
 import hashlib
+import itertools
 import json
 import logging
 import pathlib
@@ -13,12 +13,15 @@ from alignjax.config import Config, DataConfig
 from alignjax.config.fields import describe, keywords, plain
 from alignjax.data import store
 from alignjax.data.batching import Bucketed, bucket
-from alignjax.data.encode import encode, enforce
+from alignjax.data.encode import encode, enforce, reasons
 from alignjax.data.files import fingerprint
-from alignjax.data.records import Receipt, Record, check
+from alignjax.data.places import resolve
+from alignjax.data.records import DataError, Receipt, Record, check
+from alignjax.data.sources import Columns
 from alignjax.data.splits import check_no_overlap, split_by_prompt
+from alignjax.data.store import Example
+from alignjax.data.tokenizer import chat, training
 from alignjax.data.tokenizer import load as tokenizers
-from alignjax.data.tokenizer import training
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
 from alignjax.runtime import artifacts, storage
@@ -26,6 +29,8 @@ from alignjax.runtime.consistency import check_same, check_shared_folder
 from alignjax.runtime.distributed import run_on_main, several
 
 log = logging.getLogger("alignjax")
+
+SHOWN = 4  # rows that `survey` gives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,37 +61,56 @@ def read_records(
       UserError: the source wants a path and none is given, or the other way round; or the data
         are bad (file, line, field).
     """
-    wants_path = "path" in keywords(plain(data.source))
-    if wants_path and not path:
-        raise UserError(
-            f"{field}: {plain(data.source).__name__} reads files; say which: --set {field}=..."
-        )
-    if path and not wants_path:
-        raise UserError(f"{field}: {plain(data.source).__name__} reads no file, found {path!r}")
-    source = functools.partial(data.source, path=path) if wants_path else data.source
-    return list(check(source(receipt), receipt))
+    source = plain(data.source)
+    takes = keywords(source)
+    if "path" in takes and not path:
+        raise UserError(f"{field}: {source.__name__} reads files; say which: --set {field}=...")
+    if path and "path" not in takes:
+        raise UserError(f"{field}: {source.__name__} reads no file, found {path!r}")
+    bound: dict[str, Any] = {"path": _located(data, path, field)} if path else {}
+    if data.columns != Columns():
+        if "columns" not in takes:
+            raise UserError(
+                f"data.columns: {source.__name__} has columns of its own (data.source), and "
+                "takes none"
+            )
+        bound["columns"] = data.columns
+    rows = data.source(receipt, **bound)
+    return list(check(itertools.islice(rows, data.limit) if data.limit else rows, receipt))
+
+
+def _located(data: DataConfig, path: str, field: str) -> str:
+    """The file or glob that a path stands for; ``data.split`` is of ``data.path`` alone."""
+    return resolve(path, data.split if field == "data.path" else "", field)
 
 
 def split(config: Config, receipts: dict[str, Receipt]) -> tuple[list[Record], list[Record]]:
     """Training and held-out records; no prompt is on both sides."""
     data = config.data
-    records = read_records(data, data.path, receipts["train"])
-    if not data.eval_path:
-        train, held_out = split_by_prompt(
-            records,
-            seed=config.train.seed,
-            eval_fraction=data.eval_fraction,
-            receipt=receipts["train"],
-        )
-        receipts["held_out"].rows_in = len(held_out)
-    else:
-        train = records
-        held_out = read_records(data, data.eval_path, receipts["held_out"])
-        check_no_overlap(train, held_out)
+    records = _read_some(config, data.path, receipts["train"])
+    if data.eval_path:
+        held_out = _read_some(config, data.eval_path, receipts["held_out"])
+        check_no_overlap(records, held_out)
+        return records, held_out
+    train, held_out = split_records(config, records, receipts["train"])
+    receipts["held_out"].rows_in = len(held_out)
+    return train, held_out
+
+
+def split_records(
+    config: Config, records: list[Record], receipt: Receipt | None
+) -> tuple[list[Record], list[Record]]:
+    """Holds out records by their prompts.
+
+    Raises:
+      UserError: none is held out, or none is left.
+    """
+    fraction = config.data.eval_fraction
+    train, held_out = split_by_prompt(
+        records, seed=config.train.seed, eval_fraction=fraction, receipt=receipt
+    )
     if not held_out:
-        raise UserError(
-            f"data.eval_fraction: {data.eval_fraction} of {len(records)} rows holds out none"
-        )
+        raise UserError(f"data.eval_fraction: {fraction} of {len(records)} rows holds out none")
     return train, held_out
 
 
@@ -125,36 +149,20 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
     Raises:
       UserError: bad data, or more rows dropped than ``data.max_drop_fraction``.
     """
-    data = config.data
     receipts = {"train": Receipt(), "held_out": Receipt()}
     train, held_out = split(config, receipts)
     if several():  # every process reads by itself, from disks of its own perhaps
         check_same(
             {"the data's training records": _digest(train), "held-out records": _digest(held_out)}
         )
-    if data.cache_dir:
-        check_shared_folder(pathlib.Path(data.cache_dir), "data.cache_dir")
+    if config.data.cache_dir:
+        check_shared_folder(pathlib.Path(config.data.cache_dir), "data.cache_dir")
     tokenizer = load_tokenizer(config, workdir, train)
-    files = {p: fingerprint(p) for p in (data.path, data.eval_path) if p}
-    sides = {}
-    for side, records in (("train", train), ("held_out", held_out)):
-        parts = {
-            "side": side,
-            # Who edits a source keeps its name; what it drops is in no record, but in the receipt.
-            "records": _digest(records),
-            "read": receipts[side].as_dict(),
-            "source": describe(data.source),
-            "files": list(files.values()),
-            "split": [data.eval_fraction, config.train.seed, bool(data.eval_path)],
-        }
-        identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        sides[side] = rows_of(config, workdir, records, tokenizer, receipts[side], identity)
+    sides = _sides(config, workdir, {"train": train, "held_out": held_out}, receipts, tokenizer)
     receipt = {side: r.as_dict() | kept(sides[side]) for side, r in receipts.items()}
     _write_receipt(workdir / "receipt.json", receipt)
-    for side, r in receipts.items():
-        log.info("data, %s:\n%s", side.replace("_", " "), r.render())
     for r in receipts.values():
-        enforce(r, max_drop_fraction=data.max_drop_fraction)
+        enforce(r, max_drop_fraction=config.data.max_drop_fraction)
     for side, rows in sides.items():
         log.info("%s shapes (prompt + K x response tokens): %s", side, _shapes(rows))
     return Prepared(
@@ -165,6 +173,96 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
         tokenizer=tokenizer,
         receipt=receipt,
     )
+
+
+def survey(config: Config, workdir: pathlib.Path) -> list[Example]:
+    """Reads, checks and tokenises the data, prints the receipts, and gives the first rows.
+
+    Nothing is trained on them: none is held out, and where a run would stop because of too many
+    rows dropped or none to hold out, a warning says so.
+
+    Raises:
+      UserError: bad data, or every row dropped.
+    """
+    data, given, receipts = config.data, {}, {}
+    for side, path in (("train", data.path), ("held_out", data.eval_path)):
+        if side == "train" or path:
+            receipts[side] = Receipt()
+            given[side] = _read_some(config, path, receipts[side])
+    tokenizer = load_tokenizer(config, workdir, given["train"])
+    sides = _sides(config, workdir, given, receipts, tokenizer)
+    try:
+        for receipt in receipts.values():
+            enforce(receipt, max_drop_fraction=data.max_drop_fraction)
+        if "held_out" in given:
+            check_no_overlap(given["train"], given["held_out"])
+        else:
+            split_records(config, given["train"], None)
+    except UserError as error:
+        log.warning("a run would stop: %s", error)
+    rows = sides["train"].dataset
+    return [rows[i] for i in range(min(SHOWN, len(rows)))]
+
+
+def _read_some(config: Config, path: str, receipt: Receipt) -> list[Record]:
+    """Reads the records of a path; raises with the reasons where every row was dropped."""
+    field = "data.path" if path == config.data.path else "data.eval_path"
+    records = read_records(config.data, path, receipt, field)
+    if not records:
+        _log_receipts({field: receipt})
+        raise DataError(
+            f"{field}: all {receipt.dropped_total} rows of {path or 'the source'} were dropped: "
+            f"{reasons(receipt)}"
+        )
+    return records
+
+
+def _sides(
+    config: Config,
+    workdir: pathlib.Path,
+    given: dict[str, list[Record]],
+    receipts: dict[str, Receipt],
+    tokenizer: Tokenizer,
+) -> dict[str, Bucketed]:
+    """Prepares the rows of each side, and prints the receipts, complete or not."""
+    data = config.data
+    fields = {"data.path": data.path, "data.eval_path": data.eval_path}
+    files = [fingerprint(_located(data, path, field)) for field, path in fields.items() if path]
+    sides = {}
+    try:
+        for side, records in given.items():
+            parts = {
+                "side": side,
+                # Who edits a source keeps its name; what it drops is in no record, but here.
+                "records": _digest(records),
+                "read": receipts[side].as_dict(),
+                "source": describe(data.source),
+                "files": files,
+                "split": [data.eval_fraction, config.train.seed, bool(data.eval_path)],
+            }
+            identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+            sides[side] = rows_of(config, workdir, records, tokenizer, receipts[side], identity)
+    finally:
+        _log_receipts({side: receipts[side] for side in given})
+        _note_plain_prompts(given["train"], tokenizer)
+    return sides
+
+
+def _log_receipts(receipts: dict[str, Receipt]) -> None:
+    for side, receipt in receipts.items():
+        log.info("data, %s:\n%s", side.replace("_", " "), receipt.render())
+
+
+def _note_plain_prompts(records: list[Record], tokenizer: Tokenizer) -> None:
+    """Says so where prompts are plain text, and the tokenizer has a chat template of its own."""
+    plain_text = sum(isinstance(record.prompt, str) for record in records)
+    if plain_text and tokenizer.chat_template != chat.PLAIN_TEMPLATE:
+        log.warning(
+            "data.source.chat is not set: %d prompts are plain text and do not go through the "
+            "chat template of %s; with --set data.source.chat=true they are a user's messages",
+            plain_text,
+            tokenizer.template_name,
+        )
 
 
 def _write_receipt(path: pathlib.Path, receipt: dict[str, Any]) -> None:
@@ -186,7 +284,8 @@ def _digest(records: list[Record]) -> str:
     digest = hashlib.sha256()
     for r in records:
         told = (r.id, r.prompt, r.responses, r.scores, r.objectives, r.desirable)
-        digest.update(repr((*told, r.adversarial, r.domain)).encode())
+        more = (r.more,) if r.more else ()
+        digest.update(repr((*told, r.adversarial, r.domain, *more)).encode())
         if r.repeats:
             digest.update(b"repeats")
     return f"{len(records)} with digest {digest.hexdigest()[:16]}"

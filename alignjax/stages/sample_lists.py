@@ -23,7 +23,7 @@ import numpy as np
 
 from alignjax.config import SamplingConfig
 from alignjax.data.batching import Bucketed
-from alignjax.data.records import Prompt, Receipt, Record, check
+from alignjax.data.records import Receipt, Record, check, prompt_as_json
 from alignjax.data.sources import lists
 from alignjax.runtime import artifacts, storage
 from alignjax.sampling.generate import Question, Sample
@@ -185,14 +185,10 @@ def line(record: Record, scores: list[float] | None = None) -> str:
     """A record as a line of JSON that `data.sources.lists` reads; without scores, to be scored."""
     fields: dict[str, Any] = {
         "id": record.id,
-        "prompt": _plain(record.prompt),
+        "prompt": prompt_as_json(record.prompt),
         "responses": record.responses,
         "domain": record.domain,
     }
     if scores is not None:
         fields["scores"] = scores
     return json.dumps(fields, ensure_ascii=False) + "\n"
-
-
-def _plain(prompt: Prompt) -> Any:
-    return prompt if isinstance(prompt, str) else [dataclasses.asdict(turn) for turn in prompt]

@@ -55,7 +55,7 @@ def every_type(
     sizes: tuple[int, ...] = (),
     pair: tuple[float, str] = (0.0, ""),
     limit: float | None = None,
-    either: "int | str" = 0,
+    either: "bool | str | int" = 0,
     free=None,
     anything: Any = None,
     implicit: Callable[[Logps], Array] = dpo.implicit,

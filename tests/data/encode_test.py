@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import os
+import re
 
 import numpy as np
 import pytest
@@ -168,8 +169,6 @@ def test_special_and_lossy_text_is_noted(tok, tmp_path):
     make(rows, tok, tmp_path, receipt=receipt)
     assert receipt.ids == {"special_token_text": ["a"]}
 
-    import dataclasses
-
     deaf = dataclasses.replace(tok, decode_ids=lambda ids: "", digest="deaf")
     receipt = Receipt(rows_in=2)
     make(rows, deaf, tmp_path, receipt=receipt)
@@ -198,18 +197,63 @@ def test_errors_in_records_pass_through_unchanged(tok, tmp_path):
     with pytest.raises(DataError, match=r"^data\.jsonl:3: field 'x' is bool, expected text$"):
         make(broken(), tok, tmp_path, receipt=Receipt())
 
-    import dataclasses
 
-    refusing = dataclasses.replace(tok, chat_template="{{ raise_exception('no') }}")
-    row = Record(id="a", prompt=(Message("user", "x"),), responses=("y",), origin="f.jsonl:9")
-    with pytest.raises(DataError, match=r"^f\.jsonl:9: .* chat template refuses the dialogue: no$"):
-        make([row], refusing, tmp_path)
+def test_dialogues_that_a_template_refuses_are_dropped(tok, tmp_path, caplog):
+    template = (
+        "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('why') }}{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
+    refusing = dataclasses.replace(tok, chat_template=template, digest="refusing")
+    rows = [
+        Record(id=x, prompt=(Message("user", x),), responses=("y",), origin=f"f.jsonl:{i}")
+        for i, x in enumerate(("yes", "no"), 1)
+    ]
+    receipt = Receipt(rows_in=2)
+    dataset = make(rows, refusing, tmp_path, receipt=receipt)
+    assert (len(dataset), receipt.dropped) == (1, {"template_refused": 1})
+    assert receipt.ids["template_refused"] == ["no"]
+    assert re.search(r"f\.jsonl:2: .* chat template refuses the dialogue: why", caplog.text)
+
+
+def test_templates_see_tools_calls_and_reasoning_or_the_row_says_so(tok, tmp_path):
+    tools = Message("tools", '[{"function": {"name": "f"}}]')
+    call = '{"content": null, "tool_calls": [{"function": {"name": "f"}}]}'
+    rows = [
+        Record(id="tools", prompt=(tools, Message("user", "1")), responses=("2",)),
+        Record(id="call", prompt=(Message("user", "3"),), responses=("f",), more=(call,)),
+        Record(
+            id="thought",
+            prompt=(Message("user", "5"),),
+            responses=("6",),
+            more=('{"reasoning_content": "he said"}',),
+        ),
+    ]
+    receipt = Receipt(rows_in=3)
+    dataset = make(rows, tok, tmp_path, receipt=receipt)  # the plain template
+    assert [dataset[i].id for i in range(len(dataset))] == ["thought"]
+    assert receipt.dropped == {"template_without_tools": 1, "template_without_tool_calls": 1}
+    assert receipt.warned == {"ignored_reasoning": 1}
+
+    template = (
+        "{% if tools %}{{ tools[0].function.name }}:{% endif %}{% for m in messages %}"
+        "{% if m.reasoning %}({{ m.reasoning }}){% endif %}{{ 'CALL' if m.tool_calls }}"
+        "{{ 'none' if m.content is none else m.content }};{% endfor %}"
+    )
+    reads = dataclasses.replace(tok, chat_template=template, digest="reads")
+    receipt = Receipt(rows_in=3)
+    (tmp_path / "read").mkdir()
+    dataset = make(rows, reads, tmp_path / "read", receipt=receipt)
+    assert (receipt.dropped, receipt.warned) == ({}, {})
+    said = [
+        dataset[i].prompt + reads.decode(dataset[i].response_ids[0]) for i in range(len(dataset))
+    ]
+    assert said == ["f:1;2;", "3;CALLnone;", "5;(he said)6;"]
 
 
 def test_no_rows_left_is_an_error_with_the_receipt(tok, tmp_path):
     receipt = Receipt(rows_in=1)
     receipt.drop("empty_response", "f:1")
-    with pytest.raises(DataError, match=r"no rows left .* dropped empty_response 1 100.00% f:1"):
+    with pytest.raises(DataError, match=r"all 1 rows were dropped: empty_response 1 \(f:1\)"):
         make([], tok, tmp_path, receipt=receipt)
 
 

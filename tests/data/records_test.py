@@ -79,9 +79,10 @@ def test_duplicates_keep_the_first_and_contradictions_report_both():
     assert receipt.ids["contradiction"] == ["a", "b"]
 
 
-def test_one_id_for_two_texts_is_an_error_that_names_both_places():
+def test_one_id_for_two_prompts_is_an_error_that_names_both_places():
     rows = [pair("x", origin="f:10"), pair("x", "other", origin="f:57")]
-    with pytest.raises(DataError, match="duplicate id 'x' with different text at f:10 and f:57"):
+    rows[1] = replace(rows[1], prompt="other")
+    with pytest.raises(DataError, match="duplicate id 'x' with different prompts at f:10 and f:57"):
         run(*rows)
 
 

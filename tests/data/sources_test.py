@@ -64,7 +64,7 @@ class TestHH:
     def test_dialogues_become_messages(self, write):
         start = f"{HUMAN}Hi {HUMAN} there\n\nAssistant: Yes.\n\n1. a{HUMAN}Human: hm\n\nAssistant:"
         path = write({"chosen": f"{start} Yes, I am ", "rejected": f"{start}  Yes"})
-        (row,), receipt = read(sources.hh, path, messages=True)
+        (row,), receipt = read(sources.hh, path, chat=True)
         assert row.prompt == (
             Message("user", "Hi\n\nthere"),
             Message("assistant", "Yes.\n\n1. a"),
@@ -82,22 +82,22 @@ class TestHH:
             {"chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant: b"},
             {"chosen": f"{ask} a", "rejected": f"{ask}  a"},
         )
-        rows, receipt = read(sources.hh, path, messages=True)
+        rows, receipt = read(sources.hh, path, chat=True)
         assert [row.responses for row in rows] == [("a", "b")]
         assert receipt.dropped == {"unanswered_turn": 2, "empty_prompt": 1, "identical_pair": 1}
         path = write(
             {"chosen": f"{ask} a", "rejected": f"{ask} b"},
             {"chosen": f"Once {ask} a", "rejected": f"Once {ask} b"},
         )
-        with pytest.raises(DataError, match=r"d\.jsonl:2: fields 'chosen' .* begin with 'Once '"):
-            read(sources.hh, path, messages=True)
+        with pytest.raises(DataError, match=r"d\.jsonl:2: the dialogue begins with 'Once '"):
+            read(sources.hh, path, chat=True)
 
     def test_messages_of_the_real_file(self, data_dir, monkeypatch):
         """They say what the text says, turn by turn."""
         monkeypatch.setattr(records, "IDS_KEPT", 100)
         path = str(data_dir / "hh_harmless_base_test" / "test.jsonl.gz")
         plain, _ = read(sources.hh, path)
-        chats, receipt = read(sources.hh, path, messages=True)
+        chats, receipt = read(sources.hh, path, chat=True)
         assert receipt.dropped == {"empty_response": 4, "context_mismatch": 5}
         assert receipt.warned == {"inline_marker": 44, "joined_turns": 4}
         names = {"user": "Human", "assistant": "Assistant"}
@@ -209,22 +209,13 @@ class TestTRL:
         [
             ({"prompt": "p", "chosen": "a", "rejected": "b", "ref_chosen_logps": -1.0},
              "column 'ref_chosen_logps' is not supported"),
-            ({"prompt": "p", "chosen": "a", "rejected": "b", "tools": [1]}, "column 'tools'"),
-            ({"prompt": "p", "chosen": "a", "rejected": None}, "field 'rejected' is null"),
+            ({"prompt": "p", "chosen": "a", "rejected": "b", "tools": [1]}, "field 'tools'"),
+            ({"prompt": "p", "chosen": "a", "rejected": None}, "'rejected' is missing or null"),
             ({"prompt": "p", "chosen": "a"}, "field 'rejected' is missing"),
             ({"prompt": "p", "chosen": True, "rejected": True}, "'chosen' is bool, expected text"),
-            ({"prompt": "p", "chosen": "a", "rejected": [assistant("b")]},
-             "'rejected' is list, expected text as 'chosen' is"),
-            ({"prompt": "p", "completion": "a", "label": "yes"},
-             "'label' is text, expected true or false"),
-            ({"text": "p"}, "expected the columns 'chosen' and 'rejected'"),
-            ({"chosen": [user("a")], "rejected": [user("b")]},
-             "last message of 'chosen' is user's, expected assistant's"),
             ({"chosen": [{"role": "usr", "content": "x"}], "rejected": []},
              r"'chosen\[0\].role' is 'usr', expected one of .*did you mean 'user'"),
             ({"chosen": [{"role": "user"}], "rejected": []}, r"'chosen\[0\]' has no 'content'"),
-            ({"prompt": "x", "chosen": [user("q"), assistant("a")],
-              "rejected": [user("q"), assistant("b")]}, "'prompt' differs from the messages"),
         ],
     )  # fmt: skip
     def test_bad_rows_stop_with_file_line_and_field(self, write, row, message):
@@ -233,9 +224,8 @@ class TestTRL:
 
     def test_real_kto_file(self, data_dir):
         path = str(data_dir / "llamafactory_demos" / "kto_en_demo.json")
-        rows, receipt = read(sources.trl, path)
+        _, receipt = read(sources.trl, path)
         assert receipt.labels == {"desirable": 150, "undesirable": 150}
-        assert rows == read(sources.sharegpt, path)[0]
 
 
 class TestLists:
@@ -347,10 +337,12 @@ def test_unpaired_real_file(data_dir):
         read(sources.unpaired, path, **keywords)
 
 
-def test_unpaired_labels_are_compared_with_their_type(write):
+def test_unpaired_labels_may_be_numbers(write):
     rows = [{"prompt": "p", "completion": str(i), "label": i} for i in (0, 1)]
-    with pytest.raises(DataError, match="'label' is 0, expected True"):
-        read(sources.unpaired, write(*rows))
+    found, _ = read(sources.unpaired, write(*rows))
+    assert [row.desirable for row in found] == [(False,), (True,)]
+    with pytest.raises(DataError, match="'label' is '1', expected True"):
+        read(sources.unpaired, write({**rows[0], "label": "1"}))
     found, _ = read(sources.unpaired, write(*rows), desirable=1, undesirable=0)
     assert [row.desirable for row in found] == [(False,), (True,)]
 
@@ -371,8 +363,8 @@ def test_sharegpt_needs_assistants_on_both_sides(write):
         "chosen": {"from": "gpt", "value": "a"},
         "rejected": {"from": "human", "value": "b"},
     }
-    with pytest.raises(DataError, match="last message of 'rejected' is user's"):
-        read(sources.sharegpt, write(row))
+    _, receipt = read(sources.sharegpt, write(row))
+    assert receipt.dropped == {"no_assistant_turn": 1}
 
 
 class TestRated:

@@ -11,10 +11,24 @@ sees. Where a file holds bare questions and answers, ``chat=True`` makes the pro
 message, and the chat template (or the plain one of ``data.tokenizer.chat``) puts words around it.
 """
 
-from alignjax.data.sources.chats import sharegpt
+from alignjax.data.sources.auto import auto
+from alignjax.data.sources.columns import Columns
 from alignjax.data.sources.labelled import unpaired
 from alignjax.data.sources.pairs import hh, persona, pku
 from alignjax.data.sources.scored import lists, rated
-from alignjax.data.sources.trl_formats import trl
 
-__all__ = ["hh", "lists", "persona", "pku", "rated", "sharegpt", "trl", "unpaired"]
+# Names that configs have for some of what `auto` reads.
+trl = sharegpt = auto
+
+__all__ = [
+    "Columns",
+    "auto",
+    "hh",
+    "lists",
+    "persona",
+    "pku",
+    "rated",
+    "sharegpt",
+    "trl",
+    "unpaired",
+]

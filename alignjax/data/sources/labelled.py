@@ -1,6 +1,7 @@
 """Single responses, each labelled desirable or undesirable."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from alignjax.data.files import read_rows
 from alignjax.data.records import DataError, Receipt, Record
@@ -14,8 +15,8 @@ def unpaired(
     prompt: str = "prompt",
     response: str = "completion",
     label: str = "label",
-    desirable: bool | str | int = True,
-    undesirable: bool | str | int = False,
+    desirable: bool | int | str = True,
+    undesirable: bool | int | str = False,
     chat: bool = False,
 ) -> Iterator[Record]:
     """Reads one labelled response per row, under any field names.
@@ -33,7 +34,7 @@ def unpaired(
     for row in read_rows(path):
         receipt.rows_in += 1
         value = row.get(label)
-        matches = [type(value) is type(w) and value == w for w in (desirable, undesirable)]
+        matches = [_says(value, wanted) for wanted in (desirable, undesirable)]
         if not any(matches):
             raise DataError(
                 f"{row.origin}: field {label!r} is {value!r}, expected {desirable!r} (desirable) "
@@ -46,3 +47,8 @@ def unpaired(
             responses=(row.text(response),),
             desirable=(matches[0],),
         )
+
+
+def _says(value: Any, wanted: bool | int | str) -> bool:
+    """Whether a label is the one wanted: 1 is true, "1" is not."""
+    return isinstance(value, str) == isinstance(wanted, str) and bool(value == wanted)

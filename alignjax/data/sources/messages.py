@@ -1,18 +1,53 @@
 """Reads the prompts, dialogues and responses that a row holds, whatever its format."""
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from alignjax.data.files import Row, text
 from alignjax.data.records import DataError, Message, Prompt, Record
 from alignjax.errors import did_you_mean
 
-_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # names in ShareGPT files
-_ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}
+ROLES = {role: role for role in ("tools", "system", "user", "assistant", "tool")}
+ROLES |= {"human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant"}
+ROLES |= {"bot": "assistant", "model": "assistant", "chatbot": "assistant", "ai": "assistant"}
+ROLES |= {"developer": "system", "observation": "tool", "function": "tool"}
+ROLES |= {"tool_response": "tool", "ipython": "tool"}
+_CALLS = ("function_call", "tool_call")  # roles of turns whose text is a call, in ShareGPT files
+_WHO = ("role", "from", "speaker")
+_WHAT = ("content", "value", "text")
+_REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
+_TURNS = (("input", "output"), ("user", "assistant"), ("human", "gpt"), ("question", "answer"))
+
+
+class DroppedRowError(DataError):
+    """A well-formed row that cannot be used; ``reason`` is the receipt's word for it."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+def is_message(value: Any) -> bool:
+    """Tells whether a JSON value is one turn of a dialogue."""
+    return isinstance(value, dict) and any(isinstance(value.get(key), str) for key in _WHO)
+
+
+def parse_dialogue(value: Any) -> Any:
+    """Parses text that is a JSON list of messages, or one message; gives other values back."""
+    if isinstance(value, str) and value.lstrip()[:2] in ("[{", "[ ", "[\n", '{"'):
+        try:
+            parsed = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+        items = parsed if isinstance(parsed, list) else [parsed]
+        return parsed if items and all(map(is_message, items)) else value
+    return value
 
 
 def read_prompt(row: Row, key: str, *, chat: bool = False) -> Prompt:
     """Reads a field that holds a text or a list of messages; ``chat`` makes a text a user's."""
-    if isinstance(row.get(key), list):
+    if isinstance(parse_dialogue(row.get(key)), list):
         return read_messages(row, key)
     return (Message("user", row.text(key)),) if chat else row.text(key)
 
@@ -33,49 +68,172 @@ def read_texts(row: Row, key: str) -> list[str]:
 
 
 def read_messages(row: Row, key: str) -> tuple[Message, ...]:
-    """Reads a list of turns."""
-    return tuple(read_message(row, f"{key}[{i}]", x) for i, x in enumerate(row.items(key)))
+    """Reads a list of turns, or of rounds: pairs of a user's and an assistant's text.
+
+    The list may be written as JSON text. System turns without text are left out.
+    """
+    value = parse_dialogue(row.get(key))
+    if not isinstance(value, list):
+        raise row.wrong(key, value, "a list")
+    turns: list[Message] = []
+    for i, item in enumerate(value):
+        where = f"{key}[{i}]"
+        for part, field in _round(item) or [(item, "")]:
+            turns.append(read_message(row, where + field, part))
+    return tuple(turn for turn in turns if turn.role != "system" or turn.content.strip())
+
+
+def _round(item: Any) -> list[tuple[dict[str, Any], str]]:
+    """Two messages of one item, ``{input, output}`` or ``[user, assistant]``; [] for others."""
+    if isinstance(item, list) and len(item) == 2:
+        names: tuple[str, ...] = ("[0]", "[1]")
+        sides = item
+    elif isinstance(item, dict) and not any(key in item for key in _WHO):
+        keys = next((keys for keys in _TURNS if all(key in item for key in keys)), ())
+        names, sides = tuple(f".{key}" for key in keys), [item[key] for key in keys]
+    else:
+        return []
+    roles = ("user", "assistant")
+    return [
+        ({"role": role, "content": side}, name)
+        for role, side, name in zip(roles, sides, names, strict=bool(names))
+    ]
 
 
 def read_message(row: Row, key: str, value: Any) -> Message:
-    """Reads one turn, ``{role, content}`` or ``{from, value}``."""
+    """Reads one turn, ``{role, content}`` or ``{from, value}``, and what it has besides.
+
+    Content in parts is joined. Tool calls, reasoning (under any of its names), the name of a tool
+    and a weight of 0 are kept in `Message.more`; other fields are not read.
+
+    Raises:
+      DroppedRowError: a part of the content is no text (an image, say).
+      DataError: any other fault, with the field.
+    """
     if not isinstance(value, dict):
         raise row.wrong(key, value, "a message")
-    names = ("from", "value") if "from" in value else ("role", "content")
-    for name in names:
-        if value.get(name) is None:
-            fields = ", ".join(map(repr, value)) or "nothing"
-            raise DataError(f"{row.origin}: field {key!r} has no {name!r}; it has {fields}")
-    if value.get("tool_calls"):
-        raise DataError(f"{row.origin}: field {key!r} has tool calls, which are not supported")
-    role, content = (text(value[name], f"{key}.{name}", row.origin) for name in names)
-    if role not in _ROLES:
+    who = next((name for name in _WHO if value.get(name) is not None), None)
+    if who is None:
+        raise _lacks(row, key, value, "from" if "value" in value else "role")
+    name = text(value[who], f"{key}.{who}", row.origin)
+    role = ROLES.get(name.lower())
+    what = next((x for x in _WHAT if value.get(x) is not None), "content")
+    content: Any = value.get(what)
+    more: dict[str, Any] = {}
+    if name.lower() in _CALLS:
+        role, calls = "assistant", content
+        value, content = {**value, "tool_calls": calls}, None
+    if role is None:
         raise DataError(
-            f"{row.origin}: field '{key}.{names[0]}' is {role!r}, expected one of "
-            f"{', '.join(_ROLES)}{did_you_mean(role, _ROLES)}"
+            f"{row.origin}: field '{key}.{who}' is {name!r}, expected one of "
+            f"{', '.join((*ROLES, *_CALLS))}{did_you_mean(name, ROLES)}"
         )
-    return Message(_ROLES[role], content)
+    calls = _read_calls(row, key, value)
+    if content is None and not calls:
+        raise _lacks(row, key, value, "value" if who == "from" else "content")
+    content, thoughts = _join_parts(row, f"{key}.{what}", content)
+    reasons = [value[x] for x in _REASONING if isinstance(value.get(x), str)] or thoughts
+    if reasons and "".join(reasons).strip():
+        more["reasoning_content"] = reasons[0]
+    more |= {x: value[x] for x in ("name", "tool_call_id") if isinstance(value.get(x), str)}
+    if role == "assistant" and not _is_trained(row, key, value):
+        more["weight"] = 0
+    if calls:
+        # A template sees the content as it was; the text is for people, statistics and judges.
+        more |= {"content": content, "tool_calls": calls}
+        told = [json.dumps(call["function"], ensure_ascii=False) for call in calls]
+        content = "\n".join([*([content] if content else []), *told])
+    content = text(content, f"{key}.{what}", row.origin)
+    return Message(role, content, json.dumps(more, ensure_ascii=False) if more else "")
 
 
-def read_dialogue(row: Row, key: str) -> Record:
-    """Reads a dialogue whose last turn is the response."""
-    return single(row, *split_last(row, key, read_messages(row, key)))
+def _lacks(row: Row, key: str, value: Mapping[str, Any], name: str) -> DataError:
+    fields = ", ".join(map(repr, value)) or "nothing"
+    return DataError(f"{row.origin}: field {key!r} has no {name!r}; it has {fields}")
 
 
-def split_last(row: Row, key: str, turns: tuple[Message, ...]) -> tuple[tuple[Message, ...], str]:
-    """Splits turns into all but the last, and the content of the last, the assistant's."""
+def _join_parts(row: Row, key: str, content: Any) -> tuple[Any, list[str]]:
+    """Joins the texts of a content given in parts, and lists its parts of reasoning."""
+    if not isinstance(content, list):
+        return content, []
+    texts, thoughts = [], []
+    for i, part in enumerate(content):
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        if kind in ("thinking", "reasoning"):
+            thoughts.append(text(part.get(kind, part.get("text")), f"{key}[{i}]", row.origin))
+        elif kind in ("text", "input_text", "output_text"):
+            found = part.get("text", part.get("content")) if isinstance(part, dict) else part
+            texts.append(text(found, f"{key}[{i}].text", row.origin))
+        else:
+            reason = next((x for x in ("image", "audio", "video") if x in str(kind)), "part")
+            raise DroppedRowError(
+                reason, f"{row.origin}: field '{key}[{i}]' is of type {kind!r}, expected text"
+            )
+    return "".join(texts), thoughts
+
+
+def _is_trained(row: Row, key: str, value: Mapping[str, Any]) -> bool:
+    """Reads whether a supervised turn is trained: OpenAI's ``weight``, axolotl's ``train``."""
+    for name in ("weight", "train"):
+        found = value.get(name)
+        if found is not None:
+            if found not in (0, 1):
+                raise DataError(f"{row.origin}: field '{key}.{name}' is {found!r}, expected 0 or 1")
+            return bool(found)
+    return True
+
+
+def _read_calls(row: Row, key: str, value: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Reads tool calls as templates want them: arguments are objects, not their JSON text."""
+    found = value.get("tool_calls") or value.get("function_call") or ()
+    found = parse_json(row, f"{key}.tool_calls", found)
+    calls = []
+    for i, call in enumerate([found] if isinstance(found, dict) else found):
+        inner = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+            raise DataError(
+                f"{row.origin}: field '{key}.tool_calls[{i}]' names no function to call, expected "
+                '{"name": ..., "arguments": ...}'
+            )
+        where = f"{key}.tool_calls[{i}].arguments"
+        arguments = inner.get("arguments", inner.get("parameters")) or {}
+        outer = {x: call[x] for x in ("id",) if isinstance(call.get(x), str)}
+        function = {"name": inner["name"], "arguments": parse_json(row, where, arguments)}
+        calls.append({**outer, "type": "function", "function": function})
+    return calls
+
+
+def read_tools(row: Row, key: str) -> tuple[Message, ...]:
+    """Reads the tools of a row, a list or its JSON text, as the turn that carries them."""
+    tools = parse_json(row, key, row.get(key) or [])
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise row.wrong(key, tools, "a list of tools")
+    bare = [{"type": "function", "function": x} if "name" in x else x for x in tools]
+    return (Message("tools", json.dumps(bare, ensure_ascii=False)),) if tools else ()
+
+
+def parse_json(row: Row, key: str, value: Any) -> Any:
+    """Parses text as JSON; gives other values back."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{row.origin}: field {key!r} is not valid JSON ({error})") from None
+
+
+def split_last(
+    row: Row, key: str, turns: tuple[Message, ...]
+) -> tuple[tuple[Message, ...], Message]:
+    """Splits turns into all but the last, and the last, the assistant's.
+
+    Raises:
+      DroppedRowError: it is not the assistant's, or there is none.
+    """
     if not turns or turns[-1].role != "assistant":
         last = f"is {turns[-1].role}'s" if turns else "does not exist"
-        raise DataError(f"{row.origin}: the last message of {key!r} {last}, expected assistant's")
-    return turns[:-1], turns[-1].content
-
-
-def single(row: Row, prompt: Prompt, response: str) -> Record:
-    """Makes the record of one response: labelled if the row has ``label``, else supervised."""
-    return Record(
-        id=row.id,
-        origin=row.origin,
-        prompt=prompt,
-        responses=(response,),
-        desirable=(row.boolean("label"),) if "label" in row.fields else (),
-    )
+        raise DroppedRowError(
+            "no_assistant_turn",
+            f"{row.origin}: the last message of {key!r} {last}, expected assistant's",
+        )
+    return turns[:-1], turns[-1]

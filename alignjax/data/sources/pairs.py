@@ -1,20 +1,17 @@
 """Pairs with a fixed set of columns: HH-RLHF, PKU-SafeRLHF, model-written evaluations."""
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 
-from alignjax.data.files import Row, read_rows
-from alignjax.data.records import DataError, Message, Receipt, Record
+from alignjax.data.files import read_rows
+from alignjax.data.records import DataError, Receipt, Record
+from alignjax.data.sources.dialogues import ASSISTANT, split_dialogue
 from alignjax.data.sources.messages import read_prompt
 
-ASSISTANT = "\n\nAssistant:"  # what starts the assistant's turns in HH-RLHF's plain-text dialogues
-HUMAN = "\n\nHuman:"
-_TURN = re.compile(f"({HUMAN}|{ASSISTANT})")
 _INLINE_HUMAN = re.compile(r"(?<!\n\n)Human:")
 
 
-def hh(receipt: Receipt, *, path: str, messages: bool = False) -> Iterator[Record]:
+def hh(receipt: Receipt, *, path: str, chat: bool = False) -> Iterator[Record]:
     r"""Reads HH-RLHF: ``{chosen, rejected}``, whole dialogues with turns ``\n\nHuman:`` and so on.
 
     Each side is split at its **last** ``\n\nAssistant:``, which stays at the prompt's end; the
@@ -27,10 +24,9 @@ def hh(receipt: Receipt, *, path: str, messages: bool = False) -> Iterator[Recor
     Args:
       receipt: counts.
       path: file or glob.
-      messages: for models with a chat template: turns become messages of the user and the
-        assistant, the responses the assistant's next, all without white space around them. Turns
-        of one speaker in a row become one message (noted as ``joined_turns``). Also dropped:
-        ``unanswered_turn`` (a human's turn after the response, or none right before it).
+      chat: for models with a chat template: turns become messages of the user and the assistant,
+        the responses the assistant's next, all without white space around them; see
+        `split_dialogue` for what else is dropped and noted.
     """
     for row in read_rows(path):
         receipt.rows_in += 1
@@ -38,48 +34,11 @@ def hh(receipt: Receipt, *, path: str, messages: bool = False) -> Iterator[Recor
         for key, side in zip(("chosen", "rejected"), sides, strict=True):
             if ASSISTANT not in side:
                 raise DataError(f"{row.origin}: field {key!r} has no turn '\\n\\nAssistant:'")
-        record = split_dialogue(receipt, row, sides, ASSISTANT)
-        if record is not None and messages:
-            record = _as_messages(receipt, record)
+        record = split_dialogue(receipt, row, sides, ASSISTANT, chat=chat)
         if record is not None:
             if any(_INLINE_HUMAN.search(side) for side in sides):
                 receipt.warn("inline_marker", row.id)
             yield record
-
-
-def _as_messages(receipt: Receipt, record: Record) -> Record | None:
-    """Turns the dialogue of a split row into messages; drops rows without an answered turn."""
-    assert isinstance(record.prompt, str)
-    before, *rest = _TURN.split(record.prompt.removesuffix(ASSISTANT))
-    if before.strip():
-        raise DataError(
-            f"{record.origin}: fields 'chosen' and 'rejected' begin with {before[:40]!r}, wanted a "
-            "turn '\\n\\nHuman:'"
-        )
-    turns: list[Message] = []
-    for marker, text in zip(rest[::2], rest[1::2], strict=True):
-        role = "user" if marker == HUMAN else "assistant"
-        if turns and turns[-1].role == role:
-            text = f"{turns.pop().content}\n\n{text.strip()}"
-        turns.append(Message(role, text.strip()))
-    if (turns and turns[-1].role != "user") or any(HUMAN in y for y in record.responses):
-        receipt.drop("unanswered_turn", record.id)
-        return None
-    if len(turns) < len(rest) // 2:
-        receipt.warn("joined_turns", record.id)
-    responses = tuple(y.strip() for y in record.responses)
-    return replace(record, prompt=tuple(turns), responses=responses)
-
-
-def split_dialogue(receipt: Receipt, row: Row, sides: Sequence[str], marker: str) -> Record | None:
-    """Splits plain-text dialogues at the last marker; drops rows whose contexts differ (None)."""
-    cuts = [side.rindex(marker) + len(marker) for side in sides]
-    prompts = [side[:cut] for side, cut in zip(sides, cuts, strict=True)]
-    if len(set(prompts)) > 1:
-        receipt.drop("context_mismatch", row.id)
-        return None
-    responses = tuple(side[cut:] for side, cut in zip(sides, cuts, strict=True))
-    return Record(id=row.id, origin=row.origin, prompt=prompts[0], responses=responses)
 
 
 def pku(
@@ -112,18 +71,19 @@ def pku(
         )
 
 
-def persona(receipt: Receipt, *, path: str) -> Iterator[Record]:
+def persona(receipt: Receipt, *, path: str, chat: bool = False) -> Iterator[Record]:
     """Reads model-written evaluations: a question, the answer that shows a behaviour, the other.
 
     The chosen response is ``answer_matching_behavior``; the domain is the file's name without
-    suffix, so that a glob over several files is a multi-domain dataset.
+    suffix, so that a glob over several files is a multi-domain dataset. ``chat`` makes the question
+    a user's message.
     """
     for row in read_rows(path):
         receipt.rows_in += 1
         yield Record(
             id=row.id,
             origin=row.origin,
-            prompt=row.text("question"),
+            prompt=read_prompt(row, "question", chat=chat),
             responses=(
                 row.text("answer_matching_behavior"),
                 row.text("answer_not_matching_behavior"),

@@ -48,7 +48,7 @@ def lists(
                 f"{row.origin}: field {scores!r} has {len(values)} entries for {len(texts)} "
                 f"responses in {responses!r}"
             )
-        names, table = _read_scores(row, scores, values, objectives)
+        names, table = read_scores(row, scores, values, objectives)
         scored = [index for index, numbers in enumerate(table) if numbers is not None]
         if not scored:
             receipt.drop("no_scores", row.id)
@@ -102,7 +102,7 @@ def rated(
         first, texts, table = rows[0], [], []
         names: tuple[str, ...] = objectives
         for row in rows:
-            names, (numbers,) = _read_scores(row, scores, [row.get(scores)], names)
+            names, (numbers,) = read_scores(row, scores, [row.get(scores)], names)
             if numbers is not None:
                 texts.append(row.text(response))
                 table.append(numbers)
@@ -126,7 +126,7 @@ def _place(seed: int, id: str, index: int) -> bytes:
     return hashlib.blake2b(f"{seed}/{id}/{index}".encode(), digest_size=8).digest()
 
 
-def _read_scores(
+def read_scores(
     row: Row, key: str, values: Sequence[Any], wanted: tuple[str, ...]
 ) -> tuple[tuple[str, ...], list[tuple[float, ...] | None]]:
     """Reads one entry per response, a number or an object of numbers by objective.

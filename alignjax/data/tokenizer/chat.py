@@ -1,14 +1,15 @@
 """Renders chat templates with jinja2, sandboxed and bounded: they come with models, from strangers.
 
-A template sees what Hugging Face's do: ``messages``, ``add_generation_prompt``, the special tokens
-by name (``bos_token``, ...), ``raise_exception``, ``strftime_now``, the filter ``tojson``, the
-statements ``break`` and ``continue``, and the block ``{% generation %}``. It can neither reach
-Python's attributes nor run longer or write more than the limits below allow.
+A template sees what Hugging Face's do: ``messages``, ``tools``, ``add_generation_prompt``, the
+special tokens by name (``bos_token``, ...), ``raise_exception``, ``strftime_now``, the filter
+``tojson``, the statements ``break`` and ``continue``, and the block ``{% generation %}``. It can
+neither reach Python's attributes nor run longer or write more than the limits below allow.
 """
 
 import datetime
 import functools
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,8 @@ PLAIN_TEMPLATE = (
     "{{ message.role | capitalize }}: {{ message.content }}{% endfor %}"
     "{{ '\nAssistant:' if add_generation_prompt }}"
 )
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
 
 MAX_SECONDS = 10.0  # for one rendering
 MAX_STEPS = 1_000_000  # loop rounds and macro calls in one rendering
@@ -195,6 +198,10 @@ class _TemplateError(UserError):
     """An error that a template raises about a row through ``raise_exception``."""
 
 
+class RefusedDialogueError(DataError):
+    """A dialogue that the chat template does not take."""
+
+
 def _raise(message: str) -> None:
     raise _TemplateError(message)
 
@@ -235,6 +242,24 @@ def check_template(source: str, name: str) -> None:
     _compile(source, name)
 
 
+def reads(source: str, field: str) -> bool:
+    """Tells whether a template mentions a variable or a field of messages, ``tools`` say."""
+    return re.search(rf"\b{field}\b", source) is not None
+
+
+def reads_reasoning(source: str) -> bool:
+    """Tells whether a template renders the reasoning of a message, under any of its names."""
+    return any(reads(source, field) for field in REASONING)
+
+
+def _fields(turn: Message) -> dict[str, Any]:
+    """What a template sees of a turn; reasoning under every name that templates look for."""
+    fields = turn.fields()
+    if "reasoning_content" in fields:
+        fields |= dict.fromkeys(REASONING, fields["reasoning_content"])
+    return fields
+
+
 def render(
     source: str,
     messages: Sequence[Message],
@@ -253,24 +278,28 @@ def render(
       name: the file of the template, for messages.
 
     Raises:
-      DataError: the template refuses this dialogue (``raise_exception``).
+      RefusedDialogueError: the template refuses this dialogue (``raise_exception``).
       UserError: the template is not valid, not safe, or over one of the limits.
     """
     template = _compile(source, name)
-    turns = [{"role": turn.role, "content": turn.content} for turn in messages]
-    _budget.start(sum(len(turn.content) + len(turn.role) for turn in messages))
+    turns = [_fields(turn) for turn in messages if turn.role != "tools"]
+    tools = next((json.loads(turn.content) for turn in messages if turn.role == "tools"), None)
+    _budget.start(sum(len(x.content) + len(x.role) + len(x.more) for x in messages))
     limit = _budget.characters
     parts, size = [], 0
     try:
         for part in template.generate(
-            messages=turns, add_generation_prompt=add_generation_prompt, **special_tokens
+            messages=turns,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            **special_tokens,
         ):
             size += len(part)
             if size > limit:
                 raise _LimitError("writes too much text")
             parts.append(part)
     except _TemplateError as error:
-        raise DataError(f"{name}: chat template refuses the dialogue: {error}") from None
+        raise RefusedDialogueError(f"{name}: chat template refuses the dialogue: {error}") from None
     except _LimitError as error:
         raise UserError(f"{name}: chat template stopped: it {error}") from None
     except jinja2.sandbox.SecurityError as error:

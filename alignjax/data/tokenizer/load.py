@@ -68,8 +68,10 @@ class Tokenizer:
     encode_rendered: Encode | None = field(repr=False, compare=False)
     decode_ids: Callable[[list[int]], str] = field(repr=False, compare=False)
 
-    def encode(self, prompt: Prompt, responses: Sequence[str]) -> Encoded:
+    def encode(self, prompt: Prompt, responses: Sequence[str], more: Sequence[str] = ()) -> Encoded:
         """Encodes a prompt and its responses.
+
+        ``more`` has `Message.more` of the responses, for the chat template; or nothing.
 
         Raises:
           DataError: the chat template refuses the dialogue, or renders the prompt differently
@@ -81,8 +83,11 @@ class Tokenizer:
             prompt_ids = ids if self.bos_id is None else [self.bos_id, *ids]
             response_ids = [[*self.encode_text(text, False), self.eos_id] for text in responses]
         else:
-            special = self._has_special(*(turn.content for turn in prompt), *responses)
-            prompt_ids, response_ids = self._encode_dialogue(prompt, responses, special)
+            rest = more or [""] * len(responses)
+            answers = [Message("assistant", *x) for x in zip(responses, rest, strict=True)]
+            texts = (x for turn in (*prompt, *answers) for x in (turn.content, turn.more))
+            special = self._has_special(*texts)
+            prompt_ids, response_ids = self._encode_dialogue(prompt, answers, special)
         return Encoded(
             np.asarray(prompt_ids, np.int32),
             tuple(np.asarray(ids, np.int32) for ids in response_ids),
@@ -90,10 +95,10 @@ class Tokenizer:
         )
 
     def _encode_dialogue(
-        self, prompt: tuple[Message, ...], responses: Sequence[str], special: bool
+        self, prompt: tuple[Message, ...], responses: Sequence[Message], special: bool
     ) -> tuple[list[int], list[list[int]]]:
         """Encodes what the template writes for the prompt, and adds to it for each response."""
-        turns = (*prompt, *(Message("assistant", text) for text in responses))
+        turns = (*prompt, *responses)
         literals: list[tuple[str, str]] = []
         if special:
             turns, literals = self._hide(turns)
@@ -142,18 +147,19 @@ class Tokenizer:
         Returns:
           The changed turns, and what to put back: (stand-in, text) each.
         """
-        used = {char for turn in turns for char in turn.content}
+        used = {char for turn in turns for char in turn.content + turn.more}
         free = (chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in used)
-        texts = {x for turn in turns for x in self.special_pattern.findall(turn.content)}
+        found = self.special_pattern.findall
+        texts = {x for turn in turns for x in found(turn.content) + found(turn.more)}
         # Longest first, so that a special token within another is not replaced inside it.
         longest_first = sorted(texts, key=len, reverse=True)
         literals = [(next(free), special) for special in longest_first]
         hidden = []
         for turn in turns:
-            content = turn.content
+            content, more = turn.content, turn.more
             for stand_in, special in literals:
-                content = content.replace(special, stand_in)
-            hidden.append(Message(turn.role, content))
+                content, more = content.replace(special, stand_in), more.replace(special, stand_in)
+            hidden.append(Message(turn.role, content, more))
         return tuple(hidden), literals
 
     def _encode_rendered(

@@ -111,7 +111,7 @@ def _other_form(missing: Sequence[Record], golden: Sequence[Record]) -> str:
     return (
         f"; the prompts of {len(other)} of them are {mine} (data.source) and those of the golden "
         f"answers {theirs} (recipe.game.golden), so none is the same: wanted one form for both, "
-        "messages for models with a chat template, e.g. partial(sources.hh, messages=True)"
+        "messages for models with a chat template, e.g. partial(sources.hh, chat=True)"
     )
 
 

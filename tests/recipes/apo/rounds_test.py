@@ -276,7 +276,7 @@ def test_samples_that_are_all_alike_are_refused_with_the_round(begun, monkeypatc
 
     monkeypatch.setattr(samples, "respond_in_batches", same)
     refused(
-        config(game=dict(adversarial=False)), begun, r"no rows left to train on: .*identical_pair"
+        config(game=dict(adversarial=False)), begun, r"all \d+ rows were dropped: .*identical_pair"
     )
 
 

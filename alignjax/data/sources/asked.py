@@ -1,0 +1,114 @@
+"""What a row asks, its prompt, and what answers it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from alignjax.data.files import Row
+from alignjax.data.records import DataError, Message, Prompt, Receipt
+from alignjax.data.sources.columns import PLAIN_PROMPTS, Found, plain_name
+from alignjax.data.sources.dialogues import ASSISTANT, HUMAN, text_turns
+from alignjax.data.sources.messages import (
+    DroppedRowError,
+    is_message,
+    parse_dialogue,
+    read_message,
+    read_messages,
+    read_tools,
+    split_last,
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How rows are read, see `auto`."""
+
+    chat: bool | None = None
+    marker: str = ASSISTANT
+    all_turns: bool = True
+
+
+def read_answer(row: Row, key: str) -> tuple[tuple[Message, ...] | None, Message]:
+    """Reads a response: the turns before it, None where it is a text; and the assistant's turn."""
+    value = parse_dialogue(row.get(key))
+    if is_message(value):
+        return split_last(row, key, (read_message(row, key, value),))
+    if isinstance(value, list):
+        return split_last(row, key, read_messages(row, key))
+    return None, Message("assistant", row.text(key))
+
+
+def read_asked(
+    receipt: Receipt, row: Row, found: Found, options: Options, *, as_message: bool
+) -> Prompt:
+    """Reads the prompt of a row; "" where its columns hold none.
+
+    Args:
+      receipt: counts.
+      row: flat.
+      found: its columns.
+      options: see `auto`.
+      as_message: whether the responses are messages, so that a text is a user's message.
+    """
+    names = found.names
+    key = names.get("dialogue") or names.get("prompt")
+    around = [name for name in ("system", "tools", "history") if name in names]
+    turns: tuple[Message, ...] = ()
+    if key and isinstance(parse_dialogue(row.fields[key]), list):
+        turns = read_messages(row, key)
+    elif key:
+        body = row.text(key)
+        if "context" in names and row.text(names["context"]).strip():
+            body = f"{body}\n{row.text(names['context'])}"
+        if not as_message and not around and not _is_chat(names, key, body, options):
+            return body
+        dialogue = body.startswith(HUMAN) and ASSISTANT in body
+        turns = text_turns(receipt, row, body) if dialogue else (Message("user", body),)
+    elif not around:
+        return ""
+    if "history" in names:
+        turns = (*read_messages(row, names["history"]), *turns)
+    return (*_head(row, found, turns), *turns)
+
+
+def _is_chat(names: Any, key: str, body: str, options: Options) -> bool:
+    if options.chat is not None:
+        return options.chat
+    bare = plain_name(key) in PLAIN_PROMPTS or ASSISTANT in body
+    return not bare and "matching_behavior" not in names.get("chosen", "")
+
+
+def _head(row: Row, found: Found, turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The turns of the columns of tools and of the system's text, unless they are there."""
+    head: tuple[Message, ...] = ()
+    if "tools" in found.names:
+        head = read_tools(row, found.names["tools"])
+    system = row.text(found.names["system"]) if "system" in found.names else ""
+    there = [turn.content for turn in turns if turn.role == "system"]
+    if there and system.strip() and there[0] != system:
+        raise DataError(
+            f"{row.origin}: field {found.names['system']!r} differs from the system's message of "
+            "the dialogue"
+        )
+    return head if there or not system.strip() else (*head, Message("system", system))
+
+
+def join(row: Row, asked: Prompt, context: tuple[Message, ...]) -> Prompt:
+    """Joins a row's prompt with the turns that its responses repeat before their last one.
+
+    Raises:
+      DroppedRowError: the two differ.
+    """
+    if not asked:
+        return context
+    turns = (Message("user", asked),) if isinstance(asked, str) else asked
+    head = tuple(turn for turn in turns if turn.role in ("system", "tools"))
+    body = [turn for turn in turns if turn.role not in ("system", "tools")]
+    spoken = [turn for turn in context if turn.role not in ("system", "tools")]
+    users = [turn.content.strip() for turn in spoken if turn.role == "user"]
+    repeats = len(body) == 1 and body[0].content.strip() in (users[:1] + users[-1:])
+    if not body or repeats or spoken[: len(body)] == body:
+        known = {turn.role for turn in context}
+        return (*(turn for turn in head if turn.role not in known), *context)
+    raise DroppedRowError(
+        "prompt_mismatch", f"{row.origin}: the prompt differs from the messages of the responses"
+    )

@@ -1,0 +1,171 @@
+"""Reads rows of any published kind: the columns say which, and the receipt says what they said."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+
+from alignjax.data.files import Row, read_rows
+from alignjax.data.records import DataError, Message, Prompt, Receipt, Record
+from alignjax.data.sources import answers
+from alignjax.data.sources.asked import Options
+from alignjax.data.sources.columns import Columns, Found, find, flatten
+from alignjax.data.sources.dialogues import ASSISTANT
+from alignjax.data.sources.messages import DroppedRowError
+from alignjax.errors import UserError
+
+
+def auto(
+    receipt: Receipt,
+    *,
+    path: str,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    chat: bool | None = None,
+    marker: str = ASSISTANT,
+    turns: str = "all",
+    inline_reasoning: bool = False,
+) -> Iterator[Record]:
+    """Reads rows of any kind of docs/data.md's table, told apart by names and types of columns.
+
+    Args:
+      receipt: counts; its ``readings`` say which columns were read as what, and which were not.
+      path: file or glob.
+      columns: names of columns, where their own names do not say what they hold.
+      chat: whether a prompt of plain text is a user's message. None: it is where the column is
+        called question, instruction or the like, or the row has a system text, history or tools.
+      marker: what starts the assistant's turns in dialogues written as one text.
+      turns: which assistant turns of a supervised dialogue are trained, ``"all"`` or ``"last"``;
+        each becomes a record. A message whose ``weight`` is 0 is never trained.
+      inline_reasoning: whether reasoning is written into the response, between ``<think>`` and
+        ``</think>``, instead of being left to the chat template.
+
+    Raises:
+      DataError: a malformed row, or columns that could mean several things.
+    """
+    if turns not in ("all", "last"):
+        raise UserError(f"data.source.turns: is {turns!r}, expected 'all' or 'last'")
+    options = Options(chat=chat, marker=marker, all_turns=turns == "all")
+    rated: dict[Prompt, list[Record]] = {}
+    for raw in read_rows(path):
+        receipt.rows_in += 1
+        try:
+            found, records = read_row(receipt, raw, columns, options)
+        except DroppedRowError as error:
+            receipt.drop(error.reason, raw.id)
+            continue
+        if inline_reasoning:
+            records = [_inline(record) for record in records]
+        receipt.added += max(len(records) - 1, 0)
+        for record in records:
+            if found.kind == "response" and record.scores:
+                rated.setdefault(record.prompt, []).append(record)
+            else:
+                yield record
+    yield from _grouped(receipt, rated)
+
+
+def read_row(
+    receipt: Receipt,
+    raw: Row,
+    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    options: Options = Options(),  # noqa: B008 (frozen)
+) -> tuple[Found, list[Record]]:
+    """Finds the columns of a row, and reads it.
+
+    Raises:
+      DroppedRowError: it cannot be used, and says why.
+      DataError: see `auto`.
+    """
+    row = flatten(raw, columns)
+    _refuse_columns(row)
+    found = find(row, columns)
+    _note_reading(receipt, raw, found)
+    if row.fields.get("margin") is not None:
+        receipt.warn("ignored_margin", row.id)
+    _refuse_media(row)
+    return found, answers.read(receipt, row, found, options)
+
+
+def _note_reading(receipt: Receipt, raw: Row, found: Found) -> None:
+    """Counts how the row is read, and its columns that are not."""
+    sentence = f"read as {found}"
+    receipt.readings[sentence] = receipt.readings.get(sentence, 0) + 1
+    for name, value in raw.fields.items():
+        if name not in found.columns and name != "id" and value not in (None, "", [], {}):
+            receipt.unread[name] = receipt.unread.get(name, 0) + 1
+
+
+# Columns that would change what is trained, and that are not supported.
+_REFUSED = (
+    *("ref_chosen_logps", "ref_rejected_logps", "ref_logps", "ref_KL_logps"),
+    *("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "input_ids"),
+    "chat_template_kwargs",
+)
+
+
+def _refuse_columns(row: Row) -> None:
+    for key in _REFUSED:
+        if row.fields.get(key) is not None:
+            raise DataError(
+                f"{row.origin}: column {key!r} is not supported; remove it if the run may do "
+                "without"
+            )
+
+
+def _refuse_media(row: Row) -> None:
+    for name in ("image", "audio", "video"):
+        for key in (name, f"{name}s"):
+            if row.fields.get(key):
+                raise DroppedRowError(name, f"{row.origin}: column {key!r} is no text")
+
+
+def _inline(record: Record) -> Record:
+    """The record with the reasoning of its turns in their text."""
+
+    def inlined(content: str, more: str) -> tuple[str, str]:
+        fields = json.loads(more) if more else {}
+        thought = fields.pop("reasoning_content", None)
+        if thought is None:
+            return content, more
+        said = f"<think>\n{thought}\n</think>\n\n"
+        if isinstance(fields.get("content", content), str | None):
+            fields |= {"content": said + (fields["content"] or "")} if "content" in fields else {}
+        return said + content, json.dumps(fields, ensure_ascii=False) if fields else ""
+
+    def turn(message: Message) -> Message:
+        content, more = inlined(message.content, message.more)
+        return Message(message.role, content, more)
+
+    prompt = record.prompt if isinstance(record.prompt, str) else tuple(map(turn, record.prompt))
+    answers = [
+        inlined(*answer)
+        for answer in itertools.zip_longest(record.responses, record.more, fillvalue="")
+    ]
+    more = tuple(more for _, more in answers)
+    return dataclasses.replace(
+        record,
+        prompt=prompt,
+        responses=tuple(content for content, _ in answers),
+        more=more if any(more) else (),
+    )
+
+
+def _grouped(receipt: Receipt, rated: Mapping[Prompt, list[Record]]) -> Iterator[Record]:
+    """One list of each prompt's scored responses."""
+    for prompt, records in rated.items():
+        first = records[0]
+        for other in records:
+            if other.objectives != first.objectives:
+                raise DataError(
+                    f"{other.origin}: scores {', '.join(other.objectives)}, and "
+                    f"{first.origin} {', '.join(first.objectives)}"
+                )
+        receipt.added -= len(records) - 1
+        more = tuple(x for record in records for x in record.more or ("",))
+        yield dataclasses.replace(
+            first,
+            prompt=prompt,
+            responses=tuple(text for record in records for text in record.responses),
+            scores=tuple(scores for record in records for scores in record.scores),
+            more=more if any(more) else (),
+        )

@@ -1,0 +1,398 @@
+"""Which column of a row holds what, by the names and types that published sets use.
+
+`find` decides for one row. Where two columns fit and do not say the same, it asks, by an error
+that names the field of the config that answers.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from alignjax.data.files import Row
+from alignjax.data.records import DataError
+from alignjax.data.sources.messages import is_message, parse_dialogue
+from alignjax.errors import did_you_mean
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Names of columns; "" leaves it to the names and types of the row's own.
+
+    A dot reaches into an object: ``input.messages``.
+    """
+
+    prompt: str = ""  # text, or a list of messages
+    system: str = ""  # text of the system's turn
+    tools: str = ""  # a list of tools, or its JSON text
+    history: str = ""  # turns before the prompt
+    context: str = ""  # text that the prompt is followed by: Alpaca's input
+    chosen: str = ""
+    rejected: str = ""
+    response: str = ""  # one response
+    responses: str = ""  # a list of them
+    scores: str = ""  # of the response, or one for each of the responses; larger is better
+    ranks: str = ""  # the same; smaller is better
+    label: str = ""  # whether the response is desirable, or each of the responses
+    preferred: str = ""  # which of two responses, in columns of their own, is better
+    domain: str = ""  # text that becomes `Record.domain`
+
+
+# In lower case, words joined by "_". Of the groups of a role, the first that is there counts.
+_DIALOGUES = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog")
+_NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "prompt": (
+        ("prompt", "question", "instruction", "query", "user_query", "user_prompt", "problem"),
+        ("input", "context", "history", "post", "full_text", "user", "human"),
+    ),
+    "dialogue": ((*_DIALOGUES, "trajectory", "context_messages", "turns"),),
+    "system": (("system", "system_prompt", "system_message"),),
+    "tools": (("tools", "functions"),),
+    "history": (("history",),),
+    "context": (("input", "context"),),
+    "response": (
+        ("completion", "response", "output", "answer", "generation", "system_output"),
+        ("model_response", "chatgpt_response", "model_output", "reply", "solution"),
+    ),
+    "responses": (
+        ("responses", "completions", "generations", "answers", "candidates", "summaries"),
+        ("output", "response", "completion", "answer"),
+    ),
+    "scores": (
+        ("scores", "ratings", "rating", "score", "reward", "rewards", "overall_score", "quality"),
+    ),
+    "ranks": (("ranks", "rank", "ranking", "rankings"),),
+    "label": (
+        ("label", "labels", "kto_tag", "desirable", "is_desirable", "is_safe", "is_good"),
+        ("hallucination", "is_hallucination", "toxic", "is_toxic", "is_harmful", "is_unsafe"),
+    ),
+    "preferred": (
+        ("better_response_id", "safer_response_id", "winner", "preference", "overall_preference"),
+        ("preference_strength", "preferred", "choice", "chosen", "best", "labels", "label"),
+    ),
+}
+_INSIDE = {name for role in ("prompt", "dialogue", "response") for name in _NAMES[role][0]}
+_INSIDE |= {"full_text", "post"}
+BAD_LABELS = _NAMES["label"][1]  # where yes means undesirable
+PLAIN_PROMPTS = ("prompt", "source", "text")  # continued as they are; others are a user's message
+_PAIRS = (
+    *(("chosen", "rejected"), ("preferred", "dispreferred"), ("preferred", "rejected")),
+    *(("chosen_response", "rejected_response"), ("chosen_messages", "rejected_messages")),
+    *(("response_chosen", "response_rejected"), ("chosen_answer", "rejected_answer")),
+    *(("preferred_output", "non_preferred_output"), ("answer_chosen", "answer_rejected")),
+    *(("preferred_response", "dispreferred_response"), ("good", "bad"), ("better", "worse")),
+    *(("preferred_response", "rejected_response"), ("good_response", "bad_response")),
+    *(("better_response", "worse_response"), ("positive", "negative"), ("win", "lose")),
+    *(("winner", "loser"), ("accepted", "rejected"), ("accept", "reject"), ("pos", "neg")),
+    *(("response_j", "response_k"), ("chosen_text", "rejected_text")),
+    *(("chosen_output", "rejected_output"), ("chosen_completion", "rejected_completion")),
+    *(("chosen_conversation", "rejected_conversation"), ("text_chosen", "text_rejected")),
+    ("answer_matching_behavior", "answer_not_matching_behavior"),
+)
+_INSIDE |= {name for pair in _PAIRS[:2] for name in pair}
+_REJECTED_ALONE = ("rejected_response", "rejected_messages", "rejected_output", "rejected")
+_NUMBERED = re.compile(
+    r"(response|answer|completion|output|human_ref|conversation|summary|prediction|generation"
+    r"|candidate|assistant)_?([0-9]{1,2}|[a-d])"
+)
+_OPTIONAL = ("system", "tools", "history", "context", "domain")
+_NO_SCORE = re.compile(r"len|token|count|index|idx|ids?$|num|time|seed|logp")
+ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")  # HelpSteer's
+
+
+@functools.lru_cache(4096)
+def plain_name(name: str) -> str:
+    """A column's name in lower case, words joined by one "_"; of a.b, the last part."""
+    last = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.rpartition(".")[2])
+    return re.sub(r"[ _-]+", "_", last.lower())
+
+
+def flatten(row: Row, given: Columns) -> Row:
+    """The row without its nulls; parts of objects that hold a text or answer stand beside it."""
+
+    def parts(at: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if value is not None:
+            yield at, value
+        elif plain_name(at) in _NAMES["system"][0]:
+            yield at, ""  # rows of one file are read alike, with a system text or without
+        inside = isinstance(value, dict) and not is_message(value)
+        if inside and _INSIDE & set(map(plain_name, value)):
+            for name, inner in value.items():
+                yield from parts(f"{at}.{name}", inner)
+
+    fields = {k: v for name, value in row.fields.items() for k, v in parts(name, value)}
+    fields = dict(sorted(fields.items(), key=lambda item: "." in item[0]))
+    for name in filter(None, dataclasses.asdict(given).values()):
+        value: Any = row.fields
+        for part in name.split(".") if name not in row.fields else ():
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is not row.fields and value is not None:
+            fields.setdefault(name, value)
+    return dataclasses.replace(row, fields=fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The columns of a row, by what they hold; `kind` is what they make of it."""
+
+    kind: str  # pair, choice, list, response, dialogue
+    names: Mapping[str, str]  # role -> column
+    numbered: tuple[str, ...] = ()  # columns of one response each
+    attributes: tuple[str, ...] = ()  # columns of one score each
+
+    @property
+    def columns(self) -> set[str]:
+        """The columns, and the objects that they are in."""
+        used = {*self.names.values(), *self.numbered, *self.attributes}
+        return used | {name.partition(".")[0] for name in used}
+
+    def __str__(self) -> str:
+        roles = [f"{role} from {name!r}" for role, name in self.names.items()]
+        several = {"responses": self.numbered, "scores": self.attributes}
+        roles += [f"{role} from {', '.join(map(repr, n))}" for role, n in several.items() if n]
+        return f"{self.kind}: {', '.join(roles)}"
+
+
+def find(row: Row, given: Columns) -> Found:
+    """Finds the columns of a flat row.
+
+    Raises:
+      DataError: a column that is given is not there; two columns fit one role; or no role that
+        makes a record is filled.
+    """
+    named = {role: name for role, name in dataclasses.asdict(given).items() if name}
+    for role, name in named.items():
+        if name not in row.fields and role not in _OPTIONAL:
+            known = ", ".join(repr(x) for x in row.fields if "." not in x)
+            raise DataError(
+                f"{row.origin}: column {name!r} of data.columns.{role} is missing or null"
+                f"{did_you_mean(name, row.fields)}; the row has {known}"
+            )
+    named = {role: name for role, name in named.items() if name in row.fields}
+    found = _pair(row, named) or _numbered(row, named) or _list(row, named) or _single(row, named)
+    if found is None:
+        columns = ", ".join(repr(x) for x in row.fields if "." not in x) or "none"
+        raise DataError(
+            f"{row.origin}: expected columns of responses, such as 'chosen' and 'rejected', "
+            "'completion', 'responses' with 'scores', or 'messages' (data.columns.* names others); "
+            f"the row has {columns}"
+        )
+    domain = {"domain": named["domain"]} if "domain" in named else {}
+    return dataclasses.replace(found, names={**found.names, **domain})
+
+
+def is_dialogue(value: Any) -> bool:
+    """Tells whether a value is a list of turns or rounds, or its JSON text."""
+    value = parse_dialogue(value)
+    if not isinstance(value, list) or not value:
+        return False
+    rounds = ({"input", "output"} <= set(x) for x in value if isinstance(x, dict))
+    return all(map(is_message, value)) or (any(rounds) and all(isinstance(x, dict) for x in value))
+
+
+def _one(row: Row, named: Mapping[str, str], role: str, *types: type) -> str:
+    """The column of a role; "" for none.
+
+    Raises:
+      DataError: two columns of one group fit it, and do not say the same.
+    """
+    if role in named:
+        return named[role]
+    taken = {name for other, name in named.items() if other != role}
+    for group in _NAMES[role]:
+        fits = [
+            name
+            for name, value in row.fields.items()
+            if plain_name(name) in group
+            and name not in taken
+            and (not types or isinstance(value, types))
+            and (role != "dialogue" or is_dialogue(value))
+        ]
+        fits = [name for name in fits if "." not in name] or fits
+        if _differ(*(row.fields[name] for name in fits)):
+            raise _ask(row, role, fits)
+        if fits:
+            return fits[0]
+    return ""
+
+
+def _differ(first: Any = None, *others: Any) -> bool:
+    """Whether JSON values are not all the same; True and 1 are not."""
+    same = json.dumps(first, sort_keys=True) if others else ""
+    return any(json.dumps(other, sort_keys=True) != same for other in others)
+
+
+def _ask(row: Row, role: str, fits: list[str]) -> DataError:
+    what = " and ".join(map(repr, fits))
+    return DataError(
+        f"{row.origin}: columns {what} could each be the {role}; say which: "
+        f"--set data.columns.{role}={fits[0]}"
+    )
+
+
+def _asked(row: Row, named: Mapping[str, str]) -> dict[str, str]:
+    """The columns of what comes before a response."""
+    by_name = {plain_name(name): name for name in row.fields}
+    if {"source", "system_output"} <= set(by_name):  # of systems that answer a source
+        named = {"prompt": by_name["source"], **named}
+    names = {"prompt": _one(row, named, "prompt", str, list)}
+    dialogue = _one(row, named, "dialogue")
+    second = plain_name(names["prompt"]) in _NAMES["prompt"][1]
+    if second and dialogue and "prompt" not in named:  # such names are of other things, too
+        names["prompt"] = ""
+    names["dialogue"] = "" if "prompt" in named else dialogue
+    names["system"] = _one(row, named, "system", str)
+    names["tools"] = _one(row, named, "tools", str, list)
+    if names["prompt"] or dialogue:
+        names["history"] = _one(row, named, "history", list)
+    first = plain_name(names["prompt"]) in ("instruction", "question", "query")
+    if "context" in named or (first and isinstance(row.fields[names["prompt"]], str)):
+        names["context"] = _one(row, named, "context", str)
+    used = {names["prompt"], names["dialogue"]}
+    return {r: n for r, n in names.items() if n and (r in ("prompt", "dialogue") or n not in used)}
+
+
+def _pair(row: Row, named: Mapping[str, str]) -> Found | None:
+    """Two columns, of the preferred response and of the other."""
+    by_name = {plain_name(name): name for name in reversed(list(row.fields))}
+    given = named.keys() & {"chosen", "rejected"}
+    if not given and named.keys() & {"responses", "scores", "ranks", "label", "preferred"}:
+        return None
+    sides: list[tuple[str, str]] = [
+        (by_name[good], by_name[bad])
+        for good, bad in _PAIRS
+        if {good, bad} <= set(by_name)
+        and (good == "chosen" or _is_answer(row.fields[by_name[good]]))
+    ]
+    if given or "response" in named:
+        both = [named.get(side, by_name.get(side, "")) for side in ("chosen", "rejected")]
+        sides = [(both[0], both[1])] if given and all(both) else []
+    asked = _asked(row, named)
+    if _differ(*([row.fields[x] for x in side] for side in sides)):
+        raise _ask(row, "chosen", [good for good, _ in sides])
+    if sides:
+        asked.pop("dialogue" if "prompt" in asked else "", None)
+        return Found("pair", {**asked, "chosen": sides[0][0], "rejected": sides[0][1]})
+    bad = named.get("rejected", next((by_name[x] for x in _REJECTED_ALONE if x in by_name), ""))
+    if bad:
+        good = named.get("chosen", "") or _one(row, named, "response", str, list)
+        if good:
+            return Found("pair", {**asked, "chosen": good, "rejected": bad})
+        if "dialogue" in asked:
+            return Found("pair", {**asked, "rejected": bad})
+    for there, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        if there in by_name and other not in by_name and _is_answer(row.fields[by_name[there]]):
+            raise DataError(f"{row.origin}: field {other!r} is missing or null")
+    return None
+
+
+def _is_answer(value: Any) -> bool:
+    return isinstance(value, str | list | dict)
+
+
+def _numbered(row: Row, named: Mapping[str, str]) -> Found | None:
+    """Columns of one response each: response_0, response_1; and which is better."""
+    stems: dict[str, list[str]] = {}
+    for name, value in row.fields.items():
+        match = _NUMBERED.fullmatch(plain_name(name)) if "." not in name else None
+        if match and _is_answer(value):
+            stems.setdefault(match[1], []).append(name)
+    several = [names for names in stems.values() if len(names) > 1]
+    if not several or {"response", "responses", "chosen"} & set(named):
+        return None
+    if len(several) > 1:
+        raise _ask(row, "responses", [names[0] for names in several])
+    columns = tuple(sorted(several[0], key=lambda name: number_of(name).zfill(2)))
+    asked = _asked(row, named)
+    if not named.keys() & {"scores", "ranks"}:
+        verdict = _one(row, named, "preferred", str, int, float, list)
+        if verdict:
+            return Found("choice", {**asked, "preferred": verdict}, numbered=columns)
+    scores = [f"score_{number_of(name)}" for name in columns]
+    by_name = {plain_name(name): name for name in row.fields}
+    if all(name in by_name for name in scores):
+        found = tuple(by_name[name] for name in scores)
+        return Found("list", asked, numbered=columns, attributes=found)
+    role = "ranks" if "ranks" in named else "scores"
+    values = named.get(role) or _one(row, named, role, list)
+    if values:
+        return Found("list", {**asked, role: values}, numbered=columns)
+    raise DataError(
+        f"{row.origin}: columns {', '.join(map(repr, columns))} are responses, and no column says "
+        "which is better; name one: --set data.columns.preferred=..."
+    )
+
+
+def number_of(name: str) -> str:
+    """What tells a column of several from the others: "0" of response_0, "a" of answer_a."""
+    match = _NUMBERED.fullmatch(plain_name(name))
+    return match[2] if match else ""
+
+
+def _list(row: Row, named: Mapping[str, str]) -> Found | None:
+    """A list of responses, and of their scores, ranks or labels."""
+    if {"response", "chosen"} & set(named):
+        return None
+    responses = _one(row, named, "responses", list, str) if "responses" in named else ""
+    responses = responses or _one(row, named, "responses", list)
+    if not responses or is_dialogue(row.fields[responses]):
+        return None
+    asked = {r: n for r, n in _asked(row, named).items() if r != "dialogue" or n != responses}
+    roles = ("scores", "ranks", *(("label",) if "label" in named else ()))
+    fits = {role: _one(row, named, role, list) for role in roles}
+    fits = {r: n for r, n in fits.items() if n and (r in named or not named.keys() & {*roles})}
+    if not fits:
+        size = len(row.fields[responses]) if isinstance(row.fields[responses], list) else -1
+        others = [
+            name
+            for name, x in row.fields.items()
+            if _is_numbers(x, size) and not _NO_SCORE.search(plain_name(name))
+        ]
+        if len(others) > 1:
+            raise _ask(row, "scores", others)
+        verdict = "" if others else _one(row, named, "preferred", int)
+        fits = {"scores": others[0]} if others else {"preferred": verdict} if verdict else {}
+    if len(fits) > 1:
+        raise _ask(row, next(iter(fits)), list(fits.values()))
+    return Found("list", {**asked, "responses": responses, **fits})
+
+
+def _is_numbers(value: Any, size: int) -> bool:
+    def number(x: Any) -> bool:
+        return x is None or (isinstance(x, int | float) and not isinstance(x, bool))
+
+    return isinstance(value, list) and len(value) == size and size > 1 and all(map(number, value))
+
+
+def _single(row: Row, named: Mapping[str, str]) -> Found | None:
+    """One response, or a dialogue that ends in it; and its label or scores."""
+    asked = _asked(row, named)
+    response = _one(row, {**asked, **named}, "response", str, list, dict)
+    if "prompt" in asked and "dialogue" in asked:
+        # A dialogue beside its own prompt: the dialogue says more, unless a response is apart.
+        asked.pop("dialogue" if response else "prompt")
+    if not response and "dialogue" not in asked:
+        if is_dialogue(row.fields.get(asked.get("prompt", ""))):
+            asked["dialogue"] = asked.pop("prompt")
+        else:
+            return None
+    if response and not {"prompt", "dialogue"} & set(asked):
+        raise DataError(
+            f"{row.origin}: no column is the prompt; name it: --set data.columns.prompt=... "
+            f"(the row has {', '.join(repr(x) for x in row.fields if '.' not in x)})"
+        )
+    names = {**asked, **({"response": response} if response else {})}
+    label = _one(row, named, "label", bool, int, float, str)
+    if not response:
+        return Found("dialogue", {**names, **({"label": label} if label else {})})
+    attributes = tuple(x for x in row.fields if plain_name(x) in ATTRIBUTES and "." not in x)
+    score = _one(row, named, "scores", int, float, dict, str)
+    if label and score and not {"label", "scores"} & set(named):
+        raise _ask(row, "label", [label, score])
+    if label and "scores" not in named:
+        return Found("response", {**names, "label": label})
+    if score:
+        return Found("response", {**names, "scores": score})
+    return Found("response", names, attributes=attributes if len(attributes) > 1 else ())
