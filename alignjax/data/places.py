@@ -81,13 +81,8 @@ def _files_by_split(path: str) -> dict[str, list[str]]:
 def _fetch(id: str, field: str) -> str:
     """Fetches a data set of the Hub, or finds it in its cache; returns its folder."""
     by_hand = f"hf download {id} --repo-type dataset --local-dir DIR, and --set {field}=DIR"
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise DataError(
-            f"{field}: no file or folder {id}; to fetch it from the Hugging Face Hub, run pip "
-            f"install huggingface_hub and then {by_hand}"
-        ) from None
+    import huggingface_hub
+
     try:
         patterns = [f"*{suffix}" for suffix in SUFFIXES]
         return huggingface_hub.snapshot_download(id, repo_type="dataset", allow_patterns=patterns)

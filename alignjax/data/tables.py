@@ -16,10 +16,11 @@ def arrow_rows(path: str) -> Iterator[tuple[int, Any]]:
 
     An Arrow file is a stream, as `datasets` saves it, or has an index at its end.
     """
-    pyarrow = _pyarrow(path)
+    import pyarrow
+
     count = 0
     try:
-        for batch in _batches(pyarrow, path):
+        for batch in _batches(path):
             for value in batch.to_pylist():
                 count += 1
                 yield count, value
@@ -28,7 +29,9 @@ def arrow_rows(path: str) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{path}: cannot be read after row {count} ({what})") from None
 
 
-def _batches(pyarrow: Any, path: str) -> Iterator[Any]:
+def _batches(path: str) -> Iterator[Any]:
+    import pyarrow
+
     if path.endswith(".parquet"):
         from pyarrow import parquet
 
@@ -82,14 +85,7 @@ def text_rows(path: str, file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]
 
 def open_zstd(path: str) -> BinaryIO:
     """Opens a zstd file as a stream of what it holds."""
-    pyarrow = _pyarrow(path)
+    import pyarrow
+
     stream = pyarrow.CompressedInputStream(pyarrow.OSFile(path), "zstd")
     return cast(BinaryIO, io.BufferedReader(stream))
-
-
-def _pyarrow(path: str) -> Any:
-    try:
-        import pyarrow
-    except ImportError:
-        raise DataError(f"{path}: reading it needs pyarrow: pip install pyarrow") from None
-    return pyarrow
