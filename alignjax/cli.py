@@ -36,6 +36,9 @@ flags.DEFINE_float("tie", 0.0, "scores that differ by at most this tie, for eval
 flags.DEFINE_string("prompts", "", "JSON lines with prompt, for generate; else held-out ones")
 flags.DEFINE_integer("samples", None, "responses per prompt, for generate", lower_bound=1)
 flags.DEFINE_float("temperature", None, "of generate; 0: greedy", lower_bound=0.0)
+flags.DEFINE_string(
+    "preference", "", "weights of the objectives, e.g. 0.3,0.7, for generate, export (or all)"
+)
 flags.DEFINE_list("runs", [], "workdirs, with commas between them, for compare, front")
 flags.DEFINE_string("from", "", "import: folder of a model as transformers saves it")
 flags.DEFINE_string("to", "", "import, export: folder to write; it must not exist")
@@ -109,6 +112,10 @@ def _config() -> Any:
     return load.load(FLAGS.config, FLAGS.set)
 
 
+def _given(*names: str) -> dict[str, Any]:
+    return {name: FLAGS[name].value for name in names}
+
+
 def _run(path: str = "", workdir: str = "") -> None:
     from alignjax.config import load
 
@@ -171,22 +178,10 @@ def _plan() -> None:
 
 def _generate() -> None:
     from alignjax.commands import finished_run, generate
-    from alignjax.config.validate import get
 
     config = finished_run.config_of(FLAGS.workdir, FLAGS.config, FLAGS.set)
-    if get(config, "recipe.objectives") is not None:
-        raise UserError(
-            f"--workdir: {FLAGS.workdir} holds a front, one policy per preference, wanted one "
-            "policy; its samples are in said/"
-        )
-    generate.run(
-        config,
-        FLAGS.workdir,
-        FLAGS.out,
-        prompts=FLAGS.prompts,
-        samples=FLAGS.samples,
-        temperature=FLAGS.temperature,
-    )
+    given = _given("prompts", "samples", "temperature", "preference")
+    generate.run(config, FLAGS.workdir, FLAGS.out, **given)
 
 
 def _evaluate() -> None:
@@ -261,7 +256,7 @@ def _import() -> None:
 def _export() -> None:
     from alignjax.commands import export
 
-    export.export(FLAGS.workdir, FLAGS.to, dtype=FLAGS.dtype, adapter=FLAGS.adapter)
+    export.export(FLAGS.workdir, FLAGS.to, **_given("dtype", "adapter", "preference"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -298,7 +293,7 @@ VERBS = {
     "generate": Verb(
         do=_generate,
         text="sample responses of the policy in --workdir, into --out",
-        reads=(*CONFIG, "workdir", "out", "prompts", "samples", "temperature"),
+        reads=(*CONFIG, "workdir", "out", "prompts", "samples", "temperature", "preference"),
         example="--workdir=runs/first --out=samples.jsonl",
         computes=True,
     ),
@@ -354,7 +349,7 @@ VERBS = {
     "export": Verb(
         do=_export,
         text="write the policy of a run (--workdir) --to a folder that transformers loads",
-        reads=("workdir", "to", "dtype", "adapter"),
+        reads=("workdir", "to", "dtype", "adapter", "preference"),
         example="--workdir=runs/first --to=exported/first",
     ),
 }

@@ -1,21 +1,25 @@
 """A run's policy or reward model as a folder that transformers loads, with a model card."""
 
+import dataclasses
 import json
 import logging
 import pathlib
 from typing import Any
 
+import numpy as np
+
 import alignjax
-from alignjax.commands import finished_run
+from alignjax.commands import finished_run, networks, policies
 from alignjax.commands.finished_run import Trained
+from alignjax.commands.policies import Choice, Policies
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.errors import UserError
-from alignjax.models import reward_head
 from alignjax.models.config import DTYPES
 from alignjax.models.hf.peft import save_adapters
 from alignjax.models.hf.save import save_model, write_json
 from alignjax.models.lora import merge
-from alignjax.runtime import artifacts, checkpoint, sharding, workdirs
+from alignjax.rewards import reward_models
+from alignjax.runtime import artifacts, sharding, workdirs
 from alignjax.runtime.storage import read_json
 from alignjax.runtime.workdirs import versions
 from alignjax.stages import pretrained
@@ -24,20 +28,36 @@ from alignjax.types import Params
 log = logging.getLogger("alignjax")
 
 
-def export(workdir: str, to: str, *, dtype: str = "", adapter: bool = False) -> None:
-    """Writes the policy, or the reward model, of a run's newest checkpoint.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Network:
+    """What one folder holds."""
 
-    Adapters are merged into their base, unless they are wanted by themselves.
+    params: Params
+    identity: dict[str, str]  # digests of what it was made of
+    step: int
+    said: str = ""  # of a run of several objectives, what was chosen for the preference
+
+
+def export(
+    workdir: str, to: str, *, dtype: str = "", adapter: bool = False, preference: str = ""
+) -> None:
+    """Writes the policy, or the reward model, that a run has trained.
+
+    Of a training that goes on, it is that of the newest checkpoint. Adapters are merged into their
+    base, unless they are wanted by themselves.
 
     Args:
       workdir: a run's folder.
       to: a folder that does not exist yet; it appears when all is in it.
       dtype: of the stored tensors; empty: the parameters' own, which makes it bit-equal.
       adapter: write the adapters alone, in the format of PEFT.
+      preference: of a run of several objectives, see `policies.choose_for`; or ``all``: those of
+        the config, each in a folder of its own below ``to``.
 
     Raises:
       UserError: no such run, nothing trained yet, a model of no family, or ``to`` exists; adapters
-        are wanted and there are none, or their base is no model that others have.
+        are wanted and there are none, or their base is no model that others have; or as
+        `policies.choose_for`, or a preference that no single network responds to.
     """
     run = pathlib.Path(workdir)
     if not (run / "config.json").is_file():
@@ -45,46 +65,105 @@ def export(workdir: str, to: str, *, dtype: str = "", adapter: bool = False) -> 
     config = read_json(run / "config.json")
     if dtype not in ("", *DTYPES):
         raise UserError(f"--dtype: wanted {' or '.join(DTYPES)}, found {dtype!r}")
-    trained = finished_run.trained_in(run, config)
-    outputs = () if config["loss"] else _outputs(run)
+    trained, made = finished_run.trained_in(run, config), policies.find(run, config)
+    choices = _choices(made, workdir, preference, adapter=adapter)
     if adapter:
         _check_adapter(config, run, dtype)
-    params, record, step = _newest(trained, workdir, run, len(outputs), merged=not adapter)
-    with artifacts.new_folder(to) as made:
-        if adapter:
-            assert trained.lora is not None  # see _check_adapter
-            save_adapters(made, params, trained.lora, trained.model)
-        else:
-            save_model(
-                made,
-                params,
-                trained.model,
-                dtype=dtype or trained.model.param_dtype,
-                original=_tokenizer_and_config(config, run, made, record["identity"]["tokenizer"]),
-                outputs=outputs,
+    with artifacts.new_folder(to) as top, workdirs.owned(run):
+        for name, choice in choices.items():
+            if made is not None and choice is not None:
+                network = _chosen(trained, made, choice, merged=not adapter)
+            elif config["loss"] or adapter:
+                network = _newest(trained, len(_outputs(config, run)), merged=not adapter)
+            else:
+                network = _reward_model(run)
+            (top / name).mkdir(exist_ok=True)
+            _write(top / name, config, run, trained, network, dtype=dtype, adapter=adapter)
+            log.info(
+                "%s: %sstep %d of %s%s",
+                pathlib.Path(to) / name,
+                "the adapters of " if adapter else "",
+                network.step,
+                workdir,
+                f", {network.said}" if network.said else "",
             )
-            card = model_card(config, record, step, run.resolve().name)
-            (made / "README.md").write_text(card, encoding="utf-8")
-    log.info("%s: %sstep %d of %s", to, "the adapters of " if adapter else "", step, workdir)
 
 
-def _newest(
-    trained: Trained, workdir: str, run: pathlib.Path, objectives: int, *, merged: bool
-) -> tuple[Params, dict[str, Any], int]:
-    """Restores the newest checkpoint, its record and its step; adapters ``merged``, if asked to."""
+def _choices(
+    made: Policies | None, workdir: str, preference: str, *, adapter: bool
+) -> dict[str, Choice | None]:
+    """Chooses what is written, by the folder that it goes to below ``to``; empty: that itself."""
+    choices: dict[str, Choice | None]
+    if made is not None and preference == "all":
+        choices = {
+            policies.as_flag(wanted).replace(",", "-"): policies.choose(made, wanted)
+            for wanted in made.preferences
+        }
+    else:
+        choices = {"": policies.choose_for(made, workdir, preference)}
+    for choice in choices.values():
+        if choice is not None:
+            policies.require_single(choice, adapter=adapter)
+    return choices
+
+
+def _write(
+    folder: pathlib.Path,
+    config: dict[str, Any],
+    run: pathlib.Path,
+    trained: Trained,
+    network: _Network,
+    *,
+    dtype: str,
+    adapter: bool,
+) -> None:
+    """Writes a folder that transformers, or PEFT, loads."""
+    if adapter:
+        assert trained.lora is not None  # see _check_adapter
+        save_adapters(folder, network.params, trained.lora, trained.model)
+        return
+    save_model(
+        folder,
+        network.params,
+        trained.model,
+        dtype=dtype or trained.model.param_dtype,
+        original=_tokenizer_and_config(config, run, folder, network.identity["tokenizer"]),
+        outputs=_outputs(config, run),
+    )
+    card = model_card(config, network.identity, network.step, run.resolve().name, network.said)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _newest(trained: Trained, objectives: int, *, merged: bool) -> _Network:
+    """Restores the newest checkpoint; adapters ``merged``, if asked to."""
     mesh = sharding.make_mesh(1, 1, 1)
-    with workdirs.owned(run):
-        with trained.checkpoints as store:
-            step = checkpoint.latest(store)
-        if step is None:
-            raise UserError(f"{workdir}: no checkpoint yet; run it first")
-        params, record = finished_run.restore(trained, mesh, step, objectives=objectives)
-        if trained.lora is not None and merged:
-            base = finished_run.load_base(trained, mesh, record)
-            if objectives:
-                base = reward_head.from_language_model(base, objectives=objectives)
-            params = merge(base, params, trained.lora)
-    return params, record, step
+    step = finished_run.newest_step(trained)
+    params, record = finished_run.restore(trained, mesh, step, objectives=objectives)
+    identity = record["identity"]
+    if trained.lora is not None and merged:
+        params = merge(
+            finished_run.load_base(trained, mesh, identity["reference"]), params, trained.lora
+        )
+    return _Network(params, identity, step)
+
+
+def _chosen(trained: Trained, made: Policies, choice: Choice, *, merged: bool) -> _Network:
+    """Loads what responds to a preference."""
+    source = networks.source(trained, made, sharding.make_mesh(1, 1, 1))
+    steps = [networks.newest_step(source, network) for network in choice.networks]
+    if merged:
+        params = networks.load_whole(source, choice)
+    else:
+        params = networks.load_trained(source, choice.networks[int(np.argmax(choice.weights))])
+    return _Network(params, made.identity, max(steps), choice.said)
+
+
+def _reward_model(run: pathlib.Path) -> _Network:
+    """Loads a trained reward model, whose adapters are merged already."""
+    found = reward_models.find(str(run))
+    params = reward_models.load_params(found, sharding.make_mesh(1, 1, 1))
+    summary = read_json(run / "summary.json")
+    return _Network(params, summary["identity"], summary["steps"])
 
 
 def _check_adapter(config: dict[str, Any], run: pathlib.Path, dtype: str) -> None:
@@ -101,10 +180,12 @@ def _check_adapter(config: dict[str, Any], run: pathlib.Path, dtype: str) -> Non
         raise UserError("--adapter: takes no --dtype; adapters are float32")
 
 
-def _outputs(run: pathlib.Path) -> tuple[str, ...]:
-    """Names of a reward model's outputs."""
+def _outputs(config: dict[str, Any], run: pathlib.Path) -> tuple[str, ...]:
+    """Names of a reward model's outputs; none of a policy."""
+    if config["loss"]:
+        return ()
     if not (run / "summary.json").is_file():
-        raise UserError(f"{run}: holds a run that has not ended; go on with run")
+        raise UserError(f"--workdir: {run} holds a run that has not ended; go on with run")
     return tuple(read_json(run / "summary.json")["reward_model"]["objectives"]) or ("reward",)
 
 
@@ -196,7 +277,7 @@ Aligned with alignjax {version}: `{function}`, {step:,} steps.
 | | |
 |---|---|
 | method | `{loss}` |
-| started from | {start} |
+| started from | {start} |{said}
 | reference's parameters | `{reference}` |
 | training data | `{data}` |
 | tokenizer | `{tokenizer}` |
@@ -222,10 +303,12 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 """
 
 
-def model_card(config: dict[str, Any], record: dict[str, Any], step: int, name: str) -> str:
+def model_card(
+    config: dict[str, Any], identity: dict[str, str], step: int, name: str, said: str = ""
+) -> str:
     """Writes README.md's text: how the model was made, and of what."""
     loss = config.get("loss") or config.get("reward_loss") or {}
-    config, identity = _without_folders(config), record["identity"]
+    config = _without_folders(config)
     base = config["model"].get("path")
     return CARD.format(
         name=name,
@@ -234,6 +317,7 @@ def model_card(config: dict[str, Any], record: dict[str, Any], step: int, name: 
         step=step,
         loss=json.dumps(loss),
         start=f"`{base}`" if base else "random parameters",
+        said=f"\n| preference | {said} |" if said else "",
         reference=identity["reference"],
         data=identity["data"],
         tokenizer=identity["tokenizer"],

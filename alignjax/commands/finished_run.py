@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from alignjax.config import Config, load
@@ -60,6 +61,7 @@ def config_of(workdir: str, path: str, overrides: list[str]) -> Config:
 class Trained:
     """Where the parameters are that a run trained, and of what network."""
 
+    root: pathlib.Path  # of the run
     folder: pathlib.Path  # of the checkpoints; of a game in rounds, the last policy's
     model: ModelConfig
     lora: LoraConfig | None
@@ -76,6 +78,7 @@ def trained_in(folder: pathlib.Path, description: dict[str, Any]) -> Trained:
     """Finds what the run of a folder trained; the description is as in its ``config.json``."""
     lora = description["lora"]
     return Trained(
+        folder,
         _policy_folder(description, folder),
         model_from(description, str(folder / "config.json")),
         LoraConfig(**{**lora, "targets": tuple(lora["targets"])}) if lora else None,
@@ -92,7 +95,7 @@ def _policy_folder(description: dict[str, Any], folder: pathlib.Path) -> pathlib
 
 
 def restore(
-    trained: Trained, mesh: Mesh, step: int, *, objectives: int = 0
+    trained: Trained, mesh: Mesh, step: int, *, objectives: int = 0, members: int = 0
 ) -> tuple[Params, dict[str, Any]]:
     """Restores a checkpoint; with ``lora`` the adapters.
 
@@ -100,6 +103,7 @@ def restore(
       mesh: where.
       step: of the checkpoint.
       objectives: outputs of a reward model's head; 0: a policy.
+      members: networks that were trained side by side, on a leading axis; 0: one, without it.
 
     Returns:
       The parameters, and the record that was saved with them.
@@ -108,23 +112,37 @@ def restore(
         target = pretrained.target(trained.model, mesh, objectives=objectives)
     else:
         target = adapters.target(trained.lora, trained.model, mesh, objectives=objectives)
+    if members:
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), target)
+        target = sharding.abstract(target, sharding.shard_tree(target, mesh, stacked=True))
     with trained.checkpoints as store:
         return checkpoint.restore_params(store, step, target), checkpoint.read_record(store, step)
 
 
-def load_base(trained: Trained, mesh: Mesh, record: dict[str, Any]) -> Params:
-    """Loads the network that restored adapters go beside.
+def newest_step(trained: Trained) -> int:
+    """Finds the step of the newest checkpoint.
 
     Raises:
-      UserError: what is there now is another one.
+      UserError: there is none.
     """
-    assert trained.lora is not None
-    digest = record["identity"]["reference"]
+    with trained.checkpoints as store:
+        step = checkpoint.latest(store)
+    if step is None:
+        raise UserError(f"{trained.folder}: no checkpoint yet; run it first")
+    return step
+
+
+def load_base(trained: Trained, mesh: Mesh, digest: str) -> Params:
+    """Loads the supervised policy, which adapters go beside.
+
+    Raises:
+      UserError: it is no longer the one of this digest.
+    """
     return adapters.load_base(
         trained.lora,
         trained.model,
         trained.seed,
-        trained.folder,
+        trained.root,
         mesh,
         sft=trained.sft,
         digest=digest,
@@ -167,4 +185,4 @@ def load_policy(config: Config, workdir: str) -> Params:
     params, record = restore(trained, mesh, _last_step(trained))
     if trained.lora is None:
         return params
-    return adapters.whole(config, load_base(trained, mesh, record), params)
+    return adapters.whole(config, load_base(trained, mesh, record["identity"]["reference"]), params)

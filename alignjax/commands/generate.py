@@ -8,17 +8,15 @@ import dataclasses
 import logging
 import pathlib
 
-import numpy as np
-
-from alignjax.commands import finished_run
+from alignjax.commands import finished_run, networks, policies
 from alignjax.config import Config
+from alignjax.config.fields import describe
 from alignjax.data.files import Row, read_rows
 from alignjax.data.records import Prompt, Record
 from alignjax.data.sources.messages import read_prompt
-from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
 from alignjax.runtime import sharding, storage, workdirs
-from alignjax.sampling.generate import Question, Sample, respond, take_questions
+from alignjax.sampling.generate import Question, Sample, ask, respond, take_questions
 from alignjax.stages.data import Prepared, prepare_data
 from alignjax.stages.run import Run
 from alignjax.stages.sample_lists import line
@@ -34,6 +32,7 @@ def run(
     prompts: str = "",
     samples: int | None = None,
     temperature: float | None = None,
+    preference: str = "",
 ) -> None:
     """Samples responses of the policy to prompts and writes them.
 
@@ -45,10 +44,11 @@ def run(
         ``evaluate.prompts`` held-out prompts.
       samples: responses per prompt; None: ``evaluate.samples``.
       temperature: None: ``evaluate.temperature``.
+      preference: of a run of several objectives, see `policies.choose_for`.
 
     Raises:
       UserError: no such run, prompts that cannot be read or are empty, or a file that cannot be
-        written.
+        written; or as `policies.choose_for`.
     """
     target = pathlib.Path(out)
     if target.suffix != ".jsonl":
@@ -61,15 +61,29 @@ def run(
         best_of=0,
     )
     config = dataclasses.replace(config, evaluate=settings)  # checked once more
-    with workdirs.owned(pathlib.Path(workdir)):
-        data = prepare_data(config, pathlib.Path(workdir))
-        params = finished_run.load_policy(config, workdir)
+    folder = pathlib.Path(workdir)
+    made = policies.find(folder, describe(config))
+    choice = policies.choose_for(made, workdir, preference)
+    with workdirs.owned(folder):
+        data = prepare_data(config, folder)
         records, questions = _read(prompts, config, data) if prompts else _held_out(config, data)
         if not questions:
             raise UserError("generate: no prompt to respond to (evaluate.prompts is 0)")
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-        run = Run(config, pathlib.Path(workdir), data, mesh)
-        responses = respond(run.sampling(settings, "sampling"), params, questions)
+        sampling = Run(config, folder, data, mesh).sampling(settings, "sampling")
+        if made is None or choice is None:
+            params = finished_run.load_policy(config, workdir)
+            responses = respond(sampling, params, questions)
+        else:
+            log.info("--preference=%s: %s", preference, choice.said)
+            responses = networks.respond(
+                sampling,
+                networks.source(finished_run.trained_in(folder, describe(config)), made, mesh),
+                choice,
+                [record.prompt for record in records],
+                questions,
+                max_prompt_tokens=config.data.max_prompt_tokens,
+            )
     _write(target, records, responses)
     unfinished = sum(not r.ended for r in responses)
     log.info(
@@ -89,7 +103,8 @@ def _read(path: str, config: Config, data: Prepared) -> tuple[list[Record], list
     """Reads the prompts of a file."""
     rows = read_rows(path)
     records = [Record(id=row.id, prompt=_prompt_of(row), responses=()) for row in rows]
-    return records, _questions(records, data.tokenizer, config.data.max_prompt_tokens)
+    prompts, longest = [record.prompt for record in records], config.data.max_prompt_tokens
+    return records, ask(prompts, range(len(prompts)), data.tokenizer, longest)
 
 
 def _write(target: pathlib.Path, records: list[Record], responses: list[Sample]) -> None:
@@ -113,18 +128,3 @@ def _prompt_of(row: Row) -> Prompt:
     if not any(text.strip() for text in texts):
         raise UserError(f"{row.origin}: field 'prompt' is empty; there is nothing to respond to")
     return prompt
-
-
-def _questions(records: list[Record], tokenizer: Tokenizer, longest: int) -> list[Question]:
-    """Encodes prompts, cut at the start like those that were trained on."""
-    out, cut = [], 0
-    for i, record in enumerate(records):
-        ids = tokenizer.encode(record.prompt, ()).prompt_ids
-        if len(ids) > longest:
-            cut += 1
-            start = ids[:1] if tokenizer.bos_id is not None else ids[:0]
-            ids = np.concatenate([start, ids[len(start) - longest :]])
-        out.append(Question(i, tokenizer.render(record.prompt), ids))
-    if cut:
-        log.warning("%d prompts are longer than %d tokens: they lose their beginning", cut, longest)
-    return out

@@ -171,11 +171,16 @@ def _cut(
     encoded: Encoded, tokenizer: Tokenizer, max_prompt: int, max_response: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Prompt ids without their beginning, response ids without their end, where too long."""
-    prompt_ids = encoded.prompt_ids
-    if len(prompt_ids) > max_prompt:
-        start = prompt_ids[:1] if tokenizer.bos_id is not None else prompt_ids[:0]
-        prompt_ids = np.concatenate([start, prompt_ids[len(start) - max_prompt :]])
+    prompt_ids = cut_prompt(encoded.prompt_ids, tokenizer, max_prompt)
     return prompt_ids, [ids[:max_response] for ids in encoded.response_ids]
+
+
+def cut_prompt(ids: np.ndarray, tokenizer: Tokenizer, longest: int) -> np.ndarray:
+    """Cuts the beginning of a prompt that is too long, after the BOS if there is one."""
+    if len(ids) <= longest:
+        return ids
+    start = ids[:1] if tokenizer.bos_id is not None else ids[:0]
+    return np.concatenate([start, ids[len(start) - longest :]])
 
 
 def _lossless(tokenizer: Tokenizer, record: Record, encoded: Encoded) -> bool:

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -47,6 +48,27 @@ class Message:
 
 
 Prompt = str | tuple[Message, ...]
+
+# The last line of a plain-text prompt, where it says who speaks next.
+_OPENER = re.compile(r"\s*\n(#+ )?\w+( \w+)?:[ \t]*\Z")
+
+
+def extend_prompt(prompt: Prompt, text: str) -> Prompt:
+    r"""Adds a text to a prompt.
+
+    In plain text it comes at the end, or before the last line if that only says who speaks next
+    (one or two words and a colon); in a conversation at the end of the last message. So a prompt
+    that is too long loses its beginning and keeps the text.
+
+    >>> extend_prompt("User: Hi!\nAssistant:", "Be brief.")
+    'User: Hi! Be brief.\nAssistant:'
+    """
+    if not isinstance(prompt, str):
+        last = prompt[-1]
+        return (*prompt[:-1], replace(last, content=f"{last.content} {text}"))
+    opener = _OPENER.search(prompt)
+    end = opener.start() if opener else len(prompt.rstrip())
+    return f"{prompt[:end]} {text}{prompt[end:]}"
 
 
 @dataclass(frozen=True, kw_only=True)

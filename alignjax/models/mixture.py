@@ -1,6 +1,7 @@
-"""Several policies of one architecture that respond as one: multi-objective decoding (MOD).
+"""Several policies of one architecture that respond as one: their average, or their mixture.
 
-MOD (Shi et al., arXiv 2406.18853) draws every token from
+`average` averages parameters (rewarded soups). `mix` is multi-objective decoding: MOD (Shi et al.,
+arXiv 2406.18853) draws every token from
 
     pi(v | x, y_<t)  ~  prod_m pi_m(v | x, y_<t) ** w_m
 
@@ -56,6 +57,24 @@ def mix(policies: Sequence[Params], weights: Sequence[float]) -> Mixture:
         if shapes(other) != shapes(policies[0]):
             raise UserError(f"mixture: policy {i} has other parameters than policy 0")
     return Mixture(policies=tuple(policies), weights=jnp.asarray(values))
+
+
+def average(networks: Sequence[Params], weights: Sequence[float]) -> Params:
+    """Averages networks, ``sum_k w_k theta_k``: summed in float32, returned in their own types.
+
+    Args:
+      networks: M parameter trees of one shape; one alone is returned as it is.
+      weights: M numbers; of a unit vector the result is that network.
+    """
+    if len(networks) == 1:
+        return networks[0]
+
+    def one(*leaves: Array) -> Array:
+        wide = jnp.promote_types(leaves[0].dtype, jnp.float32)
+        total = sum(w * x.astype(wide) for w, x in zip(weights, leaves, strict=True))
+        return jnp.asarray(total, leaves[0].dtype)
+
+    return jax.tree.map(one, *networks)
 
 
 def policies_of(params: Params | Mixture) -> tuple[Params, ...]:

@@ -105,7 +105,7 @@ def fit(
     if config.lora is not None:
         params = lora.merge(with_head(base), params, config.lora)
     digest = pretrained.keep_params(run.workdir / "params", params)
-    return _measure(run, params, digest, better, counts)
+    return _measure(run, params, digest, better, {**counts, "identity": job.identity})
 
 
 def _objectives(run: Run) -> tuple[str, ...]:
@@ -144,7 +144,7 @@ def _preferences(run: Run, table: np.ndarray, better: np.ndarray) -> dict[str, n
 
 
 def _measure(
-    run: Run, params: Params, digest: str, better: np.ndarray, counts: dict[str, int]
+    run: Run, params: Params, digest: str, better: np.ndarray, counts: dict[str, Any]
 ) -> Fitted:
     """Measures and calibrates the trained reward model; writes ``summary.json``."""
     dataset = run.data.held_out.dataset

@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 
 from alignjax.config import SamplingConfig
 from alignjax.data.batching import Bucketed, choose_shapes, deal_batches
+from alignjax.data.encode import cut_prompt
+from alignjax.data.records import Prompt
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.models.config import ModelConfig
 from alignjax.models.logps import exact_kl
@@ -66,6 +68,25 @@ def take_questions(data: Bucketed, limit: int) -> list[Question]:
     for row in first_of_each_prompt(data, limit):
         example = data.dataset[row]
         out.append(Question(row, example.prompt, example.prompt_ids))
+    return out
+
+
+def ask(
+    prompts: Sequence[Prompt], numbers: Sequence[int], tokenizer: Tokenizer, longest: int
+) -> list[Question]:
+    """Tokenises prompts; longer ones than ``longest`` tokens lose their beginning, and are counted.
+
+    Args:
+      prompts: texts or conversations.
+      numbers: of the questions.
+    """
+    out, cut = [], 0
+    for number, prompt in zip(numbers, prompts, strict=True):
+        ids = tokenizer.encode(prompt, ()).prompt_ids
+        cut += len(ids) > longest
+        out.append(Question(number, tokenizer.render(prompt), cut_prompt(ids, tokenizer, longest)))
+    if cut:
+        log.warning("%d prompts are longer than %d tokens: they lose their beginning", cut, longest)
     return out
 
 

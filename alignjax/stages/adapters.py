@@ -76,7 +76,7 @@ def whole(config: Config, base: Params | None, params: Params) -> Params:
 
 
 def load_base(
-    config: LoraConfig,
+    config: LoraConfig | None,
     model: ModelConfig,
     seed: int,
     workdir: pathlib.Path,
@@ -85,10 +85,10 @@ def load_base(
     sft: bool,
     digest: str,
 ) -> Params:
-    """Loads the base that a run's adapters were trained beside, quantised if it was.
+    """Loads the network that a run's policies began with, quantised if it was: adapters' base.
 
     Args:
-      config, model, seed: of the run's config.
+      config, model, seed: of the run's config; None: it had no adapters.
       workdir: the run's folder.
       sft: whether the run had a supervised stage.
       digest: of the base, as the run's checkpoints tell it.
@@ -96,15 +96,17 @@ def load_base(
     Raises:
       UserError: the base has changed since.
     """
+    quantize = config.quantize if config is not None else ""
     if sft:
-        load = pretrained.supervised(model, workdir, mesh, config.quantize)
+        load = pretrained.supervised(model, workdir, mesh, quantize)
     else:
-        load = pretrained.fresh(model, seed, mesh, config.quantize)
+        load = pretrained.fresh(model, seed, mesh, quantize)
     base = load()
     actual = checkpoint.tree_digest(base)
     if actual != digest:
         where = str(pretrained.supervised_params(workdir)) if sft else model.path or "the seed"
         raise UserError(
-            f"{workdir}: its adapters belong to base {digest}, {where} gives {actual}: restore it"
+            f"{workdir}: what it trained belongs to base {digest}, {where} gives {actual}: restore "
+            "it"
         )
     return base

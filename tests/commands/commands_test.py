@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from alignjax.commands import compare, finished_run, generate, win_rates
+from alignjax.commands import compare, export, finished_run, generate, win_rates
 from alignjax.config import load
 from alignjax.errors import UserError
 from alignjax.evaluation import plots
@@ -23,7 +23,7 @@ from alignjax.sampling.generate import take_questions
 from alignjax.stages import evaluation
 from alignjax.stages.data import prepare_data
 from alignjax.stages.run import Run
-from tests import runs
+from tests import runs, used
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
 
@@ -175,6 +175,13 @@ def test_generate_draws_what_the_run_drew_and_more(base, tmp_path):
     texts = [text for row in found for text in row["responses"]]
     assert texts == [s["response"].replace("\0", "\ufffd") for s in after]
     assert [len(row["responses"]) for row in found] == [3, 3, 3]
+    export.export(str(workdir), str(tmp_path / "out"))
+    said = used.samples(used.run_of(config, workdir), used.exported(tmp_path / "out"))
+    assert used.texts_and_nats(said) == used.texts_and_nats(workdir / "after.json")
+    for verb, given in (("generate", "--out=a.jsonl"), ("export", f"--to={tmp_path / 'b'}")):
+        message = runs.refused(verb, f"--workdir={workdir}", given, "--preference=1,0")
+        assert "--preference: " in message
+        assert "holds one policy, wanted none, found 1,0" in message
     ids = write(tmp_path / "p.jsonl", [{"prompt": found[1]["prompt"]}, {"prompt": "Hm? " * 99}])
     generate.run(
         config, str(workdir), str(tmp_path / "t.jsonl"), prompts=ids, samples=2, temperature=0.0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from alignjax import recipes
-from alignjax.commands import score, win_rates
+from alignjax.commands import export, score, win_rates
 from alignjax.config import MeshConfig
 from alignjax.data.records import Receipt
 from alignjax.errors import CheckpointError, UserError
@@ -27,7 +27,7 @@ from alignjax.stages.data import prepare_data
 from alignjax.testing import loss_inputs
 from alignjax.training import loop, offline
 from alignjax.world import sources as world
-from tests import runs
+from tests import runs, used
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
 
@@ -66,6 +66,13 @@ def test_every_response_scores_0_before_the_first_step_and_then_learns(base):
     assert {"rewards/accuracies", "rewards/margins"} <= set(lines[0])
     evaluated = [line["eval_rewards/accuracies"] for line in lines if "loss" not in line]
     assert len(evaluated) == 2
+
+
+def test_what_it_trained_is_exported_and_scores_alike(base, tmp_path):
+    export.export(str(base[0]), str(tmp_path / "out"))
+    scores = used.scored(base[0])
+    assert used.scored(tmp_path / "out") == scores
+    assert len({x for row in scores for x in row}) > 1
 
 
 def test_it_writes_what_its_docstring_lists(base):

@@ -97,17 +97,18 @@ def _play(
 
     key = jax.random.key(config.train.seed)
     state, counts = on_policy_game.play(job, learner, prompts, opponent, key, during)
-    return *_keep(game, state), counts
+    made = {"steps": counts["steps"], "identity": job.identity}
+    return *_keep(game, state, made), counts
 
 
-def _keep(game: Game, state: GameState) -> tuple[Reference, RewardModel]:
+def _keep(game: Game, state: GameState, made: dict[str, Any]) -> tuple[Reference, RewardModel]:
     """Saves both players, unless all of them is there; they are read back where they are needed."""
     policy, reward = game.workdir / "policy", game.workdir / "reward"
     digests = {
         "policy": pretrained.keep_params(policy, state.policy.params),
         "reward": pretrained.keep_params(reward / "params", state.reward.params),
     }
-    _describe_reward_model(game, reward, digests["reward"])
+    _describe_reward_model(game, reward, digests["reward"], made)
     storage.write_json(game.workdir / "players.json", digests)
     load = checkpoint.load_params
     policies = pretrained.target(game.config.model, game.mesh)
@@ -158,11 +159,13 @@ def _batches(game: Game, rows: Bucketed, steps: int, *, stream: int) -> Batches:
     )
 
 
-def _describe_reward_model(game: Game, folder: pathlib.Path, digest: str) -> None:
-    """Writes what `scorers.reward_model` wants beside the parameters."""
+def _describe_reward_model(
+    game: Game, folder: pathlib.Path, digest: str, made: dict[str, Any]
+) -> None:
+    """Writes what `scorers.reward_model` and ``export`` want beside the parameters."""
     config = reward_turn.config_of(game)
     storage.write_json(folder / "config.json", describe(config))
     if not config.tokenizer.path:
         storage.copy(game.workdir / "tokenizer.model", folder / "tokenizer.model")
     described = {"objectives": [], "tokenizer": game.data.tokenizer.digest, "params": digest}
-    storage.write_json(folder / "summary.json", {"reward_model": described})
+    storage.write_json(folder / "summary.json", {"reward_model": described, **made})

@@ -1,6 +1,6 @@
 """Several objectives: runs that end in a way to respond for each preference between them.
 
-A method is a module here with ``train(setting, *, ...) -> Respond``, which a config binds as
+A method is a module here with ``train(setting, *, ...) -> Policies``, which a config binds as
 ``method`` of `ObjectivesConfig`. `run` calls it and measures what it gives. Configs import methods,
 so what is heavy (the training loop, checkpoints, pictures) is imported inside the functions that
 use it.

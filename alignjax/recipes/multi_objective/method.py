@@ -6,18 +6,17 @@ from typing import Annotated
 
 import numpy as np
 
+from alignjax.commands.policies import Network, Policies, Preference
 from alignjax.config import Config
 from alignjax.data.batching import Bucketed
 from alignjax.data.records import Prompt
 from alignjax.recipes.multi_objective import ObjectivesConfig
-from alignjax.sampling.generate import Question, Sample
 from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
 
-Preference = tuple[float, ...]  # M weights >= 0 that sum to 1
-# Samples ``evaluate.samples`` responses to each prompt, in the order of the prompts.
-Respond = Callable[[Preference, Sequence[Question]], list[Sample]]
-Method = Callable[..., Respond]  # (setting, *, hyperparameters); trains, resumes if it was killed
+# (setting, *, hyperparameters): trains, resumes if it was killed, and says where the networks are
+# and how one responds to a preference.
+Method = Callable[..., Policies]
 # The hyperparameter of a method that says how many networks it trains in one program, side by side:
 # whoever plans the memory of a run finds it by this annotation.
 AtOnce = Annotated[int, "networks in one program"]
@@ -35,6 +34,20 @@ class Setting:
     def preferences(self) -> list[Preference]:
         """Those of the config, each scaled to sum to 1."""
         return [normalise(weights) for weights in self.objectives.preferences]
+
+    def policies(self, way: str, networks: Sequence[Network]) -> Policies:
+        """Makes what a method returns: see `alignjax.commands.policies`."""
+        return Policies(
+            objectives=self.objectives.names,
+            preferences=tuple(self.preferences),
+            identity={
+                "data": self.run.data.train.dataset.digest,
+                "tokenizer": self.run.data.tokenizer.digest,
+                "reference": self.reference.digest,
+            },
+            way=way,
+            networks=tuple(networks),
+        )
 
     def stage(self, config: Config, rows: Bucketed) -> Run:
         """Makes the run of one training inside the method, with a config and rows of its own."""

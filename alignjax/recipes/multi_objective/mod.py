@@ -10,26 +10,19 @@ Reference: Shi et al., Decoding-Time Language Model Alignment with Multiple Obje
 2406.18853. Only its form for the reverse KL divergence is here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from alignjax.models import mixture
-from alignjax.recipes.multi_objective import sampling, soups
-from alignjax.recipes.multi_objective.method import Preference, Respond, Setting
-from alignjax.sampling.generate import Question, Sample
+from alignjax.commands.policies import MIXTURE, Policies
+from alignjax.recipes.multi_objective import soups
+from alignjax.recipes.multi_objective.method import Setting
 
 
-def train(setting: Setting, *, expert: Callable[..., Any]) -> Respond:
+def train(setting: Setting, *, expert: Callable[..., Any]) -> Policies:
     """Trains an expert per objective; a preference gives the weights of their mixture.
 
     Args:
-      expert: ``(setting, preference) -> parameters``, called with each unit preference, such as
+      expert: ``(setting, preference) -> Network``, called with each unit preference, such as
         ``morlhf.policy`` with its hyperparameters bound.
     """
-    trained = soups.train_experts(setting, expert)
-    experts = [sampling.whole_network(setting, params) for params in trained]
-
-    def respond(preference: Preference, questions: Sequence[Question]) -> list[Sample]:
-        return sampling.respond(setting, mixture.mix(experts, preference), questions)
-
-    return respond
+    return setting.policies(MIXTURE, soups.train_experts(setting, expert))

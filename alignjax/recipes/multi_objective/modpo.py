@@ -10,20 +10,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from alignjax.commands.policies import TRAINED, Network, Policies, Preference
 from alignjax.config.fields import keywords, name_of, plain
 from alignjax.data.records import Record
 from alignjax.errors import UserError
 from alignjax.losses import modpo
-from alignjax.recipes.multi_objective import ObjectivesConfig, rows, sampling, training
-from alignjax.recipes.multi_objective.method import Preference, Respond, Rows, Setting
-from alignjax.types import Loss, Params
+from alignjax.recipes.multi_objective import ObjectivesConfig, rows, training
+from alignjax.recipes.multi_objective.method import Rows, Setting
+from alignjax.types import Loss
 
 log = logging.getLogger("alignjax")
 
 
 def train(
     setting: Setting, *, main: int | None = None, log_odds: float = 1.0, noisy: bool = False
-) -> Respond:
+) -> Policies:
     """Trains for every preference of the config, one after the other, from the same reference.
 
     A step draws one pair of every list in its batch (`modpo.select`). Scores become rewards in
@@ -49,21 +50,18 @@ def train(
     _check(loss, len(setting.objectives.names), main, log_odds)
     records = make_lists(setting.objectives, rows.scored_rows(setting), log_odds)
     lists = rows.prepare_rows(setting, records, "modpo rows")
-    folders = {preference: f"modpo-{i:02d}" for i, preference in enumerate(setting.preferences)}
-
-    def policy(preference: Preference) -> Params:
-        order = ordering(preference, main)
+    networks = []
+    for i, preference in enumerate(setting.preferences):
+        name, order = f"modpo-{i:02d}", ordering(preference, main)
+        _log_order(setting, preference, order, records)
         config = training.stage_config(
             setting.run.config,
             loss=functools.partial(loss, preference=preference, main=order),
             select=functools.partial(modpo.select, main=order, noisy=noisy),
         )
-        return training.fit(setting, folders[preference], lists, config)
-
-    for preference in folders:
-        _log_order(setting, preference, ordering(preference, main), records)
-        policy(preference)
-    return sampling.respond_if_trained(setting, policy)
+        training.fit(setting, name, lists, config)
+        networks.append(Network(preference, name))
+    return setting.policies(TRAINED, networks)
 
 
 def _check(loss: Loss, count: int, main: int | None, log_odds: float) -> None:

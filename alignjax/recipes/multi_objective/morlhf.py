@@ -35,15 +35,16 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from alignjax.commands.policies import TRAINED, Network, Policies, Preference
 from alignjax.config import CandidatesConfig, SamplingConfig
 from alignjax.data.records import Prompt, Record
 from alignjax.errors import UserError
-from alignjax.recipes.multi_objective import cost, rows, sampling
-from alignjax.recipes.multi_objective.method import Preference, Respond, Rows, Setting
+from alignjax.recipes.multi_objective import cost, rows
+from alignjax.recipes.multi_objective.method import Rows, Setting
 from alignjax.runtime import distributed
 from alignjax.sampling.generate import take_questions
 from alignjax.stages.data import Prepared
-from alignjax.types import Array, Batch, Params
+from alignjax.types import Array, Batch
 
 log = logging.getLogger("alignjax")
 
@@ -57,7 +58,7 @@ def train(
     samples: int = 4,
     normalise: str = "zscore",
     max_empty_fraction: float = 0.9,
-) -> Respond:
+) -> Policies:
     """Trains a policy for each of ``objectives.preferences``, one after the other.
 
     Args:
@@ -67,17 +68,18 @@ def train(
     Raises:
       UserError: see `policy`.
     """
-    load_policy = functools.partial(
-        policy,
-        setting,
-        steps=steps,
-        samples=samples,
-        normalise=normalise,
-        max_empty_fraction=max_empty_fraction,
-    )
-    for preference in setting.preferences:
-        load_policy(preference)
-    return sampling.respond_if_trained(setting, load_policy)
+    networks = [
+        policy(
+            setting,
+            preference,
+            steps=steps,
+            samples=samples,
+            normalise=normalise,
+            max_empty_fraction=max_empty_fraction,
+        )
+        for preference in setting.preferences
+    ]
+    return setting.policies(TRAINED, networks)
 
 
 def policy(
@@ -88,8 +90,8 @@ def policy(
     samples: int = 4,
     normalise: str = "zscore",
     max_empty_fraction: float = 0.9,
-) -> Params:
-    """Trains the policy of one preference in ``workdir/morlhf/...``, or loads it from there.
+) -> Network:
+    """Trains the policy of one preference in ``workdir/morlhf/...``, unless it is there.
 
     Args:
       setting: the run. Batch size, learning rate and adapters are the config's, the length of
@@ -102,7 +104,7 @@ def policy(
       max_empty_fraction: stop when more of a step's responses are empty; in [0, 1).
 
     Returns:
-      Its parameters: of the whole network, or adapters where the config has ``lora``.
+      Where it is; there are adapters alone where the config has ``lora``.
 
     Raises:
       UserError: a hyperparameter is out of its range, or the loss does not fit scored samples;
@@ -134,7 +136,7 @@ def policy(
     identity = {"shift": shift.tolist(), "scale": scale.tolist(), "samples": samples}
     run = setting.stage(config, data.train)
     own = dataclasses.replace(run, workdir=run.workdir / name)
-    state, _ = on_policy.fit(
+    on_policy.fit(
         own.job(name, setting.reference.digest, identity),
         learner,
         prompts,
@@ -142,7 +144,7 @@ def policy(
         jax.random.key(config.train.seed),
     )
     cost.note_steps(setting, name)
-    return state.params
+    return Network(preference, name)
 
 
 def _check(samples: int, normalise: str, max_empty_fraction: float) -> None:

@@ -29,12 +29,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from alignjax.commands.policies import TRAINED, Policies, Preference
 from alignjax.data.records import Prompt, Record
 from alignjax.errors import UserError
 from alignjax.evaluation import fronts
 from alignjax.losses import paretohqd
-from alignjax.recipes.multi_objective import rows, sampling
-from alignjax.recipes.multi_objective.method import AtOnce, Preference, Respond, Rows, Setting
+from alignjax.recipes.multi_objective import rows, sampling, stacked
+from alignjax.recipes.multi_objective.method import AtOnce, Rows, Setting
 from alignjax.sampling.generate import Question, Sample, take_questions
 from alignjax.types import Params
 
@@ -50,7 +51,7 @@ def train(
     centred: bool = False,
     prompts: int = 10_000,
     at_once: AtOnce = 4,
-) -> Respond:
+) -> Policies:
     """Trains a policy, or a set of adapters, for each preference.
 
     The config's ``loss`` (`losses.paretohqd.loss`), ``optim``, ``train`` and ``lora`` are those
@@ -68,9 +69,6 @@ def train(
       at_once: preferences trained in one program, side by side: more of them are quicker as long
         as memory holds the activations of their rows (docs/running.md).
 
-    Returns:
-      How to respond for one of the config's preferences.
-
     Raises:
       UserError: fewer responses to choose from than ``size``, or after cleaning than half of it.
     """
@@ -78,16 +76,13 @@ def train(
     choose = functools.partial(_choose, setting, curate=curate, centred=centred)
     scored = rows.scored_rows(setting)
     chosen = choose("stage1", scored, size=size)
-    policies = _fine_tune(setting, "stage1", scored, chosen, at_once=at_once)
+    name, policies = "stage1", _fine_tune(setting, "stage1", scored, chosen, at_once=at_once)
     if two_stages:
         samples, counts = _sample_representatives(setting, scored, policies, prompts)
         chosen = choose("stage2", samples, size=size // 2, counts=counts)
-        policies = _fine_tune(setting, "stage2", samples, chosen, at_once=at_once, starts=policies)
-
-    def load_policy(preference: Preference) -> Params:
-        return sampling.merged_network(setting, policies[setting.preferences.index(preference)])
-
-    return sampling.respond_if_trained(setting, load_policy)
+        name = "stage2"
+        _fine_tune(setting, name, samples, chosen, at_once=at_once, starts=policies)
+    return setting.policies(TRAINED, stacked.networks(setting, name, at_once=at_once))
 
 
 def _check(size: int, prompts: int, at_once: int) -> None:
@@ -176,8 +171,6 @@ def _fine_tune(
     starts: list[Params] | None = None,
 ) -> list[Params]:
     """Fine-tunes a policy for each preference on its chosen rows."""
-    from alignjax.recipes.multi_objective import stacked
-
     used, place = np.unique(chosen, return_inverse=True)
     records = rows.single_records(scored, used.tolist())
     prepared = rows.prepare_rows(setting, records, name)

@@ -15,26 +15,25 @@ Targets depend on the training responses alone. Where in a prompt they stand: se
 
 import dataclasses
 import logging
-import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from alignjax.commands.policies import PROMPT, Network, Policies
 from alignjax.config import Config
-from alignjax.data.encode import encode_all
-from alignjax.data.records import Prompt, Receipt, Record
+from alignjax.config.fields import name_of
+from alignjax.data.records import Prompt, Record, extend_prompt
 from alignjax.errors import UserError
 from alignjax.losses import rewards_in_context as ric
 from alignjax.recipes.multi_objective import rows, sampling, training
-from alignjax.recipes.multi_objective.method import Preference, Respond, Rows, Setting
-from alignjax.sampling.generate import Question, Sample
+from alignjax.recipes.multi_objective.method import Rows, Setting
+from alignjax.sampling import generate
+from alignjax.sampling.generate import Sample
 from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
 
 Limits = Callable[..., tuple[np.ndarray, np.ndarray]]  # [N, M] z-scores -> [M] low, [M] high
-# The last line of a plain-text prompt, where it says who speaks next.
-_OPENER = re.compile(r"\s*\n(#+ )?\w+( \w+)?:[ \t]*\Z")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,7 +80,7 @@ def train(
     online_learning_rate: float = 1e-5,
     temperature: float = 0.7,
     top_p: float = 0.9,
-) -> Respond:
+) -> Policies:
     """Trains offline as ``train`` and ``optim`` of the config say, then in rounds.
 
     Args:
@@ -115,14 +114,19 @@ def train(
 
     data = _read_training(setting, limits)
     own = [data.record(i, z) for i, z in enumerate(data.z)]
-    params = _imitate(setting, "offline", own, offline)
+    name, params = "offline", _imitate(setting, "offline", own, offline)
     frontier = np.flatnonzero(ric.keep(data.z, quantile=quantile))
     kept: list[Record] = []  # good samples of all rounds so far
     rounds: list[dict[str, int]] = []
     for number in range(1, online_rounds + 1):
         name, rng = f"online-{number}", np.random.default_rng((config.train.seed, number))
         responses, wanted = _ask(rng, data, online_samples)
-        questions = _questions(setting, wanted, range(online_samples))
+        questions = generate.ask(
+            [record.prompt for record in wanted],
+            range(online_samples),
+            setting.run.data.tokenizer,
+            config.data.max_prompt_tokens,
+        )
         samples = sampling.sample_to_train(
             setting, name, params, questions, settings=settings, seed=number
         )
@@ -135,54 +139,36 @@ def train(
         rounds.append(counts)
         params = _imitate(setting, name, [*(own[i] for i in mixed), *kept], online, start=params)
     _write_summary(setting, data, rounds)
-    return _respond_to_targets(
-        setting, params, lambda preference: target(preference, data.low, data.high)
+    return _policies(setting, name, data, target)
+
+
+def _policies(
+    setting: Setting, name: str, data: _Training, target: Callable[..., np.ndarray]
+) -> Policies:
+    """One network, and what its prompts ask for; its preference is that of none in particular."""
+    names, preferences = setting.objectives.names, setting.preferences
+    scores = [target(preference, data.low, data.high).tolist() for preference in preferences]
+    for preference, wanted in zip(preferences, scores, strict=True):
+        named = ", ".join(f"{n} {w:.1f}" for n, w in zip(names, wanted, strict=True))
+        log.info("preference %s: asked for %s", ", ".join(f"{w:.2f}" for w in preference), named)
+    return dataclasses.replace(
+        setting.policies(PROMPT, [Network((), name)]),
+        scores=tuple(map(tuple, scores)),
+        target=name_of(target),
+        low=tuple(data.low.tolist()),
+        high=tuple(data.high.tolist()),
     )
 
 
-def _respond_to_targets(
-    setting: Setting, params: Params, target: Callable[[Preference], np.ndarray]
-) -> Respond:
-    """Responds to prompts that ask for the target of a preference."""
-
-    def respond(preference: Preference, questions: Sequence[Question]) -> list[Sample]:
-        wanted = target(preference)
-        named = zip(setting.objectives.names, wanted, strict=True)
-        log.info("asked for: %s", ", ".join(f"{name} {w:.1f}" for name, w in named))
-        records = [
-            dataclasses.replace(r, prompt=condition(r.prompt, wanted))
-            for r in _held_out(setting, questions)
-        ]
-        with_targets = _questions(setting, records, [q.number for q in questions])
-        samples = sampling.respond(setting, params, with_targets)
-        each = setting.run.config.evaluate.samples
-        return [
-            dataclasses.replace(s, prompt=questions[i // each].prompt)
-            for i, s in enumerate(samples)
-        ]
-
-    return respond
-
-
 def condition(prompt: Prompt, wanted: np.ndarray | tuple[float, ...]) -> Prompt:
-    r"""A prompt that tells scores, `losses.rewards_in_context.score_text` of them.
-
-    In plain text they come at the end, or before the last line if that only says who speaks next
-    (one or two words and a colon); in a conversation at the end of the last message. So a prompt
-    that is too long loses its beginning and keeps them.
+    r"""A prompt that tells scores: `score_text` of them, where `extend_prompt` adds text.
 
     >>> condition("User: Hi!\nAssistant:", (1.25, -0.5))
     'User: Hi! <rm1_score> 1.2 <rm2_score> -0.5\nAssistant:'
     >>> condition("Once upon", (1.0, 0.0))
     'Once upon <rm1_score> 1.0 <rm2_score> 0.0'
     """
-    text = ric.score_text(wanted)
-    if not isinstance(prompt, str):
-        last = prompt[-1]
-        return (*prompt[:-1], dataclasses.replace(last, content=f"{last.content} {text}"))
-    opener = _OPENER.search(prompt)
-    end = opener.start() if opener else len(prompt.rstrip())
-    return f"{prompt[:end]} {text}{prompt[end:]}"
+    return extend_prompt(prompt, ric.score_text(wanted))
 
 
 def _check_ranges(
@@ -231,42 +217,6 @@ def _ask(rng: np.random.Generator, data: _Training, count: int) -> tuple[np.ndar
     numbers = rng.integers(0, len(data.z), count)
     targets = ric.online_targets(rng, count, low=data.low, high=data.high)
     return numbers, [data.record(i, wanted) for i, wanted in zip(numbers, targets, strict=True)]
-
-
-def _questions(
-    setting: Setting, records: Sequence[Record], numbers: Sequence[int]
-) -> list[Question]:
-    """Tokenises the records' prompts, and cuts them as the data are."""
-    limits, receipt = setting.run.config.data, Receipt()
-    encoded = encode_all(
-        records,
-        setting.run.data.tokenizer,
-        max_prompt_tokens=limits.max_prompt_tokens,
-        max_response_tokens=limits.max_response_tokens,
-        receipt=receipt,
-    )
-    questions = [
-        Question(number, row.prompt, row.prompt_ids)
-        for number, row in zip(numbers, encoded, strict=True)
-    ]
-    if cut := receipt.warned.get("truncated_prompt"):
-        total, limit = f"{receipt.rows_in:,}", f"{limits.max_prompt_tokens:,}"
-        log.info("prompts that ask for scores: %s of %s cut to %s tokens", f"{cut:,}", total, limit)
-    return questions
-
-
-def _held_out(setting: Setting, questions: Sequence[Question]) -> list[Record]:
-    """Finds the records of questions, whose prompts a chat template may have rendered.
-
-    Raises:
-      UserError: a prompt is none of the held-out ones.
-    """
-    data = setting.run.data
-    known = {data.tokenizer.render(r.prompt): r for r in data.original_records.values()}
-    for question in questions:
-        if question.prompt not in known:
-            raise UserError(f"prompt: wanted one of the held-out rows, found {question.prompt!r}")
-    return [known[question.prompt] for question in questions]
 
 
 def _usable(

@@ -6,6 +6,7 @@ Read it downwards: `run` is the order of events. What each stage writes into the
     pretrained/                                      what came with the model of model.path
     sft/                                             the policy that methods start from
     cache/                                           prepared rows, reference log-probabilities
+    policies.json                                    what was trained, for generate and export
     rows.json  seconds/  and what the method keeps   see `rows`, `cost`, and the method
     said/                                            sampled responses, a file a preference
     front.json                                       their scores: what the verb front compares
@@ -21,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from alignjax.commands import front
+from alignjax.commands import front, policies
+from alignjax.commands.policies import Policies, Preference
 from alignjax.config import Config
 from alignjax.config.fields import describe, name_of
 from alignjax.data.batching import Bucketed
@@ -29,8 +31,8 @@ from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
 from alignjax.evaluation import fronts
 from alignjax.evaluation.tables import say
-from alignjax.recipes.multi_objective import ObjectivesConfig, cost
-from alignjax.recipes.multi_objective.method import Preference, Respond, Setting
+from alignjax.recipes.multi_objective import ObjectivesConfig, cost, sampling
+from alignjax.recipes.multi_objective.method import Setting
 from alignjax.recipes.multi_objective.rows import objectives_scorer
 from alignjax.recipes.run import open_run
 from alignjax.runtime import storage, workdirs
@@ -56,8 +58,9 @@ def run(
         example = run.data.original_records[run.data.originals.dataset[0].id]
         objectives_scorer(objectives, config).tables([example], objectives.names)
         setting = Setting(run, sft.reference_of(run), objectives)
-        respond = objectives.method(setting)
-        return _report(setting, _measure(setting, respond))
+        trained = objectives.method(setting)
+        policies.keep(run.workdir, trained)
+        return _report(setting, _measure(setting, trained))
 
 
 def _check(config: Config, rows: Bucketed) -> None:
@@ -67,14 +70,14 @@ def _check(config: Config, rows: Bucketed) -> None:
         check_losses(dataclasses.replace(config, recipe=None, loss=loss, select=select), rows)
 
 
-def _measure(setting: Setting, respond: Respond) -> dict[str, Any]:
+def _measure(setting: Setting, trained: Policies) -> dict[str, Any]:
     """Samples for every preference and scores the samples: the content of ``front.json``."""
     run, objectives = setting.run, setting.objectives
     questions = take_questions(run.data.originals, run.config.evaluate.prompts)
     scorer = objectives_scorer(objectives, run.config)
     scores, collapsed = [], []
     for i, preference in enumerate(setting.preferences):
-        samples = _sample(setting, respond, questions, i, preference)
+        samples = _sample(setting, trained, questions, i, preference)
         records = evaluation.records_of(run.data, questions, samples)
         tables = scorer.tables(records, objectives.names)
         scores.append([table.mean(axis=0).tolist() for table in tables])
@@ -127,7 +130,7 @@ def _true_front(objectives: ObjectivesConfig, prompts: list[str]) -> list[list[f
 
 
 def _sample(
-    setting: Setting, respond: Respond, questions: list[Question], i: int, preference: Preference
+    setting: Setting, trained: Policies, questions: list[Question], i: int, preference: Preference
 ) -> list[Sample]:
     """Samples responses to the held-out prompts for preference number i, or reads them back."""
     run = setting.run
@@ -146,7 +149,7 @@ def _sample(
 
     def draw(scratch: pathlib.Path) -> list[Sample]:
         log.info("preference %s", ", ".join(f"{w:.2f}" for w in preference))
-        return respond(preference, questions)
+        return sampling.respond(setting, trained, preference, questions)
 
     return reuse_samples(run.workdir / "said" / f"{i:02d}.json", key, draw)
 

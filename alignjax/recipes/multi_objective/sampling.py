@@ -3,27 +3,27 @@
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
+from alignjax.commands import policies
+from alignjax.commands.policies import Policies, Preference
 from alignjax.config import SamplingConfig
-from alignjax.config.fields import identity
+from alignjax.config.fields import describe, identity
 from alignjax.errors import UserError
-from alignjax.models.mixture import Mixture
 from alignjax.recipes.multi_objective import cost
-from alignjax.recipes.multi_objective.method import Preference, Respond, Setting
-from alignjax.sampling import generate
+from alignjax.recipes.multi_objective.method import Setting
 from alignjax.sampling.generate import Question, Sample
 from alignjax.types import Params
 
 
-def whole_network(setting: Setting, params: Params | Mixture) -> Params | Mixture:
+def whole_network(setting: Setting, params: Params) -> Params:
     """Joins adapters of `training.fit` to the reference; leaves whole networks as they are."""
     from alignjax.stages import adapters
 
-    if isinstance(params, Mixture) or "embed" in params:
+    if "embed" in params:
         return params
     return adapters.whole(setting.run.config, setting.reference.load(), params)
 
@@ -39,36 +39,33 @@ def merged_network(setting: Setting, params: Params) -> Params:
 
 
 def respond(
-    setting: Setting, params: Params | Mixture, questions: Sequence[Question]
+    setting: Setting, trained: Policies, preference: Preference, questions: Sequence[Question]
 ) -> list[Sample]:
-    """Samples responses to prompts as ``evaluate`` says.
+    """Samples responses to held-out prompts as ``evaluate`` says, for a preference of the config.
 
-    Args:
-      params: of a whole network, adapters of `training.fit`, or a mixture of whole networks.
+    Raises:
+      UserError: the method trains a network for each preference, and did not for this one.
     """
-    sampling = setting.run.sampling(setting.run.config.evaluate, "  sampling")
-    return generate.respond(sampling, whole_network(setting, params), questions)
+    from alignjax.commands import finished_run, networks
 
-
-def respond_if_trained(setting: Setting, load_policy: Callable[[Preference], Params]) -> Respond:
-    """Responds with the policy of a preference, for methods that train one for each.
-
-    Args:
-      load_policy: gives the policy of one of the config's preferences.
-
-    Returns:
-      Raises a `UserError` for any other preference.
-    """
-
-    def respond_for(preference: Preference, questions: Sequence[Question]) -> list[Sample]:
-        if preference not in setting.preferences:
-            raise UserError(
-                f"preference {preference}: no policy was trained for it; wanted one of "
-                "recipe.objectives.preferences"
-            )
-        return respond(setting, load_policy(preference), questions)
-
-    return respond_for
+    run = setting.run
+    there = [network.preference for network in trained.networks]
+    if trained.way == policies.TRAINED and preference not in there:
+        raise UserError(
+            f"recipe.objectives.method: wanted a policy for {policies.as_flag(preference)}, found "
+            f"{' '.join(map(policies.as_flag, there))}"
+        )
+    rows = run.data.originals.dataset
+    records = [run.data.original_records[rows[question.number].id] for question in questions]
+    own = finished_run.trained_in(run.workdir, describe(run.config))
+    return networks.respond(
+        run.sampling(run.config.evaluate, "  sampling"),
+        networks.Source(own, run.mesh, setting.reference.load),
+        policies.choose(trained, preference),
+        [record.prompt for record in records],
+        questions,
+        max_prompt_tokens=run.config.data.max_prompt_tokens,
+    )
 
 
 def sample_to_train(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alignjax.commands.policies import Network
 from alignjax.config import Config
 from alignjax.data.batching import Batches, Bucketed, choose_shapes, deal_batches, shuffled
 from alignjax.recipes.multi_objective import cost, training
@@ -49,6 +50,20 @@ def fit_each(
         folder = f"{name}/{first:02d}"
         networks += _fit_together(setting, folder, rows, chosen[part], first, begin)
     return networks
+
+
+def networks(setting: Setting, name: str, *, at_once: int) -> list[Network]:
+    """Says where `fit_each` leaves the network of each preference."""
+    preferences = setting.preferences
+    return [
+        Network(
+            preference,
+            f"{name}/{i - i % at_once:02d}",
+            member=i % at_once,
+            members=min(at_once, len(preferences) - (i - i % at_once)),
+        )
+        for i, preference in enumerate(preferences)
+    ]
 
 
 def _fit_together(

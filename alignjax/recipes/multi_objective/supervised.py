@@ -1,10 +1,9 @@
 """No alignment at all: the supervised policy that methods start from, for every preference."""
 
-from alignjax.recipes.multi_objective import sampling
-from alignjax.recipes.multi_objective.method import Respond, Setting
+from alignjax.commands.policies import TRAINED, Network, Policies
+from alignjax.recipes.multi_objective.method import Setting
 
 
-def train(setting: Setting) -> Respond:
+def train(setting: Setting) -> Policies:
     """Trains nothing: the supervised policy responds for every preference."""
-    params = setting.reference.load()
-    return lambda preference, questions: sampling.respond(setting, params, questions)
+    return setting.policies(TRAINED, [Network(p, folder="") for p in setting.preferences])

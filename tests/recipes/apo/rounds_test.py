@@ -32,7 +32,7 @@ from alignjax.stages.data import prepare_data
 from alignjax.stages.run import Run
 from alignjax.training import optim
 from alignjax.world import sources as world
-from tests import runs
+from tests import runs, used
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
 
@@ -344,7 +344,14 @@ def test_the_last_policy_is_what_the_verbs_take(base, tmp_path):
     export.export(str(workdir), str(tmp_path / "exported"))
     card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
     assert f"`{sft.loss.__module__}.loss`, 2 steps" in card
-    assert (tmp_path / "exported" / "model.safetensors").is_file()
+    wanted = used.texts_and_nats(workdir / "round-2" / "samples.json")
+    said = used.samples(used.run_of(config(), workdir), used.exported(tmp_path / "exported"))
+    assert used.texts_and_nats(said) == wanted
+    assert used.generated(config(), workdir, tmp_path / "a.jsonl") == used.written(wanted)
+    for name in ("base", "round-2/reward"):
+        to = tmp_path / name.replace("/", "-")
+        export.export(str(workdir / name), str(to))
+        assert used.scored(to) == used.scored(workdir / name)
     with pytest.raises(UserError, match=r"holds a game, not a reward model: .*round-\*/reward"):
         reward_models.find(str(workdir))
     assert reward_models.find(str(workdir / "round-2/reward")).digest

@@ -10,7 +10,7 @@ import json
 import pytest
 
 from alignjax import recipes
-from alignjax.commands import finished_run
+from alignjax.commands import export, finished_run
 from alignjax.config import OptimConfig, ReferenceConfig, SamplingConfig, TrainConfig
 from alignjax.errors import UserError
 from alignjax.losses import apo
@@ -20,7 +20,7 @@ from alignjax.runtime import checkpoint
 from alignjax.runtime.faults import FaultError
 from alignjax.training import optim
 from alignjax.world import sources as world
-from tests import runs
+from tests import runs, used
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
 
@@ -72,13 +72,23 @@ def test_both_players_are_measured_before_and_after(clean):
     assert steps == list(range(1, 10))
 
 
-def test_what_it_leaves_can_be_used(clean):
+def test_what_it_leaves_can_be_used(clean, tmp_path):
     workdir, _ = clean
     ended = json.loads((workdir / "players.json").read_text())
     policy = finished_run.load_policy(config(), str(workdir))
     assert checkpoint.tree_digest(policy) == ended["policy"]
-    found = reward_models.find(str(workdir / "reward"))
-    assert found.digest == ended["reward"]
+    reward = workdir / "reward"
+    assert reward_models.find(str(reward)).digest == ended["reward"]
+    for name in ("", "reward"):
+        export.export(str(workdir / name), str(tmp_path / f"exported{name}"))
+    said = used.samples(used.run_of(config(), workdir), used.exported(tmp_path / "exported"))
+    wanted = used.texts_and_nats(workdir / "round-1" / "samples.json")
+    assert used.texts_and_nats(said) == wanted
+    assert used.generated(config(), workdir, tmp_path / "a.jsonl") == used.written(wanted)
+    scores = used.scored(reward)
+    assert used.scored(tmp_path / "exportedreward") == scores
+    assert len({x for row in scores for x in row}) > 1
+    assert f"{3 * STEPS} steps" in (tmp_path / "exportedreward" / "README.md").read_text()
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_bits(clean, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from alignjax import recipes
+from alignjax.commands import export
 from alignjax.errors import UserError
 from alignjax.losses import dpo, modpo
 from alignjax.recipes import ObjectivesConfig
@@ -19,7 +20,7 @@ from alignjax.recipes.multi_objective.method import Rows, Setting
 from alignjax.rewards import scorers
 from alignjax.stages.run import Run
 from alignjax.world import sources as world
-from tests import runs
+from tests import runs, used
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
 
@@ -106,6 +107,18 @@ def test_each_preference_has_a_policy_of_its_own(base):
     assert first["rewards/collective"] == other["rewards/collective"] == 0
     assert first["rewards/margins"] == 0
     assert abs(other["rewards/margins"]) > 1e-3  # harmless is the margin
+
+
+def test_its_policies_are_exported_and_sampled(base, tmp_path):
+    workdir, settings = base[0], config(log_odds=2.0)
+    export.export(str(workdir), str(tmp_path / "out"), preference="all")
+    run = used.run_of(settings, workdir)
+    for i, name in enumerate(("1-0", "0.25-0.75")):
+        said = used.texts_and_nats(workdir / "said" / f"{i:02d}.json")
+        found = used.samples(run, used.exported(tmp_path / "out" / name))
+        assert used.texts_and_nats(found) == said
+    texts = used.generated(settings, workdir, tmp_path / "a.jsonl", preference="0.25,0.75")
+    assert texts == used.written(said)
 
 
 def test_killed_in_the_second_policy_it_keeps_the_first(base, tmp_path):

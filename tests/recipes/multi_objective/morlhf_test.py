@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 
 from alignjax import recipes
+from alignjax.commands import export, finished_run, networks
+from alignjax.commands.policies import Network
 from alignjax.config import EvaluateConfig
+from alignjax.config.fields import describe
 from alignjax.errors import UserError
 from alignjax.losses import apo
 from alignjax.models import reward_head
 from alignjax.models.config import LoraConfig
 from alignjax.recipes import ObjectivesConfig
-from alignjax.recipes.multi_objective import morlhf, sampling
+from alignjax.recipes.multi_objective import morlhf
 from alignjax.recipes.multi_objective import rows as rows_of
 from alignjax.rewards import reward_models, scorers
-from alignjax.runtime import checkpoint
 from alignjax.sampling import generate
-from tests import runs
+from tests import runs, used
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
 
@@ -63,8 +65,7 @@ def front(tmp_path_factory, whole_run):
 
 def scores_of(setting, params):
     """``[S, M]`` scores of samples of a policy."""
-    questions = generate.take_questions(setting.run.data.originals, 16)
-    said = sampling.respond(setting, params, questions)
+    said = used.samples(setting.run, params)
     return np.array([[judge(s.prompt, s.response)[n] for n in NAMES] for s in said])
 
 
@@ -83,13 +84,21 @@ def test_a_policy_that_was_trained_is_read_back(front, monkeypatch):
     workdir, setting = front
     name = workdir / "morlhf" / "1.0000-0.0000"
     before = (name / "metrics.jsonl").read_bytes()
-    first = morlhf.policy(setting, (1.0, 0.0), steps=16)
-    assert checkpoint.tree_digest(first) == checkpoint.tree_digest(
-        morlhf.policy(setting, (1.0, 0.0), steps=16)
-    )
+    network = morlhf.policy(setting, (1.0, 0.0), steps=16)
+    assert network == Network((1.0, 0.0), "morlhf/1.0000-0.0000")
     assert (name / "metrics.jsonl").read_bytes() == before
     with pytest.raises(UserError, match=r"belongs to another run: samples 4 \(this run: 3\)"):
         morlhf.policy(setting, (1.0, 0.0), steps=16, samples=3)
+
+
+def test_its_policies_are_exported_and_sampled(front, tmp_path):
+    workdir, _ = front
+    said = used.texts_and_nats(workdir / "said" / "01.json")
+    export.export(str(workdir), str(tmp_path / "out"), preference="0.1,0.9")
+    found = used.samples(used.run_of(config(), workdir), used.exported(tmp_path / "out"))
+    assert used.texts_and_nats(found) == said
+    texts = used.generated(config(), workdir, tmp_path / "a.jsonl", preference="0,1")
+    assert texts == used.written(said)
 
 
 def test_only_adapters_are_trained_where_the_config_has_them(front, tmp_path):
@@ -97,11 +106,12 @@ def test_only_adapters_are_trained_where_the_config_has_them(front, tmp_path):
     lora = dataclasses.replace(setting.run.config, lora=LoraConfig(rank=2, targets=("q", "v")))
     run = dataclasses.replace(setting.run, config=lora, workdir=tmp_path)
     setting = dataclasses.replace(setting, run=run)
-    params = morlhf.policy(setting, (0.5, 0.5), steps=2)
+    network = morlhf.policy(setting, (0.5, 0.5), steps=2)
+    own = finished_run.trained_in(tmp_path, describe(lora))
+    source = networks.Source(own, run.mesh, setting.reference.load)
+    params = networks.load_trained(source, network)
     assert set(params) == {"layers"}
     assert any(np.abs(x["lora_b"]).max() > 0 for x in params["layers"].values())
-    questions = generate.take_questions(setting.run.data.originals, 2)
-    assert len(sampling.respond(setting, params, questions)) == 8
 
 
 def batch_of(setting, k=3):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from alignjax import recipes
+from alignjax.commands import export
 from alignjax.errors import UserError
 from alignjax.evaluation import fronts
 from alignjax.losses import paretohqd
@@ -18,12 +19,12 @@ from alignjax.models.config import LoraConfig
 from alignjax.recipes import ObjectivesConfig
 from alignjax.recipes.multi_objective import paretohqd as method
 from alignjax.recipes.multi_objective import rows as rows_of
-from alignjax.recipes.multi_objective import stacked
+from alignjax.recipes.multi_objective import sampling, stacked
 from alignjax.recipes.multi_objective.method import Rows
 from alignjax.rewards import scorers
 from alignjax.sampling.generate import take_questions
 from alignjax.world import sources as world
-from tests import runs
+from tests import runs, used
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
 
@@ -138,6 +139,20 @@ def test_one_after_the_other_gives_what_side_by_side_gives(base, setting):
         fit("alone", at_once=1, starts=together)
 
 
+def test_its_policies_are_exported_and_sampled(base, tmp_path, caplog):
+    """Adapters that were trained side by side, in two programs: each by itself."""
+    export.export(str(base), str(tmp_path / "out"), preference="all")
+    run = used.run_of(config(), base)
+    for i, name in enumerate(("0-1", "0.5-0.5", "1-0")):
+        said = used.texts_and_nats(base / "said" / f"{i:02d}.json")
+        found = used.samples(run, used.exported(tmp_path / "out" / name))
+        assert used.texts_and_nats(found) == said
+    texts = used.generated(config(), base, tmp_path / "a.jsonl", preference="0.9,0.1")
+    assert texts == used.written(said)
+    with pytest.raises(UserError, match=r"out: exists already"):
+        export.export(str(base), str(tmp_path / "out"), preference="1,0")
+
+
 def test_killed_in_its_second_stage_it_ends_the_same(base, tmp_path):
     workdir = shutil.copytree(base, tmp_path / base.name)
     for name in ("stage2", "said"):
@@ -153,14 +168,14 @@ def test_killed_in_its_second_stage_it_ends_the_same(base, tmp_path):
 
 
 def test_stage_1_alone_and_linear_curation_are_the_ablations(base, setting):
-    respond = method.train(setting, size=8, at_once=2, two_stages=False)
+    trained = method.train(setting, size=8, at_once=2, two_stages=False)
     questions = take_questions(setting.run.data.originals, 2)
-    one = respond(PREFERENCES[0], questions)
+    one = sampling.respond(setting, trained, PREFERENCES[0], questions)
     both = read(base / "said" / "00.json")["samples"]
     assert [s.prompt for s in one] == [s["prompt"] for s in both]
     assert [s.logps for s in one] != [s["logps"] for s in both]
-    with pytest.raises(UserError, match=r"\(0.3, 0.7\): no policy was trained for it"):
-        respond((0.3, 0.7), questions)
+    with pytest.raises(UserError, match=r"wanted a policy for 0.3,0.7, found 0,1 0.5,0.5 1,0"):
+        sampling.respond(setting, trained, (0.3, 0.7), questions)
     folder = base / "linear"
     other = dataclasses.replace(setting, run=dataclasses.replace(setting.run, workdir=folder))
     folder.mkdir()
@@ -175,8 +190,9 @@ def test_whole_networks_are_trained_where_there_are_no_adapters(setting, tmp_pat
     config = dataclasses.replace(setting.run.config, lora=None)
     run = dataclasses.replace(setting.run, config=config, workdir=tmp_path)
     whole = dataclasses.replace(setting, run=run)
-    respond = method.train(whole, size=8, at_once=3, two_stages=False)
-    assert len(respond(PREFERENCES[2], take_questions(setting.run.data.originals, 2))) == 4
+    trained = method.train(whole, size=8, at_once=3, two_stages=False)
+    questions = take_questions(setting.run.data.originals, 2)
+    assert len(sampling.respond(whole, trained, PREFERENCES[2], questions)) == 4
 
 
 def test_centred_scores_are_what_is_above_the_mean_of_a_prompt():

@@ -5,13 +5,13 @@ import json
 import re
 import shutil
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from alignjax import recipes
-from alignjax.data.records import Message, Receipt, Record
+from alignjax.commands import export, policies
+from alignjax.data.records import Message, Receipt
 from alignjax.data.tokenizer import load
 from alignjax.errors import UserError
 from alignjax.losses import rewards_in_context as ric
@@ -19,9 +19,9 @@ from alignjax.recipes import ObjectivesConfig
 from alignjax.recipes.multi_objective import rewards_in_context, sampling
 from alignjax.recipes.multi_objective import rows as rows_of
 from alignjax.rewards import scorers
-from alignjax.sampling.generate import Question
+from alignjax.sampling.generate import ask, take_questions
 from alignjax.stages import data
-from tests import runs
+from tests import runs, used
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
 
@@ -181,48 +181,47 @@ def test_targets_are_of_the_training_responses(base, rows):
     np.testing.assert_allclose([found["low"], found["high"]], [z.min(axis=0), z.max(axis=0)])
 
 
-def test_a_preference_is_asked_for_and_the_samples_answer_the_plain_prompt(
-    base, monkeypatch, tmp_path
-):
-    """What is sampled for a preference is what the policy says to the prompt with its target."""
+def asked(run, wanted):
+    """The held-out prompts as they ask for z-scores."""
+    questions = take_questions(run.data.originals, run.config.evaluate.prompts)
+    prompts = [rewards_in_context.condition(q.prompt, wanted) for q in questions]
+    numbers = [q.number for q in questions]
+    return questions, ask(prompts, numbers, run.data.tokenizer, run.config.data.max_prompt_tokens)
+
+
+def test_a_preference_is_asked_for_and_the_samples_answer_the_plain_prompt(base, tmp_path, caplog):
+    """While it runs, by `generate` afterwards, and by the one network that is exported."""
+    workdir, run = base[0], used.run_of(config(), base[0])
+    export.export(str(workdir), str(tmp_path / "out"), preference="1,0")
+    network = used.exported(tmp_path / "out")
+    limits = {k: np.array(told(workdir)[k]) for k in ("low", "high")}
     seen = []
-    respond = sampling.respond
-
-    def spy(setting, params, questions):
-        seen.append(list(questions))
-        return respond(setting, params, questions)
-
-    monkeypatch.setattr(sampling, "respond", spy)
-    for path in (base[0] / "said").glob("*.json"):
-        path.unlink()
-    recipes.run_config(config(), base[0])
-    limits = {k: np.array(told(base[0])[k]) for k in ("low", "high")}
-    for i, preference in enumerate(PREFERENCES):
-        wanted = ric.l2(preference, **limits)
-        said = json.loads((base[0] / "said" / f"{i:02d}.json").read_text())["samples"]
-        assert len(said) == 2 * len(seen[i]) == 4
-        for j, question in enumerate(seen[i]):
-            pair = said[2 * j : 2 * j + 2]
-            (plain,) = {s["prompt"] for s in pair}
-            assert "_score>" not in plain
-            assert question.prompt == rewards_in_context.condition(plain, wanted)
-    # The same prompts and randomness, another target.
-    assert [q.number for q in seen[0]] == [q.number for q in seen[1]]
-    assert [list(q.ids) for q in seen[0]] != [list(q.ids) for q in seen[1]]
+    for i, preference in enumerate(((1.0, 0.0), (0.5, 0.5))):
+        questions, with_scores = asked(run, ric.l2(preference, **limits))
+        seen.append([q.ids.tolist() for q in with_scores])
+        found = used.samples(run, network, with_scores)
+        assert used.texts_and_nats(found) == used.texts_and_nats(workdir / f"said/{i:02d}.json")
+        said = json.loads((workdir / "said" / f"{i:02d}.json").read_text())["samples"]
+        assert [s["prompt"] for s in said] == [q.prompt for q in questions for _ in range(2)]
+    assert seen[0] != seen[1]
+    new = ric.l2((0.25, 0.75), **limits)
+    wanted = used.texts_and_nats(used.samples(run, network, asked(run, new)[1]))
+    with caplog.at_level("INFO", logger="alignjax"):
+        texts = used.generated(config(), workdir, tmp_path / "a.jsonl", preference="0.25,0.75")
+    assert texts == used.written(wanted)
+    assert f"with {ric.score_text(new)!r} at the end of every prompt" in caplog.text
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ric.score_text(ric.l2((1.0, 0.0), **limits)) in card
 
 
-def test_questions_are_found_among_the_held_out_rows_by_their_text():
-    """A conversation's messages are needed: the scores go into one of them."""
-    turns = (Message("user", "Why?"),)
-    records = {"a": Record(id="a", prompt=turns, responses=("x",)),
-               "b": Record(id="b", prompt="Once", responses=("y",))}  # fmt: skip
-    tokens = SimpleNamespace(render=lambda prompt: prompt if prompt == "Once" else "<u>Why?</u>")
-    data = SimpleNamespace(tokenizer=tokens, original_records=records)
-    setting = SimpleNamespace(run=SimpleNamespace(data=data))
-    questions = [Question(n, text, np.zeros(0)) for n, text in ((7, "Once"), (3, "<u>Why?</u>"))]
-    assert rewards_in_context._held_out(setting, questions) == [records["b"], records["a"]]
-    with pytest.raises(UserError, match="wanted one of the held-out rows, found 'Why'"):
-        rewards_in_context._held_out(setting, [*questions, Question(0, "Why", np.zeros(0))])
+def test_scores_that_a_function_of_ones_own_asks_for_are_known_of_the_trained_preferences(base):
+    made = policies.find(base[0], json.loads((base[0] / "config.json").read_text()))
+    own = dataclasses.replace(made, target="mine.target")
+    assert policies.choose(own, (0.5, 0.5)).scores == made.scores[1]
+    with pytest.raises(
+        UserError, match=r"told by mine\.target, .* wanted one of 1,0 0.5,0.5, found"
+    ):
+        policies.choose(own, (0.25, 0.75))
 
 
 def test_killed_in_its_first_round_it_ends_the_same(base, tmp_path):

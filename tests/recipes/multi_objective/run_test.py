@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import types
 from functools import partial
@@ -11,10 +12,14 @@ import numpy as np
 import pytest
 
 from alignjax import recipes
+from alignjax.commands import export, policies
+from alignjax.commands import generate as generate_command
+from alignjax.commands.policies import TRAINED, Network
 from alignjax.data.records import Record
 from alignjax.errors import UserError
 from alignjax.evaluation import fronts
 from alignjax.losses import dpo, sft
+from alignjax.models import mixture
 from alignjax.models.config import LoraConfig
 from alignjax.recipes import ObjectivesConfig
 from alignjax.recipes.multi_objective import mod, sampling, soups, supervised, training
@@ -22,11 +27,11 @@ from alignjax.recipes.multi_objective import rows as scored
 from alignjax.recipes.multi_objective import run as recipe
 from alignjax.recipes.multi_objective.method import normalise
 from alignjax.rewards import scorers
-from alignjax.runtime import checkpoint, metrics
+from alignjax.runtime import checkpoint, metrics, workdirs
 from alignjax.sampling import generate
 from alignjax.stages import adapters
 from alignjax.world import sources as world
-from tests import runs
+from tests import runs, used
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
 
@@ -46,7 +51,7 @@ SEEN = []  # the settings that methods were given
 def nearest(setting, *, size: int = 8):
     """Fine-tuning on the best responses by weighted sum, of the data and of samples."""
     SEEN.append(setting)
-    policies = {}
+    networks = []
     rows = scored.scored_rows(setting)
     questions = generate.take_questions(setting.run.data.train, 4)
     drawn = sampling.sample_to_train(
@@ -64,8 +69,9 @@ def nearest(setting, *, size: int = 8):
         name = f"nearest/{i}"
         records = [*scored.single_records(rows, best), *texts]
         fitted = scored.prepare_rows(setting, records, name)
-        policies[normalise(weights)] = training.fit(setting, name, fitted, stage(setting))
-    return sampling.respond_if_trained(setting, policies.__getitem__)
+        training.fit(setting, name, fitted, stage(setting))
+        networks.append(Network(normalise(weights), name))
+    return setting.policies(TRAINED, networks)
 
 
 def stage(setting, **changes):
@@ -192,7 +198,68 @@ def test_the_supervised_policy_answers_alike_for_every_preference(base, tmp_path
     assert found["reference"] == told(base[0])["reference"]
     assert found["scores"][0] == found["scores"][1]
     assert found["seconds"] == 0
+    own = config(method=supervised.train)
+    export.export(str(tmp_path), str(tmp_path / "out"), preference="1,0")
+    texts = used.texts_and_nats(used.samples(used.run_of(own, tmp_path), used.exported(
+        tmp_path / "out")))  # fmt: skip
+    assert texts == used.texts_and_nats(tmp_path / "said" / "00.json")
     assert summary["fronts"][tmp_path.name]["hypervolume"] is None  # one point spans no box
+
+
+def test_afterwards_a_preference_chooses_the_nearest_policy(base, tmp_path, caplog):
+    workdir, _ = base
+    said = used.texts_and_nats(workdir / "said" / "01.json")
+    with caplog.at_level("INFO", logger="alignjax"):
+        found = used.generated(config(), workdir, tmp_path / "a.jsonl", preference="0.6,0.4")
+    assert found == used.written(said)
+    assert "--preference=0.6,0.4: the policy trained for 0.5,0.5, at a distance of 0.1414" in (
+        caplog.text
+    )
+    export.export(str(workdir), str(tmp_path / "out"), preference="0.34,0.67")
+    run = used.run_of(config(), workdir)
+    assert used.texts_and_nats(used.samples(run, used.exported(tmp_path / "out"))) == said
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| preference | the policy trained for 0.5,0.5, at a distance of 0.2" in card
+    assert "2 steps" in card
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("", r"w: wanted one, e\.g\. --preference=1,0, found none; trained for 1,0 0.5,0.5"),
+        ("--preference=0.3,0.3,0.4", r"wanted 2 numbers, the weights of short, first, .*'0.3,0.3,"),
+        ("--preference=1.5,-0.5", r"not negative and with sum 1, .* found '1.5,-0.5'"),
+        ("--preference=0.3,0.6", r"with sum 1, e\.g\. --preference=1,0, found '0.3,0.6'"),
+        ("--preference=half,half", r"found 'half,half'"),
+        ("--preference=nan,1", r"found 'nan,1'"),
+    ],
+)
+def test_a_preference_is_checked_before_anything_is_compiled(base, tmp_path, flag, message):
+    for name in ("config.json", "policies.json"):
+        (tmp_path / "w").mkdir(exist_ok=True)
+        shutil.copy(base[0] / name, tmp_path / "w")
+    given = [f"--workdir={tmp_path / 'w'}", f"--to={tmp_path / 'out'}", *filter(None, [flag])]
+    assert re.search(r"--preference: .*" + message, runs.refused("export", *given))
+    with pytest.raises(UserError, match=message):
+        generate_command.run(
+            config(), str(tmp_path / "w"), "x.jsonl", preference=flag.rpartition("=")[2]
+        )
+
+
+def test_policies_that_are_not_all_trained_are_not_used(base, tmp_path):
+    shutil.copy(base[0] / "config.json", tmp_path)
+    given = [f"--workdir={tmp_path}", f"--to={tmp_path / 'out'}", "--preference=1,0"]
+    assert "has not trained all of its policies" in runs.refused("export", *given)
+
+
+def test_weights_rounded_to_two_digits_are_scaled():
+    three = ((1.0, 0.0, 0.0),)
+    made = policies.Policies(
+        objectives=("a", "b", "c"), preferences=three, identity={}, way=TRAINED, networks=()
+    )
+    assert policies.parse(made, "0.33,0.33,0.33") == pytest.approx((1 / 3,) * 3)
+    with pytest.raises(UserError, match="with sum 1"):
+        policies.parse(made, "0.32,0.33,0.33")
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +324,10 @@ def test_adapters_are_trained_from_the_reference_or_from_others(setting):
     )
     assert checkpoint.tree_digest(further) == checkpoint.tree_digest(first)
     questions = generate.take_questions(setting.run.data.originals, 1)
-    one, other = (sampling.respond(rank2, x, questions) for x in (first, further))
+    one, other = (
+        used.samples(rank2.run, sampling.whole_network(rank2, x), questions)
+        for x in (first, further)
+    )
     assert [(s.response, s.logps) for s in one] == [(s.response, s.logps) for s in other]
 
 
@@ -311,34 +381,67 @@ def one_objective(setting, preference, *, rate: float = 0.05):
     best = np.argsort(-(rows.scores @ np.array(preference)))[:8]
     made = scored.prepare_rows(setting, scored.single_records(rows, best), "best")
     name = f"expert-{preference.index(1.0)}"
-    return training.fit(setting, name, made, stage(setting, learning_rate=rate))
+    training.fit(setting, name, made, stage(setting, learning_rate=rate))
+    return Network(preference, name)
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_soups_and_mixtures_of_one_expert_are_that_expert(setting, tmp_path, rank):
+def test_soups_and_mixtures_of_experts_while_they_run_and_afterwards(
+    base, setting, tmp_path, rank, caplog
+):
     lora = LoraConfig(rank=rank) if rank else None
     own = changed(
         setting, config=dataclasses.replace(setting.run.config, lora=lora), workdir=tmp_path
     )
-    experts = soups.train_experts(own, one_objective)
-    questions = generate.take_questions(setting.run.data.originals, 2)
-
-    def said(respond, preference=()):
-        samples = respond(preference, questions)
-        return [s.response for s in samples], np.array([s.logps for s in samples])
-
+    run = own.run
+    questions = generate.take_questions(run.data.originals, run.config.evaluate.prompts)
     both = {m: m.train(own, expert=one_objective) for m in (soups, mod)}
-    alone = [said(lambda _, questions, e=e: sampling.respond(own, e, questions)) for e in experts]
-    assert alone[0][0] != alone[1][0]
-    for k, unit in enumerate(((1.0, 0.0), (0.0, 1.0))):
-        for method, respond in both.items():
-            texts, logps = said(respond, unit)
-            assert texts == alone[k][0], method
+    experts = own.policies(policies.TRAINED, both[soups].networks)
+
+    def said(trained, preference):
+        return used.texts_and_nats(sampling.respond(own, trained, preference, questions))
+
+    def nats(found):
+        return np.array([x for _, x in found])
+
+    alone = {unit: said(experts, unit) for unit in ((1.0, 0.0), (0.0, 1.0))}
+    assert alone[1.0, 0.0] != alone[0.0, 1.0]
+    for unit, wanted in alone.items():
+        for method, trained in both.items():
+            found = said(trained, unit)
+            assert [x for x, _ in found] == [x for x, _ in wanted], method
             # Of adapters beside a kernel, and of them merged, the sums round differently.
-            np.testing.assert_allclose(logps, alone[k][1], rtol=1e-4)
-    middle = [said(respond, (0.5, 0.5))[1] for respond in both.values()]
-    assert not np.allclose(*middle, rtol=1e-3)
-    assert not np.allclose(middle[0], alone[0][1], rtol=1e-3)
+            np.testing.assert_allclose(nats(found), nats(wanted), rtol=1e-4)
+    middle = {m: said(trained, (0.5, 0.5)) for m, trained in both.items()}
+    assert not np.allclose(*map(nats, middle.values()), rtol=1e-3)
+    assert not np.allclose(nats(middle[soups]), nats(alone[1.0, 0.0]), rtol=1e-3)
+
+    if not rank:  # afterwards adapters are more than whole networks
+        return
+    shutil.copytree(base[0] / "sft", tmp_path / "sft")
+    shutil.copy(base[0] / "tokenizer.model", tmp_path)
+    workdirs.write_config(tmp_path, run.config, allow_change=False)
+    for method, trained in both.items():
+        policies.keep(tmp_path, trained)
+        with caplog.at_level("INFO", logger="alignjax"):
+            found = used.generated(
+                run.config, tmp_path, tmp_path / "said.jsonl", preference="0.5,0.5"
+            )
+        assert found == used.written(middle[method])
+        how = {soups: "average of the weights", mod: "mixture of the probabilities"}[method]
+        assert f"the {how} of the 2 policies trained for 1,0 and 0,1, weighted 0.5,0.5" in (
+            caplog.text
+        )
+        to = tmp_path / f"{method.__name__}-unit"
+        export.export(str(tmp_path), str(to), preference="0,1")
+        assert used.texts_and_nats(used.samples(run, used.exported(to))) == alone[0.0, 1.0]
+    with pytest.raises(UserError, match=r"--preference: wanted all weight on one .* no single net"):
+        export.export(str(tmp_path), str(tmp_path / "no"), preference="0.5,0.5")
+    policies.keep(tmp_path, both[soups])
+    export.export(str(tmp_path), str(tmp_path / "all"), preference="all")
+    assert sorted(x.name for x in (tmp_path / "all").iterdir()) == ["0.5-0.5", "1-0"]
+    found = used.samples(run, used.exported(tmp_path / "all" / "0.5-0.5"))
+    assert used.texts_and_nats(found) == middle[soups]
 
 
 def test_a_soup_is_the_weighted_mean_of_networks_and_of_the_products_of_adapters(setting, tmp_path):
@@ -351,12 +454,12 @@ def test_a_soup_is_the_weighted_mean_of_networks_and_of_the_products_of_adapters
     fresh = [adapters.init(lora, setting.run.config.model, jax.random.key(k)) for k in range(2)]
     experts = [jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype("f4"), a) for a in fresh]
     weights = (0.3, 0.7)
-    found = soups.average([sampling.merged_network(own, expert) for expert in experts], weights)
+    found = mixture.average([sampling.merged_network(own, expert) for expert in experts], weights)
     for name, expert in experts[0]["layers"].items():
         kernel = np.asarray(base["layers"][name]["kernel"], np.float64)
         for w, parts in zip(weights, (expert, experts[1]["layers"][name]), strict=True):
             a, b = (np.asarray(parts[x], np.float64) for x in ("lora_a", "lora_b"))
             kernel = kernel + w * (lora.alpha / lora.rank) * (a @ b)
         np.testing.assert_allclose(found["layers"][name]["kernel"], kernel, rtol=1e-5, atol=1e-5)
-    unit = soups.average([base, found], (1.0, 0.0))
+    unit = mixture.average([base, found], (1.0, 0.0))
     assert checkpoint.tree_digest(unit) == checkpoint.tree_digest(base)
