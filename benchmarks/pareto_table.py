@@ -82,6 +82,7 @@ PREFERENCES = {
 # trains. From the measured device seconds of seed 0: ROW of one response, PAIR of two with the
 # reference, DRAWN of four sampled ones.
 ROW, PAIR, DRAWN = 800, 850, 200
+LONGEST = 48  # tokens of a response, trained on or measured
 
 
 def world_of(case: str) -> world.World:
@@ -147,7 +148,7 @@ def base(case: str, seed: int) -> Config:
         loss=sft.loss,
         optim=OptimConfig(learning_rate=2e-3, schedule=optim.cosine),
         train=TrainConfig(steps=1, batch_size=8, save_every=100_000, seed=seed),
-        evaluate=EvaluateConfig(prompts=64, samples=2, max_new_tokens=48, batch_size=64),
+        evaluate=EvaluateConfig(prompts=64, samples=2, max_new_tokens=LONGEST, batch_size=64),
     )
 
 
@@ -155,7 +156,9 @@ def methods(case: str) -> dict[str, tuple[Callable[..., Any], Callable[..., Any]
     """Lists by name: method, loss, steps of each of its trainings, learning rate."""
     m = len(CASES[case])
     p = len(PREFERENCES[m])
-    curated = functools.partial(paretohqd_recipe.train, size=100, prompts=250, at_once=p)
+    curated = functools.partial(
+        paretohqd_recipe.train, size=100, prompts=250, max_new_tokens=LONGEST, at_once=p
+    )
     linear = functools.partial(curated, curate=paretohqd.curate_linear)
     conditional = functools.partial(
         ric_recipe.train,
@@ -165,17 +168,19 @@ def methods(case: str) -> dict[str, tuple[Callable[..., Any], Callable[..., Any]
         originals=1000,
         online_steps=ROW // 5,
         online_learning_rate=5e-4,
+        max_new_tokens=LONGEST,
     )
     gradient = functools.partial(apo.loss, beta=0.1)
-    expert = functools.partial(morlhf.policy, steps=DRAWN // m)
+    expert = functools.partial(morlhf.policy, steps=DRAWN // m, max_new_tokens=LONGEST)
+    drawn = functools.partial(morlhf.train, max_new_tokens=LONGEST)
     return {
         "SFT": (supervised.train, sft.loss, 1, 0.0),
         "ParetoHqD": (curated, paretohqd.loss, ROW // (2 * p), 2e-3),
         "linear curation": (linear, paretohqd.loss, ROW // (2 * p), 2e-3),
         "RiC": (conditional, rewards_in_context.loss, 3 * ROW // 5, 2e-3),
         "MODPO": (modpo_recipe.train, functools.partial(modpo.loss, beta=0.1), PAIR // p, 3e-4),
-        "MORLHF": (morlhf.train, gradient, DRAWN // p, 2e-3),
-        "MORLHF x5": (morlhf.train, gradient, 5 * DRAWN // p, 2e-3),
+        "MORLHF": (drawn, gradient, DRAWN // p, 2e-3),
+        "MORLHF x5": (drawn, gradient, 5 * DRAWN // p, 2e-3),
         "soups": (functools.partial(soups.train, expert=expert), gradient, DRAWN // m, 2e-3),
         "MOD": (functools.partial(mod.train, expert=expert), gradient, DRAWN // m, 2e-3),
     }

@@ -46,7 +46,15 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
         recipe=partial(
             recipes.trace_front,
             objectives=recipes.ObjectivesConfig(
-                method=partial(recipe.train, size=100, prompts=10_000, at_once=at_once),
+                method=partial(
+                    recipe.train,
+                    size=100,
+                    prompts=10_000,
+                    max_new_tokens=128,
+                    temperature=0.7,
+                    top_p=0.9,
+                    at_once=at_once,
+                ),
                 scorer=partial(scorers.reward_model, path=REWARD_MODEL),
                 names=("helpful", "harmless"),
                 preferences=tuple((i / 10, 1 - i / 10) for i in range(11)),

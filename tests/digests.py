@@ -300,6 +300,7 @@ def front_linear() -> Config:
 def front_ric() -> Config:
     method = partial(
         rewards_in_context.train,
+        max_new_tokens=40,
         limits=ric.data_limits,
         online_rounds=1,
         online_samples=96,
@@ -321,16 +322,16 @@ def front_modpo() -> Config:
 
 
 def front_morlhf() -> Config:
-    return front(partial(morlhf.train, steps=2), partial(apo.loss, beta=0.05))
+    return front(partial(morlhf.train, steps=2, max_new_tokens=16), partial(apo.loss, beta=0.05))
 
 
 def front_soups() -> Config:
-    expert = partial(morlhf.policy, steps=2)
+    expert = partial(morlhf.policy, steps=2, max_new_tokens=16)
     return front(partial(soups.train, expert=expert), partial(apo.loss, beta=0.05))
 
 
 def front_mod() -> Config:
-    expert = partial(morlhf.policy, steps=2)
+    expert = partial(morlhf.policy, steps=2, max_new_tokens=16)
     return front(partial(mod.train, expert=expert), partial(apo.loss, beta=0.05))
 
 

@@ -5,12 +5,15 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 from alignjax.commands import generate as command
 from alignjax.config import Config
 from alignjax.data.records import Record
 from alignjax.models.config import ModelConfig
 from alignjax.models.hf import load
-from alignjax.rewards import scorers
+from alignjax.rewards import reward_models, scorers
 from alignjax.runtime.sharding import make_mesh
 from alignjax.sampling import generate
 from alignjax.sampling.generate import Question, Sample
@@ -55,8 +58,15 @@ def written(texts: Sequence[tuple[str, float]]) -> list[str]:
     return [text.replace("\0", "\ufffd") for text, _ in texts]
 
 
-def scored(path: pathlib.Path, count: int = 2) -> list[list[float]]:
-    """Scores of short texts by a reward model's folder."""
+def assert_scores_alike(exported: pathlib.Path, workdir: pathlib.Path) -> None:
+    """An exported reward model is its run's own, bit for bit, and scores alike."""
+    models = [reward_models.find(str(x)) for x in (exported, workdir)]
+    params = [reward_models.load_params(model, make_mesh(1, 1, 1)) for model in models]
+    jax.tree.map(np.testing.assert_array_equal, *params)
     responses = ("A plan.", "No idea at all.", "Yes.")
-    records = [Record(id=str(i), prompt=f"How do {i}?", responses=responses) for i in range(count)]
-    return [x.tolist() for x in scorers.reward_model(records, path=str(path))]
+    records = [Record(id=str(i), prompt=f"How do {i}?", responses=responses) for i in range(2)]
+    found, wanted = (scorers.reward_model(records, path=str(x)) for x in (exported, workdir))
+    # Rows are padded to other shapes, so sums round differently: in proportion to their terms, not
+    # to a score that happens to be near 0.
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    assert len(np.unique(wanted)) > 1

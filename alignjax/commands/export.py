@@ -67,6 +67,7 @@ def export(
         raise UserError(f"--dtype: wanted {' or '.join(DTYPES)}, found {dtype!r}")
     trained, made = finished_run.trained_in(run, config), policies.find(run, config)
     choices = _choices(made, workdir, preference, adapter=adapter)
+    outputs = () if config["loss"] else _outputs(run)
     if adapter:
         _check_adapter(config, run, dtype)
     with artifacts.new_folder(to) as top, workdirs.owned(run):
@@ -74,11 +75,16 @@ def export(
             if made is not None and choice is not None:
                 network = _chosen(trained, made, choice, merged=not adapter)
             elif config["loss"] or adapter:
-                network = _newest(trained, len(_outputs(config, run)), merged=not adapter)
+                network = _newest(trained, len(outputs), merged=not adapter)
             else:
                 network = _reward_model(run)
             (top / name).mkdir(exist_ok=True)
-            _write(top / name, config, run, trained, network, dtype=dtype, adapter=adapter)
+            if adapter:
+                assert trained.lora is not None  # see _check_adapter
+                save_adapters(top / name, network.params, trained.lora, trained.model)
+            else:
+                dtype = dtype or trained.model.param_dtype
+                _write(top / name, config, run, trained, network, dtype=dtype, outputs=outputs)
             log.info(
                 "%s: %sstep %d of %s%s",
                 pathlib.Path(to) / name,
@@ -95,6 +101,11 @@ def _choices(
     """Chooses what is written, by the folder that it goes to below ``to``; empty: that itself."""
     choices: dict[str, Choice | None]
     if made is not None and preference == "all":
+        if made.way == policies.PROMPT:
+            raise UserError(
+                "--preference: wanted one preference, found all: one network responds to all of "
+                "them, and the prompt tells which"
+            )
         choices = {
             policies.as_flag(wanted).replace(",", "-"): policies.choose(made, wanted)
             for wanted in made.preferences
@@ -115,20 +126,16 @@ def _write(
     network: _Network,
     *,
     dtype: str,
-    adapter: bool,
+    outputs: tuple[str, ...],
 ) -> None:
-    """Writes a folder that transformers, or PEFT, loads."""
-    if adapter:
-        assert trained.lora is not None  # see _check_adapter
-        save_adapters(folder, network.params, trained.lora, trained.model)
-        return
+    """Writes a folder that transformers loads."""
     save_model(
         folder,
         network.params,
         trained.model,
-        dtype=dtype or trained.model.param_dtype,
+        dtype=dtype,
         original=_tokenizer_and_config(config, run, folder, network.identity["tokenizer"]),
-        outputs=_outputs(config, run),
+        outputs=outputs,
     )
     card = model_card(config, network.identity, network.step, run.resolve().name, network.said)
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -163,6 +170,8 @@ def _reward_model(run: pathlib.Path) -> _Network:
     found = reward_models.find(str(run))
     params = reward_models.load_params(found, sharding.make_mesh(1, 1, 1))
     summary = read_json(run / "summary.json")
+    if "identity" not in summary:
+        raise UserError(f"--workdir: {run} is of an earlier version: export it with that one")
     return _Network(params, summary["identity"], summary["steps"])
 
 
@@ -180,10 +189,8 @@ def _check_adapter(config: dict[str, Any], run: pathlib.Path, dtype: str) -> Non
         raise UserError("--adapter: takes no --dtype; adapters are float32")
 
 
-def _outputs(config: dict[str, Any], run: pathlib.Path) -> tuple[str, ...]:
-    """Names of a reward model's outputs; none of a policy."""
-    if config["loss"]:
-        return ()
+def _outputs(run: pathlib.Path) -> tuple[str, ...]:
+    """Names of a reward model's outputs."""
     if not (run / "summary.json").is_file():
         raise UserError(f"--workdir: {run} holds a run that has not ended; go on with run")
     return tuple(read_json(run / "summary.json")["reward_model"]["objectives"]) or ("reward",)

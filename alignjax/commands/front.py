@@ -14,7 +14,7 @@ from alignjax.evaluation.plots import Front, plot_fronts
 from alignjax.evaluation.tables import print_rows, say
 from alignjax.runtime import storage
 
-COLUMNS = ("front", "hypervolume", "faithfulness", "collapsed", "device seconds")
+COLUMNS = ("front", "hypervolume", "faithfulness", "collapsed", "unfinished", "device seconds")
 
 
 def run(paths: Sequence[str], out: str) -> dict[str, Any]:
@@ -51,6 +51,8 @@ def read(folder: pathlib.Path) -> Front:
     if not file.is_file():
         raise UserError(f"--runs: {folder} holds no front: its config has no objectives, or go on")
     front: Front = storage.read_json(file)
+    if "unfinished" not in front:
+        raise UserError(f"--runs: {folder} holds a front of an earlier version: evaluate it again")
     return front
 
 
@@ -65,11 +67,12 @@ def compare(named: dict[str, Front], picture: pathlib.Path) -> dict[str, Any]:
         scores, weights = np.array(front["scores"]), np.array(front["preferences"])
         volume = None if flat else fronts.hypervolume(scores, low=low, high=high)
         faithful = fronts.faithfulness(weights, scores.mean(axis=1))
-        collapsed = float(np.mean(front["collapsed"]))
+        collapsed, unfinished = (float(np.mean(front[x])) for x in ("collapsed", "unfinished"))
         rows[name] = [
             "-" if volume is None else str(volume),
             str(faithful),
             f"{100 * collapsed:.1f}%",
+            f"{100 * unfinished:.1f}%",
             f"{front['seconds']:.1f}",
         ]
         numbers[name] = {
@@ -78,6 +81,7 @@ def compare(named: dict[str, Front], picture: pathlib.Path) -> dict[str, Any]:
             and {"value": volume.mean, "low": volume.low, "high": volume.high},
             "faithfulness": {**dataclasses.asdict(faithful), "mean": faithful.mean},
             "collapsed": collapsed,
+            "unfinished": unfinished,
             "seconds": front["seconds"],
             "points": _points(front),
         }
@@ -104,11 +108,14 @@ def _points(front: Front) -> list[dict[str, Any]]:
     return [
         {
             "preference": weights,
-            "collapsed": share,
+            "collapsed": collapsed,
+            "unfinished": unfinished,
             **{n: x.as_dict() for n, x in zip(front["objectives"], point, strict=True)},
         }
-        for weights, share, point in zip(
-            front["preferences"], front["collapsed"], points, strict=True
+        for weights, collapsed, unfinished, point in zip(
+            *(front[name] for name in ("preferences", "collapsed", "unfinished")),
+            points,
+            strict=True,
         )
     ]
 

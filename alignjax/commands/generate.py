@@ -1,7 +1,8 @@
 """Responses of a finished run's policy to prompts: the verb ``generate``.
 
-It writes ``OUT``, JSON lines of ``{id, prompt, responses, domain}``: what ``score`` scores, and
-with scores what `data.sources.lists` reads.
+It writes ``OUT``, JSON lines of ``{id, prompt, responses, domain, unfinished}``: what ``score``
+scores, and with scores what `data.sources.lists` reads. ``unfinished`` counts the responses that
+were cut at the token limit.
 """
 
 import dataclasses
@@ -112,7 +113,10 @@ def _write(target: pathlib.Path, records: list[Record], responses: list[Sample])
     texts = [r.response.replace("\0", "\ufffd") for r in responses]  # no text file can hold a NUL
     n = len(texts) // len(records)
     lines = [
-        line(dataclasses.replace(record, responses=tuple(texts[i * n : (i + 1) * n])))
+        line(
+            dataclasses.replace(record, responses=tuple(texts[i * n : (i + 1) * n])),
+            unfinished=sum(not r.ended for r in responses[i * n : (i + 1) * n]),
+        )
         for i, record in enumerate(records)
     ]
     try:

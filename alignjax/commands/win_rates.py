@@ -57,6 +57,12 @@ def run(
         ("score", "wins", "losses", "ties", "wins + ties / 2"),
         f"{records} against {against}: {len(pairs)} prompts",
     )
+    cut = {
+        path: _unfinished([pair[i] for pair in pairs]) for i, path in enumerate((records, against))
+    }
+    for path, count in cut.items():
+        if count is not None:
+            say(f"{path}: {count:,} responses were cut at the token limit.")
     say(
         "Every response is compared with every one of the other file to its prompt; scores that "
         f"differ by at most {tie:g} tie. In brackets: 95%, by drawing prompts with replacement."
@@ -66,7 +72,7 @@ def run(
             name: {**{k: x.as_dict() for k, x in _shares(rate).items()}, "prompts": rate.prompts}
             for name, rate in rates.items()
         }
-        storage.write_json(pathlib.Path(out), {"tie": tie, "scores": numbers})
+        storage.write_json(pathlib.Path(out), {"tie": tie, "scores": numbers, "unfinished": cut})
     return rates
 
 
@@ -98,6 +104,13 @@ def _read(path: str) -> dict[str, Row]:
             raise DataError(f"{row.origin}: the prompt is that of {out[prompt].origin}")
         out[prompt] = row
     return out
+
+
+def _unfinished(rows: list[Row]) -> int | None:
+    """Counts the responses that were cut, where all rows say it, as those of `generate` do."""
+    found = (row.fields.get("unfinished") for row in rows)
+    counts = [x for x in found if isinstance(x, int)]
+    return sum(counts) if len(counts) == len(rows) else None
 
 
 def _scores(rows: list[Row], reward_models: Sequence[str], config: Config | None) -> Scores:

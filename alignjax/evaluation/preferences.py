@@ -147,6 +147,12 @@ def kl_to_reference(samples: Sequence[Sample]) -> Interval:
     return mean_over_prompts(np.array([s.kl for s in samples]), [s.prompt for s in samples])
 
 
+def unfinished(samples: Sequence[Sample]) -> Interval:
+    """Computes the share of responses that were cut at the token limit."""
+    cut = np.array([float(not s.ended) for s in samples])
+    return mean_over_prompts(cut, [s.prompt for s in samples])
+
+
 def tokens(samples: Sequence[Sample]) -> Interval:
     """Averages the tokens per response, end-of-sequence included."""
     return mean_over_prompts(

@@ -68,13 +68,14 @@ def show_data(config: Config) -> None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Start:
-    """The alignment before its first step, and what is known of the reference by then."""
+    """The alignment before its first step, and what is known of its start by then."""
 
     reference: Reference
     learner: Learner  # holds the reference's parameters where steps score them
     feed: Feed
     choice: references.Choice
-    held_out: np.ndarray | None  # [N, K] nats of the held-out responses; None without a reference
+    before: np.ndarray  # [N, K] nats of the held-out responses by the policy as it starts
+    held_out: np.ndarray | None  # the same by the reference; None without one
     samples: list[Sample]
 
 
@@ -103,10 +104,11 @@ def _start(run: Run, load_reference: Callable[[], Params]) -> _Start:
     batches = run.batches()
     title, rows = "reference, train", batches.row_count
     ref_logps, choice = references.attach(run, reference, title, trained_rows=rows, params=params)
-    ref_held_out = None
-    if choice.mode != "none":
+    if choice.mode == "none":
+        before, on_held_out = held_out.logps(run, params, "held-out rows, before"), None
+    else:
         title = "reference, held out"
-        ref_held_out = references.table(run, data.held_out, reference, title, params=params)
+        before = on_held_out = references.table(run, data.held_out, reference, title, params=params)
     samples = evaluation.held_out_samples("before", run, reference.digest, lambda: (params, None))
     learner = learners.policy(
         config,
@@ -117,7 +119,7 @@ def _start(run: Run, load_reference: Callable[[], Params]) -> _Start:
         live=choice.mode == "live",
     )
     feed = Feed(data.train.dataset, batches, ref_logps)
-    return _Start(reference, learner, feed, choice, ref_held_out, samples)
+    return _Start(reference, learner, feed, choice, before, on_held_out, samples)
 
 
 def _finish(run: Run, start: _Start, trained: Params, counts: dict[str, int]) -> dict[str, Any]:
@@ -130,29 +132,25 @@ def _finish(run: Run, start: _Start, trained: Params, counts: dict[str, int]) ->
     # Steps donate their buffers: had one donated the reference's, all that is below would be wrong.
     if checkpoint.tree_digest(ref_params) != reference.digest:
         raise AssertionError("the reference's parameters changed during the run")
-    table = _held_out(run, held_out.logps(run, params, "  held-out rows"), start.held_out)
+    table = _held_out(run, start, held_out.logps(run, params, "  held-out rows"))
     if samples:
         old, new = (evaluation.sample_metrics(run, x) for x in (start.samples, samples))
         table |= {name: (old[name], new[name]) for name in new}
     divergence = evaluation.policy_kl(run, params, ref_params, samples)
     if divergence is not None:
         table[evaluation.KL] = (Interval(0.0, 0.0, 0), divergence)
-    rest = {
-        "reference": dataclasses.asdict(start.choice),
-        "loss": describe(run.config.loss),
-        **counts,
-    }
-    return evaluation.write_report(run, table, start.samples, samples, rest)
+    rest = {"reference": dataclasses.asdict(start.choice), "loss": describe(run.config.loss)}
+    return evaluation.write_report(run, table, start.samples, samples, rest | counts)
 
 
-def _held_out(run: Run, policy: np.ndarray, reference: np.ndarray | None) -> tables.Table:
-    """Metrics of the held-out rows, before and after; at the start the policy is the reference."""
+def _held_out(run: Run, start: _Start, policy: np.ndarray) -> tables.Table:
+    """Metrics of the held-out rows, before and after."""
     rows = run.data.held_out.dataset
     prompts = [rows[i].prompt for i in range(len(rows))]
 
     def means(logps: np.ndarray) -> dict[str, Interval]:
-        values = evaluation.held_out_metrics(run, logps, reference)
+        values = evaluation.held_out_metrics(run, logps, start.held_out)
         return {name: statistics.mean_over_prompts(x, prompts) for name, x in values.items()}
 
-    before = {} if reference is None else means(reference)
+    before = means(start.before)
     return {name: (before.get(name), after) for name, after in means(policy).items()}

@@ -143,8 +143,12 @@ class Meter:
     def averages(self) -> dict[str, float]:
         """Returns means since the last call, weighted by rows, and throughput per second.
 
-        Padding does not count as tokens; a prompt counts once, whatever K is.
+        Padding does not count as tokens; a prompt counts once, whatever K is. Without a step since
+        the last call there is nothing to tell.
         """
+        if not self._counted and not self._skipped:
+            self._start()
+            return {}
         seconds = max(time.perf_counter() - self._since, 1e-9)
         out = {name: total / max(self._counted, 1e-9) for name, total in self._sums.items()}
         out["skipped"] = self._skipped

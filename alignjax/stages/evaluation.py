@@ -65,13 +65,15 @@ def history_line(
     """Measures a line of the run's history: means over held-out rows and over samples.
 
     The samples, at temperature 1 and of the first ``evaluate.during`` prompts, give ``kl`` with the
-    half-width of its 95% interval, and the judge's scores. Every evaluation draws with the same
-    random numbers.
+    half-width of its 95% interval, the share that was cut, and the judge's scores. Every evaluation
+    draws with the same random numbers.
     """
     judge = run.config.evaluate.judge
     policy = held_out.logps(run, params, "  held-out rows")
     metrics = statistics.means(held_out_metrics(run, policy, reference))
     samples = _undistorted_samples(run, params, ref_params, "  sampling")
+    if samples:
+        metrics["unfinished"] = preferences.unfinished(samples).mean
     if samples and ref_params is not None:
         kl = preferences.kl_to_reference(samples)
         metrics |= {"kl": kl.mean, "kl_half_width": kl.half_width}
@@ -202,6 +204,7 @@ def sample_metrics(run: Run, samples: list[Sample]) -> dict[str, Interval]:
     responses = [samples[i * n + int(best[i])].response for i in range(len(prompts))]
     metrics |= _bleu(preferred_responses(run.data.originals), prompts, responses)
     metrics["response tokens"] = preferences.tokens(samples)
+    metrics["unfinished"] = preferences.unfinished(samples)
     return metrics
 
 

@@ -181,8 +181,14 @@ def open_lists(
     return rows_of(run.config, run.workdir, checked, run.data.tokenizer, receipt, identity)
 
 
-def line(record: Record, scores: list[float] | None = None) -> str:
-    """A record as a line of JSON that `data.sources.lists` reads; without scores, to be scored."""
+def line(
+    record: Record, scores: list[float] | None = None, *, unfinished: int | None = None
+) -> str:
+    """A record as a line of JSON that `data.sources.lists` reads; without scores, to be scored.
+
+    Args:
+      unfinished: how many of the responses were cut at the token limit.
+    """
     fields: dict[str, Any] = {
         "id": record.id,
         "prompt": prompt_as_json(record.prompt),
@@ -191,4 +197,6 @@ def line(record: Record, scores: list[float] | None = None) -> str:
     }
     if scores is not None:
         fields["scores"] = scores
+    if unfinished is not None:
+        fields["unfinished"] = unfinished
     return json.dumps(fields, ensure_ascii=False) + "\n"

@@ -73,7 +73,8 @@ class Turns(Generic[State]):
     # (state, batch on the mesh, steps done before) -> (state, scalars); the state is donated.
     take: Callable[[State, Any, int], tuple[State, dict[str, Array]]]
     traced: list[str]  # grows by one name whenever a program is traced
-    line: Callable[[int], dict[str, float]]  # more numbers for the line of a step
+    # (prefix of a player, step) -> more of its numbers for the line of a step
+    line: Callable[[str, int], dict[str, float]]
     # From the steps done: the prefix of the next one's numbers; each prefix is averaged apart.
     player: Callable[[int], str] = lambda done: ""
     # Sees the numbers of every step, before the step is saved; may raise.

@@ -71,7 +71,7 @@ def loop(
                         advance(0, **at.numbers.read())
                 if "line" in due:
                     times = {"data_wait_seconds": rows.take_seconds(), "step_seconds": at.seconds}
-                    writer.write(at.step, {**at.numbers.averages(), **turns.line(at.step), **times})
+                    writer.write(at.step, {**at.numbers.line(at.step), **times})
                 if "evaluation" in due and evaluate is not None:
                     values = evaluate(at.state)
                     writer.write(at.step, {f"eval_{name}": x for name, x in values.items()})

@@ -53,7 +53,7 @@ def fit(
         batches=lambda begin: feed.read(begin, job.mesh),
         take=lambda state, batch, done: step_fn(state, learner.ref_params, batch),
         traced=traced,
-        line=lambda step: {
+        line=lambda _, step: {
             "learning_rate": float(learner.learning_rate(step - 1)),
             "epoch": rows_done[step - 1] / len(feed.dataset),
         },

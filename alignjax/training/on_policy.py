@@ -132,7 +132,7 @@ def fit(
         batches=lambda begin: (prompts.batch(i, job.mesh) for i in range(begin, total)),
         take=take,
         traced=traced,
-        line=lambda step: policy_line(learner, prompts, step),
+        line=lambda _, step: policy_line(learner, prompts, step),
         watch=lambda step, values: refuse_empty(job, prompts, step, values),
     )
     return loop(job, turns, None if evaluate is None else lambda state: evaluate(state.params))

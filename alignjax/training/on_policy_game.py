@@ -93,7 +93,7 @@ def play(
         batches=lambda begin: _batches(job, prompts, opponent, begin),
         take=take,
         traced=traced,
-        line=lambda step: _line(learner, prompts, opponent, step),
+        line=lambda who, step: _line(learner, prompts, opponent, who, step),
         player=lambda done: REWARD_MODEL if cycle.player(done) == "reward" else "",
         watch=lambda step, values: on_policy.refuse_empty(job, prompts, step, values),
     )
@@ -150,14 +150,14 @@ def _batches(
             yield (next(own),)
 
 
-def _line(learner: Learner, prompts: Prompts, opponent: Opponent, step: int) -> dict[str, float]:
-    """Makes both players' numbers for a line of the metrics, after so many turns of either."""
+def _line(
+    learner: Learner, prompts: Prompts, opponent: Opponent, who: str, step: int
+) -> dict[str, float]:
+    """Makes a player's numbers for a line of the metrics, after so many turns of either."""
     turns = opponent.cycle.turns_before(step)
-    line = on_policy.policy_line(learner, prompts, turns["policy"])
-    if turns["reward"]:
-        rate = opponent.learner.learning_rate(turns["reward"] - 1)
-        line[REWARD_MODEL + "learning_rate"] = float(rate)
-    return line
+    if who != REWARD_MODEL:
+        return on_policy.policy_line(learner, prompts, turns["policy"])
+    return {"learning_rate": float(opponent.learner.learning_rate(turns["reward"] - 1))}
 
 
 def comparisons(golden: Batch, sampled: Batch, pairs: Batch) -> Batch:

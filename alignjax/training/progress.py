@@ -50,10 +50,15 @@ class Numbers:
         self._turns.watch(step, values)
         return {f"{who}loss": values["loss"]}
 
-    def averages(self) -> dict[str, float]:
-        """Averages every player's numbers since the last call."""
+    def line(self, step: int) -> dict[str, float]:
+        """Makes the line of a step: of every player that took steps since the last call."""
         each = {who: meter.averages() for who, meter in self._meters.items()}
-        return {who + name: x for who, means in each.items() for name, x in means.items()}
+        return {
+            who + name: x
+            for who, means in each.items()
+            if means
+            for name, x in {**means, **self._turns.line(who, step)}.items()
+        }
 
     def state(self) -> dict[str, Any]:
         """Gives the sums since the last line, as JSON data, for a checkpoint's record."""

@@ -64,6 +64,9 @@ def test_a_summary_has_every_metric_of_the_paper_s_tables(base):
         *("RM_DPO", "RM_R-DPO", "winner_log_ratio", "bleu", "bleu_char", "true_score"),
         *("best/true_score", evaluation.KL, "rewards/accuracies", "response tokens"),
     } <= set(table)
+    for name in ("before", "after"):
+        samples = json.loads((base[0] / f"{name}.json").read_text())["samples"]
+        assert table["unfinished"][name]["mean"] == np.mean([not s["ended"] for s in samples])
     assert table["RM_DPO"]["before"]["mean"] == 0
     margins, rewards = table["RM_DPO"]["after"], table["rewards/margins"]["after"]
     assert rewards["mean"] == pytest.approx(0.1 * margins["mean"], rel=1e-4)  # beta
@@ -79,6 +82,7 @@ def test_the_history_holds_kl_and_margins_at_every_evaluation_and_at_the_end(bas
     assert [x["step"] for x in lines] == [3, 4]
     for line in lines:
         assert {"eval_RM_DPO", "eval_kl_half_width", "eval_true_score"} <= set(line)
+        assert 0 <= line["eval_unfinished"] <= 1
     end = base[1]["table"]
     assert lines[-1]["eval_RM_DPO"] == pytest.approx(end["RM_DPO"]["after"]["mean"], rel=1e-5)
 
@@ -175,6 +179,8 @@ def test_generate_draws_what_the_run_drew_and_more(base, tmp_path):
     texts = [text for row in found for text in row["responses"]]
     assert texts == [s["response"].replace("\0", "\ufffd") for s in after]
     assert [len(row["responses"]) for row in found] == [3, 3, 3]
+    cut = [not s["ended"] for s in after]
+    assert [row["unfinished"] for row in found] == [sum(cut[i : i + 3]) for i in (0, 3, 6)]
     export.export(str(workdir), str(tmp_path / "out"))
     said = used.samples(used.run_of(config, workdir), used.exported(tmp_path / "out"))
     assert used.texts_and_nats(said) == used.texts_and_nats(workdir / "after.json")
@@ -218,14 +224,20 @@ def rows(*scores, prompts=("p", "q"), name=None):
 def test_win_rates_of_two_files(tmp_path, capsys):
     a = write(tmp_path / "a.jsonl", rows((1.0, 2.0), (5.0,)))
     b = write(tmp_path / "b.jsonl", rows((2.0,), (5.0, 4.0), prompts=("p", "q"))[::-1])
+    with open(a, encoding="utf-8") as file:
+        told = [{**json.loads(line), "unfinished": i + 1} for i, line in enumerate(file)]
+    a = write(tmp_path / "a.jsonl", told)  # as `generate` writes it; the other is from elsewhere
     found = win_rates.run(a, b, out=str(tmp_path / "n.json"))["scores"]
     # p: 1 < 2, 2 = 2; q: 5 = 5, 5 > 4
     assert (found.wins.mean, found.losses.mean, found.ties.mean) == (0.25, 0.25, 0.5)
     assert found.prompts == 2
     out = capsys.readouterr().out
     assert "scores that differ by at most 0 tie" in " ".join(out.split())
+    assert "a.jsonl: 3 responses were cut at the token limit" in out
+    assert out.count("were cut at the token limit") == 1
     numbers = json.loads((tmp_path / "n.json").read_text())
     assert numbers["scores"]["scores"]["wins"]["mean"] == 0.25
+    assert list(numbers["unfinished"].values()) == [3, None]
     assert win_rates.run(a, b, tie=1.0)["scores"].ties.mean == 1
 
 

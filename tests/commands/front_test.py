@@ -20,6 +20,7 @@ def fake(folder, name, scores, **changes):
         "prompts": [f"p{j}" for j in range(np.shape(scores)[1])],
         "scores": np.asarray(scores).tolist(),
         "collapsed": [0.0, 0.5][:p],
+        "unfinished": [0.25, 0.5][:p],
         "seconds": 2.0,
         "box": None,
         "truth": None,
@@ -43,11 +44,14 @@ def test_runs_are_compared_in_one_box_one_table_one_picture(tmp_path, capsys, ob
     volume = pareto.hypervolume(two.mean(axis=1), low=means.min(axis=0), high=means.max(axis=0))
     assert found["fronts"]["two"]["hypervolume"]["value"] == volume
     assert found["fronts"]["two"]["collapsed"] == 0.25
+    assert found["fronts"]["two"]["unfinished"] == 0.375
+    assert [x["unfinished"] for x in found["fronts"]["two"]["points"]] == [0.25, 0.5]
     assert json.loads((tmp_path / "x" / "front.json").read_text()) == json.loads(json.dumps(found))
     assert (tmp_path / "x" / "front.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert f"{volume:.3f}" in out
     assert "reference point" in out
+    assert "37.5%" in out
     box = [[-1.0, 3.0]] * objectives
     stated = [fake(tmp_path, name, x, box=box) for name, x in (("three", one), ("four", two))]
     found = front.run(stated, str(tmp_path / "front.png"))

@@ -84,7 +84,7 @@ def front():
 def soup():
     """Experts by policy gradient on their own samples, and averages of them."""
     config = morlhf_test.config(mesh=MeshConfig(fsdp=2))
-    method = partial(soups.train, expert=partial(morlhf.policy, steps=2))
+    method = partial(soups.train, expert=partial(morlhf.policy, steps=2, max_new_tokens=6))
     return of_objectives(config, method=method, preferences=((1.0, 0.0), (0.5, 0.5)))
 
 

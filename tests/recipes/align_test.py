@@ -217,7 +217,16 @@ def test_without_stages_that_nobody_asked_for(tmp_path):
     found = align.run(settings, tmp_path)
     assert found["reference"]["mode"] == "none"
     assert "KL to reference, nats" not in found["table"]
-    assert found["table"]["rewards/margins"]["before"] is None
+    # the reward that there is without a reference: here the log-probability
+    rows = prepare_data(settings, tmp_path).held_out
+    start = init_params(settings.model, jax.random.key(settings.train.seed))
+    nats = reference.dataset_logps(
+        start, rows, config=settings.model, batch_size=8,
+        mesh=sharding.make_mesh(1, 1, 1), title="",
+    )  # fmt: skip
+    margins = found["table"]["rewards/margins"]
+    assert margins["before"]["mean"] == pytest.approx((nats[:, 0] - nats[:, 1]).mean(), rel=1e-4)
+    assert margins["after"] != margins["before"]
     names = {path.name for path in tmp_path.iterdir()}
     assert not names & {"sft", "before.json", "after.json"}
     assert not (tmp_path / "cache" / "ref_logps").exists()

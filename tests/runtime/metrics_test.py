@@ -88,7 +88,7 @@ def test_steps_that_were_skipped_are_counted_and_not_averaged():
     found = meter.averages()
     assert found["loss"] == pytest.approx(2.0)
     assert found["skipped"] == 2
-    assert meter.averages()["skipped"] == 0
+    assert meter.averages() == {}  # no step, nothing to tell
 
 
 def test_too_many_in_a_row_stop_the_run_with_one_line():

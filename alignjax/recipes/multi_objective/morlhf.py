@@ -56,6 +56,7 @@ def train(
     *,
     steps: int | None = None,
     samples: int = 4,
+    max_new_tokens: int = 64,
     normalise: str = "zscore",
     max_empty_fraction: float = 0.9,
 ) -> Policies:
@@ -63,7 +64,7 @@ def train(
 
     Args:
       setting: the run; its ``config.loss`` reads scores and a reference.
-      steps, samples, normalise, max_empty_fraction: see `policy`.
+      steps, samples, max_new_tokens, normalise, max_empty_fraction: see `policy`.
 
     Raises:
       UserError: see `policy`.
@@ -74,6 +75,7 @@ def train(
             preference,
             steps=steps,
             samples=samples,
+            max_new_tokens=max_new_tokens,
             normalise=normalise,
             max_empty_fraction=max_empty_fraction,
         )
@@ -88,17 +90,18 @@ def policy(
     *,
     steps: int | None = None,
     samples: int = 4,
+    max_new_tokens: int = 64,
     normalise: str = "zscore",
     max_empty_fraction: float = 0.9,
 ) -> Network:
     """Trains the policy of one preference in ``workdir/morlhf/...``, unless it is there.
 
     Args:
-      setting: the run. Batch size, learning rate and adapters are the config's, the length of
-        responses is ``evaluate.max_new_tokens``; they are drawn at temperature 1 from all tokens.
+      setting: the run. Batch size, learning rate and adapters are the config's.
       preference: M weights that sum to 1.
       steps: of the optimizer; None: ``train.steps``, or ``train.epochs`` over the distinct prompts.
-      samples: K responses per prompt and step, 2 at least.
+      samples: K responses per prompt and step, 2 at least; drawn at temperature 1 from all tokens.
+      max_new_tokens: of a response; a longer one is cut, and learned from as it is.
       normalise: of each objective over the training responses: "zscore" (less the mean, over the
         standard deviation), "minmax" (to [0, 1]) or "none". beta is in units of the result.
       max_empty_fraction: stop when more of a step's responses are empty; in [0, 1).
@@ -113,7 +116,7 @@ def policy(
     from alignjax.stages import check, fresh_samples
     from alignjax.training import on_policy
 
-    _check(samples, normalise, max_empty_fraction)
+    _check(samples, max_new_tokens, normalise, max_empty_fraction)
     data = setting.run.data
     config = dataclasses.replace(setting.run.config, sft=None, recipe=None)
     lists = CandidatesConfig(scorers=(setting.objectives.scorer,), samples=samples)
@@ -125,7 +128,7 @@ def policy(
         questions,
         data.tokenizer,
         setting.reference.load,
-        sampling=SamplingConfig(samples=samples, max_new_tokens=config.evaluate.max_new_tokens),
+        sampling=SamplingConfig(samples=samples, max_new_tokens=max_new_tokens),
         steps=fresh_samples.steps_of(config, questions) if steps is None else steps,
         max_empty_fraction=max_empty_fraction,
     )
@@ -133,7 +136,12 @@ def policy(
     scored = rows.scored_rows(setting)
     shift, scale = normalisation(scored.scores, normalise)
     _warn_of_constants(setting, name, scale)
-    identity = {"shift": shift.tolist(), "scale": scale.tolist(), "samples": samples}
+    identity = {
+        "shift": shift.tolist(),
+        "scale": scale.tolist(),
+        "samples": samples,
+        "max_new_tokens": max_new_tokens,
+    }
     run = setting.stage(config, data.train)
     own = dataclasses.replace(run, workdir=run.workdir / name)
     on_policy.fit(
@@ -147,9 +155,10 @@ def policy(
     return Network(preference, name)
 
 
-def _check(samples: int, normalise: str, max_empty_fraction: float) -> None:
+def _check(samples: int, max_new_tokens: int, normalise: str, max_empty_fraction: float) -> None:
     for ok, field, wanted, value in (
         (samples >= 2, "samples", "2 at least", samples),
+        (max_new_tokens > 0, "max_new_tokens", "a positive number", max_new_tokens),
         (normalise in NORMALISED, "normalise", ", ".join(NORMALISED), normalise),
         (
             0 <= max_empty_fraction < 1,

@@ -21,7 +21,6 @@ available to us. Here a response is removed if it is empty, was cut for lack of 
 (`fronts.is_collapsed`), or repeats an earlier one to the same prompt.
 """
 
-import dataclasses
 import functools
 import logging
 from collections import Counter
@@ -30,6 +29,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from alignjax.commands.policies import TRAINED, Policies, Preference
+from alignjax.config import SamplingConfig
 from alignjax.data.records import Prompt, Record
 from alignjax.errors import UserError
 from alignjax.evaluation import fronts
@@ -50,6 +50,9 @@ def train(
     two_stages: bool = True,
     centred: bool = False,
     prompts: int = 10_000,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
     at_once: AtOnce = 4,
 ) -> Policies:
     """Trains a policy, or a set of adapters, for each preference.
@@ -66,6 +69,8 @@ def train(
         rather than by its scores. Not in the paper: where objectives conflict for some prompts
         only, the best layers would otherwise be full of the prompts where they do not.
       prompts: training prompts that the representatives respond to, at random, at most.
+      max_new_tokens, temperature, top_p: of these responses, as in `SamplingConfig`; those that are
+        cut are not trained on.
       at_once: preferences trained in one program, side by side: more of them are quicker as long
         as memory holds the activations of their rows (docs/running.md).
 
@@ -73,12 +78,15 @@ def train(
       UserError: fewer responses to choose from than ``size``, or after cleaning than half of it.
     """
     _check(size, prompts, at_once)
+    drawn = sampling.settings(
+        setting, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
+    )
     choose = functools.partial(_choose, setting, curate=curate, centred=centred)
     scored = rows.scored_rows(setting)
     chosen = choose("stage1", scored, size=size)
     name, policies = "stage1", _fine_tune(setting, "stage1", scored, chosen, at_once=at_once)
     if two_stages:
-        samples, counts = _sample_representatives(setting, scored, policies, prompts)
+        samples, counts = _sample_representatives(setting, scored, policies, prompts, drawn)
         chosen = choose("stage2", samples, size=size // 2, counts=counts)
         name = "stage2"
         _fine_tune(setting, name, samples, chosen, at_once=at_once, starts=policies)
@@ -188,14 +196,14 @@ def _centre(rows: Rows) -> np.ndarray:
 
 
 def _sample_representatives(
-    setting: Setting, scored: Rows, policies: list[Params], prompts: int
+    setting: Setting, scored: Rows, policies: list[Params], prompts: int, settings: SamplingConfig
 ) -> tuple[Rows, dict[str, int]]:
     """Samples responses of the representatives to training prompts, cleans and scores them.
 
     Returns:
       What is left, and how many responses were kept or removed for each fault.
     """
-    config, data = setting.run.config, setting.run.data
+    data = setting.run.data
     questions, texts = _training_prompts(setting, scored, prompts)
     counts: Counter[str] = Counter()
     kept: list[dict[str, None]] = [{} for _ in questions]  # of each prompt, in order
@@ -205,7 +213,7 @@ def _sample_representatives(
             f"representative-{i:02d}",
             sampling.merged_network(setting, policies[i]),
             questions,
-            settings=dataclasses.replace(config.evaluate, samples=1, judge=None, scorers=()),
+            settings=settings,
             seed=2 + i,
         )
         ids = data.tokenizer.encode("", [s.response for s in samples]).response_ids

@@ -78,6 +78,7 @@ def train(
     quantile: float = 0.7,
     online_steps: int = 4_000,
     online_learning_rate: float = 1e-5,
+    max_new_tokens: int = 64,
     temperature: float = 0.7,
     top_p: float = 0.9,
 ) -> Policies:
@@ -94,7 +95,8 @@ def train(
       quantile: of `keep`, for samples and originals, each among its own kind.
       online_steps: optimizer steps of a round.
       online_learning_rate: peak; schedule and the rest as in ``optim``.
-      temperature, top_p: of the samples of a round; length and batch size as ``evaluate`` has them.
+      max_new_tokens, temperature, top_p: of the samples of a round, as in `SamplingConfig`; those
+        that are cut are not trained on.
 
     Raises:
       UserError: a keyword out of its range, a round without a single usable sample; or as
@@ -104,13 +106,15 @@ def train(
     there some repetitive ones are. Objectives with one value are told as 0.0. Rounds of a constant
     learning rate need ``optim.constant``.
     """
-    _check_ranges(online_rounds, online_samples, originals, quantile, temperature, top_p)
+    _check_ranges(online_rounds, online_samples, originals, quantile)
+    settings = sampling.settings(
+        setting, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
+    )
     config = setting.run.config
     offline = training.stage_config(config, reference=False)
     online = training.stage_config(
         config, steps=online_steps, learning_rate=online_learning_rate, reference=False
     )
-    settings = dataclasses.replace(config.evaluate, samples=1, temperature=temperature, top_p=top_p)
 
     data = _read_training(setting, limits)
     own = [data.record(i, z) for i, z in enumerate(data.z)]
@@ -171,16 +175,12 @@ def condition(prompt: Prompt, wanted: np.ndarray | tuple[float, ...]) -> Prompt:
     return extend_prompt(prompt, ric.score_text(wanted))
 
 
-def _check_ranges(
-    rounds: int, samples: int, originals: int, quantile: float, temperature: float, top_p: float
-) -> None:
+def _check_ranges(rounds: int, samples: int, originals: int, quantile: float) -> None:
     for ok, field, wanted, found in (
         (rounds >= 0, "online_rounds", "a number >= 0", rounds),
         (samples > 0, "online_samples", "a positive number", samples),
         (originals >= 0, "originals", "a number >= 0", originals),
         (0 <= quantile <= 1, "quantile", "a number in [0, 1]", quantile),
-        (temperature >= 0, "temperature", "a number >= 0", temperature),
-        (0 < top_p <= 1, "top_p", "a number in (0, 1]", top_p),
     ):
         if not ok:
             raise UserError(f"recipe.objectives.method.{field}: wanted {wanted}, found {found!r}")
@@ -236,7 +236,8 @@ def _usable(
     if not records:
         raise UserError(
             f"{name}: wanted samples to train on, found {counts['empty']} empty and "
-            f"{counts['unfinished']} cut for lack of room (evaluate.max_new_tokens)"
+            f"{counts['unfinished']} cut for lack of room "
+            "(recipe.objectives.method.max_new_tokens)"
         )
     return records, counts
 

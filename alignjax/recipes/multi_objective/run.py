@@ -29,7 +29,7 @@ from alignjax.config.fields import describe, name_of
 from alignjax.data.batching import Bucketed
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
-from alignjax.evaluation import fronts
+from alignjax.evaluation import fronts, preferences
 from alignjax.evaluation.tables import say
 from alignjax.recipes.multi_objective import ObjectivesConfig, cost, sampling
 from alignjax.recipes.multi_objective.method import Setting
@@ -75,13 +75,14 @@ def _measure(setting: Setting, trained: Policies) -> dict[str, Any]:
     run, objectives = setting.run, setting.objectives
     questions = take_questions(run.data.originals, run.config.evaluate.prompts)
     scorer = objectives_scorer(objectives, run.config)
-    scores, collapsed = [], []
+    scores, collapsed, unfinished = [], [], []
     for i, preference in enumerate(setting.preferences):
         samples = _sample(setting, trained, questions, i, preference)
         records = evaluation.records_of(run.data, questions, samples)
         tables = scorer.tables(records, objectives.names)
         scores.append([table.mean(axis=0).tolist() for table in tables])
         collapsed.append(_collapsed_share(run.data.tokenizer, samples))
+        unfinished.append(preferences.unfinished(samples).mean)
     seconds = cost.read_seconds(run.workdir)
     return {
         "method": name_of(objectives.method).removeprefix("alignjax.recipes.multi_objective."),
@@ -90,6 +91,7 @@ def _measure(setting: Setting, trained: Policies) -> dict[str, Any]:
         "prompts": [run.data.originals.dataset[q.number].id for q in questions],
         "scores": scores,
         "collapsed": collapsed,
+        "unfinished": unfinished,
         "seconds": sum(seconds.values()),
         "seconds_by_part": seconds,
         "box": objectives.box,

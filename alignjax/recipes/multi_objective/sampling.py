@@ -38,6 +38,34 @@ def merged_network(setting: Setting, params: Params) -> Params:
     return lora.merge(setting.reference.load(), params, config)
 
 
+def settings(
+    setting: Setting, *, max_new_tokens: int, temperature: float, top_p: float
+) -> SamplingConfig:
+    """Makes the settings of responses to train on, one to each prompt.
+
+    How many are drawn at a time is as ``evaluate`` says; it changes no response.
+
+    Raises:
+      UserError: one is out of its range.
+    """
+    for ok, field, wanted, found in (
+        (max_new_tokens > 0, "max_new_tokens", "a positive number", max_new_tokens),
+        (temperature >= 0, "temperature", "a number >= 0", temperature),
+        (0 < top_p <= 1, "top_p", "a number in (0, 1]", top_p),
+    ):
+        if not ok:
+            raise UserError(f"recipe.objectives.method.{field}: wanted {wanted}, found {found!r}")
+    evaluate = setting.run.config.evaluate
+    return SamplingConfig(
+        samples=1,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        batch_size=evaluate.batch_size,
+        gather_weights=evaluate.gather_weights,
+    )
+
+
 def respond(
     setting: Setting, trained: Policies, preference: Preference, questions: Sequence[Question]
 ) -> list[Sample]:

@@ -351,7 +351,7 @@ def test_the_last_policy_is_what_the_verbs_take(base, tmp_path):
     for name in ("base", "round-2/reward"):
         to = tmp_path / name.replace("/", "-")
         export.export(str(workdir / name), str(to))
-        assert used.scored(to) == used.scored(workdir / name)
+        used.assert_scores_alike(to, workdir / name)
     with pytest.raises(UserError, match=r"holds a game, not a reward model: .*round-\*/reward"):
         reward_models.find(str(workdir))
     assert reward_models.find(str(workdir / "round-2/reward")).digest

@@ -72,6 +72,19 @@ def test_both_players_are_measured_before_and_after(clean):
     assert steps == list(range(1, 10))
 
 
+def test_a_line_holds_nothing_of_the_player_who_is_idle(clean):
+    lines = [json.loads(x) for x in (clean[0] / "metrics.jsonl").read_text().splitlines()]
+    of_any = {"step", "data_wait_seconds", "step_seconds"}
+    for turn, line in enumerate(lines):
+        told = {name for name in line if name not in of_any}
+        if turn % 3 < 2:  # the reward model's
+            assert {"reward_model/loss", "reward_model/learning_rate"} <= told
+            assert all(name.startswith("reward_model/") for name in told)
+        else:
+            assert {"loss", "scores", "learning_rate", "epoch", "prompts_per_second"} <= told
+            assert not any(name.startswith("reward_model/") for name in told)
+
+
 def test_what_it_leaves_can_be_used(clean, tmp_path):
     workdir, _ = clean
     ended = json.loads((workdir / "players.json").read_text())
@@ -85,9 +98,7 @@ def test_what_it_leaves_can_be_used(clean, tmp_path):
     wanted = used.texts_and_nats(workdir / "round-1" / "samples.json")
     assert used.texts_and_nats(said) == wanted
     assert used.generated(config(), workdir, tmp_path / "a.jsonl") == used.written(wanted)
-    scores = used.scored(reward)
-    assert used.scored(tmp_path / "exportedreward") == scores
-    assert len({x for row in scores for x in row}) > 1
+    used.assert_scores_alike(tmp_path / "exportedreward", reward)
     assert f"{3 * STEPS} steps" in (tmp_path / "exportedreward" / "README.md").read_text()
 
 

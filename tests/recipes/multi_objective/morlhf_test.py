@@ -21,6 +21,7 @@ from alignjax.recipes import ObjectivesConfig
 from alignjax.recipes.multi_objective import morlhf
 from alignjax.recipes.multi_objective import rows as rows_of
 from alignjax.rewards import reward_models, scorers
+from alignjax.runtime import metrics
 from alignjax.sampling import generate
 from tests import runs, used
 
@@ -37,7 +38,7 @@ def judge(prompt, response):
 def method(setting, *, steps: int):
     """MORLHF, which leaves its setting for the tests."""
     SEEN.append(setting)
-    return morlhf.train(setting, steps=steps)
+    return morlhf.train(setting, steps=steps, max_new_tokens=6)
 
 
 def config(**changes):
@@ -84,11 +85,11 @@ def test_a_policy_that_was_trained_is_read_back(front, monkeypatch):
     workdir, setting = front
     name = workdir / "morlhf" / "1.0000-0.0000"
     before = (name / "metrics.jsonl").read_bytes()
-    network = morlhf.policy(setting, (1.0, 0.0), steps=16)
+    network = morlhf.policy(setting, (1.0, 0.0), steps=16, max_new_tokens=6)
     assert network == Network((1.0, 0.0), "morlhf/1.0000-0.0000")
     assert (name / "metrics.jsonl").read_bytes() == before
     with pytest.raises(UserError, match=r"belongs to another run: samples 4 \(this run: 3\)"):
-        morlhf.policy(setting, (1.0, 0.0), steps=16, samples=3)
+        morlhf.policy(setting, (1.0, 0.0), steps=16, samples=3, max_new_tokens=6)
 
 
 def test_its_policies_are_exported_and_sampled(front, tmp_path):
@@ -106,10 +107,12 @@ def test_only_adapters_are_trained_where_the_config_has_them(front, tmp_path):
     lora = dataclasses.replace(setting.run.config, lora=LoraConfig(rank=2, targets=("q", "v")))
     run = dataclasses.replace(setting.run, config=lora, workdir=tmp_path)
     setting = dataclasses.replace(setting, run=run)
-    network = morlhf.policy(setting, (0.5, 0.5), steps=2)
+    network = morlhf.policy(setting, (0.5, 0.5), steps=2, max_new_tokens=3)
     own = finished_run.trained_in(tmp_path, describe(lora))
     source = networks.Source(own, run.mesh, setting.reference.load)
     params = networks.load_trained(source, network)
+    lines = metrics.read(tmp_path / network.folder / "metrics.jsonl")
+    assert max(line["response_tokens"] for line in lines) <= 3  # not evaluate's 6
     assert set(params) == {"layers"}
     assert any(np.abs(x["lora_b"]).max() > 0 for x in params["layers"].values())
 
@@ -192,6 +195,7 @@ def test_a_reward_model_of_another_tokenizer_is_refused(two_headed, monkeypatch)
     ("settings", "message"),
     [
         ({"samples": 1}, r"recipe.objectives.method.samples: wanted 2 at least, found 1"),
+        ({"max_new_tokens": 0}, r"method.max_new_tokens: wanted a positive number, found 0"),
         ({"normalise": "z"}, r"normalise: wanted zscore, minmax, none, found 'z'"),
         ({"max_empty_fraction": 1.0}, r"max_empty_fraction: wanted a number in \[0, 1\)"),
     ],

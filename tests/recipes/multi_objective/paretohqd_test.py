@@ -53,7 +53,7 @@ def config(*overrides, **changes):
         loss=paretohqd.loss,
         lora=LoraConfig(rank=2, dropout=0.1),
         optim=dataclasses.replace(settings.optim, learning_rate=0.02),  # eps: no signs of rounding
-        evaluate=dataclasses.replace(settings.evaluate, judge=None, max_new_tokens=64),
+        evaluate=dataclasses.replace(settings.evaluate, judge=None, max_new_tokens=6),
         recipe=partial(
             recipes.trace_front,
             objectives=ObjectivesConfig(
@@ -102,6 +102,10 @@ def test_what_the_representatives_say_is_cleaned_and_counted(base, setting):
     said = [read(base / f"representative-{i:02d}.json")["samples"] for i in range(3)]
     questions = take_questions(setting.run.data.train, 1000)
     assert {len(samples) for samples in said} == {20}
+    # The method's own limit; what is measured has 6.
+    assert 6 < max(s["length"] for samples in said for s in samples) <= 64
+    measured = read(base / "said" / "00.json")["samples"]
+    assert max(s["length"] for s in measured) <= 6
     assert len(questions) > 20
     kept, faults = set(), []
     for sample in (s for samples in said for s in samples):
@@ -226,6 +230,10 @@ def with_rows(monkeypatch, table):
         (
             dict(at_once=0),
             r"recipe\.objectives\.method\.at_once: wanted a number of 1 or more, found 0",
+        ),
+        (
+            dict(max_new_tokens=0),
+            r"recipe\.objectives\.method\.max_new_tokens: wanted a positive number, found 0",
         ),
         (
             dict(prompts=0),

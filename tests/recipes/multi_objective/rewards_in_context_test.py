@@ -43,6 +43,7 @@ METHOD = partial(
     quantile=0.8,
     online_steps=2,
     online_learning_rate=1e-3,
+    max_new_tokens=40,
     temperature=1.0,
     top_p=1.0,
 )
@@ -53,7 +54,7 @@ def config(*overrides, method=METHOD):
         runs.changed(
             *("data.source.size=60", "data.max_prompt_tokens=112", "data.pad_multiple=56"),
             *("sft.steps=12", "train.steps=2", "train.save_every=1"),
-            *("evaluate.max_new_tokens=40", "evaluate.batch_size=48", *overrides),
+            *("evaluate.max_new_tokens=6", "evaluate.batch_size=48", *overrides),
         ),
         loss=ric.loss,
         recipe=partial(
@@ -167,6 +168,11 @@ def test_rounds_train_on_what_is_good_at_something_told_the_scores_it_got(base, 
         assert set(records[:8]) <= frontier
         assert counts["sampled"] == len(samples) == 96
         assert counts["empty"] + counts["unfinished"] == 96 - len(usable)
+        lengths = [s["length"] for s in samples]
+        assert max(lengths) == 40  # the method's own limit; what is measured has 6
+        assert counts["unfinished"] == sum(
+            not s["ended"] and bool(s["response"].strip()) for s in samples
+        )
         assert counts["kept of all rounds"] == len(so_far)
         assert 0 < counts["kept"] < len(usable)
         assert counts["originals"] == 8
@@ -204,6 +210,8 @@ def test_a_preference_is_asked_for_and_the_samples_answer_the_plain_prompt(base,
         said = json.loads((workdir / "said" / f"{i:02d}.json").read_text())["samples"]
         assert [s["prompt"] for s in said] == [q.prompt for q in questions for _ in range(2)]
     assert seen[0] != seen[1]
+    with pytest.raises(UserError, match=r"--preference: wanted one preference, found all: one net"):
+        export.export(str(workdir), str(tmp_path / "all"), preference="all")
     new = ric.l2((0.25, 0.75), **limits)
     wanted = used.texts_and_nats(used.samples(run, network, asked(run, new)[1]))
     with caplog.at_level("INFO", logger="alignjax"):
@@ -286,6 +294,7 @@ def test_an_objective_with_one_value_is_told_as_0(caplog):
         ({"online_rounds": -1}, "online_rounds: wanted a number >= 0, found -1"),
         ({"online_samples": 0}, "online_samples: wanted a positive number"),
         ({"quantile": 1.5}, r"quantile: wanted a number in \[0, 1\]"),
+        ({"max_new_tokens": 0}, "max_new_tokens: wanted a positive number, found 0"),
         ({"top_p": 0.0}, r"top_p: wanted a number in \(0, 1\]"),
     ],
 )
@@ -297,5 +306,7 @@ def test_keywords_out_of_range_are_refused(keywords, message):
 def test_a_round_without_a_usable_sample_is_refused(base, tmp_path):
     workdir = tmp_path / "again"
     shutil.copytree(base[0], workdir)
-    with pytest.raises(UserError, match=r"online-1: wanted samples .* \(evaluate.max_new_tokens\)"):
-        recipes.run_config(config("evaluate.max_new_tokens=1"), workdir, allow_config_change=True)
+    with pytest.raises(UserError, match=r"online-1: wanted samples .* \(recipe.*max_new_tokens\)"):
+        recipes.run_config(
+            config(method=partial(METHOD, max_new_tokens=1)), workdir, allow_config_change=True
+        )

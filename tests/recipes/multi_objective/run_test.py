@@ -126,6 +126,8 @@ def test_a_run_ends_in_the_scores_of_every_preference(base):
         np.mean(found["scores"], axis=1)[1, 0]
     )
     assert number["collapsed"] == np.mean(found["collapsed"])
+    cut = [not s["ended"] for s in said]  # of the last preference
+    assert found["unfinished"][1] == np.mean(cut)
 
 
 def test_the_time_is_that_of_steps_and_sampling(base):
@@ -226,7 +228,7 @@ def test_afterwards_a_preference_chooses_the_nearest_policy(base, tmp_path, capl
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("", r"w: wanted one, e\.g\. --preference=1,0, found none; trained for 1,0 0.5,0.5"),
+        ("", r"short, first: wanted one, e\.g\. --preference=1,0, found none; .* 1,0 0.5,0.5"),
         ("--preference=0.3,0.3,0.4", r"wanted 2 numbers, the weights of short, first, .*'0.3,0.3,"),
         ("--preference=1.5,-0.5", r"not negative and with sum 1, .* found '1.5,-0.5'"),
         ("--preference=0.3,0.6", r"with sum 1, e\.g\. --preference=1,0, found '0.3,0.6'"),
