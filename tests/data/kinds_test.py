@@ -122,6 +122,9 @@ PAIRS = {
          "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
         "s: Be kind. | u: Hi",
     ),
+    "texts within objects": (
+        {"sample": {"question": "Hi", "chosen": {"text": "a"}, "rejected": {"text": "b"}}}, "u: Hi"
+    ),
     "one text in a list": ({"prompt": "Hi", "chosen": ["a"], "rejected": ["b"]}, "Hi"),
     "AlpacaEval": ({"instruction": "Hi", "output_1": "b", "output_2": "a", "preference": 2.0},
                    "u: Hi"),
@@ -192,6 +195,10 @@ LISTS = {
     "comparisons": (
         [{"question": "Hi", "prediction 1": "a", "prediction 2": "b", "preference": [1]}],
         "u: Hi", ((1.0,), (-1.0,)), ("preference",),
+    ),
+    "lists as JSON text": (
+        [{"prompt": "Hi", "responses": '["a", "b"]', "scores": "[1, 2]"}],
+        "Hi", ((1.0,), (2.0,)), ("scores",),
     ),
     "several on each side": (
         [{"prompt": "Hi", "chosen": ["a"], "rejected": ["b", "c"]}],

@@ -17,8 +17,14 @@ from alignjax.data.sources.scored import read_scores
 _YES = (True, 1, "true", "yes", "1", "good", "desirable", "chosen", "positive", "like", "upvote")
 _NO = (False, 0, "false", "no", "0", "bad", "undesirable", "rejected", "negative", "dislike", -1)
 _TIES = ("tie", "tie (bothbad)", "both", "equal", "same", "neither", "none", "both_bad", "draw")
-_TEXTS = ("text", "response", "answer", "completion", "content", "generation", "output", "summary")
-_SCORES = (("score", 1), ("overall_score", 1), ("rating", 1), ("reward", 1), ("rank", -1))
+_SCORES = (
+    ("score", 1),
+    ("overall_score", 1),
+    ("rating", 1),
+    ("reward", 1),
+    ("pm_score", 1),
+    ("rank", -1),
+)
 Answer = tuple[tuple[Message, ...] | None, Message]  # turns before, None for a text; and the turn
 
 
@@ -227,12 +233,6 @@ def _list(receipt: Receipt, row: Row, found: Found, options: Options) -> list[Re
 
 def _entry(row: Row, key: str, item: Any) -> Answer:
     """One response of a list: text, a message, messages, or an object that holds one."""
-    if isinstance(item, dict) and "role" not in item and "from" not in item:
-        name = next((name for name in _TEXTS if item.get(name) is not None), None)
-        if name is None:
-            fields = ", ".join(map(repr, item)) or "nothing"
-            raise DataError(f"{row.origin}: field {key!r} has no 'text'; it has {fields}")
-        key, item = f"{key}.{name}", item[name]
     return read_answer(replace(row, fields={**row.fields, key: item}), key)
 
 

@@ -1,6 +1,6 @@
 """What a row asks, its prompt, and what answers it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from alignjax.data.files import Row
@@ -17,6 +17,9 @@ from alignjax.data.sources.messages import (
     split_last,
 )
 
+# Names of the text in an object that is a response.
+_TEXTS = ("text", "response", "answer", "completion", "content", "generation", "output", "summary")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -30,6 +33,13 @@ class Options:
 def read_answer(row: Row, key: str) -> tuple[tuple[Message, ...] | None, Message]:
     """Reads a response: the turns before it, None where it is a text; and the assistant's turn."""
     value = parse_dialogue(row.get(key))
+    if isinstance(value, dict) and not is_message(value):  # {"text": ...}
+        name = next((name for name in _TEXTS if value.get(name) is not None), None)
+        if name is None:
+            fields = ", ".join(map(repr, value)) or "nothing"
+            raise DataError(f"{row.origin}: field {key!r} has no 'text'; it has {fields}")
+        inner = f"{key}.{name}"
+        return read_answer(replace(row, fields={inner: value[name]}), inner)
     if is_message(value):
         return split_last(row, key, (read_message(row, key, value),))
     if isinstance(value, list):

@@ -13,7 +13,7 @@ from typing import Any
 
 from alignjax.data.files import Row
 from alignjax.data.records import DataError
-from alignjax.data.sources.messages import is_message, parse_dialogue
+from alignjax.data.sources.messages import is_message, parse_dialogue, parse_list
 from alignjax.errors import did_you_mean
 
 
@@ -75,6 +75,7 @@ _NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 _INSIDE = {name for role in ("prompt", "dialogue", "response") for name in _NAMES[role][0]}
 _INSIDE |= {"full_text", "post"}
+_LISTS = {name for role in ("responses", "scores", "ranks") for name in _NAMES[role][0]}
 BAD_LABELS = _NAMES["label"][1]  # where yes means undesirable
 PLAIN_PROMPTS = ("prompt", "source", "text")  # continued as they are; others are a user's message
 _PAIRS = (
@@ -114,7 +115,7 @@ def flatten(row: Row, given: Columns) -> Row:
 
     def parts(at: str, value: Any) -> Iterator[tuple[str, Any]]:
         if value is not None:
-            yield at, value
+            yield at, parse_list(value) if plain_name(at) in _LISTS else value
         elif plain_name(at) in _NAMES["system"][0]:
             yield at, ""  # rows of one file are read alike, with a system text or without
         inside = isinstance(value, dict) and not is_message(value)
@@ -335,8 +336,7 @@ def _list(row: Row, named: Mapping[str, str]) -> Found | None:
     """A list of responses, and of their scores, ranks or labels."""
     if {"response", "chosen"} & set(named):
         return None
-    responses = _one(row, named, "responses", list, str) if "responses" in named else ""
-    responses = responses or _one(row, named, "responses", list)
+    responses = _one(row, named, "responses", list)
     if not responses or is_dialogue(row.fields[responses]):
         return None
     asked = {r: n for r, n in _asked(row, named).items() if r != "dialogue" or n != responses}

@@ -45,6 +45,16 @@ def parse_dialogue(value: Any) -> Any:
     return value
 
 
+def parse_list(value: Any) -> Any:
+    """Parses text that is a JSON list, as cells of CSV files hold; gives other values back."""
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
 def read_prompt(row: Row, key: str, *, chat: bool = False) -> Prompt:
     """Reads a field that holds a text or a list of messages; ``chat`` makes a text a user's."""
     if isinstance(parse_dialogue(row.get(key)), list):
