@@ -5,12 +5,17 @@ attend to them, beside their own. Training, scoring and sampling call the same f
 differ only in how many query tokens there are and in what the masks let through.
 """
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from alignjax.models.config import RopeScaling
 from alignjax.types import Array
 
+TILE = 64  # places of a cache that are read at once
 _MASKED = -1e30  # finite, so that a row with nothing to attend to gives numbers rather than NaN
 
 
@@ -69,6 +74,91 @@ def attend(
     out = out + jnp.einsum("bkghts,bksgd->bktghd", own.astype(query.dtype), value)
     out = out / jnp.moveaxis(total, -1, 2)[..., None].astype(query.dtype)
     return out.reshape(b, k, t, h, d)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """Keys and values of earlier tokens that a new token of each response attends to."""
+
+    shared_key: Array  # [B, G, P, D], of the prefix that all K responses share
+    shared_value: Array
+    key: Array  # [layers, B, K, G, S, D], of the responses; S is a multiple of `TILE` or below it
+    value: Array
+    layer: Array  # int32 scalar, which layer's
+    filled: Array  # int32 scalar, how many of the S places hold a token
+
+
+def attend_token(
+    query: Array,
+    key: Array,
+    value: Array,
+    kept: Kept,
+    shared_mask: Array,
+    near: Callable[[Array], Array],
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Array:
+    """Softmax attention of one token of each response to itself and to what is kept.
+
+    The places of ``kept`` are read tile by tile, the filled ones only: a dynamic number of tiles in
+    one program, joined by a running maximum and sum.
+
+    Args:
+      query: ``[B, K, H, D]``.
+      key, value: ``[B, K, G, D]``, the token's own; G divides H (grouped queries).
+      kept: what came before.
+      shared_mask: ``[B, P]`` bool, True where a query may look at a prefix token.
+      near: ``[S'] places -> [S'] bool``, True where a query may look at its response.
+      scale, softcap: as in `attend`.
+
+    Returns:
+      ``[B, K, H, D]``. Scores and softmax are float32 whatever the input type.
+    """
+    b, k, h, d = query.shape
+    groups = key.shape[2]
+    grouped = query.reshape(b, k, groups, h // groups, d)
+    factor = d**-0.5 if scale is None else scale
+
+    def scores(equation: str, keys: Array) -> Array:
+        raw = jnp.einsum(equation, grouped, keys, preferred_element_type=jnp.float32)
+        return soft_cap(factor * raw, softcap)
+
+    def join(so_far: tuple[Array, ...], scored: Array, equation: str, values: Array) -> Any:
+        """Adds tokens ``[B, K, G, H/G, S']`` to the maximum, the sum and the mixed values."""
+        top, total, mixed = so_far
+        new_top = jnp.maximum(top, scored.max(axis=-1))
+        shrink = jnp.exp(top - new_top)
+        weights = jnp.exp(scored - new_top[..., None])
+        added = jnp.einsum(equation, weights.astype(query.dtype), values).astype(jnp.float32)
+        total = total * shrink + weights.sum(axis=-1)
+        return new_top, total, mixed * shrink[..., None] + added
+
+    own = scores("bkghd,bkgsd->bkghs", key[:, :, :, None])[..., 0]
+    mixed = jnp.broadcast_to(value[:, :, :, None].astype(jnp.float32), grouped.shape)
+    so_far = (own, jnp.ones_like(own), mixed)
+    prefix = scores("bkghd,bgpd->bkghp", kept.shared_key)
+    prefix = jnp.where(shared_mask[:, None, None, None], prefix, _MASKED)
+    so_far = join(so_far, prefix, "bkghp,bgpd->bkghd", kept.shared_value)
+
+    size = min(TILE, kept.key.shape[4])
+
+    def add_tile(number: Array, so_far: tuple[Array, ...]) -> tuple[Array, ...]:
+        first = number * size
+        key, value = (
+            jax.lax.dynamic_slice(
+                x, (kept.layer, 0, 0, 0, first, 0), (1, *x.shape[1:4], size, x.shape[5])
+            )[0]
+            for x in (kept.key, kept.value)
+        )
+        place = first + jnp.arange(size)
+        seen = (place < kept.filled) & near(place)
+        scored = jnp.where(seen, scores("bkghd,bkgsd->bkghs", key), _MASKED)
+        return join(so_far, scored, "bkghs,bkgsd->bkghd", value)
+
+    tiles = (kept.filled + size - 1) // size
+    _, total, mixed = jax.lax.fori_loop(0, tiles, add_tile, so_far)
+    return (mixed / total[..., None]).astype(query.dtype).reshape(b, k, h, d)
 
 
 def soft_cap(x: Array, cap: float | None) -> Array:

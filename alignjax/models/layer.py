@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from alignjax.models import kernels, layout, lora, quantized
-from alignjax.models.attention import attend, rotate
+from alignjax.models.attention import Kept, attend, attend_token, rotate
 from alignjax.models.config import ModelConfig
 from alignjax.types import Array
 
@@ -25,6 +25,9 @@ class View:
     window_angle: Array | None  # the same for layers with a window, where theirs differ
     prompt_mask: Array  # [B, P] bool, True at real prompt tokens
     position: Array | None = None  # int32 scalar: response token being decoded; None in a full pass
+    # Keys and values [L, B, K, G, S, D] of the responses while decoding, of all layers: each reads
+    # the filled places of its own part. Sliced by the scan, all places would be copied.
+    kept: tuple[Array, Array] | None = None
     prompt_tokens: int = flax.struct.field(pytree_node=False)  # P in a full pass, 0 while decoding
     responses: int = flax.struct.field(pytree_node=False)  # K
 
@@ -61,7 +64,8 @@ class Layer(nn.Module):
         Args:
           x: states.
           view: what the tokens see.
-          cache: this layer's part of a `transformer.Cache` while decoding; None in a full pass.
+          cache: while decoding the prompt's keys and values of this layer, ``[B, G, P, D]``, and
+            the layer's number; None in a full pass.
           full: bool scalar, whether this layer has no window; None: layers do not differ.
 
         Returns:
@@ -181,9 +185,9 @@ def attend_tokens(
     """
     visible = Visible(config.window, full, view.prompt_mask)
     scale = None if config.query_scalar is None else config.query_scalar**-0.5
-    mix = functools.partial(attend, scale=scale, softcap=config.attention_softcap)
+    how: dict[str, Any] = dict(scale=scale, softcap=config.attention_softcap)
     if cache is not None:
-        return _attend_token(mix, visible, (q, k, v), view, cache)
+        return _attend_token(how, visible, (q, k, v), view, cache)
     p = view.prompt_tokens
     kept = k[:, :p], v[:, :p]
     kernel = kernels.of_array(config, q)
@@ -192,7 +196,7 @@ def attend_tokens(
             kernel, q, k, v, view.prompt_mask, view.responses, full=full, config=config
         )
         return out, kept
-    return _attend_all(mix, visible, (q, k, v), view, kept), kept
+    return _attend_all(functools.partial(attend, **how), visible, (q, k, v), view, kept), kept
 
 
 def _of_responses(x: Array, view: View) -> Array:
@@ -225,7 +229,7 @@ def _attend_all(
 
 
 def _attend_token(
-    mix: Any,
+    mix: dict[str, Any],
     visible: Visible,
     tokens: tuple[Array, ...],
     view: View,
@@ -233,23 +237,13 @@ def _attend_token(
 ) -> tuple[Array, tuple[Array, ...]]:
     """Attends from one token of each response to what the cache holds and to itself."""
     assert view.position is not None
-    q, k, v = tokens
-    new = tuple(jnp.swapaxes(_of_responses(x, view), 2, 3) for x in (k, v))  # [B, K, G, 1, D]
-    prompt_key, prompt_value = (jnp.swapaxes(x, 1, 2) for x in cache[:2])
-    place = jnp.arange(cache[2].shape[3])
-    here = (place == view.position)[:, None]
-    own_key, own_value = (
-        jnp.swapaxes(jnp.where(here, y, x), 2, 3) for x, y in zip(cache[2:], new, strict=True)
-    )
-    now = jnp.atleast_1d(view.position)
-    out = mix(
-        _of_responses(q, view),
-        own_key,
-        own_value,
-        visible.own(now, place),
-        shared_key=prompt_key,
-        shared_value=prompt_value,
-        shared_mask=visible.prompt(now),
-    )
+    assert view.kept is not None
+    prompt_key, prompt_value, layer = cache
+    q, k, v = tokens  # [B, K, heads, D]
+    now = view.position
+    kept = Kept(prompt_key, prompt_value, *view.kept, layer=layer, filled=now)
+    shared = visible.prompt(now[None])
+    shared = shared if shared.ndim == 2 else shared[:, 0]
+    out = attend_token(q, k, v, kept, shared, lambda place: visible.own(now[None], place)[0], **mix)
     # The token alone, not the whole layer: the layers would be gathered into a second cache.
-    return out, new
+    return out, (k[:, :, :, None], v[:, :, :, None])

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from alignjax.errors import UserError
 from alignjax.models import layout
-from alignjax.models.attention import rope_frequencies
+from alignjax.models.attention import TILE, rope_frequencies
 from alignjax.models.config import ModelConfig, RopeScaling
 from alignjax.models.layer import Layer, RMSNorm, View, dtypes
 from alignjax.types import Array, Params
@@ -40,8 +40,8 @@ class Cache:
 
     prompt_key: Array  # [L, B, G, P, D]
     prompt_value: Array
-    key: Array  # [L, B, K, G, R, D], filled up to the current position
-    value: Array
+    key: Array  # [L, B, K, G, S, D], filled up to the current position; S is R, or R rounded up
+    value: Array  # to whole tiles of `attention.TILE`
 
 
 class Transformer(nn.Module):
@@ -166,7 +166,8 @@ class Transformer(nn.Module):
         x, kept = self._through(tokens, view, None)
         prompt_key, prompt_value = (jnp.swapaxes(y, 2, 3) for y in kept)
         layers, _, groups, _, size = prompt_key.shape
-        room = jnp.zeros((layers, b, k, groups, r, size), prompt_key.dtype)
+        places = r if r <= TILE else -(-r // TILE) * TILE
+        room = jnp.zeros((layers, b, k, groups, places, size), prompt_key.dtype)
         cache = Cache(prompt_key=prompt_key, prompt_value=prompt_value, key=room, value=room)
         return self.norm(x[:, -1]), cache
 
@@ -189,11 +190,12 @@ class Transformer(nn.Module):
             **self._angles(jnp.broadcast_to(prompt_length[:, None] + position, token.shape)),
             prompt_mask=prompt_positions(prompt_length, p) >= 0,
             position=position,
+            kept=(cache.key, cache.value),
             prompt_tokens=0,
             responses=token.shape[1],
         )
-        old = (cache.prompt_key, cache.prompt_value, cache.key, cache.value)
-        x, new = self._through(token, view, old)
+        of_layer = (cache.prompt_key, cache.prompt_value, jnp.arange(self.config.layers))
+        x, new = self._through(token, view, of_layer)
         key, value = (
             jax.lax.dynamic_update_slice_in_dim(y, z, position, 4)
             for y, z in zip((cache.key, cache.value), new, strict=True)

@@ -5,10 +5,14 @@ repetition_penalty, temperature, top_k, top_p, min_p. None of them changes the l
 that are reported of what was drawn.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from alignjax.types import Array
+
+_BLOCK = 256
 
 
 def seen_in(ids: Array, length: Array, vocab: int) -> Array:
@@ -50,13 +54,11 @@ def keep_likely(logits: Array, *, top_k: int = 0, top_p: float = 1.0, min_p: flo
     """
     low = jnp.finfo(logits.dtype).min
     if 0 < top_k < logits.shape[-1]:
-        edge = jax.lax.top_k(logits, top_k)[0][..., -1:]
+        edge = _largest(logits, lambda kept: kept.sum(axis=-1) >= top_k)
         logits = jnp.where(logits < edge, low, logits)
     if top_p < 1.0:
-        ordered = jnp.sort(logits, axis=-1, descending=True)
-        probability = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(probability, axis=-1) - probability  # mass of likelier ids
-        edge = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        share = jax.nn.softmax(logits, axis=-1)
+        edge = _largest(logits, lambda kept: jnp.where(kept, share, 0.0).sum(axis=-1) >= top_p)
         logits = jnp.where(logits < edge, low, logits)
     if min_p > 0.0:
         edge = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(min_p)
@@ -64,11 +66,53 @@ def keep_likely(logits: Array, *, top_k: int = 0, top_p: float = 1.0, min_p: flo
     return logits
 
 
-def pick(key: Array, logits: Array) -> Array:
-    """Draws one id from ``softmax(logits)``, ``[vocab]`` float32.
+def _largest(logits: Array, enough: Callable[[Array], Array]) -> Array:
+    """``[..., 1]`` the largest edge for which the logits that reach it are enough.
 
-    Id v is the first of exponential clocks with rates ``softmax(logits)[v]`` to ring. These are
-    the draws of `jax.random.categorical` with the same key, at less than half the time on a CPU.
+    Bisects the order of float32 numbers, 32 passes, where sorting the vocabulary takes many more.
+    Where even all logits are not enough, by rounding, it is their smallest one.
+
+    Args:
+      logits: ``[..., vocab]`` float32, finite.
+      enough: ``[..., vocab] bool -> [...] bool``, whether these ids are; more of them always are.
     """
-    uniform = jax.random.uniform(key, logits.shape, minval=jnp.finfo(logits.dtype).tiny)
-    return jnp.argmax(jnp.exp(logits - logits.max()) / -jnp.log(uniform))
+    bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
+    order = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the numbers
+
+    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds  # enough at low; not above high
+        # The mean rounded up, without the sum, which overflows.
+        middle = (low & high) + ((low ^ high) >> 1) + ((low ^ high) & 1)
+        reached = enough(order >= middle[..., None])
+        return jnp.where(reached, middle, low), jnp.where(reached, high, middle - 1)
+
+    bounds = order.min(axis=-1), order.max(axis=-1)
+    edge, _ = jax.lax.fori_loop(0, 32, halve, bounds)
+    bits = jnp.where(edge < 0, edge ^ 0x7FFFFFFF, edge)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)[..., None]
+
+
+def pick(key: Array, logits: Array) -> Array:
+    """Draws one id from ``softmax(logits)``, ``[vocab]`` float32, where its distribution passes.
+
+    Two random numbers an id: the first chooses a block of ids by its share, the second an id in it.
+    One number for each id of the vocabulary, as `jax.random.categorical` takes, costs more on a CPU
+    than a token of a small network.
+
+    An id of probability 0 is never drawn.
+    """
+    size = min(logits.shape[-1], _BLOCK)
+    chances = jnp.exp(logits - logits.max())
+    blocks = jnp.pad(chances, (0, -len(chances) % size)).reshape(-1, size)
+    first, second = jax.random.uniform(key, (2,))
+    block = invert_sum(blocks.sum(axis=-1), first)
+    return block * size + invert_sum(blocks[block], second)
+
+
+def invert_sum(chances: Array, uniform: Array) -> Array:
+    """Finds where the running sum passes ``uniform``, in [0, 1), of the total.
+
+    `jax.random.uniform` is at most 1 - 2^-23, so that its product with the total is below it.
+    """
+    reached = jnp.cumsum(chances)
+    return jnp.argmax(reached > uniform * reached[-1])

@@ -130,7 +130,7 @@ def test_responses_end_with_one_end_of_sequence_or_for_lack_of_room(params):
 def test_sampling_stops_when_all_have_ended(params, steps):
     room = R + 3  # a shape of its own: compiled with the counter
     settings = {**PLAIN, "temperature": 0.5}
-    _, length, _ = draw(with_likely_end(params), prompts(), max_new_tokens=room, **settings)
+    _, length, _ = draw(with_likely_end(params), prompts((3, 7)), max_new_tokens=room, **settings)
     jax.effects_barrier()
     assert len(steps) == length.max() - 1 < room - 1
 
@@ -306,4 +306,19 @@ def test_decoding_gathers_no_second_cache():
     (layers,) = scans
     new = config.layers * b * k * config.kv_heads * config.head_dim
     assert max(x.aval.size for x in layers.outvars) == new
-    assert cache.key.size == new * r
+    assert cache.key.size == new * 128  # whole tiles of 64 places
+
+
+@pytest.mark.parametrize("window", [None, 70])
+def test_a_cache_of_several_tiles_gives_the_scorer_s_numbers(window):
+    """Responses of 150 tokens: three tiles of places, full, in part and empty."""
+    config = dataclasses.replace(CONFIG, window=window)
+    params = tiny.params(config)
+    rows = prompts((3, 7))
+    settings = SamplingConfig(samples=2, max_new_tokens=150)
+    tokens, length, logps = jax.device_get(
+        sample(params, *rows, KEY, config=config, settings=settings, eos=64)
+    )
+    batch = tiny.given(*rows[:2], tokens, length)
+    wanted = jax.jit(response_logps, static_argnames="config")(params, batch, config=config)
+    np.testing.assert_allclose(logps, wanted, rtol=1e-5)
