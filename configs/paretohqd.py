@@ -2,9 +2,10 @@
 
 For each preference, adapters are fine-tuned on the 100 responses of the best layers that are
 nearest to its direction, then on 50 of the responses that representative policies give to 10,000
-prompts. The scores come from one reward model with an output for each objective, named in `names`.
-The paper's base is Llama 2 7B; what it does not state of adapters and their learning rate is taken
-from Rewards-in-Context, which it builds on. Less memory: --set lora.quantize=nf4.
+prompts. The scores come from a reward model for each objective; one with an output for each takes
+their place as scorer=partial(scorers.reward_model, path=...). The paper's base is Llama 2 7B; what
+it does not state of adapters and their learning rate is taken from Rewards-in-Context, which it
+builds on. Less memory: --set lora.quantize=nf4. Its baselines: `multi_objective.py`.
 
 Command:   python -m alignjax run --config=configs/paretohqd.py:8b \
                --workdir=runs/paretohqd_8b --set data.path='/data/hh/*/train.jsonl.gz' \
@@ -32,7 +33,8 @@ from alignjax.recipes.multi_objective import paretohqd as recipe
 from alignjax.rewards import scorers
 from alignjax.training import optim
 
-REWARD_MODEL = "/models/hh-helpful-harmless"
+# One output each, in the order of `names`.
+REWARD_MODELS = ("/models/hh-helpful", "/models/hh-harmless")
 
 
 def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
@@ -55,7 +57,10 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
                     top_p=0.9,
                     at_once=at_once,
                 ),
-                scorer=partial(scorers.reward_model, path=REWARD_MODEL),
+                scorer=partial(
+                    scorers.several,
+                    scorers=tuple(partial(scorers.reward_model, path=x) for x in REWARD_MODELS),
+                ),
                 names=("helpful", "harmless"),
                 preferences=tuple((i / 10, 1 - i / 10) for i in range(11)),
             ),
@@ -67,7 +72,7 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
         ),
         model=dataclasses.replace(model, dtype="bfloat16", param_dtype="bfloat16", remat="full"),
         lora=LoraConfig(rank=64, alpha=128.0, dropout=0.05),
-        loss=paretohqd.loss,
+        loss=paretohqd.loss,  # supervised, in both stages; it has no settings
         optim=OptimConfig(learning_rate=1.414e-4, schedule=optim.linear),
         train=TrainConfig(steps=200, batch_size=8, accumulate=2 if size == "8b" else 1),
         mesh=MeshConfig(fsdp=8 if size == "70b" else 1),

@@ -1,7 +1,7 @@
 """Config files: Python with one function, ``get_config() -> Config``, and changes to them.
 
 A file for several sizes has ``get_config(size: Literal["1.5b", "8b"] = "8b")``, and the path tells
-which: ``--config=configs/hps.py:1.5b``.
+which: ``--config=configs/hps.py:1.5b``. What is chosen may be something else than a size.
 
 ``--set loss.beta=0.2`` reaches dataclass fields and keywords bound with `functools.partial` alike.
 """
@@ -81,7 +81,9 @@ def _check_size(get_config: Any, size: str) -> None:
     if size and not sizes:
         raise UserError(f"found size {size!r}, and the config has one size")
     if size and size not in sizes:
-        raise UserError(f"wanted one of the sizes {', '.join(sizes)}, found {size!r}")
+        raise UserError(
+            f"wanted one of the {parameters[0].name}s {', '.join(sizes)}, found {size!r}"
+        )
 
 
 def override(config: Config, overrides: list[str]) -> Config:

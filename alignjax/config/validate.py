@@ -109,11 +109,16 @@ def _check_functions(section: Any, at: str) -> None:
     for field in dataclasses.fields(section):
         path = f"{at}.{field.name}" if at else field.name
         value, later = getattr(section, field.name), field.metadata.get("later", ())
-        if isinstance(value, tuple) and any(takes_function(h) for h in _items(hints[field.name])):
-            for i, function in enumerate(value):
-                check_keywords(function, f"{path}[{i}]")
-        elif value is not None and takes_function(hints[field.name]):
-            check_keywords(value, path, later)
+        for place, function in _functions(value, hints[field.name], path):
+            check_keywords(function, place, later)
+
+
+def _functions(value: Any, hint: Any, at: str) -> Iterator[tuple[str, Any]]:
+    """Yields what stands where a function is wanted, alone or in a tuple, with its path."""
+    if isinstance(value, tuple) and any(takes_function(h) for h in _items(hint)):
+        yield from ((f"{at}[{i}]", function) for i, function in enumerate(value))
+    elif value is not None and takes_function(hint):
+        yield at, value
 
 
 def _items(hint: Any) -> tuple[Any, ...]:
@@ -156,10 +161,9 @@ def check_keywords(function: Callable[..., Any], field: str, later: tuple[str, .
         if not is_schedule and not fits(value, wanted):
             hint = "; a schedule is bound as types.Schedule(schedule)" if callable(value) else ""
             raise UserError(f"{field}.{name}: wanted {type_name(wanted)}, found {value!r}{hint}")
-        if takes_function(wanted) and (
-            inspect.isfunction(value) or isinstance(value, functools.partial)
-        ):
-            check_keywords(value, f"{field}.{name}")
+        for at, inner in _functions(value, wanted, f"{field}.{name}"):
+            if inspect.isfunction(inner) or isinstance(inner, functools.partial):
+                check_keywords(inner, at)
     for name, parameter in known.items():
         missing = parameter.default is parameter.empty and name not in bound
         if missing and name not in later:

@@ -4,6 +4,7 @@ A config names a function of records and binds its keywords with `functools.part
 
     scorer=partial(scorers.reward_model, path="runs/rm")
     scorer=partial(scorers.judged, judge=world.judge, name="true_score")
+    scorer=partial(scorers.several, scorers=(one, another))
     scorer=my_function
 
 `open_scorer` makes a `Scorer` of any of them. All that use scores go through it, so what a scorer
@@ -107,6 +108,35 @@ def reward_model(
     return reward_models.score(reward, records, batch_size=batch_size, mesh=mesh)
 
 
+def several(
+    records: Sequence[Record], *, scorers: tuple[Callable[..., list[np.ndarray]], ...]
+) -> list[np.ndarray]:
+    """Scores by M scorers of one score each: an objective each, in their order.
+
+    They score one after the other: of reward models, memory holds one at a time.
+
+    Returns:
+      For each record ``[k, M]`` float32.
+
+    Raises:
+      UserError: there are no scorers, or one gives several scores a response.
+    """
+    if not scorers:
+        raise UserError("scorers: wanted at least one, found none")
+    columns = []
+    for i, scorer in enumerate(scorers):
+        column = [np.asarray(x, np.float32) for x in scorer(records)]
+        for record, scores in zip(records, column, strict=True):
+            k = len(record.responses)
+            if scores.shape not in ((k,), (k, 1)):
+                raise UserError(
+                    f"scorers[{i}]: wanted one score a response, [{k}], found shape "
+                    f"{list(scores.shape)}"
+                )
+        columns.append([scores.reshape(-1) for scores in column])
+    return [np.stack(scores, axis=1) for scores in zip(*columns, strict=True)]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scorer:
     """A scorer of a config, opened: what it returns is checked."""
@@ -114,19 +144,21 @@ class Scorer:
     label: str  # the config field and the function, for messages
     function: Score
     names: tuple[str, ...] | None = None  # of its M scores; (): one without a name; None: unknown
-    reward_model: RewardModel | None = None  # the one that scores, where one does
+    reward_models: tuple[RewardModel, ...] = ()  # those that score, in order
+    only_reward_models: bool = False  # nothing else scores
 
     @property
     def digest(self) -> str:
         """Digest of what scores come from and a config does not say; empty where it says all.
 
-        The parameters of a reward model, and of one from elsewhere its token limits, too.
+        The parameters of reward models, and of those from elsewhere their token limits, too.
         """
-        reward = self.reward_model
-        if reward is None or not reward.from_elsewhere:
-            return "" if reward is None else reward.digest
-        limits = (reward.data[f"max_{what}_tokens"] for what in ("prompt", "response"))
-        return ":".join((reward.digest, *map(str, limits)))
+        parts: list[str] = []
+        for reward in self.reward_models:
+            parts.append(reward.digest)
+            if reward.from_elsewhere:
+                parts += (str(reward.data[f"max_{x}_tokens"]) for x in ("prompt", "response"))
+        return ":".join(parts)
 
     def means(self, records: Sequence[Record]) -> list[np.ndarray]:
         """Scores responses, each by the mean of its M scores.
@@ -161,10 +193,10 @@ class Scorer:
         Raises:
           UserError: the scorer fails, lacks a name, gives another shape or an infinite score.
         """
-        columns = self._columns(names)
+        columns = self.columns(names)
         out = []
         for record, scores in self._call(records):
-            if columns is not None and scores.ndim == 2:
+            if self.names is not None and scores.ndim == 2:
                 scores = scores[:, columns]
             wanted = (len(record.responses), len(names))
             if scores.shape != wanted:
@@ -182,9 +214,10 @@ class Scorer:
             )
         return [(r, np.asarray(x, np.float64)) for r, x in zip(records, scores, strict=True)]
 
-    def _columns(self, names: Sequence[str]) -> list[int] | None:
+    def columns(self, names: Sequence[str]) -> list[int]:
+        """Finds which of its scores are those of M objectives; see `tables`."""
         if self.names is None:
-            return None
+            return list(range(len(names)))
         if not self.names:
             raise UserError(
                 f"{self.label}: wanted scores of {', '.join(names)}, found a reward model that "
@@ -230,7 +263,15 @@ def open_scorer(function: Callable[..., Any], field: str, config: Config | None)
         limits = [settings.get(f"max_{what}_tokens") for what in ("prompt", "response")]
         reward = _named(label, reward_models.with_limits, reward, *limits)
         in_run = functools.partial(reward_model, **settings)
-        return Scorer(label, in_run, reward.objectives, reward)
+        return Scorer(label, in_run, reward.objectives, (reward,), True)
+    if plain(function) is several:
+        parts = open_scorers(bound["scorers"], f"{label}.scorers", config)
+        return Scorer(
+            label,
+            functools.partial(several, scorers=tuple(part.function for part in parts)),
+            reward_models=tuple(model for part in parts for model in part.reward_models),
+            only_reward_models=all(part.only_reward_models for part in parts),
+        )
     if plain(function) is judged:
         name = bound["name"]
         return Scorer(label, function, (name,) if isinstance(name, str) else name)

@@ -282,7 +282,7 @@ def check_scorers(config: Config, data: Prepared) -> None:
         *open_scorers(candidates, "candidates.scorers", config),
         *open_scorers(config.evaluate.scorers, "evaluate.scorers", config),
     ):
-        if scorer.reward_model is None:
+        if not scorer.reward_models:
             scorer.means([data.original_records[example.id]])
     if config.evaluate.judge is not None:
         judgements(config.evaluate.judge, [(example.prompt, example.responses[0])])

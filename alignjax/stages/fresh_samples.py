@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -77,21 +78,33 @@ def steps_of(config: Config, questions: Sequence[Question]) -> int:
     return train.steps or max(1, round(train.epochs * len(questions) / train.batch_size))
 
 
-def by_reward_model(
-    reward: RewardModel, tokenizer: Tokenizer, mesh: Mesh
+def by_reward_models(
+    rewards: Sequence[RewardModel], tokenizer: Tokenizer, mesh: Mesh
 ) -> Callable[[Batch], Array]:
-    """Loads a reward model onto the mesh, to score sampled ids without decoding them.
+    """Loads reward models onto the mesh, to score sampled ids without decoding them.
 
     Args:
-      reward: of the policy's tokenizer.
+      rewards: of the policy's tokenizer.
       tokenizer: the policy's.
 
     Returns:
-      From a batch to ``[B, K]`` scores, or ``[B, K, M]`` for M > 1 objectives.
+      From a batch to ``[B, K, M]`` scores: all of the first model, then those of the second.
 
     Raises:
-      UserError: the reward model has another tokenizer.
+      UserError: a reward model has another tokenizer.
     """
+    functions = [_by_reward_model(reward, tokenizer, mesh) for reward in rewards]
+
+    def score(batch: Batch) -> Array:
+        scores = [function(batch) for function in functions]
+        return jnp.concatenate([x.reshape(*x.shape[:2], -1) for x in scores], axis=-1)
+
+    return score
+
+
+def _by_reward_model(
+    reward: RewardModel, tokenizer: Tokenizer, mesh: Mesh
+) -> Callable[[Batch], Array]:
     if reward.tokenizer.digest != tokenizer.digest:
         raise UserError(
             f"{reward.path}: a reward model of tokenizer {reward.tokenizer.digest[:12]}, and the "

@@ -158,7 +158,7 @@ def test_a_folder_of_a_reward_model_scores_and_is_no_policy(tmp_path):
     bound = partial(function, max_response_tokens=2)
     opened = [scorers.open_scorer(f, "s", c) for f in (function, bound) for c in (None, of_run)]
     names = ("max_prompt_tokens", "max_response_tokens")
-    limits = [[scorer.reward_model.data[name] for name in names] for scorer in opened]
+    limits = [[scorer.reward_models[0].data[name] for name in names] for scorer in opened]
     assert limits == [[512, 512], [600, 700], [512, 2], [600, 2]]
     assert [[s.function.keywords.get(name) for name in names] for s in opened[1::2]] == limits[1::2]
     assert len({scorer.digest for scorer in opened}) == 4

@@ -71,7 +71,7 @@ def test_scores_that_are_none_are_refused_with_the_scorer_s_name(give, message):
 
 def test_a_scorer_of_several_objectives_gives_those_that_are_asked_for():
     (both,) = opened(BOTH)
-    assert (both.names, both.digest, both.reward_model) == (("length", "first"), "", None)
+    assert (both.names, both.digest, both.reward_models) == (("length", "first"), "", ())
     (table,) = both.tables(RECORDS, ("first", "length"))
     assert table.tolist() == [[97, 1], [98, 2]]
     with pytest.raises(
@@ -88,6 +88,26 @@ def test_a_scorer_of_several_objectives_gives_those_that_are_asked_for():
     (infinite,) = opened(lambda records: [missing * np.inf])
     with pytest.raises(UserError, match=r"wanted finite scores"):
         infinite.tables(RECORDS, ("a", "b"))
+
+
+def test_several_scorers_give_an_objective_each():
+    first = partial(scorers.judged, judge=judge, name=("first",))
+    (both,) = opened(partial(scorers.several, scorers=(first, LENGTH)))
+    assert (both.reward_models, both.only_reward_models, both.digest) == ((), False, "")
+    (table,) = both.tables(RECORDS, ("a", "b"))
+    assert table.tolist() == [[97, 1], [98, 2]]
+    assert both.means(RECORDS)[0].tolist() == [49, 50]
+    with pytest.raises(UserError, match=r"wanted scores \[2, 3\], for a, b, c, found shape \[2, 2"):
+        both.tables(RECORDS, ("a", "b", "c"))
+    (wide,) = opened(partial(scorers.several, scorers=(LENGTH, BOTH)))
+    wanted = (
+        r"^s\[0\]: .*several: scorers\[1\]: wanted one score a response, \[2\], found .*\[2, 2\]"
+    )
+    with pytest.raises(UserError, match=wanted):
+        wide.tables(RECORDS, ("a", "b", "c"))
+    (none,) = opened(partial(scorers.several, scorers=()))
+    with pytest.raises(UserError, match="scorers: wanted at least one, found none"):
+        none.means(RECORDS)
 
 
 def test_a_judge_gives_the_same_scores_of_every_response():

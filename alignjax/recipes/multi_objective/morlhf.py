@@ -202,21 +202,22 @@ def scalar_score(
 ) -> Callable[[Batch], Array | np.ndarray]:
     """Makes the score of a step's samples: ``[B, K]`` weighted sums of normalised scores.
 
-    A reward model scores the sampled ids on the devices, any other scorer their text.
+    Reward models score the sampled ids on the devices, which hold all of them; any other scorer
+    gets the text.
     """
     from alignjax.stages import fresh_samples
 
     names, run = setting.objectives.names, setting.run
     scorer = rows.objectives_scorer(setting.objectives, run.config)
-    if scorer.reward_model is None:
+    if not scorer.only_reward_models:
         return functools.partial(
             _score_texts,
             run.data,
             dict(zip(scored.ids, scored.prompts, strict=True)),
             lambda records: [(x - shift) @ weights for x in scorer.tables(records, names)],
         )
-    score_ids = fresh_samples.by_reward_model(scorer.reward_model, run.data.tokenizer, run.mesh)
-    columns = np.array([scorer.reward_model.objectives.index(name) for name in names])
+    score_ids = fresh_samples.by_reward_models(scorer.reward_models, run.data.tokenizer, run.mesh)
+    columns = np.array(scorer.columns(names))
     return lambda batch: (score_ids(batch)[..., columns] - shift) @ weights
 
 

@@ -185,6 +185,33 @@ def test_a_reward_model_scores_the_ids_themselves(two_headed):
     np.testing.assert_allclose(found, (table - shift) @ weights, rtol=1e-5)
 
 
+def test_several_reward_models_score_the_ids_side_by_side(two_headed, monkeypatch):
+    setting, params, found = two_headed
+    heads = np.asarray(params["reward"]["kernel"])
+    models = {
+        f"rm{i}": dataclasses.replace(found, path=f"rm{i}", objectives=(), digest=f"digest {i}")
+        for i in range(2)
+    }
+
+    def load(model, mesh):
+        head = heads[:, [int(model.path[-1])]]
+        return {**params, "reward": {"kernel": head}}
+
+    monkeypatch.setattr(reward_models, "find", models.get)
+    monkeypatch.setattr(reward_models, "load_params", load)
+    each = tuple(functools.partial(scorers.reward_model, path=path) for path in models)
+    scorer = functools.partial(scorers.several, scorers=each)
+    both = dataclasses.replace(
+        setting, objectives=dataclasses.replace(setting.objectives, scorer=scorer)
+    )
+    opened = scorers.open_scorer(scorer, "s", None)
+    assert (opened.digest, opened.only_reward_models) == ("digest 0:digest 1", True)
+    batch, weights, shift = batch_of(setting), np.array([0.3, 0.7]), np.array([1.0, 2.0])
+    table = morlhf.scalar_score(both, None, weights, shift)(batch)
+    wanted = reward_head.score_responses(params, batch, config=setting.run.config.model)
+    np.testing.assert_allclose(table, (np.asarray(wanted) - shift) @ weights, rtol=1e-5)
+
+
 def test_a_reward_model_of_another_tokenizer_is_refused(two_headed, monkeypatch):
     setting, _, found = two_headed
     other = dataclasses.replace(found, tokenizer=dataclasses.replace(found.tokenizer, digest="x"))
