@@ -64,7 +64,7 @@ def get_config(
         settings = OptimConfig(learning_rate=1.414e-4, schedule=optim.linear)
         train = TrainConfig(steps=20_000, batch_size=8)
     weights = [i / 4 for i in range(5)] if method == "morlhf" else [i / 10 for i in range(11)]
-    chats = partial(sources.hh, messages=True)
+    chats = partial(sources.hh, chat=True)
     each = tuple(partial(scorers.reward_model, path=path) for path in REWARD_MODELS)
     return Config(
         recipe=partial(

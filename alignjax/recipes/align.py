@@ -134,8 +134,7 @@ def _finish(run: Run, start: _Start, trained: Params, counts: dict[str, int]) ->
         raise AssertionError("the reference's parameters changed during the run")
     table = _held_out(run, start, held_out.logps(run, params, "  held-out rows"))
     if samples:
-        old, new = (evaluation.sample_metrics(run, x) for x in (start.samples, samples))
-        table |= {name: (old[name], new[name]) for name in new}
+        table |= evaluation.compare_samples(run, start.samples, samples)
     divergence = evaluation.policy_kl(run, params, ref_params, samples)
     if divergence is not None:
         table[evaluation.KL] = (Interval(0.0, 0.0, 0), divergence)

@@ -17,6 +17,7 @@ from alignjax.data.batching import Bucketed
 from alignjax.data.records import Record
 from alignjax.evaluation import plots, preferences, statistics, tables, text
 from alignjax.evaluation.statistics import Interval
+from alignjax.evaluation.win_rate import compare
 from alignjax.rewards.scorers import judgements, open_scorers
 from alignjax.runtime import storage, workdirs
 from alignjax.sampling.generate import Question, Sample, respond, take_questions, undistorted
@@ -180,7 +181,27 @@ def preferred_responses(rows: Bucketed) -> dict[str, str]:
     return out
 
 
-def sample_metrics(run: Run, samples: list[Sample]) -> dict[str, Interval]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scored:
+    """The samples of one policy, with their scores."""
+
+    samples: list[Sample]
+    scores: dict[str, np.ndarray]  # by name [prompts, samples]
+    deciding: np.ndarray | None  # [prompts, samples]: which is the best; None: there are no scores
+
+
+def compare_samples(run: Run, before: list[Sample], after: list[Sample]) -> tables.Table:
+    """Measures the samples of two policies, and the second's win rate by each score."""
+    scored = [score_samples(run, samples) for samples in (before, after)]
+    old, new = (sample_metrics(run, x) for x in scored)
+    table: tables.Table = {name: (old[name], new[name]) for name in new}
+    for name, ours in scored[1].scores.items():
+        rate = compare(list(ours), list(scored[0].scores[name]))
+        table[f"win rate/{name}"] = (None, rate.win_rate)
+    return table
+
+
+def sample_metrics(run: Run, scored: Scored) -> dict[str, Interval]:
     """Measures the samples of one policy.
 
     The best of N is the response of the highest mean score of ``evaluate.scorers``, or without any
@@ -190,7 +211,7 @@ def sample_metrics(run: Run, samples: list[Sample]) -> dict[str, Interval]:
     settings, n = run.config.evaluate, run.config.evaluate.samples
     questions = take_questions(run.data.originals, settings.prompts)
     prompts = [q.prompt for q in questions]
-    scores, deciding = _scores(run, questions, samples)
+    samples, scores, deciding = scored.samples, scored.scores, scored.deciding
     metrics = {
         name: statistics.mean_over_prompts(x.reshape(-1), np.repeat(prompts, n).tolist())
         for name, x in scores.items()
@@ -208,27 +229,23 @@ def sample_metrics(run: Run, samples: list[Sample]) -> dict[str, Interval]:
     return metrics
 
 
-def _scores(
-    run: Run, questions: Sequence[Question], samples: list[Sample]
-) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Scores samples by the judge and the scorers, ``[prompts, samples]`` by name.
-
-    Returns:
-      Also the scores that decide which sample is the best; None: there are no scores.
-    """
+def score_samples(run: Run, samples: list[Sample]) -> Scored:
+    """Scores the samples of one policy by the judge and the scorers of ``evaluate``."""
     settings, n = run.config.evaluate, run.config.evaluate.samples
+    questions = take_questions(run.data.originals, settings.prompts)
     scores: dict[str, np.ndarray] = {}
     if settings.judge is not None:
         judged = judgements(settings.judge, [(s.prompt, s.response) for s in samples])
         scores = {name: x.reshape(-1, n) for name, x in judged.items()}
     if not settings.scorers:
-        return scores, next(iter(scores.values()), None)
+        return Scored(samples, scores, next(iter(scores.values()), None))
     records = records_of(run.data, questions, samples)
     scorers = open_scorers(settings.scorers, "evaluate.scorers", run.config)
     by_scorer = [np.stack(scorer.means(records)) for scorer in scorers]
     one = len(by_scorer) == 1
     names = ["reward"] if one else [f"reward_{i}" for i in range(len(by_scorer))]
-    return scores | dict(zip(names, by_scorer, strict=True)), np.mean(by_scorer, axis=0)
+    scores |= dict(zip(names, by_scorer, strict=True))
+    return Scored(samples, scores, np.mean(by_scorer, axis=0))
 
 
 def _bleu(

@@ -23,6 +23,7 @@ from alignjax.sampling.generate import take_questions
 from alignjax.stages import evaluation
 from alignjax.stages.data import prepare_data
 from alignjax.stages.run import Run
+from alignjax.world import sources as world
 from tests import runs, used
 
 pytestmark = pytest.mark.usefixtures("compiled_here")
@@ -73,6 +74,15 @@ def test_a_summary_has_every_metric_of_the_paper_s_tables(base):
     assert table["RM_R-DPO"]["before"]["mean"] != 0
     assert table[evaluation.KL]["after"]["mean"] > 0
     assert base[1]["best_of"] == 3
+    both = [json.loads((base[0] / f"{x}.json").read_text())["samples"] for x in ("after", "before")]
+    ours, theirs = (
+        np.array([world.judge(s["prompt"], s["response"])["true_score"] for s in x]).reshape(3, 3)
+        for x in both
+    )
+    difference = ours[:, :, None] - theirs[:, None]
+    wins = ((difference > 0) + (difference == 0) / 2).mean()
+    assert table["win rate/true_score"]["before"] is None
+    assert table["win rate/true_score"]["after"]["mean"] == pytest.approx(wins)
     for sides in table.values():
         assert all(x is None or math.isfinite(x["mean"]) for x in sides.values())
 
@@ -104,7 +114,8 @@ def test_best_of_n_and_bleu_by_hand(base):
     def sampled(**changes):
         evaluate = dataclasses.replace(settings.evaluate, **changes)
         config = dataclasses.replace(settings, evaluate=evaluate)
-        return evaluation.sample_metrics(Run(config, workdir, data, make_mesh(1, 1, 1)), samples)
+        run = Run(config, workdir, data, make_mesh(1, 1, 1))
+        return evaluation.sample_metrics(run, evaluation.score_samples(run, samples))
 
     found = sampled(judge=judge, scorers=(vowels,))
     assert found["reward"].mean == pytest.approx(np.mean([2, 4, 0, 0, 3, 0, 1, 1, 3]))

@@ -82,7 +82,7 @@ def _measure_policy(
         params, ref = players.policy.load(), players.supervised.load()
         name, digest = f"round-{number}/samples", players.policy.digest
         samples = evaluation.held_out_samples(name, game.run, digest, lambda: (params, ref))
-        metrics = evaluation.sample_metrics(game.run, samples)
+        metrics = evaluation.sample_metrics(game.run, evaluation.score_samples(game.run, samples))
         kl = evaluation.policy_kl(game.run, params, ref, samples)
         metrics |= {} if kl is None else {evaluation.KL: kl}
         del params, ref  # reward models come next
