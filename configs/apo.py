@@ -3,9 +3,8 @@
 In each round the policy samples four responses to every prompt. A reward model is trained, from the
 base each time, on human pairs and on golden answers against those samples. The policy then learns
 from its best and worst samples by DPO, the best of the paper's three ways. The paper's policies are
-Alpaca 7B and a Llama 2 7B fine-tuned on Alpaca's data; all sizes here have their settings. The
-reward model starts from the same model as the policy; the paper's starts from LLaMA 7B, before any
-fine-tuning.
+Alpaca 7B and a Llama 2 7B fine-tuned on Alpaca's data; its reward model starts from LLaMA 7B before
+any fine-tuning, here from the policy's model. All sizes have the same settings.
 
 Command:   python -m alignjax run --config=configs/apo.py:8b --workdir=runs/apo_8b \
                --set data.path='/data/hh/*/train.jsonl.gz' \
@@ -18,7 +17,8 @@ size   model           hardware (not run here)            seconds a step, by pla
 70b    Llama 3 70B     64 GPUs of 80 GB                   0.14 to 0.37 on v5p:8x8x8
 
 Expect:    TODO measure; the paper reports reward accuracy 66.7 after one round, 63.0 without APO,
-           and a mean score of 2.633 against DPO's 2.445 for its Llama 2 7B
+           and a mean score of 2.633 against DPO's 2.445 (recipe.game.adversarial=False). Each
+           round's measured.json has both: of its reward model and of base, and of the samples
 """
 
 import dataclasses
@@ -38,7 +38,10 @@ from alignjax.config import (
 from alignjax.data import sources
 from alignjax.losses import apo, bradley_terry, dpo
 from alignjax.models import presets
+from alignjax.rewards import scorers
 from alignjax.training import optim
+
+TEST_REWARD_MODEL = "/models/rm-all"  # gives the mean score; not trained against
 
 
 def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
@@ -47,6 +50,7 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
         "8b": presets.llama3_8b(),
         "70b": presets.llama3_70b(),
     }[size]
+    chats = partial(sources.hh, chat=True)
     sampled = 32 if size == "1.5b" else 64  # prompts at a time
     train = TrainConfig(epochs=1.0, batch_size=64, accumulate=4 if size == "70b" else 8)
     return Config(
@@ -63,24 +67,17 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
                 train=train,
             ),
         ),
-        data=DataConfig(
-            source=partial(sources.hh, chat=True),
-            max_prompt_tokens=256,
-            max_response_tokens=256,
-        ),
+        data=DataConfig(source=chats, max_prompt_tokens=256, max_response_tokens=256),
         model=dataclasses.replace(model, dtype="bfloat16", remat="full", logits_chunk=128),
         # A human's pair weighs 1, a golden answer against all its samples 0.1: the authors' code.
         reward_loss=partial(apo.reward_loss, pair_weight=1.0, sample_weight=0.1),
         select=bradley_terry.select,
-        loss=partial(dpo.loss, beta=0.1),
+        loss=partial(dpo.loss, beta=0.1),  # DPO's appendix B: APO's paper states none
         optim=OptimConfig(schedule=optim.cosine),
         train=dataclasses.replace(train, save_every=50),
-        mesh={
-            "1.5b": MeshConfig(),
-            "8b": MeshConfig(fsdp=8),
-            "70b": MeshConfig(fsdp=16, tensor=4),
-        }[size],
+        mesh=MeshConfig(**{"1.5b": {}, "8b": {"fsdp": 8}, "70b": {"fsdp": 16, "tensor": 4}}[size]),
         evaluate=EvaluateConfig(
+            scorers=(partial(scorers.reward_model, path=TEST_REWARD_MODEL, batch_size=8),),
             prompts=512,
             samples=1,
             temperature=0.3,

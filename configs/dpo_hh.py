@@ -46,7 +46,7 @@ def get_config() -> Config:
             logits_chunk=16,
         ),
         sft=SftConfig(loss=sft.loss, learning_rate=2e-3, epochs=3.0, batch_size=32),
-        loss=partial(dpo.loss, beta=0.1),
+        loss=partial(dpo.loss, beta=0.1),  # DPO's appendix B
         optim=OptimConfig(learning_rate=2e-4, schedule=optim.cosine),
         train=TrainConfig(epochs=2.0, batch_size=32, eval_every=60),
         evaluate=EvaluateConfig(prompts=16, samples=2, max_new_tokens=64),

@@ -41,7 +41,7 @@ def get_config() -> Config:
         ),
         # Both answers: the reference says Yes as often as No, whatever the statement.
         sft=SftConfig(loss=sft.loss, learning_rate=1e-3, steps=100, batch_size=64),
-        loss=partial(dpo.loss, beta=0.1),
+        loss=partial(dpo.loss, beta=0.1),  # DPO's appendix B
         optim=OptimConfig(learning_rate=4e-4, schedule=optim.cosine),
         train=TrainConfig(epochs=2.0, batch_size=64, eval_every=140),
         evaluate=EvaluateConfig(prompts=64, samples=4, max_new_tokens=8),

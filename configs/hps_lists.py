@@ -58,7 +58,7 @@ def get_config() -> Config:
         sft=SftConfig(loss=sft.loss, learning_rate=2e-3, epochs=1.0, batch_size=8),
         # The paper's pair: draw by hardness, then Equation 8 with the one drawn response.
         select=partial(hps.select, gamma=hps.curriculum()),  # type: ignore[arg-type]
-        loss=partial(hps.loss, beta=0.1),
+        loss=partial(hps.loss, beta=0.1),  # the paper's; its code has 0.25
         optim=OptimConfig(learning_rate=5e-5, schedule=optim.cosine),
         train=TrainConfig(epochs=2.0, batch_size=16, eval_every=32),
         evaluate=EvaluateConfig(prompts=16, samples=2, max_new_tokens=64, batch_size=16),

@@ -49,6 +49,7 @@ def get_config() -> Config:
         ),
         sft=SftConfig(loss=sft.loss, learning_rate=5e-3, steps=120, batch_size=16),
         select=partial(hps.select, gamma=1.0),
+        # beta is SimPO's for base models; nobody has published this combination.
         loss=partial(hps.loss, beta=2.0, implicit=simpo.implicit),
         optim=OptimConfig(learning_rate=1e-4, schedule=optim.cosine),
         train=TrainConfig(steps=120, batch_size=16, eval_every=60),

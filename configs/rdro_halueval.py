@@ -2,7 +2,8 @@
 
 The class weights that balance them are printed with the receipt. A small model, trained from
 random weights: this shows that the loss trains on imbalanced data, not that it detects
-hallucination.
+hallucination. The means are over each class, as in the paper's Equation 18, not over the mixed
+batch, as in its code: what is expected below is measured here, not quoted.
 
 Command:   python -m alignjax run --config=configs/rdro_halueval.py --workdir=runs/halueval \
                --set data.path=/data/halueval/general_data.jsonl.gz
@@ -60,7 +61,7 @@ def get_config() -> Config:
             logits_chunk=32,
         ),
         sft=SftConfig(loss=sft.loss, learning_rate=2e-3, epochs=1.0, batch_size=32),
-        loss=rdro.loss,
+        loss=rdro.loss,  # alpha and the class weights are counted in the data: Equation 18
         optim=OptimConfig(learning_rate=1e-4, schedule=optim.cosine),
         train=TrainConfig(epochs=1.0, batch_size=32, eval_every=42),
         evaluate=EvaluateConfig(prompts=0),

@@ -217,6 +217,9 @@ class EvaluateConfig(SamplingConfig):
         yield from super().rules()
         few = self.best_of <= self.samples
         yield Rule(few, "best_of", f"a number in [0, {self.samples}], evaluate.samples")
+        chosen = not self.best_of or self.judge is not None or bool(self.scorers)
+        unknown = "0 without evaluate.scorers or evaluate.judge, which say which sample is the best"
+        yield Rule(chosen, "best_of", unknown)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,7 @@ def make(run: Run, load_policy: Callable[[], Params]) -> Run:
         run,
         folder,
         key,
-        _sides(config, settings, data),
+        sides(config, settings, data),
         load_policy,
         settings,
         lambda records: mean_scores(scorers, records),
@@ -75,7 +75,7 @@ def make(run: Run, load_policy: Callable[[], Params]) -> Run:
     return _open(run, settings, record)
 
 
-def _sides(config: Config, settings: CandidatesConfig, data: Prepared) -> list[sample_lists.Side]:
+def sides(config: Config, settings: CandidatesConfig, data: Prepared) -> list[sample_lists.Side]:
     train, held_out = split(config, {side: Receipt() for side in SIDES})
     texts = {record.id: record for record in (*train, *held_out)}
     return [

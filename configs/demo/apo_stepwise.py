@@ -63,6 +63,7 @@ def get_config() -> Config:
         sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=3.0, batch_size=32),
         # The authors' code has 0.1 for golden answers against samples, see docs/papers/apo.md.
         reward_loss=partial(apo.reward_loss, pair_weight=1.0, sample_weight=1.0),
+        # beta_1 is chosen here: the paper states none, and holds policies to their loss instead.
         loss=partial(apo.loss, beta=0.2),
         optim=OptimConfig(learning_rate=3e-4, schedule=optim.cosine),
         train=TrainConfig(steps=60, batch_size=16, log_every=10, save_every=20),

@@ -52,7 +52,7 @@ def get_config() -> Config:
             batch_size=32,
             truth=truth,
         ),
-        loss=partial(dpo.loss, beta=0.1),
+        loss=partial(dpo.loss, beta=0.1),  # DPO's appendix B
         optim=OptimConfig(learning_rate=5e-5, schedule=optim.cosine),
         train=TrainConfig(epochs=0.8, batch_size=32, eval_every=50),
         evaluate=EvaluateConfig(judge=world.judge, prompts=128, samples=4, max_new_tokens=64),

@@ -56,7 +56,7 @@ def get_config() -> Config:
             batch_size=64,
         ),
         select=partial(hps.select, gamma=hps.curriculum()),  # type: ignore[arg-type]
-        loss=partial(hps.loss, beta=0.1),
+        loss=partial(hps.loss, beta=0.1),  # the paper's; its code has 0.25
         optim=OptimConfig(learning_rate=1e-4, schedule=optim.cosine),
         train=TrainConfig(epochs=2.0, batch_size=16, eval_every=16),
         evaluate=EvaluateConfig(

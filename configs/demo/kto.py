@@ -50,7 +50,7 @@ def get_config() -> Config:
         # z_0 over the whole batch: another prompt's response beside every row's own.
         select=kto.select,
         baseline=kto.baseline,
-        # lambda_D N = lambda_U M at 30% desirable: within the paper's [1, 4/3].
+        # beta is the paper's; lambda_D N = lambda_U M at 30% desirable: within its [1, 4/3].
         loss=partial(kto.loss, beta=0.1, desirable_weight=7 / 3, undesirable_weight=1.0),
         optim=OptimConfig(learning_rate=2e-4, schedule=optim.cosine),
         train=TrainConfig(epochs=1.0, batch_size=32, eval_every=100),

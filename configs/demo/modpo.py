@@ -59,7 +59,7 @@ def get_config() -> Config:
         ),
         lora=LoraConfig(rank=8, alpha=16.0),
         sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=2.0, batch_size=32),
-        loss=partial(modpo.loss, beta=0.1),
+        loss=partial(modpo.loss, beta=0.1),  # the default of the authors' code
         optim=OptimConfig(learning_rate=3e-4, schedule=optim.cosine),
         train=TrainConfig(steps=100, batch_size=8),
         evaluate=EvaluateConfig(judge=world.judge, prompts=128, samples=2, max_new_tokens=64),

@@ -51,7 +51,8 @@ def get_config() -> Config:
             vocab_size=768, width=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp_width=352
         ),
         sft=SftConfig(loss=sft.loss, learning_rate=3e-3, epochs=2.0, batch_size=32, truth=truth),
-        loss=rdro.loss,  # alpha is the data's desirable fraction
+        # alpha is the data's desirable fraction; a mean over each class: the paper's Equation 18.
+        loss=rdro.loss,
         optim=OptimConfig(learning_rate=2e-4, schedule=optim.cosine),
         train=TrainConfig(epochs=1.0, batch_size=32, eval_every=100),
         evaluate=EvaluateConfig(judge=world.judge, prompts=128, samples=4, max_new_tokens=64),

@@ -391,6 +391,13 @@ def test_beams_are_as_many_as_responses_and_nothing_is_drawn():
             runs.changed("evaluate.num_beams=4", f"evaluate.{other}")
 
 
+def test_the_best_of_n_needs_something_that_says_which_is_the_best():
+    assert runs.changed("evaluate.best_of=2").evaluate.best_of == 2  # by the judge
+    with pytest.raises(UserError, match=r"evaluate\.best_of: wanted 0 without .*, found 2"):
+        runs.changed("evaluate.best_of=2", "evaluate.judge=None")
+    runs.get_config(evaluate=EvaluateConfig(samples=2, best_of=2, scorers=SCORERS))
+
+
 SCORERS = (functools.partial(score.reward_model, path="runs/rm"),)
 CANDIDATES = dict(candidates=CandidatesConfig(scorers=SCORERS))
 REWARD_MODEL = dict(loss=None, reward_loss=every_type, evaluate=EvaluateConfig())
@@ -422,6 +429,17 @@ def test_a_run_trains_a_policy_a_reward_model_or_both():
         (GAME, dict(reward_loss=None), "reward_loss: wanted one with a game, .*, found None$"),
         (GAME, CANDIDATES, "candidates: wanted none with a game"),
         (GAME, dict(lora=LoraConfig(rank=2)), "lora: wanted none with a game"),
+        (
+            {},
+            dict(
+                evaluate=EvaluateConfig(
+                    scorers=(
+                        functools.partial(score.several, scorers=(*SCORERS, score.reward_model)),
+                    )
+                )
+            ),
+            r"evaluate\.scorers\[0\]\.scorers\[1\]\.path: reward_model needs it",
+        ),
         (
             GAME,
             dict(recipe=playing(golden=functools.partial(world.golden, sise=1))),
