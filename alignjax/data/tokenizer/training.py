@@ -1,10 +1,14 @@
 """Trains a tokenizer on one's own data, for runs that start from nothing."""
 
+import collections
 import io
+import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from alignjax.errors import UserError
+
+FIXED = 260  # ids that are no pieces: pad, EOS, unknown, BOS and the bytes
 
 
 def train_sentencepiece(texts: Iterable[str], *, vocab_size: int, path: str) -> None:
@@ -12,46 +16,65 @@ def train_sentencepiece(texts: Iterable[str], *, vocab_size: int, path: str) -> 
 
     The model is lossless: no normalisation, no added space, bytes for characters it has not seen.
     Ids: 0 pad, 1 EOS, 2 unknown, 3 BOS, then 256 bytes, then pieces. The same texts give the same
-    bytes. ``vocab_size`` is an upper limit; few texts give fewer pieces.
+    bytes. ``vocab_size`` is an upper limit; few texts give fewer pieces. Where it is too small for
+    the characters of the texts, the rare ones are left to the bytes, and half of the pieces are
+    characters.
 
     Raises:
-      UserError: no text, or ``vocab_size`` too small for the bytes and characters of the texts.
+      UserError: no text, or ``vocab_size`` too small for the bytes.
     """
-    import sentencepiece
-
     if vocab_size < 300:
         raise UserError(f"tokenizer: vocab_size is {vocab_size}, expected at least 300")
-    model = io.BytesIO()
-    lines = (line for text in texts for line in _sentences(text))
+    lines = [line for text in texts for line in _sentences(text)]
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type="bpe",
-            byte_fallback=True,
-            pad_id=0,
-            eos_id=1,
-            unk_id=2,
-            bos_id=3,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            hard_vocab_limit=False,
-            max_sentence_length=2**16,
-            num_threads=1,
-            minloglevel=2,
-        )
+        try:
+            model = _train(lines, vocab_size)
+        except RuntimeError as error:
+            if "required_chars" not in str(error):
+                raise
+            counts = collections.Counter(itertools.chain.from_iterable(lines))
+            common = {character for character, _ in counts.most_common((vocab_size - FIXED) // 2)}
+            model = _train((part for line in lines for part in _cut(line, common)), vocab_size)
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"tokenizer: sentencepiece could not be trained ({reason})") from None
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     temporary = f"{path}.{os.getpid()}.tmp"
     with open(temporary, "wb") as file:
-        file.write(model.getvalue())
+        file.write(model)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _train(lines: Iterable[str], vocab_size: int) -> bytes:
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        vocab_size=vocab_size,
+        model_type="bpe",
+        byte_fallback=True,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=3,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        max_sentence_length=2**16,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def _cut(line: str, common: Set[str]) -> list[str]:
+    """Cuts a line at every character that is not a common one."""
+    return "".join(x if x in common else "\n" for x in line).split("\n")
 
 
 def _sentences(text: str) -> list[str]:

@@ -130,6 +130,16 @@ def test_training_is_deterministic_and_lossless(sp_path, tmp_path):
     assert tok.decode([10**6, -1, *tok.encode("x", ["yes"]).response_ids[0]]) == "yes"
 
 
+def test_more_characters_than_ids_leave_the_rare_ones_to_the_bytes(tmp_path):
+    texts = ["".join(chr(0x4E00 + i) for i in range(500)), *("the cat " * 50 for _ in range(20))]
+    path = str(tmp_path / "t.model")
+    training.train_sentencepiece(texts, vocab_size=300, path=path)
+    tok = load.load(path)
+    assert tok.vocab_size <= 300
+    assert [tok.decode(tok.encode(text, []).prompt_ids) for text in texts] == texts
+    assert len(tok.encode("the cat the cat", []).prompt_ids) < 8  # pieces, not bytes
+
+
 def test_training_needs_text_and_room(tmp_path):
     path = str(tmp_path / "t.model")
     with pytest.raises(UserError, match="vocab_size is 10, expected at least 300"):
