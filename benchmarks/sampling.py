@@ -75,7 +75,7 @@ def main() -> None:
             jax.random.fold_in(key, number),
             config=config,
             settings=SamplingConfig(samples=samples, max_new_tokens=args.response),
-            eos=args.vocab,  # an id that is never drawn
+            eos=(args.vocab,),  # an id that is never drawn
         )
 
     runs: dict[str, Callable[[], object]] = {

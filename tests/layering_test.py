@@ -26,6 +26,7 @@ LAYERS = (
     ("config", "world"),
     ("losses", "models", "data", "testing"),
     ("types",),
+    ("gguf_files",),
     ("errors",),
 )
 # Narrower than their layer: all of alignjax that these may import.

@@ -106,7 +106,13 @@ def distributions(package: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("alignjax", ()), ("configs", ()), ("benchmarks", ()), ("launch", ()), ("tests", ("dev",))],
+    [
+        ("alignjax", ("gguf",)),
+        ("configs", ()),
+        ("benchmarks", ()),
+        ("launch", ()),
+        ("tests", ("dev",)),
+    ],
 )
 def test_every_imported_package_is_declared(folder, extras):
     names = {canonicalize_name(wanted.name) for wanted in declared(*extras)}

@@ -214,7 +214,10 @@ def _tokenizer_and_config(
         )
     if kept.is_dir():
         original: dict[str, Any] = read_json(kept / "config.json")
-        pretrained.copy_files(kept, made, ("generation_config.json",))
+        if (kept / "generation_config.json").is_file():
+            sampling = read_json(kept / "generation_config.json")
+            write_json(made / "generation_config.json", _with_ends(sampling, tokenizer))
+        original = _with_ends(original, tokenizer)
     else:
         data = config["data"]
         original = {
@@ -224,10 +227,19 @@ def _tokenizer_and_config(
             # the longest text it has seen
             "max_position_embeddings": data["max_prompt_tokens"] + data["max_response_tokens"],
         }
+        original = _with_ends(original, tokenizer)
     # transformers reads a score before the padding: an EOS that pads would be passed over.
-    if not config["loss"] and original.get("pad_token_id") == tokenizer.eos_id:
+    if not config["loss"] and original.get("pad_token_id") in tokenizer.ends:
         original["pad_token_id"] = None
     return original
+
+
+def _with_ends(content: dict[str, Any], tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
+    """Names every token that ends a response, so that transformers stops where we do."""
+    given, ends = content.get("eos_token_id"), sorted(tokenizer.ends)
+    if set(given if isinstance(given, list) else [given]) == set(ends):
+        return content
+    return {**content, "eos_token_id": ends if len(ends) > 1 else ends[0]}
 
 
 def _tokenizer_files(
@@ -238,7 +250,7 @@ def _tokenizer_files(
     path = kept if kept.is_dir() else pathlib.Path(settings["path"] or run / "tokenizer.model")
     tokenizer = tokenizers.load(str(path), chat_template=settings["chat_template"])
     if path.is_dir():
-        pretrained.copy_files(path, made, pretrained.TOKENIZER_FILES)
+        pretrained.copy_tokenizer(path, made)
     else:
         pretrained.copy_files(path.parent, made, (path.name,))
     if settings["chat_template"]:

@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 
+from alignjax import gguf_files
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.errors import UserError
 from alignjax.models.hf import configjson
@@ -21,7 +22,7 @@ def import_model(source: str, to: str) -> None:
     """Reads a folder as transformers saves it and writes an imported one.
 
     Args:
-      source: config.json, safetensors, tokenizer files.
+      source: config.json, safetensors, tokenizer files; or a GGUF file.
       to: a folder that does not exist yet; it appears when all is in it.
 
     Raises:
@@ -29,7 +30,9 @@ def import_model(source: str, to: str) -> None:
         embedding has rows; ``to`` exists.
     """
     folder = pathlib.Path(source)
-    if configjson.labels(hf.read_json(folder / "config.json"), source):
+    if not gguf_files.is_gguf(folder) and configjson.labels(
+        hf.read_json(folder / "config.json"), source
+    ):
         raise UserError(
             f"{source}: holds a reward model: give the folder itself to score.reward_model or "
             "--reward_model"
@@ -38,7 +41,8 @@ def import_model(source: str, to: str) -> None:
     kinds = {tensor.dtype for tensor in hf.find_tensors(folder).values()}
     config = dataclasses.replace(config, param_dtype="bfloat16" if kinds == {"BF16"} else "float32")
     with artifacts.new_folder(to) as made:
-        pretrained.copy_files(folder, made, (*pretrained.MODEL_FILES, *pretrained.TOKENIZER_FILES))
+        pretrained.copy_model(folder, made)
+        pretrained.copy_tokenizer(folder, made)
         if any((made / name).is_file() for name in pretrained.TOKENIZER_FILES[:3]):
             ids = tokenizers.load(str(made)).vocab_size
             tokenizers.check_ids(source, ids, config.vocab_size)

@@ -51,7 +51,7 @@ class RopeScaling:
 class ModelConfig:
     """A decoder-only transformer: RMSNorm, rotary positions, grouped queries, gated MLP."""
 
-    # folder of a model to start from; it says all down to scaled_embeddings
+    # folder or GGUF file of a model to start from; it says all down to scaled_embeddings
     path: str = _free("")
     vocab_size: int = 512  # rows of the embedding; at least the tokenizer's number of ids
     width: int = 128  # size of the residual stream

@@ -223,7 +223,7 @@ def _inference(config: Config, mesh: Mesh, part: str, responses: int) -> Program
         name="sampling",
         function=sample,
         args=(params, split.prompt, split.prompt_length, split.prompt_id, _key(mesh)),
-        static=dict(config=config.model, settings=settings, eos=1),
+        static=dict(config=config.model, settings=settings, eos=(1,)),
         tokens=b * (shape.prompt + k * r),
         model_flops=forward_flops(config.model, b, k, shape.prompt, r),
         holds=holds,

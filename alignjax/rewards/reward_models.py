@@ -130,7 +130,9 @@ def find(path: str) -> RewardModel:
     own = folder / "tokenizer.model"
     settings = config["tokenizer"]
     tokenizer = tokenizers.load(
-        settings["path"] or str(own), chat_template=settings["chat_template"]
+        settings["path"] or str(own),
+        model=config["model"]["path"],
+        chat_template=settings["chat_template"],
     )
     trained_with = summary["reward_model"]
     if tokenizer.digest != trained_with["tokenizer"]:

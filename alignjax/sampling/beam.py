@@ -34,7 +34,7 @@ def beam_search(
     *,
     config: ModelConfig,
     settings: SamplingConfig,
-    eos: int,
+    eos: tuple[int, ...],
 ) -> tuple[Array, Array, Array]:
     """Searches with W beams for the K best responses to each prompt, best first.
 
@@ -50,7 +50,7 @@ def beam_search(
       prompt_length: ``[B]`` int32; 0: a row of padding, for which nothing is searched.
       config: the policy's shape.
       settings: its ``samples`` is K, ``num_beams`` W, at least K, and ``max_new_tokens`` R.
-      eos: id that ends a response.
+      eos: ids that end a response.
 
     Returns:
       ``[B, K, R]`` int32 responses (0 after their end), ``[B, K]`` int32 lengths with the
@@ -59,6 +59,7 @@ def beam_search(
     """
     if settings.gather_weights:  # else the loop gathers them at every token
         params = each_policy(functools.partial(unshard_weights, config=config), params)
+    eos = tuple(i for i in eos if i < config.vocab_size)  # others cannot be drawn
     w, r, penalty = settings.num_beams, settings.max_new_tokens, settings.length_penalty
 
     def go_on(carry: tuple[Array, Beams, Array, Caches]) -> Array:
@@ -99,17 +100,19 @@ def _no_tokens(prompt_length: Array, settings: SamplingConfig) -> Beams:
 
 
 def _extend(
-    beams: Beams, t: Array, logits: Array, eos: int, penalty: float
+    beams: Beams, t: Array, logits: Array, eos: tuple[int, ...], penalty: float
 ) -> tuple[Beams, Array, Array]:
     """Adds token number t; also returns which beam each one continues, and with what token."""
     b, w, r = beams.ids.shape
     logps = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     nats = beams.nats[..., None] + logps
-    ended = jax.lax.dynamic_update_slice_in_dim(
-        beams.ids, jnp.full((b, w, 1), eos, jnp.int32), t, axis=2
-    )
-    complete = _keep_best(beams, ended, nats[..., eos], t + 1, penalty)
-    going = nats.at[..., eos].set(-jnp.inf).reshape(b, -1)
+    complete = beams
+    for end in eos:
+        ended = jax.lax.dynamic_update_slice_in_dim(
+            beams.ids, jnp.full((b, w, 1), end, jnp.int32), t, axis=2
+        )
+        complete = _keep_best(complete, ended, nats[..., end], t + 1, penalty)
+    going = nats.at[..., jnp.array(eos, jnp.int32)].set(-jnp.inf).reshape(b, -1)
     top, place = jax.lax.top_k(going, w)
     parent, token = place // logits.shape[-1], place % logits.shape[-1]
     ids = jax.lax.dynamic_update_slice_in_dim(

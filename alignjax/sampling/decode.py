@@ -46,7 +46,7 @@ def sample(
     *,
     config: ModelConfig,
     settings: SamplingConfig,
-    eos: int,
+    eos: tuple[int, ...],
 ) -> tuple[Array, Array, Array]:
     """Samples K responses for each prompt; stops when all have ended.
 
@@ -58,7 +58,7 @@ def sample(
       key: PRNG key of the whole call.
       config: the policy's shape.
       settings: how to sample. Its ``samples`` is K, its ``max_new_tokens`` R.
-      eos: id that ends a response.
+      eos: ids that end a response.
 
     Returns:
       ``[B, K, R]`` int32 responses (0 after their end), ``[B, K]`` int32 lengths with the
@@ -128,7 +128,9 @@ def _draw(
     return jax.vmap(jax.vmap(pick))(keys, likely).astype(jnp.int32)
 
 
-def _append(responses: Responses, t: Array, token: Array, logits: Array, eos: int) -> Responses:
+def _append(
+    responses: Responses, t: Array, token: Array, logits: Array, eos: tuple[int, ...]
+) -> Responses:
     """Adds a token to all responses that have not ended."""
     _, ids, length, nats, ended, seen = responses
     chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
@@ -142,7 +144,7 @@ def _append(responses: Responses, t: Array, token: Array, logits: Array, eos: in
         ids=jax.lax.dynamic_update_slice_in_dim(ids, token[:, :, None], t, axis=2),
         length=length + ~ended,
         nats=nats + jnp.where(ended, 0.0, logps),
-        ended=ended | (token == eos),
+        ended=ended | jnp.isin(token, jnp.array(eos, jnp.int32)),
         seen=seen,
     )
 

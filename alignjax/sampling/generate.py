@@ -213,7 +213,7 @@ def _samples(prompt: str, numbers: _Numbers, row: int, tokenizer: Tokenizer) -> 
             prompt=prompt,
             response=tokenizer.decode(ids[:length].tolist()),
             length=int(length),
-            ended=bool(ids[length - 1] == tokenizer.eos_id),
+            ended=int(ids[length - 1]) in tokenizer.ends,
             logps=float(logps),
             reference=float(reference),
             kl=float(divergence),
@@ -245,7 +245,7 @@ def _decode(
     settings = SamplingConfig(
         **{f.name: getattr(sampling.settings, f.name) for f in dataclasses.fields(SamplingConfig)}
     )
-    model, eos = sampling.model, sampling.tokenizer.eos_id
+    model, eos = sampling.model, tuple(sampling.tokenizer.ends)
     prompts = (batch.prompt, batch.prompt_length)
     if settings.num_beams > 1:
         return beam_search(params, *prompts, config=model, settings=settings, eos=eos)

@@ -125,8 +125,9 @@ def load_tokenizer(config: Config, workdir: pathlib.Path, train: list[Record]) -
     if not path:
         path = str(workdir / "tokenizer.model")
         run_on_main("tokenizer.model", lambda: _train_tokenizer(train, settings.vocab_size, path))
-    tokenizer = tokenizers.load(path, chat_template=settings.chat_template)
+    tokenizer = tokenizers.load(path, model=config.model.path, chat_template=settings.chat_template)
     tokenizers.check_ids(path, tokenizer.vocab_size, config.model.vocab_size)
+    log.info("tokenizer: %s", tokenizer.describe_ends())
     return tokenizer
 
 

@@ -54,7 +54,7 @@ def make_policy(
             f"{sampling.num_beams}"
         )
     learner = learners.policy(config, mesh, steps, load_reference=load_reference, live=True)
-    eos = tokenizer.eos_id
+    eos = tuple(tokenizer.ends)
     return learner, Prompts(
         questions=questions,
         batches=on_policy.deal_prompts(

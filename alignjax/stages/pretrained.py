@@ -16,10 +16,15 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from alignjax import gguf_files
 from alignjax.config import Config
+from alignjax.data.tokenizer import gguf as gguf_tokenizer
+from alignjax.data.tokenizer.files import MORE_TEMPLATES
 from alignjax.models import kernels, quantized, reward_head
 from alignjax.models.config import ModelConfig, check_adapters
+from alignjax.models.hf import gguf
 from alignjax.models.hf import load as hf
+from alignjax.models.hf.save import write_json
 from alignjax.models.transformer import check_length, init_params
 from alignjax.runtime import artifacts, checkpoint, sharding
 from alignjax.runtime.distributed import run_on_main
@@ -161,11 +166,12 @@ def keep_files(config: Config, workdir: pathlib.Path) -> None:
 
     def copy(to: pathlib.Path) -> None:
         to.mkdir()
-        copy_files(pathlib.Path(model), to, MODEL_FILES)
-        if tokenizer.is_dir():
-            copy_files(tokenizer, to, TOKENIZER_FILES)
+        copy_model(pathlib.Path(model), to)
+        if tokenizer.is_dir() or gguf_files.is_gguf(tokenizer):
+            copy_tokenizer(tokenizer, to)
         else:
             copy_files(tokenizer.parent, to, (tokenizer.name, *BESIDE_TOKENIZER))
+            copy_templates(tokenizer.parent, to)
 
     artifacts.reuse(
         folder,
@@ -173,6 +179,36 @@ def keep_files(config: Config, workdir: pathlib.Path) -> None:
         lambda scratch: run_on_main("pretrained", lambda: copy(scratch / folder.name)),
         lambda path: None,
     )
+
+
+def copy_tokenizer(source: pathlib.Path, to: pathlib.Path) -> None:
+    """Copies a tokenizer's files and its chat templates, or writes those of a GGUF file."""
+    if gguf_files.is_gguf(source):
+        for name, content in gguf_tokenizer.files(str(source)).items():
+            if name != "generation_config.json":
+                (to / name).write_bytes(content)
+        return
+    copy_files(source, to, TOKENIZER_FILES)
+    copy_templates(source, to)
+
+
+def copy_model(source: pathlib.Path, to: pathlib.Path) -> None:
+    """Copies what came with a model beside its tensors, or writes it, of a GGUF file."""
+    if not gguf_files.is_gguf(source):
+        copy_files(source, to, MODEL_FILES)
+        return
+    write_json(to / "config.json", gguf.config(str(source)))
+    ends = {"eos_token_id": list(gguf_tokenizer.ends_of(str(source)))}
+    write_json(to / "generation_config.json", ends)
+
+
+def copy_templates(source: pathlib.Path, to: pathlib.Path) -> None:
+    """Copies the chat templates that have names of their own."""
+    folder = source / MORE_TEMPLATES
+    names = tuple(sorted(file.name for file in folder.glob("*.jinja")))
+    if names:
+        (to / MORE_TEMPLATES).mkdir()
+        copy_files(folder, to / MORE_TEMPLATES, names)
 
 
 def copy_files(source: pathlib.Path, to: pathlib.Path, names: tuple[str, ...]) -> None:

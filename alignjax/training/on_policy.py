@@ -44,7 +44,7 @@ class Prompts:
     questions: Sequence[Question]
     batches: Batches  # of the policy's steps; their rows are indices into ``questions``
     sample: Sampler  # `decode.sample` with its keywords bound
-    eos: int
+    eos: tuple[int, ...]
     max_empty_fraction: float  # stop when more of a step's responses are empty; in [0, 1)
     # (trained parameters, learner.ref_params) -> the network to sample from
     network: Callable[[Params, Params | None], Params] = lambda params, base: params
@@ -194,11 +194,12 @@ def sample_means(
     """
     length = batch.response_length
     last = jnp.take_along_axis(batch.response, jnp.maximum(length - 1, 0)[..., None], axis=2)
+    ended = jnp.isin(last[..., 0], jnp.array(prompts.eos, jnp.int32))
     values = {
         "entropy": -nats,  # its mean estimates it, in nats per response
         "response_tokens": length,
-        "empty": (length == 1) & (last[..., 0] == prompts.eos),
-        "unfinished": last[..., 0] != prompts.eos,
+        "empty": (length == 1) & ended,
+        "unfinished": ~ended,
         **more,
     }
     means = {name: x.astype(jnp.float32).mean(axis=1) for name, x in values.items()}

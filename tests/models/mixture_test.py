@@ -33,7 +33,7 @@ def policies():
 
 def draw(params, samples=DRAWS, **changes):
     settings = SamplingConfig(samples=samples, max_new_tokens=R, **changes)
-    found = sample(params, *ROWS, jax.random.key(3), config=CONFIG, settings=settings, eos=NEVER)
+    found = sample(params, *ROWS, jax.random.key(3), config=CONFIG, settings=settings, eos=(NEVER,))
     return jax.device_get(found)
 
 
@@ -104,7 +104,7 @@ def test_beams_search_the_mixture(policies, tokens):
         *ROWS[:2],
         config=CONFIG,
         settings=SamplingConfig(samples=3, num_beams=16, max_new_tokens=R),
-        eos=NEVER,
+        eos=(NEVER,),
     )
     best = np.argsort(-wanted)[:3]
     np.testing.assert_array_equal(ids[0], ALL[best])

@@ -13,6 +13,7 @@ import pathlib
 import sys
 from typing import Any
 
+import gguf
 import numpy as np
 import peft
 import tokenizers
@@ -351,6 +352,7 @@ def make(folder: pathlib.Path) -> None:
     reward.to(torch.bfloat16).save_pretrained(folder / "reward")
     np.savez_compressed(folder / "reward" / "scores.npz", **inputs, scores=found)
     make_adapted(folder / "peft", inputs)
+    make_ggufs(folder / "gguf")
     make_model("story").to(torch.bfloat16).save_pretrained(folder / "story")
     for name in FAMILIES:
         model = make_model(name)
@@ -367,6 +369,111 @@ def make(folder: pathlib.Path) -> None:
             tokenizer.save_pretrained(folder / "story")
         text = json.dumps(tokenizer_answers(tokenizer), ensure_ascii=False, indent=1)
         (folder / "tokenizers" / name / "answers.json").write_text(text + "\n")
+
+
+# Of GGUF files: sizes that blocks of 32 weights divide.
+GGUF: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", dict(vocab_size=300, hidden_size=32, intermediate_size=64)),
+    "gemma2": (
+        "Gemma2",
+        dict(
+            hidden_size=32,
+            intermediate_size=64,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=256,
+            sliding_window=3,
+        ),
+    ),
+}
+WORDS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def make_gguf(name: str, file: pathlib.Path) -> None:
+    """Writes a random model as llama.cpp's converter does, quantised in several ways."""
+    kind, options = GGUF[name]
+    sizes = {**SIZES, **options}
+    model = getattr(transformers, f"{kind}ForCausalLM")(
+        getattr(transformers, f"{kind}Config")(**sizes, attn_implementation="eager")
+    ).eval()
+    draw(model, name)
+    writer = gguf.GGUFWriter(str(file), name)
+    writer.add_context_length(sizes["max_position_embeddings"])
+    writer.add_block_count(sizes["num_hidden_layers"])
+    writer.add_embedding_length(sizes["hidden_size"])
+    writer.add_feed_forward_length(sizes["intermediate_size"])
+    writer.add_head_count(sizes["num_attention_heads"])
+    writer.add_head_count_kv(sizes["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(model.config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(sizes["vocab_size"])
+    if name == "llama":
+        writer.add_rope_dimension_count(sizes["head_dim"])
+        add_tokenizer(writer, sizes["vocab_size"])
+    else:
+        writer.add_key_length(sizes["head_dim"])
+        writer.add_value_length(sizes["head_dim"])
+        writer.add_sliding_window(sizes["sliding_window"])
+    arch = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == name)
+    names = gguf.get_tensor_name_map(arch, sizes["num_hidden_layers"])
+    types = gguf.GGMLQuantizationType
+    for i, (key, value) in enumerate(model.state_dict().items()):
+        stem, suffix = key.rsplit(".", 1)
+        own = names.get_name(stem)
+        if own is None or (key == "lm_head.weight" and model.config.tie_word_embeddings):
+            continue
+        x = value.float().numpy()
+        if name == "llama" and (".q_proj" in key or ".k_proj" in key):
+            heads = sizes["num_attention_heads" if ".q_" in key else "num_key_value_heads"]
+            x = x.reshape(heads, 2, len(x) // heads // 2, -1).swapaxes(1, 2).reshape(x.shape)
+        x = x + 1 if name == "gemma2" and "norm" in key else x
+        how = (types.Q8_0, types.Q4_1, types.F16, types.Q5_0)[i % 4] if x.ndim > 1 else types.F32
+        packed = gguf.quantize(np.ascontiguousarray(x), how)
+        writer.add_tensor(f"{own}.{suffix}", packed, raw_dtype=how)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def add_tokenizer(writer: Any, size: int) -> None:
+    """A byte-level vocabulary with a few merges, special tokens and a template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = ["l l", "h e", "he ll", "hell o", "\u0120 t", "1 2", "i n", "in g", "o n", "e r"]
+    joined = [merge.replace(" ", "") for merge in merges]
+    tokens = [*WORDS, *alphabet, *joined, "<think>"]
+    tokens += [f"<unused{i}>" for i in range(size - len(tokens))]
+    kinds = [3] * len(WORDS) + [1] * (len(alphabet) + len(joined)) + [4]
+    kinds += [5] * (size - len(kinds))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges(merges)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
+    writer.add_chat_template(CHATML)
+
+
+def make_ggufs(folder: pathlib.Path) -> None:
+    """Writes GGUF files with what transformers reads from them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in GGUF:
+        make_gguf(name, folder / f"{name}.gguf")
+        read = dict(gguf_file=f"{name}.gguf", dtype=torch.float32)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation="eager", **read
+        ).eval()
+        inputs = batch(model.config.vocab_size)
+        np.savez_compressed(folder / f"{name}.npz", **inputs, **answers(model, inputs))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file="llama.gguf")
+    texts = ["hello, telling 1234 things", " <think>ok", "no <|im_end|>"]
+    ids = [dict(text=text, ids=tokenizer(text)["input_ids"]) for text in texts]
+    rendered = tokenizer.apply_chat_template(
+        DIALOGUES[1], tokenize=False, add_generation_prompt=True
+    )
+    found = dict(texts=ids, turns=DIALOGUES[1], rendered=rendered)
+    (folder / "tokenizer.json").write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
 
 
 def logits(model_folder: str, inputs: str, out: str) -> None:

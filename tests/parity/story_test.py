@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from alignjax.data.tokenizer import load as tokenizers
 from alignjax.models import lora
 from alignjax.models.config import LoraConfig, ModelConfig, model_from
 from alignjax.models.hf import load
@@ -114,8 +115,14 @@ def test_the_exported_folder_is_complete(story):
     assert (folder / "generation_config.json").is_file()
     content = json.loads((folder / "config.json").read_text())
     source = json.loads((story / "my-model" / "config.json").read_text())
-    for key in ("model_type", "architectures", "eos_token_id", "max_position_embeddings"):
+    for key in ("model_type", "architectures", "max_position_embeddings"):
         assert content[key] == source[key]
+    # The template ends turns with another token than the model's files name: both are named.
+    sampling = json.loads((folder / "generation_config.json").read_text())
+    ends = sorted(tokenizers.load(str(story / "my-model")).ends)
+    assert content["eos_token_id"] == sampling["eos_token_id"] == ends
+    assert source["eos_token_id"] in ends
+    assert len(ends) == 2
     card = (folder / "README.md").read_text()
     record = json.loads((story / "runs" / "mine" / "config.json").read_text())
     for said in ("alignjax.losses.dpo.loss", "my-model", '"learning_rate": 0.01'):

@@ -46,23 +46,24 @@ def nats(params, rows):
     ]
 
 
-def search(params, rows, **changes):
+def search(params, rows, eos=(EOS,), **changes):
     settings = dataclasses.replace(SETTINGS, **changes)
-    return jax.device_get(beam_search(params, *rows, config=CONFIG, settings=settings, eos=EOS))
+    return jax.device_get(beam_search(params, *rows, config=CONFIG, settings=settings, eos=eos))
 
 
-def is_response(ids):
-    return EOS not in ids[:-1] and (ids[-1] == EOS or len(ids) == R)
+def is_response(ids, eos=(EOS,)):
+    return not set(eos) & {*ids[:-1]} and (ids[-1] in eos or len(ids) == R)
 
 
-def by_loops(nats, width, k, penalty):
+def by_loops(nats, width, k, penalty, eos=(EOS,)):
     """The same search, one beam after another."""
     live, pool = [()], []
     for _ in range(R):
         longer = [(*ids, v) for ids in live for v in range(VOCAB)]
         longer.sort(key=lambda ids: -nats[ids])
-        live = [ids for ids in longer if ids[-1] != EOS][:width]
-        pool += [ids for ids in longer if is_response(ids) and (ids[-1] == EOS or ids in live)]
+        live = [ids for ids in longer if ids[-1] not in eos][:width]
+        done = [ids for ids in longer if is_response(ids, eos)]
+        pool += [ids for ids in done if ids[-1] in eos or ids in live]
     pool.sort(key=lambda ids: -nats[ids] / len(ids) ** penalty)
     return pool[:k]
 
@@ -90,11 +91,13 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best_of_all_responses(params, rows
     assert not found[1][3].any()
 
 
-@pytest.mark.parametrize("width", [1, 2, 3])
-def test_a_narrow_beam_equals_the_loops(params, rows, nats, width):
+@pytest.mark.parametrize(
+    ("width", "eos"), [(1, (EOS,)), (2, (EOS,)), (3, (EOS, (EOS + 2) % VOCAB, VOCAB + 7))], ids=str
+)
+def test_a_narrow_beam_equals_the_loops(params, rows, nats, width, eos):
     k = min(width, 2)
-    found = search(params, rows, samples=k, num_beams=width)
-    wanted = [by_loops(row, width, k, 1.0) for row in nats[:3]]
+    found = search(params, rows, eos, samples=k, num_beams=width)
+    wanted = [by_loops(row, width, k, 1.0, eos) for row in nats[:3]]
     check(found, wanted, nats)
 
 
@@ -111,7 +114,7 @@ def test_it_depends_on_neither_the_batch_nor_the_devices(params, rows):
         for one, other in zip(found, wanted, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-4)
         settings = dataclasses.replace(SETTINGS, gather_weights=gather)
-        lowered = beam_search.lower(placed, *rows, config=CONFIG, settings=settings, eos=EOS)
+        lowered = beam_search.lower(placed, *rows, config=CONFIG, settings=settings, eos=(EOS,))
         programs.add(lowered.as_text())
     assert len(programs) == 2
 

@@ -59,7 +59,7 @@ SETTINGS = SamplingConfig(
 )
 
 
-def draw(params, rows, key=KEY, config=CONFIG, eos=EOS, **changes):
+def draw(params, rows, key=KEY, config=CONFIG, eos=(EOS,), **changes):
     settings = dataclasses.replace(SETTINGS, **changes)
     found = sample(params, *rows, key, config=config, settings=settings, eos=eos)
     return jax.device_get(found)
@@ -123,8 +123,12 @@ def test_responses_end_with_one_end_of_sequence_or_for_lack_of_room(params):
     ended = np.take_along_axis(tokens, length[..., None] - 1, axis=2)[..., 0] == EOS
     assert ended.any()
     assert len(np.unique(length)) > 2
-    tokens, length, _ = draw(params, prompts(), eos=64)  # an id that is never drawn
+    tokens, length, _ = draw(params, prompts(), eos=(64,))  # an id that is never drawn
     assert (length == R).all()
+    ends = tuple(int(i) for i in tokens[:2, 0, 1])  # two tokens of the middle
+    _, length, _ = draw(params, prompts(), eos=ends)
+    met = np.isin(tokens, ends)
+    np.testing.assert_array_equal(length, np.where(met.any(-1), met.argmax(-1) + 1, R))
 
 
 def test_sampling_stops_when_all_have_ended(params, steps):
@@ -221,7 +225,7 @@ def test_weights_are_gathered_once_or_at_every_token(tied):
             *(placed, *put_rows(prompts(), mesh), KEY),
             config=config,
             settings=SamplingConfig(samples=3, max_new_tokens=R, gather_weights=gather),
-            eos=EOS,
+            eos=(EOS,),
         ).compile()
         return [
             c

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("compiled_here")
 class Words:
     """What sampling needs of a tokenizer."""
 
-    eos_id = EOS
+    ends = (EOS,)
 
     def decode(self, ids):
         return " ".join(str(i) for i in ids if i != EOS)

@@ -36,7 +36,7 @@ KEY = jax.random.key(3)
 OPTIMIZER = optax.adam(0.1, eps=1e-2)
 REWARD_LOSS = functools.partial(apo.reward_loss, sample_weight=0.5)
 SAMPLE = functools.partial(
-    decode.sample, config=CONFIG, settings=SamplingConfig(samples=K, max_new_tokens=R), eos=EOS
+    decode.sample, config=CONFIG, settings=SamplingConfig(samples=K, max_new_tokens=R), eos=(EOS,)
 )
 ASKED = [
     Question(i, f"prompt {i}", np.random.default_rng(i).integers(2, 64, 1 + i % P).astype(np.int32))
@@ -61,7 +61,9 @@ def prompts(**changes):
     batches = on_policy.deal_prompts(
         ASKED, buckets=1, multiple=P, batch_size=B, seed=0, steps=STEPS
     )
-    parts = dict(questions=ASKED, batches=batches, sample=SAMPLE, eos=EOS, max_empty_fraction=0.9)
+    parts = dict(
+        questions=ASKED, batches=batches, sample=SAMPLE, eos=(EOS,), max_empty_fraction=0.9
+    )
     return on_policy.Prompts(**{**parts, **changes})
 
 

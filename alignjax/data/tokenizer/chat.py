@@ -1,9 +1,10 @@
 """Renders chat templates with jinja2, sandboxed and bounded: they come with models, from strangers.
 
-A template sees what Hugging Face's do: ``messages``, ``tools``, ``add_generation_prompt``, the
-special tokens by name (``bos_token``, ...), ``raise_exception``, ``strftime_now``, the filter
-``tojson``, the statements ``break`` and ``continue``, and the block ``{% generation %}``. It can
-neither reach Python's attributes nor run longer or write more than the limits below allow.
+A template sees what Hugging Face's do: ``messages``, ``tools`` and ``documents`` (None: there are
+none), ``add_generation_prompt``, the special tokens by name (``bos_token``, ...),
+``raise_exception``, ``strftime_now``, the filter ``tojson``, the statements ``break`` and
+``continue``, and the block ``{% generation %}``. It can neither reach Python's attributes nor run
+longer or write more than the limits below allow.
 """
 
 import datetime
@@ -291,6 +292,7 @@ def render(
         for part in template.generate(
             messages=turns,
             tools=tools,
+            documents=None,
             add_generation_prompt=add_generation_prompt,
             **special_tokens,
         ):

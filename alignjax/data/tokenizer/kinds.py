@@ -5,10 +5,11 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from alignjax.data.tokenizer.files import FLAGS, Added
 from alignjax.errors import UserError
 
 Encode = Callable[[str, bool], list[int]]  # (text, whether it starts the sequence) -> ids
@@ -20,6 +21,7 @@ class Parts:
 
     vocab_size: int
     specials: dict[str, int]
+    added: dict[str, int]  # the special tokens, and other texts that are always one token
     default_ids: dict[str, int]
     token_to_id: Callable[[str], int | None]
     id_to_token: Callable[[int], str]
@@ -29,8 +31,8 @@ class Parts:
     decode: Callable[[list[int]], str]
 
 
-def sentencepiece_parts(file: str, content: bytes) -> Parts:
-    """Reads a sentencepiece ``.model``."""
+def sentencepiece_parts(file: str, content: bytes, added: Added) -> Parts:
+    """Reads a sentencepiece ``.model``, and the tokens that the files beside it add."""
     import sentencepiece
 
     model = _sentencepiece_model(file, content)
@@ -42,28 +44,99 @@ def sentencepiece_parts(file: str, content: bytes) -> Parts:
     except (RuntimeError, ValueError):
         raise _damaged(file) from None
     controls, defined = _special_pieces(model)
+    more, marked = _added_pieces(model, added)
+    defined |= marked
+    special = {text: index for text, index in more.items() if added[text]["special"]}
     defaults = (
         ("bos_token", start.bos_id()),
         ("eos_token", start.eos_id()),
         ("pad_token", start.pad_id()),
     )
     unknown = start.unk_id()
+    names = {index: text for text, index in more.items()}
 
     def token_to_id(token: str) -> int | None:
+        if token in more:
+            return more[token]
         index = start.piece_to_id(token)
         return None if index == unknown and token != start.id_to_piece(unknown) else index
 
+    encode = _encode_apart(start.encode, rest.encode, tuple(defined))
+    words = {text: index for text, index in more.items() if text not in special}
     return Parts(
-        vocab_size=start.get_piece_size(),
-        specials={**controls, **defined},
+        vocab_size=max([start.get_piece_size() - 1, *more.values()]) + 1,
+        specials={**controls, **defined, **special},
+        added={**controls, **defined, **more},
         default_ids={name: index for name, index in defaults if index >= 0},
         token_to_id=token_to_id,
-        id_to_token=start.id_to_piece,
+        id_to_token=lambda index: names[index] if index in names else start.id_to_piece(index),
         adds_bos=lambda bos_id: bos_id is not None,
-        encode=_encode_apart(start.encode, rest.encode, tuple(defined)),
+        encode=_encode_words(encode, words) if words else encode,
         encode_rendered=None,
-        decode=start.decode,
+        decode=_decode_runs(start.decode, rest.decode, names, special) if more else start.decode,
     )
+
+
+def _added_pieces(model: Any, added: Added) -> tuple[dict[str, int], dict[str, int]]:
+    """Tokens beside a model's pieces, and pieces of text that are special tokens all the same.
+
+    Raises:
+      UserError: a token has another id than in the model.
+    """
+    pieces = {piece.piece: index for index, piece in enumerate(model.pieces)}
+    for text, token in added.items():
+        found, wanted = pieces.get(text), token["id"]
+        if wanted < len(model.pieces) if found is None else wanted != found:
+            raise _other_id(token["file"], text, wanted, found)
+    more = {text: token["id"] for text, token in added.items() if text not in pieces}
+    plain = (model.pieces[0].NORMAL, model.pieces[0].USER_DEFINED)
+    marked = {x: pieces[x] for x, token in added.items() if x in pieces and token["special"]}
+    return more, {x: i for x, i in marked.items() if model.pieces[i].type in plain}
+
+
+def _other_id(file: str, text: str, wanted: int, found: int | None) -> UserError:
+    have = "another token" if found is None else str(found)
+    return UserError(f"{file}: token {text!r}: wanted id {wanted}, found {have} in the vocabulary")
+
+
+def _encode_words(encode: Encode, words: dict[str, int]) -> Encode:
+    """Makes an encoder for which each of some words is one token."""
+    longest_first = sorted(words, key=len, reverse=True)
+    pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+
+    def encode_words(text: str, first: bool) -> list[int]:
+        ids: list[int] = []
+        for part in pattern.split(text):
+            if part in words:
+                ids.append(words[part])
+            elif part:
+                ids.extend(encode(part, first and not ids))
+        return ids
+
+    return encode_words
+
+
+def _decode_runs(
+    start: Callable[[list[int]], str],
+    rest: Callable[[list[int]], str],
+    names: dict[int, str],
+    special: dict[str, int],
+) -> Callable[[list[int]], str]:
+    """Makes a decoder that knows tokens beside the vocabulary; special ones are left out."""
+
+    def decode(ids: list[int]) -> str:
+        text, run, decode_run = "", list[int](), start
+        for index in [*ids, -1]:
+            if index >= 0 and index not in names:
+                run.append(index)
+                continue
+            text += decode_run(run) if run else ""
+            word = names.get(index, "")
+            text += "" if word in special else word
+            run, decode_run = [], rest
+        return text
+
+    return decode
 
 
 def _damaged(file: str) -> UserError:
@@ -138,10 +211,16 @@ def _without_prefix(node: Any) -> Any:
     return node
 
 
-def huggingface_parts(file: str, content: bytes) -> Parts:
-    """Reads a ``tokenizer.json``."""
+def huggingface_parts(file: str, content: bytes, added: Added, marked: Iterable[str] = ()) -> Parts:
+    """Reads a ``tokenizer.json``.
+
+    Args:
+      file, content: of the tokenizer.
+      added: what the files beside it add.
+      marked: tokens to take for special ones, whatever the file says.
+    """
     try:
-        start_settings = content.decode()
+        start_settings = _with_added(content.decode(), added, set(marked))
         rest_settings = _continued(start_settings)
         # A large vocabulary takes long to load: load the second pair only where it differs.
         same = rest_settings is start_settings
@@ -160,11 +239,16 @@ def huggingface_parts(file: str, content: bytes) -> Parts:
 
         return encode
 
-    added = start.get_added_tokens_decoder()
-    defaults = _added_ends(start, added)
+    tokens = start.get_added_tokens_decoder()
+    for text, token in added.items():
+        found = start.token_to_id(text)
+        if found != token["id"] and _is_new(text, content):
+            raise _other_id(token["file"], text, token["id"], found)
+    defaults = _added_ends(start, tokens)
     return Parts(
         vocab_size=max(start.get_vocab(with_added_tokens=True).values()) + 1,
-        specials={token.content: index for index, token in added.items() if token.special},
+        specials={token.content: index for index, token in tokens.items() if token.special},
+        added={token.content: index for index, token in tokens.items()},
         default_ids=defaults,
         token_to_id=start.token_to_id,
         id_to_token=lambda index: start.id_to_token(index) or "",
@@ -173,6 +257,34 @@ def huggingface_parts(file: str, content: bytes) -> Parts:
         encode_rendered=encoder(start, rest),
         decode=lambda ids: start.decode(ids, skip_special_tokens=True),
     )
+
+
+def _is_new(text: str, content: bytes) -> bool:
+    """Whether a tokenizer.json does not list an added token."""
+    return text not in [x["content"] for x in json.loads(content).get("added_tokens") or []]
+
+
+def _with_added(settings: str, added: Added, marked: set[str]) -> str:
+    """The settings with more added and special tokens; the same string if nothing differs."""
+    if not added and not marked:
+        return settings
+    fields = json.loads(settings)
+    tokens = fields.get("added_tokens") or []
+    there = {token["content"] for token in tokens}
+    more = sorted((token["id"], text) for text, token in added.items() if text not in there)
+    marked = marked | {text for text, token in added.items() if token["special"]}
+    unmarked = [x["content"] for x in tokens if x["content"] in marked and not x["special"]]
+    if not more and not unmarked:
+        return settings
+    unmarked += [text for _, text in more if text in marked and not added[text]["special"]]
+    tokens = tokens + [
+        {"id": index, "content": text, **{flag: added[text].get(flag, False) for flag in FLAGS}}
+        for index, text in more
+    ]
+    # A special token is found before the text is normalised.
+    marks = {"special": True, "normalized": False}
+    tokens = [{**token, **marks} if token["content"] in unmarked else token for token in tokens]
+    return json.dumps({**fields, "added_tokens": tokens})
 
 
 def _load(settings: str, *, specials_as_text: bool) -> Any:

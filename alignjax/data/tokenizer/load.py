@@ -3,7 +3,8 @@
 Rules, the same for both kinds:
 
 - A prompt gets exactly one BOS, at position 0, if the tokenizer has one; every response ends with
-  exactly one EOS. Nothing is truncated here.
+  exactly one token that ends it: the one that the chat template writes, else the EOS. Nothing is
+  truncated here.
 - Prompt and response are encoded apart, once each, so the boundary between them is always a token
   boundary, and the ids of prompt + response decode to the text of prompt + response (as far as
   the tokenizer's own normalisation is lossless).
@@ -15,22 +16,25 @@ Rules, the same for both kinds:
 No code of a model is ever run (``auto_map`` is not read) and nothing is unpickled.
 """
 
+import dataclasses
+import functools
 import hashlib
 import json
-import os
+import pathlib
 import re
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from alignjax import gguf_files
 from alignjax.data.records import DataError, Message, Prompt
-from alignjax.data.tokenizer import chat
+from alignjax.data.tokenizer import chat, files, gguf
 from alignjax.data.tokenizer.kinds import Encode, Parts, huggingface_parts, sentencepiece_parts
+from alignjax.data.tokenizer.turns import Turn, after_opening, find_turn
 from alignjax.errors import UserError, did_you_mean
-
-MAX_FILE = 512 * 2**20  # bytes of a tokenizer file
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,12 @@ class Tokenizer:
 
     Attributes:
       vocab_size: ids are in ``[0, vocab_size)``; a model must embed at least as many.
-      eos_id: ends every response.
+      eos_id: ends every response for which the chat template writes no end.
       bos_id: starts every prompt; None if the tokenizer has none or does not use it.
       pad_id: fills up batches; carries no meaning.
+      ends: ids that end a response, each with where it is named: the chat template's own end of a
+        turn, the tokenizer's EOS, those of a generation_config.json beside. Sampling stops at any.
+      opening: what the template ends prompts with for the response to go on from, as ``<think>``.
       digest: hex sha256 of everything that changes ids: model, template, special tokens.
     """
 
@@ -58,6 +65,8 @@ class Tokenizer:
     eos_id: int
     bos_id: int | None
     pad_id: int
+    ends: Mapping[int, str]
+    opening: str
     digest: str
     chat_template: str = field(repr=False)
     template_name: str = field(repr=False)  # the template's file, for messages
@@ -108,13 +117,16 @@ class Tokenizer:
         response_ids = []
         for answer in answers:
             whole = self._render((*context, answer), False)
+            text: str | None = whole.removeprefix(before)
             if not whole.startswith(before):
+                text = after_opening(self._render, context, before, answer)
+            if text is None:
                 raise DataError(
                     f"{self.template_name}: chat template renders the prompt differently when a "
                     "response follows; the two cannot be separated"
                 )
-            ids = self._encode_rendered(whole[len(before) :], literals, first=False)
-            response_ids.append(self._one_eos(ids))
+            ids = self._encode_rendered(text, literals, first=False)
+            response_ids.append(self._one_end(ids))
         return prompt_ids, response_ids
 
     def render(self, prompt: Prompt) -> str:
@@ -123,15 +135,29 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids; special tokens, and ids past the vocabulary, are left out."""
-        return self.decode_ids([int(i) for i in ids if 0 <= int(i) < self.vocab_size])
+        kept = (int(i) for i in ids if 0 <= int(i) < self.vocab_size)
+        return self.decode_ids([i for i in kept if i not in self._closing])
 
-    def _render(self, prompt: tuple[Message, ...], add_generation_prompt: bool) -> str:
-        return chat.render(
-            self.chat_template,
-            prompt,
-            add_generation_prompt=add_generation_prompt,
-            special_tokens=self.special_tokens,
+    @functools.cached_property
+    def _closing(self) -> frozenset[int]:
+        """The ends that text cannot hold."""
+        return frozenset(self.ends) & frozenset(self.specials.values())
+
+    def describe_ends(self) -> str:
+        """One line for reports: the tokens that end a response, and what opens it."""
+        names = {index: text for text, index in self.specials.items()}
+        names = {i: self.decode_ids([i]) for i in self.ends if i < self.vocab_size} | names
+        parts = [f"{names.get(i, '')!r} {i} ({where})" for i, where in self.ends.items()]
+        opened = f"; prompts end with {self.opening!r}, from the chat template" * bool(self.opening)
+        return f"responses end with {', '.join(parts)}{opened}"
+
+    def _render(self, turns: tuple[Message, ...], add_generation_prompt: bool) -> str:
+        return _render(
+            turns,
+            add_generation_prompt,
+            template=self.chat_template,
             name=self.template_name,
+            special_tokens=self.special_tokens,
         )
 
     def _has_special(self, *texts: str) -> bool:
@@ -185,26 +211,35 @@ class Tokenizer:
             ids = ids[1:]
         return [self.bos_id, *ids]
 
-    def _one_eos(self, ids: list[int]) -> list[int]:
-        """Cuts after the template's EOS (line breaks follow it in some), or adds the EOS."""
-        if self.eos_id not in ids:
+    def _one_end(self, ids: list[int]) -> list[int]:
+        """Cuts after the template's end of a turn (line breaks follow in some), or adds the EOS."""
+        end = next((n for n, i in enumerate(ids, 1) if i in self._closing), 0)
+        if not end:
             return [*ids, self.eos_id]
-        end = ids.index(self.eos_id) + 1
-        if self.decode_ids(ids[end:]).strip():
+        if self.decode(ids[end:]).strip():
             raise DataError(f"{self.template_name}: chat template writes text after the EOS")
         return ids[:end]
 
 
 def load(
-    path: str, *, chat_template: str = "", bos: str = "", eos: str = "", pad: str = ""
+    path: str,
+    *,
+    model: str = "",
+    chat_template: str = "",
+    bos: str = "",
+    eos: str = "",
+    pad: str = "",
 ) -> Tokenizer:
     """Loads a tokenizer.
 
     Args:
-      path: a sentencepiece ``.model``, a ``tokenizer.json``, or a folder with one of them (and
-        ``tokenizer_config.json``, ``special_tokens_map.json``, ``chat_template.jinja`` beside).
-      chat_template: a ``.jinja`` file, or the template itself (text with a ``{``). By default the
-        one of the folder, else ``chat.PLAIN_TEMPLATE``.
+      path: a sentencepiece ``.model``, a ``tokenizer.json``, a folder with one of them (and
+        ``tokenizer_config.json``, ``special_tokens_map.json``, ``chat_template.jinja`` beside), or
+        a GGUF file.
+      model: the folder of the model that it is for, whose generation_config.json names ends of
+        responses. By default the tokenizer's own.
+      chat_template: a ``.jinja`` file, the template itself (text with a ``{``), or the name of one
+        of the tokenizer's. By default the folder's ``default``, else ``chat.PLAIN_TEMPLATE``.
       bos: text of the token to start prompts with. By default what the tokenizer itself adds.
       eos: text of the token to end responses with. By default what the files beside say.
       pad: text of the padding token. By default what the files say, else the EOS.
@@ -213,28 +248,58 @@ def load(
       UserError: file missing, damaged or of another kind; no EOS known; no such special token;
         the template has a syntax error.
     """
-    file = _model_file(path)
-    content = _read(file)
-    config = _config_beside(file)
+    if gguf_files.is_gguf(path):
+        other = "" if model == path else model
+        return _from_gguf(path, model=other, chat_template=chat_template, bos=bos, eos=eos, pad=pad)
+    file = files.model_file(path)
+    content = files.read(file)
+    beside = files.read_beside(file, model)
     overrides = {"bos_token": bos, "eos_token": eos, "pad_token": pad}
-    named = {**config["tokens"], **{name: token for name, token in overrides.items() if token}}
-    template, template_name = _template(chat_template, config, file)
+    named = {**beside.tokens, **{name: token for name, token in overrides.items() if token}}
+    template, template_name = files.choose_template(chat_template, beside, file)
     chat.check_template(template, template_name)
-    parts = (sentencepiece_parts if file.endswith(".model") else huggingface_parts)(file, content)
+    spm = file.endswith(".model")
+    parts = (sentencepiece_parts if spm else huggingface_parts)(file, content, beside.added)
 
     ids = _named_ids(parts, named, file)
-    eos_id = ids.get("eos_token")
-    if eos_id is None:
+    if "eos_token" not in ids:
         raise UserError(f"{file}: names no end-of-sequence token; set eos to its text")
-    add_bos = config["add_bos"]
-    if not bos and not (parts.adds_bos(ids.get("bos_token")) if add_bos is None else add_bos):
+    adds_bos = beside.add_bos
+    if not bos and not (parts.adds_bos(ids.get("bos_token")) if adds_bos is None else adds_bos):
         ids.pop("bos_token", None)
-    bos_id = ids.get("bos_token")
-
-    used = (i for i in (bos_id, eos_id) if i is not None)
-    specials = {**parts.specials, **{parts.id_to_token(i): i for i in used}}
     special_tokens = {**named, **{name: parts.id_to_token(i) for name, i in ids.items()}}
-    settings = [template, bos_id, eos_id, sorted(specials.items()), sorted(special_tokens.items())]
+    render = functools.partial(
+        _render, template=template, name=template_name, special_tokens=special_tokens
+    )
+    turn = find_turn(render, parts.added)
+    ends = _ends(parts, turn, ids["eos_token"], beside)
+    texts = {index: text for text, index in parts.added.items()}
+    closing = {texts[i]: i for i in ends if i in texts}
+    if not spm and not closing.keys() <= parts.specials.keys():
+        parts = huggingface_parts(file, content, beside.added, closing)
+    used = {parts.id_to_token(i): i for name, i in ids.items() if name != "pad_token"}
+    specials = {**parts.specials, **closing, **used}
+    return _assemble(
+        content, parts, ids, specials, special_tokens, (template, template_name), ends, turn.opening
+    )
+
+
+def _assemble(
+    content: bytes,
+    parts: Parts,
+    ids: Mapping[str, int],
+    specials: dict[str, int],
+    special_tokens: dict[str, str],
+    template: tuple[str, str],
+    ends: Mapping[int, str],
+    opening: str,
+) -> Tokenizer:
+    """Makes the tokenizer of what `load` has found."""
+    eos_id, bos_id = ids["eos_token"], ids.get("bos_token")
+    settings: list[Any] = [template[0], bos_id, eos_id, sorted(specials.items())]
+    settings.append(sorted(special_tokens.items()))
+    if set(ends) != {eos_id}:
+        settings.append(sorted(ends))
     # Longest first: the pattern must not find a special token inside a longer one.
     longest_first = sorted(specials, key=len, reverse=True)
     return Tokenizer(
@@ -242,9 +307,11 @@ def load(
         eos_id=eos_id,
         bos_id=bos_id,
         pad_id=ids.get("pad_token", eos_id),
+        ends=ends,
+        opening=opening,
         digest=_digest(content, settings),
-        chat_template=template,
-        template_name=template_name,
+        chat_template=template[0],
+        template_name=template[1],
         special_tokens=special_tokens,
         specials=specials,
         special_pattern=re.compile("(" + "|".join(map(re.escape, longest_first)) + ")"),
@@ -252,6 +319,50 @@ def load(
         encode_rendered=parts.encode_rendered,
         decode_ids=parts.decode,
     )
+
+
+def _from_gguf(
+    path: str, *, model: str, chat_template: str, bos: str, eos: str, pad: str
+) -> Tokenizer:
+    """The tokenizer of a GGUF file, by way of the files that it amounts to."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in gguf.files(path).items():
+            (pathlib.Path(folder) / name).write_bytes(content)
+        try:
+            tokenizer = load(
+                folder, model=model, chat_template=chat_template, bos=bos, eos=eos, pad=pad
+            )
+        except UserError as error:
+            raise UserError(str(error).replace(folder, path)) from None
+    return dataclasses.replace(tokenizer, template_name=path)
+
+
+def _render(
+    turns: tuple[Message, ...],
+    add_generation_prompt: bool,
+    *,
+    template: str,
+    name: str,
+    special_tokens: dict[str, str],
+) -> str:
+    return chat.render(
+        template,
+        turns,
+        add_generation_prompt=add_generation_prompt,
+        special_tokens=special_tokens,
+        name=name,
+    )
+
+
+def _ends(parts: Parts, turn: Turn, eos_id: int, beside: files.Beside) -> dict[int, str]:
+    """The ids that end a response, and from where each is known."""
+    found: dict[int, list[str]] = {}
+    if turn.end:
+        found.setdefault(parts.added[turn.end], []).append("chat template")
+    found.setdefault(eos_id, []).append("tokenizer")
+    for index in beside.ends:
+        found.setdefault(index, []).append(beside.ends_file)
+    return {index: ", ".join(where) for index, where in found.items()}
 
 
 def _digest(content: bytes, settings: list[Any]) -> str:
@@ -281,88 +392,3 @@ def check_ids(name: str, ids: int, rows: int) -> None:
         raise UserError(
             f"model.vocab_size: the tokenizer {name} has {ids} ids, the model embeds {rows}"
         )
-
-
-def _model_file(path: str) -> str:
-    if os.path.isdir(path):
-        for name in ("tokenizer.json", "tokenizer.model", "spiece.model"):
-            if os.path.isfile(os.path.join(path, name)):
-                return os.path.join(path, name)
-        raise UserError(f"{path}: holds neither tokenizer.json nor tokenizer.model")
-    if not os.path.isfile(path):
-        folder, name = os.path.split(path)
-        beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-        raise UserError(f"{path}: no such tokenizer{did_you_mean(name, beside)}")
-    if not path.endswith((".model", ".json")):
-        raise UserError(f"{path}: expected a sentencepiece .model or a tokenizer.json")
-    return path
-
-
-def _read(path: str) -> bytes:
-    if os.path.getsize(path) > MAX_FILE:
-        raise UserError(f"{path}: is larger than {MAX_FILE // 2**20} MiB")
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _read_json(path: str) -> dict[str, Any]:
-    if not os.path.isfile(path):
-        return {}
-    try:
-        value = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return value
-
-
-def _config_beside(file: str) -> dict[str, Any]:
-    """Reads special tokens, whether BOS is added, and the template from Hugging Face's files."""
-    folder = os.path.dirname(file)
-    config_file = os.path.join(folder, "tokenizer_config.json")
-    config = _read_json(config_file)
-    tokens: dict[str, str] = {}
-    for fields in (_read_json(os.path.join(folder, "special_tokens_map.json")), config):
-        for name, token in fields.items():
-            content = token.get("content") if isinstance(token, dict) else token
-            if name.endswith("_token") and isinstance(content, str):
-                tokens[name] = content
-    templates = config.get("chat_template")
-    if isinstance(templates, list):
-        templates = {
-            entry.get("name"): entry.get("template")
-            for entry in templates
-            if isinstance(entry, dict)
-        }.get("default")
-    if templates is not None and not isinstance(templates, str):
-        raise UserError(f"{config_file}: field 'chat_template' is not text")
-    beside = os.path.join(folder, "chat_template.jinja")
-    if os.path.isfile(beside):
-        return {"tokens": tokens, "add_bos": config.get("add_bos_token"), "file": beside}
-    return {
-        "tokens": tokens,
-        "add_bos": config.get("add_bos_token"),
-        "template": templates,
-        "file": config_file,
-    }
-
-
-def _template(given: str, config: dict[str, Any], file: str) -> tuple[str, str]:
-    """Chooses the template, and the file to name in messages about it."""
-    if "{" in given:
-        return given, "chat_template"
-    path = given or (config["file"] if config["file"].endswith(".jinja") else "")
-    if path:
-        if not os.path.isfile(path):
-            raise UserError(f"{path}: no such chat template")
-        try:
-            return _read(path).decode(), path
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: invalid UTF-8 at byte offset {error.start}") from None
-    if config.get("template"):
-        return config["template"], config["file"]
-    return chat.PLAIN_TEMPLATE, file

@@ -21,9 +21,10 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from alignjax import gguf_files
 from alignjax.errors import UserError
 from alignjax.models.config import ModelConfig
-from alignjax.models.hf import configjson, tensorfile
+from alignjax.models.hf import configjson, gguf, tensorfile
 from alignjax.models.hf.families import OTHER_TENSORS, tensor_name
 from alignjax.models.hf.tensorfile import Tensor
 from alignjax.types import Array, Params
@@ -32,7 +33,7 @@ log = logging.getLogger("alignjax")
 
 PIECE = 2**27  # bytes of a parameter that are sent to the devices at a time, or one layer's
 MAX_JSON = 16 * 2**20  # bytes of config.json or of an index
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -59,19 +60,22 @@ def resolve(config: ModelConfig) -> ModelConfig:
 
 def read_config(folder: pathlib.Path, *, reward: bool = False) -> ModelConfig:
     """The shape that a folder's config.json describes, of a policy or a reward model."""
+    if gguf_files.is_gguf(folder):
+        return configjson.read(gguf.config(str(folder)), str(folder), reward=reward)
     file = folder / "config.json"
     content = read_json(file)
     if content.get("auto_map"):
         log.warning("%s: auto_map is ignored: code of a model is never run", file)
     config = configjson.read(content, str(file), reward=reward)
-    _note(str(file), tuple(configjson.notes(content)))
+    notes = configjson.notes(content)
+    if notes:
+        _say_once(f"{file}: without effect here: {', '.join(notes)}")
     return config
 
 
-@functools.cache  # a run reads the file several times, and says so once
-def _note(file: str, fields: tuple[str, ...]) -> None:
-    if fields:
-        log.info("%s: without effect here: %s", file, ", ".join(fields))
+@functools.cache  # a run reads the files several times
+def _say_once(line: str) -> None:
+    log.info("%s", line)
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
@@ -95,19 +99,24 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
 
 
 def find_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
-    """Every tensor of a folder: of ``model.safetensors``, or of the files that the index names.
+    """Every tensor of a folder: of ``model.safetensors``, else of the files that the index names.
+
+    Where both are there, the index is not read, as in transformers.
 
     Raises:
       UserError: no such files (pickles are not opened), a damaged one, one outside the folder, or
         an index that does not agree with them.
     """
-    if (folder / INDEX).is_file():
-        weights = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weights, dict) or not all(isinstance(x, str) for x in weights.values()):
-            raise UserError(f"{folder / INDEX}: weight_map: wanted tensor names with file names")
+    if gguf_files.is_gguf(folder):
+        return gguf.tensors(str(folder))
+    weights = None
+    if (folder / SINGLE).is_file():
+        names = [SINGLE]
+        if (folder / INDEX).is_file():
+            _say_once(f"{folder}: read {SINGLE}, not the files that {INDEX} names")
+    elif (folder / INDEX).is_file():
+        weights = _weight_map(folder)
         names = sorted(set(weights.values()))
-    elif (folder / "model.safetensors").is_file():
-        names, weights = ["model.safetensors"], None
     else:
         there = sorted(f.name for f in folder.glob("*")) if folder.is_dir() else []
         pickles = [name for name in there if name.endswith(PICKLES)]
@@ -132,9 +141,17 @@ def find_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
             if found != weights.get(tensor):
                 raise UserError(
                     f"{folder / INDEX}: tensor {tensor!r}: named in {weights.get(tensor)}, found "
-                    f"in {found}"
+                    f"in {found}: the index is not of these files"
                 )
     return tensors
+
+
+def _weight_map(folder: pathlib.Path) -> dict[str, str]:
+    """The file of every tensor, as the index says."""
+    weights = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weights, dict) or not all(isinstance(x, str) for x in weights.values()):
+        raise UserError(f"{folder / INDEX}: weight_map: wanted tensor names with file names")
+    return weights
 
 
 def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
@@ -170,6 +187,9 @@ def load_params(
       UserError: names every tensor that is missing, left over, or of another shape or kind.
     """
     tensors = find_tensors(folder)
+    head, embedding = OTHER_TENSORS["head"], OTHER_TENSORS["embed/embedding"]
+    if config.tied_embeddings and embedding not in tensors and head in tensors:
+        tensors[embedding] = tensors.pop(head)  # tied: either may be the one that is stored
     check_tensors(folder, tensors, target, config)
 
     def leaf(path: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> Any:
@@ -274,12 +294,20 @@ def check_tensors(
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    if (a.dtype, a.shape) != (b.dtype, b.shape):
+    """Whether two tensors hold the same numbers, as far as the narrower type can tell."""
+    both = {a.dtype, b.dtype}
+    if a.shape != b.shape or not both <= set(tensorfile.FLOATS):
         return False
     x, y = a.open(), b.open()
-    return all(
-        x[i : i + 1024].tobytes() == y[i : i + 1024].tobytes() for i in range(0, len(x), 1024)
-    )
+    if x.dtype.itemsize < y.dtype.itemsize:
+        x, y = y, x
+    # bfloat16 and float16 are each exact in float32, and neither in the other.
+    common = np.dtype(np.float32) if both == {"F16", "BF16"} else y.dtype
+    with np.errstate(over="ignore"):
+        return all(
+            bool((x[i : i + 1024].astype(common) == y[i : i + 1024].astype(common)).all())
+            for i in range(0, len(x), 1024)
+        )
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:

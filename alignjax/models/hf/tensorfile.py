@@ -43,9 +43,12 @@ class Tensor:
     dtype: str  # a key of DTYPES
     shape: tuple[int, ...]
     offset: int  # bytes from the start of the file
+    decode: Callable[[], np.ndarray] | None = None  # of a file that stores something else
 
     def open(self) -> np.ndarray:
-        """The tensor as a view of the file: only what is copied from it is read."""
+        """The tensor as a view of the file: only what is copied from it is read; or decoded."""
+        if self.decode is not None:
+            return self.decode()
         dtype, count = DTYPES[self.dtype], math.prod(self.shape)
         if not count:  # nothing can be mapped
             return np.zeros(self.shape, dtype)

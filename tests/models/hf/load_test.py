@@ -111,7 +111,30 @@ def test_a_tied_head_may_be_stored_if_it_is_the_embedding(tmp_path):
         arrays["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
 
     rewrite(folder, store)
+    params = read(folder)
+    assert "head" not in params
+
+    def retype(arrays):  # an exported head may have another type, rounded or not
+        arrays["lm_head.weight"] = arrays["lm_head.weight"].astype(np.float16)
+        arrays["model.embed_tokens.weight"] = arrays["lm_head.weight"].astype(np.float32)
+
+    rewrite(folder, retype)
     assert "head" not in read(folder)
+
+    def widen(arrays):
+        arrays["model.embed_tokens.weight"] = arrays["model.embed_tokens.weight"] * (1 + 2**-20)
+
+    rewrite(folder, widen)
+    assert "head" not in read(folder)
+
+    def only_head(arrays):
+        arrays["lm_head.weight"] = arrays.pop("model.embed_tokens.weight")
+
+    shutil.copy(folder / "model.safetensors", folder / "both")
+    rewrite(folder, only_head)
+    found = read(folder)["embed"]["embedding"]
+    np.testing.assert_allclose(found, params["embed"]["embedding"], rtol=1e-2)
+    (folder / "both").rename(folder / "model.safetensors")
     rewrite(folder, lambda arrays: arrays.update({"lm_head.weight": arrays["lm_head.weight"] * 2}))
     refused(folder, "config.json ties the head to the embedding, and lm_head.weight differs")
 
@@ -131,15 +154,23 @@ def index(folder, weight_map):
     (folder / load.INDEX).write_text(json.dumps({"weight_map": weight_map}))
 
 
-def names(folder, file="model.safetensors"):
-    return dict.fromkeys(tensorfile.read_header(folder / "model.safetensors"), file)
+SHARD = "model-00001-of-00001.safetensors"
+
+
+def shard(folder):
+    """The one file under a shard's name, for an index to name."""
+    return (folder / "model.safetensors").rename(folder / SHARD)
+
+
+def names(folder, file=SHARD):
+    return dict.fromkeys(tensorfile.read_header(next(folder.glob("model*.safetensors"))), file)
 
 
 @pytest.mark.parametrize(
     "name", ["../secret.safetensors", "/etc/passwd", "sub/x.safetensors", "..", "", "link", "\\x"]
 )
 def test_an_index_stays_in_its_folder(folder, name):
-    shutil.copy(folder / "model.safetensors", folder.parent / "secret.safetensors")
+    shutil.copy(shard(folder), folder.parent / "secret.safetensors")
     (folder / "link").symlink_to(folder.parent / "secret.safetensors")
     index(folder, {**names(folder), "model.norm.weight": name})
     refused(folder, f"{folder}: {name!r}: shard path leaves the model directory")
@@ -155,12 +186,21 @@ def test_links_of_a_hub_cache_are_followed(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, read(snapshot), read(DATA / "llama2"))
 
 
+def test_a_single_file_beside_an_index_is_read_as_transformers_does(folder, caplog):
+    wanted = read(folder)
+    index(folder, dict.fromkeys(names(folder), "an-older-one.safetensors"))
+    with caplog.at_level("INFO", logger="alignjax"):
+        jax.tree.map(np.testing.assert_array_equal, read(folder), wanted)
+    assert f"{folder}: read model.safetensors, not the files that {load.INDEX} nam" in caplog.text
+    shard(folder)
+    refused(folder, "'an-older-one.safetensors': the index names this file, and it is missing")
+
+
 def test_an_index_agrees_with_its_files(folder):
-    index(folder, names(folder, "model-00002-of-00002.safetensors"))
-    refused(folder, "'model-00002-of-00002.safetensors': the index names this file, and it is miss")
-    index(folder, {**names(folder), "model.more": "model.safetensors"})
-    refused(folder, "tensor 'model.more': named in model.safetensors, found in none")
-    shutil.copy(folder / "model.safetensors", folder / "second.safetensors")
+    shard(folder)
+    index(folder, {**names(folder), "model.more": SHARD})
+    refused(folder, f"'model.more': named in {SHARD}, found in none: the index is not of these")
+    shutil.copy(folder / SHARD, folder / "second.safetensors")
     index(folder, {**names(folder), "model.norm.weight": "second.safetensors"})
     refused(folder, "second.safetensors: tensor", "is in", "too")
     index(folder, ["model.safetensors"])

@@ -1,0 +1,212 @@
+"""Reads a GGUF file as a folder of transformers': its config.json, its tensors by their names.
+
+Files of the families in `families`, with any quantisation that the package ``gguf`` decodes.
+llama.cpp turns Llama's query and key rows about, and adds 1 to Gemma's norms; both are undone.
+"""
+
+import functools
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from alignjax import gguf_files
+from alignjax.errors import UserError
+from alignjax.models.config import RopeScaling
+from alignjax.models.hf.families import FAMILIES
+from alignjax.models.hf.tensorfile import Tensor
+
+Json = dict[str, Any]
+
+ARCHITECTURES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
+}
+_FIELDS = {  # below the architecture's name -> config.json
+    "context_length": "max_position_embeddings",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "embedding_length": "hidden_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.key_length": "head_dim",
+    "attention.sliding_window": "sliding_window",
+    "rope.freq_base": "rope_theta",
+    "vocab_size": "vocab_size",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+_ASIDE = {"rope.dimension_count", "attention.value_length", "attention.causal", "expert_count"}
+_ROPE = ("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length")
+_NOTES = ("rope.scaling.finetuned", "rope.scaling.attn_factor", "tensor_data_layout")
+_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_SANDWICH = {
+    **_LAYER,
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_WHOLE = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+FREQUENCIES = "rope_freqs.weight"  # what Llama 3's frequencies are divided by
+
+
+def config(path: str) -> Json:
+    """The config.json that a file's metadata amount to.
+
+    Raises:
+      UserError: another architecture, or a field that is not supported.
+    """
+    fields, tensors = gguf_files.read(path)
+    kind = fields.get("general.architecture")
+    if kind not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(f"{path}: general.architecture: {kind!r:.80} is not supported; {known} are")
+    own = {k.removeprefix(f"{kind}."): v for k, v in fields.items() if k.startswith(f"{kind}.")}
+    family = FAMILIES[ARCHITECTURES[kind]]
+    names = {tensor.name: tensor for tensor in tensors}
+    content: Json = {
+        "model_type": ARCHITECTURES[kind],
+        "architectures": [family.architecture],
+        "tie_word_embeddings": "output.weight" not in names,
+        **{key: allowed[0] for key, allowed in family.only.items()},
+        **{theirs: own[ours] for ours, theirs in _FIELDS.items() if ours in own},
+    }
+    if "token_embd.weight" in names:
+        content["vocab_size"] = int(names["token_embd.weight"].shape[1])
+    content |= _head(path, kind, own, content)
+    content |= _rope(path, kind, own, names)
+    for key, tensor in (("attention_bias", "attn_q.bias"), ("mlp_bias", "ffn_gate.bias")):
+        if key in family.biases:
+            content[key] = f"blk.0.{tensor}" in names
+    for key in ("bos", "eos", "padding"):
+        if (index := fields.get(f"tokenizer.ggml.{key}_token_id")) is not None:
+            content[f"{key.removesuffix('ding')}_token_id"] = int(index)
+    for key, value in own.items():
+        if key not in _FIELDS and key not in _ASIDE and key not in (*_ROPE, *_NOTES):
+            raise UserError(f"{path}: {kind}.{key}: this field is not supported (found {value!r})")
+    return content
+
+
+def _head(path: str, kind: str, own: Json, content: Json) -> Json:
+    """The size of a head, and what scores are divided by the root of."""
+    width, heads = content.get("hidden_size", 0), content.get("num_attention_heads", 1)
+    size = own.get("attention.key_length", own.get("rope.dimension_count", width // heads))
+    for key, wanted in (
+        ("rope.dimension_count", size),
+        ("attention.value_length", size),
+        ("attention.causal", True),
+        ("expert_count", 0),
+    ):
+        if own.get(key, wanted) != wanted:
+            raise UserError(f"{path}: {kind}.{key}: wanted {wanted!r}, found {own[key]!r:.80}")
+    if not kind.startswith("gemma"):
+        return {"head_dim": size}
+    # Files do not say it; the 27B models alone have another than the head's size.
+    large = content.get("num_hidden_layers") == {"gemma2": 46, "gemma3": 62}[kind]
+    return {"head_dim": size, "query_pre_attn_scalar": width // heads if large else size}
+
+
+def _rope(path: str, kind: str, own: Json, names: Json) -> Json:
+    """The scaling of rotary frequencies."""
+    form = own.get("rope.scaling.type", "none")
+    if FREQUENCIES in names:
+        size = own.get("attention.key_length", own.get("rope.dimension_count"))
+        divisors = gguf_files.dequantize(path, names[FREQUENCIES])
+        return {"rope_scaling": _llama3(path, divisors, own.get("rope.freq_base", 1e4), size)}
+    if form == "none":
+        return {}
+    return {"rope_scaling": {"rope_type": form, "factor": own.get("rope.scaling.factor")}}
+
+
+def _llama3(path: str, divisors: np.ndarray, theta: float, size: Any) -> Json:
+    """Finds Llama 3's options from what its frequencies are divided by.
+
+    Raises:
+      UserError: no such options give these numbers.
+    """
+    scaling = RopeScaling(factor=float(divisors.max()))
+    exponent = np.arange(0, size or 2 * len(divisors), 2) / (size or 2 * len(divisors))
+    turns = scaling.original_length / (2 * math.pi * theta**exponent)
+    keep = np.clip((turns - 1.0) / (scaling.high_freq_factor - 1.0), 0.0, 1.0)
+    wanted = 1.0 / (keep + (1.0 - keep) / scaling.factor)
+    if wanted.shape != divisors.shape or not np.allclose(divisors, wanted, rtol=1e-3):
+        raise UserError(f"{path}: tensor {FREQUENCIES!r}: not a scaling of Llama 3's kind")
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_length,
+    }
+
+
+def tensors(path: str) -> dict[str, Tensor]:
+    """Every tensor by the name that transformers gives it; decoded when it is opened."""
+    fields, found = gguf_files.read(path)
+    kind = fields.get("general.architecture")
+    content = config(path)
+    sandwich = kind in ("gemma2", "gemma3")
+    all_heads = content["num_attention_heads"]
+    paired = {"attn_q": all_heads, "attn_k": content.get("num_key_value_heads", all_heads)}
+    named = {}
+    for tensor in found:
+        if tensor.name == FREQUENCIES:
+            continue
+        name = _name(tensor.name, _SANDWICH if sandwich else _LAYER)
+        part = tensor.name.split(".")[-2]
+        heads = paired.get(part, 0) if kind == "llama" else 0
+        lowered = sandwich and "norm" in tensor.name
+        decode: Callable[[], np.ndarray] = functools.partial(_decode, path, tensor, heads, lowered)
+        if part in _WHOLE:  # these are asked for some rows at a time
+            decode = functools.cache(decode)
+        shape = tuple(int(x) for x in tensor.shape[::-1])
+        named[name] = Tensor(pathlib.Path(path), "F32", shape, 0, decode)
+    return named
+
+
+def _name(name: str, layer: dict[str, str]) -> str:
+    """The name in transformers, or the file's own where there is none."""
+    stem, _, suffix = name.rpartition(".")
+    if stem in _WHOLE:
+        return f"{_WHOLE[stem]}.{suffix}"
+    block, _, part = stem.removeprefix("blk.").partition(".")
+    if stem.startswith("blk.") and part in layer:
+        return f"model.layers.{block}.{layer[part]}.{suffix}"
+    return name
+
+
+def _decode(path: str, tensor: Any, heads: int, lowered: bool) -> np.ndarray:
+    """A tensor as transformers stores it.
+
+    Args:
+      path, tensor: the file and its entry.
+      heads: rows come in pairs within each of so many heads, not in halves; 0: they do not.
+      lowered: 1 was added.
+    """
+    values: np.ndarray = gguf_files.dequantize(path, tensor)
+    if heads:
+        pairs = values.reshape(heads, len(values) // heads // 2, 2, *values.shape[1:])
+        values = pairs.swapaxes(1, 2).reshape(values.shape)
+    return values - 1 if lowered else values
