@@ -11,7 +11,8 @@ Expect:    true score of samples from 0.582 ± 0.022 to 0.651, 0.643 and 0.656 �
            rounds, of the best of 4 from 0.768 ± 0.015 to 0.831 ± 0.014, at a KL of 1.30 ± 0.12. The
            reward model gets no better: accuracy on held-out pairs 0.725 ± 0.062 with the pairs
            alone, then 0.720, 0.655 and 0.700, and on the policy's samples 0.565 ± 0.046 at the end
-           beside 0.669 ± 0.043 (one seed; ± is the 95% interval over prompts)
+           beside 0.669 ± 0.043 (one seed, measured when samples that repeat were removed; ± is
+           the 95% interval over prompts)
 
 The paper's ablations, with --set:
 
