@@ -503,9 +503,9 @@ def shapes_on_one_device(metadata: Any) -> Any:
 def of_checkpoint(path: pathlib.Path) -> dict[str, str]:
     """The arrays of a step of a run's checkpoints, and its record."""
     metadata = ocp.checkpointables_metadata(path).metadata
-    wanted = {"state": shapes_on_one_device(metadata["state"]), "record": None}
-    found = ocp.load_checkpointables(path, wanted)
-    return of_arrays(found["state"]) | {"record": of_json(found["record"])}
+    arrays = {"state": shapes_on_one_device(metadata["state"])} if "state" in metadata else {}
+    found = ocp.load_checkpointables(path, {**arrays, "record": None})
+    return of_arrays(found.get("state", {})) | {"record": of_json(found["record"])}
 
 
 def of_params(path: pathlib.Path) -> dict[str, str]:

@@ -149,7 +149,9 @@ def _newest(trained: Trained, objectives: int, *, merged: bool) -> _Network:
     identity = record["identity"]
     if trained.lora is not None and merged:
         params = merge(
-            finished_run.load_base(trained, mesh, identity["reference"]), params, trained.lora
+            finished_run.load_base(trained, mesh, finished_run.base_digest(identity)),
+            params,
+            trained.lora,
         )
     return _Network(params, identity, step)
 

@@ -132,6 +132,11 @@ def newest_step(trained: Trained) -> int:
     return step
 
 
+def base_digest(identity: dict[str, str]) -> str:
+    """Tells of which base adapters are: the reference, but where a game's rounds have another."""
+    return identity.get("base", identity["reference"])
+
+
 def load_base(trained: Trained, mesh: Mesh, digest: str) -> Params:
     """Loads the supervised policy, which adapters go beside.
 
@@ -185,4 +190,5 @@ def load_policy(config: Config, workdir: str) -> Params:
     params, record = restore(trained, mesh, _last_step(trained))
     if trained.lora is None:
         return params
-    return adapters.whole(config, load_base(trained, mesh, record["identity"]["reference"]), params)
+    base = load_base(trained, mesh, base_digest(record["identity"]))
+    return adapters.whole(config, base, params)

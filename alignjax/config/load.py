@@ -164,7 +164,7 @@ def _apply(value: Any, tree: dict[str, Any], at: str) -> Any:
                 f"{at or 'the config'} has {has}"
             )
         if isinstance(new, dict):
-            changed[name] = _apply(current[name], new, path)
+            changed[name] = _apply(_section(current[name], known[name]), new, path)
         else:
             changed[name] = parse(new, known[name], path)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -172,3 +172,14 @@ def _apply(value: Any, tree: dict[str, Any], at: str) -> Any:
     if isinstance(value, functools.partial):
         return functools.partial(value.func, *value.args, **{**value.keywords, **changed})
     return functools.partial(value, **changed)
+
+
+def _section(value: Any, hint: Any) -> Any:
+    """Gives the group of fields that a change is in: where there is none, its defaults, if any."""
+    missing, options = dataclasses.MISSING, typing.get_args(hint) if value is None else ()
+    groups: list[Any] = [option for option in options if dataclasses.is_dataclass(option)]
+    for group in groups:
+        defaults = [(f.default, f.default_factory) for f in dataclasses.fields(group)]
+        if (missing, missing) not in defaults:
+            return group()
+    return value

@@ -89,6 +89,15 @@ def join(
     return {**base, **adapters, "layers": layers}
 
 
+def without(params: Params) -> Params:
+    """Takes adapters away from where `join` put them: the policy's base, no array copied."""
+    layers = {
+        name: {leaf: x for leaf, x in own.items() if not leaf.startswith("lora_")}
+        for name, own in params["layers"].items()
+    }
+    return {**params, "layers": layers}
+
+
 def low_rank(x: Array, leaves: dict[str, Any]) -> Array:
     """``(alpha / r) (x A) B`` of one layer, in x's dtype.
 

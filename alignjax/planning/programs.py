@@ -17,18 +17,20 @@ from jax.sharding import Mesh
 from alignjax.config import Config, SamplingConfig
 from alignjax.config.fields import keywords
 from alignjax.config.validate import get
-from alignjax.data.batching import Bucketed, assemble, bucket
+from alignjax.data.batching import Batches, Bucketed, assemble, bucket
 from alignjax.data.store import Dataset
 from alignjax.errors import UserError
 from alignjax.models import logps
 from alignjax.planning.measure import bytes_per_device, forward_flops
+from alignjax.recipes.apo.config import StepsConfig
 from alignjax.recipes.multi_objective.method import AtOnce
 from alignjax.runtime import sharding
 from alignjax.sampling.decode import sample
 from alignjax.stages import learners, pretrained, reference, sft
 from alignjax.stages.check import bind_fraction, check_losses, count_responses, keeps_cache
-from alignjax.training import offline
+from alignjax.training import offline, on_policy_game
 from alignjax.training.job import Learner
+from alignjax.training.on_policy import Prompts
 from alignjax.types import Batch, Params
 
 PARTS = ("step", "sft", "reward", "score", "sample")
@@ -62,6 +64,8 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
     """
     if part in ("score", "sample"):
         return _inference(config, mesh, part, responses)
+    if part != "sft" and isinstance(get(config, "recipe.game"), StepsConfig):
+        return _turn(config, mesh, part, responses)
     of, learner, batch, scored = make_learner(config, mesh, part, responses)
     networks, key = _networks(config, part), jax.random.key(0)
     if networks > 1:
@@ -90,6 +94,71 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
             "frozen params": bytes_per_device(learner.ref_params),
         },
     )
+
+
+def _turn(config: Config, mesh: Mesh, part: str, responses: int) -> Program:
+    """Builds the turn of a player in a game in one loop, which holds both and one base."""
+    game: StepsConfig = get(config, "recipe.game")
+    mine, its = _part_of(config, "step"), _part_of(config, "reward")
+    base, steps, k = _frozen_params(config, mesh), 2, game.sampling.samples
+    learner = learners.policy(mine, mesh, steps, load_reference=_nothing, base=base, live=True)
+    opponent = learners.reward_model(its, mesh, steps, load_start=_nothing, base=base)
+    nobody = Batches((), np.zeros(0, np.int32), np.zeros((0, 1), np.int64))
+    prompts = Prompts(
+        questions=(), batches=nobody, sample=_no_samples, eos=(1,), max_empty_fraction=0.5
+    )
+    _, state, *programs = on_policy_game.make_steps(
+        mesh, learner, opponent, prompts, jax.random.key(0), []
+    )
+    is_policy = part == "step"
+    b = (mine if is_policy else its).train.batch_size
+    drawn, r = _drawn(config, b, k, mesh), game.sampling.max_new_tokens
+    nats = _rows(np.zeros((b, k), np.float32), mesh)
+    p = drawn.prompt.shape[1]
+    rewards = dataclasses.replace(config.model, vocab_size=1)  # of a reward model's forward pass
+    frozen = 3 if config.lora is None else 2  # see `make`
+    if is_policy:
+        args: tuple[Any, ...] = (state, base, drawn, nats)
+        tokens = b * (p + k * r)
+        flops = (frozen + 1) * forward_flops(mine.model, b, k, p, r)
+        flops += forward_flops(rewards, b, k, p, r)
+    else:
+        golden, pairs = (_of_width(config, b, n, mesh) for n in (1, responses or 2))
+        width = golden.response.shape[2]
+        args = (state, opponent.ref_params, golden, drawn, nats, pairs)
+        tokens = b * (2 * p + k * r + (1 + (responses or 2)) * width)
+        flops = frozen * forward_flops(rewards, 2 * b, max(1 + k, responses or 2), p, width)
+    players = state.policy, state.reward
+    return Program(
+        name=f"the {'policy' if is_policy else 'reward model'}'s turn of a game in one loop",
+        function=programs[not is_policy],
+        args=args,
+        static={},
+        tokens=tokens,
+        model_flops=flops,
+        holds={
+            "params of both players": sum(bytes_per_device(x.params) for x in players),
+            "optimizer of both": sum(bytes_per_device(x.opt_state) for x in players),
+            "frozen params": bytes_per_device(args[1]),
+        },
+    )
+
+
+def _no_samples(*args: Any) -> Any:
+    raise AssertionError("a turn is compiled from shapes; nothing is sampled")
+
+
+def _of_width(config: Config, b: int, k: int, mesh: Mesh) -> Batch:
+    """Describes b rows of k responses of the greatest length, on the mesh."""
+    rows = _two_rows(config, k)
+    return _rows(assemble(rows.dataset, np.arange(b) % 2, rows.shapes[0]), mesh)
+
+
+def _drawn(config: Config, b: int, k: int, mesh: Mesh) -> Batch:
+    """Describes b rows with k samples each."""
+    r = get(config, "recipe.game").sampling.max_new_tokens
+    rows = _of_width(config, b, k, mesh)
+    return dataclasses.replace(rows, response=_rows(np.zeros((b, k, r), np.int32), mesh))
 
 
 def _networks(config: Config, part: str) -> int:
@@ -236,12 +305,9 @@ def _key(mesh: Mesh) -> Any:
     return sharding.abstract(shape, everywhere)
 
 
-def _rows(batch: Batch, mesh: Mesh) -> Batch:
+def _rows(batch: Any, mesh: Mesh) -> Any:
     split = sharding.row_sharding(mesh)
-    made: Batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), batch
-    )
-    return made
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), batch)
 
 
 def _stand_in(config: Config, of: Config, part: str, responses: int) -> Bucketed:

@@ -75,11 +75,13 @@ def fit(
       run: its ``reward_loss`` is trained, with its ``optim`` and ``train``.
       load_language_model: gives what it starts from.
       name: for the progress bar.
-      load_start: gives the reward model that it starts from instead; not with adapters.
+      load_start: gives the reward model that it starts from instead; with ``lora`` adapters and a
+        head, beside the language model.
       extendable: see `training.job.Job`.
     """
     config, names = run.config, _objectives(run)
-    base = (load_start or load_language_model)()
+    thin = config.lora is not None
+    base = (load_language_model if thin or load_start is None else load_start)()
     job = run.job(name, checkpoint.tree_digest(base), extendable=extendable)
     batches = run.batches()
     count = max(1, len(names))
@@ -88,7 +90,7 @@ def fit(
         config,
         run.mesh,
         len(batches),
-        load_start=load_start or (lambda: with_head(load_language_model())),
+        load_start=load_start or (None if thin else lambda: with_head(load_language_model())),
         base=base,
         names=names,
     )

@@ -66,6 +66,13 @@ def save(store: ocp.training.Checkpointer, step: int, state: Any, record: dict[s
         )
 
 
+def save_final(directory: pathlib.Path, step: int, params: Any, record: dict[str, Any]) -> None:
+    """Saves parameters alone as the last checkpoint of a training, unless it is there."""
+    with open_store(directory, keep=1) as store:
+        if latest(store) != step:
+            save(store, step, {"params": params}, record)
+
+
 def drop(store: ocp.training.Checkpointer, *, but: int | None) -> None:
     """Removes all checkpoints but one, or all, once the last save is written.
 

@@ -1,8 +1,8 @@
 """From a config to what is trained: a policy or a reward model, whole or as adapters."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -43,19 +43,17 @@ def policy(
     """
     if base is None and (live or config.lora is not None):
         base = load_reference()
-    apply = functools.partial(response_logps, config=config.model)
+    apply = partial(response_logps, config=config.model)
     if config.lora is None:
         return Learner(
             update=_update(config, steps, apply, score, config.trained_loss),
             learning_rate=optim.learning_rate(config.optim, steps),
-            params_shape=jax.eval_shape(
-                functools.partial(init_params, config.model), jax.random.key(0)
-            ),
+            params_shape=jax.eval_shape(partial(init_params, config.model), jax.random.key(0)),
             load_start=load_start or load_reference,
             ref_params=base if live else None,
         )
     assert base is not None
-    forward = functools.partial(with_adapters, forward=score, config=config.lora, live=live)
+    forward = partial(with_adapters, forward=score, config=config.lora, live=live)
     return Learner(
         update=_update(config, steps, apply, forward, config.trained_loss),
         learning_rate=optim.learning_rate(config.optim, steps),
@@ -70,7 +68,7 @@ def reward_model(
     mesh: Mesh,
     steps: int,
     *,
-    load_start: Callable[[], Params],
+    load_start: Callable[[], Params] | None,
     base: Params | None = None,
     names: tuple[str, ...] = (),
 ) -> Learner:
@@ -79,17 +77,19 @@ def reward_model(
     Args:
       config: ``reward_loss``, optimizer and model are as it says.
       mesh, steps: as in `policy`.
-      load_start: gives the reward model that training starts from; unused with ``lora``.
+      load_start: gives the reward model that training starts from; with ``lora`` adapters and a
+        head, or None for fresh ones.
       base: the language model on the mesh, for adapters to be trained beside it.
       names: of the objectives, where there are several.
     """
     objectives = max(1, len(names))
     loss = config.trained_loss
     if objectives > 1:
-        loss = functools.partial(over_objectives, reward_loss=loss, names=names)
-    apply = functools.partial(reward_head.response_scores, config=config.model)
+        loss = partial(over_objectives, reward_loss=loss, names=names)
+    apply = partial(reward_head.response_scores, config=config.model)
     if config.lora is None:
-        init = functools.partial(reward_head.init_params, config.model, objectives=objectives)
+        assert load_start is not None
+        init = partial(reward_head.init_params, config.model, objectives=objectives)
         return Learner(
             update=_update(config, steps, apply, reward_scores, loss),
             learning_rate=optim.learning_rate(config.optim, steps),
@@ -97,14 +97,12 @@ def reward_model(
             load_start=load_start,
         )
     assert base is not None
-    forward = functools.partial(
-        with_adapters, forward=reward_scores, config=config.lora, live=False
-    )
+    forward = partial(with_adapters, forward=reward_scores, config=config.lora, live=False)
     return Learner(
         update=_update(config, steps, apply, forward, loss),
         learning_rate=optim.learning_rate(config.optim, steps),
         params_shape=adapters.target(config.lora, config.model, mesh, objectives=objectives),
-        load_start=adapters.fresh(config, mesh, base, objectives=objectives),
+        load_start=load_start or adapters.fresh(config, mesh, base, objectives=objectives),
         ref_params=base,
     )
 

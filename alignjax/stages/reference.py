@@ -41,6 +41,8 @@ class Reference:
 
     load: Callable[[], Params]  # on the run's mesh
     digest: str  # of the parameters
+    # Of a policy that is a base with adapters: these alone, which training goes on from.
+    load_adapters: Callable[[], Params] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

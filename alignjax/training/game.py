@@ -4,7 +4,7 @@ Each player's step is `step.train_step` on its half of a `GameState`; the other 
 it went in, bit for bit. They are two programs, compiled apart, and the host chooses between them::
 
     if Cycle(reward_steps=1, policy_steps=4).player(int(state.step)) == "reward":
-        state, scalars = reward(state, batch)
+        state, scalars = reward(state, base, batch)
     else:
         state, scalars = policy(state, ref_params, batch)
 
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from alignjax.errors import UserError
 from alignjax.training.microbatches import weighted_sums
-from alignjax.training.step import Apply, Update, train_step
+from alignjax.training.step import Update, train_step
 from alignjax.types import Array, Batch, GameState, Params
 
 
@@ -63,19 +63,22 @@ class Cycle:
 
 
 def reward_step(
-    state: GameState, batch: Batch, update: Update
+    state: GameState, base: Params | None, batch: Batch, update: Update
 ) -> tuple[GameState, dict[str, Array]]:
     """Takes one optimizer step of the reward model; the policy stays as it is.
 
     Args:
       state: both players.
+      base: what adapters are trained beside, one for both players; None: whole networks. Never
+        donated.
       batch: what the loss compares, such as golden responses with samples of the policy.
-      update: the reward model's; its ``forward`` is `step.reward_scores`.
+      update: the reward model's; its ``forward`` is `step.reward_scores`, or
+        `step.with_adapters` of it.
 
     Returns:
       The new state, and the scalars of `step.train_step`.
     """
-    reward, scalars = train_step(state.reward, None, batch, update)
+    reward, scalars = train_step(state.reward, base, batch, update)
     return dataclasses.replace(state, reward=reward), scalars
 
 
@@ -85,23 +88,25 @@ def policy_step(
     batch: Batch,
     update: Update,
     *,
-    reward_apply: Apply,
+    reward: Update,
 ) -> tuple[GameState, dict[str, Array]]:
     """Takes one step of the policy on responses that the reward model scores as it now is.
 
     Args:
       state: both players; the reward model stays as it is.
-      ref_params: the frozen reference, as in `step.train_step`. Never donated.
+      ref_params: the frozen reference, as in `step.train_step`; of adapters the base of both
+        players. Never donated.
       batch: B prompts with K responses, as a rule the policy's own samples. Its ``scores``, if
         any, are replaced before ``select`` sees them.
       update: the policy's.
-      reward_apply: ``(params, batch) -> [B, K]`` scores of the reward model, over all B rows at
-        once, whatever ``update.accumulate``.
+      reward: the reward model's, whose ``[B, K]`` scores are of all B rows at once, whatever
+        ``update.accumulate``, and without dropout.
 
     Returns:
       The new state, and the scalars of `step.train_step`; ``scores``, the mean score of a response.
     """
-    scores = reward_apply(state.reward.params, batch)  # outside of what is differentiated
+    # Outside of what is differentiated.
+    scores = reward.forward(state.reward.params, ref_params, batch, apply=reward.apply, key=None)
     scored = dataclasses.replace(batch, scores=scores)
     policy, scalars = train_step(state.policy, ref_params, scored, update)
     mean = jnp.where(batch.present, scores, 0.0).sum(1) / jnp.maximum(batch.present.sum(1), 1)

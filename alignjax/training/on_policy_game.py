@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from alignjax.training import game, on_policy
 from alignjax.training.compiled import compile_start, compile_step
@@ -35,7 +36,7 @@ REWARD_MODEL = "reward_model/"  # what its numbers' names begin with
 class Opponent:
     """The reward model of a game, what it learns from, and when."""
 
-    learner: Learner
+    learner: Learner  # of adapters, beside the same base as the policy's
     golden: Feed  # prompts with their golden response first; one batch per turn
     pairs: Feed  # human comparisons; one batch per turn
     cycle: game.Cycle  # of both players; its policy_steps are above 0
@@ -67,24 +68,17 @@ def play(
     """
     its, cycle = opponent.learner, opponent.cycle
     traced: list[str] = []
-
-    def init(policy: Params, reward: Params) -> GameState:
-        return GameState(
-            policy=init_state(policy, learner.update.optimizer, key),
-            reward=init_state(reward, its.update.optimizer, jax.random.fold_in(key, REWARD)),
-        )
-
-    start, target = compile_start(init, learner.params_shape, its.params_shape, mesh=job.mesh)
+    start, target, policy_step, reward_step = make_steps(
+        job.mesh, learner, its, prompts, key, traced
+    )
     sample = on_policy.compile_sampling(job, learner, prompts, key, traced)
-    policy_step = compile_step(_policy_step(learner, prompts, opponent, traced), target)
-    reward_step = compile_step(_reward_step(prompts, opponent, traced), target)
 
     def take(state: GameState, batch: Any, done: int) -> tuple[GameState, dict[str, Array]]:
         samples, nats = sample(state.policy.params, batch[0], done)
         if cycle.player(done) == "policy":
             return policy_step(state, learner.ref_params, samples, nats)
         golden, pairs = batch
-        return reward_step(state, golden, samples, nats, pairs)
+        return reward_step(state, its.ref_params, golden, samples, nats, pairs)
 
     turns = Turns(
         total=cycle.turns_until(len(prompts.batches)),
@@ -100,8 +94,38 @@ def play(
     return loop(job, turns, evaluate)
 
 
+def make_steps(
+    mesh: Mesh, learner: Learner, its: Learner, prompts: Prompts, key: Array, traced: list[str]
+) -> tuple[Callable[..., GameState], GameState, Any, Any]:
+    """Makes the programs of the turns, as `play` runs them.
+
+    Args:
+      mesh: where.
+      learner: the policy.
+      its: the reward model.
+      prompts: see `play`.
+      key: see `play`.
+      traced: grows by one name whenever a turn is traced.
+
+    Returns:
+      A function from both players' parameters to the state at step 0; shapes, dtypes and shardings
+      of the state; the turn of the policy, ``(state, ref_params, samples, nats)``, and that of the
+      reward model, ``(state, base, golden, samples, nats, pairs) -> (state, scalars)``.
+    """
+
+    def init(policy: Params, reward: Params) -> GameState:
+        return GameState(
+            policy=init_state(policy, learner.update.optimizer, key),
+            reward=init_state(reward, its.update.optimizer, jax.random.fold_in(key, REWARD)),
+        )
+
+    start, target = compile_start(init, learner.params_shape, its.params_shape, mesh=mesh)
+    policy = compile_step(_policy_step(learner, prompts, its, traced), target)
+    return start, target, policy, compile_step(_reward_step(prompts, its, traced), target)
+
+
 def _policy_step(
-    learner: Learner, prompts: Prompts, opponent: Opponent, traced: list[str]
+    learner: Learner, prompts: Prompts, its: Learner, traced: list[str]
 ) -> Callable[..., tuple[GameState, dict[str, Array]]]:
     """Makes a turn of the policy: it moves on its samples, as the reward model scores them."""
 
@@ -109,9 +133,8 @@ def _policy_step(
         state: GameState, ref_params: Params | None, samples: Batch, nats: Array
     ) -> tuple[GameState, dict[str, Array]]:
         traced.append("policy")
-        reward_apply = opponent.learner.update.apply
         state, scalars = game.policy_step(
-            state, ref_params, samples, learner.update, reward_apply=reward_apply
+            state, ref_params, samples, learner.update, reward=its.update
         )
         return state, {**on_policy.sample_means(samples, prompts, nats, {}), **scalars}
 
@@ -119,16 +142,21 @@ def _policy_step(
 
 
 def _reward_step(
-    prompts: Prompts, opponent: Opponent, traced: list[str]
+    prompts: Prompts, its: Learner, traced: list[str]
 ) -> Callable[..., tuple[GameState, dict[str, Array]]]:
     """Makes a turn of the reward model: golden responses above samples, and human comparisons."""
 
     def reward(
-        state: GameState, golden: Batch, samples: Batch, nats: Array, pairs: Batch
+        state: GameState,
+        base: Params | None,
+        golden: Batch,
+        samples: Batch,
+        nats: Array,
+        pairs: Batch,
     ) -> tuple[GameState, dict[str, Array]]:
         traced.append("reward")
         rows = comparisons(golden, samples, pairs)
-        state, scalars = game.reward_step(state, rows, opponent.learner.update)
+        state, scalars = game.reward_step(state, base, rows, its.update)
         return state, {**on_policy.sample_means(samples, prompts, nats, {}), **scalars}
 
     return reward

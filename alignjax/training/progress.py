@@ -106,7 +106,7 @@ def resume(store: ocp.training.Checkpointer, job: Job, turns: Turns[State]) -> P
             f"{job.workdir}: its checkpoint is of step {step}, the {job.name} now has "
             f"{turns.total} steps: use another --workdir, or more steps"
         )
-    complete, whole = step == turns.total, record.get("optimizer", True)
+    complete, whole = step == turns.total, "holds" not in record
     if not checkpoint.has_state(store, step) or not (whole or complete):
         log.warning(
             "%s: ended at step %d without what it takes to go on: beginning again", job.name, step
@@ -143,7 +143,7 @@ def save(
         "next_batch": progress.step,
         "seconds": progress.seconds,
         **progress.numbers.state(),
-        **({"optimizer": False} if final else {}),
+        **({"holds": "parameters"} if final else {}),
     }
     state = _without_optimizer(progress.state) if final else progress.state
     checkpoint.save(store, progress.step, state, record)

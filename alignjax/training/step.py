@@ -98,7 +98,7 @@ def with_adapters(
     batch: Batch,
     *,
     apply: Apply,
-    key: Array,
+    key: Array | None,
     forward: Forward,
     config: LoraConfig,
     live: bool,
@@ -108,7 +108,7 @@ def with_adapters(
     Args:
       params: the adapters, which are all that is trained.
       base: in the place of the reference; a step differentiates and changes none of it.
-      key: of the adapters' dropout; the reference has none.
+      key: of the adapters' dropout; the reference has none. None: no dropout.
       forward: `score` or `reward_scores`.
       config: the adapters'.
       live: whether the reference is scored here; else it is in the batch, or there is none.

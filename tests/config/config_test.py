@@ -428,7 +428,6 @@ def test_a_run_trains_a_policy_a_reward_model_or_both():
         (GAME, dict(loss=None), "loss: wanted one with a game, .*, found None$"),
         (GAME, dict(reward_loss=None), "reward_loss: wanted one with a game, .*, found None$"),
         (GAME, CANDIDATES, "candidates: wanted none with a game"),
-        (GAME, dict(lora=LoraConfig(rank=2)), "lora: wanted none with a game"),
         (
             {},
             dict(
@@ -741,3 +740,11 @@ def test_several_objectives_that_do_not_fit_each_other_are_refused(changes, mess
     assert runs.get_config(recipe=several()).recipe is not None
     with pytest.raises(UserError, match=rf"^recipe\.objectives\.{message}"):
         runs.get_config(recipe=several(**changes))
+
+
+def test_a_group_of_fields_that_is_not_there_begins_with_its_defaults():
+    """Adapters by the command line alone; a stage whose fields have no defaults is not made up."""
+    found = runs.changed("lora.rank=4", "lora.quantize=nf4").lora
+    assert found == LoraConfig(rank=4, quantize="nf4")
+    with pytest.raises(UserError, match=r"--set sft: it is None and has no fields"):
+        load.override(dataclasses.replace(runs.get_config(), sft=None), ["sft.steps=3"])

@@ -4,16 +4,22 @@ import dataclasses
 import importlib.util
 import json
 import math
+from functools import partial
 
 import jax
 import pytest
 
-from alignjax.config import MeshConfig
+from alignjax import recipes
+from alignjax.config import MeshConfig, ReferenceConfig, SamplingConfig
 from alignjax.config.load import load, override
 from alignjax.errors import UserError
+from alignjax.losses import apo
 from alignjax.models.config import LoraConfig
 from alignjax.planning import chips, measure, plan, programs
+from alignjax.planning.measure import bytes_per_device
+from alignjax.recipes.apo.config import GameConfig
 from alignjax.runtime.sharding import make_mesh
+from alignjax.stages import pretrained
 from tests import tiny
 
 
@@ -218,6 +224,44 @@ def test_networks_trained_side_by_side_are_planned_so():
     assert three.tokens == 3 * alone.tokens
     assert three.model_flops == 3 * alone.model_flops
     jax.eval_shape(three.function, *three.args)
+
+
+def in_one_loop(**changes):
+    """The demo's game, step by step."""
+    rounds = config("configs/demo/apo.py", loss=partial(apo.loss, beta=0.1), **changes)
+    settings = dataclasses.replace(
+        rounds.recipe.keywords["game"], sampling=SamplingConfig(samples=3, max_new_tokens=8)
+    )
+    shared = {f.name: getattr(settings, f.name) for f in dataclasses.fields(GameConfig)}
+    recipe = partial(recipes.play_steps, game=recipes.StepsConfig(**shared))
+    return dataclasses.replace(
+        rounds, select=None, reference=ReferenceConfig(mode="live"), recipe=recipe
+    )
+
+
+def test_a_game_in_one_loop_holds_both_players_and_of_adapters_one_base():
+    """Whole networks three times each, and a reference; adapters, and what they share."""
+    mesh = make_mesh(1, 1, 1)
+    thin = in_one_loop(lora=LoraConfig(rank=2))
+    base = bytes_per_device(pretrained.target(thin.model, mesh))
+    head = bytes_per_device(pretrained.target(thin.model, mesh)["head"])
+    for part in ("step", "reward"):
+        made = programs.make(in_one_loop(), mesh, part)
+        both = made.holds["params of both players"]
+        assert 2 * base - head < both < 2 * base
+        assert made.holds["optimizer of both"] == pytest.approx(2 * both, rel=0.01)
+        assert made.holds["frozen params"] == (base if part == "step" else 0)
+        made = programs.make(thin, mesh, part)
+        assert made.holds["frozen params"] == base
+        assert made.holds["params of both players"] < base / 5
+        # As compiled: these once, and rows; what is not read is left out, as the vocabulary's
+        # projection by a reward model.
+        compiled = made.function.lower(*made.args).compile().memory_analysis()
+        rows = sum(math.prod(x.shape) * 4 for x in jax.tree.leaves(made.args[2:]))
+        held = sum(made.holds.values())
+        least = held - (head if part == "reward" else 0)
+        assert least < compiled.argument_size_in_bytes <= held + rows + 64 < held + base / 2
+        assert made.tokens > 0 < made.model_flops
 
 
 def test_a_reward_model_projects_to_no_vocabulary():

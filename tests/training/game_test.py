@@ -61,7 +61,7 @@ REWARD_UPDATE = policy_update(
     loss=functools.partial(apo.reward_loss, sample_weight=0.5), forward=reward_scores
 )
 REWARD = functools.partial(game.reward_step, update=REWARD_UPDATE)
-POLICY = functools.partial(game.policy_step, update=policy_update(), reward_apply=apply)
+POLICY = functools.partial(game.policy_step, update=policy_update(), reward=REWARD_UPDATE)
 
 
 @functools.cache
@@ -79,7 +79,7 @@ def play(state, steps, *, reward_steps=2, policy_steps=1):
         cycle = game.Cycle(reward_steps=reward_steps, policy_steps=policy_steps)
         whose.append(cycle.player(step))
         if whose[-1] == "reward":
-            state, _ = reward(state, make_batch(step))
+            state, _ = reward(state, None, make_batch(step))
         else:
             state, _ = policy(state, reference, make_batch(step))
     return state, whose
@@ -126,7 +126,7 @@ def test_steps_are_those_of_each_network_alone():
 
     alone = functools.partial(train_step, update=REWARD_UPDATE)
     wanted, scalars = jax.jit(alone)(state.reward, None, batch)
-    new, found = jax.jit(REWARD)(state, batch)
+    new, found = jax.jit(REWARD)(state, None, batch)
     chex.assert_trees_all_close((new.reward.params, found), (wanted.params, scalars), rtol=1e-5)
 
 
@@ -149,7 +149,7 @@ def test_donated_states_are_gone_and_what_they_passed_on_is_whole():
     state, reference = make_state(), params(1)
     wanted, kept = bits(state.policy), bits(reference)
     reward, policy = compiled()
-    new, _ = reward(state, make_batch())
+    new, _ = reward(state, None, make_batch())
     assert state.reward.params["w"].is_deleted()
     assert same_bits(new.policy, wanted)
     newer, _ = policy(new, reference, make_batch(1))
@@ -173,7 +173,7 @@ def test_one_program_for_each_player_and_shape():
     for step in range(8):
         b = B if step < 6 else 4
         if game.Cycle(reward_steps=1, policy_steps=1).player(step) == "reward":
-            state, _ = reward(state, make_batch(step, b))
+            state, _ = reward(state, None, make_batch(step, b))
         else:
             state, _ = policy(state, reference, make_batch(step, b))
     assert traced == [("reward", B), ("policy", B), ("reward", 4), ("policy", 4)]
@@ -185,7 +185,8 @@ def test_a_step_that_is_not_finite_is_a_turn_taken():
         return apply(params, batch) * jnp.nan
 
     state = make_state()
-    step = functools.partial(POLICY, update=policy_update(loss=nan_loss), reward_apply=broken)
+    reward = dataclasses.replace(REWARD_UPDATE, apply=broken)
+    step = functools.partial(POLICY, update=policy_update(loss=nan_loss), reward=reward)
     new, scalars = jax.jit(step)(state, params(1), make_batch())
     assert int(scalars["skipped"]) == 1
     assert int(new.step) == 1

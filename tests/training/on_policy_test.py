@@ -13,7 +13,8 @@ from alignjax.config import SamplingConfig, TrainConfig
 from alignjax.data.batching import Batches, bucket, deal_batches, shuffled
 from alignjax.errors import NumericalError, UserError
 from alignjax.losses import apo
-from alignjax.models import reward_head, transformer
+from alignjax.models import lora, reward_head, transformer
+from alignjax.models.config import LoraConfig
 from alignjax.models.logps import response_logps
 from alignjax.runtime import checkpoint, sharding
 from alignjax.runtime.faults import FaultError
@@ -21,8 +22,8 @@ from alignjax.sampling import decode
 from alignjax.sampling.generate import Question
 from alignjax.training import game, on_policy, on_policy_game
 from alignjax.training.job import Feed, Job, Learner
-from alignjax.training.step import Update, reward_scores
-from alignjax.types import Batch
+from alignjax.training.step import Update, init_state, reward_scores, score, with_adapters
+from alignjax.types import Batch, GameState
 from tests import runs, tiny
 from tests.tiny import bits, same_bits
 
@@ -269,19 +270,20 @@ def test_a_reward_model_without_turns_stays_as_it_is(tmp_path):
     assert same_bits(state.reward.params, begun)
 
 
-def test_rows_of_the_reward_model(clean):
-    def part(b, k, p, r, seed, **more):
-        rng = np.random.default_rng(seed)
-        return Batch(
-            prompt=jnp.asarray(rng.integers(2, 9, (b, p)), jnp.int32),
-            prompt_length=jnp.full(b, p, jnp.int32),
-            response=jnp.asarray(rng.integers(2, 9, (b, k, r)), jnp.int32),
-            response_length=jnp.full((b, k), r, jnp.int32),
-            weight=jnp.ones(b),
-            prompt_id=jnp.arange(b),
-            **more,
-        )
+def part(b, k, p, r, seed, **more):
+    rng = np.random.default_rng(seed)
+    return Batch(
+        prompt=jnp.asarray(rng.integers(2, 9, (b, p)), jnp.int32),
+        prompt_length=jnp.full(b, p, jnp.int32),
+        response=jnp.asarray(rng.integers(2, 9, (b, k, r)), jnp.int32),
+        response_length=jnp.full((b, k), r, jnp.int32),
+        weight=jnp.ones(b),
+        prompt_id=jnp.arange(b),
+        **more,
+    )
 
+
+def test_rows_of_the_reward_model():
     golden, sampled, pairs = part(2, 1, 3, 5, 0), part(2, 3, 3, 4, 1), part(1, 2, 4, 6, 2)
     rows = on_policy_game.comparisons(golden, sampled, pairs)
     assert (rows.prompt.shape, rows.response.shape) == ((3, 4), (3, 4, 6))
@@ -296,3 +298,57 @@ def test_rows_of_the_reward_model(clean):
     scored = dataclasses.replace(pairs, scores=jnp.array([[0.2, 0.7]]))
     rows = on_policy_game.comparisons(golden, sampled, scored)
     np.testing.assert_allclose(rows.scores[2], [0.2, 0.7, 0, 0])
+
+
+LORA = LoraConfig(rank=2, alpha=4.0)
+
+
+def both_steps(policy, reward, base, *, thin):
+    """A turn of each player on fixed samples: their scalars, states, and bytes of arguments."""
+
+    def forward(of, live):
+        parts = dict(forward=of, config=LORA, live=live)
+        return functools.partial(with_adapters, **parts) if thin else of
+
+    its = opponent(sharding.make_mesh(1, 1, 1)).learner.update
+    own = job(None)[1].update
+    its = dataclasses.replace(its, forward=forward(reward_scores, False))
+    own = dataclasses.replace(own, forward=forward(score, True))
+    state = GameState(
+        policy=init_state(policy, OPTIMIZER, KEY), reward=init_state(reward, OPTIMIZER, KEY)
+    )
+    scores = jnp.tile(jnp.array([1.0, 0.0, 0.0]), (B, 1))
+    batch = part(B, K, P, R, 0, scores=scores, adversarial=jnp.arange(B) % 2 == 0)
+    steps = {
+        "reward": functools.partial(game.reward_step, update=its),
+        "policy": functools.partial(game.policy_step, update=own, reward=its),
+    }
+    found = {}
+    for name, step in steps.items():
+        program = jax.jit(step).lower(state, base, batch).compile()
+        size = program.memory_analysis().argument_size_in_bytes
+        found[name] = (*program(state, base, batch), size)
+    return state, batch, found
+
+
+def test_players_of_adapters_start_as_whole_networks_do_beside_one_base():
+    """Both losses, the scores and the norm of the head's gradient; the base is there once."""
+    base, key = start(), jax.random.key(5)
+    head = {"kernel": jax.random.normal(key, (16, 1))}
+    thin = lora.init(LORA, base, key)
+    _, _, whole = both_steps(base, {**start_reward(), "reward": head}, base, thin=False)
+    state, batch, found = both_steps(thin, {**thin, "reward": head}, base, thin=True)
+    for name in ("reward", "policy"):
+        for scalar in {"loss", "scores", "num_tokens"} & set(found[name][1]):
+            np.testing.assert_allclose(found[name][1][scalar], whole[name][1][scalar], rtol=1e-5)
+        moved = getattr(found[name][0], name).params
+        still = jax.tree.map(np.array_equal, moved, getattr(state, name).params)
+        assert not any(jax.tree.leaves([x["lora_b"] for x in still["layers"].values()]))
+        # Beside the states and the rows one network, though both players run through it.
+        size = sum(x.nbytes for x in jax.tree.leaves(base))
+        mine, rows = (
+            [x for x in jax.tree.leaves(y) if hasattr(x, "nbytes")] for y in (state, batch)
+        )
+        most = size + sum(x.nbytes for x in mine) + sum(x.nbytes for x in rows)
+        assert size < found[name][2] <= most + 64
+    assert same_bits(base, start())

@@ -59,9 +59,14 @@ class GameConfig:
         """See `config.validate.check`."""
         for field, whose in (("loss", "the policy's"), ("reward_loss", "the reward model's")):
             yield Rule(getattr(config, field) is not None, field, f"one with a game, {whose}")
-        for field in ("candidates", "lora"):
-            unread = getattr(config, field) is None
-            yield Rule(unread, field, "none with a game, it would not be read")
+        unread = config.candidates is None
+        yield Rule(unread, "candidates", "none with a game, it would not be read")
+
+    def _begins(self, config: Any) -> Rule:
+        """Refuses adapters that would have to go on from a reward model of another base."""
+        wanted = "none with lora: adapters begin beside the policy that the game begins with"
+        begins = config.lora is None or not self.reward_model
+        return Rule(begins, "recipe.game.reward_model", wanted)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,12 @@ class RoundsConfig(GameConfig):
     adversarial: bool = True  # False: one reward model, of the pairs alone, in all rounds
     sequential: bool = False  # a round's reward model goes on from the one before, not from base
 
+    def rules_of_run(self, config: Any) -> Iterator[Rule]:
+        """See `config.validate.check`."""
+        yield from super().rules_of_run(config)
+        if self.adversarial and self.sequential:
+            yield self._begins(config)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepsConfig(GameConfig):
@@ -93,5 +104,6 @@ class StepsConfig(GameConfig):
     def rules_of_run(self, config: Any) -> Iterator[Rule]:
         """See `config.validate.check`."""
         yield from super().rules_of_run(config)
+        yield self._begins(config)
         live = config.reference.mode in ("auto", "live")  # fresh samples are in no cache
         yield Rule(live, "reference.mode", "auto or live for a game in one loop")

@@ -7,6 +7,7 @@ The true order of samples is the judge's first score, or without a judge the mea
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from alignjax.config.fields import describe
 from alignjax.data.records import Record
 from alignjax.evaluation import calibration, preferences, statistics
 from alignjax.evaluation.statistics import Interval
+from alignjax.models import lora
 from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.rewards import scorers
 from alignjax.runtime import artifacts
@@ -79,7 +81,7 @@ def _measure_policy(
     sets: dict[str, Ordered | None] = {PAIRS: _comparisons(game)}
     metrics: dict[str, Interval] = {}
     if game.config.evaluate.prompts:
-        params, ref = players.policy.load(), players.supervised.load()
+        params, ref = _load_with_supervised(game, players.policy, players.supervised)
         name, digest = f"round-{number}/samples", players.policy.digest
         samples = evaluation.held_out_samples(name, game.run, digest, lambda: (params, ref))
         metrics = evaluation.sample_metrics(game.run, evaluation.score_samples(game.run, samples))
@@ -116,11 +118,16 @@ def _measure_rewards(
 def _earlier_samples(game: Game, number: int, players: Players) -> list[Sample]:
     """Reads the samples of an earlier round; samples them again where the file is damaged."""
     name, before = f"round-{number}/samples", players.before
-
-    def load() -> tuple[Params, Params]:
-        return before.load(), players.supervised.load()
-
+    load = functools.partial(_load_with_supervised, game, before, players.supervised)
     return evaluation.held_out_samples(name, game.run, before.digest, load)
+
+
+def _load_with_supervised(
+    game: Game, policy: Reference, supervised: Reference
+) -> tuple[Params, Params]:
+    """Loads a policy and the supervised one: of adapters their base, which is loaded once."""
+    params = policy.load()
+    return params, supervised.load() if game.config.lora is None else lora.without(params)
 
 
 def _comparisons(game: Game) -> Ordered:

@@ -16,14 +16,13 @@ from alignjax.data.records import Receipt, Record
 from alignjax.recipes.apo import setup
 from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.rewards.scorers import open_scorer, reward_model
-from alignjax.runtime import artifacts, checkpoint, storage
-from alignjax.stages import evaluation, learners, pretrained, sample_lists
+from alignjax.runtime import artifacts, checkpoint
+from alignjax.stages import adapters, evaluation, learners, sample_lists
 from alignjax.stages.check import bind_score_sd
 from alignjax.stages.reference import Reference, attach
 from alignjax.stages.run import Run
 from alignjax.training import offline
 from alignjax.training.job import Feed
-from alignjax.types import Params
 
 
 def train(
@@ -31,6 +30,7 @@ def train(
     number: int,
     policy: Reference,
     reference: Reference,
+    supervised: Reference,
     reward: RewardModel,
     learning_rate: float,
 ) -> Reference:
@@ -40,6 +40,7 @@ def train(
       number: of the round.
       policy: of the round before; it is sampled, and goes on.
       reference: what it is held to.
+      supervised: the policy before the first round, which adapters go beside.
       reward: the round's reward model.
       learning_rate: the round's peak.
     """
@@ -68,17 +69,21 @@ def train(
         "config": {
             name: describe(getattr(config, name))
             for name in ("loss", "select", "baseline", "optim")
-        },
+        }
+        | setup.describe_adapters(config),
         "length": [config.train.steps, config.train.epochs, config.train.batch_size],
     }
     artifacts.begin(folder, key)
     summary = artifacts.reuse_json(
         folder / "summary.json",
         key,
-        lambda scratch: _fit(run, number, folder, policy, reference),
+        lambda scratch: _fit(run, number, folder, policy, reference, supervised),
     )
-    load = functools.partial(load_trained, config, folder, game)
-    return Reference(load, summary["params"])
+    load = functools.partial(setup.load_trained, config, folder, game.mesh)
+    if config.lora is None:
+        return Reference(load, summary["params"])
+    network = functools.partial(setup.load_beside, config, supervised, load)
+    return Reference(network, summary["params"], load)
 
 
 def open_lists(game: Game, number: int, file: pathlib.Path, digest: str) -> Bucketed:
@@ -104,50 +109,50 @@ def score_once(
     ]
 
 
-def load_trained(config: Config, folder: pathlib.Path, game: Game) -> Params:
-    """Loads the parameters that a finished turn ended with."""
-    steps = int(storage.read_json(folder / "summary.json")["steps"])
-    target = pretrained.target(config.model, game.mesh)
-    # So many that opening the folder to read removes no checkpoint.
-    with checkpoint.open_store(folder / "checkpoints", keep=1_000_000) as store:
-        return checkpoint.restore_params(store, steps, target)
-
-
 def _fit(
     run: Run,
     number: int,
     folder: pathlib.Path,
     start: Reference,
     reference: Reference,
+    supervised: Reference,
 ) -> dict[str, Any]:
     """Trains on the run's rows, in a folder of the round, and returns its summary."""
     config, rows = run.config, run.data.train
     name = f"round {number}: policy"
     batches = run.batches()
-    ref_logps, choice, base = None, None, None
+    ref_logps, choice, base, made_of = None, None, None, {"start": start.digest}
+    if config.lora is not None:
+        # The base, or it with the adapters of the reference: those that are trained replace them.
+        base, made_of["base"] = reference.load(), supervised.digest
     if config.reference.mode != "none":
-        base = reference.load()
+        base = reference.load() if base is None else base
         title = f"round {number}: reference"
         ref_logps, choice = attach(
             run, reference, title, trained_rows=batches.row_count, params=base
         )
     live = choice is not None and choice.mode == "live"
     learner = learners.policy(
-        config, run.mesh, len(batches), load_reference=start.load, base=base, live=live
+        config,
+        run.mesh,
+        len(batches),
+        load_reference=start.load,
+        base=base,
+        live=live,
+        load_start=start.load_adapters,
     )
+    network = functools.partial(adapters.whole, config, learner.ref_params)
     del base  # unless steps are given it, its memory is free from here on
     state, counts = offline.fit(
-        dataclasses.replace(run, workdir=folder).job(
-            name, reference.digest, {"start": start.digest}
-        ),
+        dataclasses.replace(run, workdir=folder).job(name, reference.digest, made_of),
         learner,
         Feed(rows.dataset, batches, ref_logps),
         jax.random.fold_in(jax.random.key(config.train.seed), number),
-        lambda params: evaluation.history_line(run, params, learner.ref_params, None),
+        lambda params: evaluation.history_line(run, network(params), learner.ref_params, None),
     )
     return {
         **counts,
-        "params": checkpoint.tree_digest(state.params),
+        "params": checkpoint.tree_digest(network(state.params)),
         "reference": None if choice is None else dataclasses.asdict(choice),
         "rows": len(rows.dataset),
         "learning_rate": config.optim.learning_rate,

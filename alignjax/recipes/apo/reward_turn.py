@@ -125,6 +125,7 @@ def _fit(
             "reward_loss": describe(config.reward_loss),
             "optim": describe(config.optim),
             "train": identity(config.train),
+            **setup.describe_adapters(config),
         },
     }
 
@@ -143,6 +144,12 @@ def _fit(
 
     artifacts.begin(folder, key)
     digest = artifacts.reuse_json(folder / "record.json", key, fit)["params"]
+    if config.lora is not None:
+        return RewardModel(
+            folder,
+            digest,
+            functools.partial(setup.load_trained, config, folder, game.mesh, objectives=1),
+        )
     target = pretrained.target(config.model, game.mesh, objectives=1)
     load: Any = functools.partial(checkpoint.load_params, folder / "params", target)
     return RewardModel(folder, digest, load)

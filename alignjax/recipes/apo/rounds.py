@@ -61,7 +61,7 @@ def _play(
                 reward = reward_turn.train(game, number, supervised, policy, start)
             reference = supervised if settings.reference == "supervised" else policy
             rate = rates[min(number, len(rates)) - 1]
-            policy = policy_turn.train(game, number, policy, reference, reward, rate)
+            policy = policy_turn.train(game, number, policy, reference, supervised, reward, rate)
         players = Players(policy, before, reward, base, supervised)
         line = measure.measure(game, number, players)
         history.append(line)

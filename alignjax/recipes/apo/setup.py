@@ -12,16 +12,17 @@ import jax
 from jax.sharding import Mesh
 
 from alignjax.config import Config
-from alignjax.config.fields import identity
+from alignjax.config.fields import describe, identity
 from alignjax.data.batching import Bucketed
 from alignjax.data.encode import enforce
 from alignjax.data.records import DataError, Receipt, Record, check
 from alignjax.data.splits import prompt_digest
-from alignjax.errors import UserError
+from alignjax.errors import CheckpointError, UserError
 from alignjax.recipes.apo import golden
 from alignjax.recipes.apo.config import GameConfig
+from alignjax.runtime import checkpoint
 from alignjax.sampling.generate import Question, take_questions
-from alignjax.stages import sample_lists
+from alignjax.stages import adapters, pretrained, sample_lists
 from alignjax.stages.data import Prepared, rows_of, split
 from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
@@ -36,7 +37,7 @@ class RewardModel:
 
     folder: pathlib.Path  # as `scorers.reward_model` takes it
     digest: str  # of the parameters
-    load: Callable[[], Params]
+    load: Callable[[], Params]  # what training goes on from: with ``lora`` adapters and head alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,3 +227,35 @@ def respond(
             f"{settings.max_empty_fraction:g} allows"
         )
     return folder / "lists.jsonl", record["sha256"]["lists"]
+
+
+def load_trained(
+    config: Config, folder: pathlib.Path, mesh: Mesh, *, objectives: int = 0
+) -> Params:
+    """Loads what a finished turn trained: a network, or adapters where the config has ``lora``.
+
+    Args:
+      config: of the turn.
+      folder: of the turn.
+      objectives: outputs of a reward model's head; 0: a policy.
+    """
+    if config.lora is None:
+        target = pretrained.target(config.model, mesh, objectives=objectives)
+    else:
+        target = adapters.target(config.lora, config.model, mesh, objectives=objectives)
+    # So many that opening the folder to read removes no checkpoint.
+    with checkpoint.open_store(folder / "checkpoints", keep=1_000_000) as store:
+        newest = checkpoint.latest(store)
+        if newest is None:
+            raise CheckpointError(f"{folder}: its last checkpoint is gone; remove the folder")
+        return checkpoint.restore_params(store, newest, target)
+
+
+def load_beside(config: Config, supervised: Reference, load: Callable[[], Params]) -> Params:
+    """Loads the supervised policy, and a policy's adapters beside it."""
+    return adapters.whole(config, supervised.load(), load())
+
+
+def describe_adapters(config: Config) -> dict[str, Any]:
+    """Describes adapters for the key of a turn; nothing of networks that are trained whole."""
+    return {} if config.lora is None else {"lora": describe(config.lora)}

@@ -33,19 +33,20 @@ from alignjax.config import Config
 from alignjax.config.fields import describe
 from alignjax.data.batching import Batches, Bucketed, bucket, deal_batches, shuffled
 from alignjax.data.records import Record
+from alignjax.models import lora, reward_head
 from alignjax.recipes.apo import reward_turn, setup
 from alignjax.recipes.apo.config import StepsConfig
 from alignjax.recipes.apo.game import open_game, report_game
 from alignjax.recipes.apo.measure import Players, measure
 from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.runtime import checkpoint, storage
-from alignjax.stages import evaluation, fresh_samples, learners, pretrained
+from alignjax.stages import adapters, evaluation, fresh_samples, learners, pretrained
 from alignjax.stages.reference import Reference
 from alignjax.training import on_policy_game
 from alignjax.training.game import Cycle
 from alignjax.training.job import Feed
 from alignjax.training.on_policy_game import Opponent
-from alignjax.types import GameState
+from alignjax.types import GameState, Params
 
 log = logging.getLogger("alignjax")
 
@@ -83,7 +84,7 @@ def _play(
         steps=fresh_samples.steps_of(config, game.policy.questions),
         max_empty_fraction=settings.max_empty_fraction,
     )
-    opponent = _opponent(game, settings, base, turns=len(prompts.batches))
+    opponent = _opponent(game, settings, base, learner.ref_params, turns=len(prompts.batches))
     made_of = {
         **game.made_of,
         "reward_model": base.digest,
@@ -93,34 +94,64 @@ def _play(
     job = run.job("game", supervised.digest, made_of, extendable=True)
 
     def during(state: GameState) -> dict[str, float]:
-        return evaluation.history_line(run, state.policy.params, learner.ref_params, None)
+        policy = adapters.whole(config, learner.ref_params, state.policy.params)
+        return evaluation.history_line(run, policy, learner.ref_params, None)
 
     key = jax.random.key(config.train.seed)
     state, counts = on_policy_game.play(job, learner, prompts, opponent, key, during)
     made = {"steps": counts["steps"], "identity": job.identity}
-    return *_keep(game, state, made), counts
+    return *_keep(game, state, supervised, learner.ref_params, made), counts
 
 
-def _keep(game: Game, state: GameState, made: dict[str, Any]) -> tuple[Reference, RewardModel]:
-    """Saves both players, unless all of them is there; they are read back where they are needed."""
+def _keep(
+    game: Game,
+    state: GameState,
+    supervised: Reference,
+    base: Params | None,
+    made: dict[str, Any],
+) -> tuple[Reference, RewardModel]:
+    """Saves both players, unless all of them is there; they are read back where they are needed.
+
+    Args:
+      supervised: what the policy's adapters go beside when they are read back.
+      base: the same on the mesh, of both players where they are adapters; the reward model is
+        merged into it, and its adapters and head are kept as a checkpoint.
+      made: the job's identity and steps.
+    """
     policy, reward = game.workdir / "policy", game.workdir / "reward"
-    digests = {
-        "policy": pretrained.keep_params(policy, state.policy.params),
-        "reward": pretrained.keep_params(reward / "params", state.reward.params),
-    }
+    config, trained = game.config, state.reward.params
+    digests = {"policy": pretrained.keep_params(policy, state.policy.params)}
+    load, target = checkpoint.load_params, pretrained.target(config.model, game.mesh)
+    load_policy = functools.partial(load, policy, target)
+    if config.lora is not None:
+        assert base is not None
+        network = adapters.whole(config, base, state.policy.params)
+        digests["policy"] = checkpoint.tree_digest(network)
+        thin = adapters.target(config.lora, config.model, game.mesh)
+        load_thin = functools.partial(load, policy, thin)
+        load_policy = functools.partial(setup.load_beside, config, supervised, load_thin)
+        record = {"identity": made["identity"], "holds": "parameters"}
+        checkpoint.save_final(reward / "checkpoints", made["steps"], trained, record)
+        trained = lora.merge(reward_head.from_language_model(base), trained, config.lora)
+    digests["reward"] = pretrained.keep_params(reward / "params", trained)
     _describe_reward_model(game, reward, digests["reward"], made)
     storage.write_json(game.workdir / "players.json", digests)
-    load = checkpoint.load_params
-    policies = pretrained.target(game.config.model, game.mesh)
-    rewards = pretrained.target(game.config.model, game.mesh, objectives=1)
+    rewards = pretrained.target(config.model, game.mesh, objectives=1)
     return (
-        Reference(functools.partial(load, policy, policies), digests["policy"]),
+        Reference(load_policy, digests["policy"]),
         RewardModel(reward, digests["reward"], functools.partial(load, reward / "params", rewards)),
     )
 
 
-def _opponent(game: Game, settings: StepsConfig, base: RewardModel, *, turns: int) -> Opponent:
-    """Makes the reward model's side of a loop that has so many turns of the policy."""
+def _opponent(
+    game: Game, settings: StepsConfig, start: RewardModel, base: Params | None, *, turns: int
+) -> Opponent:
+    """Makes the reward model's side of a loop that has so many turns of the policy.
+
+    Args:
+      start: what the reward model goes on from.
+      base: of the policy's adapters, and of its own.
+    """
     cycle = Cycle(reward_steps=settings.reward_steps, policy_steps=settings.policy_steps)
     steps = cycle.turns_until(turns) - turns
     answers = [
@@ -130,7 +161,7 @@ def _opponent(game: Game, settings: StepsConfig, base: RewardModel, *, turns: in
     golden = _one_shape(game, setup.prepare_rows(game, answers, "golden", "golden answers"))
     pairs = _one_shape(game, setup.prepare_rows(game, game.pairs, "pairs", "comparisons"))
     learner = learners.reward_model(
-        reward_turn.config_of(game), game.mesh, steps, load_start=base.load
+        reward_turn.config_of(game), game.mesh, steps, load_start=start.load, base=base
     )
     return Opponent(
         learner=learner,
