@@ -16,11 +16,9 @@ size   model           hardware (not run here)            seconds a step, by pla
 8b     Llama 3 8B      8 GPUs of 80 GB, as in the paper   0.50 to 1.17 on v5p:2x2x4
 70b    Llama 3 70B     64 GPUs of 80 GB                   0.14 to 0.37 on v5p:8x8x8
 
-Adapters:  --set lora.rank=16 trains both players as adapters beside one base, and --set
-           lora.quantize=nf4 holds that in 4 bits; the paper trains whole networks
+Adapters:  --set lora.rank=16 trains both players beside one base; the paper whole networks
 Expect:    TODO measure; the paper reports reward accuracy 66.7 after one round, 63.0 without APO,
-           and a mean score of 2.633 against DPO's 2.445 (recipe.game.adversarial=False). Each
-           round's measured.json has both: of its reward model and of base, and of the samples
+           and a mean score of 2.633 against DPO's 2.445 (recipe.game.adversarial=False)
 """
 
 import dataclasses

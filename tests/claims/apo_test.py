@@ -255,7 +255,7 @@ def test_alternating_against_a_fixed_reference_settles_between_it_and_the_golden
         update = Update(
             apply=reward_apply, optimizer=optimizer, loss=ranking, forward=reward_scores
         )
-        state, _ = game.reward_step(state, first, update)
+        state, _ = game.reward_step(state, None, first, update)
         ascent = functools.partial(apo.loss, beta=beta)
         state, _ = game.policy_step(
             state,
