@@ -262,7 +262,7 @@ def test_alternating_against_a_fixed_reference_settles_between_it_and_the_golden
             reference,
             second,
             Update(apply=policy_apply, optimizer=optimizer, loss=ascent),
-            reward_apply=reward_apply,
+            reward=update,
         )
         return state, None
 
