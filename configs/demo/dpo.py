@@ -4,8 +4,8 @@ Command:   make demo        (or: python -m alignjax demo)
 Hardware:  2 CPU cores
 Time:      3.5 minutes
 Expect:    held-out loss of the supervised stage 7.19 nats per response (the truth: 7.01); reward
-           accuracy 0.735 ± 0.036; true score of sampled responses from 0.636 ± 0.018 to
-           0.773 ± 0.019 at a KL of 1.67 ± 0.12 (one seed; ± is the 95% interval over prompts)
+           accuracy 0.735 ± 0.036; true score of sampled responses from 0.655 ± 0.018 to
+           0.783 ± 0.018 at a KL of 1.63 ± 0.11 (one seed; ± is the 95% interval over prompts)
 """
 
 from functools import partial
