@@ -46,6 +46,8 @@ def check_losses(config: Config, rows: Bucketed) -> None:
     if config.candidates is not None:
         own = batch.response.shape[1] if config.candidates.keep_own else 0
         batch = _as_lists(batch, config.candidates.samples + own)
+    else:
+        _check_fewest(config, rows, batch)
     _check_trained(config, batch)
 
 
@@ -65,6 +67,29 @@ def check_game(config: Config, rows: Bucketed, *, samples: int) -> None:
     adversarial: Any = np.zeros(len(batch.weight), bool)
     _check_reward(config, dataclasses.replace(rows_of_both, adversarial=adversarial))
     _check_trained(config, _as_lists(batch, samples))
+
+
+def _check_fewest(config: Config, rows: Bucketed, batch: Batch) -> None:
+    """Checks that a loss fits the rows with fewest responses: pairs may be short of one.
+
+    Losses of scored or labelled responses read which of them are there.
+    """
+    counts = (rows.dataset.response_length > 0).sum(axis=1)
+    few = int(counts.min())
+    told = (batch.scores, batch.desirable, batch.adversarial)
+    if few == counts.max() or any(x is not None for x in told):
+        return
+    response, length = batch.response[:, :few], batch.response_length[:, :few]
+    try:
+        _check_trained(
+            config, dataclasses.replace(batch, response=response, response_length=length)
+        )
+    except UserError as error:
+        first = rows.dataset[int(counts.argmin())].id
+        raise UserError(
+            f"data: {(counts == few).sum()} of {len(counts)} rows, such as {first}, have {few} "
+            f"of {counts.max()} responses: {error}"
+        ) from None
 
 
 def _check_supervised(config: Config, batch: Batch) -> None:

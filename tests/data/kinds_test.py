@@ -134,6 +134,15 @@ PAIRS = {
                  "u: Hi"),
     "HH with its parts": ({"prompt": "\n\nHuman: Hi\n\nAssistant:", "response": "a", "chosen": "a",
                            "rejected": "b"}, "\n\nHuman: Hi\n\nAssistant:"),
+    "HH beside its prompt": (
+        {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": "\n\nHuman: Hi\n\nAssistant:a",
+         "rejected": "\n\nHuman: Hi\n\nAssistant:b"}, "\n\nHuman: Hi\n\nAssistant:"),
+    "a whole dialogue beside the responses": (
+        {"messages": [m(U, "Hi"), m(A, "a")], "chosen": "a", "rejected": "b"}, "u: Hi"
+    ),
+    "history as JSON text": (
+        {"question": "Hi", "history": '[["Yo", "Yes"]]', "tools": "null", "chosen": "a",
+         "rejected": "b"}, "u: Yo | a: Yes | u: Hi"),
     "a dialogue as JSON text": (
         {"chat": json.dumps([m(U, "Hi")]), "good": "a", "bad": json.dumps([m(A, "b")])}, "u: Hi"
     ),
@@ -327,6 +336,9 @@ def test_names_given_in_the_config(tmp_path):
     assert list(receipt.readings) == [
         "read as pair: prompt from 'a', system from 'd.e', chosen from 'b', rejected from 'c'"
     ]
+    rows = [{"chosen": {"text": "Hi\na"}, "rejected": {"text": "Hi\nb"}, "d": "maths"}]
+    (record,), _ = read(tmp_path, rows, columns=sources.Columns(domain="d"))
+    assert (record.prompt, record.responses, record.domain) == ("Hi\n", ("a", "b"), "maths")
     given = sources.Columns(prompt="a", response="b", label="ok")
     rows = [{"a": "Hi", "b": "x", "ok": 1, "note": "!"}, {"a": "Ho", "b": "x", "ok": 0}]
     records, receipt = read(tmp_path, rows, columns=given)
@@ -370,6 +382,16 @@ def test_names_given_in_the_config(tmp_path):
         ({"messages": [m(U, "p"), m(A, None)]}, r"'messages\[1\]' has no 'content'"),
         ({"messages": [m(U, "p"), m(A, None, tool_calls=[{"id": "x"}])]},
          r"'messages\[1\]\.tool_calls\[0\]' names no function"),
+        ({"prompt": "p", "response_1": "a", "response_2": "b", "label": 0},
+         "'label' is 0, expected one of 1, 2"),
+        ({"prompt": "p", "response_a": "a", "response_b": "b", "label": 1},
+         "'label' is 1, expected one of a, b"),
+        ({"problem": "p", "solution": "s", "answer": "a"}, "could each be the response"),
+        ({"system": ["S"], "prompt": "p", "completion": "a"}, "'system' is list, expected text"),
+        ({"tools": {"name": "t"}, "prompt": "p", "completion": "a"},
+         "'tools' is object, expected a list of tools"),
+        ({"chosen": str([m(U, "p"), m(A, "a")]), "rejected": str([m(U, "p"), m(A, "b")])},
+         "'chosen' holds messages as Python prints them, expected JSON"),
         ({"tools": "[", "prompt": "p", "completion": "a"}, "field 'tools' is not valid JSON"),
         ({"system": "S", "messages": [m("system", "T"), m(U, "p"), m(A, "a")]},
          "'system' differs from the system's message"),
@@ -390,16 +412,21 @@ def test_rows_that_cannot_be_used_have_reasons(tmp_path):
         {**good, "prompt": [m(U, image)]},
         {**good, "prompt": [m(U, "Ho")], "images": ["x.png"]},
         {**good, "rejected": [m(U, "Ho"), m(A, "b")]},
-        {"prompt": "Hi", "response_1": "a", "response_2": "b", "preference": "tie"},
+        {"prompt": "Hi", "response_1": "a", "response_2": "b", "winner": "Both bad"},
         {"chosen": [m(U, "x"), m(A, "a")], "rejected": [m(U, "y"), m(A, "b")]},
-    ]
+        {**good, "system": "S", "prompt": "Hi", "chosen": [m("system", "T"), m(U, "Hi"), m(A, "a")],
+         "rejected": [m("system", "T"), m(U, "Hi"), m(A, "b")]},
+        {"messages": [m(U, "x"), m(A, "c")], "chosen": "a", "rejected": "b"},
+        {"prompt": "y", "chosen": "\n\nHuman: x\n\nAssistant: a",
+         "rejected": "\n\nHuman: x\n\nAssistant: b"},
+    ]  # fmt: skip
     records, receipt = read(tmp_path, rows)
     assert len(records) == 1
     assert receipt.dropped == {
         "empty_turn": 1,
         "no_assistant_turn": 1,
         "image": 2,
-        "prompt_mismatch": 1,
+        "prompt_mismatch": 4,
         "tie": 1,
         "context_mismatch": 1,
     }

@@ -109,6 +109,18 @@ def test_k_and_reference_are_checked(pairs, lists):
         check.check_losses(runs.get_config(select=partial(hps.select, gamma=1.0)), pairs)
 
 
+def test_pairs_that_lack_a_response_are_named(pairs):
+    length = pairs.dataset.response_length.copy()
+    length[3, 1] = 0
+    short = dataclasses.replace(
+        pairs, dataset=dataclasses.replace(pairs.dataset, response_length=length)
+    )
+    message = rf"data: 1 of {len(length)} rows, such as {pairs.dataset[3].id}, have 1 of 2 resp"
+    with pytest.raises(UserError, match=message):
+        check.check_losses(runs.get_config(), short)
+    check.check_losses(runs.get_config(loss=sft.loss), short)
+
+
 def test_the_loss_of_a_reward_model_is_given_scores(pairs, lists):
     def margin(scores, batch, *, wanted: tuple[int, ...]):
         assert scores.shape == batch.response_length.shape == wanted

@@ -2,21 +2,34 @@
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from alignjax.data.files import Row
-from alignjax.data.records import DataError, Message, Prompt, Receipt, Record
-from alignjax.data.sources.asked import Options, join, read_answer, read_asked
+from alignjax.data.records import DataError, Message, Receipt, Record
+from alignjax.data.sources.asked import (
+    Options,
+    join,
+    read_answer,
+    read_asked,
+    without_answer,
+)
 from alignjax.data.sources.columns import BAD_LABELS, Found, number_of, plain_name
-from alignjax.data.sources.dialogues import common_prompt, split_dialogue
-from alignjax.data.sources.messages import DroppedRowError, parse_json, read_messages, split_last
+from alignjax.data.sources.dialogues import HUMAN, split_texts
+from alignjax.data.sources.messages import (
+    DroppedRowError,
+    parse_dialogue,
+    parse_json,
+    read_messages,
+    split_last,
+)
 from alignjax.data.sources.scored import read_scores
 
 _YES = (True, 1, "true", "yes", "1", "good", "desirable", "chosen", "positive", "like", "upvote")
 _NO = (False, 0, "false", "no", "0", "bad", "undesirable", "rejected", "negative", "dislike", -1)
-_TIES = ("tie", "tie (bothbad)", "both", "equal", "same", "neither", "none", "both_bad", "draw")
+_TIES = ("tie", "both", "equal", "same", "neither", "none", "draw", "bothbad", "tie(bothbad)")
 _SCORES = (
     ("score", 1),
     ("overall_score", 1),
@@ -53,7 +66,8 @@ def _record(
     contexts = [context for context, _ in answers if context]
     as_message = any(context is not None for context, _ in answers)
     asked = read_asked(receipt, row, found, options, as_message=as_message)
-    prompt: Prompt = asked
+    turns = [turn for _, turn in answers]
+    asked = prompt = without_answer(row, found, asked, turns)
     for context in contexts:
         if context != contexts[0]:
             raise DroppedRowError(
@@ -61,7 +75,6 @@ def _record(
             )
     if contexts:
         prompt = join(row, asked, contexts[0])
-    turns = [turn for _, turn in answers]
     more = tuple(turn.more for turn in turns)
     domain = row.text(found.names["domain"]) if "domain" in found.names else ""
     return Record(
@@ -91,9 +104,14 @@ def _pair(receipt: Receipt, row: Row, found: Found, options: Options) -> list[Re
     if any(isinstance(side, list) and side and isinstance(side[0], str) for side in sides):
         return _several(receipt, row, found, options)
     answers = [read_answer(row, names[side]) for side in ("chosen", "rejected")]
-    if not {"prompt", "dialogue"} & set(names) and all(context is None for context, _ in answers):
-        record = _implicit(receipt, row, sides, options)
-        return [record] if record else []
+    if all(context is None for context, _ in answers):
+        texts = [turn.content for _, turn in answers]
+        whole = all(x.startswith(HUMAN) and options.marker in x for x in texts)
+        if not {"prompt", "dialogue"} & set(names) or (whole and _is_plain(row, found)):
+            _check_repeated(row, found, texts[0])
+            record = split_texts(receipt, row, texts, options.marker, chat=bool(options.chat))
+            named = row.text(names["domain"]) if "domain" in names else ""
+            return [replace(record, domain=named)] if record else []
     domain = {"domain": row.stem} if "matching_behavior" in plain_name(names["chosen"]) else {}
     return [_record(receipt, row, found, options, answers, **domain)]
 
@@ -110,23 +128,22 @@ def _several(receipt: Receipt, row: Row, found: Found, options: Options) -> list
     return _ordered(receipt, row, found, options, answers, values, "chosen")
 
 
+def _is_plain(row: Row, found: Found) -> bool:
+    """Whether a text is all that comes before the responses."""
+    rest = set(found.names) - {"chosen", "rejected", "domain"}
+    return rest == {"prompt"} and isinstance(parse_dialogue(row.fields[found.names["prompt"]]), str)
+
+
+def _check_repeated(row: Row, found: Found, side: str) -> None:
+    """Raises DroppedRowError where a dialogue does not hold the prompt that stands beside it."""
+    if "prompt" in found.names and row.text(found.names["prompt"]).strip() not in side:
+        raise DroppedRowError(
+            "prompt_mismatch", f"{row.origin}: the prompt differs from the dialogues' beginning"
+        )
+
+
 def _spoken(turns: Sequence[Message]) -> list[Message]:
     return [turn for turn in turns if turn.role not in ("system", "tools")]
-
-
-def _implicit(receipt: Receipt, row: Row, sides: Sequence[str], options: Options) -> Record | None:
-    """Splits two plain texts with a common start; None for a row that was dropped."""
-    if all(options.marker in side for side in sides):
-        return split_dialogue(receipt, row, sides, options.marker, chat=bool(options.chat))
-    cut = common_prompt(*sides)
-    if not cut:
-        raise DroppedRowError("no_common_prompt", f"{row.origin}: the texts share no beginning")
-    prompt: Prompt = sides[0][:cut]
-    responses = tuple(side[cut:] for side in sides)
-    if options.chat:
-        prompt = (Message("user", sides[0][:cut].strip()),)
-        responses = tuple(side.strip() for side in responses)
-    return Record(id=row.id, origin=row.origin, prompt=prompt, responses=responses)
 
 
 def _choice(receipt: Receipt, row: Row, found: Found, options: Options) -> list[Record]:
@@ -155,13 +172,14 @@ def _preferred(row: Row, key: str, columns: Sequence[str]) -> int:
     places = [number_of(column) for column in columns]
     if isinstance(value, str):
         last = value.strip().lower()
-        last = plain_name(last).rpartition("_")[2] if last not in _TIES else "tie"
+        tie = re.sub("[ _-]", "", last) in _TIES
+        last = "tie" if tie else plain_name(last).rpartition("_")[2]
         index = [0, 1] if last == "tie" else [i for i, x in enumerate(places) if x == last]
     elif name in ("overall_preference", "preference_strength"):
         index = [0, 1] if value == 0 else [int(value > 0)]
-    elif name in ("label", "labels") and places == ["a", "b"]:
+    elif name in ("label", "labels") and plain_name(columns[0]) == "human_ref_a":  # SHP's
         index = [0] if value == 1 else [1] if value == 0 else []
-    elif value == 0 and places == ["1", "2"]:
+    elif name == "preference" and value == 0 and places == ["1", "2"]:
         index = [0, 1]
     else:
         index = [i for i, x in enumerate(places) if x == str(value)]

@@ -102,6 +102,24 @@ def _head(row: Row, found: Found, turns: tuple[Message, ...]) -> tuple[Message, 
     return head if there or not system.strip() else (*head, Message("system", system))
 
 
+def without_answer(row: Row, found: Found, asked: Prompt, answers: list[Message]) -> Prompt:
+    """The prompt without a last turn that is one of the answers: a dialogue may be whole.
+
+    Raises:
+      DroppedRowError: the dialogue ends in another answer.
+    """
+    if isinstance(asked, str) or not asked or asked[-1].role != "assistant":
+        return asked
+    if asked[-1].content.strip() in [answer.content.strip() for answer in answers]:
+        return asked[:-1]
+    if "dialogue" in found.names:
+        key = found.names["dialogue"]
+        raise DroppedRowError(
+            "prompt_mismatch", f"{row.origin}: {key!r} ends in an answer that is no response"
+        )
+    return asked
+
+
 def join(row: Row, asked: Prompt, context: tuple[Message, ...]) -> Prompt:
     """Joins a row's prompt with the turns that its responses repeat before their last one.
 
@@ -116,7 +134,9 @@ def join(row: Row, asked: Prompt, context: tuple[Message, ...]) -> Prompt:
     spoken = [turn for turn in context if turn.role not in ("system", "tools")]
     users = [turn.content.strip() for turn in spoken if turn.role == "user"]
     repeats = len(body) == 1 and body[0].content.strip() in (users[:1] + users[-1:])
-    if not body or repeats or spoken[: len(body)] == body:
+    told = [[turn for turn in x if turn.role == "system"] for x in (head, context)]
+    agree = not all(told) or told[0] == told[1]
+    if agree and (not body or repeats or spoken[: len(body)] == body):
         known = {turn.role for turn in context}
         return (*(turn for turn in head if turn.role not in known), *context)
     raise DroppedRowError(

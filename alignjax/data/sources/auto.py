@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 
 from alignjax.data.files import Row, read_rows
@@ -83,6 +84,7 @@ def read_row(
     if row.fields.get("margin") is not None:
         receipt.warn("ignored_margin", row.id)
     _refuse_media(row)
+    _refuse_printed(row, found)
     return found, answers.read(receipt, row, found, options)
 
 
@@ -117,6 +119,20 @@ def _refuse_media(row: Row) -> None:
         for key in (name, f"{name}s"):
             if row.fields.get(key):
                 raise DroppedRowError(name, f"{row.origin}: column {key!r} is no text")
+
+
+# What Python and numpy print of a list of messages, which is no JSON.
+_PRINTED = re.compile(r"\s*(array\()?\[?\s*\{'(role|content|from|value)': ")
+
+
+def _refuse_printed(row: Row, found: Found) -> None:
+    for key in sorted(found.columns):
+        value = row.fields.get(key)
+        if isinstance(value, str) and _PRINTED.match(value):
+            raise DataError(
+                f"{row.origin}: field {key!r} holds messages as Python prints them, expected JSON "
+                "(json.dumps), or a file that keeps lists, such as .jsonl or .parquet"
+            )
 
 
 def _inline(record: Record) -> Record:

@@ -53,8 +53,8 @@ _NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
     "history": (("history",),),
     "context": (("input", "context"),),
     "response": (
-        ("completion", "response", "output", "answer", "generation", "system_output"),
-        ("model_response", "chatgpt_response", "model_output", "reply", "solution"),
+        ("completion", "response", "output", "answer", "generation", "system_output", "solution"),
+        ("model_response", "chatgpt_response", "model_output", "reply"),
     ),
     "responses": (
         ("responses", "completions", "generations", "answers", "candidates", "summaries"),
@@ -75,7 +75,7 @@ _NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 _INSIDE = {name for role in ("prompt", "dialogue", "response") for name in _NAMES[role][0]}
 _INSIDE |= {"full_text", "post"}
-_LISTS = {name for role in ("responses", "scores", "ranks") for name in _NAMES[role][0]}
+_LISTS = {x for role in ("responses", "scores", "ranks", "history") for x in _NAMES[role][0]}
 BAD_LABELS = _NAMES["label"][1]  # where yes means undesirable
 PLAIN_PROMPTS = ("prompt", "source", "text")  # continued as they are; others are a user's message
 _PAIRS = (
@@ -244,8 +244,8 @@ def _asked(row: Row, named: Mapping[str, str]) -> dict[str, str]:
     if second and dialogue and "prompt" not in named:  # such names are of other things, too
         names["prompt"] = ""
     names["dialogue"] = "" if "prompt" in named else dialogue
-    names["system"] = _one(row, named, "system", str)
-    names["tools"] = _one(row, named, "tools", str, list)
+    names["system"] = _one(row, named, "system", str, list, dict)
+    names["tools"] = _one(row, named, "tools", str, list, dict)
     if names["prompt"] or dialogue:
         names["history"] = _one(row, named, "history", list)
     first = plain_name(names["prompt"]) in ("instruction", "question", "query")

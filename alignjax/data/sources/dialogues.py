@@ -5,10 +5,32 @@ from collections.abc import Sequence
 
 from alignjax.data.files import Row
 from alignjax.data.records import DataError, Message, Prompt, Receipt, Record
+from alignjax.data.sources.messages import DroppedRowError
 
 ASSISTANT = "\n\nAssistant:"  # what starts the assistant's turns in HH-RLHF's dialogues
 HUMAN = "\n\nHuman:"
 _TURN = re.compile(f"({HUMAN}|{ASSISTANT})")
+
+
+def split_texts(
+    receipt: Receipt, row: Row, sides: Sequence[str], marker: str, *, chat: bool = False
+) -> Record | None:
+    """Splits two texts with a common start, at the marker where both have it, see `split_dialogue`.
+
+    Raises:
+      DroppedRowError: they have no common start.
+    """
+    if all(marker in side for side in sides):
+        return split_dialogue(receipt, row, sides, marker, chat=chat)
+    cut = common_prompt(*sides)
+    if not cut:
+        raise DroppedRowError("no_common_prompt", f"{row.origin}: the texts share no beginning")
+    prompt: Prompt = sides[0][:cut]
+    responses = tuple(side[cut:] for side in sides)
+    if chat:
+        prompt = (Message("user", sides[0][:cut].strip()),)
+        responses = tuple(side.strip() for side in responses)
+    return Record(id=row.id, origin=row.origin, prompt=prompt, responses=responses)
 
 
 def split_dialogue(

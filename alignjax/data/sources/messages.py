@@ -215,7 +215,7 @@ def _read_calls(row: Row, key: str, value: Mapping[str, Any]) -> list[dict[str, 
 
 def read_tools(row: Row, key: str) -> tuple[Message, ...]:
     """Reads the tools of a row, a list or its JSON text, as the turn that carries them."""
-    tools = parse_json(row, key, row.get(key) or [])
+    tools = parse_json(row, key, row.get(key) or []) or []  # also where the text is "null"
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise row.wrong(key, tools, "a list of tools")
     bare = [{"type": "function", "function": x} if "name" in x else x for x in tools]
