@@ -67,7 +67,9 @@ def run(
     choice = policies.choose_for(made, workdir, preference)
     with workdirs.owned(folder):
         data = prepare_data(config, folder)
-        records, questions = _read(prompts, config, data) if prompts else _held_out(config, data)
+        records, questions = (
+            read_prompts(prompts, config, data) if prompts else _held_out(config, data)
+        )
         if not questions:
             raise UserError("generate: no prompt to respond to (evaluate.prompts is 0)")
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -100,11 +102,19 @@ def _held_out(config: Config, data: Prepared) -> tuple[list[Record], list[Questi
     return [dataclasses.replace(data.original_records[i], responses=()) for i in ids], questions
 
 
-def _read(path: str, config: Config, data: Prepared) -> tuple[list[Record], list[Question]]:
-    """Reads the prompts of a file."""
+def read_prompts(path: str, config: Config, data: Prepared) -> tuple[list[Record], list[Question]]:
+    """Reads the prompts of a file; says so where they are texts and the data's conversations."""
     rows = read_rows(path)
     records = [Record(id=row.id, prompt=_prompt_of(row), responses=()) for row in rows]
     prompts, longest = [record.prompt for record in records], config.data.max_prompt_tokens
+    plain = sum(isinstance(prompt, str) for prompt in prompts)
+    if plain and all(isinstance(r.prompt, tuple) for r in data.original_records.values()):
+        log.warning(
+            "--prompts: %d prompts of %s are plain text, which is continued as it is; those of the "
+            'run\'s data are conversations: {"prompt": [{"role": "user", "content": "..."}]}',
+            plain,
+            path,
+        )
     return records, ask(prompts, range(len(prompts)), data.tokenizer, longest)
 
 

@@ -58,12 +58,15 @@ def show_data(config: Config) -> None:
 
     config = pretrained.resolve(config, runs=False)
     with tempfile.TemporaryDirectory() as folder:
-        for example in survey(config, pathlib.Path(folder)):
+        examples, names = survey(config, pathlib.Path(folder))
+        for example in examples:
             tables.say(f"\n--- {example.id}\n{example.prompt}")
             for i, response in enumerate(example.responses):
-                label = "" if example.desirable is None else f" desirable={example.desirable[i]}"
-                scores = "" if example.scores is None else f" scores={example.scores[i].tolist()}"
-                tables.say(f"  [{i}{label}{scores}]{response}")
+                told = [] if example.desirable is None else [f" desirable={example.desirable[i]}"]
+                if example.scores is not None:
+                    scores = zip(names, example.scores[i], strict=True)
+                    told += [f" {name}={score:.7g}" for name, score in scores]
+                tables.say(f"  [{i}{','.join(told)}]{response}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

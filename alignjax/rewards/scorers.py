@@ -52,7 +52,7 @@ def judged(
         if not isinstance(record.prompt, str):
             raise DataError(
                 f"{record.origin or record.id}: the prompt is a conversation, and a judge reads "
-                "plain text"
+                "plain text; a scorer of your own, records -> [k] or [k, M] each, reads both"
             )
         rows = [judge(record.prompt, response) for response in record.responses]
         for row in rows:

@@ -176,8 +176,10 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
     )
 
 
-def survey(config: Config, workdir: pathlib.Path) -> list[Example]:
+def survey(config: Config, workdir: pathlib.Path) -> tuple[list[Example], tuple[str, ...]]:
     """Reads, checks and tokenises the data, prints the receipts, and gives the first rows.
+
+    With them the names of their scores, () without any.
 
     Nothing is trained on them: none is held out, and where a run would stop because of too many
     rows dropped or none to hold out, a warning says so.
@@ -202,7 +204,7 @@ def survey(config: Config, workdir: pathlib.Path) -> list[Example]:
     except UserError as error:
         log.warning("a run would stop: %s", error)
     rows = sides["train"].dataset
-    return [rows[i] for i in range(min(SHOWN, len(rows)))]
+    return [rows[i] for i in range(min(SHOWN, len(rows)))], rows.objectives
 
 
 def _read_some(config: Config, path: str, receipt: Receipt) -> list[Record]:

@@ -13,6 +13,7 @@ from absl import flags
 
 from alignjax.commands import compare, export, finished_run, generate, win_rates
 from alignjax.config import load
+from alignjax.data.records import Message
 from alignjax.errors import UserError
 from alignjax.evaluation import plots
 from alignjax.recipes import align
@@ -218,6 +219,23 @@ def test_generate_draws_what_the_run_drew_and_more(base, tmp_path):
             config, str(workdir), str(tmp_path / "u.jsonl"),
             prompts=write(tmp_path / "q.jsonl", [{"text": "x"}]),
         )  # fmt: skip
+
+
+def test_prompts_as_text_are_told_where_the_data_are_conversations(base, tmp_path, caplog):
+    workdir, _ = base
+    config = finished_run.config_of(str(workdir), "", [])
+    data = prepare_data(config, workdir)
+    talks = {
+        name: dataclasses.replace(record, prompt=(Message("user", "Hi"),))
+        for name, record in data.original_records.items()
+    }
+    talk = [{"role": "user", "content": "Hi"}]
+    path = write(tmp_path / "p.jsonl", [{"prompt": "Hi"}, {"prompt": talk}])
+    caplog.set_level("WARNING", "alignjax")
+    generate.read_prompts(path, config, data)
+    assert "--prompts" not in caplog.text
+    generate.read_prompts(path, config, dataclasses.replace(data, original_records=talks))
+    assert re.search(r"--prompts: 1 prompts of .*p\.jsonl are plain text", caplog.text)
 
 
 # --- win rates

@@ -13,6 +13,7 @@ import pytest
 
 from alignjax.config import Config, EvaluateConfig, MeshConfig
 from alignjax.data import sources
+from alignjax.data.records import Receipt
 from alignjax.errors import CheckpointError, UserError
 from alignjax.losses import dpo, hps, sft
 from alignjax.models import logps
@@ -32,6 +33,18 @@ STEPS = 8
 
 def config(*overrides: str, **changes) -> Config:
     return dataclasses.replace(runs.changed("reference.mode=cache", *overrides), **changes)
+
+
+def test_rows_are_shown_with_the_names_of_their_scores(capsys):
+    made = runs.get_config()
+    source = partial(world.lists, size=9, seed=0, responses=2, objectives=("helpful", "concise"))
+    data = dataclasses.replace(made.data, source=source)
+    align.show_data(dataclasses.replace(made, data=data))
+    record = next(source(Receipt()))
+    helpful, concise = np.float32(record.scores[0])
+    shown = f"  [0 helpful={helpful:.7g}, concise={concise:.7g}]{record.responses[0]}\n"
+    assert shown in capsys.readouterr().out
+    assert helpful != concise
 
 
 @pytest.fixture(scope="module")

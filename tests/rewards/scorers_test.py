@@ -27,7 +27,9 @@ def test_what_a_judge_cannot_score_is_one_line():
     with pytest.raises(DataError, match=r"no score 'helpfull' \(did you mean 'helpful'"):
         scorers.judged([record], judge=world.judge, name="helpfull")
     talk = type(record)(id="a", prompt=(Message("user", "Hi"),), responses=("Yes",))
-    with pytest.raises(DataError, match=r"a: the prompt is a conversation"):
+    with pytest.raises(
+        DataError, match=r"a: the prompt is a conversation, .*; a scorer of your own"
+    ):
         scorers.judged([talk], judge=world.judge, name="helpful")
 
 

@@ -68,7 +68,8 @@ def find_answers(
         )
     elif settings.golden_path:
         raise UserError(
-            f"recipe.game.golden_path: no game.golden to read it, found {settings.golden_path!r}"
+            "recipe.game.golden_path: no game.golden to read it (e.g. golden=sources.auto), found "
+            f"{settings.golden_path!r}"
         )
     best: dict[str, str] = {}
     for record in rows:

@@ -115,6 +115,19 @@ def representatives(preferences: Sequence[Preference]) -> list[int]:
     return list(dict.fromkeys(nearest))
 
 
+def _none_left(counts: dict[str, int]) -> str:
+    """Says what became of the responses where none can be chosen; those kept have no score.
+
+    >>> _none_left({"unfinished": 8, "kept": 1})
+    '8 unfinished, 1 without a score; recipe.objectives.method.max_new_tokens may be too low'
+    >>> _none_left({})
+    'all without a score'
+    """
+    named = [f"{n} {k if k != 'kept' else 'without a score'}" for k, n in counts.items()]
+    cut = "; recipe.objectives.method.max_new_tokens may be too low"
+    return (", ".join(named) or "all without a score") + cut * ("unfinished" in counts)
+
+
 def _choose(
     setting: Setting,
     name: str,
@@ -138,7 +151,8 @@ def _choose(
     names, preferences = setting.objectives.names, setting.preferences
     if not scored.ids:
         raise UserError(
-            f"recipe.objectives.method, {name}: no response is left to choose from: {counts}"
+            f"recipe.objectives.method, {name}: no response is left to choose from: "
+            f"{_none_left(counts or {})}"
         )
     for m in np.flatnonzero(np.ptp(scored.scores, axis=0) == 0):
         log.warning("%s: %s is the same for all responses, and says nothing", name, names[m])

@@ -130,7 +130,10 @@ def test_a_source_of_files_is_given_its_path(records):
     with pytest.raises(UserError, match=r"^recipe\.game\.golden_path: auto reads files; say which"):
         golden.find_answers(DATA, settings, records)
     settings = game(golden=None, golden_path="x.jsonl")
-    with pytest.raises(UserError, match=r"^recipe\.game\.golden_path: no game\.golden to read it"):
+    with pytest.raises(
+        UserError,
+        match=r"golden_path: no game\.golden .* \(e\.g\. golden=sources\.auto\), found 'x\.jsonl'",
+    ):
         golden.find_answers(DATA, settings, records)
 
 
