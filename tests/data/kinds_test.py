@@ -244,7 +244,7 @@ def test_labels(tmp_path, good, bad, column):
 def test_dialogues_train_every_turn(tmp_path):
     rows = [
         {"messages": [m(U, "1"), m(A, "a"), m(U, "2"), m(A, "b")]},
-        {"messages": [m(U, "3"), m(A, "c", weight=0), m(U, "4"), m(A, "d", weight=1)]},
+        {"messages": [m(U, "3"), m(A, "c", weight=0), m(U, "4"), m(A, "d", loss=True)]},
         {"source": "x", "conversation": [{"input": "5", "output": "e"}]},
         {"instruction": "7", "history": [["6", "f"]], "output": "g"},
         {"system_prompt": "S", "question": "8", "response": "h"},
@@ -269,7 +269,7 @@ def test_dialogues_train_every_turn(tmp_path):
     assert receipt.warned == {"untrained_opening": 1, "unanswered_turn": 1}
     records, _ = read(tmp_path, rows[:2], turns="last")
     assert [r.responses for r in records] == [("b",), ("d",)]
-    all_zero = {"messages": [m(U, "1"), m(A, "a", weight=0)]}
+    all_zero = {"messages": [m(U, "1"), m(A, "a", loss=False)]}
     _, receipt = read(tmp_path, [*rows[:1], all_zero])
     assert receipt.dropped == {"no_trained_turn": 1}
 
@@ -372,6 +372,8 @@ def test_names_given_in_the_config(tmp_path):
         ({"messages": [m(U, "p"), m(A, "a")], "completion": "b"}, "end in different responses"),
         ({"prompt": "p", "response_1": "a", "response_2": "b"}, "no column says which is better"),
         ({"prompt": "p", "responses": ["a", "b"], "lengths": [3, 4]}, "no column scores or ranks"),
+        ({"prompt": "p", "responses": ["a", "b"], "judge_rank": [1, 2], "perplexity": [9, 8]},
+         "no column scores or ranks"),
         ({"prompt": "p", "completions": ["a", "b"], "labels": [True, False]}, "no column scores"),
         ({"completion": "a"}, "no column is the prompt"),
         ({"text": "p"}, "expected columns of responses"),
@@ -417,6 +419,8 @@ def test_rows_that_cannot_be_used_have_reasons(tmp_path):
         {**good, "system": "S", "prompt": "Hi", "chosen": [m("system", "T"), m(U, "Hi"), m(A, "a")],
          "rejected": [m("system", "T"), m(U, "Hi"), m(A, "b")]},
         {"messages": [m(U, "x"), m(A, "c")], "chosen": "a", "rejected": "b"},
+        {"prompt": "p", "chosen": ["a"], "rejected": []},
+        {"messages": []},
         {"prompt": "y", "chosen": "\n\nHuman: x\n\nAssistant: a",
          "rejected": "\n\nHuman: x\n\nAssistant: b"},
     ]  # fmt: skip
@@ -424,7 +428,8 @@ def test_rows_that_cannot_be_used_have_reasons(tmp_path):
     assert len(records) == 1
     assert receipt.dropped == {
         "empty_turn": 1,
-        "no_assistant_turn": 1,
+        "empty_response": 1,
+        "no_assistant_turn": 2,
         "image": 2,
         "prompt_mismatch": 4,
         "tie": 1,

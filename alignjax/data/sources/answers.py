@@ -125,6 +125,8 @@ def _several(receipt: Receipt, row: Row, found: Found, options: Options) -> list
         texts = row.items(key) if isinstance(row.fields[key], list) else [row.text(key)]
         answers += [_entry(row, f"{key}[{i}]", x) for i, x in enumerate(texts)]
         values += [int(side == "chosen")] * len(texts)
+        if not texts:
+            raise DroppedRowError("empty_response", f"{row.origin}: field {key!r} is an empty list")
     return _ordered(receipt, row, found, options, answers, values, "chosen")
 
 

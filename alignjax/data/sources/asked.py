@@ -18,7 +18,10 @@ from alignjax.data.sources.messages import (
 )
 
 # Names of the text in an object that is a response.
-_TEXTS = ("text", "response", "answer", "completion", "content", "generation", "output", "summary")
+_TEXTS = (
+    *("text", "response", "answer", "completion", "content", "generation", "output", "summary"),
+    "value",
+)
 
 
 @dataclass(frozen=True)

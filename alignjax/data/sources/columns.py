@@ -99,7 +99,8 @@ _NUMBERED = re.compile(
     r"|candidate|assistant)_?([0-9]{1,2}|[a-d])"
 )
 _OPTIONAL = ("system", "tools", "history", "context", "domain")
-_NO_SCORE = re.compile(r"len|token|count|index|idx|ids?$|num|time|seed|logp")
+_NO_SCORE = re.compile(r"len|token|count|index|idx|ids?$|num|time|seed|logp|loss|error|distance"
+                       r"|perplexity|order|rank|place|position|cost|toxic|harmful")  # fmt: skip
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")  # HelpSteer's
 
 
@@ -209,8 +210,9 @@ def _one(row: Row, named: Mapping[str, str], role: str, *types: type) -> str:
             if plain_name(name) in group
             and name not in taken
             and (not types or isinstance(value, types))
-            and (role != "dialogue" or is_dialogue(value))
+            and (role != "dialogue" or value == [] or is_dialogue(value))
         ]
+        fits = [name for name in fits if row.fields[name] != []] or fits
         fits = [name for name in fits if "." not in name] or fits
         if _differ(*(row.fields[name] for name in fits)):
             raise _ask(row, role, fits)

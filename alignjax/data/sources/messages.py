@@ -183,8 +183,8 @@ def _join_parts(row: Row, key: str, content: Any) -> tuple[Any, list[str]]:
 
 
 def _is_trained(row: Row, key: str, value: Mapping[str, Any]) -> bool:
-    """Reads whether a supervised turn is trained: OpenAI's ``weight``, axolotl's ``train``."""
-    for name in ("weight", "train"):
+    """Whether a supervised turn is trained: OpenAI's weight, axolotl's train, ms-swift's loss."""
+    for name in ("weight", "train", "loss"):
         found = value.get(name)
         if found is not None:
             if found not in (0, 1):
