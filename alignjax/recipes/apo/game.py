@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from alignjax.config import Config
@@ -79,11 +79,9 @@ def report_game(
     }
     if policy:
         tables.print_rows(policy, ("policy, held out", *columns), f"{workdir}: {columns[-1]}")
-    tables.print_rows(_ranking(history), ("reward model, held out", *columns), "")
-    tables.say(
-        "± is the half-width of the 95% interval over prompts. samples: of the round's policy; "
-        "samples before: of the policy that the round began with."
-    )
+    ranking = _ranking(history)
+    tables.print_rows(ranking, ("reward model, held out", *columns), "")
+    tables.say(f"± is the half-width of the 95% interval over prompts. {_legend(ranking)}".rstrip())
     picture = workdir / "report.png"
     plots.plot_rounds(_panels(history), picture)
     storage.write_json(workdir / "summary.json", summary)  # last: with it the run has ended
@@ -93,6 +91,23 @@ def report_game(
         f"--reward_model={rewarded} --records=FILE --out=FILE"
     )
     return summary
+
+
+def _legend(rows: Iterable[str]) -> str:
+    """Says whose samples the rows of a table are of.
+
+    >>> _legend(["pairs: accuracy of the round", "samples: accuracy of the round"])
+    "samples: of the round's policy."
+    >>> _legend(["pairs: accuracy of the round"])
+    ''
+    """
+    said = {
+        SAMPLES: "of the round's policy",
+        BEFORE: "of the policy that the round began with",
+    }
+    found = {row.split(":")[0] for row in rows}
+    told = "; ".join(f"{name}: {text}" for name, text in said.items() if name in found)
+    return told and f"{told}."
 
 
 def _ranking(history: list[dict[str, Any]]) -> dict[str, list[str]]:
