@@ -14,7 +14,9 @@ TABLES = (".parquet", ".arrow", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
 def arrow_rows(path: str) -> Iterator[tuple[int, Any]]:
     """Yields (1-based number, row) of a parquet or Arrow file, as JSON data.
 
-    An Arrow file is a stream, as `datasets` saves it, or has an index at its end.
+    In these files all objects of a column have the same fields, null where a row has none; tools
+    and their arguments come without such fields, as templates write them out. An Arrow file is a
+    stream, as `datasets` saves it, or has an index at its end.
     """
     import pyarrow
 
@@ -23,10 +25,26 @@ def arrow_rows(path: str) -> Iterator[tuple[int, Any]]:
         for batch in _batches(path):
             for value in batch.to_pylist():
                 count += 1
-                yield count, value
+                yield count, _without_nulls(value)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         what = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: cannot be read after row {count} ({what})") from None
+
+
+_TOOLS = ("tools", "functions", "arguments", "parameters")
+
+
+def _without_nulls(value: Any, within: bool = False) -> Any:
+    """The value without null fields of objects within tools, or arguments of calls."""
+    if isinstance(value, list):
+        return [_without_nulls(item, within) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _without_nulls(item, within or key in _TOOLS)
+        for key, item in value.items()
+        if item is not None or not within
+    }
 
 
 def _batches(path: str) -> Iterator[Any]:

@@ -80,6 +80,19 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
+def test_tables_do_not_add_arguments(tmp_path):
+    """Parquet gives all objects of a column the same fields; a call has those of its own."""
+    calls = [{"function": {"name": "f", "arguments": x}} for x in ({"a": 1}, {"b": {"c": [2]}})]
+    rows = [{"messages": [{"role": "user", "content": "Hi", "tool_calls": None},
+                          {"role": "assistant", "content": None, "tool_calls": [call]}]}
+            for call in calls]  # fmt: skip
+    path = str(tmp_path / "d.parquet")
+    parquet.write_table(pa.Table.from_pylist(rows), path)
+    records = list(sources.auto(Receipt(), path=path))
+    found = [json.loads(record.responses[0])["arguments"] for record in records]
+    assert found == [{"a": 1}, {"b": {"c": [2]}}]
+
+
 def prompts(path, split=""):
     return [row.fields["prompt"] for row in read_rows(places.resolve(str(path), split))]
 
