@@ -260,5 +260,5 @@ def test_a_constant_objective_is_named(setting, monkeypatch, caplog):
 
 def test_nothing_left_after_cleaning_is_refused(setting, monkeypatch):
     monkeypatch.setattr(method, "_fault", lambda sample, ids: "collapsed")
-    with pytest.raises(UserError, match=r"stage2: no response is left .*'collapsed': 60"):
+    with pytest.raises(UserError, match=r"stage2: no response is left .*: 60 collapsed"):
         noted(setting)
