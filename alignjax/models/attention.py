@@ -109,7 +109,7 @@ def attend_token(
       key, value: ``[B, K, G, D]``, the token's own; G divides H (grouped queries).
       kept: what came before.
       shared_mask: ``[B, P]`` bool, True where a query may look at a prefix token.
-      near: ``[S'] places -> [S'] bool``, True where a query may look at its response.
+      near: ``[S'] places -> [S'] bool``, True where a query may look at that place of its response.
       scale, softcap: as in `attend`.
 
     Returns:

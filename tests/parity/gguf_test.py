@@ -1,7 +1,8 @@
-"""GGUF files, read as transformers reads them; skipped where the extra `gguf` is not installed."""
+"""GGUF files, read as transformers reads them."""
 
 import json
 
+import gguf
 import jax
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from alignjax.models.config import RopeScaling
 from alignjax.models.hf import load
 from tests.parity.parity_test import compare, loaded
 
-gguf = pytest.importorskip("gguf", reason="pip install gguf==0.19.0")
 pytestmark = pytest.mark.usefixtures("compiled_here")
 
 
