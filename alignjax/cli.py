@@ -146,7 +146,13 @@ def _describe() -> None:
 
     from alignjax.config.fields import describe
 
-    print(json.dumps(describe(_config()), indent=2))
+    config = _config()
+    if config.model.path:
+        from alignjax.planning import resolved
+
+        config = resolved.resolve(config)
+        print(resolved.say_parameters(config), file=sys.stderr)
+    print(json.dumps(describe(config), indent=2))
 
 
 def _data() -> None:

@@ -70,7 +70,8 @@ def measure(config: Config, on: Machine, name: str) -> Measurement:
     model = dataclasses.replace(config.model, attention="xla" if plain else name)
     config = dataclasses.replace(config, model=model)
     mesh = sharding.make_mesh(size.data, size.fsdp, size.tensor, list(on.devices))
-    of, learner, batch, _ = programs.make_learner(config, mesh, "step")
+    made = programs.make_learner(config, mesh, "step")
+    of, learner, batch = made.config, made.learner, made.batch
     if plain:
         apply = functools.partial(plain_logps, config=of.model)
         update = dataclasses.replace(learner.update, apply=apply)

@@ -8,6 +8,7 @@ there is no GPU: XLA's compiler for CPUs stands in for it, and gives an estimate
 import contextlib
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import jax
 from alignjax.errors import UserError, did_you_mean
 
 GIB = 2.0**30
+PROCESS = 1.0 * GIB  # of a process on CPUs beside its arrays: measured, see docs/pods.md
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Machine:
     chip: Chip
     devices: Sequence[Any]
     exact: bool  # whether its own compiler is used
+    process: float = 0.0  # bytes that a process takes beside its arrays, where they share memory
 
 
 def find_machine(topology: str) -> Machine:
@@ -64,6 +67,8 @@ def find_machine(topology: str) -> Machine:
       UserError: there is no such topology (the message lists what there is), or libtpu is missing.
     """
     kind, _, shape = topology.partition(":")
+    if kind == "cpu":
+        return _this_machine(topology, shape)
     if kind not in CHIPS:
         raise UserError(
             f"--topology={topology}: no chip {kind!r}{did_you_mean(kind, CHIPS)}; {_known()}"
@@ -96,8 +101,20 @@ def find_machine(topology: str) -> Machine:
     return Machine(topology, chip, described.devices, exact=True)
 
 
+def _this_machine(topology: str, shape: str) -> Machine:
+    """Describes this machine's CPUs and its memory, which their devices share."""
+    if not shape.isdigit() or not int(shape):
+        raise UserError(f"--topology={topology}: wanted a number of devices, such as cpu:1")
+    count = int(shape)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / count
+    unknown = math.nan
+    chip = Chip(memory, unknown, unknown, unknown, ())
+    devices = _virtual_devices(count)
+    return Machine(topology, chip, devices, exact=True, process=PROCESS / count)
+
+
 def _known() -> str:
-    known = [f"{kind}:{'|'.join(chip.shapes) or 'N'}" for kind, chip in CHIPS.items()]
+    known = [f"{kind}:{'|'.join(chip.shapes) or 'N'}" for kind, chip in CHIPS.items()] + ["cpu:N"]
     return "known: " + ", ".join(known)
 
 

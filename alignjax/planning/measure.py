@@ -24,7 +24,7 @@ class Measurement:
 
     fits: bool
     limit: float  # bytes of HBM
-    total: float  # bytes: arguments + output + temporary - what the output reuses
+    total: float  # bytes: arguments + output + temporary + what the process itself takes
     arguments: float
     output: float  # without what reuses the memory of arguments
     temporary: float
@@ -71,7 +71,7 @@ def measure_program(function: Any, *args: Any, on: Machine, **static: Any) -> Me
     seconds = time.perf_counter() - began
     memory, program = compiled.memory_analysis(), hlo.parse(compiled.as_text())
     output = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes + output
+    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes + output + on.process
     return Measurement(
         fits=total <= on.chip.memory,
         limit=on.chip.memory,

@@ -20,7 +20,7 @@ from alignjax.errors import UserError
 from alignjax.evaluation.tables import say
 from alignjax.models import kernels
 from alignjax.models.config import REMAT
-from alignjax.planning import chips, measure, programs, tables
+from alignjax.planning import chips, measure, programs, resolved, tables
 from alignjax.planning.chips import Machine
 from alignjax.planning.programs import PARTS
 from alignjax.runtime import sharding
@@ -63,6 +63,8 @@ def run(
     for part in parts:
         if part not in PARTS:
             raise UserError(f"--parts: wanted some of {','.join(PARTS)}, found {part!r}")
+    config = resolved.resolve(config)
+    say(resolved.say_parameters(config))
     if not on.exact:
         config = _without_kernels(config, topology)
     plan_part = functools.partial(_plan_part, on=on, responses=responses, price=price)
@@ -177,6 +179,7 @@ def _plan_part(
         "tokens": program.tokens,
         "model_flops": program.model_flops / len(on.devices),
         "holds": program.holds,
+        "reference": program.reference,
         "measured": dataclasses.asdict(measured),
         "seconds": seconds,
         **_rates(program, seconds, on, price),
@@ -256,6 +259,12 @@ def _smaller_sampling(config: Config) -> Iterator[list[str]]:
         yield [f"{field}.batch_size={rows}"]
 
 
+def _rank(plan: dict[str, Any]) -> tuple[bool, float]:
+    """What fits comes first; then by time, or by memory where nothing is known of the time."""
+    measured, seconds = plan["measured"], plan["seconds"]["estimate"]
+    return not measured["fits"], measured["total"] if math.isnan(seconds) else seconds
+
+
 def _sweep(config: Config, on: Machine, plan_part: PlanPart) -> list[dict[str, Any]]:
     """Plans the step on every mesh with every remat policy; the quickest that fit come first."""
     plans = []
@@ -271,6 +280,6 @@ def _sweep(config: Config, on: Machine, plan_part: PlanPart) -> list[dict[str, A
             plans.append(one)
             numbers = f"{tables.size(one)}, {tables.time(one)}"
             say(f"  {_mesh_name(changed)} remat={remat}: {numbers}")
-    plans.sort(key=lambda x: (not x["measured"]["fits"], x["seconds"]["estimate"]))
+    plans.sort(key=_rank)
     tables.print_ranked(plans, on)
     return plans

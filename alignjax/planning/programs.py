@@ -1,8 +1,8 @@
 """Builds the programs of a run from shapes alone, by the functions that a run calls.
 
-No file of data or weights is read, and the config gives the model's shape. Rows of the greatest
-length stand in for the data; which kind of rows the loss takes (pairs, labels, scored lists) is
-found by trying each.
+No file of data or weights is read: the config, or the model's own config.json, gives the model's
+shape. Rows of the greatest length stand in for the data; which kind of rows the loss takes (pairs,
+labels, scored lists) is found by trying each.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from alignjax.data.batching import Batches, Bucketed, assemble, bucket
 from alignjax.data.store import Dataset
 from alignjax.errors import UserError
 from alignjax.models import logps
+from alignjax.planning import resolved
 from alignjax.planning.measure import bytes_per_device, forward_flops
 from alignjax.recipes.apo.config import StepsConfig
 from alignjax.recipes.multi_objective.method import AtOnce
@@ -47,6 +48,7 @@ class Program:
     tokens: int  # of a call, a prompt counted once
     model_flops: float  # of a call, without recomputation, over all devices
     holds: dict[str, int]  # bytes per device of its arguments, by kind
+    reference: str = ""  # how steps see the reference, and why
 
 
 def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
@@ -66,7 +68,8 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
         return _inference(config, mesh, part, responses)
     if part != "sft" and isinstance(get(config, "recipe.game"), StepsConfig):
         return _turn(config, mesh, part, responses)
-    of, learner, batch, scored = make_learner(config, mesh, part, responses)
+    made = make_learner(config, mesh, part, responses)
+    of, learner, batch, scored = made.config, made.learner, made.batch, made.scored
     networks, key = _networks(config, part), jax.random.key(0)
     if networks > 1:
         batch = _side_by_side(batch, networks, mesh)
@@ -93,6 +96,7 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
             "optimizer": bytes_per_device(state.opt_state),
             "frozen params": bytes_per_device(learner.ref_params),
         },
+        reference="" if made.choice is None else f"{made.choice.mode} ({made.choice.reason})",
     )
 
 
@@ -180,46 +184,43 @@ def _side_by_side(batch: Batch, networks: int, mesh: Mesh) -> Batch:
     return _rows(rows, mesh)
 
 
-def make_learner(
-    config: Config, mesh: Mesh, part: str, responses: int = 0
-) -> tuple[Config, Learner, Batch, int]:
-    """Makes what `offline.fit` trains in a part of a run, with shapes in the place of arrays.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Made:
+    """What `offline.fit` trains in a part of a run, with shapes in the place of arrays."""
 
-    Returns:
-      The part's config, the learner, the batch as shapes on the mesh, and how many responses per
-      prompt a step scores.
-    """
+    config: Config  # of the part
+    learner: Learner
+    batch: Batch  # shapes on the mesh
+    scored: int  # responses per prompt that a step scores
+    choice: reference.Choice | None  # how steps see the reference; None: the part has none
+
+
+def make_learner(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Made:
+    """Makes what is trained in a part of a run from the shapes of its rows."""
     of = _part_of(config, part)
     rows = _stand_in(config, of, part, responses)
     of = bind_fraction(of, rows)
     picked = np.arange(of.train.batch_size) % len(rows.dataset)
     batch = assemble(rows.dataset, picked, rows.shapes[0])
     base = _frozen_params(of, mesh)
+    scored, choice = count_responses(of, rows), None
     steps = 2  # their number changes no program
     if of.reward_loss is not None:
         learner = learners.reward_model(of, mesh, steps, load_start=_nothing, base=base)
     else:
-        mode = "none" if part == "sft" else _reference_mode(of, rows)
-        if mode == "cache":
+        if part != "sft":
+            choice = resolved.choose_reference(
+                of,
+                responses=batch.response.shape[1],
+                scored=scored,
+                cacheable=keeps_cache(of, rows),
+            )
+        if choice is not None and choice.mode == "cache":
             zeros: Any = np.zeros(batch.response_length.shape, np.float32)
             batch = dataclasses.replace(batch, ref_logps=zeros)
-        learner = learners.policy(
-            of, mesh, steps, load_reference=_nothing, base=base, live=mode == "live"
-        )
-    return of, learner, _rows(batch, mesh), count_responses(of, rows)
-
-
-def _reference_mode(config: Config, rows: Bucketed) -> str:
-    """Decides how steps see the reference as a run does that finds a table if it may."""
-    return reference.choose(
-        config.reference.mode,
-        rows=0,
-        responses=0,
-        trained_rows=0,
-        scored=0,
-        cacheable=keeps_cache(config, rows),
-        cached=True,
-    ).mode
+        live = choice is not None and choice.mode == "live"
+        learner = learners.policy(of, mesh, steps, load_reference=_nothing, base=base, live=live)
+    return Made(config=of, learner=learner, batch=_rows(batch, mesh), scored=scored, choice=choice)
 
 
 def _nothing() -> Params:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 from functools import partial
 
 import jax
@@ -14,13 +15,13 @@ from alignjax.config import MeshConfig, ReferenceConfig, SamplingConfig
 from alignjax.config.load import load, override
 from alignjax.errors import UserError
 from alignjax.losses import apo
-from alignjax.models.config import LoraConfig
-from alignjax.planning import chips, measure, plan, programs
+from alignjax.models.config import LoraConfig, ModelConfig
+from alignjax.planning import chips, measure, plan, programs, resolved
 from alignjax.planning.measure import bytes_per_device
 from alignjax.recipes.apo.config import GameConfig
 from alignjax.runtime.sharding import make_mesh
 from alignjax.stages import pretrained
-from tests import tiny
+from tests import runs, tiny
 
 
 def config(file="configs/demo/dpo.py", **changes):
@@ -192,21 +193,24 @@ def test_a_sweep_ranks_what_fits_by_time(monkeypatch):
 def test_rows_are_of_the_kind_that_the_objective_takes(file, part, drawn):
     mesh = make_mesh(1, 2, 1)
     of = dataclasses.replace(config(file), mesh=MeshConfig(fsdp=2))
-    found, learner, batch, k = programs.make_learner(of, mesh, part)
-    assert k == drawn
-    assert batch.prompt.shape[0] == found.train.batch_size
-    reference = batch.ref_logps is not None or learner.ref_params is not None
+    made = programs.make_learner(of, mesh, part)
+    assert made.scored == drawn
+    assert made.batch.prompt.shape[0] == made.config.train.batch_size
+    reference = made.batch.ref_logps is not None or made.learner.ref_params is not None
     assert reference == (part == "step" and of.reward_loss is None)
 
 
 def test_adapters_hold_a_frozen_base():
-    made = programs.make(config(lora=LoraConfig(rank=2)), make_mesh(1, 2, 1), "step")
+    kept = ReferenceConfig(mode="cache")
+    made = programs.make(
+        config(lora=LoraConfig(rank=2), reference=kept), make_mesh(1, 2, 1), "step"
+    )
     assert made.holds["frozen params"] > 5 * made.holds["params"] > 0
     small = programs.make(
         config(lora=LoraConfig(rank=2, quantize="int8")), make_mesh(1, 2, 1), "step"
     )
     assert small.holds["frozen params"] < made.holds["frozen params"]
-    whole = programs.make(config(), make_mesh(1, 2, 1), "step")
+    whole = programs.make(config(reference=kept), make_mesh(1, 2, 1), "step")
     assert made.model_flops == pytest.approx(whole.model_flops * 2 / 3)
     assert math.isfinite(made.tokens)
 
@@ -285,3 +289,86 @@ def test_sampling_is_that_of_training_where_there_is_one(file, field):
     assert made.args[1].shape == (6, 16)
     assert made.static["settings"].samples == 3
     assert made.tokens == 6 * (16 + 3 * 5)
+
+
+def folder(tmp_path, **shape):
+    """A model's folder with a config.json alone: nothing else may be read of it."""
+    content = dict(
+        architectures=["LlamaForCausalLM"],
+        model_type="llama",
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        rms_norm_eps=1e-6,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    )
+    (tmp_path / "config.json").write_text(json.dumps({**content, **shape}))
+    return str(tmp_path)
+
+
+def test_the_models_folder_decides_what_is_planned_and_described(tmp_path, monkeypatch, capsys):
+    """By hand: 64 x 32, 3 layers of 2 x 32 x 32 + 2 x 32 x 16 + 3 x 32 x 48 + 2 x 32, and 32."""
+    monkeypatch.setattr(measure, "measure_program", lambda *a, on, **k: measurement(fits=True))
+    path = folder(tmp_path)
+    of = dataclasses.replace(config(), model=ModelConfig(path=path))
+    plan.run(of, "h100:1")
+    first = capsys.readouterr().out.splitlines()[0]
+    count = 64 * 32 + 3 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32) + 32
+    assert first == f"model: 25.3k parameters ({count:,}; the shape is that of {path})"
+    config_file = runs.write(
+        tmp_path / "mine.py",
+        f"""
+        from alignjax.models.config import ModelConfig
+        from tests import runs
+
+        def get_config():
+            return runs.get_config(model=ModelConfig(path={path!r}))
+        """,
+    )
+    runs.here("describe", f"--config={config_file}")
+    told = capsys.readouterr()
+    assert json.loads(told.out)["model"]["layers"] == 3
+    assert told.err.startswith(first[:22])
+
+
+def test_a_model_that_is_not_here_is_planned_by_a_shape_of_the_config_or_not_at_all(caplog):
+    of = config()
+    assert resolved.resolve(of) is of
+    assert "nowhere is not here; the model's shape is the config's" in caplog.text
+    shapeless = dataclasses.replace(config(), model=ModelConfig(path="nowhere"))
+    with pytest.raises(UserError, match=r"^model.path: nowhere is not here, and the config gives"):
+        resolved.resolve(shapeless)
+
+
+@pytest.mark.parametrize(
+    ("changes", "responses", "scored", "choice"),
+    [
+        (["train.epochs=1"], 2, 2, ("cache", "2 passes per row to cache, 2 live")),
+        (["train.epochs=0.5"], 2, 2, ("live", "2 passes per row to cache, 1 live")),
+        (["train.epochs=2"], 5, 2, ("live", "5 passes per row to cache, 4 live")),
+        (
+            *(["train.steps=100", "train.batch_size=8"], 4, 2),
+            ("live", "the data decide: 400 rows or fewer would be cached"),
+        ),
+        (["reference.mode=cache", "train.steps=9"], 2, 2, ("cache", "reference.mode=cache")),
+    ],
+)
+def test_the_reference_is_seen_as_a_run_decides(changes, responses, scored, choice):
+    of = load("configs/demo/dpo.py", changes)
+    found = resolved.choose_reference(of, responses=responses, scored=scored, cacheable=True)
+    assert (found.mode, found.reason) == choice
+
+
+def test_what_a_cpu_holds_is_this_machines_memory_and_the_process_counts():
+    two = chips.find_machine("cpu:2")
+    assert two.chip.memory == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+    twice = jax.jit(lambda x: 2 * x)
+    shape = jax.ShapeDtypeStruct((1000,), "float32")
+    found = measure.measure_program(twice, shape, on=two)
+    assert found.total == found.arguments + found.output + found.temporary + chips.PROCESS / 2
+    with pytest.raises(UserError, match=r"wanted a number of devices, such as cpu:1"):
+        chips.find_machine("cpu:x")

@@ -1,0 +1,88 @@
+"""Settles what a plan needs to know beforehand: the model's shape and how steps see the reference.
+
+Both are decided as the run decides them; what only the data tell is said, and taken at its worst.
+"""
+
+import dataclasses
+import functools
+import logging
+import math
+import pathlib
+
+import jax
+
+from alignjax.config import Config
+from alignjax.errors import UserError
+from alignjax.models.config import ModelConfig
+from alignjax.models.hf import configjson
+from alignjax.models.transformer import init_params
+from alignjax.stages import pretrained
+from alignjax.stages.reference import Choice, choose
+
+log = logging.getLogger("alignjax")
+
+MANY = 10**6  # rows that stand for the data where their number does not matter
+
+
+def resolve(config: Config) -> Config:
+    """Fills in the shape of the model in ``model.path``, as a run does.
+
+    Raises:
+      UserError: the model is not here, and the config describes no model either; or as
+        `pretrained.resolve`.
+    """
+    path = config.model.path
+    if not path or pathlib.Path(path).exists():
+        return pretrained.resolve(config, runs=False)
+    if configjson.shape_fields(config.model) == configjson.shape_fields(ModelConfig()):
+        raise UserError(
+            f"model.path: {path} is not here, and the config gives no shape of its own: wanted the "
+            "model's folder or GGUF file, or fields such as model.layers"
+        )
+    log.warning("model.path: %s is not here; the model's shape is the config's", path)
+    return config
+
+
+def say_parameters(config: Config) -> str:
+    """Writes how many parameters the model has, and where its shape is from."""
+    init = functools.partial(init_params, config.model)
+    leaves = jax.tree.leaves(jax.eval_shape(init, jax.random.key(0)))
+    count = sum(math.prod(leaf.shape) for leaf in leaves)
+    path = config.model.path
+    here = bool(path) and pathlib.Path(path).exists()
+    source = f"the shape is that of {path}" if here else "the shape is the config's"
+    return f"model: {_millions(count)} parameters ({count:,}; {source})"
+
+
+def _millions(count: int) -> str:
+    for size, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.1f}{name}"
+    return str(count)
+
+
+def choose_reference(config: Config, *, responses: int, scored: int, cacheable: bool) -> Choice:
+    """Decides how steps see the reference as a run does that finds no table on disk.
+
+    With ``train.epochs`` the number of rows cancels out. With ``train.steps`` it decides and is not
+    known here: steps that score the reference need more memory, and are what is planned.
+
+    Args:
+      config: of the run.
+      responses: K, responses per row of the data.
+      scored: K', responses per row that a step scores.
+      cacheable: see `stages.reference.choose`.
+    """
+    train = config.train
+    pick = functools.partial(
+        choose, config.reference.mode, responses=responses, scored=scored, cacheable=cacheable
+    )
+    trained = train.steps * train.batch_size or round(train.epochs * MANY)
+    choice = pick(rows=MANY, trained_rows=trained, cached=False)
+    if config.reference.mode != "auto" or not cacheable:
+        return dataclasses.replace(choice, reason=choice.reason.partition(" (")[0])
+    if train.steps:
+        most = trained * scored // responses
+        return Choice("live", f"the data decide: {most:,} rows or fewer would be cached")
+    passes = f"{responses} passes per row to cache, {train.epochs * scored:g} live"
+    return dataclasses.replace(choice, reason=passes)
