@@ -50,9 +50,9 @@ def fails(*arguments, message):
     [
         (
             ["rnu"],
-            r"no verb 'rnu' \(did you mean 'run'\?\); verbs: run, demo, generate, evaluate, ",
+            r"no command .rnu. \(did you mean 'run'\?\); commands: run, demo, generate, evaluate, ",
         ),
-        (["run", "demo"], r"wanted one verb"),
+        (["run", "demo"], r"wanted one command"),
         (["run"], r"run wants --config, e\.g\. --config="),
         (["import", "--from=x"], r"import wants --to, e\.g\. --from="),
         (

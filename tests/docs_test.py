@@ -122,7 +122,7 @@ def check_verb(words: list[str], own: pathlib.Path) -> None:
     parsed = copy.deepcopy(cli.FLAGS)
     rest = parsed(["alignjax", *words[1:]])
     assert len(rest) == 1, f"not flags: {rest[1:]}"
-    ours = parsed.get_flags_for_module("alignjax.cli")
+    ours = [parsed[name] for name in cli.options.BY_NAME]
     given = {flag.name for flag in ours if flag.present}
     assert given <= {*verb.reads}, f"{words[0]} takes no {given - {*verb.reads}}"
     assert given >= {*verb.needs}, f"{words[0]} wants {verb.needs}"

@@ -111,8 +111,7 @@ def here(*arguments: str) -> int:
     try:
         return cli.run_verb(cli.FLAGS(["alignjax", *arguments]))
     finally:
-        for flag in cli.FLAGS.get_flags_for_module("alignjax.cli"):
-            flag.unparse()
+        cli.options.reset()
 
 
 def refused(*arguments: str, code: int = 2) -> str:

@@ -1,0 +1,119 @@
+"""Command line: ``python -m alignjax COMMAND --flag=value``, or ``alignjax COMMAND``.
+
+Heavy imports happen inside `actions`, so that help and mistakes in a config are quick.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from absl import app, flags
+
+import alignjax
+from alignjax.cli import help
+from alignjax.cli.options import BY_NAME
+from alignjax.cli.options import VALUES as FLAGS
+from alignjax.cli.table import VERBS, Verb
+from alignjax.errors import UserError
+from alignjax.runtime import distributed, logs, watchdog
+
+HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
+
+
+def _main(argv: Sequence[str]) -> int:
+    logs.quiet_libraries()
+    code = run_verb(argv)
+    if VERBS[argv[1]].computes:
+        distributed.leave()
+    return code
+
+
+def run_verb(argv: Sequence[str]) -> int:
+    """Does what a command line asks for, once the flags are read; returns the exit code."""
+    verb = _chosen(argv)
+    if verb.computes:
+        _join_processes()
+    verb.do()
+    return 0
+
+
+def _chosen(argv: Sequence[str]) -> Verb:
+    """Finds the command; it takes all flags on the command line, and has those that it needs."""
+    if len(argv) > 1 and argv[1] not in VERBS:
+        raise UserError(help.unknown(argv[1]))
+    if len(argv) != 2:
+        raise UserError(f"wanted one command out of {', '.join(VERBS)}, found {argv[1:] or 'none'}")
+    name = argv[1]
+    verb = VERBS[name]
+    for flag in sorted(BY_NAME):
+        if FLAGS[flag].present and flag not in verb.reads:
+            raise UserError(f"{name} takes no --{flag}; it takes --{', --'.join(verb.reads)}")
+    for flag in verb.needs:
+        if not FLAGS[flag].value:
+            raise UserError(f"{name} wants --{flag}, e.g. {verb.example}")
+    return verb
+
+
+def _join_processes() -> None:
+    distributed.start()
+    if not distributed.is_main():
+        logs.warn_only(distributed.index())
+    if distributed.several():
+        from alignjax.runtime import consistency
+
+        consistency.check_programs()
+
+
+def told(words: Sequence[str]) -> str:
+    """What a command line asks to be told, or an empty string where it asks for work.
+
+    Raises:
+      UserError: there is no such command.
+    """
+    names = [word for word in words if not word.startswith("-") and "=" not in word]
+    asks = any(word in HELP for word in words)
+    if "--version" in words and not names:
+        return f"alignjax {alignjax.__version__}"
+    if not words or (asks and not names) or names == ["help"]:
+        return help.usage()
+    if names[:1] == ["completion"] and not asks:
+        return help.completion(" ".join(names[1:]))
+    if names[:1] == ["help"] or asks:
+        return help.of(names[1] if names[0] == "help" and len(names) > 1 else names[0])
+    if not words[0].startswith("-") and words[0] not in VERBS:  # before flags that nobody knows
+        raise UserError(help.unknown(words[0]))
+    return ""
+
+
+def main() -> None:
+    """Entry point: one-line errors, and the exit codes that `alignjax.errors` lists."""
+    try:
+        text = told(sys.argv[1:])
+        if text:
+            print(text, flush=True)
+            raise SystemExit(0)
+        argv = FLAGS(sys.argv)
+        app.run(_main, argv=list(argv))
+    except flags.Error as error:
+        print(f"alignjax: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except UserError as error:
+        watchdog.wait_for_verdict(error)
+        logs.say_last(f"alignjax: {' '.join(str(error).split())}")
+        watchdog.fail(error.exit_code, str(error))
+        raise SystemExit(error.exit_code) from None
+    except BrokenPipeError:  # whoever read our output has gone: `... --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        watchdog.fail(1, "nobody reads its output any more")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("alignjax: stopped; the same command goes on from what is done", file=sys.stderr)
+        watchdog.fail(130, "stopped")
+        raise SystemExit(130) from None
+    except Exception as error:
+        watchdog.wait_for_verdict(error)
+        if distributed.several():
+            traceback.print_exc()
+        watchdog.fail(1, f"{type(error).__name__}: {error}")
+        raise

@@ -1,0 +1,108 @@
+"""The help of the program and of each command, and completion for shells."""
+
+import alignjax
+from alignjax.cli.options import BY_NAME, Flag
+from alignjax.cli.table import VERBS
+from alignjax.errors import UserError, did_you_mean
+
+PROGRAM = "python -m alignjax"
+WORDS = {
+    "help": "help of a command: help run",
+    "completion": "print completion for a shell: completion bash, completion zsh",
+}
+
+
+def unknown(name: str) -> str:
+    """Says that there is no such command, and which one comes near."""
+    known = [*VERBS, *WORDS]
+    return f"no command {name!r}{did_you_mean(name, known)}; commands: {', '.join(known)}"
+
+
+def usage() -> str:
+    """Writes the help of the program."""
+    verbs = "\n".join(f"  {name:<12}{verb.text}" for name, verb in VERBS.items())
+    words = "\n".join(f"  {name:<12}{text}" for name, text in WORDS.items())
+    return (
+        f"alignjax {alignjax.__version__}: align language models with human preferences.\n\n"
+        f"{PROGRAM} COMMAND [--flag=value ...]\n\n{verbs}\n{words}\n\n"
+        f"{PROGRAM} help COMMAND tells the flags of a command, --version the version.\n"
+        "Exit codes: 0 done; 2 bad configuration or input; 3 bad checkpoint; 4 numerical stop; 5 "
+        "another process\nis lost or stuck; 128 + signal after a save that a signal asked for."
+    )
+
+
+def of(name: str) -> str:
+    """Writes the help of a command.
+
+    Raises:
+      UserError: there is none of this name.
+    """
+    if name in WORDS:
+        return f"{PROGRAM} {name}: {WORDS[name]}"
+    if name not in VERBS:
+        raise UserError(unknown(name))
+    verb = VERBS[name]
+    needs = set(verb.needs)
+    lines = [f"{PROGRAM} {name}: {verb.text}", ""]
+    for title, flags in (
+        ("wanted", [flag for flag in verb.reads if flag in needs]),
+        ("may be given", [flag for flag in verb.reads if flag not in needs]),
+    ):
+        if flags:
+            lines += [title + ":", *(_line(BY_NAME[flag]) for flag in flags), ""]
+    examples = [verb.example, f"{verb.example} {verb.more}".strip() if verb.more else ""]
+    told = [f"  {PROGRAM} {name} {flags}".rstrip() for flags in dict.fromkeys(examples) if flags]
+    return "\n".join([*lines, "for example:", *(told or [f"  {PROGRAM} {name}"])])
+
+
+def _line(flag: Flag) -> str:
+    values = {"bool": "", "int": "=N", "float": "=X", "list": "=A,B"}.get(flag.kind, "=...")
+    default = "" if flag.default in ("", None, False, ()) else f" (default {_shown(flag.default)})"
+    repeated = "; may be repeated" if flag.kind == "texts" else ""
+    return f"  --{flag.name + values:<26} {flag.text}{repeated}{default}"
+
+
+def _shown(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
+
+
+_BASH = """_alignjax() {{
+  local word="${{COMP_WORDS[COMP_CWORD]}}" i command=
+  for ((i = 1; i < COMP_CWORD; i++)); do
+    case "${{COMP_WORDS[i]}}" in
+      -* | alignjax | */* | '=') ;;
+      *) command="${{COMP_WORDS[i]}}"; break ;;
+    esac
+  done
+  case "$command" in
+{cases}
+    help) COMPREPLY=($(compgen -W "{names}" -- "$word")) ;;
+    completion) COMPREPLY=($(compgen -W "bash zsh" -- "$word")) ;;
+    *) COMPREPLY=($(compgen -W "{names} {words}" -- "$word")) ;;
+  esac
+  [[ "${{COMPREPLY[0]-}}" == *= ]] && compopt -o nospace 2>/dev/null
+  return 0
+}}
+complete -o default -F _alignjax alignjax"""
+
+
+def completion(shell: str) -> str:
+    """Writes a script that completes commands and flags of the program ``alignjax``.
+
+    Raises:
+      UserError: for no such shell.
+    """
+    if shell not in ("bash", "zsh"):
+        raise UserError(f"completion: wanted bash or zsh, found {shell or 'none'!r}")
+    cases = "\n".join(
+        f'    {name}) COMPREPLY=($(compgen -W "{" ".join(_word(flag) for flag in verb.reads)}" '
+        '-- "$word")) ;;'
+        for name, verb in VERBS.items()
+    )
+    script = _BASH.format(cases=cases, names=" ".join(VERBS), words=" ".join(WORDS))
+    zsh = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""
+    return f"# source <(alignjax completion {shell})\n{zsh}{script}"
+
+
+def _word(name: str) -> str:
+    return f"--{name}" if BY_NAME[name].kind == "bool" else f"--{name}="

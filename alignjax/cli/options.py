@@ -1,0 +1,81 @@
+"""The flags of the command line, as a table; `cli.table` says which command reads which."""
+
+import dataclasses
+from typing import Any
+
+from absl import flags
+
+VALUES = flags.FLAGS
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """A flag, for parsing and for the help."""
+
+    name: str
+    text: str
+    kind: str = "text"  # text | texts (may be repeated) | list (commas) | int | float | bool
+    default: Any = ""
+    low: float | None = None  # smallest number
+
+
+TABLE = (
+    Flag("config", "Python file with get_config(), e.g. configs/hps.py:8b"),
+    Flag("workdir", "folder of the run; started again, it resumes"),
+    Flag("set", "field=value, changes the config, e.g. --set loss.beta=0.2", "texts"),
+    Flag("allow_config_change", "go on although the config changed", "bool", False),
+    Flag("records", "JSON lines with prompt and responses"),
+    Flag("reward_model", "workdir of a reward model", "texts"),
+    Flag("max_prompt_tokens", "longer prompts lose their beginning", "int", None, 2),
+    Flag("max_response_tokens", "longer responses lose their end", "int", None, 2),
+    Flag("out", "what to write"),
+    Flag("against", "responses to the same prompts as --records"),
+    Flag("tie", "scores that differ by at most this tie", "float", 0.0),
+    Flag("prompts", "JSON lines with prompt; by default held-out ones of the run"),
+    Flag("samples", "responses per prompt", "int", None, 1),
+    Flag("temperature", "of sampling; 0: always the likeliest token", "float", None, 0.0),
+    Flag("preference", "weights of the objectives, e.g. 0.3,0.7; export takes all, too"),
+    Flag("runs", "workdirs, with commas between them", "list", ()),
+    Flag("from", "folder of a model as transformers saves it, or a GGUF file"),
+    Flag("to", "folder to write; it must not exist"),
+    Flag("adapter", "a LoRA run's adapters alone, as PEFT has them", "bool", False),
+    Flag("dtype", "of what is written: float32 | bfloat16; by default the parameters' own"),
+    Flag("topology", "machines to compile for, e.g. v5p:4x4x4 or h100:8"),
+    Flag("mesh", "data=..,fsdp=..,tensor=..; by default the config's, or one that is found"),
+    Flag("parts", "what to compile: step, sft, reward, score, sample", "list", ("step",)),
+    Flag("responses", "responses per prompt in the data", "int", 0, 0),
+    Flag("price", "dollars per device and hour", "float", 0.0, 0.0),
+    Flag("sweep", "try meshes and remat policies, and rank them", "bool", False),
+)
+BY_NAME = {flag.name: flag for flag in TABLE}
+
+
+def _define(flag: Flag) -> None:
+    name, default, text, low = flag.name, flag.default, flag.text, flag.low
+    if flag.kind == "text":
+        flags.DEFINE_string(name, default, text)
+    elif flag.kind == "texts":
+        flags.DEFINE_multi_string(name, [], text)
+    elif flag.kind == "list":
+        flags.DEFINE_list(name, list(default), text)
+    elif flag.kind == "int":
+        flags.DEFINE_integer(name, default, text, lower_bound=None if low is None else int(low))
+    elif flag.kind == "float":
+        flags.DEFINE_float(name, default, text, lower_bound=low)
+    else:
+        flags.DEFINE_bool(name, default, text)
+
+
+for _flag in TABLE:
+    _define(_flag)
+
+
+def reset() -> None:
+    """Forgets what was given: for a program that parses several command lines."""
+    for name in BY_NAME:
+        VALUES[name].unparse()
+
+
+def given(*names: str) -> dict[str, Any]:
+    """The values of flags by their names, as keywords."""
+    return {name: VALUES[name].value for name in names}

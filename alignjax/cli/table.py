@@ -1,0 +1,108 @@
+"""The commands, as a table: what each does, which flags it reads, an example."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+from alignjax.cli import actions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verb:
+    """A command, and what it takes."""
+
+    do: Callable[[], None]
+    text: str  # for the help
+    reads: tuple[str, ...]  # flags that mean something to it; others are refused
+    example: str = ""  # of its flags; those that must be there, filled in
+    more: str = ""  # flags of a longer example
+    computes: bool = False  # by several processes, where asked to
+
+    @property
+    def needs(self) -> list[str]:
+        """The flags that must be there."""
+        return re.findall(r"--(\w+)=", self.example)
+
+
+CONFIG = ("config", "set")
+VERBS = {
+    "run": Verb(
+        do=actions.run,
+        text="train and evaluate what --config says, in --workdir",
+        reads=(*CONFIG, "workdir", "allow_config_change"),
+        example="--config=configs/demo/dpo.py --workdir=runs/first",
+        more="--set train.epochs=2",
+        computes=True,
+    ),
+    "demo": Verb(
+        do=actions.demo,
+        text="run configs/demo/dpo.py (the embedded world, minutes on a laptop)",
+        reads=(*CONFIG, "workdir", "allow_config_change"),
+        computes=True,
+    ),
+    "generate": Verb(
+        do=actions.generate,
+        text="sample responses of the policy in --workdir, into --out (.jsonl)",
+        reads=(*CONFIG, "workdir", "out", "prompts", "samples", "temperature", "preference"),
+        example="--workdir=runs/first --out=samples.jsonl",
+        more="--prompts=prompts.jsonl --samples=1 --temperature=0",
+        computes=True,
+    ),
+    "evaluate": Verb(
+        do=actions.evaluate,
+        text="measure the run in --workdir again; or win rates of --records --against a file",
+        reads=(*CONFIG, "workdir", "records", "against", "reward_model", "tie", "out"),
+        more="--records=ours.jsonl --against=theirs.jsonl --reward_model=runs/rm",
+        computes=True,
+    ),
+    "compare": Verb(
+        do=actions.compare,
+        text="metrics of --runs at equal steps and at equal KL, drawn into --out (.png)",
+        reads=("runs", "out"),
+        example="--runs=runs/dpo,runs/hps --out=compared.png",
+    ),
+    "front": Verb(
+        do=actions.front,
+        text="fronts of several objectives of --runs: one table, one picture, into --out (.png)",
+        reads=("runs", "out"),
+        example="--runs=runs/paretohqd,runs/soups --out=front.png",
+    ),
+    "score": Verb(
+        do=actions.score,
+        text="score the responses in --records with every --reward_model, into --out (.jsonl)",
+        reads=("records", "reward_model", "out", "max_prompt_tokens", "max_response_tokens"),
+        example="--records=lists.jsonl --reward_model=runs/rm --out=scored.jsonl",
+        computes=True,
+    ),
+    "describe": Verb(
+        do=actions.describe,
+        text="print the config as JSON, after --set, and stop",
+        reads=CONFIG,
+        example="--config=configs/demo/dpo.py",
+    ),
+    "plan": Verb(
+        do=actions.plan,
+        text="compile what --config runs for a --topology: memory, FLOPs, collectives, time, cost",
+        reads=(*CONFIG, "topology", "mesh", "parts", "responses", "price", "sweep", "out"),
+        example="--config=configs/demo/dpo.py --topology=v5e:2x2",
+    ),
+    "data": Verb(
+        do=actions.data,
+        text="read and check the data of --config, print the receipt, and stop",
+        reads=CONFIG,
+        example="--config=configs/demo/dpo.py",
+    ),
+    "import": Verb(
+        do=actions.import_model,
+        text="read a model --from a folder as transformers saves it, write it --to another",
+        reads=("from", "to"),
+        example="--from=downloads/llama --to=models/llama",
+    ),
+    "export": Verb(
+        do=actions.export,
+        text="write the policy of a run (--workdir) --to a folder that transformers loads",
+        reads=("workdir", "to", "dtype", "adapter", "preference"),
+        example="--workdir=runs/first --to=exported/first",
+        more="--dtype=bfloat16",
+    ),
+}
