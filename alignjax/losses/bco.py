@@ -20,8 +20,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from alignjax.losses import rdro
-from alignjax.types import Array, Batch, Logps, Metrics
+from alignjax.losses import dpo, rdro
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
 
 def loss(
@@ -80,6 +80,42 @@ def loss(
     logit = beta * (logps.log_ratio - shift)
     terms = jax.nn.softplus(jnp.where(labels, -logit, logit))
     return (weights * terms).sum(axis=1), rdro.label_metrics(logps.log_ratio, batch)
+
+
+def loss_pairs(
+    logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = dpo.implicit
+) -> tuple[Array, Metrics]:
+    """Fits the classifier to the two responses of a pair, without a shift.
+
+    The binary cross-entropy of a chosen (D+) and a rejected (D-) response, delta = 0::
+
+        loss = -log sigma(r_w) - log sigma(-r_l)
+
+    Args:
+      logps: ``[B, 2]`` nats.
+      batch: not read: which response was chosen is its index.
+      beta: KL strength, reward per nat; > 0.
+      implicit: log pi_theta / pi_ref, or another reward per unit of beta, as in dpo.loss.
+
+    Returns:
+      ``[B]`` losses in nats, 2 log 2 where policy equals reference; `dpo.pair_metrics`.
+
+    Raises:
+      ValueError: K is not 2 (set ``select`` in the config), or there is no reference
+        (``reference.mode``).
+
+    Differs from the paper: no shift, for which `loss` reads labelled responses.
+    From the authors' code: not compared. TRL's DPO loss_type "bco_pair" is the same.
+
+    >>> from alignjax.testing import loss_inputs
+    >>> logps, batch = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]])
+    >>> print(f"{loss_pairs(logps, batch, beta=1.0)[0][0]:.4f}")  # softplus(-1) + softplus(-3)
+    0.3618
+    """
+    dpo.check_pairs(logps, "bco.loss_pairs")
+    reward = beta * implicit(logps)
+    losses = jax.nn.softplus(-reward[:, 0]) + jax.nn.softplus(reward[:, 1])
+    return losses, dpo.pair_metrics(reward, logps.policy)
 
 
 def baseline(

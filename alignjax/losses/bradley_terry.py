@@ -73,12 +73,21 @@ def loss(
     return _comparisons(reward, batch), list_metrics(reward, logps.policy, batch)
 
 
-def reward_loss(scores: Array, batch: Batch, *, margin: float = 0.0) -> tuple[Array, Metrics]:
+def reward_loss(
+    scores: Array,
+    batch: Batch,
+    *,
+    margin: float = 0.0,
+    score_margin: float = 0.0,
+    center_weight: float = 0.0,
+) -> tuple[Array, Metrics]:
     """Fits a reward model to every comparison that a list holds.
 
-    Eq. 1, P the ordered pairs of the list, with a margin m::
+    Eq. 1, P the ordered pairs of the list and s their external scores, with a margin and a pull of
+    each pair's rewards towards a mean of 0::
 
-        loss = -(1/|P|) sum_{(w, l) in P} log sigma(r_w - r_l - m)
+        loss = (1/|P|) sum_{(w, l) in P} -log sigma(r_w - r_l - m_wl) + c (r_w + r_l)^2
+        m_wl = m + d (s_w - s_l)
 
     Responses of equal external score are not compared: nothing says which of them is better. An
     absent response, or one whose external score is not finite, is in no pair.
@@ -87,17 +96,21 @@ def reward_loss(scores: Array, batch: Batch, *, margin: float = 0.0) -> tuple[Ar
       scores: ``[B, K]`` the model's rewards, K >= 2; gradients flow through them.
       batch: ``scores [B, K]``, the external ones, larger is better; without them K is 2, index 0
         chosen and index 1 rejected.
-      margin: how far apart the rewards are asked to be, in their unit (log-odds); >= 0.
+      margin: m, how far apart the rewards are asked to be, in their unit (log-odds); >= 0.
+      score_margin: d, log-odds of margin per unit of score; >= 0. Llama 2's margin (arXiv
+        2307.09288, Eq. 2): score a pair by how clearly it was preferred, 0 for the rejected one.
+      center_weight: c, TRL's ``center_rewards_coefficient``; >= 0 (Eisenstein et al., arXiv
+        2312.09244, whose 0.01 TRL's documents advise). Rewards are else free up to a constant.
 
     Returns:
-      ``[B]`` losses in nats, log 2 where all rewards are equal and m is 0, 0 for a list without a
-      comparison; `plackett_luce.list_reward_metrics`.
+      ``[B]`` losses in nats, log 2 where all rewards are 0 and m and d are 0, 0 for a list without
+      a comparison; `plackett_luce.list_reward_metrics`.
 
     Raises:
       ValueError: see `plackett_luce.ranking_scores`; or there are no scores and K is not 2.
 
-    Differs from the paper: m = 0 is Eq. 1 for lists whose responses all differ; where some tie, the
-    mean is over the pairs that remain.
+    Differs from the paper: m = d = c = 0 is Eq. 1 for lists whose responses all differ; where some
+    tie, the mean is over the pairs that remain.
     From the authors' code: none is published.
 
     >>> from alignjax.testing import loss_inputs
@@ -107,7 +120,12 @@ def reward_loss(scores: Array, batch: Batch, *, margin: float = 0.0) -> tuple[Ar
     0.1269
     """
     batch = with_scores(batch, "bradley_terry.reward_loss")
-    return _comparisons(scores, batch, margin), list_reward_metrics(scores, batch)
+    pairs, external = ordered_pairs(batch), ranking_scores(batch)
+    gap = jnp.where(pairs, external[:, :, None] - external[:, None, :], 0.0)
+    losses = _comparisons(scores, batch, margin + score_margin * gap)
+    both = jnp.where(pairs, scores[:, :, None] + scores[:, None, :], 0.0)
+    losses += center_weight * mean_over_pairs(pairs, both**2)
+    return losses, list_reward_metrics(scores, batch)
 
 
 def select(key: Array, batch: Batch) -> Batch:
@@ -189,7 +207,7 @@ def with_scores(batch: Batch, loss_name: str) -> Batch:
     return dataclasses.replace(batch, scores=jnp.tile(jnp.array([1.0, 0.0]), (b, 1)))
 
 
-def _comparisons(reward: Array, batch: Batch, margin: float = 0.0) -> Array:
+def _comparisons(reward: Array, batch: Batch, margin: Array | float = 0.0) -> Array:
     """``[B]`` mean of -log sigma(r_w - r_l - m) over ordered pairs, 0 where there is none."""
     pairs = ordered_pairs(batch)
     # Masked before the logarithm, too: a gradient through infinite rewards would be NaN.

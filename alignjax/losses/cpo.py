@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from alignjax.losses import dpo
-from alignjax.types import Array, Batch, Logps, Metrics, trains
+from alignjax.losses import dpo, sft, simpo
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics, trains
 
 
 def implicit(logps: Logps) -> Array:
@@ -14,13 +14,18 @@ def implicit(logps: Logps) -> Array:
 
 @trains(implicit)
 def loss(
-    logps: Logps, batch: Batch, *, beta: float = 0.1, nll_weight: float = 1.0
+    logps: Logps,
+    batch: Batch,
+    *,
+    beta: float = 0.1,
+    nll_weight: float = 1.0,
+    label_smoothing: float = 0.0,
 ) -> tuple[Array, Metrics]:
     """Prefers the chosen response by its probability alone, and imitates it.
 
-    The paper's L_prefer + L_NLL, s = log pi_theta(y|x) summed over the tokens::
+    The paper's L_prefer + L_NLL, s = log pi_theta(y|x) summed over the tokens, e = 0::
 
-        loss = -log sigma(beta (s_w - s_l)) - alpha s_w / |y_w|
+        loss = -(1 - e) log sigma(m) - e log sigma(-m) - alpha s_w / |y_w|,   m = beta (s_w - s_l)
 
     ================================  ======================================
     paper                             code
@@ -30,13 +35,19 @@ def loss(
     |y_w|, tokens                     ``logps.length[:, 0]``
     beta                              ``beta``
     alpha (TRL's name; 1 there)       ``nll_weight``
+    e (TRL's; 0 in the paper)         ``label_smoothing``
     ================================  ======================================
+
+    With another comparison than DPO's it is `mixed.loss` of that, such as
+    ``partial(slic.loss_hinge, implicit=cpo.implicit)``, and ``sft.loss_chosen``; CPO-SimPO is
+    `loss_simpo`.
 
     Args:
       logps: ``[B, 2]`` nats; ``reference`` is not read.
       batch: not read: which response was chosen is its index.
       beta: reward per nat; > 0.
       nll_weight: weight of the imitation; >= 0.
+      label_smoothing: probability that a label is wrong, in [0, 0.5).
 
     Returns:
       ``[B]`` losses in nats; `dpo.pair_metrics` with ``beta * s`` as rewards, and
@@ -63,7 +74,65 @@ def loss(
     policy = implicit(logps)
     compared = (logps.length > 0).all(axis=1)
     reward = beta * policy
-    preferred = -jax.nn.log_sigmoid(reward[:, 0] - reward[:, 1])
+    margin = reward[:, 0] - reward[:, 1]
+    as_labelled, flipped = jax.nn.log_sigmoid(margin), jax.nn.log_sigmoid(-margin)
+    preferred = -(1 - label_smoothing) * as_labelled - label_smoothing * flipped
     nll = -policy[:, 0] / jnp.maximum(logps.length[:, 0], 1)
     losses = jnp.where(compared, preferred, 0.0) + nll_weight * nll
     return losses, dpo.pair_metrics(reward, policy) | {"nll_per_token": nll}
+
+
+def loss_simpo(
+    logps: Logps,
+    batch: Batch,
+    *,
+    beta: float = 2.0,
+    gamma_beta_ratio: float = 0.25,
+    nll_weight: float = 1.0,
+    label_smoothing: float = 0.0,
+    implicit: Implicit = simpo.implicit,
+) -> tuple[Array, Metrics]:
+    """Prefers the chosen response per token, by a margin, and imitates it: CPO-SimPO.
+
+    SimPO's comparison with CPO's imitation, s / |y| the log-probability per token::
+
+        loss = -log sigma(beta s_w / |y_w| - beta s_l / |y_l| - gamma) - alpha s_w / |y_w|
+
+    ================================  ======================================
+    paper                             code
+    ================================  ======================================
+    beta, gamma                       as in `simpo.loss`
+    alpha                             ``nll_weight``
+    ================================  ======================================
+
+    Args:
+      logps: ``[B, 2]`` nats, with ``length``; ``reference`` is not read.
+      batch: not read: which response was chosen is its index.
+      beta, gamma_beta_ratio, label_smoothing, implicit: as in `simpo.loss`.
+      nll_weight: weight of the imitation; >= 0.
+
+    Returns:
+      ``[B]`` losses in nats; the metrics of `simpo.loss` and ``nll_per_token``.
+
+    Raises:
+      ValueError: K is not 2 (set ``select`` in the config).
+
+    Differs from the paper: no paper has it; arXiv 2405.14734 has the comparison.
+    From the authors' code: fe1ixxu/CPO_SIMPO, with the mean over a batch's chosen tokens.
+
+    >>> from alignjax.testing import loss_inputs
+    >>> logps, batch = loss_inputs([[-4.0, -9.0]], length=[[4, 3]])
+    >>> print(f"{loss_simpo(logps, batch, beta=2.0, gamma_beta_ratio=1.0)[0][0]:.4f}")
+    1.1269
+    """
+    dpo.check_pairs(logps, "cpo.loss_simpo")
+    preferred, metrics = simpo.loss(
+        logps,
+        batch,
+        beta=beta,
+        gamma_beta_ratio=gamma_beta_ratio,
+        label_smoothing=label_smoothing,
+        implicit=implicit,
+    )
+    imitated, nll = sft.loss_chosen(logps, batch)
+    return preferred + nll_weight * imitated, metrics | nll

@@ -23,13 +23,20 @@ from alignjax.losses.plackett_luce import list_metrics, ordered_pairs
 from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
 
-def implicit_mean(logps: Logps) -> Array:
+def implicit_mean(logps: Logps, *, of: Implicit = dpo.implicit) -> Array:
     """``[B, K]`` implicit reward per unit of beta: log pi_theta / pi_ref per token, nats.
+
+    Under ``dpo.loss`` this is length-normalised DPO (Tulu 3, arXiv 2411.15124), TRL's
+    "sigmoid_norm".
+
+    Args:
+      logps: ``[B, K]`` nats, with ``length``.
+      of: what is divided by the number of tokens.
 
     Raises:
       ValueError: there is no reference (``reference.mode``).
     """
-    return logps.log_ratio / jnp.maximum(logps.length, 1)
+    return of(logps) / jnp.maximum(logps.length, 1)
 
 
 def loss(

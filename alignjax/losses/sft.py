@@ -49,6 +49,41 @@ def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
     return losses, {"nll": losses, "nll_per_token": nll / tokens}
 
 
+def loss_chosen(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
+    """Imitates the chosen response of a pair, beside a loss that compares: see `mixed`, `rpo`.
+
+    Equation (no number in the paper), the mean over the tokens of response 0::
+
+        loss = -log pi_theta(y_w|x) / |y_w|
+
+    ================================  ======================================
+    paper                             code
+    ================================  ======================================
+    log pi_theta(y_w|x) / |y_w|       ``logps.per_token[:, 0]``
+    ================================  ======================================
+
+    Args:
+      logps: ``[B, K]`` nats, any K; index 0 is imitated, ``reference`` is not read.
+      batch: not read.
+
+    Returns:
+      ``[B]`` losses in nats per token, 0 where the response is absent; ``nll_per_token``, the same.
+
+    Differs from the paper: per token, as in pair trainers.
+    From the authors' code: none is published. TRL's DPO loss_type "sft" averages over all chosen
+    tokens of a batch; here each prompt has weight 1.
+
+    >>> from alignjax.testing import loss_inputs
+    >>> print(loss_chosen(*loss_inputs([[-6.0, -2.0]], length=[[3, 1]]))[0])
+    [2.]
+
+    Reference: as `loss`, arXiv 2203.02155.
+    """
+    del batch
+    losses = -logps.per_token[:, 0]
+    return losses, {"nll_per_token": losses}
+
+
 def select(key: Array, batch: Batch) -> Batch:
     """Keeps the chosen response of a pair (index 0), so that the others cost no forward pass.
 

@@ -20,13 +20,15 @@ def loss(
     *,
     beta: float = 2.0,
     gamma_beta_ratio: float = 0.25,
+    label_smoothing: float = 0.0,
     implicit: Implicit = implicit,
 ) -> tuple[Array, Metrics]:
     """Asks the chosen response to be likelier per token than the rejected one, by a margin.
 
-    Eq. 6, s the log-probability of a response and |y| its tokens::
+    Eq. 6, s the log-probability of a response and |y| its tokens, with label smoothing e::
 
-        loss = -log sigma(beta s_w / |y_w| - beta s_l / |y_l| - gamma)
+        loss = -(1 - e) log sigma(m) - e log sigma(-m)
+        m    = beta s_w / |y_w| - beta s_l / |y_l| - gamma
 
     ================================  ======================================
     paper                             code
@@ -35,6 +37,7 @@ def loss(
     y_w, y_l                          response 0 (chosen), 1 (rejected)
     beta                              ``beta``
     gamma                             ``beta * gamma_beta_ratio``
+    e                                 ``label_smoothing``
     ================================  ======================================
 
     Args:
@@ -43,6 +46,7 @@ def loss(
       batch: not read: which response was chosen is its index.
       beta: reward per nat per token; > 0.
       gamma_beta_ratio: the margin in nats per token; >= 0.
+      label_smoothing: probability that a label is wrong, in [0, 0.5); 0 is Eq. 6.
       implicit: reward per unit of beta.
 
     Returns:
@@ -52,7 +56,7 @@ def loss(
       ValueError: K is not 2 (set ``select`` in the config).
 
     Differs from the paper: no; it gives gamma itself.
-    From the authors' code: no; the names and the defaults are its. It can smooth labels.
+    From the authors' code: no; the names and the defaults are its.
 
     >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-4.0, -9.0]], length=[[4, 3]])
@@ -65,4 +69,6 @@ def loss(
     dpo.check_pairs(logps, "simpo.loss")
     reward = beta * implicit(logps)
     margin = reward[:, 0] - reward[:, 1] - beta * gamma_beta_ratio
-    return -jax.nn.log_sigmoid(margin), dpo.pair_metrics(reward, logps.policy)
+    as_labelled, flipped = jax.nn.log_sigmoid(margin), jax.nn.log_sigmoid(-margin)
+    losses = -(1 - label_smoothing) * as_labelled - label_smoothing * flipped
+    return losses, dpo.pair_metrics(reward, logps.policy)

@@ -9,14 +9,16 @@ from alignjax.types import Array, RunSchedule, Schedule
 def resolve(function: Any, step: Array, steps: int) -> Any:
     """Replaces every schedule among a partial's keywords, at any depth, by its value at ``step``.
 
-    So a loss never sees a schedule. What is no partial is returned as it is. A `RunSchedule` is one
-    over ``steps``.
+    So a loss never sees a schedule. Those in a tuple are replaced, too; what is no partial is
+    returned as it is. A `RunSchedule` is one over ``steps``.
     """
     if isinstance(function, Schedule):
         return function.at(step)
     if isinstance(function, RunSchedule):
         assert steps, "a RunSchedule among the hyperparameters needs Update.steps"
         return function.over(steps)(step)
+    if type(function) is tuple:
+        return tuple(resolve(each, step, steps) for each in function)
     if not isinstance(function, functools.partial):
         return function
     bound = {name: resolve(value, step, steps) for name, value in function.keywords.items()}

@@ -58,10 +58,20 @@ def test_every_file_has_a_loss(name):
     assert f"{name}.loss" in LOSSES
 
 
+# What a paper's formula itself does not satisfy, as its docstring says.
+EXEMPT = {
+    "discopop.loss": checks.check_direction,  # its slope at a margin of 0 is positive
+    "anchored.loss_down": checks.check_direction,  # there the chosen response has no gradient
+}
+
+
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda f: f.__name__)
 def test_conformance(check, name):
-    if check is checks.check_docstring:
+    if check is EXEMPT.get(name):
+        with pytest.raises(AssertionError, match="a good response is not raised"):
+            check(RUNS[name])
+    elif check is checks.check_docstring:
         module = importlib.import_module(f"alignjax.losses.{name.split('.')[0]}")
         check(DEFINED[name], module.__doc__ or "")
     elif check is checks.check_signature:

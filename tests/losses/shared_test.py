@@ -11,13 +11,20 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from alignjax.losses import (
+    alphapo,
+    anchored,
+    aot,
     bradley_terry,
     cpo,
+    discopop,
     dpo,
     exo,
+    f_dpo,
     hps,
     ipo,
+    kto,
     lipo,
+    mixed,
     modpo,
     nca,
     orpo,
@@ -30,6 +37,7 @@ from alignjax.losses import (
     simpo,
     slic,
     sppo,
+    tpo,
 )
 from alignjax.testing import loss_inputs
 from alignjax.training.microbatches import weighted_sums
@@ -110,7 +118,19 @@ def test_a_score_that_is_not_a_number_stays_in_its_row():
     np.testing.assert_array_equal(faulty.losses[others], clean.losses[others])
 
 
-@of([cpo.loss, orpo.loss, pro.loss, rrhf.loss, sft.loss, simpo.loss, slic.loss])
+@of(
+    [
+        alphapo.loss,
+        cpo.loss,
+        cpo.loss_simpo,
+        orpo.loss,
+        pro.loss,
+        rrhf.loss,
+        sft.loss,
+        simpo.loss,
+        slic.loss,
+    ]
+)
 def test_no_reference_is_needed_and_none_is_read(loss):
     case = golden.rows(2)
     with_reference = loss(*loss_inputs(**case))
@@ -229,6 +249,26 @@ CERTAIN = dict(scores=np.tile([1.0, 0.0], (8, 1)))
             functools.partial(dpo.loss, beta=2.0, implicit=simpo.implicit),
             {},
         ),
+        (  # alpha to 0: the reverse KL, and 1: the forward
+            functools.partial(dpo.loss, implicit=functools.partial(f_dpo.alpha, alpha=1e-3)),
+            dpo.loss,
+            dict(policy=golden.rows(2)["reference"] + 0.1 * np.arange(16).reshape(8, 2)),
+        ),
+        (
+            functools.partial(dpo.loss, implicit=functools.partial(f_dpo.alpha, alpha=1.0)),
+            functools.partial(dpo.loss, implicit=f_dpo.forward_kl),
+            {},
+        ),
+        (
+            functools.partial(mixed.loss, losses=(dpo.loss,), weights=(1.0,)),
+            dpo.loss,
+            {},
+        ),
+        (
+            functools.partial(ipo.loss, implicit=ipo.implicit_mean),
+            ipo.loss_mean,
+            {},
+        ),
     ],
 )
 def test_a_pair_is_that_of_another_loss(loss, other, changes):
@@ -272,6 +312,45 @@ def test_simpos_reward_under_other_losses():
     for loss in (plackett_luce.loss, plackett_luce.loss_top1, hps.loss_full):
         losses = loss(*loss_inputs(**case), beta=2.0, implicit=simpo.implicit)[0]
         np.testing.assert_allclose(losses, np.log1p(np.exp(j - w)), rtol=1e-4, atol=1e-6)
+
+
+def test_anchored_without_pairs_is_kto_without_a_baseline():
+    case = golden.rows(2, desirable=np.tile([True, False], (8, 1)), baseline=-1.0)
+    weights = dict(beta=0.3, desirable_weight=1.3, undesirable_weight=0.7)
+    equals(
+        functools.partial(anchored.loss_unpaired, **weights),
+        functools.partial(kto.loss, **weights),
+        case,
+    )
+
+
+def test_unpaired_transport_compares_ranks_whatever_the_row():
+    case = golden.rows(2, b=4)
+    ratio = case["policy"] - case["reference"]
+    gap = np.sort(ratio[:, 0]) - np.sort(ratio[:, 1])
+    losses, _ = aot.loss_unpaired(*loss_inputs(**case), beta=0.2)
+    by_rank = np.asarray(losses)[np.argsort(ratio[:, 0])]
+    np.testing.assert_allclose(by_rank, np.log1p(np.exp(-0.2 * gap)), rtol=1e-5)
+
+
+def test_far_below_the_reference_a_forward_kl_still_pulls_back():
+    """Beyond 40 nats the exponential is a line: a finite slope, and not 0."""
+    slope = jax.vmap(jax.grad(f_dpo.exp))(jnp.array([0.0, 39.0, 41.0, 1e4]))
+    np.testing.assert_allclose(slope, np.exp([0.0, 39.0, 40.0, 40.0]), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scores", "value"),
+    [
+        ([0.0, 2.0, 1.0, 0.5], np.log1p(np.exp(-0.3)) + 9.0),  # best 1, second 2, worst 0
+        ([1.0, 2.0, 1.0, 1.0], 9.0),  # nothing says which of the rest is better
+        ([np.nan, 2.0, 1.0, 0.5], np.log1p(np.exp(-0.6)) + 9.0),
+    ],
+)
+def test_a_triple_is_gold_second_and_worst(scores, value):
+    case = loss_inputs([[-4.0, -9.0, -1.0, -7.0]], scores=[scores])
+    compare = functools.partial(dpo.loss, beta=0.1, implicit=cpo.implicit)
+    np.testing.assert_allclose(tpo.loss(*case, compare=compare)[0], [value], rtol=1e-5)
 
 
 # DPO and IPO
@@ -415,6 +494,13 @@ def test_another_step_draws_again(select):
             (functools.partial(exo.loss, label_smoothing=e), 2, {}, r"label_smoothing in \(0, 0\.5")
             for e in (0, 0.0, 0.5, -0.1)
         ),
+        *(
+            (functools.partial(discopop.loss, temperature=t), 2, {}, rf"temperature .*{t}")
+            for t in (0.0, 1.5)
+        ),
+        (functools.partial(mixed.loss, weights=(1.0,)), 2, {}, "losses are 3 and loss.weights 1"),
+        (functools.partial(mixed.loss, losses=(), weights=()), 2, {}, "at least one"),
+        (tpo.loss, 2, {}, "gold, chosen and rejected"),
         *(
             (functools.partial(robust_dpo.loss, flip_rate=rate), 2, {}, rf"flip_rate .*{rate}")
             for rate in (0.5, 0.7, -0.1)

@@ -10,16 +10,22 @@ import numpy as np
 import pytest
 
 from alignjax.losses import (
+    alphapo,
+    anchored,
+    aot,
     bco,
     bradley_terry,
     cpo,
     ddro,
+    discopop,
     dpo,
     exo,
+    f_dpo,
     hps,
     ipo,
     kto,
     lipo,
+    mixed,
     modpo,
     nca,
     orpo,
@@ -28,11 +34,13 @@ from alignjax.losses import (
     rdpo,
     rdro,
     robust_dpo,
+    rpo,
     rrhf,
     sft,
     simpo,
     slic,
     sppo,
+    tpo,
 )
 from tests.losses import checks, golden
 
@@ -87,10 +95,59 @@ def robust_formula(beta, rate, x):
     return value / (1 - 2 * rate), {"rewards/margins": margin}
 
 
-def cpo_formula(x):
+def cpo_formula(rate, x):
     nll = -x.policy[0] / x.length[0]
     metrics = {"nll_per_token": nll, "rewards/rejected": 0.3 * x.policy[1]}
-    return softplus(0.3 * (x.policy[1] - x.policy[0])) + 0.7 * nll, metrics
+    return smoothed(0.3 * (x.policy[0] - x.policy[1]), rate) + 0.7 * nll, metrics
+
+
+def cpo_simpo_formula(x):
+    p = x.policy / x.length
+    return smoothed(2.5 * (p[0] - p[1]) - 1.0, 0.1) - 0.7 * p[0], {"nll_per_token": -p[0]}
+
+
+def reshaped(f, of, x):
+    """DPO at beta 0.2 with f of the log-ratio, or of another log-probability, for the reward."""
+    w, j = 0.2 * f(of(x))
+    return softplus(j - w), {"rewards/chosen": w}
+
+
+def log_ratio(x):
+    return x.ratio
+
+
+def discopop_formula(x):
+    m = 0.2 * (x.ratio[0] - x.ratio[1])
+    g = sigmoid(m / 0.3)
+    return (1 - g) * softplus(-m) + g * np.exp(-m)
+
+
+def alphapo_formula(x):
+    w, j = 2.5 * (1 - np.exp(0.4 * x.policy / x.length) ** -1.0) / 0.4
+    return smoothed(w - j - 0.5, 0.1)
+
+
+def aot_formula(reference, x):
+    """Where the rows are in the order of their margins, as in BY_MARGIN."""
+    v = np.sort(reference[:, 0] - reference[:, 1])
+    return smoothed(0.2 * (x.policy[0] - x.policy[1] - v[x.index]), 0.1)
+
+
+def rpo_formula(x):
+    nll = -x.policy[0] / x.length[0]
+    margin = 0.2 * (x.ratio[0] - x.ratio[1])
+    return softplus(-margin) + 0.7 * nll, {"nll_per_token": nll, "rewards/margins": margin}
+
+
+def mixed_formula(x):
+    first, second = softplus(0.3 * (x.ratio[1] - x.ratio[0])), softplus(x.ratio[1] - x.ratio[0])
+    nll = -x.policy[0] / x.length[0]
+    metrics = {
+        "dpo.loss/rewards/margins": 0.3 * (x.ratio[0] - x.ratio[1]),
+        "dpo.loss_2/rewards/margins": x.ratio[0] - x.ratio[1],
+        "sft.loss_chosen/nll_per_token": nll,
+    }
+    return 0.5 * first + 2.0 * second + 0.1 * nll, metrics
 
 
 def orpo_formula(x):
@@ -101,9 +158,9 @@ def orpo_formula(x):
     return -p[0] + 0.4 * softplus(-log_ratio), metrics
 
 
-def simpo_formula(x):
+def simpo_formula(rate, x):
     w, j = 2.5 * x.policy / x.length
-    return softplus(1.0 - (w - j))
+    return smoothed(w - j - 1.0, rate)
 
 
 def rdpo_formula(x):
@@ -132,6 +189,23 @@ def modpo_formula(main, x):
 
 
 # Lists
+
+
+def centred_formula(x):
+    s = x.scores
+    pairs = [
+        softplus(x.policy[j] - x.policy[w] + 0.7 + 0.5 * (s[w] - s[j]))
+        + 0.01 * (x.policy[w] + x.policy[j]) ** 2
+        for w, j in ordered(s)
+    ]
+    return np.mean(pairs)
+
+
+def tpo_formula(x):
+    gold, w, *_, j = np.argsort(-x.scores)
+    nll = -x.policy[gold] / x.length[gold]
+    margin = 0.3 * (x.policy[w] - x.policy[j])
+    return softplus(-margin) + 0.7 * nll, {"nll_per_token": nll, "rewards/margins": margin}
 
 
 def bradley_terry_formula(reward, margin, x):
@@ -227,6 +301,10 @@ def kto_formula(z, x):
     return np.where(x.desirable, 1.3 * (1 - sigma), 0.7 * sigma).sum()
 
 
+def anchored_formula(x):
+    return np.where(x.desirable, 1.3 * sigmoid(-0.5 * x.ratio), 0.7 * sigmoid(0.5 * x.ratio)).sum()
+
+
 def bco_formula(reduction, density, x):
     sigma = sigmoid(0.5 * (x.ratio - 0.4))
     weight = class_weights(x, reduction) * np.where(x.desirable, 1.0, density(x.index))
@@ -263,6 +341,8 @@ def sft_formula(x):
 
 
 PAIRS, LISTS = golden.rows(2), golden.rows(5)
+BY_MARGIN = golden.rows(2)
+BY_MARGIN["policy"] = PAIRS["policy"][np.argsort(PAIRS["policy"][:, 0] - PAIRS["policy"][:, 1])]
 DRAWN = golden.rows(2, drawn_from=np.arange(1, 9))
 SEVERAL = golden.rows(2, scores=np.random.default_rng(5).normal(0, 2, (8, 2, 3)))
 TIED = golden.rows(4)
@@ -303,9 +383,105 @@ VALUES = {
         )
         for b, e in ((0.1, 0.1), (0.5, 0.3))
     },
-    "cpo": (partial(cpo.loss, beta=0.3, nll_weight=0.7), cpo_formula),
+    **{
+        f"cpo {rate}": (
+            partial(cpo.loss, beta=0.3, nll_weight=0.7, label_smoothing=rate),
+            partial(cpo_formula, rate),
+        )
+        for rate in (0.0, 0.2)
+    },
+    "cpo simpo": (
+        partial(
+            cpo.loss_simpo, beta=2.5, gamma_beta_ratio=0.4, nll_weight=0.7, label_smoothing=0.1
+        ),
+        cpo_simpo_formula,
+    ),
+    **{
+        f"f_dpo {name}": (partial(f_dpo.loss, beta=0.2, implicit=implicit), partial(reshaped, *f))
+        for name, implicit, f in (
+            ("forward", f_dpo.forward_kl, (lambda t: 1 - np.exp(-t), log_ratio)),
+            ("js", f_dpo.jensen_shannon, (lambda t: np.log(2 / (1 + np.exp(-t))), log_ratio)),
+            (
+                "alpha",
+                partial(f_dpo.alpha, alpha=0.3),
+                (lambda t: (1 - np.exp(-0.3 * t)) / 0.3, log_ratio),
+            ),
+        )
+    },
+    "dpo per token": (
+        partial(dpo.loss, beta=0.2, implicit=ipo.implicit_mean),
+        partial(reshaped, lambda t: t, lambda x: x.ratio / x.length),
+    ),
+    "aot": (
+        partial(aot.loss, beta=0.2, label_smoothing=0.1),
+        partial(aot_formula, PAIRS["reference"]),
+        BY_MARGIN,
+    ),
+    "discopop": (partial(discopop.loss, beta=0.2, temperature=0.3), discopop_formula),
+    "anchored": (
+        partial(anchored.loss, beta=0.2),
+        lambda x: 1 - sigmoid(0.2 * x.ratio[0]) + sigmoid(0.2 * x.ratio[1]),
+    ),
+    "anchored down": (
+        partial(anchored.loss_down, beta=0.2),
+        lambda x: sigmoid(0.2 * x.ratio[0]) + 1 - sigmoid(0.2 * (x.ratio[0] - x.ratio[1])),
+    ),
+    "anchored unpaired": (
+        partial(anchored.loss_unpaired, beta=0.5, desirable_weight=1.3, undesirable_weight=0.7),
+        anchored_formula,
+        labelled(40, 2),
+    ),
+    "bco pairs": (
+        partial(bco.loss_pairs, beta=0.2),
+        lambda x: softplus(-0.2 * x.ratio[0]) + softplus(0.2 * x.ratio[1]),
+    ),
+    "alphapo": (
+        partial(
+            alphapo.loss,
+            beta=2.5,
+            gamma_beta_ratio=0.2,
+            label_smoothing=0.1,
+            implicit=partial(alphapo.implicit, alpha=0.4),
+        ),
+        alphapo_formula,
+    ),
+    "rpo": (partial(rpo.loss, beta=0.2, nll_weight=0.7), rpo_formula),
+    "mixed": (
+        partial(
+            mixed.loss,
+            losses=(
+                partial(dpo.loss, beta=0.3),
+                partial(dpo.loss, beta=1.0),
+                sft.loss_chosen,
+            ),
+            weights=(0.5, 2.0, 0.1),
+        ),
+        mixed_formula,
+    ),
+    "tpo": (
+        partial(
+            tpo.loss,
+            nll_weight=0.7,
+            compare=partial(dpo.loss, beta=0.3, implicit=cpo.implicit),
+        ),
+        tpo_formula,
+        LISTS,
+    ),
+    "bradley_terry reward, centred": (
+        checks.of_scores(
+            partial(bradley_terry.reward_loss, margin=0.7, score_margin=0.5, center_weight=0.01)
+        ),
+        centred_formula,
+        TIED,
+    ),
     "orpo": (partial(orpo.loss, odds_weight=0.4), orpo_formula),
-    "simpo": (partial(simpo.loss, beta=2.5, gamma_beta_ratio=0.4), simpo_formula),
+    **{
+        f"simpo {rate}": (
+            partial(simpo.loss, beta=2.5, gamma_beta_ratio=0.4, label_smoothing=rate),
+            partial(simpo_formula, rate),
+        )
+        for rate in (0.0, 0.2)
+    },
     "rdpo": (
         partial(rdpo.loss, beta=0.2, implicit=partial(rdpo.implicit, penalty=0.3)),
         rdpo_formula,

@@ -7,9 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from alignjax.losses import cpo, dpo, hps, kto, orpo, plackett_luce, pro, rrhf, sft, slic
+from alignjax.losses import cpo, dpo, hps, kto, mixed, orpo, plackett_luce, pro, rrhf, sft, slic
 from alignjax.testing import loss_inputs
 from alignjax.training.implicit import implicit_reward
+from alignjax.training.schedules import resolve
 from alignjax.types import Schedule
 
 
@@ -50,3 +51,12 @@ def test_rewards_are_those_that_the_loss_trains(loss, wanted):
 def test_without_a_reference_the_reward_is_the_log_probability():
     logps, _ = loss_inputs([[-4.0, -6.0]])
     np.testing.assert_array_equal(implicit_reward(sft.loss)(logps), [[-4.0, -6.0]])
+
+
+def test_schedules_of_losses_in_a_tuple_are_resolved():
+    """`mixed.loss` holds its losses and weights in tuples."""
+    half = Schedule(optax.linear_schedule(0.0, 1.0, 10))
+    mixture = partial(mixed.loss, losses=(partial(dpo.loss, beta=half),), weights=(half,))
+    resolved = resolve(mixture, jnp.int32(5), 10)
+    assert float(resolved.keywords["weights"][0]) == 0.5
+    assert float(resolved.keywords["losses"][0].keywords["beta"]) == 0.5

@@ -1,0 +1,81 @@
+"""Mixed Preference Optimization: a weighted sum of losses."""
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from alignjax.losses import bco, dpo, sft
+from alignjax.types import Array, Batch, Logps, Loss, Metrics
+
+
+def loss(
+    logps: Logps,
+    batch: Batch,
+    *,
+    losses: tuple[Loss, ...] = (dpo.loss, bco.loss_pairs, sft.loss_chosen),
+    weights: tuple[float, ...] = (0.8, 0.2, 1.0),
+) -> tuple[Array, Metrics]:
+    """Adds losses up. The defaults are MPO's: which is preferred, how good each is, and imitation.
+
+    Eq. 3 of MPO, for any losses and weights::
+
+        loss = sum_i w_i L_i
+
+    ================================  ======================================
+    paper                             code
+    ================================  ======================================
+    L_p, L_q, L_g                     ``losses``, hyperparameters bound
+    w_p, w_q, w_g                     ``weights``
+    ================================  ======================================
+
+    Args:
+      logps: ``[B, K]`` nats, with a K that all the losses accept.
+      batch: what the losses read.
+      losses: each a loss of this package or your own, such as ``partial(dpo.loss, beta=0.2)``.
+      weights: as many; MPO's are 0.8, 0.2 and 1.
+
+    Returns:
+      ``[B]`` losses; every metric of every loss after its name, ``dpo.loss/rewards/margins``. A
+      loss that occurs twice is numbered from the second on, ``dpo.loss_2/rewards/margins``.
+
+    Raises:
+      ValueError: there are not as many weights as losses, or none; or a loss refuses the batch.
+
+    Differs from the paper: its quality loss moves the rewards by a shift delta; `bco.loss_pairs`
+    has none.
+    From the authors' code: none but TRL's is used there; TRL's ``loss_type`` with several names and
+    ``loss_weights`` is the same.
+
+    >>> from alignjax.testing import loss_inputs
+    >>> case = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]], length=[[2, 3]])
+    >>> losses = (functools.partial(dpo.loss, beta=0.5), sft.loss_chosen)
+    >>> values, metrics = loss(*case, losses=losses, weights=(1.0, 0.5))
+    >>> print(f"{values[0]:.4f}", sorted(metrics)[-1])  # 0.1269 + 0.5 x 4 / 2
+    1.1269 sft.loss_chosen/nll_per_token
+
+    Reference: Wang et al., Enhancing the Reasoning Ability of Multimodal Large Language Models via
+    Mixed Preference Optimization, arXiv 2411.10442.
+    """
+    if not losses or len(losses) != len(weights):
+        raise ValueError(
+            f"mixed.loss: loss.losses are {len(losses)} and loss.weights {len(weights)}; wanted a "
+            "weight for each loss, and at least one"
+        )
+    found = [each(logps, batch) for each in losses]
+    metrics: Metrics = {}
+    for name, (_, of_one) in zip(names(losses), found, strict=True):
+        metrics |= {f"{name}/{key}": value for key, value in of_one.items()}
+    weighted = [weight * values for weight, (values, _) in zip(weights, found, strict=True)]
+    return functools.reduce(operator.add, weighted), metrics
+
+
+def names(losses: tuple[Callable[..., Any], ...]) -> list[str]:
+    """Names each loss as ``file.function``, with its number where one occurs again."""
+    found: list[str] = []
+    plain = [x.func if isinstance(x, functools.partial) else x for x in losses]
+    for i, loss in enumerate(plain):
+        again = plain[:i].count(loss)
+        number = f"_{again + 1}" if again else ""
+        found.append(f"{loss.__module__.rpartition('.')[2]}.{loss.__name__}{number}")
+    return found

@@ -1,0 +1,96 @@
+"""Triple Preference Optimization: a preference and a gold response to imitate, no reference."""
+
+import functools
+
+import jax.numpy as jnp
+
+from alignjax.losses import cpo, dpo
+from alignjax.losses.plackett_luce import ranking_scores
+from alignjax.types import Array, Batch, Logps, Loss, Metrics, take_responses, trains
+
+PREFERENCE = functools.partial(dpo.loss, beta=0.01, implicit=cpo.implicit)
+
+
+@trains(cpo.implicit)
+def loss(
+    logps: Logps,
+    batch: Batch,
+    *,
+    nll_weight: float = 1.0,
+    compare: Loss = PREFERENCE,
+) -> tuple[Array, Metrics]:
+    """Imitates the best response of a list, and prefers the second best to the worst.
+
+    The paper's L_preference + alpha L_reference, s = log pi_theta::
+
+        loss = -log sigma(beta (s(y_w) - s(y_l))) - alpha s(y_ref) / |y_ref|
+
+    ================================  =============================================
+    paper                             code
+    ================================  =============================================
+    y_ref, y_w, y_l                   the best, the second best, the worst response
+    L_preference                      ``compare``, on the pair y_w, y_l
+    alpha                             ``nll_weight``
+    beta                              ``beta`` of ``compare``, 0.01 as in TRL
+    ================================  =============================================
+
+    TRL's other forms are other ``compare``: TPO-L is ``simpo.loss``, "hinge" and "ipo" are
+    ``partial(slic.loss_hinge, implicit=cpo.implicit)`` and
+    ``partial(ipo.loss, implicit=simpo.implicit)``.
+
+    Args:
+      logps: ``[B, K]`` nats, K >= 3, in any order; ``reference`` is not read, unless by
+        ``compare``.
+      batch: ``scores [B, K]``: the largest is the gold response's. Where no two others differ
+        nothing is compared.
+      nll_weight: alpha; >= 0.
+      compare: a loss of pairs, with its hyperparameters bound.
+
+    Returns:
+      ``[B]`` losses in nats; the metrics of ``compare`` (0 where nothing is compared), and
+      ``nll_per_token`` of the gold response.
+
+    Raises:
+      ValueError: K < 3; see also `plackett_luce.ranking_scores`.
+
+    Differs from the paper: no; it too takes the best of a scored list for gold.
+    From the authors' code: not compared. TRL's experimental TPO is the same, for rows that name
+    their gold response; its NLL is a mean over the tokens of a batch.
+
+    >>> from alignjax.testing import loss_inputs
+    >>> case = loss_inputs([[-9.0, -4.0, -6.0]], scores=[[0, 1, 2]], length=[[3, 2, 3]])
+    >>> compare = functools.partial(dpo.loss, beta=0.4, implicit=cpo.implicit)
+    >>> print(f"{loss(*case, compare=compare)[0][0]:.4f}")  # softplus(-2) + 6 / 3
+    2.1269
+
+    Reference: Saeidi et al., Triple Preference Optimization: Achieving Better Alignment using a
+    Single Step Optimization, arXiv 2405.16681.
+    """
+    scores = ranking_scores(batch)
+    if scores.shape[1] < 3:
+        raise ValueError(
+            "tpo.loss needs 3 responses per prompt: gold, chosen and rejected, by their scores; "
+            f"the batch holds K={scores.shape[1]}"
+        )
+    order = jnp.argsort(-scores, axis=1)  # those that take no part come last
+    count = (scores > -jnp.inf).sum(axis=1, keepdims=True)
+    pair = jnp.concatenate([order[:, 1:2], _at(order, jnp.maximum(count - 1, 1))], axis=1)
+    values = _at(scores, pair)
+    differ = (values[:, 0] > values[:, 1]) & (count[:, 0] >= 3)
+    losses, metrics = compare(_pair(logps, pair), take_responses(batch, pair))
+    gold = order[:, :1]
+    nll = -_at(logps.per_token, gold)[:, 0]
+    compared = {name: jnp.where(differ, value, 0.0) for name, value in metrics.items()}
+    total = jnp.where(differ, losses, 0.0) + nll_weight * nll
+    return total, compared | {"nll_per_token": nll}
+
+
+def _at(x: Array, index: Array) -> Array:
+    return jnp.take_along_axis(x, index, axis=1)
+
+
+def _pair(logps: Logps, index: Array) -> Logps:
+    reference = None if logps.reference is None else _at(logps.reference, index)
+    return Logps(
+        policy=_at(logps.policy, index), reference=reference, length=_at(logps.length, index)
+    )
