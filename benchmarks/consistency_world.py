@@ -42,7 +42,7 @@ from alignjax.models.config import ModelConfig
 from alignjax.models.logps import score_responses
 from alignjax.models.transformer import init_params
 from alignjax.recipes import align
-from alignjax.runtime import checkpoint, sharding
+from alignjax.runtime import checkpoint, sharding, stores
 from alignjax.stages import data as prepared
 from alignjax.training import optim, step
 from alignjax.types import Batch, Params
@@ -142,8 +142,8 @@ def trained(run: Config, workdir: pathlib.Path) -> Params:
         params = init_params(run.model, jax.random.key(0))
         return step.init_state(params, optim.make(run.optim, 1), jax.random.key(0))
 
-    with checkpoint.open_store(workdir / "checkpoints", keep=1) as store:
-        return checkpoint.restore(store, checkpoint.latest(store), _target(start)).params
+    with stores.open_store(workdir / "checkpoints", keep=1) as store:
+        return checkpoint.restore(store, stores.latest(store), _target(start)).params
 
 
 def reference(run: Config, workdir: pathlib.Path) -> Params:

@@ -424,7 +424,7 @@ def config_file(name: str) -> pathlib.Path:
 # --- digests
 
 # Numbers of the clock and of the machine.
-TIMED = re.compile(r"(^|_)(seconds|second|time|versions|wait)(_|$)")
+TIMED = re.compile(r"(^|_)(seconds|second|time|versions|wait|crc32)(_|$)")
 # How often XLA compiled depends on which cases this process ran before.
 COUNTED = ("compiles",)
 # Pictures, and the number of the process that has the folder.

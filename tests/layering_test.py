@@ -26,7 +26,7 @@ LAYERS = (
     ("config", "world"),
     ("losses", "models", "data", "testing"),
     ("types",),
-    ("gguf_files",),
+    ("gguf_files", "digests"),
     ("errors",),
 )
 # Narrower than their layer: all of alignjax that these may import.

@@ -202,7 +202,7 @@ def test_a_damaged_checkpoint_is_one_line(clean, compiled, tmp_path):
     done = run(workdir, compiled)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 3, done.stderr
-    message = rf"alignjax: {workdir}/checkpoints: step 12 cannot be restored: "
+    message = rf"alignjax: {workdir}/checkpoints: step 12 is damaged: "
     assert re.match(message, last), done.stderr
     assert done.stderr.count("alignjax: ") == 1
 

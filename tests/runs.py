@@ -31,7 +31,7 @@ from alignjax.errors import UserError
 from alignjax.losses import dpo, sft
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import init_params
-from alignjax.runtime import checkpoint, faults, sharding
+from alignjax.runtime import checkpoint, faults, sharding, stores
 from alignjax.stages import pretrained
 from alignjax.training import optim, step
 from alignjax.types import TrainState
@@ -44,6 +44,7 @@ TIMED = (
     "tokens_per_second",
     "data_wait_seconds",
     "step_seconds",
+    "crc32",
 )  # what no two runs have alike
 
 
@@ -157,8 +158,8 @@ def stored(workdir: pathlib.Path, config: Config) -> TrainState:
 
     shapes = jax.eval_shape(start)
     target = sharding.abstract(shapes, sharding.shard_tree(shapes, sharding.make_mesh(1, 1, 1)))
-    with checkpoint.open_store(workdir / "checkpoints", keep=config.train.keep) as store:
-        newest = checkpoint.latest(store)
+    with stores.open_store(workdir / "checkpoints", keep=config.train.keep) as store:
+        newest = stores.latest(store)
         assert newest is not None
         return checkpoint.restore(store, newest, target)
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 import alignjax
+from alignjax import digests
 from alignjax.cli import help
 from alignjax.cli.options import BY_NAME
 from alignjax.cli.options import VALUES as FLAGS
@@ -34,7 +35,8 @@ def run_verb(argv: Sequence[str]) -> int:
     verb = _chosen(argv)
     if verb.computes:
         _join_processes()
-    verb.do()
+    with digests.falling_back(FLAGS.allow_fallback):
+        verb.do()
     return 0
 
 

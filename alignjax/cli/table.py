@@ -29,7 +29,7 @@ VERBS = {
     "run": Verb(
         do=actions.run,
         text="train and evaluate what --config says, in --workdir",
-        reads=(*CONFIG, "workdir", "allow_config_change"),
+        reads=(*CONFIG, "workdir", "allow_config_change", "allow_fallback"),
         example="--config=configs/demo/dpo.py --workdir=runs/first",
         more="--set train.epochs=2",
         computes=True,
@@ -37,13 +37,16 @@ VERBS = {
     "demo": Verb(
         do=actions.demo,
         text="run configs/demo/dpo.py (the embedded world, minutes on a laptop)",
-        reads=(*CONFIG, "workdir", "allow_config_change"),
+        reads=(*CONFIG, "workdir", "allow_config_change", "allow_fallback"),
         computes=True,
     ),
     "generate": Verb(
         do=actions.generate,
         text="sample responses of the policy in --workdir, into --out (.jsonl)",
-        reads=(*CONFIG, "workdir", "out", "prompts", "samples", "temperature", "preference"),
+        reads=(
+            *(*CONFIG, "workdir", "out", "prompts", "samples", "temperature", "preference"),
+            "allow_fallback",
+        ),
         example="--workdir=runs/first --out=samples.jsonl",
         more="--prompts=prompts.jsonl --samples=1 --temperature=0",
         computes=True,
@@ -101,7 +104,7 @@ VERBS = {
     "export": Verb(
         do=actions.export,
         text="write the policy of a run (--workdir) --to a folder that transformers loads",
-        reads=("workdir", "to", "dtype", "adapter", "preference"),
+        reads=("workdir", "to", "dtype", "adapter", "preference", "allow_fallback"),
         example="--workdir=runs/first --to=exported/first",
         more="--dtype=bfloat16",
     ),

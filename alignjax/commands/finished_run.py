@@ -8,11 +8,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from alignjax import digests
 from alignjax.config import Config, load
 from alignjax.config.fields import describe, identity_changes
 from alignjax.errors import UserError
 from alignjax.models.config import LoraConfig, ModelConfig, model_from
-from alignjax.runtime import checkpoint, sharding, storage, workdirs
+from alignjax.runtime import checkpoint, sharding, storage, stores, workdirs
 from alignjax.stages import adapters, pretrained
 from alignjax.types import Params
 
@@ -22,7 +23,7 @@ ORIGIN = "config_file.json"
 def note_origin(workdir: str, path: str, overrides: list[str]) -> None:
     """Keeps which file and which ``--set`` a run's config came from."""
     origin = {"path": str(pathlib.Path(path).resolve()), "set": overrides}
-    storage.write_json(pathlib.Path(workdir) / ORIGIN, origin)
+    storage.keep_json(pathlib.Path(workdir) / ORIGIN, origin)
 
 
 def config_of(workdir: str, path: str, overrides: list[str]) -> Config:
@@ -71,7 +72,7 @@ class Trained:
     @property
     def checkpoints(self) -> contextlib.AbstractContextManager[Any]:
         """Opens them to read; this removes what a killed save left, so no run may be saving."""
-        return checkpoint.open_store(self.folder / "checkpoints", keep=10**9)
+        return stores.open_store(self.folder / "checkpoints", keep=10**9)
 
 
 def trained_in(folder: pathlib.Path, description: dict[str, Any]) -> Trained:
@@ -126,7 +127,7 @@ def newest_step(trained: Trained) -> int:
       UserError: there is none.
     """
     with trained.checkpoints as store:
-        step = checkpoint.latest(store)
+        step = stores.latest(store)
     if step is None:
         raise UserError(f"{trained.folder}: no checkpoint yet; run it first")
     return step
@@ -168,7 +169,9 @@ def require_complete(workdir: str) -> None:
 def _last_step(trained: Trained) -> int:
     steps = int(storage.read_json(trained.folder / "summary.json")["steps"])
     with trained.checkpoints as store:
-        newest = checkpoint.latest(store)
+        newest = stores.latest(store)
+    if newest is not None and digests.falls_back():
+        return newest
     if newest != steps:
         raise UserError(
             f"--workdir: {trained.folder} ended with step {steps}, and its newest checkpoint is of "

@@ -6,7 +6,7 @@ import pathlib
 
 import jax
 
-from alignjax import gguf_files
+from alignjax import digests, gguf_files
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.errors import UserError
 from alignjax.models.hf import configjson
@@ -51,5 +51,6 @@ def import_model(source: str, to: str) -> None:
         params = pretrained.load(config, sharding.make_mesh(1, 1, 1))
         checkpoint.save_params(made / "params", params)
         write_json(made / "imported.json", {"format": 1, "param_dtype": config.param_dtype})
+        digests.seal(made)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     log.info("%s: %s parameters in %s", to, f"{count:,}", config.param_dtype)

@@ -94,7 +94,7 @@ def _tuples(value: Any) -> Any:
 
 def keep(workdir: pathlib.Path, policies: Policies) -> None:
     """Writes what a run trained."""
-    storage.write_json(workdir / "policies.json", dataclasses.asdict(policies))
+    storage.keep_json(workdir / "policies.json", dataclasses.asdict(policies))
 
 
 def choose_for(policies: Policies | None, workdir: object, text: str) -> Choice | None:

@@ -173,7 +173,7 @@ def _measure(
         "receipt": run.data.receipt,
         "versions": workdirs.versions(),
     }
-    storage.write_json(run.workdir / "summary.json", summary)
+    storage.keep_json(run.workdir / "summary.json", summary)
     return Fitted(summary, measured, calibrated)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import logging
 import pathlib
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from alignjax.models import reward_head
 from alignjax.models.config import ModelConfig, model_from
 from alignjax.models.hf import configjson
 from alignjax.models.hf import load as hf
-from alignjax.runtime import distributed, sharding
+from alignjax.runtime import distributed, sharding, storage
 from alignjax.runtime.map_rows import map_rows
 from alignjax.types import Params
 
@@ -192,7 +191,4 @@ def _read_json(folder: pathlib.Path, name: str, otherwise: str) -> dict[str, Any
     file = folder / name
     if not file.is_file():
         raise UserError(f"{folder} {otherwise}: no {name} in it")
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+    return dict(storage.read_here(file))

@@ -89,7 +89,7 @@ def part(scratch: pathlib.Path, name: str, make: Callable[[], Any]) -> Any:
 
 def write_part(scratch: pathlib.Path, name: str, content: Any) -> None:
     """Writes a part, which a maker that is started again finds."""
-    storage.write_json(scratch / f"{name}.json", content)
+    storage.keep_json(scratch / f"{name}.json", content)
     fault_point("part", name)
 
 

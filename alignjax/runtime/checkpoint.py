@@ -3,11 +3,13 @@
 One checkpoint holds a `TrainState` (parameters, optimizer, step, root key, counters), or the two
 of a `GameState`, and a JSON record: the index of the next batch, and what the run is made of
 (config, data, tokenizer, reference). Restoring compares that record first and refuses another
-run's checkpoint. Saves are atomic: a killed save is never seen by a reader.
+run's checkpoint. Saves are atomic: a killed save is never seen by a reader. Every checkpoint holds
+the digests of its files, which are compared before it is read (`alignjax.runtime.stores`): what was
+damaged since is refused by name.
 """
 
-import contextlib
 import hashlib
+import logging
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -17,100 +19,60 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from alignjax import digests
 from alignjax.errors import CheckpointError, UserError
-from alignjax.runtime import distributed
+from alignjax.runtime import distributed, stores
 from alignjax.runtime.sharding import path_name
+from alignjax.runtime.stores import FORMAT, UNSEALED, Store, one_line
 
-FORMAT = 2  # raised when what a checkpoint holds changes
+log = logging.getLogger("alignjax")
+
 PIECE = 2**28  # about so many bytes of an array are fetched from other processes at once
 
 
-@contextlib.contextmanager
-def open_store(directory: pathlib.Path, *, keep: int) -> Iterator[ocp.training.Checkpointer]:
-    """Opens a directory of checkpoints; leaving the context waits for the last save.
-
-    Args:
-      directory: created if needed; the remains of killed saves are removed.
-      keep: newest checkpoints kept.
-    """
-    with _one_line(directory, "cannot be opened"):
-        directory.mkdir(parents=True, exist_ok=True)
-        store = ocp.training.Checkpointer(
-            directory.resolve(),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
-        )
-    try:
-        yield store
-    finally:
-        with _one_line(directory, "the last save failed"):
-            store.close()
-
-
-def latest(store: ocp.training.Checkpointer) -> int | None:
-    """The newest complete step, None when there is none."""
-    return None if store.latest is None else int(store.latest.step)
-
-
-def save(store: ocp.training.Checkpointer, step: int, state: Any, record: dict[str, Any]) -> None:
+def save(store: Store, step: int, state: Any, record: dict[str, Any]) -> None:
     """Starts a save; on return the state is copied off the devices and may be donated.
 
     Raises:
       CheckpointError: this save, or the one before it, could not be written.
     """
-    with _one_line(store.directory, f"saving step {step} failed"):
-        store.wait()  # errors of the save before surface here, not at exit
-        # force: whether a step is saved is the loop's decision, not the library's.
-        store.save_checkpointables_async(
-            step, {"state": state, "record": {"format": FORMAT, **record}}, force=True
+    with one_line(store.directory, f"saving step {step} failed"):
+        stores.wait(store)  # errors of the save before surface here, not at exit
+        path = store.directory / f"{step}.writing"
+        response = ocp.save_checkpointables_async(
+            path, {"state": state, "record": {"format": FORMAT, **record}}
         )
+        store.saving = store.writer.submit(_finish, store, step, path, response)
+
+
+def _finish(store: Store, step: int, path: pathlib.Path, response: Any) -> None:
+    """Waits for the arrays, and makes a checkpoint of them: on the thread that writes."""
+    response.result()
+    if not distributed.is_main():
+        return
+    digests.seal(path)
+    path.rename(store.directory / str(step))
+    there = sorted(int(p.name) for p in store.directory.iterdir() if p.name.isdigit())
+    for old in there[: -store.keep]:
+        stores.remove(store, old)
 
 
 def save_final(directory: pathlib.Path, step: int, params: Any, record: dict[str, Any]) -> None:
     """Saves parameters alone as the last checkpoint of a training, unless it is there."""
-    with open_store(directory, keep=1) as store:
-        if latest(store) != step:
+    with stores.open_store(directory, keep=1) as store:
+        if stores.latest(store) != step:
             save(store, step, {"params": params}, record)
 
 
-def drop(store: ocp.training.Checkpointer, *, but: int | None) -> None:
-    """Removes all checkpoints but one, or all, once the last save is written.
-
-    Raises:
-      CheckpointError: that save could not be written, or a checkpoint not removed.
-    """
-    with _one_line(store.directory, "removing checkpoints failed"):
-        store.wait()
-        for step in [one.step for one in store.checkpoints if one.step != but]:
-            store.delete(step)
-
-
-def drop_state(directory: pathlib.Path) -> None:
-    """Removes the state of a stage's last checkpoint, whose parameters are kept elsewhere.
-
-    The record stays, and with it what the stage was made of.
-    """
-    with open_store(directory, keep=1) as store, _one_line(directory, "cannot be removed"):
-        newest = latest(store)
-        if newest is not None:
-            store.delete(newest, checkpointable_name="state", missing_ok=True)
-
-
-def has_state(store: ocp.training.Checkpointer, step: int) -> bool:
-    """Whether a checkpoint holds arrays, and not its record alone."""
-    with _one_line(store.directory, f"step {step} cannot be read"):
-        return "state" in store.checkpointables_metadata(step).metadata
-
-
-def read_record(store: ocp.training.Checkpointer, step: int) -> dict[str, Any]:
+def read_record(store: Store, step: int) -> dict[str, Any]:
     """Reads the JSON record of a checkpoint.
 
     Raises:
       CheckpointError: unreadable, or written in another format.
     """
-    with _one_line(store.directory, f"step {step} cannot be read"):
-        record = store.load_checkpointables(step, {"record": None})["record"]
-    if record.get("format") != FORMAT:
+    stores.verify(store, step)
+    record = stores.record_of(store, step)
+    if record.get("format") not in (FORMAT, UNSEALED):
         raise CheckpointError(
             f"{store.directory}: step {step} has checkpoint format {record.get('format')}, "
             f"this version reads {FORMAT}"
@@ -118,48 +80,67 @@ def read_record(store: ocp.training.Checkpointer, step: int) -> dict[str, Any]:
     return record
 
 
-def restore(store: ocp.training.Checkpointer, step: int, target: Any) -> Any:
+def restore(store: Store, step: int, target: Any) -> Any:
     """Reads the state of a checkpoint, laid out as ``target`` (shapes with shardings) says.
 
     Raises:
-      CheckpointError: unreadable, or its arrays are not those of ``target``.
+      CheckpointError: damaged, unreadable, or its arrays are not those of ``target``.
     """
-    with _one_line(store.directory, f"step {step} cannot be restored"):
-        _check_arrays(store.checkpointables_metadata(step).metadata["state"], target)
-        return store.load_checkpointables(step, {"state": target})["state"]
+    stores.verify(store, step)
+    path = store.directory / str(step)
+    with one_line(store.directory, f"step {step} cannot be restored"):
+        _check_arrays(ocp.checkpointables_metadata(path).metadata["state"], target)
+        return ocp.load_checkpointables(path, {"state": target})["state"]
 
 
-def restore_params(store: ocp.training.Checkpointer, step: int, target: Any) -> Any:
+def restore_params(store: Store, step: int, target: Any) -> Any:
     """Reads the parameters alone of a checkpoint's state; of a game those of the policy.
 
     The optimizer's state is not read.
 
     Raises:
-      CheckpointError: unreadable, or its parameters are not those of ``target``.
+      CheckpointError: damaged, unreadable, or its parameters are not those of ``target``.
     """
-    with _one_line(store.directory, f"step {step} cannot be restored"):
-        saved = store.checkpointables_metadata(step).metadata["state"]
+    stores.verify(store, step)
+    path = store.directory / str(step)
+    with one_line(store.directory, f"step {step} cannot be restored"):
+        saved = ocp.checkpointables_metadata(path).metadata["state"]
         is_game = "policy" in saved
         _check_arrays((saved["policy"] if is_game else saved)["params"], target)
         wanted = {"params": target}
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         with context:
-            state = store.load_checkpointables(
-                step, {"state": {"policy": wanted} if is_game else wanted}
+            state = ocp.load_checkpointables(
+                path, {"state": {"policy": wanted} if is_game else wanted}
             )["state"]
         return (state["policy"] if is_game else state)["params"]
 
 
 def save_params(path: pathlib.Path, params: Any) -> None:
-    """Writes the final parameters of a stage, over older ones; atomic."""
-    with _one_line(path, "the parameters cannot be written"):
+    """Writes the final parameters of a stage and their digests, over older ones.
+
+    Into a folder that is moved to its place when it is complete: see `runtime.artifacts`.
+    """
+    with one_line(path, "the parameters cannot be written"):
         ocp.save(path.resolve(), params, overwrite=True)
+        distributed.run_on_main("digests", lambda: digests.seal(path))
 
 
 def load_params(path: pathlib.Path, target: Any) -> Any:
-    """Reads parameters, laid out as ``target`` (shapes with shardings) says."""
-    with _one_line(path, "the parameters cannot be read"):
+    """Reads parameters, laid out as ``target`` (shapes with shardings) says.
+
+    Raises:
+      CheckpointError: damaged, unreadable, or not those of ``target``.
+    """
+    with one_line(path, "the parameters cannot be read"):
+        if distributed.broadcast("look for digests", (path / digests.NAME).is_file):
+            share, shares = distributed.index(), distributed.count()
+            damaged = digests.find_damage(path, share=share, shares=shares)
+            if found := [x for x in distributed.exchange("damage", damaged) if x]:
+                raise CheckpointError(f"{path}: damaged: {found[0]} is not as it was written")
+        else:
+            log.warning("%s: written before parameters had digests: read as they are", path)
         _check_arrays(ocp.metadata(path.resolve()).metadata, target)
         return ocp.load(path.resolve(), target)
 
@@ -187,9 +168,7 @@ def _check_arrays(saved: Any, target: Any) -> None:
         raise ValueError("; ".join(other[:5]) + more)
 
 
-def refuse_other(
-    store: ocp.training.Checkpointer, step: int, saved: dict[str, Any], wanted: dict[str, Any]
-) -> None:
+def refuse_other(store: Store, step: int, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Refuses to continue from a checkpoint of another run.
 
     Args:
@@ -228,15 +207,3 @@ def _pieces(leaf: Any) -> Iterator[np.ndarray]:
     for begin in range(0, len(leaf), rows):
         size = min(rows, len(leaf) - begin)
         yield distributed.fetch(jax.lax.dynamic_slice_in_dim(leaf, begin, size))
-
-
-@contextlib.contextmanager
-def _one_line(directory: Any, what: str) -> Iterator[None]:
-    """Turns errors of the checkpoint library into one line that names the directory."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except Exception as error:  # the library raises many kinds; all mean the same to a user
-        reason = " ".join(str(error).split())[:500]
-        raise CheckpointError(f"{directory}: {what}: {type(error).__name__}: {reason}") from error

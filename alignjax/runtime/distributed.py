@@ -111,6 +111,11 @@ def index() -> int:
     return int(_state().process_id) if several() else 0
 
 
+def count() -> int:
+    """How many processes this run has."""
+    return int(_state().num_processes) if several() else 1
+
+
 def exchange(name: str, value: str) -> list[str]:
     """Collects one string from each process, for all of them, in order of the processes."""
     if not several():

@@ -10,6 +10,7 @@ import logging
 import math
 import pathlib
 import time
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,8 @@ from alignjax.errors import NumericalError
 from alignjax.runtime import distributed
 
 log = logging.getLogger("alignjax")
+
+CHECKSUM = b', "crc32": '  # begins the last field of a line
 
 
 class Writer:
@@ -37,8 +40,7 @@ class Writer:
         workdir.mkdir(parents=True, exist_ok=True)
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line) <= after_step]
+            kept = [_as_line(x) for x in read(self._path) if x["step"] <= after_step]
             temporary = self._path.with_name(self._path.name + ".tmp")
             temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             temporary.replace(self._path)  # in one step: a kill must not lose the earlier lines
@@ -52,7 +54,7 @@ class Writer:
         if not self._writes:
             return
         finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.write(_as_line({"step": step, **finite}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
@@ -68,16 +70,39 @@ class Writer:
                 log.warning("%s, tensorboard/: not written to the end (%s)", self._path, error)
 
 
-def _step_of(line: str) -> float:
+def _as_line(values: dict[str, Any]) -> str:
+    """Writes a line, with a checksum of itself at its end."""
+    text = json.dumps(values)
+    return f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}'
+
+
+def _parse(line: bytes, *, summed: bool) -> dict[str, Any] | None:
+    """Reads a line; None: a kill cut it short, or it is not as it was written."""
+    if summed:
+        text, _, checksum = line.rpartition(CHECKSUM)
+        line = text + b"}"
+        if checksum != b"%d}" % zlib.crc32(line):
+            return None
     try:
-        return float(json.loads(line)["step"])
+        values = json.loads(line)
+        float(values["step"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # a kill cut the line short: drop it
+        return None
+    return dict(values)
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Reads the lines of a ``metrics.jsonl``."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Reads the lines of a ``metrics.jsonl``; those that cannot be read are counted and said."""
+    lines = path.read_bytes().splitlines()
+    summed = any(CHECKSUM in line for line in lines)  # else of an earlier version
+    parsed = [_parse(line, summed=summed) for line in lines]
+    bad = [number for number, values in enumerate(parsed, start=1) if values is None]
+    if bad:
+        log.warning(
+            "%s: %d of %d lines cannot be read and are left out (the first: line %d)",
+            *(path, len(bad), len(lines), bad[0]),
+        )
+    return [values for values in parsed if values is not None]
 
 
 class Meter:

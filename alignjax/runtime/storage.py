@@ -12,7 +12,8 @@ import pathlib
 import shutil
 from typing import Any
 
-from alignjax.errors import UserError
+from alignjax import digests
+from alignjax.errors import CheckpointError
 from alignjax.runtime.distributed import broadcast, run_on_main
 
 
@@ -20,7 +21,7 @@ def find_json(path: pathlib.Path) -> Any:
     """Reads a JSON file; None where there is none.
 
     Raises:
-      UserError: it is not JSON.
+      CheckpointError: it is not JSON, or not as it was written.
     """
     return broadcast(f"look for {path.name}", lambda: read_here(path) if path.is_file() else None)
 
@@ -29,7 +30,7 @@ def read_json(path: pathlib.Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-      UserError: there is none, or it is not JSON.
+      CheckpointError: there is none, or it is not JSON, or not as it was written.
     """
     return broadcast(f"read {path.name}", lambda: read_here(path))
 
@@ -37,9 +38,36 @@ def read_json(path: pathlib.Path) -> Any:
 def read_here(path: pathlib.Path) -> Any:
     """As `read_json`, but this process alone: for use inside `broadcast` and `run_on_main`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = digests.read(path)
+        note = _note_of(path)
+        if note.is_file() and _digest(content) not in note.read_text(encoding="utf-8").split():
+            raise ValueError("damaged, it is not as it was written")
+        return json.loads(content.decode("utf-8"))
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def keep_json(path: pathlib.Path, content: Any) -> None:
+    """As `write_json`, for a file of a run: with its digest, which `read_json` compares."""
+    run_on_main(f"keep {path.name}", lambda: keep_here(path, content))
+
+
+def keep_here(path: pathlib.Path, content: Any) -> None:
+    """As `keep_json`, but this process alone."""
+    text, note = as_json(content), _note_of(path)
+    # A kill between the two leaves the old file, which is whole, too.
+    old = _digest(path.read_bytes()) if path.is_file() else ""
+    whole = [old] if note.is_file() and old in note.read_text(errors="replace").split() else []
+    write_here(note, "\n".join([*whole, _digest(text), ""]).encode())
+    write_here(path, text)
+
+
+def _note_of(path: pathlib.Path) -> pathlib.Path:
+    return path.parent / ".artifacts" / f"{path.name}.digest"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

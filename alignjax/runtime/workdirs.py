@@ -14,7 +14,7 @@ import alignjax
 from alignjax.config.fields import describe, identity_changes
 from alignjax.errors import UserError
 from alignjax.runtime.distributed import is_main, run_on_main
-from alignjax.runtime.storage import as_json, read_here, write_here
+from alignjax.runtime.storage import keep_here, read_here
 
 log = logging.getLogger("alignjax")
 
@@ -93,7 +93,7 @@ def _write_config(workdir: pathlib.Path, config: Any, allow_change: bool) -> Non
             )
         for change in changes:
             log.warning("config changed: %s", change)
-    write_here(path, as_json(description))
+    keep_here(path, description)
 
 
 def versions() -> dict[str, str]:

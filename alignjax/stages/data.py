@@ -278,7 +278,7 @@ def _write_receipt(path: pathlib.Path, receipt: dict[str, Any]) -> None:
             known = {}
         wanted = json.loads(storage.as_json(receipt))
         if not isinstance(known, dict) or wanted != {side: known.get(side) for side in wanted}:
-            storage.write_here(path, storage.as_json(receipt))
+            storage.keep_here(path, receipt)
 
     run_on_main("receipt.json", write)
 

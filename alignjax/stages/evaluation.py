@@ -299,7 +299,7 @@ def write_report(
         "receipt": run.data.receipt,
         "versions": workdirs.versions(),
     }
-    storage.write_json(workdir / "summary.json", summary)
+    storage.keep_json(workdir / "summary.json", summary)
     picture = workdir / "report.png"
     plots.plot_training(workdir, picture, scores, first)
     tables.print_samples(before, after, judge, count=3)

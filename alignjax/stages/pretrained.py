@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from alignjax import gguf_files
+from alignjax import digests, gguf_files
 from alignjax.config import Config
 from alignjax.data.tokenizer import gguf as gguf_tokenizer
 from alignjax.data.tokenizer.files import MORE_TEMPLATES
@@ -172,6 +172,7 @@ def keep_files(config: Config, workdir: pathlib.Path) -> None:
         else:
             copy_files(tokenizer.parent, to, (tokenizer.name, *BESIDE_TOKENIZER))
             copy_templates(tokenizer.parent, to)
+        digests.seal(to)
 
     artifacts.reuse(
         folder,

@@ -11,7 +11,7 @@ import numpy as np
 
 from alignjax.config import Config, SftConfig
 from alignjax.data.batching import Bucketed
-from alignjax.runtime import artifacts, checkpoint, storage
+from alignjax.runtime import artifacts, checkpoint, storage, stores
 from alignjax.stages import held_out, learners, pretrained
 from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
@@ -75,7 +75,7 @@ def run_stage(run: Run) -> Callable[[], Params]:
     params = pretrained.supervised_params(run.workdir)
     key = {"identity": job.identity, "steps": len(batches)}
     artifacts.reuse(params, key, train, lambda path: None)
-    checkpoint.drop_state(own.workdir / "checkpoints")
+    stores.drop_state(own.workdir / "checkpoints")
     return pretrained.supervised(config.model, run.workdir, mesh, quantize)
 
 
@@ -99,7 +99,7 @@ def _summarise(run: Run, sft: SftConfig, params: Params, counts: dict[str, int])
     }
     if sft.truth is not None:
         summary["truth_nll_per_response"] = _truth(sft.truth, run.data.held_out)
-    storage.write_json(run.workdir / "summary.json", summary)
+    storage.keep_json(run.workdir / "summary.json", summary)
     log.info(
         "supervised: held-out loss %.4f nats per response%s, %.4f per token",
         summary["nll_per_response"],

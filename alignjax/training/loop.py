@@ -15,7 +15,7 @@ from typing import Any
 
 from alignjax.config import TrainConfig
 from alignjax.errors import UserError
-from alignjax.runtime import checkpoint, consistency, distributed, metrics, watchdog
+from alignjax.runtime import consistency, distributed, metrics, stores, watchdog
 from alignjax.runtime.faults import fault_point
 from alignjax.runtime.sharding import put_rows
 from alignjax.training import progress
@@ -49,11 +49,14 @@ def loop(
     Returns:
       The final state, and counts as in `offline.fit`.
 
+    Raises:
+      NumericalError: too many steps in a row, or all of them, were not finite.
+
     Every line of the metrics holds ``step_seconds``: what all turns so far took, over all starts of
     the run, without tracing and compiling, waiting for rows, saving and evaluating.
     """
     consistency.check_same({f"{job.name}: {name}": str(x) for name, x in job.identity.items()})
-    with checkpoint.open_store(job.workdir / "checkpoints", keep=job.train.keep) as store:
+    with stores.open_store(job.workdir / "checkpoints", keep=job.train.keep) as store:
         at = progress.resume(store, job, turns)
         begin, rows, stopping = at.step, _TimedBatches(turns.batches(at.step)), False
         with (
@@ -82,8 +85,9 @@ def loop(
             with limited(f"{job.name}, the end"):
                 signum = distributed.max_over_processes(caught)()
             if signum:  # after the last step too: another stage would follow
-                store.wait()
+                stores.wait(store)
                 raise StoppedError(signum, int(at.state.step.max()), job.workdir)
+    progress.require_trained(job.name, at.state)
     return at.state, {
         "steps": turns.total,
         "resumed_from": begin,

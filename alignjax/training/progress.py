@@ -2,18 +2,17 @@
 
 import contextlib
 import dataclasses
-import json
 import logging
 from collections.abc import Iterator
 from typing import Any, Generic
 
-from orbax.checkpoint import v1 as ocp
+import numpy as np
 
-from alignjax.errors import UserError
-from alignjax.runtime import checkpoint, distributed, metrics
+from alignjax.errors import NumericalError, UserError
+from alignjax.runtime import checkpoint, metrics, stores
 from alignjax.runtime.faults import fault_point
 from alignjax.training.job import Job, State, Turns
-from alignjax.types import Array
+from alignjax.types import Array, GameState
 
 log = logging.getLogger("alignjax")
 
@@ -87,7 +86,7 @@ class Progress(Generic[State]):
         self.seconds += took[0]
 
 
-def resume(store: ocp.training.Checkpointer, job: Job, turns: Turns[State]) -> Progress[State]:
+def resume(store: stores.Store, job: Job, turns: Turns[State]) -> Progress[State]:
     """Restores the newest checkpoint, or starts at step 0 where there is none to go on from.
 
     Raises:
@@ -95,8 +94,7 @@ def resume(store: ocp.training.Checkpointer, job: Job, turns: Turns[State]) -> P
       CheckpointError: it cannot be read.
     """
     numbers = Numbers(turns, max_skipped=job.train.max_skipped)
-    # What process 0 sees: a file system may show it to the others later.
-    step = json.loads(distributed.exchange("latest", json.dumps(checkpoint.latest(store)))[0])
+    step = stores.latest(store)
     if step is None:
         return Progress(0, turns.start(), numbers)
     record = checkpoint.read_record(store, step)
@@ -107,17 +105,18 @@ def resume(store: ocp.training.Checkpointer, job: Job, turns: Turns[State]) -> P
             f"{turns.total} steps: use another --workdir, or more steps"
         )
     complete, whole = step == turns.total, "holds" not in record
-    if not checkpoint.has_state(store, step) or not (whole or complete):
+    if not stores.has_state(store, step) or not (whole or complete):
         log.warning(
             "%s: ended at step %d without what it takes to go on: beginning again", job.name, step
         )
-        checkpoint.drop(store, but=None)
+        stores.drop(store, but=None)
         return Progress(0, turns.start(), numbers)
     state = checkpoint.restore(
         store, step, turns.target if whole else _without_optimizer(turns.target)
     )
+    stores.drop_newer(store, step)
     if complete and not job.extendable:
-        checkpoint.drop(store, but=step)  # where a kill came before it
+        stores.drop(store, but=step)  # where a kill came before it
     numbers.restore(record)
     if step == turns.total:
         log.info("%s: complete at step %d, nothing to do", job.name, step)
@@ -127,9 +126,7 @@ def resume(store: ocp.training.Checkpointer, job: Job, turns: Turns[State]) -> P
     return Progress(step, state, numbers, seconds)
 
 
-def save(
-    store: ocp.training.Checkpointer, job: Job, progress: Progress[Any], *, total: int
-) -> None:
+def save(store: stores.Store, job: Job, progress: Progress[Any], *, total: int) -> None:
     """Starts to save a checkpoint; its files are written while training goes on.
 
     The last one of a job that is not extendable has no optimizer state, and takes the place of the
@@ -149,7 +146,22 @@ def save(
     checkpoint.save(store, progress.step, state, record)
     fault_point("saving", place)
     if final:
-        checkpoint.drop(store, but=progress.step)
+        stores.drop(store, but=progress.step)
+
+
+def require_trained(name: str, state: Any) -> None:
+    """Refuses the end of a training in which a network, or a player, took no step.
+
+    Raises:
+      NumericalError: every step of it was skipped.
+    """
+    for one in (state.policy, state.reward) if isinstance(state, GameState) else (state,):
+        steps, skipped = np.atleast_1d(one.step), np.atleast_1d(one.skipped)
+        if ((steps > 0) & (steps == skipped)).any():
+            raise NumericalError(
+                f"{name}: loss or gradient not finite in each of its {steps.max()} steps: nothing "
+                "was trained; lower optim.learning_rate or look at the data"
+            )
 
 
 def _without_optimizer(state: Any) -> Any:

@@ -15,7 +15,7 @@ from alignjax.data.tokenizer import load as tokenizers
 from alignjax.models import lora
 from alignjax.models.config import LoraConfig, ModelConfig, model_from
 from alignjax.models.hf import load
-from alignjax.runtime import checkpoint, sharding
+from alignjax.runtime import checkpoint, sharding, stores
 from alignjax.stages import adapters, pretrained
 from tests import runs
 from tests.parity.live import HERE, PYTHON, ask
@@ -82,8 +82,8 @@ def params_of(folder):
 def trained(story):
     run = story / "runs" / "mine"
     config = model_from(json.loads((run / "config.json").read_text()), "config.json")
-    with checkpoint.open_store(run / "checkpoints", keep=9) as store:
-        step = checkpoint.latest(store)
+    with stores.open_store(run / "checkpoints", keep=9) as store:
+        step = stores.latest(store)
         target = pretrained.target(config, sharding.make_mesh(1, 1, 1))
         return step, config, checkpoint.restore_params(store, step, target)
 
@@ -157,7 +157,7 @@ def test_the_merged_export_is_the_decoded_base_with_the_adapters(story, tmp_path
     """And with PEFT beside the folder itself it differs by what the codes lost, no more."""
     config, base = params_of(story / "my-model")
     mesh, thin = sharding.make_mesh(1, 1, 1), LoraConfig(rank=4, alpha=32.0, quantize="nf4")
-    with checkpoint.open_store(story / "runs" / "thin" / "checkpoints", keep=9) as store:
+    with stores.open_store(story / "runs" / "thin" / "checkpoints", keep=9) as store:
         trained = checkpoint.restore_params(store, 2, adapters.target(thin, config, mesh))
     coded = pretrained.load(config, mesh, "nf4")
     _, merged = params_of(story / "my-model-merged")

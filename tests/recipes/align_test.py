@@ -19,7 +19,7 @@ from alignjax.losses import dpo, hps, sft
 from alignjax.models import logps
 from alignjax.models.transformer import init_params
 from alignjax.recipes import align
-from alignjax.runtime import checkpoint, metrics, sharding
+from alignjax.runtime import checkpoint, metrics, sharding, stores
 from alignjax.stages import reference
 from alignjax.stages.data import prepare_data
 from alignjax.training import offline, optim
@@ -305,7 +305,7 @@ def test_a_reference_that_changes_is_noticed(base, tmp_path, monkeypatch):
 
 def test_the_reference_is_what_it_was(base):
     digest = checkpoint.tree_digest(runs.supervised(base[0], config()))
-    with checkpoint.open_store(base[0] / "checkpoints", keep=9) as store:
+    with stores.open_store(base[0] / "checkpoints", keep=9) as store:
         record = checkpoint.read_record(store, STEPS)
     assert record["identity"]["reference"] == digest
     assert checkpoint.tree_digest(runs.stored(base[0], config()).params) != digest

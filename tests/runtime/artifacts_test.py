@@ -142,7 +142,7 @@ def test_a_killed_maker_goes_on_with_its_parts(tmp_path):
     program(tmp_path, "folder", "k", fault="part:part-1=kill")
     scratch = tmp_path / ".artifacts" / "folder.scratch"
     assert sorted(p.name for p in scratch.glob("part-*")) == ["part-0.json", "part-1.json"]
-    storage.write_json(scratch / "part-0.json", "as it was left")
+    storage.keep_json(scratch / "part-0.json", "as it was left")
     made = json.loads(folder(tmp_path, "k")["all.json"])
     assert made == ["as it was left", {"value": 1}, {"value": 2}]
 

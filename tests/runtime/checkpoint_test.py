@@ -13,8 +13,8 @@ import optax
 import pytest
 
 from alignjax.errors import CheckpointError, UserError
-from alignjax.runtime import checkpoint, sharding
-from alignjax.runtime.checkpoint import open_store, refuse_other, tree_digest
+from alignjax.runtime import checkpoint, sharding, stores
+from alignjax.runtime.checkpoint import refuse_other, tree_digest
 from alignjax.runtime.sharding import make_mesh
 from alignjax.training.step import init_state
 from tests import tiny
@@ -53,8 +53,8 @@ def saved(tmp_path_factory):
     """A directory with steps 10 and 20 saved, and the state of 20."""
     path = tmp_path_factory.mktemp("saved") / "checkpoints"
     state = make_state()
-    with open_store(path, keep=3) as store:
-        assert checkpoint.latest(store) is None
+    with stores.open_store(path, keep=3) as store:
+        assert stores.latest(store) is None
         checkpoint.save(store, 10, make_state(1), {"next_batch": 10, "identity": {"data": "a"}})
         checkpoint.save(store, 20, state, {"next_batch": 20, "identity": {"data": "a"}})
     return path, state
@@ -71,8 +71,8 @@ def copied(saved, tmp_path):
 def test_every_bit_comes_back_on_any_mesh(saved, shape):
     path, state = saved
     wanted = target(state, shape)
-    with open_store(path, keep=3) as store:
-        assert checkpoint.latest(store) == 20
+    with stores.open_store(path, keep=3) as store:
+        assert stores.latest(store) == 20
         found = checkpoint.restore(store, 20, wanted)
         other = checkpoint.restore(store, 10, wanted)
     chex.assert_trees_all_equal(bits(found), bits(state))
@@ -85,14 +85,14 @@ def test_every_bit_comes_back_on_any_mesh(saved, shape):
 
 
 def test_the_record_comes_back(saved):
-    with open_store(saved[0], keep=3) as store:
+    with stores.open_store(saved[0], keep=3) as store:
         record = checkpoint.read_record(store, 20)
-    assert record == {"format": checkpoint.FORMAT, "next_batch": 20, "identity": {"data": "a"}}
+    assert record == {"format": stores.FORMAT, "next_batch": 20, "identity": {"data": "a"}}
 
 
 def test_the_newest_are_kept(tmp_path):
     state = {"x": jnp.arange(3)}
-    with open_store(tmp_path, keep=2) as store:
+    with stores.open_store(tmp_path, keep=2) as store:
         for step in (1, 2, 3):
             checkpoint.save(store, step, state, {})
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["2", "3"]
@@ -102,20 +102,20 @@ def test_a_saved_state_may_be_donated_at_once(tmp_path):
     state = {"x": jnp.arange(100_000.0)}
     wanted = np.asarray(state["x"]).copy()
     overwrite = jax.jit(lambda x: jax.tree.map(jnp.zeros_like, x), donate_argnums=0)
-    with open_store(tmp_path, keep=1) as store:
+    with stores.open_store(tmp_path, keep=1) as store:
         checkpoint.save(store, 1, state, {})
         overwrite(state)
-        store.wait()
+        stores.wait(store)
         found = checkpoint.restore(store, 1, target({"x": jnp.asarray(wanted)}))
     np.testing.assert_array_equal(found["x"], wanted)
 
 
 def test_another_format_is_refused(tmp_path, monkeypatch):
-    with open_store(tmp_path, keep=1) as store:
+    with stores.open_store(tmp_path, keep=1) as store:
         monkeypatch.setattr(checkpoint, "FORMAT", 99)
         checkpoint.save(store, 1, {"x": jnp.arange(3)}, {})
         monkeypatch.undo()
-        store.wait()
+        stores.wait(store)
         with pytest.raises(CheckpointError, match="step 1 has checkpoint format 99") as error:
             checkpoint.read_record(store, 1)
     assert error.value.exit_code == 3
@@ -123,7 +123,7 @@ def test_another_format_is_refused(tmp_path, monkeypatch):
 
 def test_another_run_is_refused_by_what_differs(saved):
     found, wanted = dict(data="a", tokenizer="t"), dict(data="b", tokenizer="t", reference="r")
-    with open_store(saved[0], keep=3) as store:
+    with stores.open_store(saved[0], keep=3) as store:
         refuse_other(store, 20, found, {"data": "a", "tokenizer": "t"})
         with pytest.raises(UserError) as error:
             refuse_other(store, 20, found, wanted)
@@ -177,7 +177,7 @@ def test_arrays_of_another_network_are_refused_in_one_line(saved, change, named)
     state = jax.tree.map(lambda x: x, state)
     change(state)
     with (
-        open_store(path, keep=3) as store,
+        stores.open_store(path, keep=3) as store,
         pytest.raises(CheckpointError, match=re.escape(named)) as error,
     ):
         checkpoint.restore(store, 20, target(state))
@@ -190,15 +190,15 @@ def test_a_save_that_was_killed_is_not_seen(copied):
     path, state = copied
     half = path / "30.orbax-checkpoint-tmp"
     shutil.copytree(path / "20", half)
-    with open_store(path, keep=3) as store:
-        assert checkpoint.latest(store) == 20
+    with stores.open_store(path, keep=3) as store:
+        assert stores.latest(store) == 20
         chex.assert_trees_all_equal(bits(checkpoint.restore(store, 20, target(state))), bits(state))
     assert not half.exists()
 
 
 def test_a_save_killed_before_it_is_committed(tmp_path, monkeypatch):
     """The last thing that a save does is to rename its directory."""
-    with open_store(tmp_path, keep=3) as store:
+    with stores.open_store(tmp_path, keep=3) as store:
         checkpoint.save(store, 1, {"x": jnp.arange(3)}, {})
     rename = os.rename
 
@@ -209,14 +209,17 @@ def test_a_save_killed_before_it_is_committed(tmp_path, monkeypatch):
 
     for name in ("rename", "replace"):
         monkeypatch.setattr(os, name, killed)
-    with pytest.raises(CheckpointError, match="killed"), open_store(tmp_path, keep=3) as store:
+    with (
+        pytest.raises(CheckpointError, match="killed"),
+        stores.open_store(tmp_path, keep=3) as store,
+    ):
         checkpoint.save(store, 2, {"x": jnp.arange(3)}, {})
     monkeypatch.undo()
-    with open_store(tmp_path, keep=3) as store:
-        assert checkpoint.latest(store) == 1
+    with stores.open_store(tmp_path, keep=3) as store:
+        assert stores.latest(store) == 1
         checkpoint.save(store, 2, {"x": jnp.arange(4)}, {})  # and the step can be saved again
-    with open_store(tmp_path, keep=3) as store:
-        assert checkpoint.latest(store) == 2
+    with stores.open_store(tmp_path, keep=3) as store:
+        assert stores.latest(store) == 2
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["1", "2"]
 
 
@@ -224,7 +227,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("here")
     with (
         pytest.raises(CheckpointError, match="cannot be opened") as error,
-        open_store(tmp_path / "file" / "checkpoints", keep=1),
+        stores.open_store(tmp_path / "file" / "checkpoints", keep=1),
     ):
         pass
     assert "\n" not in str(error.value)

@@ -50,6 +50,27 @@ def test_lines_of_steps_that_run_again_are_removed(tmp_path):
     ]
 
 
+def test_a_line_with_a_changed_bit_is_counted_and_said(tmp_path, caplog):
+    writer, path = Writer(tmp_path, after_step=0), tmp_path / "metrics.jsonl"
+    for step in (1, 2, 3):
+        writer.write(step, {"loss": 0.125 * step, "kl": 1.5})
+    writer.close()
+    whole, wanted = path.read_bytes(), metrics.read(path)
+    assert [line["step"] for line in wanted] == [1, 2, 3]
+    assert not caplog.records
+    for place in range(len(whole)):  # whatever bit it is, no number is read that was not written
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+        caplog.clear()
+        found = metrics.read(path)
+        assert [line for line in found if line not in wanted] == []
+        assert len(found) == 3 or "lines cannot be read and are left out" in caplog.text
+    path.write_bytes(whole[:5] + whole[6:])
+    Writer(tmp_path, after_step=9).close()
+    assert steps_in(path) == [2, 3]
+
+
 @pytest.mark.parametrize("half", ['{"step": 4, "los', "{", '{"loss": 1.0}', "null", "17", '"a"'])
 def test_half_lines_are_removed(tmp_path, half):
     path = tmp_path / "metrics.jsonl"

@@ -16,7 +16,7 @@ from alignjax.models.config import LoraConfig
 from alignjax.models.hf import load, tensorfile
 from alignjax.recipes import align, reward_model
 from alignjax.rewards import reward_models
-from alignjax.runtime import checkpoint, sharding
+from alignjax.runtime import checkpoint, sharding, stores
 from alignjax.stages import adapters, pretrained
 from alignjax.training import optim, step
 from tests import runs
@@ -40,7 +40,7 @@ def state_of(workdir, at, objectives=0):
 
     shapes = jax.eval_shape(start)
     target = sharding.abstract(shapes, sharding.shard_tree(shapes, sharding.make_mesh(1, 1, 1)))
-    with checkpoint.open_store(workdir / "checkpoints", keep=9) as store:
+    with stores.open_store(workdir / "checkpoints", keep=9) as store:
         return checkpoint.restore(store, at, target)
 
 
@@ -60,7 +60,7 @@ def test_a_checkpoint_holds_adapters_alone_and_the_base_is_as_it_was(base):
     count = sum(x.size for x in jax.tree.leaves(state.params))
     whole = sum(x.size for x in jax.tree.leaves(base_of(workdir)))
     assert count < whole / 5
-    with checkpoint.open_store(workdir / "checkpoints", keep=9) as store:
+    with stores.open_store(workdir / "checkpoints", keep=9) as store:
         record = checkpoint.read_record(store, 4)
     assert record["identity"]["reference"] == checkpoint.tree_digest(base_of(workdir))
     assert all(np.abs(x["lora_b"]).max() > 0 for x in state.params["layers"].values())
@@ -161,7 +161,7 @@ def test_a_quantised_base_is_sampled_trained_beside_and_merged(tmp_path):
     state = state_of(workdir, 2)
     wide = base_of(workdir)
     coded = pretrained.quantize_params(wide, "nf4", sharding.make_mesh(1, 1, 1))
-    with checkpoint.open_store(workdir / "checkpoints", keep=9) as store:
+    with stores.open_store(workdir / "checkpoints", keep=9) as store:
         record = checkpoint.read_record(store, 2)
     assert record["identity"]["reference"] == checkpoint.tree_digest(coded)
     assert checkpoint.tree_digest(coded) != checkpoint.tree_digest(wide)

@@ -13,7 +13,7 @@ import pytest
 from alignjax.errors import UserError
 from alignjax.losses import apo, bradley_terry, dpo
 from alignjax.models import reward_head, transformer
-from alignjax.runtime import checkpoint, sharding
+from alignjax.runtime import checkpoint, sharding, stores
 from alignjax.testing import loss_inputs
 from alignjax.training import game
 from alignjax.training.step import Update, init_state, reward_scores, train_step
@@ -239,11 +239,11 @@ def test_a_restored_game_goes_on_bit_for_bit_in_the_middle_of_a_cycle(tmp_path):
     uninterrupted, turns = play(make_state(), 8)
     saved, first = play(make_state(), 4)
     wanted = bits(saved)
-    with checkpoint.open_store(tmp_path / "checkpoints", keep=1) as store:
+    with stores.open_store(tmp_path / "checkpoints", keep=1) as store:
         checkpoint.save(store, int(saved.step), saved, {})
     shapes = jax.eval_shape(lambda: saved)
     target = sharding.abstract(shapes, sharding.shard_tree(shapes, sharding.make_mesh(1, 1, 1)))
-    with checkpoint.open_store(tmp_path / "checkpoints", keep=1) as store:
+    with stores.open_store(tmp_path / "checkpoints", keep=1) as store:
         restored = checkpoint.restore(store, 4, target)
     assert same_bits(restored, wanted)
     assert jax.tree.structure(restored) == jax.tree.structure(saved)

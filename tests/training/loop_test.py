@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from alignjax.config import TrainConfig
 from alignjax.data.batching import Batches, Bucketed, choose_shapes, deal_batches, shuffled
 from alignjax.errors import CheckpointError, NumericalError, UserError
-from alignjax.runtime import checkpoint, metrics, sharding
+from alignjax.runtime import checkpoint, metrics, sharding, stores
 from alignjax.runtime.metrics import Meter
 from alignjax.training import loop, offline
 from alignjax.training.job import Feed, Job, Learner
@@ -479,6 +480,15 @@ def test_too_many_bad_steps_end_the_run_with_the_last_good_parameters(tmp_path):
     assert good is not None
 
 
+def test_a_training_of_bad_steps_alone_is_no_success(tmp_path):
+    """Fewer than may be skipped in a row, and not one step was taken: again when started again."""
+    for _ in range(2):
+        short = job(tmp_path, loss=broken(0, 99), log_every=1, max_skipped=99)
+        with pytest.raises(NumericalError, match=rf"in each of its {TOTAL} steps") as caught:
+            fit(short)
+        assert caught.value.exit_code == 4
+
+
 def test_bad_steps_before_a_stop_count_after_it(tmp_path):
     # Steps 3 to 5 are bad, the checkpoint of step 4 lies between: two before it, one after.
     run_until(4, tmp_path, loss=broken(2, 99))
@@ -492,8 +502,8 @@ def stored_state(workdir, step=None):
         lambda p: init_state(p, learner.update.optimizer, jax.random.key(0)), SHAPE
     )
     target = sharding.abstract(shapes, sharding.shard_tree(shapes, its.mesh))
-    with checkpoint.open_store(workdir / "checkpoints", keep=3) as store:
-        return checkpoint.restore(store, step or checkpoint.latest(store), target)
+    with stores.open_store(workdir / "checkpoints", keep=3) as store:
+        return checkpoint.restore(store, step or stores.latest(store), target)
 
 
 def stored_equal(a, b):
@@ -562,8 +572,9 @@ def test_only_the_newest_are_kept(tmp_path):
 
 def arrays(workdir):
     """The arrays of each step's checkpoint, by their paths."""
-    with checkpoint.open_store(workdir / "checkpoints", keep=9) as store:
-        saved = {one.step: store.checkpointables_metadata(one.step) for one in store.checkpoints}
+    with stores.open_store(workdir / "checkpoints", keep=9) as store:
+        paths = {step: store.directory / str(step) for step in stores.list_steps(store)}
+        saved = {step: ocp.checkpointables_metadata(path) for step, path in paths.items()}
         trees = {step: x.metadata["state"] for step, x in saved.items()}
     leaves = {step: jax.tree_util.tree_leaves_with_path(tree) for step, tree in trees.items()}
     return {step: [sharding.path_name(path) for path, _ in own] for step, own in leaves.items()}
@@ -601,10 +612,10 @@ def test_more_steps_go_on_from_a_run_s_end_and_begin_a_stage_again(done, tmp_pat
 def test_without_its_state_a_stage_is_made_again_and_another_s_is_refused(clean, tmp_path):
     for _ in range(2):  # the second time nothing is left to drop
         fit(job(tmp_path, extendable=False))
-        checkpoint.drop_state(tmp_path / "checkpoints")
+        stores.drop_state(tmp_path / "checkpoints")
         with pytest.raises(UserError, match="belongs to another run: data"):
             fit(job(tmp_path, extendable=False, identity={**IDENTITY, "data": "other"}))
-        checkpoint.drop_state(tmp_path / "checkpoints")
+        stores.drop_state(tmp_path / "checkpoints")
     state, counts = fit(job(tmp_path))
     assert counts["resumed_from"] == 0
     same_bits(state, clean.state)

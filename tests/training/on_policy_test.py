@@ -16,7 +16,7 @@ from alignjax.losses import apo
 from alignjax.models import lora, reward_head, transformer
 from alignjax.models.config import LoraConfig
 from alignjax.models.logps import response_logps
-from alignjax.runtime import checkpoint, sharding
+from alignjax.runtime import checkpoint, sharding, stores
 from alignjax.runtime.faults import FaultError
 from alignjax.sampling import decode
 from alignjax.sampling.generate import Question
@@ -163,7 +163,7 @@ def clean(tmp_path_factory, compiled_here):
 
 def stored(folder, step, target):
     layout = sharding.shard_tree(target, sharding.make_mesh(1, 1, 1))
-    with checkpoint.open_store(folder / "checkpoints", keep=20) as store:
+    with stores.open_store(folder / "checkpoints", keep=20) as store:
         return checkpoint.restore(store, step, sharding.abstract(target, layout))
 
 
@@ -211,7 +211,7 @@ def test_the_policy_alone_is_read_from_a_games_checkpoint(clean):
     folder, wanted, counts, _ = clean["play"]
     layout = sharding.shard_tree(clean["play target"].policy.params, sharding.make_mesh(1, 1, 1))
     target = sharding.abstract(clean["play target"].policy.params, layout)
-    with checkpoint.open_store(folder / "checkpoints", keep=20) as store:
+    with stores.open_store(folder / "checkpoints", keep=20) as store:
         params = checkpoint.restore_params(store, counts["steps"], target)
     assert same_bits(params, wanted.policy.params)
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from alignjax import gguf_files
+from alignjax import digests, gguf_files
 from alignjax.data.tokenizer import chat, gguf
 from alignjax.errors import UserError, did_you_mean
 
@@ -69,8 +69,7 @@ def read(path: str) -> bytes:
     if os.path.getsize(path) > MAX_FILE:
         raise UserError(f"{path}: is larger than {MAX_FILE // 2**20} MiB")
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return digests.read(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from alignjax import gguf_files
+from alignjax import digests, gguf_files
 from alignjax.errors import UserError
 from alignjax.models.config import ModelConfig
 from alignjax.models.hf import configjson, gguf, tensorfile
@@ -90,7 +90,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     if file.stat().st_size > MAX_JSON:
         raise UserError(f"{file}: wanted at most {MAX_JSON // 2**20} MiB")
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(digests.read(file))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not valid JSON ({error})") from None
     if not isinstance(content, dict):
@@ -184,7 +184,8 @@ def load_params(
       finish: (path, parameter) -> what to keep of it; called before the next one is read.
 
     Raises:
-      UserError: names every tensor that is missing, left over, or of another shape or kind.
+      UserError: names every tensor that is missing, left over, or of another shape or kind; or one
+        that holds NaN or infinity.
     """
     tensors = find_tensors(folder)
     head, embedding = OTHER_TENSORS["head"], OTHER_TENSORS["embed/embedding"]
@@ -214,13 +215,22 @@ def _read_leaf(
         """Rows ``begin`` to ``begin + step`` of every device's share."""
 
         def part(index: Any) -> np.ndarray:
-            view = tensors[name.format(begin)].open()
+            tensor = tensors[name.format(begin)]
+            view = tensor.open()
             view = view.T if transposed else view
             if stacked:
-                return np.array(view[index[1:]], like.dtype, order="C")[None]
-            first = (index[0].start or 0) // step * share + begin
-            rows = (slice(first, first + step), *index[1:])
-            return np.array(view[rows], like.dtype, order="C")  # a copy: the file is let go of
+                rows = index[1:]
+            else:
+                first = (index[0].start or 0) // step * share + begin
+                rows = (slice(first, first + step), *index[1:])
+            with np.errstate(over="ignore"):  # too large for its new type: refused as infinite
+                copy = np.array(view[rows], like.dtype, order="C")  # the file is let go of
+            if not np.isfinite(copy).all():
+                raise UserError(
+                    f"{tensor.file}: tensor {name.format(begin)!r}: holds numbers that are not "
+                    f"finite in {like.dtype}"
+                )
+            return copy[None] if stacked else copy
 
         size = (shape[0] // share * step, *shape[1:])
         return jax.make_array_from_callback(size, sharding, part)

@@ -84,7 +84,7 @@ def report_game(
     tables.say(f"± is the half-width of the 95% interval over prompts. {_legend(ranking)}".rstrip())
     picture = workdir / "report.png"
     plots.plot_rounds(_panels(history), picture)
-    storage.write_json(workdir / "summary.json", summary)  # last: with it the run has ended
+    storage.keep_json(workdir / "summary.json", summary)  # last: with it the run has ended
     tables.say(f"plot: {picture}\nnumbers: {workdir / 'summary.json'}")
     tables.say(
         f"the last reward model: {rewarded}; to score with it: python -m alignjax score "

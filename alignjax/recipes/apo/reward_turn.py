@@ -133,7 +133,7 @@ def _fit(
         del scratch  # a killed training goes on from its checkpoints
         if not config.tokenizer.path:
             storage.copy(game.workdir / "tokenizer.model", folder / "tokenizer.model")
-        storage.write_json(folder / "config.json", describe(config))
+        storage.keep_json(folder / "config.json", describe(config))
         held = game.data.held_out.dataset.digest
         held_out = setup.prepare_rows(game, game.held_out, held, "comparisons, held out")
         data = dataclasses.replace(game.data, train=rows, held_out=held_out)

@@ -65,7 +65,7 @@ def _play(
         players = Players(policy, before, reward, base, supervised)
         line = measure.measure(game, number, players)
         history.append(line)
-        storage.write_json(game.workdir / "history.json", history)
+        storage.keep_json(game.workdir / "history.json", history)
         log.info("round %d: %s", number, _short(line))
     return history
 

@@ -20,7 +20,7 @@ from alignjax.data.splits import prompt_digest
 from alignjax.errors import CheckpointError, UserError
 from alignjax.recipes.apo import golden
 from alignjax.recipes.apo.config import GameConfig
-from alignjax.runtime import checkpoint
+from alignjax.runtime import checkpoint, stores
 from alignjax.sampling.generate import Question, take_questions
 from alignjax.stages import adapters, pretrained, sample_lists
 from alignjax.stages.data import Prepared, rows_of, split
@@ -244,8 +244,8 @@ def load_trained(
     else:
         target = adapters.target(config.lora, config.model, mesh, objectives=objectives)
     # So many that opening the folder to read removes no checkpoint.
-    with checkpoint.open_store(folder / "checkpoints", keep=1_000_000) as store:
-        newest = checkpoint.latest(store)
+    with stores.open_store(folder / "checkpoints", keep=1_000_000) as store:
+        newest = stores.latest(store)
         if newest is None:
             raise CheckpointError(f"{folder}: its last checkpoint is gone; remove the folder")
         return checkpoint.restore_params(store, newest, target)

@@ -63,7 +63,7 @@ def run(
         first = Players(supervised, supervised, base, base, supervised)
         last = dataclasses.replace(first, policy=policy, reward=reward)
         history = [measure(game, number, who) for number, who in enumerate((first, last))]
-        storage.write_json(game.workdir / "history.json", history)
+        storage.keep_json(game.workdir / "history.json", history)
         columns = ["before", f"after {counts['steps']} turns"]
         return report_game(game, history, columns, reward.folder, counts)
 
@@ -135,7 +135,7 @@ def _keep(
         trained = lora.merge(reward_head.from_language_model(base), trained, config.lora)
     digests["reward"] = pretrained.keep_params(reward / "params", trained)
     _describe_reward_model(game, reward, digests["reward"], made)
-    storage.write_json(game.workdir / "players.json", digests)
+    storage.keep_json(game.workdir / "players.json", digests)
     rewards = pretrained.target(config.model, game.mesh, objectives=1)
     return (
         Reference(load_policy, digests["policy"]),
@@ -195,8 +195,8 @@ def _describe_reward_model(
 ) -> None:
     """Writes what `scorers.reward_model` and ``export`` want beside the parameters."""
     config = reward_turn.config_of(game)
-    storage.write_json(folder / "config.json", describe(config))
+    storage.keep_json(folder / "config.json", describe(config))
     if not config.tokenizer.path:
         storage.copy(game.workdir / "tokenizer.model", folder / "tokenizer.model")
     described = {"objectives": [], "tokenizer": game.data.tokenizer.digest, "params": digest}
-    storage.write_json(folder / "summary.json", {"reward_model": described, **made})
+    storage.keep_json(folder / "summary.json", {"reward_model": described, **made})

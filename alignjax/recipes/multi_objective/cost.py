@@ -17,7 +17,7 @@ def note_seconds(setting: Setting, name: str, seconds: float) -> None:
     from alignjax.runtime import storage
 
     path = setting.run.workdir / "seconds" / f"{name.replace('/', '-')}.json"
-    storage.write_json(path, seconds)
+    storage.keep_json(path, seconds)
 
 
 def note_steps(setting: Setting, name: str) -> None:

@@ -179,7 +179,7 @@ def _choose(
             for preference, own, mean in zip(preferences, chosen, means, strict=True)
         ],
     }
-    storage.write_json(setting.run.workdir / f"{name}.json", content)
+    storage.keep_json(setting.run.workdir / f"{name}.json", content)
     return chosen
 
 

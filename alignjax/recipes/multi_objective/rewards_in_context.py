@@ -278,4 +278,4 @@ def _write_summary(setting: Setting, data: _Training, rounds: list[dict[str, int
         "high": data.high.tolist(),
         "rounds": rounds,
     }
-    storage.write_json(setting.run.workdir / "rewards_in_context.json", content)
+    storage.keep_json(setting.run.workdir / "rewards_in_context.json", content)

@@ -105,7 +105,7 @@ def _measure(setting: Setting, trained: Policies) -> dict[str, Any]:
 def _report(setting: Setting, measured: dict[str, Any]) -> dict[str, Any]:
     """Writes and prints what was measured; see the module's docstring."""
     workdir = setting.run.workdir
-    storage.write_json(workdir / "front.json", measured)
+    storage.keep_json(workdir / "front.json", measured)
     summary = {
         "method": describe(setting.objectives.method),
         **front.compare({workdir.resolve().name: measured}, workdir / "front.png"),
@@ -113,7 +113,7 @@ def _report(setting: Setting, measured: dict[str, Any]) -> dict[str, Any]:
         "receipt": storage.read_json(workdir / "receipt.json"),
         "versions": workdirs.versions(),
     }
-    storage.write_json(workdir / "summary.json", summary)
+    storage.keep_json(workdir / "summary.json", summary)
     say(f"numbers: {workdir / 'summary.json'}")
     return summary
 

@@ -102,6 +102,25 @@ def test_mixed_dtypes_are_read_exactly(folder):
         np.testing.assert_array_equal(kernel, kept[name].astype(np.float32).T)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "dtype"),
+    [
+        ("model.layers.1.mlp.up_proj.weight", np.nan, np.float32),
+        ("model.norm.weight", -np.inf, jnp.bfloat16),
+        ("lm_head.weight", 1e39, np.float64),  # no float32
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused_by_name(folder, name, value, dtype):
+    def change(arrays):
+        arrays[name] = arrays[name].astype(dtype)
+        arrays[name].reshape(-1)[-1] = value
+
+    rewrite(folder, change)
+    refused(
+        folder, f"{folder}/model.safetensors: tensor {name!r}: holds numbers that are not finite"
+    )
+
+
 def test_a_tied_head_may_be_stored_if_it_is_the_embedding(tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(DATA / "llama32", folder)

@@ -19,7 +19,7 @@ from alignjax.models.config import LoraConfig
 from alignjax.models.hf import load, tensorfile
 from alignjax.recipes.apo import setup
 from alignjax.rewards import reward_models
-from alignjax.runtime import checkpoint, sharding
+from alignjax.runtime import checkpoint, sharding, stores
 from alignjax.stages import pretrained
 from tests import runs
 from tests.recipes.apo import rounds_test, stepwise_test
@@ -84,8 +84,8 @@ def test_each_round_s_policy_goes_on_and_its_reward_model_begins_beside_the_base
     moved = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), first, second)
     assert min(jax.tree.leaves(moved)) > 0
     assert np.abs(reward(workdir / "round-2" / "reward")["reward"]["kernel"]).max() > 0
-    with checkpoint.open_store(workdir / "round-2/policy/checkpoints", keep=9) as store:
-        record = checkpoint.read_record(store, checkpoint.latest(store))
+    with stores.open_store(workdir / "round-2/policy/checkpoints", keep=9) as store:
+        record = checkpoint.read_record(store, stores.latest(store))
     assert record["identity"]["base"] == checkpoint.tree_digest(base)
 
 
@@ -149,8 +149,8 @@ def test_in_one_loop_both_train_adapters_beside_a_quantised_base(of_steps):
     workdir, summary = of_steps
     ended, config = read(workdir / "players.json"), steps()
     base = pretrained.supervised(config.model, workdir, MESH, "nf4")()
-    with checkpoint.open_store(workdir / "checkpoints", keep=9) as store:
-        record = checkpoint.read_record(store, checkpoint.latest(store))
+    with stores.open_store(workdir / "checkpoints", keep=9) as store:
+        record = checkpoint.read_record(store, stores.latest(store))
         names = store.checkpointables_metadata(summary["steps"]).metadata["state"]
     assert record["identity"]["reference"] == checkpoint.tree_digest(base)
     assert set(names["policy"]["params"]) == {"layers"}

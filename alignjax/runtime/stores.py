@@ -1,0 +1,231 @@
+"""Directories of checkpoints: which steps they hold, and which of them are as they were written.
+
+    12/digests.json  12/state/  12/record/   step 12, complete
+    13.writing/                              a save that goes on, or was killed
+
+What is in a checkpoint: `alignjax.runtime.checkpoint`.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import logging
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+from orbax.checkpoint import v1 as ocp
+
+from alignjax import digests
+from alignjax.errors import CheckpointError
+from alignjax.runtime import distributed
+
+log = logging.getLogger("alignjax")
+
+FORMAT = 3  # raised when what a checkpoint holds changes
+UNSEALED = 2  # the format before, which had no digests
+
+
+@dataclasses.dataclass(eq=False)
+class Store:
+    """A directory of checkpoints."""
+
+    directory: pathlib.Path
+    keep: int  # newest checkpoints kept
+    writer: concurrent.futures.ThreadPoolExecutor  # one thread
+    saving: concurrent.futures.Future[None] | None = None  # the last save, until it is waited for
+    whole: set[int] = dataclasses.field(default_factory=set)  # steps that were found undamaged
+
+
+@contextlib.contextmanager
+def open_store(directory: pathlib.Path, *, keep: int) -> Iterator[Store]:
+    """Opens a directory of checkpoints; leaving the context waits for the last save.
+
+    Args:
+      directory: created if needed; the remains of killed saves are removed.
+      keep: newest checkpoints kept.
+    """
+    directory = directory.absolute()
+
+    def clean_up() -> None:
+        with one_line(directory, "cannot be opened"):
+            directory.mkdir(parents=True, exist_ok=True)
+            for path in directory.iterdir():
+                if re.match(r"\d+\.", path.name):
+                    shutil.rmtree(path)
+
+    distributed.run_on_main("open checkpoints", clean_up)
+    with concurrent.futures.ThreadPoolExecutor(1) as writer:
+        store = Store(directory, keep, writer)
+        try:
+            yield store
+        except BaseException:
+            if store.saving is not None and (error := store.saving.exception()):
+                log.warning("%s: the last save failed: %s", directory, reason(error))
+            raise
+        wait(store)
+
+
+def wait(store: Store) -> None:
+    """Waits for the last save.
+
+    Raises:
+      CheckpointError: it could not be written.
+    """
+    saving, store.saving = store.saving, None
+    if saving is None:
+        return
+
+    def finish() -> None:
+        with one_line(store.directory, "the last save failed"):
+            saving.result()
+
+    if not distributed.is_main():
+        finish()
+    distributed.run_on_main("a save", finish)  # it alone puts the checkpoint at its place
+
+
+def list_steps(store: Store) -> list[int]:
+    """Lists the complete steps, as the first process sees them: the others may later."""
+
+    def find() -> list[int]:
+        return sorted(int(p.name) for p in store.directory.iterdir() if p.name.isdigit())
+
+    found: list[int] = distributed.broadcast("steps", find)
+    return found
+
+
+def latest(store: Store) -> int | None:
+    """The newest complete step, None when there is none; with `falling_back`, the newest good one.
+
+    Raises:
+      CheckpointError: it is damaged.
+    """
+    found = list_steps(store)
+    if not found:
+        return None
+    if not digests.falls_back():
+        verify(store, found[-1])
+        return found[-1]
+    good = _newest_good(store, found)
+    if good is None:
+        raise CheckpointError(f"{store.directory}: every step is damaged")
+    if good != found[-1]:
+        log.warning(
+            "%s: STEP %d IS DAMAGED (%s): going on from step %d, as --allow_fallback says",
+            *(store.directory, found[-1], _find_damage(store, found[-1]), good),
+        )
+    return good
+
+
+def drop(store: Store, *, but: int | None) -> None:
+    """Removes all checkpoints but one, or all, once the last save is written.
+
+    Raises:
+      CheckpointError: that save could not be written, or a checkpoint not removed.
+    """
+    wait(store)
+    _drop(store, [step for step in list_steps(store) if step != but])
+
+
+def drop_newer(store: Store, step: int) -> None:
+    """Removes the damaged checkpoints that `latest` passed over."""
+    _drop(store, [x for x in list_steps(store) if x > step])
+
+
+def _drop(store: Store, which: list[int]) -> None:
+    def clear() -> None:
+        with one_line(store.directory, "removing checkpoints failed"):
+            for step in which:
+                remove(store, step)
+
+    distributed.run_on_main("remove checkpoints", clear)
+
+
+def drop_state(directory: pathlib.Path) -> None:
+    """Removes the state of a stage's last checkpoint, whose parameters are kept elsewhere.
+
+    The record stays, and with it what the stage was made of.
+    """
+
+    def empty(path: pathlib.Path) -> None:
+        with one_line(directory, "cannot be removed"):
+            if (path / digests.NAME).is_file():
+                digests.forget(path, "state")
+            shutil.rmtree(path / "state", ignore_errors=True)
+
+    with open_store(directory, keep=1) as store:
+        newest = list_steps(store)
+        if newest:
+            path = store.directory / str(newest[-1])
+            distributed.run_on_main("drop a state", lambda: empty(path))
+
+
+def has_state(store: Store, step: int) -> bool:
+    """Whether a checkpoint holds arrays, and not its record alone."""
+    path = store.directory / str(step) / "state"
+    return bool(distributed.broadcast("look for a state", path.is_dir))
+
+
+def remove(store: Store, step: int) -> None:
+    """Removes a checkpoint; a killed removal leaves none that is half there."""
+    path = store.directory / f"{step}.removing"
+    (store.directory / str(step)).rename(path)
+    shutil.rmtree(path)
+
+
+def record_of(store: Store, step: int) -> dict[str, Any]:
+    with one_line(store.directory, f"step {step} cannot be read"):
+        path = store.directory / str(step)
+        record: dict[str, Any] = ocp.load_checkpointables(path, {"record": None})["record"]
+        return record
+
+
+def verify(store: Store, step: int) -> None:
+    """Refuses a step of which a file is not as it was written."""
+    if step in store.whole or not (damaged := _find_damage(store, step)):
+        return
+    good = _newest_good(store, [x for x in list_steps(store) if x != step])
+    other = "no other step is good: remove it to begin again"
+    if good is not None:
+        other = f"the newest good step is {good}: run --allow_fallback goes on from it"
+    raise CheckpointError(f"{store.directory}: step {step} is damaged: {damaged}; {other}")
+
+
+def _find_damage(store: Store, step: int) -> str:
+    """What is wrong with a step, and where; empty: nothing. Each process reads its share."""
+    path = store.directory / str(step)
+    if not distributed.broadcast("look for digests", (path / digests.NAME).is_file):
+        if record_of(store, step).get("format") != UNSEALED:
+            return f"{digests.NAME} is missing"
+        log.warning("%s: written before checkpoints had digests: read as it is", path)
+        store.whole.add(step)
+        return ""
+    share, shares = distributed.index(), distributed.count()
+    mine = digests.find_damage(path, share=share, shares=shares)
+    first = next((x for x in distributed.exchange("damage", mine) if x), "")
+    if not first:
+        store.whole.add(step)
+        return ""
+    return f"{first} is not as it was written"
+
+
+def _newest_good(store: Store, which: list[int]) -> int | None:
+    return next((x for x in reversed(which) if not _find_damage(store, x)), None)
+
+
+@contextlib.contextmanager
+def one_line(directory: Any, what: str) -> Iterator[None]:
+    """Turns errors of the checkpoint library into one line that names the directory."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # the library raises many kinds; all mean the same to a user
+        raise CheckpointError(f"{directory}: {what}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
