@@ -4,7 +4,6 @@ Both stand beside the field, as metadata of the dataclass; `validate` and `field
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,12 +31,27 @@ def one_of(*names: str) -> Range:
     return Range(f"{', '.join(names[:-1])} or {names[-1]}", lambda x: x in names)
 
 
-POSITIVE = Range("a positive number", lambda x: 0 < x < math.inf)
-NOT_NEGATIVE = Range("a number >= 0", lambda x: 0 <= x < math.inf)
-ABOVE_ONE = Range("a number above 1", lambda x: 1 < x < math.inf)
-FINITE = Range("a finite number", math.isfinite)
+def count(low: int, high: int) -> Range:
+    """Whole numbers from low to high: of what is allocated, compiled or counted."""
+    return Range(f"a whole number in [{low}, {high:,}]", lambda x: low <= x <= high)
+
+
+LARGEST = 3.4e38  # below what float32 holds
+POSITIVE = Range(f"a positive number, at most {LARGEST:g}", lambda x: 0 < x <= LARGEST)
+NOT_NEGATIVE = Range(f"a number in [0, {LARGEST:g}]", lambda x: 0 <= x <= LARGEST)
+FINITE = Range(f"a number in [-{LARGEST:g}, {LARGEST:g}]", lambda x: abs(x) <= LARGEST)
+WHOLE = count(-(2**31), 2**31 - 1)  # what int32 holds
+STEPS = count(0, 10**8)  # of a training; 0: see the field
+EVERY = count(1, 10**8)  # so many steps
+ROWS = count(0, 2**31 - 1)
+BATCH = count(1, 2**20)  # rows
+TOKENS = count(2, 2**20)
+FEW = count(1, 2**16)
+FEW_OR_NONE = count(0, 2**16)
 SHARE = between(0, 1, "[]")
 SEED = Range("a number in [0, 2^31)", lambda x: 0 <= x < 2**31)
+# Keywords of functions that mean the same wherever they are bound.
+KEYWORDS = {"beta": POSITIVE}
 
 
 def setting(

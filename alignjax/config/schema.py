@@ -11,20 +11,29 @@ from typing import Any
 
 from alignjax.config import validate
 from alignjax.config.ranges import (
-    ABOVE_ONE,
+    BATCH,
+    EVERY,
+    FEW,
+    FEW_OR_NONE,
     FINITE,
     NOT_NEGATIVE,
     POSITIVE,
+    ROWS,
     SEED,
     SHARE,
+    STEPS,
+    TOKENS,
     Range,
     Rule,
     between,
+    count,
     one_of,
     setting,
 )
 from alignjax.data import sources
 from alignjax.models.config import LoraConfig, ModelConfig
+
+MOST_ROWS = 2**28  # that the steps of a training see: which are whose is a table in memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,15 +47,15 @@ class DataConfig:
     split: str = ""  # of a folder: train, say; empty where it has one only
     # for sources.auto: names of columns, where their own do not say what they hold
     columns: sources.Columns = dataclasses.field(default_factory=sources.Columns)
-    limit: int = setting(0, NOT_NEGATIVE)  # rows read of each path, at most; 0: all
+    limit: int = setting(0, ROWS)  # rows read of each path, at most; 0: all
     eval_path: str = ""  # file or glob of held-out rows; empty: split off the data, by prompt
     eval_fraction: float = setting(0.1, between(0, 1, "()"))  # of prompts held out, by default
-    max_prompt_tokens: int = setting(512, ABOVE_ONE)  # longer prompts lose their beginning
-    max_response_tokens: int = setting(512, ABOVE_ONE)  # longer responses lose their end
+    max_prompt_tokens: int = setting(512, TOKENS)  # longer prompts lose their beginning
+    max_response_tokens: int = setting(512, TOKENS)  # longer responses lose their end
     max_drop_fraction: float = setting(0.01, SHARE)  # stop when a larger share is dropped
-    buckets: int = setting(4, POSITIVE)  # shapes (P, R) that batches are padded to at most; each
+    buckets: int = setting(4, FEW)  # shapes (P, R) that batches are padded to at most; each
     # compiles once
-    pad_multiple: int = setting(16, POSITIVE)  # token counts of a bucket are multiples of this
+    pad_multiple: int = setting(16, FEW)  # token counts of a bucket are multiples of this
     cache_dir: str = setting("", identity=False)  # prepared rows and reference log-probabilities;
     # empty: workdir/cache
 
@@ -57,7 +66,7 @@ class TokenizerConfig:
 
     # What is in the path counts: its digest is part of every key.
     path: str = setting("", identity=False)  # sentencepiece .model, tokenizer.json, or a folder
-    vocab_size: int = setting(512, POSITIVE)  # ids of a tokenizer trained here, at most
+    vocab_size: int = setting(512, count(1, 2**24))  # ids of a tokenizer trained here, at most
     chat_template: str = ""  # jinja file; empty: the tokenizer's own, else plain "Role: text"
 
 
@@ -73,34 +82,36 @@ class OptimConfig:
     b2: float = setting(0.999, between(0, 1, "[)"))
     eps: float = setting(1e-8, POSITIVE)
     # global gradient norm; None: no clipping
-    clip_norm: float | None = setting(1.0, Range("a positive number", lambda x: x > 0))
+    clip_norm: float | None = setting(1.0, POSITIVE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How long, in what batches, and what is kept. Steps are optimizer steps."""
 
-    epochs: float = setting(1.0, NOT_NEGATIVE)  # passes over the data, when steps is 0
-    steps: int = setting(0, NOT_NEGATIVE)  # optimizer steps; 0: from epochs
-    batch_size: int = setting(8, POSITIVE)  # prompts per optimizer step, over all devices
-    accumulate: int = setting(1, POSITIVE)  # micro-batches per step; divides batch_size
-    eval_every: int = setting(0, NOT_NEGATIVE, identity=False)  # steps between lines of the
+    epochs: float = setting(1.0, between(0, 1e6, "[]"))  # passes over the data, when steps is 0
+    steps: int = setting(0, STEPS)  # optimizer steps; 0: from epochs
+    batch_size: int = setting(8, BATCH)  # prompts per optimizer step, over all devices
+    accumulate: int = setting(1, BATCH)  # micro-batches per step; divides batch_size
+    eval_every: int = setting(0, STEPS, identity=False)  # steps between lines of the
     # history, which has one at the end; 0: no line
-    save_every: int = setting(200, POSITIVE, identity=False)  # steps between checkpoints; one is
+    save_every: int = setting(200, EVERY, identity=False)  # steps between checkpoints; one is
     # always written at the end
-    keep: int = setting(2, POSITIVE, identity=False)  # checkpoints kept
-    log_every: int = setting(10, POSITIVE, identity=False)  # steps between lines of metrics.jsonl
-    max_skipped: int = setting(5, POSITIVE, identity=False)  # non-finite steps in a row before the
+    keep: int = setting(2, EVERY, identity=False)  # checkpoints kept
+    log_every: int = setting(10, EVERY, identity=False)  # steps between lines of metrics.jsonl
+    max_skipped: int = setting(5, EVERY, identity=False)  # non-finite steps in a row before the
     # run stops
     # seconds, compiling aside, that a step may hang before the run ends with exit code 5; 0: for
     # ever
     stuck_after: float = setting(
-        1800.0, Range("seconds, 0 or more", lambda x: x >= 0), identity=False
+        1800.0, Range("seconds in [0, 1e9]", lambda x: 0 <= x <= 1e9), identity=False
     )
     seed: int = setting(0, SEED)  # of initialisation, shuffling and draws
 
     def rules(self) -> Iterator[Rule]:
         """See `validate.check`."""
+        few = self.steps * self.batch_size <= MOST_ROWS
+        yield Rule(few, "steps", f"steps * batch_size of {MOST_ROWS:,} at most")
         divides = self.batch_size % self.accumulate == 0
         yield Rule(divides, "accumulate", f"a divisor of batch_size ({self.batch_size})")
         yield Rule(self.steps > 0 or self.epochs > 0, "epochs", "a positive number where steps = 0")
@@ -113,13 +124,15 @@ class SftConfig:
     loss: Callable[..., Any]  # losses.sft.loss
     select: Callable[..., Any] | None = None  # sft.select: the chosen responses; None: all
     learning_rate: float = setting(1e-3, NOT_NEGATIVE)  # peak; schedule and the rest as in optim
-    epochs: float = setting(1.0, NOT_NEGATIVE)
-    steps: int = setting(0, NOT_NEGATIVE)  # 0: from epochs
-    batch_size: int = setting(32, POSITIVE)
+    epochs: float = setting(1.0, between(0, 1e6, "[]"))
+    steps: int = setting(0, STEPS)  # 0: from epochs
+    batch_size: int = setting(32, BATCH)
     truth: Callable[..., Any] | None = None  # (prompt, response) -> nats, where it is known exactly
 
     def rules(self) -> Iterator[Rule]:
         """See `validate.check`."""
+        few = self.steps * self.batch_size <= MOST_ROWS
+        yield Rule(few, "steps", f"steps * batch_size of {MOST_ROWS:,} at most")
         yield Rule(self.steps > 0 or self.epochs > 0, "epochs", "a positive number where steps = 0")
 
 
@@ -130,20 +143,20 @@ class SamplingConfig:
     Log-probabilities of what was drawn are the policy's own, whatever is set here.
     """
 
-    samples: int = setting(4, POSITIVE)  # responses per prompt
-    max_new_tokens: int = setting(64, POSITIVE)  # a longer response is cut, and counted
+    samples: int = setting(4, FEW)  # responses per prompt
+    max_new_tokens: int = setting(64, count(1, 2**20))  # a longer response is cut, and counted
     temperature: float = setting(1.0, NOT_NEGATIVE)  # 0: greedy
-    top_k: int = setting(0, NOT_NEGATIVE)  # 0: all ids
+    top_k: int = setting(0, count(0, 2**24))  # 0: all ids
     top_p: float = setting(1.0, between(0, 1, "(]"))  # the likeliest ids that reach this
     # probability together
     min_p: float = setting(0.0, SHARE)  # drops ids less likely than this share of the likeliest one
     repetition_penalty: float = setting(1.0, POSITIVE)  # of ids in prompt or response so far; above
     # 1 discourages
-    num_beams: int = setting(1, POSITIVE)  # above 1: the best responses of a beam search this wide,
+    num_beams: int = setting(1, FEW)  # above 1: the best responses of a beam search this wide,
     # nothing is drawn
     length_penalty: float = setting(1.0, FINITE)  # of beams: the best has the highest nats /
     # tokens ** this
-    batch_size: int = setting(32, POSITIVE)  # prompts per batch
+    batch_size: int = setting(32, BATCH)  # prompts per batch
     gather_weights: bool = setting(True, identity=False)  # copy what mesh.fsdp splits to every
     # device once a batch, in model.dtype; False saves that memory and sends, or casts, the weights
     # at every token
@@ -171,7 +184,7 @@ class CandidatesConfig(SamplingConfig):
 
     # alignjax.rewards.scorers; a response gets their mean
     scorers: tuple[Callable[..., Any], ...] = setting(range=Range("at least one scorer", bool))
-    samples: int = setting(8, POSITIVE)  # responses per prompt
+    samples: int = setting(8, FEW)  # responses per prompt
     keep_own: bool = False  # the data's own responses come first in the list
     max_drop_fraction: float = setting(0.1, SHARE)  # stop when a larger share of prompts gives no
     # list
@@ -189,9 +202,9 @@ class ReferenceConfig:
 class MeshConfig:
     """Devices along each axis; their product is the number of devices used."""
 
-    data: int = setting(1, POSITIVE)
-    fsdp: int = setting(1, POSITIVE)
-    tensor: int = setting(1, POSITIVE)
+    data: int = setting(1, FEW)
+    fsdp: int = setting(1, FEW)
+    tensor: int = setting(1, FEW)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,11 +218,11 @@ class EvaluateConfig(SamplingConfig):
     scorers: tuple[
         Callable[..., Any], ...
     ] = ()  # alignjax.rewards.scorers: models not trained against
-    prompts: int = setting(128, NOT_NEGATIVE)  # held-out prompts that responses are sampled for; 0:
+    prompts: int = setting(128, ROWS)  # held-out prompts that responses are sampled for; 0:
     # no sampling
-    best_of: int = setting(0, NOT_NEGATIVE)  # the best of a prompt's first so many samples is
+    best_of: int = setting(0, FEW_OR_NONE)  # the best of a prompt's first so many samples is
     # reported; 0: of all
-    during: int = setting(16, NOT_NEGATIVE)  # prompts sampled at every evaluation during training;
+    during: int = setting(16, ROWS)  # prompts sampled at every evaluation during training;
     # 0: none
 
     def rules(self) -> Iterator[Rule]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from alignjax.config.fields import fits, keywords, sections, takes_function, type_name
-from alignjax.config.ranges import Rule
+from alignjax.config.ranges import FINITE, KEYWORDS, WHOLE, Rule
 from alignjax.errors import UserError, did_you_mean
 
 
@@ -158,6 +158,10 @@ def check_keywords(function: Callable[..., Any], field: str, later: tuple[str, .
             )
         wanted = known[name].annotation
         is_schedule = isinstance(value, Schedule | RunSchedule) and not takes_function(wanted)
+        if not is_schedule and fits(value, float):
+            allowed = KEYWORDS.get(name, WHOLE if isinstance(value, int) else FINITE)
+            if not allowed.holds(value):
+                raise UserError(f"{field}.{name}: wanted {allowed.wanted}, found {value!r}")
         if not is_schedule and not fits(value, wanted):
             hint = "; a schedule is bound as types.Schedule(schedule)" if callable(value) else ""
             raise UserError(f"{field}.{name}: wanted {type_name(wanted)}, found {value!r}{hint}")

@@ -14,6 +14,9 @@ ATTENTION = ("auto", "xla", "splash", "cudnn")
 ROPE_SCALINGS = ("llama3", "linear", "dynamic")
 ACTIVATIONS = ("silu", "gelu_tanh")
 QUANTIZED = ("", "int8", "nf4")
+LARGEST_SIZE = 2**24  # of an axis, and the most layers
+LARGEST = 3.4e38  # below what float32 holds
+AT_MOST = f"at most {LARGEST:g}"
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # a layer's projections
 
 
@@ -45,6 +48,13 @@ class RopeScaling:
         if self.kind not in ROPE_SCALINGS:
             wanted = " or ".join(ROPE_SCALINGS)
             raise UserError(f"model.rope_scaling.kind: wanted {wanted}, found {self.kind!r}")
+        for field in ("factor", "low_freq_factor", "high_freq_factor", "original_length"):
+            value = getattr(self, field)
+            if not 0 < value <= (2**31 - 1 if field == "original_length" else LARGEST):
+                raise UserError(
+                    f"model.rope_scaling.{field}: wanted a positive number, {AT_MOST}, found "
+                    f"{value!r}"
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,14 +104,22 @@ class ModelConfig:
                 raise UserError(f"model.{field}: wanted {wanted}, found {found!r}")
 
         for field in ("vocab_size", "width", "layers", "heads", "kv_heads", "mlp_width"):
-            require(getattr(self, field) > 0, field, "a positive number")
+            few = 0 < getattr(self, field) <= LARGEST_SIZE
+            require(few, field, f"a positive number, at most {LARGEST_SIZE:,}")
         require(self.heads % self.kv_heads == 0, "kv_heads", f"a divisor of heads ({self.heads})")
-        require(self.head_dim > 0 and self.head_dim % 2 == 0, "head_dim", "an even positive number")
+        even = 0 < self.head_dim <= LARGEST_SIZE and self.head_dim % 2 == 0
+        require(even, "head_dim", f"an even positive number, at most {LARGEST_SIZE:,}")
+        for field in ("rope_theta", "norm_eps"):
+            require(0 < getattr(self, field) <= LARGEST, field, f"a positive number, {AT_MOST}")
         optional = ("window", "window_rope_theta", "query_scalar")
         for field in (*optional, "attention_softcap", "logit_softcap"):
             value = getattr(self, field)
-            require(value is None or value > 0, field, "a positive number or None")
-        require(self.full_every >= 0, "full_every", "a number >= 0")
+            holds = value is None or 0 < value <= LARGEST
+            require(holds, field, f"a positive number, {AT_MOST}, or None")
+        near = self.window is None or self.window < 2**31
+        require(near, "window", "a positive number below 2^31, or None")
+        most = f"a number in [0, {LARGEST_SIZE:,}]"
+        require(0 <= self.full_every <= LARGEST_SIZE, "full_every", most)
         require(self.window is not None or not self.full_every, "full_every", "0 without a window")
         local = self.window_rope_theta is None or self.window is not None
         require(local, "window_rope_theta", "None without a window")
@@ -110,7 +128,8 @@ class ModelConfig:
         require(self.param_dtype in DTYPES, "param_dtype", " or ".join(DTYPES))
         require(self.remat in REMAT, "remat", " or ".join(REMAT))
         require(self.attention in ATTENTION, "attention", " or ".join(ATTENTION))
-        require(self.logits_chunk > 0, "logits_chunk", "a positive number")
+        few = 0 < self.logits_chunk <= LARGEST_SIZE
+        require(few, "logits_chunk", f"a positive number, at most {LARGEST_SIZE:,}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,8 +150,8 @@ class LoraConfig:
                     f"lora.targets: wanted some of {', '.join(TARGETS)}, found {name!r}{near}"
                 )
         checks = (
-            (self.rank > 0, "rank", "a positive number"),
-            (0 < self.alpha < float("inf"), "alpha", "a positive number"),
+            (0 < self.rank <= LARGEST_SIZE, "rank", f"a number in [1, {LARGEST_SIZE:,}]"),
+            (0 < self.alpha <= LARGEST, "alpha", f"a positive number, {AT_MOST}"),
             (0 <= self.dropout < 1, "dropout", "a number in [0, 1)"),
             (self.quantize in QUANTIZED, "quantize", "int8, nf4 or nothing"),
             (bool(self.targets), "targets", f"some of {', '.join(TARGETS)}"),

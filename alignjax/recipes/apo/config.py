@@ -6,12 +6,14 @@ from typing import Any
 
 from alignjax.config import OptimConfig, SamplingConfig, TrainConfig
 from alignjax.config.ranges import (
+    EVERY,
     NOT_NEGATIVE,
-    POSITIVE,
     SHARE,
+    STEPS,
     Range,
     Rule,
     between,
+    count,
     one_of,
     setting,
 )
@@ -73,7 +75,7 @@ class GameConfig:
 class RoundsConfig(GameConfig):
     """A game in rounds. Numbers of steps and epochs are of one round."""
 
-    rounds: int = setting(3, POSITIVE)
+    rounds: int = setting(3, count(1, 10_000))
     # the policy's peak in each round, the last one in all later ones; (): optim.learning_rate
     learning_rates: tuple[float, ...] = setting(
         (), Range("numbers >= 0", lambda rates: all(NOT_NEGATIVE.holds(x) for x in rates))
@@ -98,8 +100,8 @@ class StepsConfig(GameConfig):
     of the reward model of the pairs alone, from which the loop's goes on.
     """
 
-    reward_steps: int = setting(1, NOT_NEGATIVE)  # of a cycle; 0: the reward model stays as it is
-    policy_steps: int = setting(1, POSITIVE)  # of a cycle
+    reward_steps: int = setting(1, STEPS)  # of a cycle; 0: the reward model stays as it is
+    policy_steps: int = setting(1, EVERY)  # of a cycle
 
     def rules_of_run(self, config: Any) -> Iterator[Rule]:
         """See `config.validate.check`."""
