@@ -49,9 +49,6 @@ def loop(
     Returns:
       The final state, and counts as in `offline.fit`.
 
-    Raises:
-      NumericalError: too many steps in a row, or all of them, were not finite.
-
     Every line of the metrics holds ``step_seconds``: what all turns so far took, over all starts of
     the run, without tracing and compiling, waiting for rows, saving and evaluating.
     """
