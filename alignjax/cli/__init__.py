@@ -25,6 +25,13 @@ HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
 def _main(argv: Sequence[str]) -> int:
     logs.quiet_libraries()
     code = run_verb(argv)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        logs.silence(sys.stdout)
+        raise UserError(f"standard output cannot be written: {error.strerror}") from error
     if VERBS[argv[1]].computes:
         distributed.leave()
     return code
@@ -90,6 +97,7 @@ def told(words: Sequence[str]) -> str:
 
 def main() -> None:
     """Entry point: one-line errors, and the exit codes that `alignjax.errors` lists."""
+    logs.prepare_streams()
     try:
         text = told(sys.argv[1:])
         if text:

@@ -108,20 +108,33 @@ def expand(path: str) -> list[str]:
     """
     if os.path.isfile(path):
         return [path]
+    if os.path.lexists(path) and not os.path.isdir(path):
+        raise _unreadable(path)
     if os.pathsep in path:  # several, as `places.resolve` gives them
         return [name for part in path.split(os.pathsep) for name in expand(part)]
     if os.path.isdir(path):
         raise DataError(f"{path} is a folder; give a file or a pattern such as {path}/*.jsonl")
-    files = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
+    folder, name = os.path.split(path)
+    # A folder that is there is meant as it is: its name may hold what patterns are made of.
+    pattern = os.path.join(glob.escape(folder), name) if os.path.isdir(folder) else path
+    files = sorted(x for x in glob.glob(pattern, recursive=True) if not os.path.isdir(x))
+    for file in files:
+        if not os.path.isfile(file):
+            raise _unreadable(file)
     if files:
         return files
-    folder, name = os.path.split(path)
     if not os.path.isdir(folder or ".") and not glob.has_magic(folder):
         raise DataError(f"{path}: no folder {folder}")
     if glob.has_magic(path):
         raise DataError(f"{path}: no file matches this pattern")
     beside = [entry for entry in os.listdir(folder or ".") if entry.endswith(SUFFIXES)]
     raise DataError(f"{path}: no such file{did_you_mean(name, beside)}")
+
+
+def _unreadable(path: str) -> DataError:
+    if not os.path.exists(path):
+        return DataError(f"{path}: is a link to {os.readlink(path)}, which is not there")
+    return DataError(f"{path}: is no regular file (a pipe, socket or device); copy it to a file")
 
 
 def fingerprint(path: str) -> str:
@@ -152,6 +165,7 @@ def read_rows(path: str) -> Iterator[Row]:
         short = os.path.relpath(os.path.abspath(name), shared)
         suffix = max((s for s in SUFFIXES if name.endswith(s)), key=len)
         stem = os.path.basename(name).removesuffix(suffix)
+        before = _stamp(name)
         rows, first = 0, (0, 0)  # line and number of the first row that begins on the line
         for line, value in _values(name):
             first = first if line == first[0] else (line, rows)
@@ -162,6 +176,13 @@ def read_rows(path: str) -> Iterator[Row]:
             yield Row(value, f"{name}:{place}", _id(value, short, place, len(files)), stem)
         if not rows:
             raise DataError(f"{name}: holds no rows (empty file)")
+        if _stamp(name) != before:
+            raise DataError(f"{name}: changed while it was read; start again when it is complete")
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
 
 
 def _id(value: Mapping[str, Any], short: str, place: str, files: int) -> str:
@@ -286,14 +307,27 @@ def _decode(path: str, line: int | None, raw: bytes, offset: int) -> str:
     return content
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; each of its keys is there once: which of two values is meant is unknown."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice!r} is there twice")
+    return fields
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
 def _parse(path: str, line: int, content: str, ended: bool) -> Any:
     try:
-        return json.loads(content)
+        return _DECODER.decode(content)
     except json.JSONDecodeError as error:
         raise _json_error(path, line, error, content, last=not ended) from None
     except RecursionError:
         raise DataError(f"{path}:{line}: JSON is nested too deeply") from None
-    except ValueError as error:  # an integer of thousands of digits
+    except ValueError as error:  # an integer of thousands of digits, a key that is there twice
         raise DataError(f"{path}:{line}: not usable JSON ({error})") from None
 
 
@@ -311,7 +345,6 @@ _BLANK = re.compile(r"[ \t\r\n]*")
 
 def _list_items(path: str, document: str, start: int) -> Iterator[tuple[int, Any]]:
     """Yields (line, value) for the items of a JSON list whose ``[`` ends at ``start``."""
-    decoder = json.JSONDecoder()
 
     def skip(position: int) -> int:
         match = _BLANK.match(document, position)
@@ -324,7 +357,7 @@ def _list_items(path: str, document: str, start: int) -> Iterator[tuple[int, Any
         line += document.count("\n", counted, position)
         counted = position
         try:
-            value, position = decoder.raw_decode(document, position)
+            value, position = _DECODER.raw_decode(document, position)
         except json.JSONDecodeError as error:
             raise _json_error(path, error.lineno, error, document, last=True) from None
         except RecursionError:

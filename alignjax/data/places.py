@@ -25,7 +25,7 @@ def resolve(path: str, split: str, field: str = "data.path") -> str:
     Raises:
       DataError: no such path, or no such split.
     """
-    if os.path.isfile(path) or glob.has_magic(path):
+    if os.path.isfile(path) or (glob.has_magic(path) and not os.path.isdir(path)):
         if split:
             raise DataError(f"data.split: {path} is a file, it has no splits; found {split!r}")
         return path

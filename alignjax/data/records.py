@@ -12,7 +12,6 @@ import copy
 import hashlib
 import itertools
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from typing import Any
 
 from alignjax.errors import UserError
 
+LARGEST_SCORE = 1e18  # float32 holds the square of such a number, and of differences of them
 IDS_KEPT = 3  # how many ids a receipt remembers per reason
 
 
@@ -285,10 +285,10 @@ def _check_shape(record: Record) -> None:
                 f"{', '.join(record.objectives) or '(none named)'}"
             )
         for name, score in zip(record.objectives, scores, strict=True):
-            if not math.isfinite(score):
+            if not abs(score) <= LARGEST_SCORE:  # NaN is none of these
                 raise DataError(
                     f"{_where(record)}: score {name!r} of response {index} is {score}, "
-                    "expected a finite number"
+                    f"expected a finite number, at most {LARGEST_SCORE:g} in size"
                 )
 
 

@@ -1,11 +1,10 @@
 """Printed tables and lines of results. Of several processes the first one prints them."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from alignjax.evaluation.statistics import Interval
-from alignjax.runtime import distributed
+from alignjax.runtime import distributed, logs
 from alignjax.sampling.generate import Sample
 
 Table = dict[str, tuple[Interval | None, Interval | None]]  # name -> before, after
@@ -14,7 +13,7 @@ Table = dict[str, tuple[Interval | None, Interval | None]]  # name -> before, af
 def say(text: str) -> None:
     """Prints a line on standard output, as it is."""
     if distributed.is_main():
-        sys.stdout.write(text + "\n")
+        logs.show(text + "\n")
 
 
 def print_table(table: Table, title: str) -> None:
@@ -40,7 +39,10 @@ def print_rows(rows: dict[str, list[str]], columns: Sequence[str], title: str) -
     console = rich.console.Console()
     # Where there is little room, and in a pipe, lines get long: cells would lose their numbers.
     needed = console.measure(out, options=console.options.update(max_width=1000)).maximum
-    rich.console.Console(width=max(console.width, needed)).print(out)
+    wide = rich.console.Console(width=max(console.width, needed))
+    with wide.capture() as captured:
+        wide.print(out)
+    logs.show(captured.get())
 
 
 def print_samples(

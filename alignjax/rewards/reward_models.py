@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import glob
 import logging
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -164,7 +166,7 @@ def _from_elsewhere(folder: pathlib.Path, config: dict[str, Any]) -> RewardModel
         tokenizer,
         names if len(names) > 1 else (),
         {k: v for k, v in dataclasses.asdict(data).items() if k != "source"},
-        fingerprint(str(folder / "*.safetensors")),
+        fingerprint(os.path.join(glob.escape(str(folder)), "*.safetensors")),
         from_elsewhere=True,
     )
 

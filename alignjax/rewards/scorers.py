@@ -20,7 +20,7 @@ import numpy as np
 
 from alignjax.config import Config, MeshConfig
 from alignjax.config.fields import name_of, plain
-from alignjax.data.records import DataError, Record
+from alignjax.data.records import LARGEST_SCORE, DataError, Record
 from alignjax.errors import UserError, did_you_mean
 from alignjax.rewards import reward_models
 from alignjax.rewards.reward_models import RewardModel
@@ -174,7 +174,7 @@ class Scorer:
             k = len(record.responses)
             if scores.ndim not in (1, 2) or len(scores) != k or not scores.size:
                 raise self._misshapen(record, scores, f"[{k}] or [{k}, M]")
-            if not np.isfinite(scores).all():
+            if not (np.abs(scores) <= LARGEST_SCORE).all():  # NaN is none of these
                 raise self._not_finite(record, scores)
             out.append(scores if scores.ndim == 1 else scores.mean(axis=1))
         return _of_the_first_process(out)
@@ -201,7 +201,7 @@ class Scorer:
             wanted = (len(record.responses), len(names))
             if scores.shape != wanted:
                 raise self._misshapen(record, scores, f"{list(wanted)}, for {', '.join(names)}")
-            if np.isinf(scores).any():
+            if (np.abs(scores) > LARGEST_SCORE).any():
                 raise self._not_finite(record, scores)
             out.append(scores)
         return _of_the_first_process(out)
@@ -239,7 +239,8 @@ class Scorer:
 
     def _not_finite(self, record: Record, scores: np.ndarray) -> UserError:
         return UserError(
-            f"{self.label}: record {record.id!r}: wanted finite scores, found {scores.tolist()}"
+            f"{self.label}: record {record.id!r}: wanted finite scores, at most {LARGEST_SCORE:g} "
+            f"in size, found {scores.tolist()}"
         )
 
 

@@ -1,8 +1,64 @@
-"""Lines on standard error: ours as they are, of the libraries only warnings."""
+"""Lines on standard error: ours as they are, of the libraries only warnings.
+
+A stream that cannot be written (a full disk, a closed pipe) ends no run: what it would have shown
+is lost, and the run goes on. One that has no letter for a character shows its number.
+"""
 
 import logging
 import os
 import sys
+from typing import Any, TextIO
+
+log = logging.getLogger("alignjax")
+
+
+class Tolerant:
+    """A stream whose errors are nobody's concern: it is silent after the first one."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes and flushes, if it can."""
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):
+            silence(self._stream)
+        return len(text)
+
+    def flush(self) -> None:
+        """Does nothing: `write` has done it."""
+
+
+def silence(stream: TextIO) -> None:
+    """Sends all that a stream holds, and will hold, nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def prepare_streams() -> None:
+    """Makes standard output and standard error ones that can be written, whatever they are."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed: else the next file that is opened would get its number
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
+        else:
+            stream.reconfigure(errors="backslashreplace")
+    sys.stderr = Tolerant(sys.stderr)
+
+
+def show(text: str) -> None:
+    """Writes on standard output; where that fails it says so, and the program goes on."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        log.warning("standard output cannot be written (%s): results are in files", error.strerror)
+        silence(sys.stdout)
 
 
 def quiet_libraries() -> None:

@@ -43,9 +43,21 @@ def _lock(workdir: pathlib.Path, held: contextlib.ExitStack) -> None:
     except OSError:
         lock.seek(0)
         raise UserError(f"--workdir: {workdir} is in use by {lock.read() or '?'}") from None
+    _sweep(workdir)
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {platform.node()}")
     lock.flush()
+
+
+def _sweep(workdir: pathlib.Path) -> None:
+    """Removes what killed runs left: half-written files, and locks that nobody holds."""
+    for path in (x for end in ("tmp", "tmp.npy") for x in workdir.rglob(f"*.{end}")):
+        if path.is_file() and "checkpoints" not in path.parts:
+            path.unlink()
+    for path in workdir.rglob(".artifacts/*.lock"):
+        with contextlib.suppress(OSError), path.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from alignjax.data import files
+from alignjax.data import files, places
 from alignjax.data.files import read_rows
 from alignjax.data.records import DataError
 
@@ -46,6 +46,12 @@ def read(path: str) -> list[str]:
         ("d.jsonl", b'{"a": "x\\ud800"}\n', r"d\.jsonl:1: .* the lone surrogate \\ud800 .* 1"),
         ("d.jsonl", b"[" * 100_000, r"d\.jsonl:1: JSON is nested too deeply"),
         ("d.jsonl", b'{"a": ' + b"9" * 5000 + b"}", r"d\.jsonl:1: not usable JSON"),
+        (
+            "d.jsonl",
+            GOOD + b'{"a": "x", "b": {"c": 1, "c": 2}}',
+            r"d\.jsonl:3: .*'c' is there twice",
+        ),
+        ("d.json", b'[{"a": "x", "a": "y"}]', r"d\.json:1: .*key 'a' is there twice"),
         ("d.json", b'[{"a": "x"},\n {"a": "y"}', r"d\.json:2: JSON ends early"),
         ("d.json", b'[{"a": "x"},\n {"a": "y', r"d\.json:2: JSON ends early"),
         ("d.json", b'[{"a": "x"},\n]', r"d\.json:2: not valid JSON"),
@@ -139,6 +145,35 @@ def test_missing_files_are_named_with_the_nearest_name(tmp_path):
         read(str(tmp_path / "nowhere" / "x.jsonl"))
     with pytest.raises(DataError, match="is a folder"):
         read(str(tmp_path))
+
+
+@pytest.mark.parametrize("folder", ["[1]", "a*b", "x?"])
+def test_names_that_look_like_patterns_are_names_where_they_are_there(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "d.jsonl").write_bytes(b'{"a": "other"}')
+    wanted = write(tmp_path / folder, b'{"a": "x"}', "d[0].jsonl")
+    assert read(wanted) == read(str(tmp_path / folder / "*.jsonl")) == ["x"]
+    assert read(places.resolve(str(tmp_path / folder), "")) == ["x"]
+
+
+def test_what_is_no_file_is_said(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    os.symlink("gone", tmp_path / "link.jsonl")
+    for name, said in (("pipe", "is no regular file"), ("link", "is a link to gone, which is not")):
+        for path in (tmp_path / f"{name}.jsonl", tmp_path / f"{name}*"):
+            with pytest.raises(DataError, match=f"{name}.jsonl: {said}"):
+                read(str(path))
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path):
+    path = write(tmp_path, GOOD)
+    rows = read_rows(path)
+    next(rows)
+    with open(path, "ab") as file:
+        file.write(b'{"a": "z"}\n')
+    with pytest.raises(DataError, match=rf"{path}: changed while it was read"):
+        list(rows)
 
 
 def test_decompression_bombs_are_stopped(tmp_path, monkeypatch):

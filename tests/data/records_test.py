@@ -86,7 +86,7 @@ def test_one_id_for_two_prompts_is_an_error_that_names_both_places():
         run(*rows)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e39, -2e18])
 def test_scores_must_be_finite(value):
     with pytest.raises(DataError, match=r"score 'q' of response 1 is .*, expected a finite number"):
         run(scored("x", ("a", "b"), (1.0, value)))

@@ -1,5 +1,6 @@
 """The run's folder: one owner, one config, whole JSON files."""
 
+import fcntl
 import json
 import os
 import platform
@@ -29,6 +30,18 @@ def test_an_owner_that_died_keeps_nobody_out(tmp_path):
     (tmp_path / ".lock").write_text("process 1 on elsewhere")
     with workdirs.owned(tmp_path):
         pass
+
+
+def test_what_killed_runs_left_is_swept(tmp_path):
+    kept = [tmp_path / "a.json", tmp_path / ".artifacts" / "held.lock"]
+    left = [tmp_path / "a.json.tmp", tmp_path / "sft" / "x.tmp.npy", tmp_path / ".artifacts/b.lock"]
+    for path in (*kept, *left):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    with kept[1].open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with workdirs.owned(tmp_path):
+            assert [path.exists() for path in (*kept, *left)] == [True, True, False, False, False]
 
 
 def begun(folder):

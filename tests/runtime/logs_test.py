@@ -1,0 +1,52 @@
+"""Streams that cannot be written end no run, and no character of a text does."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests import runs
+
+PROGRAM = """
+import os, sys
+from alignjax.runtime import logs
+
+logs.prepare_streams()
+if "control" in sys.argv:
+    logs.show = lambda text: print(text, end="", flush=True)
+before = os.open(os.devnull, os.O_RDONLY)  # a file that must not become a stream
+for _ in range(3):
+    logs.show("a ± of 10,000 lines\\n" * 1000)
+    print("a bar ━", file=sys.stderr)
+assert before > 2
+os.write(int(sys.argv[1]), b"done")
+"""
+
+
+def run(shell: str, *arguments: str, **env: str) -> tuple[int, str]:
+    """A program with its streams redirected; its exit code, and whether it came to its end."""
+    script = f'exec 3>&1; "$0" -c "$1" 3 {" ".join(arguments)} {shell}'
+    done = subprocess.run(
+        ["bash", "-c", script, sys.executable, PROGRAM.replace("\\\\n", "\\n")],
+        env=runs.environment(**env),
+        capture_output=True,
+        text=True,
+        cwd=runs.ROOT,
+    )
+    return done.returncode, done.stdout[-4:]
+
+
+@pytest.mark.parametrize(
+    "shell", [">/dev/full", ">&-", "2>/dev/full", "2>&-", ">&- 2>&-", "> >(true)", ">/dev/null"]
+)
+def test_a_stream_that_cannot_be_written_ends_nothing(shell):
+    assert run(shell) == (0, "done")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_without_the_letter_shows_a_number(encoding):
+    assert run(">/dev/null", PYTHONIOENCODING=encoding) == (0, "done")
+
+
+def test_without_this_they_would_end_it():
+    assert run(">/dev/full", "control")[0] != 0
