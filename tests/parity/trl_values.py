@@ -29,7 +29,7 @@ import torch
 import transformers
 import trl
 
-OUT = Path(__file__).resolve().parent.parent / "objectives" / "trl_values.json"
+OUT = Path(__file__).resolve().parent.parent / "losses" / "trl_values.json"
 LOGITS = {
     "policy": [0.0, 1.3, -0.7, 0.4, 2.1, -1.6, 0.2],
     "reference": [0.3, 0.5, 0.1, -0.4, 1.2, -0.9, 0.8],
@@ -51,16 +51,17 @@ SINGLES = [  # tokens, desirable
 BETA = 0.3
 
 
-class Unigram:
+class Unigram(torch.nn.Module):
     """What TRL asks of a model: log-probabilities of labels, or logits."""
 
     training = True
     is_gradient_checkpointing = False
 
     def __init__(self, name: str):
+        super().__init__()
         self.log_p = torch.log_softmax(torch.tensor(LOGITS[name], dtype=torch.float64), 0)
 
-    def __call__(self, input_ids, labels=None, **_):
+    def forward(self, input_ids, labels=None, **_):
         logits = self.log_p.expand(*input_ids.shape, -1)
         if labels is None:
             return SimpleNamespace(logits=logits)
