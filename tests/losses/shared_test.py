@@ -16,6 +16,7 @@ from alignjax.losses import (
     aot,
     bradley_terry,
     cpo,
+    ddo_rm,
     discopop,
     dpo,
     exo,
@@ -32,6 +33,7 @@ from alignjax.losses import (
     pro,
     rdpo,
     robust_dpo,
+    robust_plackett_luce,
     rrhf,
     sft,
     simpo,
@@ -52,8 +54,15 @@ COMPARE = [
     lipo.loss,
     plackett_luce.loss,
     plackett_luce.loss_top1,
+    robust_plackett_luce.loss,
 ]
-DIVIDE = [exo.loss_list, nca.loss_list, nca.loss_info, sppo.loss_list]  # among the responses
+DIVIDE = [
+    ddo_rm.loss,
+    exo.loss_list,
+    nca.loss_list,
+    nca.loss_info,
+    sppo.loss_list,
+]  # among the responses
 IMITATE = [pro.loss, rrhf.loss]  # the best response as well
 REWARD_LOSS = checks.of_scores(bradley_terry.reward_loss)
 
@@ -351,6 +360,14 @@ def test_a_triple_is_gold_second_and_worst(scores, value):
     case = loss_inputs([[-4.0, -9.0, -1.0, -7.0]], scores=[scores])
     compare = functools.partial(dpo.loss, beta=0.1, implicit=cpo.implicit)
     np.testing.assert_allclose(tpo.loss(*case, compare=compare)[0], [value], rtol=1e-5)
+
+
+def test_a_division_is_tilted_by_the_scores():
+    """One row by hand: p = (1/2, 1/2), scores 2 and 0, lambda 1: q = sigma(2), gradient p - q."""
+    result = checks.compiled(ddo_rm.loss)(*loss_inputs([[-3.0, -3.0]], scores=[[2.0, 0.0]]))
+    gap = 1 / (1 + np.exp(-2.0)) - 0.5
+    np.testing.assert_allclose(result.losses, np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(result.gradient, [[-gap, gap]], rtol=1e-5)
 
 
 # DPO and IPO

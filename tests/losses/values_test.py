@@ -14,6 +14,7 @@ from alignjax.losses import (
     anchored,
     aot,
     bco,
+    bpo,
     bradley_terry,
     cpo,
     ddro,
@@ -34,6 +35,7 @@ from alignjax.losses import (
     rdpo,
     rdro,
     robust_dpo,
+    robust_plackett_luce,
     rpo,
     rrhf,
     sft,
@@ -220,6 +222,23 @@ def ranking(x):
     """-log of the probability that Plackett-Luce gives to the order of decreasing scores."""
     r = 0.1 * x.ratio[np.argsort(-x.scores)]
     return sum(np.log(np.exp(r[j:]).sum()) - r[j] for j in range(len(r)))
+
+
+def robust_ranking(x):
+    """The worst of all rankings, found by trying them."""
+    r = 0.1 * x.ratio
+
+    def value(order):
+        return sum(np.log(np.exp(r[list(order[j:])]).sum()) - r[order[j]] for j in range(len(r)))
+
+    worst = max(value(order) for order in itertools.permutations(range(len(r))))
+    return 0.8 * ranking(x) + 0.2 * worst
+
+
+def bpo_formula(power, scale, x):
+    ratio = np.exp(-0.2 * (x.ratio[0] - x.ratio[1]))
+    last = np.log(ratio) if power == 0 else (1 - ratio**-power) / power
+    return (ratio ** (power + 1) / (power + 1) + last) / scale
 
 
 def top_1(x):
@@ -533,6 +552,18 @@ VALUES = {
     ),
     "ipo list": (partial(ipo.loss_list, beta=0.3), ipo_formula, TIED),
     "plackett_luce": (plackett_luce.loss, ranking, LISTS),
+    "robust_plackett_luce": (
+        partial(robust_plackett_luce.loss, rho=0.2),
+        robust_ranking,
+        golden.rows(4),
+    ),
+    **{
+        f"bpo {power}": (
+            partial(bpo.loss, beta=0.2, power=power, scale=scale),
+            partial(bpo_formula, power, scale),
+        )
+        for power, scale in ((0.0, 1.0), (0.5, 4.0))
+    },
     "plackett_luce top 1": (plackett_luce.loss_top1, top_1, LISTS),
     **{
         f"hps full {gamma}": (
