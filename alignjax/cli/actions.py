@@ -57,9 +57,9 @@ def describe() -> None:
 def data() -> None:
     config = _config()
     _more_threads(config)
-    from alignjax.recipes import align
+    from alignjax.recipes.show_data import show_data
 
-    align.show_data(config)
+    show_data(config)
 
 
 def plan() -> None:

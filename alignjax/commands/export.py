@@ -29,7 +29,7 @@ log = logging.getLogger("alignjax")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Network:
+class Network:
     """What one folder holds."""
 
     params: Params
@@ -73,9 +73,9 @@ def export(
     with artifacts.new_folder(to) as top, workdirs.owned(run):
         for name, choice in choices.items():
             if made is not None and choice is not None:
-                network = _chosen(trained, made, choice, merged=not adapter)
+                network = chosen(trained, made, choice, merged=not adapter)
             elif config["loss"] or adapter:
-                network = _newest(trained, len(outputs), merged=not adapter)
+                network = newest(trained, len(outputs), merged=not adapter)
             else:
                 network = _reward_model(run)
             (top / name).mkdir(exist_ok=True)
@@ -123,7 +123,7 @@ def _write(
     config: dict[str, Any],
     run: pathlib.Path,
     trained: Trained,
-    network: _Network,
+    network: Network,
     *,
     dtype: str,
     outputs: tuple[str, ...],
@@ -141,7 +141,7 @@ def _write(
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _newest(trained: Trained, objectives: int, *, merged: bool) -> _Network:
+def newest(trained: Trained, objectives: int, *, merged: bool) -> Network:
     """Restores the newest checkpoint; adapters ``merged``, if asked to."""
     mesh = sharding.make_mesh(1, 1, 1)
     step = finished_run.newest_step(trained)
@@ -153,10 +153,10 @@ def _newest(trained: Trained, objectives: int, *, merged: bool) -> _Network:
             params,
             trained.lora,
         )
-    return _Network(params, identity, step)
+    return Network(params, identity, step)
 
 
-def _chosen(trained: Trained, made: Policies, choice: Choice, *, merged: bool) -> _Network:
+def chosen(trained: Trained, made: Policies, choice: Choice, *, merged: bool) -> Network:
     """Loads what responds to a preference."""
     source = networks.source(trained, made, sharding.make_mesh(1, 1, 1))
     steps = [networks.newest_step(source, network) for network in choice.networks]
@@ -164,17 +164,17 @@ def _chosen(trained: Trained, made: Policies, choice: Choice, *, merged: bool) -
         params = networks.load_whole(source, choice)
     else:
         params = networks.load_trained(source, choice.networks[int(np.argmax(choice.weights))])
-    return _Network(params, made.identity, max(steps), choice.said)
+    return Network(params, made.identity, max(steps), choice.said)
 
 
-def _reward_model(run: pathlib.Path) -> _Network:
+def _reward_model(run: pathlib.Path) -> Network:
     """Loads a trained reward model, whose adapters are merged already."""
     found = reward_models.find(str(run))
     params = reward_models.load_params(found, sharding.make_mesh(1, 1, 1))
     summary = read_json(run / "summary.json")
     if "identity" not in summary:
         raise UserError(f"--workdir: {run} is of an earlier version: export it with that one")
-    return _Network(params, summary["identity"], summary["steps"])
+    return Network(params, summary["identity"], summary["steps"])
 
 
 def _check_adapter(config: dict[str, Any], run: pathlib.Path, dtype: str) -> None:
@@ -248,9 +248,7 @@ def _tokenizer_files(
     settings: dict[str, Any], run: pathlib.Path, made: pathlib.Path
 ) -> tokenizers.Tokenizer:
     """Writes the files of the run's tokenizer, and what tools need to read them alike."""
-    kept = run / "pretrained"
-    path = kept if kept.is_dir() else pathlib.Path(settings["path"] or run / "tokenizer.model")
-    tokenizer = tokenizers.load(str(path), chat_template=settings["chat_template"])
+    path, tokenizer = _kept_tokenizer(settings, run), tokenizer_of(settings, run)
     if path.is_dir():
         pretrained.copy_tokenizer(path, made)
     else:
@@ -260,6 +258,17 @@ def _tokenizer_files(
     if not (made / "tokenizer_config.json").is_file():
         write_json(made / "tokenizer_config.json", _tokenizer_config(tokenizer))
     return tokenizer
+
+
+def _kept_tokenizer(settings: dict[str, Any], run: pathlib.Path) -> pathlib.Path:
+    kept = run / "pretrained"
+    return kept if kept.is_dir() else pathlib.Path(settings["path"] or run / "tokenizer.model")
+
+
+def tokenizer_of(settings: dict[str, Any], run: pathlib.Path) -> tokenizers.Tokenizer:
+    """Loads a run's tokenizer; the settings are ``tokenizer`` of its ``config.json``."""
+    path = str(_kept_tokenizer(settings, run))
+    return tokenizers.load(path, chat_template=settings["chat_template"])
 
 
 def _tokenizer_config(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:

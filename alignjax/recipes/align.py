@@ -14,6 +14,7 @@ Read it downwards: `run` is the order of events. What each stage writes into the
 """
 
 import dataclasses
+import json
 import logging
 import pathlib
 from collections.abc import Callable
@@ -21,18 +22,19 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from alignjax.config import Config
 from alignjax.config.fields import describe
 from alignjax.evaluation import statistics, tables
 from alignjax.evaluation.statistics import Interval
-from alignjax.recipes.run import open_run
+from alignjax.recipes.run import open_run, optimized
 from alignjax.runtime import checkpoint
+from alignjax.runtime.metrics import NOBODY, Watch
 from alignjax.sampling.generate import Sample
-from alignjax.stages import adapters, candidates, evaluation, held_out, learners, pretrained, sft
+from alignjax.stages import adapters, candidates, evaluation, held_out, learners, sft
 from alignjax.stages import reference as references
 from alignjax.stages.check import bind_score_sd
-from alignjax.stages.data import survey
 from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
 from alignjax.training import offline
@@ -43,30 +45,22 @@ log = logging.getLogger("alignjax")
 
 
 def run(
-    config: Config, workdir: str | pathlib.Path, allow_config_change: bool = False
+    config: Config,
+    workdir: str | pathlib.Path,
+    allow_config_change: bool = False,
+    *,
+    watch: Watch = NOBODY,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> dict[str, Any]:
-    """Aligns a policy and evaluates it; see `alignjax.recipes.run_config`."""
+    """Aligns a policy and evaluates it; see `alignjax.recipes.run_config`.
+
+    ``watch`` is told the alignment's numbers. An ``optimizer`` takes the place of the config's;
+    checkpoints made with another one are refused.
+    """
     with open_run(config, workdir, allow_config_change) as run:
         load_reference = sft.run_stage(run)
         run = bind_score_sd(candidates.make(run, load_reference))
-        return _align(run, load_reference)
-
-
-def show_data(config: Config) -> None:
-    """Reads, checks and prints the receipt of the data, and the first rows; trains nothing."""
-    import tempfile
-
-    config = pretrained.resolve(config, runs=False)
-    with tempfile.TemporaryDirectory() as folder:
-        examples, names = survey(config, pathlib.Path(folder))
-        for example in examples:
-            tables.say(f"\n--- {example.id}\n{example.prompt}")
-            for i, response in enumerate(example.responses):
-                told = [] if example.desirable is None else [f" desirable={example.desirable[i]}"]
-                if example.scores is not None:
-                    scores = zip(names, example.scores[i], strict=True)
-                    told += [f" {name}={score:.7g}" for name, score in scores]
-                tables.say(f"  [{i}{','.join(told)}]{response}")
+        return _align(dataclasses.replace(run, watch=watch), load_reference, optimizer)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,9 +76,14 @@ class _Start:
     samples: list[Sample]
 
 
-def _align(run: Run, load_reference: Callable[[], Params]) -> dict[str, Any]:
+def _align(
+    run: Run, load_reference: Callable[[], Params], optimizer: optax.GradientTransformation | None
+) -> dict[str, Any]:
     """Aligns the policy and reports; see the module's docstring for what is written."""
-    start = _start(run, load_reference)
+    start, more = _start(run, load_reference), None
+    if optimizer is not None:
+        start = dataclasses.replace(start, learner=optimized(start.learner, optimizer))
+        more = {"optimizer": json.dumps(describe(optimizer), sort_keys=True)}
     reference, live = start.reference, start.learner.ref_params
 
     def during(params: Params) -> dict[str, float]:
@@ -93,7 +92,7 @@ def _align(run: Run, load_reference: Callable[[], Params]) -> dict[str, Any]:
         whole = adapters.whole(run.config, live, params)
         return evaluation.history_line(run, whole, of, start.held_out)
 
-    job = run.job("alignment", reference.digest, extendable=True)
+    job = run.job("alignment", reference.digest, more, extendable=True)
     key = jax.random.key(run.config.train.seed)
     state, counts = offline.fit(job, start.learner, start.feed, key, during)
     return _finish(run, start, state.params, counts)

@@ -1,8 +1,12 @@
 """Opens a run, as every recipe begins: its folder, its config, its data, its devices."""
 
 import contextlib
+import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Iterator
+
+import optax
 
 from alignjax.config import Config
 from alignjax.data.batching import Bucketed
@@ -12,6 +16,7 @@ from alignjax.stages import pretrained
 from alignjax.stages.check import bind_fraction, check_losses, check_scorers
 from alignjax.stages.data import prepare_data
 from alignjax.stages.run import Run
+from alignjax.training.job import Learner
 
 
 @contextlib.contextmanager
@@ -46,6 +51,12 @@ def open_run(
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         yield Run(config, workdir, data, mesh)
         tables.say(_kept(workdir))
+
+
+def optimized(learner: Learner, optimizer: optax.GradientTransformation) -> Learner:
+    """Takes another optimizer, whose learning rate nobody knows here."""
+    update = dataclasses.replace(learner.update, optimizer=optimizer)
+    return dataclasses.replace(learner, update=update, learning_rate=lambda step: math.nan)
 
 
 def _kept(workdir: pathlib.Path) -> str:

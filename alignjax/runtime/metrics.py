@@ -5,13 +5,14 @@ It also bounds how far the host runs ahead, which CPU collectives need.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
 import pathlib
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -68,6 +69,17 @@ class Writer:
                 file.close()
             except OSError as error:
                 log.warning("%s, tensorboard/: not written to the end (%s)", self._path, error)
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """Functions that are told the step and the numbers of what a training writes."""
+
+    line: Callable[[int, dict[str, Any]], None] = lambda step, values: None
+    evaluation: Callable[[int, dict[str, Any]], None] = lambda step, values: None
+
+
+NOBODY = Watch()
 
 
 def _as_line(values: dict[str, Any]) -> str:

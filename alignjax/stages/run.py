@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from alignjax.config import Config, SamplingConfig
 from alignjax.data.batching import Batches, Bucketed, deal_batches, shuffled
+from alignjax.runtime.metrics import NOBODY, Watch
 from alignjax.sampling.generate import Sampling
 from alignjax.stages.data import Prepared
 from alignjax.training.job import Job
@@ -26,6 +27,7 @@ class Run:
     workdir: pathlib.Path
     data: Prepared
     mesh: Mesh
+    watch: Watch = NOBODY  # of the alignment, not of the stages before it
 
     def on(self, rows: Bucketed) -> "Run":
         """The same run, trained on other rows."""
@@ -73,6 +75,7 @@ class Run:
             identity=identity,
             train=self.config.train,
             extendable=extendable,
+            watch=self.watch,
         )
 
     def sampling(self, settings: SamplingConfig, title: str, key: Array | None = None) -> Sampling:

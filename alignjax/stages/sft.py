@@ -12,6 +12,7 @@ import numpy as np
 from alignjax.config import Config, SftConfig
 from alignjax.data.batching import Bucketed
 from alignjax.runtime import artifacts, checkpoint, storage, stores
+from alignjax.runtime.metrics import NOBODY
 from alignjax.stages import held_out, learners, pretrained
 from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
@@ -56,7 +57,9 @@ def run_stage(run: Run) -> Callable[[], Params]:
     quantize = config.lora.quantize if config.lora is not None else ""
     if sft is None:
         return pretrained.fresh(config.model, config.train.seed, mesh, quantize)
-    own = dataclasses.replace(run, config=stage_config(config, sft), workdir=run.workdir / "sft")
+    own = dataclasses.replace(
+        run, config=stage_config(config, sft), workdir=run.workdir / "sft", watch=NOBODY
+    )
     batches = own.batches()
     job = own.job("supervised", "none")
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from alignjax.config import TrainConfig
 from alignjax.data.batching import Batches, read
 from alignjax.data.store import Dataset
+from alignjax.runtime.metrics import NOBODY, Watch
 from alignjax.runtime.sharding import own_rows
 from alignjax.training.step import Update
 from alignjax.types import Array, Batch, GameState, Params, TrainState
@@ -29,6 +30,7 @@ class Job:
     identity: dict[str, Any]  # what a checkpoint must have been made of to be continued
     train: TrainConfig  # how often to save, to log and to evaluate; when to give up
     extendable: bool  # whether more steps may follow; else the end keeps no optimizer state
+    watch: Watch = NOBODY
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

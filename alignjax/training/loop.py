@@ -5,11 +5,9 @@ happen between steps only, so a run that is killed and started again goes on bit
 """
 
 import contextlib
-import dataclasses
 import logging
 import pathlib
 import signal
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,7 +18,7 @@ from alignjax.runtime.faults import fault_point
 from alignjax.runtime.sharding import put_rows
 from alignjax.training import progress
 from alignjax.training.job import Job, State, Turns
-from alignjax.training.progress import Progress
+from alignjax.training.progress import Progress, TimedBatches
 
 log = logging.getLogger("alignjax")
 
@@ -55,7 +53,7 @@ def loop(
     consistency.check_same({f"{job.name}: {name}": str(x) for name, x in job.identity.items()})
     with stores.open_store(job.workdir / "checkpoints", keep=job.train.keep) as store:
         at = progress.resume(store, job, turns)
-        begin, rows, stopping = at.step, _TimedBatches(turns.batches(at.step)), False
+        begin, rows, stopping = at.step, TimedBatches(turns.batches(at.step)), False
         with (
             _signals() as caught,
             watchdog.time_limit(job.train.stuck_after) as limited,
@@ -71,10 +69,12 @@ def loop(
                         advance(0, **at.numbers.read())
                 if "line" in due:
                     times = {"data_wait_seconds": rows.take_seconds(), "step_seconds": at.seconds}
-                    writer.write(at.step, {**at.numbers.line(at.step), **times})
+                    writer.write(at.step, line := {**at.numbers.line(at.step), **times})
+                    job.watch.line(at.step, line)
                 if "evaluation" in due and evaluate is not None:
                     values = evaluate(at.state)
                     writer.write(at.step, {f"eval_{name}": x for name, x in values.items()})
+                    job.watch.evaluation(at.step, values)
                     fault_point("evaluated", f"{job.name}-{at.step}")
                 if "save" in due:
                     progress.save(store, job, at, total=turns.total)
@@ -133,25 +133,6 @@ def _due(train: TrainConfig, step: int, total: int, stopping: bool) -> set[str]:
         "save": at_end or stopping or step % train.save_every == 0,
     }
     return {name for name, due in when.items() if due}
-
-
-@dataclasses.dataclass
-class _TimedBatches:
-    """Batches, and the seconds that the host waited for them."""
-
-    batches: Iterator[Any]
-    seconds: float = 0.0
-
-    def __next__(self) -> Any:
-        since = time.perf_counter()
-        batch = next(self.batches)
-        self.seconds += time.perf_counter() - since
-        return batch
-
-    def take_seconds(self) -> float:
-        """Gives the seconds since the last call."""
-        seconds, self.seconds = self.seconds, 0.0
-        return seconds
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import time
 from collections.abc import Iterator
 from typing import Any, Generic
 
@@ -84,6 +85,25 @@ class Progress(Generic[State]):
         with metrics.timed() as took:
             yield
         self.seconds += took[0]
+
+
+@dataclasses.dataclass
+class TimedBatches:
+    """Batches, and the seconds that the host waited for them."""
+
+    batches: Iterator[Any]
+    seconds: float = 0.0
+
+    def __next__(self) -> Any:
+        since = time.perf_counter()
+        batch = next(self.batches)
+        self.seconds += time.perf_counter() - since
+        return batch
+
+    def take_seconds(self) -> float:
+        """Gives the seconds since the last call."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
 
 
 def resume(store: stores.Store, job: Job, turns: Turns[State]) -> Progress[State]:

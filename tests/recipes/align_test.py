@@ -19,6 +19,7 @@ from alignjax.losses import dpo, hps, sft
 from alignjax.models import logps
 from alignjax.models.transformer import init_params
 from alignjax.recipes import align
+from alignjax.recipes.show_data import show_data
 from alignjax.runtime import checkpoint, metrics, sharding, stores
 from alignjax.stages import reference
 from alignjax.stages.data import prepare_data
@@ -39,7 +40,7 @@ def test_rows_are_shown_with_the_names_of_their_scores(capsys):
     made = runs.get_config()
     source = partial(world.lists, size=9, seed=0, responses=2, objectives=("helpful", "concise"))
     data = dataclasses.replace(made.data, source=source)
-    align.show_data(dataclasses.replace(made, data=data))
+    show_data(dataclasses.replace(made, data=data))
     record = next(source(Receipt()))
     helpful, concise = np.float32(record.scores[0])
     shown = f"  [0 helpful={helpful:.7g}, concise={concise:.7g}]{record.responses[0]}\n"

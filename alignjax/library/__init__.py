@@ -1,0 +1,1 @@
+"""What `import alignjax` exposes for programs and notebooks; see docs/library.md."""
