@@ -19,15 +19,38 @@ def run(path: str = "", workdir: str = "") -> None:
     from alignjax.config import load
 
     path, workdir = VALUES.config or path, VALUES.workdir or workdir
-    config = load.load(path, VALUES.set)
+    _run(load.load(path, VALUES.set), path, VALUES.set, load.files(path), workdir)
+
+
+def _run(
+    config: Any, path: str, overrides: list[str], files: dict[str, bytes], workdir: str
+) -> None:
+    """Runs a config, and keeps the files that it was made of."""
     _more_threads(config)
     from alignjax import recipes
     from alignjax.commands import finished_run
     from alignjax.runtime import consistency
 
-    consistency.check_run(config, path, pathlib.Path(workdir))
+    consistency.check_run(config, files, pathlib.Path(workdir))
     recipes.run_config(config, workdir, VALUES.allow_config_change)
-    finished_run.note_origin(workdir, path, VALUES.set)
+    finished_run.note_origin(workdir, path, overrides, files)
+
+
+def align(method: str) -> None:
+    """Runs the short config of a method, or prints it."""
+    if VALUES.workdir and VALUES.out:
+        raise UserError("--out and --workdir are the same: give one of them")
+    workdir = VALUES.workdir or VALUES.out or f"runs/{method}"
+    from alignjax.config import write
+    from alignjax.recipes import short
+
+    config = short.config(method, VALUES.model, VALUES.data, VALUES.set)
+    text = write.source(config, short.about(method, config, workdir))
+    if VALUES.print_config:
+        print(text, end="")
+        return
+    print(f"{short.say(method, config)}\nthe run is in {workdir}", file=sys.stderr)
+    _run(config, "config.py", [], {"config.py": text.encode()}, workdir)
 
 
 def demo() -> None:

@@ -1,8 +1,9 @@
 """The help of the program and of each command, and completion for shells."""
 
 import alignjax
+from alignjax import losses
 from alignjax.cli.options import BY_NAME, Flag
-from alignjax.cli.table import VERBS
+from alignjax.cli.table import METHODS, VERBS
 from alignjax.errors import UserError, did_you_mean
 
 PROGRAM = "python -m alignjax"
@@ -14,17 +15,24 @@ WORDS = {
 
 def unknown(name: str) -> str:
     """Says that there is no such command, and which one comes near."""
+    if name in losses.recipes():
+        config = losses.recipes()[name]
+        return f"{name} is trained in stages, which a config says: run --config={config}"
     known = [*VERBS, *WORDS]
     return f"no command {name!r}{did_you_mean(name, known)}; commands: {', '.join(known)}"
 
 
 def usage() -> str:
     """Writes the help of the program."""
-    verbs = "\n".join(f"  {name:<12}{verb.text}" for name, verb in VERBS.items())
-    words = "\n".join(f"  {name:<12}{text}" for name, text in WORDS.items())
+    others = {name: verb for name, verb in VERBS.items() if name not in METHODS}
+    methods = "\n".join(f"  {name:<16}{verb.text}" for name, verb in METHODS.items())
+    verbs = "\n".join(f"  {name:<16}{verb.text}" for name, verb in others.items())
+    words = "\n".join(f"  {name:<16}{text}" for name, text in WORDS.items())
     return (
         f"alignjax {alignjax.__version__}: align language models with human preferences.\n\n"
         f"{PROGRAM} COMMAND [--flag=value ...]\n\n{verbs}\n{words}\n\n"
+        "Train a model that you have on preferences that you have, by one of the losses, e.g.\n"
+        f"{PROGRAM} dpo --model=my-model --data=my-pairs.jsonl\n\n{methods}\n\n"
         f"{PROGRAM} help COMMAND tells the flags of a command, --version the version.\n"
         "Exit codes: 0 done; 2 bad configuration or input; 3 bad checkpoint; 4 numerical stop; 5 "
         "another process\nis lost or stuck; 128 + signal after a save that a signal asked for."

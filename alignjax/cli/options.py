@@ -21,6 +21,11 @@ class Flag:
 
 TABLE = (
     Flag("config", "Python file with get_config(), e.g. configs/hps.py:8b"),
+    Flag("model", "folder of a model as transformers saves it, or a GGUF file"),
+    Flag("data", "file of preferences (docs/data.md): .jsonl, .json, .parquet, ...; or a glob"),
+    Flag(
+        "print_config", "print the config as a Python file, to go on from, and stop", "bool", False
+    ),
     Flag("workdir", "folder of the run; started again, it resumes"),
     Flag("set", "field=value, changes the config, e.g. --set loss.beta=0.2", "texts"),
     Flag("allow_config_change", "go on although the config changed", "bool", False),

@@ -1,9 +1,11 @@
 """The commands, as a table: what each does, which flags it reads, an example."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 
+from alignjax import losses
 from alignjax.cli import actions
 
 
@@ -24,7 +26,23 @@ class Verb:
         return re.findall(r"--(\w+)=", self.example)
 
 
+def _method(name: str, about: str) -> Verb:
+    """The command that trains a model with one loss, by the loss's name."""
+    return Verb(
+        do=functools.partial(actions.align, name),
+        text=about,
+        reads=("model", "data", "set", "workdir", "out", "print_config", "allow_config_change"),
+        example="--model=my-model --data=my-data.jsonl",
+        more=f"--workdir=runs/{name} --set train.steps=100 --set lora.rank=8",
+        computes=True,
+    )
+
+
 CONFIG = ("config", "set")
+METHODS = {
+    **{name: _method(name, about) for name, about in losses.methods().items()},
+    "reward": _method("reward", "Reward model, by Bradley-Terry: pairs, or lists with scores"),
+}
 VERBS = {
     "run": Verb(
         do=actions.run,
@@ -108,4 +126,5 @@ VERBS = {
         example="--workdir=runs/first --to=exported/first",
         more="--dtype=bfloat16",
     ),
+    **METHODS,
 }

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import pathlib
+import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,16 +16,47 @@ from alignjax.config.fields import describe, identity_changes
 from alignjax.errors import UserError
 from alignjax.models.config import LoraConfig, ModelConfig, model_from
 from alignjax.runtime import checkpoint, sharding, storage, stores, workdirs
+from alignjax.runtime.distributed import run_on_main
 from alignjax.stages import adapters, pretrained
 from alignjax.types import Params
 
 ORIGIN = "config_file.json"
+FILES = "config_file"  # folder of the files themselves
 
 
-def note_origin(workdir: str, path: str, overrides: list[str]) -> None:
-    """Keeps which file and which ``--set`` a run's config came from."""
-    origin = {"path": str(pathlib.Path(path).resolve()), "set": overrides}
+def note_origin(
+    workdir: str, path: str, overrides: list[str], files: Mapping[str, bytes] | None = None
+) -> None:
+    """Keeps a run's config file, the files beside it that it imports, and the ``--set``.
+
+    Args:
+      workdir: the run's folder.
+      path: of the config file.
+      overrides: changes to it.
+      files: what was read, by name, the config's first; None: what is there now.
+    """
+    files = load.files(path) if files is None else files
+    folder = pathlib.Path(workdir) / FILES
+    run_on_main("the config's old files", lambda: shutil.rmtree(folder, ignore_errors=True))
+    for name, content in files.items():
+        storage.write(folder / name, content)
+    file, size = load.split_path(path)
+    origin = {
+        "path": str(pathlib.Path(path).resolve()),
+        "set": overrides,
+        "copy": f"{FILES}/{file.name}{':' * bool(size)}{size}",
+    }
     storage.keep_json(pathlib.Path(workdir) / ORIGIN, origin)
+
+
+def _origin(folder: pathlib.Path) -> tuple[str, list[str]]:
+    """Finds the config of a run, the copy before the file itself, and its ``--set``."""
+    if not (folder / ORIGIN).is_file():
+        raise UserError(f"{folder} does not say which config it came from: give --config=FILE")
+    origin = storage.read_json(folder / ORIGIN)
+    copy = str(folder / origin.get("copy", FILES))
+    is_there = load.split_path(copy)[0].is_file()
+    return copy if is_there else origin["path"], origin["set"]
 
 
 def config_of(workdir: str, path: str, overrides: list[str]) -> Config:
@@ -44,10 +77,8 @@ def config_of(workdir: str, path: str, overrides: list[str]) -> Config:
     if not (folder / "summary.json").is_file():
         raise UserError(f"--workdir: {workdir} holds a run that has not ended; go on with run")
     if not path:
-        if not (folder / ORIGIN).is_file():
-            raise UserError(f"{workdir} does not say which config it came from: give --config=FILE")
-        origin = storage.read_json(folder / ORIGIN)
-        path, overrides = origin["path"], [*origin["set"], *overrides]
+        path, begun = _origin(folder)
+        overrides = [*begun, *overrides]
     config = load.load(path, overrides)
     if config.loss is None:
         raise UserError(f"--workdir: {workdir} holds a reward model, wanted a policy")

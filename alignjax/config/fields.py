@@ -113,7 +113,7 @@ def _parse(text: str, option: Any) -> Any:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError):  # TypeError: a list as a key, {[]: 1}
-        value = {"true": True, "false": False}.get(text.lower(), text)
+        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
     plain = typing.get_origin(option) or option
     if plain is str:
         return value if isinstance(value, str) else text

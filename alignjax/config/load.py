@@ -6,8 +6,8 @@ which: ``--config=configs/hps.py:1.5b``. What is chosen may be something else th
 ``--set loss.beta=0.2`` reaches dataclass fields and keywords bound with `functools.partial` alike.
 """
 
+import ast
 import dataclasses
-import functools
 import importlib.util
 import inspect
 import pathlib
@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from alignjax.config import Config
-from alignjax.config.fields import keywords, parse, plain
+from alignjax.config.override import apply, tree_of
 from alignjax.errors import UserError, did_you_mean
 
 
@@ -64,6 +64,29 @@ def load(path: str, overrides: list[str]) -> Config:
     return override(config, overrides)
 
 
+def files(path: str) -> dict[str, bytes]:
+    """Reads a config file, and the files beside it that it imports; the config itself comes first.
+
+    Args:
+      path: as of `load`, which has read it.
+    """
+    first = split_path(path)[0]
+    found: dict[str, bytes] = {}
+    wanted = [first]
+    while wanted:
+        file = wanted.pop()
+        if file.name in found or not file.is_file():
+            continue
+        found[file.name] = file.read_bytes()
+        for node in ast.walk(ast.parse(found[file.name])):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            wanted += [first.parent / f"{name.partition('.')[0]}.py" for name in names]
+    return found
+
+
 def split_path(path: str) -> tuple[pathlib.Path, str]:
     """Splits ``FILE.py:SIZE`` into the file and the size; the size is empty where none is given."""
     file, colon, size = path.rpartition(":")
@@ -92,21 +115,8 @@ def override(config: Config, overrides: list[str]) -> Config:
     Raises:
       UserError: one of them does not fit.
     """
-    tree: dict[str, Any] = {}
-    for one in overrides:
-        field, found, text = one.partition("=")
-        if not found:
-            raise UserError(f"--set {one}: wanted field=value")
-        node, field = tree, field.strip()
-        *parents, last = field.split(".")
-        for name in parents:
-            node = node.setdefault(name, {})
-            if not isinstance(node, dict):
-                raise UserError(f"--set {field}: {name} is already set to {node!r}")
-        if isinstance(node.get(last), dict):
-            raise UserError(f"--set {field}: parts of it are set as well ({', '.join(node[last])})")
-        node[last] = text
-    return _apply(config, tree, "")
+    changed: Config = apply(config, tree_of(overrides))
+    return changed
 
 
 @contextmanager
@@ -140,46 +150,3 @@ def _blame(error: Exception, file: pathlib.Path, module: types.ModuleType) -> st
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f for f in frames if pathlib.Path(f.filename).resolve().parent == folder]
     return f"{lines[-1].filename}:{lines[-1].lineno}: {what}" if lines else f"{file}: {what}"
-
-
-def _apply(value: Any, tree: dict[str, Any], at: str) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        hints = typing.get_type_hints(type(value))
-        known: Any = {f.name: hints[f.name] for f in dataclasses.fields(value)}
-        current = {name: getattr(value, name) for name in known}
-    elif isinstance(value, functools.partial) or inspect.isfunction(value):
-        bound = value.keywords if isinstance(value, functools.partial) else {}
-        parameters = keywords(plain(value))
-        known = {name: p.annotation for name, p in parameters.items()}
-        current = {name: bound.get(name, p.default) for name, p in parameters.items()}
-    else:
-        raise UserError(f"--set {at}: it is {value!r} and has no fields")
-    changed = {}
-    for name, new in tree.items():
-        path = f"{at}.{name}" if at else name
-        if name not in known:
-            has = ", ".join(known) or "none"
-            raise UserError(
-                f"--set {path}: no such field{did_you_mean(name, known)}; "
-                f"{at or 'the config'} has {has}"
-            )
-        if isinstance(new, dict):
-            changed[name] = _apply(_section(current[name], known[name]), new, path)
-        else:
-            changed[name] = parse(new, known[name], path)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **changed)
-    if isinstance(value, functools.partial):
-        return functools.partial(value.func, *value.args, **{**value.keywords, **changed})
-    return functools.partial(value, **changed)
-
-
-def _section(value: Any, hint: Any) -> Any:
-    """Gives the group of fields that a change is in: where there is none, its defaults, if any."""
-    missing, options = dataclasses.MISSING, typing.get_args(hint) if value is None else ()
-    groups: list[Any] = [option for option in options if dataclasses.is_dataclass(option)]
-    for group in groups:
-        defaults = [(f.default, f.default_factory) for f in dataclasses.fields(group)]
-        if (missing, missing) not in defaults:
-            return group()
-    return value

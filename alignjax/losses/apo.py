@@ -42,6 +42,8 @@ from alignjax.losses import bradley_terry
 from alignjax.losses.plackett_luce import mean_over_pairs, ordered_pairs, ranking_scores
 from alignjax.types import Array, Batch, Logps, Metrics, take_responses
 
+RECIPE = "configs/demo/apo.py"  # its loss alone is no method: see `losses.methods`
+
 
 def reward_loss(
     scores: Array, batch: Batch, *, pair_weight: float = 1.0, sample_weight: float = 0.1

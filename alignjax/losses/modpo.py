@@ -30,6 +30,8 @@ from alignjax.losses.bradley_terry import random_pair
 from alignjax.losses.plackett_luce import keep_pair, prompt_keys
 from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
+RECIPE = "configs/demo/modpo.py"  # its loss alone is no method: see `losses.methods`
+
 
 def loss(
     logps: Logps,

@@ -30,6 +30,8 @@ from alignjax.types import Array, Batch, Logps, Metrics
 
 log = logging.getLogger("alignjax")
 
+RECIPE = "configs/demo/paretohqd.py"  # its loss alone is no method: see `losses.methods`
+
 
 def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
     """Fits the responses that `curate` chose for one preference, by maximum likelihood.

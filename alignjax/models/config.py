@@ -9,6 +9,7 @@ from typing import Any
 from alignjax.errors import UserError, did_you_mean
 
 DTYPES = ("float32", "bfloat16")
+SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 REMAT = ("none", "dots", "kv", "full")
 ATTENTION = ("auto", "xla", "splash", "cudnn")
 ROPE_SCALINGS = ("llama3", "linear", "dynamic")
@@ -103,6 +104,9 @@ class ModelConfig:
                 found = getattr(self, field)
                 raise UserError(f"model.{field}: wanted {wanted}, found {found!r}")
 
+        for field in ("dtype", "param_dtype"):
+            value = getattr(self, field)
+            object.__setattr__(self, field, SHORT_DTYPES.get(value, value))
         for field in ("vocab_size", "width", "layers", "heads", "kv_heads", "mlp_width"):
             few = 0 < getattr(self, field) <= LARGEST_SIZE
             require(few, field, f"a positive number, at most {LARGEST_SIZE:,}")

@@ -7,10 +7,11 @@ import pathlib
 import platform
 import secrets
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import alignjax
-from alignjax.config import Config, load
+from alignjax.config import Config
 from alignjax.config.fields import describe
 from alignjax.errors import UserError
 from alignjax.runtime import distributed, workdirs
@@ -29,12 +30,12 @@ def check_programs() -> None:
     check_same({"code of alignjax": _code_digest(), **versions, "command line": arguments})
 
 
-def check_run(config: Config, path: str, workdir: pathlib.Path) -> None:
+def check_run(config: Config, files: Mapping[str, bytes], workdir: pathlib.Path) -> None:
     """Compares every field of the config, and checks that all processes share the workdir.
 
     Args:
       config: as this process read it.
-      path: of the file it was read from, which may hold code as well.
+      files: that it was read from, which may hold code as well; by name.
       workdir: made if needed.
 
     Raises:
@@ -42,7 +43,7 @@ def check_run(config: Config, path: str, workdir: pathlib.Path) -> None:
     """
     if not distributed.several():
         return
-    text = {"text of --config": _digest(load.split_path(path)[0].read_bytes())}
+    text = {f"text of {name}": _digest(content) for name, content in files.items()}
     check_same(text | _flatten(describe(config), ""))
     check_shared_folder(workdir, "--workdir")
 

@@ -48,7 +48,7 @@ def check_losses(config: Config, rows: Bucketed) -> None:
         batch = _as_lists(batch, config.candidates.samples + own)
     else:
         _check_fewest(config, rows, batch)
-    _check_trained(config, batch)
+    check_trained(config, batch)
 
 
 def check_game(config: Config, rows: Bucketed, *, samples: int) -> None:
@@ -66,7 +66,7 @@ def check_game(config: Config, rows: Bucketed, *, samples: int) -> None:
     rows_of_both = _as_lists(batch, max(batch.response.shape[1], 1 + samples))
     adversarial: Any = np.zeros(len(batch.weight), bool)
     _check_reward(config, dataclasses.replace(rows_of_both, adversarial=adversarial))
-    _check_trained(config, _as_lists(batch, samples))
+    check_trained(config, _as_lists(batch, samples))
 
 
 def _check_fewest(config: Config, rows: Bucketed, batch: Batch) -> None:
@@ -81,9 +81,7 @@ def _check_fewest(config: Config, rows: Bucketed, batch: Batch) -> None:
         return
     response, length = batch.response[:, :few], batch.response_length[:, :few]
     try:
-        _check_trained(
-            config, dataclasses.replace(batch, response=response, response_length=length)
-        )
+        check_trained(config, dataclasses.replace(batch, response=response, response_length=length))
     except UserError as error:
         first = rows.dataset[int(counts.argmin())].id
         raise UserError(
@@ -98,7 +96,12 @@ def _check_supervised(config: Config, batch: Batch) -> None:
         _check("sft.loss", config.sft.loss, _logps(batch, reference=False), batch)
 
 
-def _check_trained(config: Config, batch: Batch) -> None:
+def check_trained(config: Config, batch: Batch) -> None:
+    """Traces ``select``, ``baseline`` and ``loss`` of a config on the shapes of a batch.
+
+    Raises:
+      UserError: as `check_losses`.
+    """
     selected = _select("select", config.select, batch)
     if config.reference.mode == "cache" and not _keeps_cache(config, batch):
         assert config.select is not None

@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from alignjax.config import Config, DataConfig
@@ -46,10 +46,10 @@ class Prepared:
     receipt: dict[str, Any]  # what receipt.json says
 
 
-def read_records(
+def read_source(
     data: DataConfig, path: str, receipt: Receipt, field: str = "data.path"
-) -> list[Record]:
-    """Reads and checks every record of a source.
+) -> Iterator[Record]:
+    """Reads the records of a source as they come, without checking them.
 
     Args:
       data: its ``source`` is read.
@@ -75,8 +75,15 @@ def read_records(
                 "takes none"
             )
         bound["columns"] = data.columns
-    rows = data.source(receipt, **bound)
-    return list(check(itertools.islice(rows, data.limit) if data.limit else rows, receipt))
+    rows: Iterator[Record] = data.source(receipt, **bound)
+    return itertools.islice(rows, data.limit) if data.limit else rows
+
+
+def read_records(
+    data: DataConfig, path: str, receipt: Receipt, field: str = "data.path"
+) -> list[Record]:
+    """Reads and checks every record of a source; see `read_source`."""
+    return list(check(read_source(data, path, receipt, field), receipt))
 
 
 def _located(data: DataConfig, path: str, field: str) -> str:

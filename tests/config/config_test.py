@@ -24,11 +24,13 @@ from alignjax.config import (
     load,
     validate,
 )
+from alignjax.config import override as set_fields
 from alignjax.config import schema as configs
 from alignjax.config.fields import describe, differences, fits, parse, sections
 from alignjax.config.validate import check_keywords
+from alignjax.data import sources
 from alignjax.errors import UserError
-from alignjax.losses import apo, bradley_terry, dpo, hps, kto
+from alignjax.losses import apo, bradley_terry, dpo, hps, ipo, kto
 from alignjax.models.config import LoraConfig, RopeScaling
 from alignjax.recipes.multi_objective import supervised
 from alignjax.rewards import scorers as score
@@ -95,7 +97,6 @@ def scaled(logps, *, scale: float, shift: float = 0.0):
         ("model.qk_norm=1", UserError),
         ("optim.learning_rate=nan", UserError),
         ("optim.learning_rate=1e999", UserError),
-        ("loss=dpo.loss", UserError),
         ("sft=x", UserError),
     ],
 )
@@ -171,7 +172,7 @@ def test_overrides_are_checked_together():
         ("trian.steps=3", r"trian: no such field \(did you mean 'train'\?\)"),
         ("loss.betta=3", r"loss\.betta: no such field \(did you mean 'beta'\?\); loss has beta, "),
         ("data.source.sise=3", r"data\.source\.sise: no such field \(did you mean 'size'\?\)"),
-        ("sft.loss.beta=3", r"sft\.loss\.beta: no such field; sft\.loss has none"),
+        ("sft.loss.beta=3", r"sft\.loss\.beta: no such field .*; sft\.loss has none"),
         ("select.gamma=3", r"select: it is None and has no fields"),
         ("train.steps.more=3", r"train\.steps: it is 8 and has no fields"),
         ("train.steps", r"--set train\.steps: wanted field=value"),
@@ -239,15 +240,14 @@ def test_an_override_reaches_the_keywords_of_a_bound_function():
         "loss.beta: 0.2 -> 0.5",
         "loss.implicit.scale: 1.0 -> 3.0",
     ]
-    # The function itself has no text; and the keywords of a default are reached as well.
+    # The keywords of a default are reached as well.
     for override, message in (
-        ("loss.implicit=scaled", r"--set loss\.implicit: wanted a function, found 'scaled'"),
         ("loss.implicit.scale=x", r"--set loss\.implicit\.scale: no such field; .* has none"),
     ):
         with pytest.raises(UserError, match=message):
             runs.changed(override)
     unbound = functools.partial(every_type, implicit=scaled)
-    found = load._apply(unbound, {"implicit": {"shift": "2"}}, "loss")
+    found = set_fields.apply(unbound, set_fields.tree_of(["implicit.shift=2"]))
     assert found.keywords["implicit"].keywords == {"shift": 2.0}
 
 
@@ -786,3 +786,46 @@ def test_a_group_of_fields_that_is_not_there_begins_with_its_defaults():
     assert found == LoraConfig(rank=4, quantize="nf4")
     with pytest.raises(UserError, match=r"--set sft: it is None and has no fields"):
         load.override(dataclasses.replace(runs.get_config(), sft=None), ["sft.steps=3"])
+
+
+def test_a_function_is_set_by_its_name():
+    """Beside the one that is there, or by its module; keywords of both texts are of the new one."""
+    changed = runs.changed("optim.schedule=linear", "loss=kto.loss", "loss.desirable_weight=2")
+    assert changed.optim.schedule is optim.linear
+    assert changed.loss.func is kto.loss
+    assert changed.loss.keywords == {"desirable_weight": 2.0}
+    assert runs.changed("loss=alignjax.losses.ipo.loss_mean").loss is ipo.loss_mean
+    assert runs.changed("select=hps.select", "select.gamma=1").select.func is hps.select
+    assert runs.changed("data.source=sources.hh").data.source is sources.hh
+    auto = dataclasses.replace(runs.get_config().data, source=sources.auto)
+    config = dataclasses.replace(runs.get_config(), data=auto)
+    assert load.override(config, ["data.source=hh"]).data.source is sources.hh
+    assert runs.changed("evaluate.judge=none").evaluate.judge is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("optim.schedule=cosin", r"optim\.schedule: wanted the name of a function.*mean 'cosine'"),
+        ("loss=kto.los", r"--set loss: wanted the name of a function, .*found 'kto\.los'"),
+        ("loss=os.system", r"--set loss: wanted the name of a function"),
+        ("loss=ipo._anything", r"--set loss: wanted the name of a function"),
+        ("loss=types.jax", r"--set loss: wanted the name of a function"),
+        (
+            "train.learning_rate=1",
+            r"train\.learning_rate: .* \(did you mean 'optim\.learning_rate'",
+        ),
+        ("beta=1", r"--set beta: no such field \(did you mean 'loss\.beta'\?\)"),
+        ("train.rank=1", r"--set train\.rank: no such field \(did you mean 'lora\.rank'\?\)"),
+        ("optim.lr=1", r"--set optim\.lr: no such field; optim has learning_rate"),
+        ("optm.schedule=linear", r"--set optm: no such field \(did you mean 'optim'\?\)"),
+    ],
+)
+def test_a_wrong_change_is_told_the_right_field_or_function(change, message):
+    with pytest.raises(UserError, match=message):
+        runs.changed(change)
+
+
+def test_short_names_of_types_are_read():
+    model = runs.changed("model.dtype=bf16", "model.param_dtype=fp32").model
+    assert (model.dtype, model.param_dtype) == ("bfloat16", "float32")

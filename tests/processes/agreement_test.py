@@ -76,16 +76,14 @@ def test_every_field_and_the_file_of_a_config_count(monkeypatch, tmp_path):
     monkeypatch.setattr(distributed, "several", lambda: True)
     monkeypatch.setattr(consistency, "check_same", told.append)
     monkeypatch.setattr(consistency, "check_shared_folder", lambda folder, _: told.append(folder))
-    path = runs.write(tmp_path / "config.py", "one")
     for config in (runs.get_config(), runs.get_config(), runs.changed("loss.beta=0.3")):
-        consistency.check_run(config, str(path), tmp_path)
-    path.write_text("another")
-    consistency.check_run(runs.get_config(), str(path), tmp_path)
+        consistency.check_run(config, {"config.py": b"one"}, tmp_path)
+    consistency.check_run(runs.get_config(), {"config.py": b"another"}, tmp_path)
     assert told[1::2] == [tmp_path] * 4
     first, same, beta, text = told[::2]
     assert first == same  # what is equal is not refused
     assert {name for name in first if first[name] != beta[name]} == {"loss.beta"}
-    assert {name for name in first if first[name] != text[name]} == {"text of --config"}
+    assert {name for name in first if first[name] != text[name]} == {"text of config.py"}
     assert first["data.max_prompt_tokens"] == "32"
 
 

@@ -1,0 +1,255 @@
+"""Configs for a pretrained model, a file of preferences and the name of a loss.
+
+What is not asked for is chosen for a machine with little memory: adapters of rank 16 are trained,
+everything else is recomputed where it can be; the lengths, and what is held out, follow the data.
+"""
+
+import dataclasses
+import functools
+import importlib
+from typing import Any
+
+import numpy as np
+
+from alignjax import losses, recipes
+from alignjax.config import (
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    OptimConfig,
+    ReferenceConfig,
+    TrainConfig,
+    load,
+)
+from alignjax.config.fields import keywords, plain
+from alignjax.data import sources
+from alignjax.data.records import Receipt, Record
+from alignjax.data.tokenizer import chat
+from alignjax.data.tokenizer import load as tokenizers
+from alignjax.data.tokenizer.load import Tokenizer
+from alignjax.errors import UserError
+from alignjax.losses import bradley_terry
+from alignjax.models.config import LoraConfig, ModelConfig
+from alignjax.stages import check, pretrained
+from alignjax.stages.data import read_source
+from alignjax.training import optim
+from alignjax.types import Batch
+
+REWARD = "reward"  # the method that trains a reward model
+LOOKED_AT = 500  # rows whose lengths are counted
+LONGEST = 512  # tokens of a prompt, and of a response, at most
+MOST_HELD_OUT = 100  # rows
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """What the rows of a file are: K responses with M scores, or labels."""
+
+    said: str
+    responses: int
+    objectives: int = 0
+    labels: bool = False
+
+
+KINDS = (
+    _Kind("pairs", 2),
+    _Kind("lists of scored responses", 4, objectives=1),
+    _Kind("lists scored on several objectives", 4, objectives=2),
+    _Kind("single labelled responses", 1, labels=True),
+    _Kind("single responses", 1),
+)
+
+
+def config(method: str, model: str, data: str, overrides: list[str]) -> Config:
+    """Makes the config that a command like ``dpo`` runs.
+
+    Args:
+      method: a module of `alignjax.losses`, or ``reward``.
+      model: folder, or GGUF file, of the model to start from.
+      data: file, glob, folder or id of a data set.
+      overrides: ``field=value`` changes; what they do not set follows from the data.
+
+    Raises:
+      UserError: the model or the data cannot be read, or the method does not learn from such data.
+    """
+    start = load.override(_start(method, model, data), overrides)
+    tokenizer = _tokenizer(start)
+    source = read_source(start.data, start.data.path, Receipt())
+    first = next(source, None)
+    if first is None:
+        raise UserError(f"data.path: {start.data.path} has no row that can be read")
+    _check_kind(method, start, first)
+    start = dataclasses.replace(start, data=_as_messages(start.data, first, tokenizer))
+    rows = list(read_source(start.data, start.data.path, Receipt()))
+    return load.override(_fitted(method, start, rows, tokenizer), overrides)
+
+
+def _tokenizer(start: Config) -> Tokenizer:
+    path = pretrained.resolve(start, runs=False).tokenizer.path
+    return tokenizers.load(
+        path, model=start.model.path, chat_template=start.tokenizer.chat_template
+    )
+
+
+def _as_messages(data: DataConfig, first: Record, tokenizer: Tokenizer) -> DataConfig:
+    """Makes prompts of plain text a user's messages where the model has a chat template."""
+    plain_text = data.source is sources.auto and isinstance(first.prompt, str)
+    if not plain_text or tokenizer.chat_template == chat.PLAIN_TEMPLATE:
+        return data
+    return dataclasses.replace(data, source=functools.partial(sources.auto, chat=True))
+
+
+def about(method: str, config: Config, workdir: str) -> str:
+    """Writes the docstring of the config file of a method."""
+    return (
+        f"{method} from {config.model.path} on {config.data.path}.\n\n"
+        f"Command:   python -m alignjax run --config=THIS_FILE.py --workdir={workdir}\n"
+    )
+
+
+def say(method: str, config: Config) -> str:
+    """Says in a few lines what was chosen, and how to choose otherwise."""
+    thin = config.lora is not None
+    train, data, optimizer = config.train, config.data, config.optim
+    long = f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
+    return (
+        f"{method}: {f'adapters of rank {config.lora.rank}' if config.lora else 'all parameters'}, "
+        f"{long} of {train.batch_size} prompts, learning rate {optimizer.learning_rate:g}, "
+        f"prompts of up to {data.max_prompt_tokens} and responses of up to "
+        f"{data.max_response_tokens} tokens, {config.model.dtype}"
+        + ("; --set lora=none trains all parameters" if thin else "")
+        + ". --set field=value changes what is chosen, --print_config writes all of it"
+    )
+
+
+def _start(method: str, model: str, data: str) -> Config:
+    trained = _reward_model() if method == REWARD else _policy(method)
+    return Config(
+        data=DataConfig(path=data, max_drop_fraction=0.1),
+        model=ModelConfig(path=model, remat="full"),
+        lora=LoraConfig(),
+        optim=OptimConfig(schedule=optim.cosine),
+        train=TrainConfig(),
+        evaluate=EvaluateConfig(prompts=8, samples=1, during=0, batch_size=8),
+        **trained,
+    )
+
+
+def _reward_model() -> dict[str, Any]:
+    return {"recipe": recipes.train_reward_model, "reward_loss": bradley_terry.reward_loss}
+
+
+def _policy(method: str) -> dict[str, Any]:
+    """The loss of a method, with the ``select`` and the ``baseline`` beside it in its module."""
+    module = importlib.import_module(f"alignjax.losses.{method}")
+    beside = {name: getattr(module, name, None) for name in ("select", "baseline")}
+    found: dict[str, Any] = {name: x for name, x in beside.items() if x is not None}
+    select = found.get("select")
+    if select is not None and keywords(select).get("gamma") and hasattr(module, "curriculum"):
+        found["select"] = functools.partial(select, gamma=module.curriculum())
+    numbers = {
+        name: parameter.default
+        for name, parameter in keywords(module.loss).items()
+        if isinstance(parameter.default, float)
+    }
+    loss = functools.partial(module.loss, **numbers) if numbers else module.loss
+    return {"loss": loss, **found}
+
+
+def _fitted(method: str, start: Config, rows: list[Record], tokenizer: Tokenizer) -> Config:
+    """Fills in what depends on the model, the loss and the data."""
+    looked_at = rows[:: max(1, len(rows) // LOOKED_AT)]
+    encoded = [tokenizer.encode(x.prompt, x.responses, x.more) for x in looked_at]
+    responses = [len(ids) for x in encoded for ids in x.response_ids]
+    train, count = start.train, len(rows)
+    steps = train.steps or int(train.epochs * count / train.batch_size)
+    return dataclasses.replace(
+        start,
+        data=dataclasses.replace(
+            start.data,
+            max_prompt_tokens=_limit(max(len(x.prompt_ids) for x in encoded)),
+            max_response_tokens=_limit(max(responses)),
+            eval_fraction=round(min(0.3, max(0.1, 4 / count), MOST_HELD_OUT / count), 6),
+        ),
+        optim=dataclasses.replace(start.optim, learning_rate=_learning_rate(method, start)),
+        train=dataclasses.replace(train, eval_every=max(10, steps // 4)),
+        reference=ReferenceConfig(mode="auto" if _reads_reference(start, rows[0]) else "none"),
+        evaluate=dataclasses.replace(
+            start.evaluate, max_new_tokens=min(128, _limit(int(np.quantile(responses, 0.9))))
+        ),
+    )
+
+
+def _limit(longest: int) -> int:
+    """Rounds a number of tokens up to a multiple of 16, at most `LONGEST`."""
+    return min(LONGEST, max(16, -(-longest // 16) * 16))
+
+
+def _learning_rate(method: str, start: Config) -> float:
+    """Adapters take ten times the rate of whole networks, imitation more than preferences."""
+    rate = 2e-4 if method in (REWARD, "sft") else 5e-5
+    return rate if start.lora is not None else rate / 10
+
+
+def _kind(record: Record) -> _Kind:
+    scored, labelled = len(record.objectives), bool(record.desirable)
+    for kind in KINDS:
+        alike = (min(scored, 2), labelled) == (kind.objectives, kind.labels)
+        if alike and (scored or labelled or len(record.responses) == kind.responses):
+            return kind
+    return _Kind(f"lists of {len(record.responses)} responses without scores", 3)
+
+
+def _check_kind(method: str, start: Config, first: Record) -> None:
+    """Refuses data that the method does not learn from, and says which methods do."""
+    kind = _kind(first)
+    if _takes(start, kind):
+        return
+    wanted = " or ".join(x.said for x in KINDS if _takes(start, x)) or "no such file alone"
+    fits = [name for name in (*losses.methods(), REWARD) if _takes(_start(name, "", ""), kind)]
+    raise UserError(
+        f"{method} learns from {wanted}, and {start.data.path} holds {kind.said} ({first.origin})"
+        f"; from these learn: {', '.join(fits) or 'none'}"
+    )
+
+
+def _reads_reference(start: Config, first: Record) -> bool:
+    if start.reward_loss is not None:
+        return True
+    without = dataclasses.replace(start, reference=ReferenceConfig(mode="none"))
+    return not _takes(without, _kind(first))
+
+
+def _takes(config: Config, kind: _Kind) -> bool:
+    """Tells whether the functions of a config fit such rows, by tracing them on shapes."""
+    try:
+        check.check_trained(_with_fraction(config), _shapes(kind))
+    except UserError:
+        return False
+    return True
+
+
+def _with_fraction(config: Config) -> Config:
+    """Binds a share of desirable responses, which a run counts, where a function wants one."""
+    changes: dict[str, Any] = {}
+    for name in ("loss", "baseline"):
+        function = getattr(config, name)
+        if function is not None and "desirable_fraction" in keywords(plain(function)):
+            changes[name] = functools.partial(function, desirable_fraction=0.5)
+    return dataclasses.replace(config, **changes)
+
+
+def _shapes(kind: _Kind) -> Batch:
+    """A batch of two such rows of one token each."""
+    k, m = kind.responses, kind.objectives
+    arrays: dict[str, Any] = dict(
+        prompt=np.zeros((2, 1), np.int32),
+        prompt_length=np.ones(2, np.int32),
+        response=np.zeros((2, k, 1), np.int32),
+        response_length=np.ones((2, k), np.int32),
+        weight=np.ones(2, np.float32),
+        prompt_id=np.arange(2, dtype=np.int32),
+        scores=np.zeros((2, k, m)[: 2 + (m > 1)], np.float32) if m else None,
+        desirable=np.zeros((2, k), bool) if kind.labels else None,
+    )
+    return Batch(**arrays)

@@ -1,0 +1,116 @@
+"""Configs of one command: for every loss, written out and read again, and what is refused."""
+
+import functools
+import json
+import re
+
+import pytest
+
+from alignjax import cli, losses
+from alignjax.config import load, write
+from alignjax.config.fields import describe
+from alignjax.errors import UserError
+from alignjax.recipes import short
+from tests import runs
+
+THIN = "lora.rank=4"  # the model has few dimensions
+MODEL = str(runs.ROOT / "tests" / "parity" / "data" / "story")
+ROWS = {
+    "pairs": {"chosen": "Yes, it is.", "rejected": "No."},
+    "lists of scored responses": {
+        "responses": ["One.", "Two, two.", "Three."],
+        "scores": [2, 1, 3],
+    },
+    "single labelled responses": {"completion": "Yes, it is.", "label": True},
+    "single responses": {"completion": "Yes, it is."},
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """One file of each kind, 40 rows."""
+    folder = tmp_path_factory.mktemp("kinds")
+    paths = {}
+    for kind, row in ROWS.items():
+        rows = [{"prompt": f"Is {i} a number?", **row} for i in range(40)]
+        if "label" in row:
+            rows = [{**r, "label": i % 2 == 0} for i, r in enumerate(rows)]
+        paths[kind] = folder / f"{kind.replace(' ', '_')}.jsonl"
+        paths[kind].write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return paths
+
+
+def kinds_of(method):
+    start = short._start(method, MODEL, "x.jsonl")
+    return [kind.said for kind in short.KINDS if short._takes(start, kind)]
+
+
+@functools.cache
+def told():
+    """The kinds of data in README's table of losses, by the loss."""
+    names = {"pairs": "pairs", "scored lists": "lists of scored responses"}
+    names |= {"labelled responses": "single labelled responses"}
+    rows = re.findall(
+        r"^\| `(\w+)` \|[^|]*\|([^|]*)\|", (runs.ROOT / "README.md").read_text(), re.M
+    )
+    return {name: {said for word, said in names.items() if word in text} for name, text in rows}
+
+
+@pytest.mark.parametrize("method", [*losses.methods(), short.REWARD])
+def test_every_method_learns_from_its_data_and_its_config_can_be_written_out(
+    method, files, tmp_path
+):
+    kinds = kinds_of(method)
+    if method in ("sft", short.REWARD):
+        assert kinds[:2] == ["pairs", "lists of scored responses"]
+    else:  # with select, a list becomes a pair; other functions of the module take what is told
+        assert set(kinds) <= told()[method]
+        assert kinds
+    path = files[kinds[0]]
+    config = short.config(method, MODEL, str(path), [THIN, "optim.b2=0.95", "model.dtype=bf16"])
+    assert (config.lora.rank, config.optim.b2, config.model.dtype) == (4, 0.95, "bfloat16")
+    text = write.source(config, short.about(method, config, "runs/x"))
+    mine = tmp_path / "mine.py"
+    mine.write_text(text)
+    assert describe(load.load(str(mine), [])) == describe(config)
+    assert max(map(len, text.splitlines())) <= 100 or str(path) in text
+
+
+def test_what_is_chosen_follows_the_data_and_gives_way_to_changes(files):
+    path = str(files["pairs"])
+    config = short.config("dpo", MODEL, path, [THIN])
+    # The model has a chat template, and the prompts are text: a user's messages.
+    assert describe(config)["data"]["source"]["chat"] is True
+    assert (config.data.max_prompt_tokens, config.data.max_response_tokens) == (32, 16)
+    assert (config.reference.mode, config.optim.learning_rate) == ("auto", 5e-5)
+    assert short.config("simpo", MODEL, path, [THIN]).reference.mode == "none"
+    changes = ["lora=none", "data.max_response_tokens=8", "loss.beta=0.3", "data.source.chat=false"]
+    other = short.config("dpo", MODEL, path, changes)
+    assert (other.lora, other.optim.learning_rate) == (None, 5e-6)
+    assert (other.data.max_response_tokens, other.loss.keywords["beta"]) == (8, 0.3)
+    assert describe(other)["data"]["source"]["chat"] is False
+
+
+def test_data_of_another_kind_are_refused_with_the_methods_that_they_are_for(files):
+    message = r"kto learns from single labelled responses, and .*pairs\.jsonl holds pairs \(.*:1\)"
+    with pytest.raises(UserError, match=message + ".*learn: cpo, dpo, .*, reward$"):
+        short.config("kto", MODEL, str(files["pairs"]), [THIN])
+
+
+def test_the_command_prints_the_config_and_a_recipe_s_loss_is_no_command(files, tmp_path, capsys):
+    arguments = ("dpo", f"--model={MODEL}", f"--data={files['pairs']}", "--set=lora.rank=4")
+    assert runs.here(*arguments, "--print_config") == 0
+    mine = tmp_path / "mine.py"
+    mine.write_text(capsys.readouterr().out)
+    wanted = short.config("dpo", MODEL, str(files["pairs"]), ["lora.rank=4"])
+    assert describe(load.load(str(mine), [])) == describe(wanted)
+    assert "give one of them" in runs.refused(*arguments, "--out=a", "--workdir=b")
+    assert "dpo wants --data" in runs.refused(*arguments[:2])
+    with pytest.raises(UserError, match=r"modpo is trained in stages.*configs/demo/modpo\.py"):
+        cli.told(["modpo", f"--model={MODEL}"])
+
+
+def test_a_recipe_of_a_loss_is_there():
+    assert {"apo", "modpo"} <= losses.recipes().keys()
+    assert all((runs.ROOT / path).is_file() for path in losses.recipes().values())
+    assert not losses.recipes().keys() & losses.methods().keys()
