@@ -50,7 +50,7 @@ def fails(*arguments, message):
     [
         (
             ["rnu"],
-            r"no command .rnu. \(did you mean 'run'\?\); commands: run, demo, generate, evaluate, ",
+            r"no command .rnu. \(did you mean 'run'\?\); commands: run, demo, generate, chat, ",
         ),
         (["run", "demo"], r"wanted one command"),
         (["run"], r"run wants --config, e\.g\. --config="),

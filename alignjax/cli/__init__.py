@@ -52,7 +52,7 @@ def _chosen(argv: Sequence[str]) -> Verb:
     if len(argv) > 1 and argv[1] not in VERBS:
         raise UserError(help.unknown(argv[1]))
     if len(argv) != 2:
-        raise UserError(f"wanted one command out of {', '.join(VERBS)}, found {argv[1:] or 'none'}")
+        raise UserError(f"wanted one command, found {' '.join(argv[1:]) or 'none'}; see --help")
     name = argv[1]
     verb = VERBS[name]
     for flag in sorted(BY_NAME):

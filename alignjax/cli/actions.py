@@ -1,8 +1,10 @@
 """What each command does. Heavy imports happen inside, so that help and mistakes are quick."""
 
+import logging
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from alignjax.cli.options import VALUES, given
@@ -49,7 +51,7 @@ def align(method: str) -> None:
     if VALUES.print_config:
         print(text, end="")
         return
-    print(f"{short.say(method, config)}\nthe run is in {workdir}", file=sys.stderr)
+    logging.getLogger("alignjax").info("%s\nthe run is in %s", short.say(method, config), workdir)
     _run(config, "config.py", [], {"config.py": text.encode()}, workdir)
 
 
@@ -105,11 +107,51 @@ def plan() -> None:
 
 
 def generate() -> None:
+    if bool(VALUES.workdir) == bool(VALUES.model):
+        raise UserError("generate wants either --workdir=RUN or --model=FOLDER")
+    out, how = VALUES.out or "-", given("samples", "temperature", "max_new_tokens")
+    if VALUES.model:
+        _generate_of_folder(out, how)
+        return
     from alignjax.commands import finished_run, generate
 
     config = finished_run.config_of(VALUES.workdir, VALUES.config, VALUES.set)
-    how = given("prompts", "samples", "temperature", "preference")
-    generate.run(config, VALUES.workdir, VALUES.out, **how)
+    more = given("prompts", "preference", "overwrite")
+    generate.run(config, VALUES.workdir, out, **how, **more)
+
+
+def _generate_of_folder(out: str, how: dict[str, Any]) -> None:
+    if not VALUES.prompts:
+        raise UserError("generate --model wants --prompts: a file, or - for standard input")
+    for flag in ("config", "preference"):
+        if VALUES[flag].present:
+            raise UserError(f"generate --model takes no --{flag}: it goes with --workdir")
+    from alignjax.commands import generate
+
+    settings = _sampling({"samples": 1, "batch_size": 8}, how)
+    more = given("prompts", "overwrite")
+    generate.of_folder(VALUES.model, out, settings=settings, **more)
+
+
+def chat() -> None:
+    from alignjax.commands import chat
+
+    how = given("temperature", "max_new_tokens")
+    overrides = [  # of a run's config
+        x for x in VALUES.set if "." in x.partition("=")[0] and not x.startswith("evaluate.")
+    ]
+    settings = _sampling({"samples": 1, "batch_size": 1}, how, without=overrides)
+    chat.run(VALUES.model, against=VALUES.against, settings=settings, overrides=overrides)
+
+
+def _sampling(defaults: dict[str, Any], how: dict[str, Any], without: Sequence[str] = ()) -> Any:
+    """How a folder's model responds; ``--set`` takes fields of it, e.g. top_p=0.9."""
+    from alignjax.config import SamplingConfig, override
+
+    given_here = {name: x for name, x in how.items() if x is not None}
+    settings = SamplingConfig(**{"max_new_tokens": 256, **defaults, **given_here})
+    own = [x.removeprefix("evaluate.") for x in VALUES.set if x not in without]
+    return override.apply(settings, override.tree_of(own))
 
 
 def evaluate() -> None:

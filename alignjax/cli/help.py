@@ -19,7 +19,9 @@ def unknown(name: str) -> str:
         config = losses.recipes()[name]
         return f"{name} is trained in stages, which a config says: run --config={config}"
     known = [*VERBS, *WORDS]
-    return f"no command {name!r}{did_you_mean(name, known)}; commands: {', '.join(known)}"
+    shown = ", ".join(x for x in known if x not in METHODS)
+    near = did_you_mean(name, known)
+    return f"no command {name!r}{near}; commands: {shown}, and each loss by its name, as dpo"
 
 
 def usage() -> str:

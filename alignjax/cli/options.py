@@ -21,7 +21,7 @@ class Flag:
 
 TABLE = (
     Flag("config", "Python file with get_config(), e.g. configs/hps.py:8b"),
-    Flag("model", "folder of a model as transformers saves it, or a GGUF file"),
+    Flag("model", "folder of a model as transformers saves it, or a GGUF file; chat: or a run"),
     Flag("data", "file of preferences (docs/data.md): .jsonl, .json, .parquet, ...; or a glob"),
     Flag(
         "print_config", "print the config as a Python file, to go on from, and stop", "bool", False
@@ -35,9 +35,11 @@ TABLE = (
     Flag("max_prompt_tokens", "longer prompts lose their beginning", "int", None, 2),
     Flag("max_response_tokens", "longer responses lose their end", "int", None, 2),
     Flag("out", "what to write"),
-    Flag("against", "responses to the same prompts as --records"),
+    Flag("against", "evaluate: responses to the same prompts; chat: a second model, side by side"),
     Flag("tie", "scores that differ by at most this tie", "float", 0.0),
-    Flag("prompts", "JSON lines with prompt; by default held-out ones of the run"),
+    Flag("prompts", "JSON lines with prompt, .txt or - (stdin); else held-out ones of a run"),
+    Flag("max_new_tokens", "a longer response is cut, and counted", "int", None, 1),
+    Flag("overwrite", "write over a file that is there", "bool", False),
     Flag("samples", "responses per prompt", "int", None, 1),
     Flag("temperature", "of sampling; 0: always the likeliest token", "float", None, 0.0),
     Flag("preference", "weights of the objectives, e.g. 0.3,0.7; export takes all, too"),

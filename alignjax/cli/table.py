@@ -31,7 +31,10 @@ def _method(name: str, about: str) -> Verb:
     return Verb(
         do=functools.partial(actions.align, name),
         text=about,
-        reads=("model", "data", "set", "workdir", "out", "print_config", "allow_config_change"),
+        reads=(
+            *("model", "data", "set", "workdir", "out", "print_config", "allow_config_change"),
+            "allow_fallback",
+        ),
         example="--model=my-model --data=my-data.jsonl",
         more=f"--workdir=runs/{name} --set train.steps=100 --set lora.rank=8",
         computes=True,
@@ -60,14 +63,20 @@ VERBS = {
     ),
     "generate": Verb(
         do=actions.generate,
-        text="sample responses of the policy in --workdir, into --out (.jsonl)",
+        text="sample responses of the run in --workdir, or of --model, into --out (.jsonl or -)",
         reads=(
-            *(*CONFIG, "workdir", "out", "prompts", "samples", "temperature", "preference"),
-            "allow_fallback",
+            *(*CONFIG, "workdir", "model", "out", "overwrite", "prompts", "samples"),
+            *("temperature", "max_new_tokens", "preference", "allow_fallback"),
         ),
-        example="--workdir=runs/first --out=samples.jsonl",
-        more="--prompts=prompts.jsonl --samples=1 --temperature=0",
+        more="--workdir=runs/first --out=samples.jsonl --samples=1",
         computes=True,
+    ),
+    "chat": Verb(
+        do=actions.chat,
+        text="talk in the terminal with --model: a run, a folder or a GGUF file; /help inside",
+        reads=("model", "against", "set", "temperature", "max_new_tokens"),
+        example="--model=runs/first",
+        more="--against=my-model --temperature=0.7",
     ),
     "evaluate": Verb(
         do=actions.evaluate,

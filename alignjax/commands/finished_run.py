@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -44,6 +45,7 @@ def note_origin(
     origin = {
         "path": str(pathlib.Path(path).resolve()),
         "set": overrides,
+        "folder": str(pathlib.Path.cwd()),  # that paths in the config begin in
         "copy": f"{FILES}/{file.name}{':' * bool(size)}{size}",
     }
     storage.keep_json(pathlib.Path(workdir) / ORIGIN, origin)
@@ -57,6 +59,31 @@ def _origin(folder: pathlib.Path) -> tuple[str, list[str]]:
     copy = str(folder / origin.get("copy", FILES))
     is_there = load.split_path(copy)[0].is_file()
     return copy if is_there else origin["path"], origin["set"]
+
+
+def located(path: str, folder: pathlib.Path) -> str:
+    """Finds what a run's config names, from the folder that the run was started in."""
+    if not path or os.path.exists(path) or not (folder / ORIGIN).is_file():
+        return path
+    there = os.path.join(storage.read_json(folder / ORIGIN).get("folder", ""), path)
+    return there if os.path.exists(there) else path
+
+
+def _where_things_are(config: Config, folder: pathlib.Path) -> Config:
+    """Points the config of a run to the copies in its folder where the originals are gone."""
+    model, tokenizer, kept = config.model, config.tokenizer, folder / "pretrained"
+    if model.path:
+        path = located(model.path, folder)
+        if not os.path.exists(path) and config.lora is not None and config.sft is None:
+            raise UserError(
+                f"{folder} holds adapters, which go beside the model in {model.path}, and it is "
+                "not there; say where it is: --set model.path=FOLDER"
+            )
+        path = path if os.path.exists(path) or not kept.is_dir() else str(kept)
+        model = dataclasses.replace(model, path=path)
+    path = workdirs.kept_tokenizer(located(tokenizer.path, folder), folder)
+    tokenizer = dataclasses.replace(tokenizer, path=path if tokenizer.path else "")
+    return dataclasses.replace(config, model=model, tokenizer=tokenizer)
 
 
 def config_of(workdir: str, path: str, overrides: list[str]) -> Config:
@@ -82,7 +109,7 @@ def config_of(workdir: str, path: str, overrides: list[str]) -> Config:
     config = load.load(path, overrides)
     if config.loss is None:
         raise UserError(f"--workdir: {workdir} holds a reward model, wanted a policy")
-    config = pretrained.resolve(config)
+    config = pretrained.resolve(_where_things_are(config, folder))
     other = identity_changes(storage.read_json(folder / "config.json"), config)
     if other:
         raise UserError(f"{workdir} holds a run of another config than {path} ({'; '.join(other)})")
@@ -109,10 +136,11 @@ class Trained:
 def trained_in(folder: pathlib.Path, description: dict[str, Any]) -> Trained:
     """Finds what the run of a folder trained; the description is as in its ``config.json``."""
     lora = description["lora"]
+    model = model_from(description, str(folder / "config.json"))
     return Trained(
         folder,
         _policy_folder(description, folder),
-        model_from(description, str(folder / "config.json")),
+        dataclasses.replace(model, path=located(model.path, folder)),
         LoraConfig(**{**lora, "targets": tuple(lora["targets"])}) if lora else None,
         description["train"]["seed"],
         description["sft"] is not None,

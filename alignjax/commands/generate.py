@@ -1,4 +1,4 @@
-"""Responses of a finished run's policy to prompts: the verb ``generate``.
+"""Responses to prompts, by a finished run's policy or another model: the command ``generate``.
 
 It writes ``OUT``, JSON lines of ``{id, prompt, responses, domain, unfinished}``: what ``score``
 scores, and with scores what `data.sources.lists` reads. ``unfinished`` counts the responses that
@@ -6,23 +6,32 @@ were cut at the token limit.
 """
 
 import dataclasses
+import json
 import logging
 import pathlib
+import sys
+from typing import Any, TypeVar
 
-from alignjax.commands import finished_run, networks, policies
-from alignjax.config import Config
+import jax
+
+from alignjax.commands import finished_run, networks, policies, voices
+from alignjax.config import Config, SamplingConfig
 from alignjax.config.fields import describe
 from alignjax.data.files import Row, read_rows
 from alignjax.data.records import Prompt, Record
 from alignjax.data.sources.messages import read_prompt
+from alignjax.data.tokenizer import chat
 from alignjax.errors import UserError
+from alignjax.evaluation import tables
 from alignjax.runtime import sharding, storage, workdirs
-from alignjax.sampling.generate import Question, Sample, ask, respond, take_questions
+from alignjax.sampling.generate import Question, Sample, Sampling, ask, respond, take_questions
 from alignjax.stages.data import Prepared, prepare_data
 from alignjax.stages.run import Run
 from alignjax.stages.sample_lists import line
 
 log = logging.getLogger("alignjax")
+
+Settings = TypeVar("Settings", bound=SamplingConfig)
 
 
 def run(
@@ -33,34 +42,28 @@ def run(
     prompts: str = "",
     samples: int | None = None,
     temperature: float | None = None,
+    max_new_tokens: int | None = None,
     preference: str = "",
+    overwrite: bool = False,
 ) -> None:
-    """Samples responses of the policy to prompts and writes them.
+    """Samples responses of a run's policy to prompts and writes them.
 
     Args:
       config: of the run; ``evaluate`` says how to sample.
       workdir: the run's folder.
-      out: the file to write, over an older one.
-      prompts: a file of rows with ``prompt``, text or messages; empty: the first
-        ``evaluate.prompts`` held-out prompts.
-      samples: responses per prompt; None: ``evaluate.samples``.
-      temperature: None: ``evaluate.temperature``.
+      out: the ``.jsonl`` to write, or ``-``: standard output.
+      prompts: see `read_prompts`; empty: the first ``evaluate.prompts`` held-out prompts.
+      samples, temperature, max_new_tokens: of ``evaluate``; None: as the config says.
       preference: of a run of several objectives, see `policies.choose_for`.
+      overwrite: write over a file that is there.
 
     Raises:
-      UserError: no such run, prompts that cannot be read or are empty, or a file that cannot be
-        written; or as `policies.choose_for`.
+      UserError: no such run, prompts that cannot be read or are empty, or a file that is there or
+        cannot be written; or as `policies.choose_for`.
     """
-    target = pathlib.Path(out)
-    if target.suffix != ".jsonl":
-        raise UserError(f"--out: wanted a name that ends in .jsonl, found {out!r}")
-    evaluate = config.evaluate
-    settings = dataclasses.replace(
-        evaluate,
-        samples=evaluate.samples if samples is None else samples,
-        temperature=evaluate.temperature if temperature is None else temperature,
-        best_of=0,
-    )
+    _check_target(out, overwrite)
+    given = dict(samples=samples, temperature=temperature, max_new_tokens=max_new_tokens)
+    settings = changed(config.evaluate, best_of=0, **given)
     config = dataclasses.replace(config, evaluate=settings)  # checked once more
     folder = pathlib.Path(workdir)
     made = policies.find(folder, describe(config))
@@ -87,12 +90,58 @@ def run(
                 questions,
                 max_prompt_tokens=config.data.max_prompt_tokens,
             )
-    _write(target, records, responses)
-    unfinished = sum(not r.ended for r in responses)
-    log.info(
-        "%s: %d responses to %d prompts, %d of them cut for lack of room (%d tokens)",
-        *(out, len(responses), len(records), unfinished, settings.max_new_tokens),
+    _write(out, records, responses, settings.max_new_tokens)
+
+
+def of_folder(
+    path: str, out: str, *, prompts: str, settings: SamplingConfig, overwrite: bool = False
+) -> None:
+    """Samples responses of the model in a folder, or a GGUF file, and writes them as `run` does.
+
+    Args:
+      path: as of `voices.of_folder`.
+      out, overwrite: as of `run`.
+      prompts: see `read_prompts`.
+      settings: how to sample.
+
+    Raises:
+      UserError: no such model, or as `run`.
+    """
+    _check_target(out, overwrite)
+    rows = _rows(prompts)
+    voice = voices.load(path)
+    records = [Record(id=row.id, prompt=_prompt_of(row), responses=()) for row in rows]
+    if voice.tokenizer.chat_template != chat.PLAIN_TEMPLATE:
+        _note_plain(prompts, [x.prompt for x in records], "messages go through its chat template")
+    questions = ask(
+        [x.prompt for x in records], range(len(records)), voice.tokenizer, voices.LONGEST
     )
+    sampling = Sampling(
+        model=voice.model,
+        tokenizer=voice.tokenizer,
+        settings=settings,
+        key=jax.random.key(0),
+        mesh=voice.mesh,
+        title="sampling",
+    )
+    responses = respond(sampling, voice.params, questions)
+    _write(out, records, responses, settings.max_new_tokens)
+
+
+def changed(settings: Settings, **changes: Any) -> Settings:
+    """Gives settings other values; None: what they have."""
+    given = {name: x for name, x in changes.items() if x is not None}
+    return dataclasses.replace(settings, **given)
+
+
+def _check_target(out: str, overwrite: bool) -> None:
+    """Refuses a file before anything is sampled for it."""
+    if out == "-":
+        return
+    if pathlib.Path(out).suffix != ".jsonl":
+        raise UserError(f"--out: wanted - or a name that ends in .jsonl, found {out!r}")
+    if pathlib.Path(out).exists() and not overwrite:
+        raise UserError(f"--out: {out} exists; choose another name, or give --overwrite")
 
 
 def _held_out(config: Config, data: Prepared) -> tuple[list[Record], list[Question]]:
@@ -103,22 +152,62 @@ def _held_out(config: Config, data: Prepared) -> tuple[list[Record], list[Questi
 
 
 def read_prompts(path: str, config: Config, data: Prepared) -> tuple[list[Record], list[Question]]:
-    """Reads the prompts of a file; says so where they are texts and the data's conversations."""
-    rows = read_rows(path)
+    """Reads prompts; says so where they are texts and the data's conversations.
+
+    Args:
+      path: rows with ``prompt``, text or messages; or a ``.txt``, or ``-`` for standard input,
+        whose lines are messages of a user, or such rows.
+      config, data: of the run.
+    """
+    rows = _rows(path)
     records = [Record(id=row.id, prompt=_prompt_of(row), responses=()) for row in rows]
     prompts, longest = [record.prompt for record in records], config.data.max_prompt_tokens
-    plain = sum(isinstance(prompt, str) for prompt in prompts)
-    if plain and all(isinstance(r.prompt, tuple) for r in data.original_records.values()):
-        log.warning(
-            "--prompts: %d prompts of %s are plain text, which is continued as it is; those of the "
-            'run\'s data are conversations: {"prompt": [{"role": "user", "content": "..."}]}',
-            plain,
-            path,
-        )
+    if all(isinstance(r.prompt, tuple) for r in data.original_records.values()):
+        _note_plain(path, prompts, "those of the run's data are conversations")
     return records, ask(prompts, range(len(prompts)), data.tokenizer, longest)
 
 
-def _write(target: pathlib.Path, records: list[Record], responses: list[Sample]) -> None:
+def _note_plain(path: str, prompts: list[Prompt], why: str) -> None:
+    """Says that prompts are plain text, and what they may be instead."""
+    plain = sum(isinstance(prompt, str) for prompt in prompts)
+    if plain:
+        log.warning(
+            "--prompts: %d prompts of %s are plain text, which is continued as it is; %s: "
+            '{"prompt": [{"role": "user", "content": "..."}]}',
+            *(plain, path, why),
+        )
+
+
+def _rows(path: str) -> list[Row]:
+    """Reads rows, or lines of text as messages of a user."""
+    if path != "-" and not path.endswith(".txt"):
+        return list(read_rows(path))
+    name = "standard input" if path == "-" else path
+    try:
+        text = sys.stdin.read() if path == "-" else pathlib.Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--prompts: {name} cannot be read: {error}") from None
+    rows = []
+    for number, said in enumerate(text.split("\n"), 1):
+        origin = f"{name}:{number}"
+        if said.strip():
+            rows.append(Row(_fields(said.strip(), origin), origin, f"{number}", name))
+    if not rows:
+        raise UserError(f"--prompts: {name} holds no prompt")
+    return rows
+
+
+def _fields(line: str, origin: str) -> dict[str, Any]:
+    if not line.startswith("{"):
+        return {"prompt": [{"role": "user", "content": line}]}
+    try:
+        fields: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{origin}: not valid JSON ({error})") from None
+    return fields
+
+
+def _write(out: str, records: list[Record], responses: list[Sample], limit: int) -> None:
     """Writes one line per prompt, with its responses."""
     texts = [r.response.replace("\0", "\ufffd") for r in responses]  # no text file can hold a NUL
     n = len(texts) // len(records)
@@ -129,10 +218,18 @@ def _write(target: pathlib.Path, records: list[Record], responses: list[Sample])
         )
         for i, record in enumerate(records)
     ]
-    try:
-        storage.write(target, "".join(lines).encode())
-    except OSError as error:
-        raise UserError(f"--out: {target} cannot be written: {error.strerror}") from error
+    if out == "-":
+        tables.say("".join(lines).removesuffix("\n"))
+    else:
+        try:
+            storage.write(pathlib.Path(out), "".join(lines).encode())
+        except OSError as error:
+            raise UserError(f"--out: {out} cannot be written: {error.strerror}") from error
+    log.info(
+        "%s: %d responses to %d prompts, %d of them cut for lack of room (%d tokens)",
+        *("standard output" if out == "-" else out, len(responses), len(records)),
+        *(sum(not r.ended for r in responses), limit),
+    )
 
 
 def _prompt_of(row: Row) -> Prompt:

@@ -36,6 +36,16 @@ def resolve(path: str, split: str, field: str = "data.path") -> str:
     return _of_folder(path, split)
 
 
+def is_missing(path: str) -> bool:
+    """Tells whether there is neither a file nor a folder, nor a data set of the Hub in reach."""
+    if os.path.exists(path) or glob.glob(path):
+        return False
+    try:
+        return not os.path.exists(resolve(path, "").split(os.pathsep)[0])
+    except DataError:
+        return True
+
+
 def _of_folder(path: str, split: str) -> str:
     """The glob of a folder's split."""
     if os.path.isfile(os.path.join(path, "state.json")):  # one split, saved by `datasets`

@@ -38,7 +38,7 @@ from alignjax.types import Batch
 REWARD = "reward"  # the method that trains a reward model
 LOOKED_AT = 500  # rows whose lengths are counted
 LONGEST = 512  # tokens of a prompt, and of a response, at most
-MOST_HELD_OUT = 100  # rows
+MOST_HELD_OUT = 64  # rows, about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,8 @@ def say(method: str, config: Config) -> str:
     """Says in a few lines what was chosen, and how to choose otherwise."""
     thin = config.lora is not None
     train, data, optimizer = config.train, config.data, config.optim
-    long = f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
+    epochs = "1 epoch" if train.epochs == 1 else f"{train.epochs:g} epochs"
+    long = f"{train.steps} steps" if train.steps else epochs
     return (
         f"{method}: {f'adapters of rank {config.lora.rank}' if config.lora else 'all parameters'}, "
         f"{long} of {train.batch_size} prompts, learning rate {optimizer.learning_rate:g}, "

@@ -26,7 +26,7 @@ from alignjax.models import reward_head
 from alignjax.models.config import ModelConfig, model_from
 from alignjax.models.hf import configjson
 from alignjax.models.hf import load as hf
-from alignjax.runtime import distributed, sharding, storage
+from alignjax.runtime import distributed, sharding, storage, workdirs
 from alignjax.runtime.map_rows import map_rows
 from alignjax.types import Params
 
@@ -131,8 +131,8 @@ def find(path: str) -> RewardModel:
     own = folder / "tokenizer.model"
     settings = config["tokenizer"]
     tokenizer = tokenizers.load(
-        settings["path"] or str(own),
-        model=config["model"]["path"],
+        workdirs.kept_tokenizer(settings["path"], folder) if settings["path"] else str(own),
+        model=workdirs.kept_tokenizer(config["model"]["path"], folder),
         chat_template=settings["chat_template"],
     )
     trained_with = summary["reward_model"]

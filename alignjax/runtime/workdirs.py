@@ -108,6 +108,13 @@ def _write_config(workdir: pathlib.Path, config: Any, allow_change: bool) -> Non
     keep_here(path, description)
 
 
+def kept_tokenizer(path: str, workdir: pathlib.Path) -> str:
+    """Finds a run's tokenizer: where its config says, or the copy in the run's folder."""
+    folders = [workdir / "pretrained", workdir / "tokenizer"]
+    copies = [p for f in folders for p in (f / os.path.basename(path), f) if p.exists()]
+    return path if os.path.exists(path) or not copies else str(copies[0])
+
+
 def versions() -> dict[str, str]:
     """The versions of the packages that a result depends on."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

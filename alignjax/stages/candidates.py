@@ -25,7 +25,7 @@ from alignjax.rewards.scorers import digests, mean_scores, open_scorers
 from alignjax.runtime import checkpoint, storage
 from alignjax.sampling.generate import take_questions
 from alignjax.stages import sample_lists
-from alignjax.stages.data import Prepared, kept, split
+from alignjax.stages.data import Prepared, kept_counts, split
 from alignjax.stages.run import Run
 from alignjax.types import Params
 
@@ -117,7 +117,7 @@ def _open(run: Run, settings: CandidatesConfig, record: dict[str, Any]) -> Run:
         counts = record["counts"][side]
         listed = ", ".join(f"{count:,} {name}" for name, count in counts.items())
         log.info("candidates, %s: %s\n%s", side.replace("_", " "), listed, receipt.render())
-        receipts[side] = {**receipt.as_dict(), **kept(sides[side]), "responses": counts}
+        receipts[side] = {**receipt.as_dict(), **kept_counts(sides[side]), "responses": counts}
         enforce(
             receipt,
             max_drop_fraction=settings.max_drop_fraction,

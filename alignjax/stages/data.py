@@ -9,17 +9,17 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from alignjax.config import Config, DataConfig
+from alignjax.config import Config, DataConfig, fields
 from alignjax.config.fields import describe, keywords, plain
-from alignjax.data import store
+from alignjax.data import kept, store
 from alignjax.data.batching import Bucketed, bucket
 from alignjax.data.encode import encode, enforce, reasons
 from alignjax.data.files import fingerprint
-from alignjax.data.places import resolve
+from alignjax.data.places import is_missing, resolve
 from alignjax.data.records import DataError, Receipt, Record, check
 from alignjax.data.sources import Columns
 from alignjax.data.splits import check_no_overlap, split_by_prompt
-from alignjax.data.store import Example
+from alignjax.data.store import Dataset, Example
 from alignjax.data.tokenizer import chat, training
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.data.tokenizer.load import Tokenizer
@@ -154,33 +154,74 @@ def _texts(record: Record) -> list[str]:
 def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
     """Reads, checks, splits, tokenises and buckets the data; writes and prints the receipt.
 
+    Where the files are gone, the rows that an earlier start has prepared are taken.
+
     Raises:
       UserError: bad data, or more rows dropped than ``data.max_drop_fraction``.
     """
+    kept_rows = _kept_rows(config, workdir)
+    if kept_rows is not None:
+        return kept_rows
     receipts = {"train": Receipt(), "held_out": Receipt()}
     train, held_out = split(config, receipts)
     if several():  # every process reads by itself, from disks of its own perhaps
         check_same(
-            {"the data's training records": _digest(train), "held-out records": _digest(held_out)}
+            {
+                "the data's training records": kept.digest(train),
+                "held-out records": kept.digest(held_out),
+            }
         )
     if config.data.cache_dir:
         check_shared_folder(pathlib.Path(config.data.cache_dir), "data.cache_dir")
     tokenizer = load_tokenizer(config, workdir, train)
     sides = _sides(config, workdir, {"train": train, "held_out": held_out}, receipts, tokenizer)
-    receipt = {side: r.as_dict() | kept(sides[side]) for side, r in receipts.items()}
+    receipt = {side: r.as_dict() | kept_counts(sides[side]) for side, r in receipts.items()}
     _write_receipt(workdir / "receipt.json", receipt)
     for r in receipts.values():
         enforce(r, max_drop_fraction=config.data.max_drop_fraction)
     for side, rows in sides.items():
         log.info("%s shapes (prompt + K x response tokens): %s", side, _shapes(rows))
-    return Prepared(
-        train=sides["train"],
-        held_out=sides["held_out"],
-        originals=sides["held_out"],
-        original_records={record.id: record for record in held_out},
-        tokenizer=tokenizer,
-        receipt=receipt,
-    )
+    _keep_rows(config, workdir, sides, held_out)
+    return _prepared(sides, held_out, tokenizer, receipt)
+
+
+def _prepared(
+    sides: dict[str, Bucketed], records: list[Record], tokenizer: Tokenizer, receipt: Any
+) -> Prepared:
+    train, held_out = sides["train"], sides["held_out"]
+    by_id = {record.id: record for record in records}
+    return Prepared(train, held_out, held_out, by_id, tokenizer, receipt)
+
+
+def _keep_rows(
+    config: Config, workdir: pathlib.Path, sides: dict[str, Bucketed], held_out: list[Record]
+) -> None:
+    """Notes where the prepared rows are, and keeps the held-out records as text."""
+    path = workdir / "held_out.jsonl"
+    storage.write(path, kept.write(held_out))
+    rows = {side: pathlib.Path(x.dataset.path).name for side, x in sides.items()}
+    about = {"rows": rows, "held_out": storage.sha256(path), "data": fields.identity(config.data)}
+    storage.keep_json(workdir / "prepared.json", about)
+
+
+def _kept_rows(config: Config, workdir: pathlib.Path) -> Prepared | None:
+    """Takes the rows that an earlier start has prepared, where the files are gone."""
+    paths = [path for path in (config.data.path, config.data.eval_path) if path]
+    about = workdir / "prepared.json"
+    if several() or not about.is_file() or not any(map(is_missing, paths)):
+        return None
+    noted = storage.read_json(about)
+    if noted["data"] != json.loads(storage.as_json(fields.identity(config.data))):
+        return None  # rows of another config: that the files are missing is told
+    log.warning("%s: not there any more; taken are the rows that were prepared", ", ".join(paths))
+    folder, path = cache_dir(config, workdir), workdir / "held_out.jsonl"
+    opened = {side: store.open_dataset(folder / name) for side, name in noted["rows"].items()}
+    sides = {side: _bucketed(config.data, rows) for side, rows in opened.items()}
+    if storage.sha256(path) != noted["held_out"]:
+        raise DataError(f"{path}: is not as it was written, and the data that it is of are gone")
+    held_out = kept.read(path.read_bytes())
+    tokenizer = load_tokenizer(config, workdir, [])
+    return _prepared(sides, held_out, tokenizer, storage.read_json(workdir / "receipt.json"))
 
 
 def survey(config: Config, workdir: pathlib.Path) -> tuple[list[Example], tuple[str, ...]]:
@@ -236,15 +277,15 @@ def _sides(
 ) -> dict[str, Bucketed]:
     """Prepares the rows of each side, and prints the receipts, complete or not."""
     data = config.data
-    fields = {"data.path": data.path, "data.eval_path": data.eval_path}
-    files = [fingerprint(_located(data, path, field)) for field, path in fields.items() if path]
+    paths = {"data.path": data.path, "data.eval_path": data.eval_path}
+    files = [fingerprint(_located(data, path, field)) for field, path in paths.items() if path]
     sides = {}
     try:
         for side, records in given.items():
             parts = {
                 "side": side,
                 # Who edits a source keeps its name; what it drops is in no record, but here.
-                "records": _digest(records),
+                "records": kept.digest(records),
                 "read": receipts[side].as_dict(),
                 "source": describe(data.source),
                 "files": files,
@@ -290,17 +331,6 @@ def _write_receipt(path: pathlib.Path, receipt: dict[str, Any]) -> None:
     run_on_main("receipt.json", write)
 
 
-def _digest(records: list[Record]) -> str:
-    digest = hashlib.sha256()
-    for r in records:
-        told = (r.id, r.prompt, r.responses, r.scores, r.objectives, r.desirable)
-        more = (r.more,) if r.more else ()
-        digest.update(repr((*told, r.adversarial, r.domain, *more)).encode())
-        if r.repeats:
-            digest.update(b"repeats")
-    return f"{len(records)} with digest {digest.hexdigest()[:16]}"
-
-
 def rows_of(
     config: Config,
     workdir: pathlib.Path,
@@ -336,10 +366,14 @@ def rows_of(
 
     dataset = artifacts.reuse(path, key, write, store.open_dataset)
     receipt.restore(dict(dataset.receipt))
+    return _bucketed(data, dataset)
+
+
+def _bucketed(data: DataConfig, dataset: Dataset) -> Bucketed:
     return bucket(dataset, count=data.buckets, multiple=data.pad_multiple)
 
 
-def kept(rows: Bucketed) -> dict[str, Any]:
+def kept_counts(rows: Bucketed) -> dict[str, Any]:
     """Says for the receipt what labels and scores the rows kept have; the rest is of all read."""
     good, bad = rows.dataset.labels
     names, sd = rows.dataset.objectives, rows.dataset.score_sd

@@ -158,15 +158,20 @@ def keep_params(path: pathlib.Path, params: Params) -> str:
 
 
 def keep_files(config: Config, workdir: pathlib.Path) -> None:
-    """Copies what came with the model, and its tokenizer, into the run's ``pretrained/``."""
-    if not config.model.path:
+    """Copies what came with the model, and its tokenizer, into the run's ``pretrained/``.
+
+    A tokenizer without a model goes into ``tokenizer/``.
+    """
+    model, path = config.model.path, config.tokenizer.path
+    if not path:
         return
-    folder, model, path = workdir / "pretrained", config.model.path, config.tokenizer.path
+    folder = workdir / ("pretrained" if model else "tokenizer")
     tokenizer = pathlib.Path(path)
 
     def copy(to: pathlib.Path) -> None:
         to.mkdir()
-        copy_model(pathlib.Path(model), to)
+        if model:
+            copy_model(pathlib.Path(model), to)
         if tokenizer.is_dir() or gguf_files.is_gguf(tokenizer):
             copy_tokenizer(tokenizer, to)
         else:

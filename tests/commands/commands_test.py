@@ -208,7 +208,7 @@ def test_generate_draws_what_the_run_drew_and_more(base, tmp_path):
     assert [row["prompt"] for row in greedy] == [found[1]["prompt"], "Hm? " * 99]
     for row in greedy:
         assert row["responses"][0] == row["responses"][1]
-    with pytest.raises(UserError, match=r"--out: wanted a name that ends in \.jsonl"):
+    with pytest.raises(UserError, match=r"--out: wanted - or a name that ends in \.jsonl"):
         generate.run(config, str(workdir), "said.txt")
     for empty in ("", " \n", [], [{"role": "user", "content": " "}]):
         questions = write(tmp_path / "e.jsonl", [{"prompt": "Hm?"}, {"prompt": empty}])
@@ -379,8 +379,8 @@ def test_what_cannot_be_compared_is_refused(base, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["generate", "--out=a.jsonl"], "generate wants --workdir, e.g. --workdir="),
-        (["generate", "--workdir=w"], "generate wants --out"),
+        (["generate", "--out=a.jsonl"], "generate wants either --workdir=RUN or --model=FOLDER"),
+        (["generate", "--workdir=w"], "w holds no run"),
         (["generate", "--workdir=w", "--out=a.jsonl", "--runs=a"], "generate takes no --runs; it "),
         (["generate", "--workdir=w", "--out=a.jsonl", "--samples=0"], "samples"),
         (["evaluate"], "evaluate wants either --workdir=RUN, or --records"),

@@ -1,5 +1,6 @@
-"""What a workdir keeps of its config: enough without the file that it came from."""
+"""What a workdir keeps: enough without the files that it came from."""
 
+import contextlib
 import shutil
 
 import pytest
@@ -8,7 +9,8 @@ from alignjax.commands import finished_run
 from alignjax.config import load
 from alignjax.config.fields import describe
 from alignjax.errors import UserError
-from alignjax.runtime import storage
+from alignjax.runtime import storage, workdirs
+from alignjax.stages import pretrained
 from tests import runs
 
 CONFIG = """
@@ -63,3 +65,52 @@ def test_a_run_of_an_older_version_is_read_by_the_file_itself(tmp_path):
     shutil.rmtree(mine)
     with pytest.raises(UserError, match=r"--config: no file .*mine/c\.py"):
         finished_run.config_of(str(workdir), "", [])
+
+
+STORY = runs.ROOT / "tests" / "parity" / "data" / "story"
+OF_MODEL = """
+    from alignjax.models.config import LoraConfig, ModelConfig
+    from tests import runs
+
+    def get_config():
+        model = ModelConfig(path="my-model")
+        return runs.get_config(model=model, lora=LoraConfig(rank=4), sft=None)
+    """
+
+
+@pytest.mark.parametrize("adapters", [True, False])
+def test_a_model_that_has_moved_is_needed_by_adapters_alone(adapters, tmp_path):
+    """A relative path is of the folder that the run began in."""
+    shutil.copytree(STORY, tmp_path / "my-model")
+    path, workdir = runs.write(tmp_path / "c.py", OF_MODEL), tmp_path / "run"
+    overrides = [] if adapters else ["lora=none"]
+    with contextlib.chdir(tmp_path):
+        config = pretrained.resolve(load.load(str(path), overrides))
+        storage.write_json(workdir / "config.json", describe(config))
+        storage.write_json(workdir / "summary.json", {"steps": 8})
+        pretrained.keep_files(config, workdir)
+        finished_run.note_origin(str(workdir), str(path), overrides)
+    began = finished_run.config_of(str(workdir), "", [])
+    assert began.model.path == began.tokenizer.path == str(tmp_path / "my-model")
+    assert finished_run.trained_in(workdir, describe(config)).model.path == began.model.path
+    shutil.move(tmp_path / "my-model", tmp_path / "moved")
+    moved = [f"model.path={tmp_path / 'moved'}"]
+    assert finished_run.config_of(str(workdir), "", moved).model.path == str(tmp_path / "moved")
+    if adapters:
+        with pytest.raises(UserError, match=r"adapters, which .*--set model\.path=FOLDER"):
+            finished_run.config_of(str(workdir), "", [])
+    else:
+        found = finished_run.config_of(str(workdir), "", [])
+        assert found.model.path == found.tokenizer.path == str(workdir / "pretrained")
+
+
+def test_a_tokenizer_is_found_where_it_was_or_in_the_run(tmp_path):
+    mine = tmp_path / "mine" / "t.json"
+    assert workdirs.kept_tokenizer(str(mine), tmp_path) == str(mine)  # none: it is told later
+    (tmp_path / "tokenizer").mkdir()
+    assert workdirs.kept_tokenizer(str(mine), tmp_path) == str(tmp_path / "tokenizer")
+    copy = runs.write(tmp_path / "tokenizer" / "t.json", "{}")
+    assert workdirs.kept_tokenizer(str(mine), tmp_path) == str(copy)
+    mine.parent.mkdir()
+    mine.write_text("{}")
+    assert workdirs.kept_tokenizer(str(mine), tmp_path) == str(mine)

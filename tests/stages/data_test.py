@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from alignjax.data import sources
-from alignjax.data.records import DataError, Receipt, Record
+from alignjax.data import kept, sources
+from alignjax.data.records import DataError, Message, Receipt, Record
 from alignjax.errors import UserError
 from alignjax.stages import data as prepared
 from alignjax.world import sources as world
@@ -186,3 +186,43 @@ def test_rows_of_an_edited_source_are_prepared_again(tmp_path, monkeypatch):
     for answer in ("Yes", "No"):
         found = prepared.prepare_data(made, tmp_path).train.dataset[0]
         assert found.responses[0].startswith(f" {answer}, ")
+
+
+def test_a_run_whose_data_are_gone_has_its_rows(tmp_path, caplog):
+    """Every field of the held-out records, and the digests of the rows; another config has none."""
+    rows = [pair(i) for i in range(30)]
+    for i, row in enumerate(rows[:10]):
+        system = {"role": "system", "content": "Say \u2028 \ud7ff."}
+        row["prompt"] = [system, {"role": "user", "content": f"Is {i} even?"}]
+        row |= {
+            side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")
+        }
+    made = config(tmp_path, rows, eval_fraction=0.3)
+    first = prepared.prepare_data(made, tmp_path)
+    (tmp_path / "path.jsonl").unlink()
+    again = prepared.prepare_data(made, tmp_path)
+    assert "path.jsonl: not there any more" in caplog.text
+    assert again.original_records == first.original_records
+    assert any(isinstance(x.prompt, tuple) for x in again.original_records.values())
+    assert again.receipt == first.receipt
+    for side in ("train", "held_out"):
+        ours, theirs = getattr(again, side), getattr(first, side)
+        assert (ours.dataset.digest, ours.shapes) == (theirs.dataset.digest, theirs.shapes)
+    other = dataclasses.replace(made, data=dataclasses.replace(made.data, max_prompt_tokens=31))
+    with pytest.raises(DataError, match=r"path\.jsonl: no such file"):
+        prepared.prepare_data(other, tmp_path)
+
+
+def test_kept_records_are_the_records():
+    record = Record(
+        id="a",
+        prompt=(Message("user", "x\ny", '{"weight": 0}'),),
+        responses=("1", "2"),
+        scores=((1.0, 0.1), (2.0, 1e-300)),
+        objectives=("a", "b"),
+        more=('{"tool_calls": []}', ""),
+        root="r",
+        repeats=True,
+    )
+    labelled = Record(id="b", prompt="\ud800", responses=("1",), desirable=(False,), domain="d")
+    assert kept.read(kept.write([record, labelled])) == [record, labelled]

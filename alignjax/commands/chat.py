@@ -1,0 +1,186 @@
+"""A conversation in a terminal, with one network or with two side by side: the command ``chat``."""
+
+import dataclasses
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jax
+
+from alignjax.commands import voices
+from alignjax.commands.voices import Voice
+from alignjax.config import SamplingConfig
+from alignjax.data.records import Message
+from alignjax.errors import UserError, did_you_mean
+from alignjax.types import Array
+
+COMMANDS = {
+    "/regenerate": "another response to the last message",
+    "/compare PATH": "a second network responds beside the first; without PATH: no longer",
+    "/temperature X": "how freely tokens are drawn; 0: always the likeliest",
+    "/reset": "begin a new conversation",
+    "/quit": "leave",
+}
+Respond = Callable[[Voice, Sequence[Message], SamplingConfig, Array], tuple[str, bool]]
+
+
+@dataclasses.dataclass
+class Conversation:
+    """What has been said, with each network by itself: they get the same messages."""
+
+    voices: list[Voice]
+    settings: SamplingConfig
+    turns: list[list[Message]]  # of each network
+    draws: int = 0  # responses so far, which seed the next one
+
+
+def run(
+    path: str, *, against: str, settings: SamplingConfig, overrides: Sequence[str], seed: int = 0
+) -> None:
+    """Talks until the input ends or ``/quit``.
+
+    Args:
+      path: of a network, see `voices.load`.
+      against: of a second one that responds beside it, or empty.
+      settings: how responses are drawn; one at a time.
+      overrides: changes to the config of a run.
+      seed: of the draws.
+
+    Raises:
+      UserError: no such network.
+    """
+    there = [voices.load(path, overrides), *([voices.load(against)] if against else [])]
+    talk = Conversation(there, settings, [[] for _ in there])
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if terminal:
+        _say(f"{' and '.join(v.name for v in there)}; {', '.join(COMMANDS)}")
+    key = jax.random.key(seed)
+    for text in converse(talk, _lines(terminal), key, voices.respond, voices.load):
+        _say(text)
+
+
+def converse(
+    talk: Conversation,
+    lines: Iterable[str],
+    key: Array,
+    respond: Respond,
+    load: Callable[[str], Voice],
+    width: int | None = None,
+) -> Iterator[str]:
+    """Yields what to show after each line: responses, or what a command did.
+
+    Args:
+      talk: changed as it goes on.
+      lines: messages and commands.
+      key: of every draw.
+      respond: gives a network's response.
+      load: gives the network at a path, for ``/compare``.
+      width: of the screen; None: that of the terminal, or no columns without one.
+    """
+    for line in lines:
+        word, _, value = line.strip().partition(" ")
+        if word in ("/quit", "/exit"):
+            return
+        if not word:
+            continue
+        if word.startswith("/") and word != "/regenerate":
+            yield _command(talk, word, value.strip(), load)
+            continue
+        if word == "/regenerate":
+            if not talk.turns[0]:
+                yield "nothing has been said yet"
+                continue
+            if not talk.settings.temperature:
+                yield "at temperature 0 the response is always the same; set one: /temperature 1"
+                continue
+            for turns in talk.turns:
+                turns.pop()
+        else:
+            for turns in talk.turns:
+                turns.append(Message("user", line.strip()))
+        yield _answers(talk, key, respond, _width() if width is None else width)
+
+
+def _answers(talk: Conversation, key: Array, respond: Respond, width: int) -> str:
+    """Lets every network respond; the responses join its conversation."""
+    said = []
+    for voice, turns in zip(talk.voices, talk.turns, strict=True):
+        draw = jax.random.fold_in(key, talk.draws)
+        text, ended = respond(voice, turns, talk.settings, draw)
+        turns.append(Message("assistant", text))
+        cut = f" [cut at {talk.settings.max_new_tokens} tokens]"
+        said.append(text.strip() + ("" if ended else cut))
+    talk.draws += 1
+    return said[0] if len(said) == 1 else beside([v.name for v in talk.voices], said, width)
+
+
+def _command(talk: Conversation, word: str, value: str, load: Callable[[str], Voice]) -> str:
+    """Does what a line that begins with a slash asks for; returns what to say of it."""
+    names = [name.split()[0] for name in COMMANDS]
+    if word == "/reset":
+        talk.turns = [[] for _ in talk.voices]
+        return "a new conversation"
+    if word == "/temperature":
+        try:
+            talk.settings = dataclasses.replace(talk.settings, temperature=float(value))
+        except (ValueError, UserError):
+            return f"/temperature: wanted a number >= 0, found {value!r}"
+        return f"temperature {talk.settings.temperature:g}"
+    if word == "/compare":
+        del talk.voices[1:], talk.turns[1:]
+        if not value:
+            return f"{talk.voices[0].name} alone"
+        try:
+            talk.voices.append(load(value))
+        except UserError as error:
+            return str(error)
+        talk.turns.append(list(talk.turns[0]))
+        return f"{talk.voices[0].name} beside {talk.voices[1].name}"
+    if word == "/help":
+        return "\n".join(f"{name:<16}{text}" for name, text in COMMANDS.items())
+    return f"no command {word!r}{did_you_mean(word, names)}; /help lists them"
+
+
+def beside(names: Sequence[str], texts: Sequence[str], width: int) -> str:
+    """Writes two texts in two columns, or below each other where there is no room for them."""
+    if width < 60:
+        return "\n".join(f"[{name}] {text}" for name, text in zip(names, texts, strict=True))
+    half = (width - 3) // 2
+    columns = [
+        [name, "-" * half, *(part for x in text.split("\n") for part in _wrap(x, half))]
+        for name, text in zip(names, texts, strict=True)
+    ]
+    rows = max(map(len, columns))
+    left, right = (column + [""] * (rows - len(column)) for column in columns)
+    return "\n".join(f"{a:<{half}} | {b}".rstrip() for a, b in zip(left, right, strict=True))
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width) or [""]
+
+
+def _lines(terminal: bool) -> Iterator[str]:
+    """Reads lines; in a terminal with a sign before each, and with a history."""
+    if not terminal:
+        yield from sys.stdin
+        return
+    import contextlib
+
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (lines can be edited, and called back)
+    while True:
+        try:
+            yield input("> ")
+        except (EOFError, KeyboardInterrupt):
+            return
+
+
+def _width() -> int:
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,113 @@
+"""Networks that respond: of a finished run, of a folder of a model, of a GGUF file."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from alignjax import gguf_files
+from alignjax.commands import finished_run, policies
+from alignjax.config import SamplingConfig
+from alignjax.config.fields import describe
+from alignjax.data.records import Message
+from alignjax.data.tokenizer import load as tokenizers
+from alignjax.data.tokenizer.load import Tokenizer
+from alignjax.errors import UserError
+from alignjax.models.config import ModelConfig
+from alignjax.models.hf import load as hf
+from alignjax.runtime import distributed, sharding, workdirs
+from alignjax.sampling import decode
+from alignjax.sampling.generate import ask, prompts_only
+from alignjax.stages import pretrained
+from alignjax.stages.data import load_tokenizer
+from alignjax.types import Array, Params
+
+LONGEST = 2048  # tokens of a conversation; a longer one loses its beginning
+SHORTEST = 64  # tokens that a prompt is filled up to, or twice as many, and so on
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Voice:
+    """A network with its tokenizer, on the devices."""
+
+    name: str
+    model: ModelConfig
+    tokenizer: Tokenizer
+    mesh: Mesh
+    params: Params
+
+
+def is_run(path: str) -> bool:
+    """Tells whether a folder is of a run of ours."""
+    config = pathlib.Path(path) / "config.json"
+    return config.is_file() and "model_type" not in hf.read_json(config)
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> Voice:
+    """Loads a network.
+
+    Args:
+      path: workdir of a finished run of a policy, a folder, or a GGUF file.
+      overrides: changes to the config of a run, such as ``model.path`` and ``mesh.fsdp``.
+
+    Raises:
+      UserError: it is none of these.
+    """
+    folder = pathlib.Path(path)
+    if not gguf_files.is_gguf(folder) and not (folder / "config.json").is_file():
+        raise UserError(f"{path}: wanted a run, a folder with a config.json or a GGUF file")
+    name = folder.resolve().name
+    if not is_run(path):
+        if overrides:
+            raise UserError(f"--set {overrides[0]}: {path} is no run, it has no config to change")
+        model, tokenizer = of_folder(path)
+        mesh = sharding.make_mesh(1, 1, 1)
+        return Voice(name, model, tokenizer, mesh, pretrained.load(model, mesh))
+    config = finished_run.config_of(path, "", list(overrides))
+    if policies.find(folder, describe(config)) is not None:
+        raise UserError(f"{path} has a policy for each preference: export one of them first")
+    with workdirs.owned(folder):
+        tokenizer = load_tokenizer(config, folder, [])
+        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+        return Voice(name, config.model, tokenizer, mesh, finished_run.load_policy(config, path))
+
+
+def of_folder(path: str) -> tuple[ModelConfig, Tokenizer]:
+    """Reads shape and tokenizer of a folder or GGUF file; on accelerators it runs in bfloat16."""
+    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    model = hf.resolve(ModelConfig(path=path, dtype=dtype, param_dtype=dtype))
+    tokenizer = tokenizers.load(path, model=path)
+    tokenizers.check_ids(path, tokenizer.vocab_size, model.vocab_size)
+    return model, tokenizer
+
+
+def respond(
+    voice: Voice, turns: Sequence[Message], settings: SamplingConfig, key: Array
+) -> tuple[str, bool]:
+    """Responds to a conversation; returns the text, and whether it came to its end.
+
+    Prompts are filled up to powers of two, so that few lengths are compiled.
+    """
+    question = ask([tuple(turns)], [0], voice.tokenizer, LONGEST)[0]
+    length = SHORTEST
+    while length < len(question.ids):
+        length *= 2
+    rows = voice.mesh.shape["data"] * voice.mesh.shape["fsdp"]
+    batch = sharding.put_rows(prompts_only([question], np.zeros(rows, int), length), voice.mesh)
+    ids, lengths, _ = distributed.fetch(
+        decode.sample(
+            voice.params,
+            batch.prompt,
+            batch.prompt_length,
+            batch.prompt_id,
+            key,
+            config=voice.model,
+            settings=settings,
+            eos=tuple(voice.tokenizer.ends),
+        )
+    )
+    said = ids[0, 0, : lengths[0, 0]]
+    return voice.tokenizer.decode(said.tolist()), int(said[-1]) in voice.tokenizer.ends

@@ -1,0 +1,84 @@
+"""Prompts from files and standard input, responses into files and standard output; no network."""
+
+import io
+import json
+import re
+
+import pytest
+
+from alignjax.commands import generate
+from alignjax.errors import UserError
+from alignjax.sampling.generate import Sample
+from tests import runs
+
+MODEL = str(runs.ROOT / "tests" / "parity" / "data" / "story")
+ARGUMENTS = ("generate", f"--model={MODEL}", "--samples=2")
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch):
+    """What a network would be asked; it responds with the number of the question."""
+    given = []
+
+    def respond(sampling, params, questions, ref_params=None):
+        given.append((sampling.settings, [q.prompt for q in questions]))
+        return [
+            Sample(q.prompt, f"{q.number}.{i}", 3, i == 0, 0.0, 0.0, 0.0)
+            for q in questions
+            for i in range(sampling.settings.samples)
+        ]
+
+    monkeypatch.setattr(generate, "respond", respond)
+    monkeypatch.setattr(generate.voices.pretrained, "load", lambda model, mesh: {})
+    return given
+
+
+def test_lines_of_standard_input_are_messages_and_rows_are_rows(asked, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO('Hello.\n\n{"prompt": "Once"}\n'))
+    assert runs.here(*ARGUMENTS, "--prompts=-", "--max_new_tokens=5", "--set=top_p=0.9") == 0
+    settings, prompts = asked[0]
+    assert (settings.samples, settings.max_new_tokens, settings.top_p) == (2, 5, 0.9)
+    assert "Hello." in prompts[0]
+    assert prompts[0] != "Hello."  # the chat template is around it
+    assert prompts[1] == "Once"
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["responses"] for row in rows] == [["0.0", "0.1"], ["1.0", "1.1"]]
+    assert [row["unfinished"] for row in rows] == [1, 1]
+    assert rows[0]["prompt"] == [{"role": "user", "content": "Hello."}]
+
+
+def test_a_file_that_is_there_stays_unless_it_may_be_overwritten(asked, tmp_path):
+    prompts, out = runs.write(tmp_path / "p.txt", "One.\nTwo.\n"), tmp_path / "out.jsonl"
+    arguments = (*ARGUMENTS, f"--prompts={prompts}", f"--out={out}")
+    assert runs.here(*arguments) == 0
+    before = out.read_bytes()
+    assert len(before.splitlines()) == 2
+    out.write_text("mine")
+    assert f"--out: {out} exists" in runs.refused(*arguments)
+    assert (out.read_text(), len(asked)) == ("mine", 1)
+    assert runs.here(*arguments, "--overwrite") == 0
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (ARGUMENTS, r"generate --model wants --prompts"),
+        (("generate",), r"generate wants either --workdir=RUN or --model=FOLDER"),
+        ((*ARGUMENTS, "--workdir=x"), r"wants either"),
+        ((*ARGUMENTS, "--prompts=-", "--preference=1"), r"takes no --preference"),
+        ((*ARGUMENTS, "--prompts=none.txt"), r"--prompts: none\.txt cannot be read"),
+        ((*ARGUMENTS, "--prompts=-", "--out=x.txt"), r"--out: wanted - or a name that ends"),
+        ((*ARGUMENTS, "--prompts=-", "--set=topp=1"), r"--set topp: .*mean 'top_p'"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(arguments, message, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert re.search(message, runs.refused(*arguments))
+
+
+def test_broken_rows_and_no_prompt_are_told_by_their_line(monkeypatch):
+    for text, message in (("\n", "holds no prompt"), ("Hi\n{x\n", "standard input:2: not valid")):
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        with pytest.raises(UserError, match=message):
+            generate._rows("-")
