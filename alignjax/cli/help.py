@@ -26,10 +26,11 @@ def unknown(name: str) -> str:
 
 def usage() -> str:
     """Writes the help of the program."""
+    wide = max(map(len, VERBS)) + 2
     others = {name: verb for name, verb in VERBS.items() if name not in METHODS}
-    methods = "\n".join(f"  {name:<16}{verb.text}" for name, verb in METHODS.items())
-    verbs = "\n".join(f"  {name:<16}{verb.text}" for name, verb in others.items())
-    words = "\n".join(f"  {name:<16}{text}" for name, text in WORDS.items())
+    methods = "\n".join(f"  {name:<{wide}}{verb.text}" for name, verb in METHODS.items())
+    verbs = "\n".join(f"  {name:<{wide}}{verb.text}" for name, verb in others.items())
+    words = "\n".join(f"  {name:<{wide}}{text}" for name, text in WORDS.items())
     return (
         f"alignjax {alignjax.__version__}: align language models with human preferences.\n\n"
         f"{PROGRAM} COMMAND [--flag=value ...]\n\n{verbs}\n{words}\n\n"
