@@ -3,6 +3,7 @@
 Heavy imports happen inside `actions`, so that help and mistakes in a config are quick.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -19,19 +20,14 @@ from alignjax.cli.table import VERBS, Verb
 from alignjax.errors import UserError
 from alignjax.runtime import distributed, logs, watchdog
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota or the largest file
 HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
 
 
 def _main(argv: Sequence[str]) -> int:
     logs.quiet_libraries()
     code = run_verb(argv)
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        logs.silence(sys.stdout)
-        raise UserError(f"standard output cannot be written: {error.strerror}") from error
+    sys.stdout.flush()  # here it can fail in one line
     if VERBS[argv[1]].computes:
         distributed.leave()
     return code
@@ -122,6 +118,12 @@ def main() -> None:
         watchdog.fail(130, "stopped")
         raise SystemExit(130) from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            logs.silence(sys.stdout)
+            where = error.filename or "standard output, or a file"
+            logs.say_last(f"alignjax: {where}: cannot be written: {error.strerror}")
+            watchdog.fail(3, f"{where}: {error.strerror}")
+            raise SystemExit(3) from None
         watchdog.wait_for_verdict(error)
         if distributed.several():
             traceback.print_exc()

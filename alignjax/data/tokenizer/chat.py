@@ -38,6 +38,17 @@ MAX_SECONDS = 10.0  # for one rendering
 MAX_STEPS = 1_000_000  # loop rounds and macro calls in one rendering
 MAX_EXTRA = 1_000_000  # characters a rendering may write or build beyond 8 times its input
 MAX_NUMBER = 100_000  # the largest integer a template may pass to a function or filter
+MAX_INTEGER = 2**63  # in size, of what a template computes
+# What a template may call of texts. Others build much from little (translate, expandtabs, to_bytes),
+# or what is not counted here (encode).
+METHODS = frozenset(
+    "strip lstrip rstrip find rfind index rindex partition rpartition split rsplit splitlines "
+    "startswith endswith removeprefix removesuffix upper lower title capitalize casefold swapcase "
+    "count join replace center ljust rjust zfill isalnum isalpha isascii isdecimal isdigit "
+    "isidentifier islower isnumeric isprintable isspace istitle isupper".split()
+)
+# Filters that chat templates do not use, and whose work is hard to bound.
+REFUSED = ("format", "xmlattr", "wordwrap", "urlize", "striptags", "pprint")
 
 
 class _Budget(threading.local):
@@ -69,8 +80,10 @@ def _tick() -> str:
 
 
 def _built(value: Any) -> Any:
-    """Charges the text or list an operation has built."""
-    if isinstance(value, str | list | tuple):
+    """Charges the text or list an operation has built, and refuses a number that is too long."""
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise _LimitError("computes with integers beyond 64 bits")
+    if isinstance(value, str | bytes | list | tuple):
         _budget.characters -= len(value)
         if _budget.characters < 0:
             raise _LimitError("writes too much text")
@@ -100,6 +113,10 @@ def _refuse_growth(value: Any, args: Sequence[Any], name: str = "") -> None:
     if name == "replace" and isinstance(value, str) and len(args) >= 2:
         old, new = str(args[0]), str(args[1])
         if value.count(old) * len(new) > max(_budget.characters, 0):
+            raise _LimitError("writes too much text")
+    if name == "indent" and isinstance(value, str):
+        width = max((len(x) if isinstance(x, str) else int(x) for x in args), default=4)
+        if (value.count("\n") + 1) * width > max(_budget.characters, 0):
             raise _LimitError("writes too much text")
     if name == "join" and args and isinstance(value, str | list | tuple):
         glue, items = (value, args[0]) if isinstance(value, str) else (str(args[0]), value)
@@ -175,7 +192,10 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         if __obj is not range and __obj is not __self.globals["range"]:
             owner = getattr(__obj, "__self__", None)
-            _refuse_growth(owner, [*args, *kwargs.values()], getattr(__obj, "__name__", ""))
+            name = getattr(__obj, "__name__", "")
+            if isinstance(owner, str | int | float) and name not in METHODS:
+                raise _LimitError(f"calls {type(owner).__name__}.{name}")
+            _refuse_growth(owner, [*args, *kwargs.values()], name)
         return _built(super().call(__context, __obj, *args, **kwargs))
 
 
@@ -208,6 +228,8 @@ def _raise(message: str) -> None:
 
 
 def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
+    if indent is not None and not (isinstance(indent, int) and indent <= 16):
+        raise _LimitError("indents by more than 16")
     return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
 
 
@@ -222,7 +244,7 @@ def _compile(source: str, name: str) -> jinja2.Template:
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     environment.filters["tojson"] = _to_json
-    for key in ("format", "xmlattr", "wordwrap"):  # not used by chat templates; hard to bound
+    for key in REFUSED:
         environment.filters.pop(key, None)
     environment.filters = {
         key: _guarded_filter(key, function) for key, function in environment.filters.items()

@@ -70,6 +70,19 @@ def test_what_templates_of_models_use():
                 "{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}",
             )
         ),
+        ("{{ 'aaaa'.translate({97: 'a' * 90000}) }}", "calls str.translate"),
+        ("{{ ('\\t' * 90000).expandtabs(90000) }}", "calls str.expandtabs"),
+        ("{{ (7).to_bytes(99999, 'big') }}", "calls int.to_bytes"),
+        ("{{ 'a'.encode('utf-32') }}", "calls str.encode"),
+        (
+            "{% set n = namespace(x=9) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}"
+            "{% endfor %}",
+            "computes with integers beyond 64 bits",
+        ),
+        ("{{ 99999 ** 999 }}", "computes with integers beyond 64 bits"),
+        ("{{ ('\\n' * 90000) | indent(90000) }}", "writes too much text"),
+        ("{{ ('\\n' * 90000) | indent('x' * 90000) }}", "writes too much text"),
+        ("{{ ([[1]] * 90000) | tojson(indent=90000) }}", "indents by more than 16"),
         ("{% if %}", "x.jinja:1: chat template: Expected an expression"),
         ("line\n{{ x", "x.jinja:2: chat template: "),
         ("{{ messages[7].content.x }}", "chat template failed"),
