@@ -1,8 +1,9 @@
 """The errors a user can cause, each with the exit code the program ends with.
 
 0 done; 2 bad configuration or input; 3 bad checkpoint; 4 numerical stop; 5 another process of the
-run is lost or stuck; 128 + signal after a save asked for by a signal (130 Ctrl-C, 143 SIGTERM). The
-message is one line that names the file, line or field, what was wanted and what was found.
+run is lost or stuck; 128 + signal after a save asked for by a signal (130 Ctrl-C, 143 SIGTERM), 6
+where that save failed. The message is one line that names the file, line or field, what was wanted
+and what was found.
 """
 
 from collections.abc import Iterable

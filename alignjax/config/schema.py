@@ -101,8 +101,8 @@ class TrainConfig:
     log_every: int = setting(10, EVERY, identity=False)  # steps between lines of metrics.jsonl
     max_skipped: int = setting(5, EVERY, identity=False)  # non-finite steps in a row before the
     # run stops
-    # seconds, compiling aside, that a step may hang before the run ends with exit code 5; 0: for
-    # ever
+    # seconds, compiling aside, that a step, a batch to score or sample, or a row to read may hang
+    # before the run ends with exit code 5; 0: for ever
     stuck_after: float = setting(
         1800.0, Range("seconds in [0, 1e9]", lambda x: 0 <= x <= 1e9), identity=False
     )

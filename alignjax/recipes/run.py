@@ -11,7 +11,7 @@ import optax
 from alignjax.config import Config
 from alignjax.data.batching import Bucketed
 from alignjax.evaluation import tables
-from alignjax.runtime import sharding, storage, workdirs
+from alignjax.runtime import sharding, storage, watchdog, workdirs
 from alignjax.stages import pretrained
 from alignjax.stages.check import bind_fraction, check_losses, check_scorers
 from alignjax.stages.data import prepare_data
@@ -40,6 +40,7 @@ def open_run(
     """
     workdir, config = pathlib.Path(workdir), pretrained.resolve(config)
     with (
+        watchdog.watching(config.train.stuck_after),
         workdirs.owned(workdir),
         workdirs.bound(workdir, config, allow_change=allow_config_change),
     ):

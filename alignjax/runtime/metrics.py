@@ -18,10 +18,11 @@ from typing import Any
 import jax
 
 from alignjax.errors import NumericalError
-from alignjax.runtime import distributed
+from alignjax.runtime import distributed, watchdog
 
 log = logging.getLogger("alignjax")
 
+FLUSH_SECONDS = 30  # of TensorBoard's files, which waits for the disk
 CHECKSUM = b', "crc32": '  # begins the last field of a line
 
 
@@ -33,8 +34,6 @@ class Writer:
 
     def __init__(self, workdir: pathlib.Path, *, after_step: int) -> None:
         """Opens the files, without the lines of steps after ``after_step``, which run again."""
-        import tensorboardX
-
         self._writes = distributed.is_main()
         if not self._writes:
             return
@@ -45,30 +44,91 @@ class Writer:
             temporary = self._path.with_name(self._path.name + ".tmp")
             temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             temporary.replace(self._path)  # in one step: a kill must not lose the earlier lines
-        self._file = self._path.open("a", encoding="utf-8")
-        self._board = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=after_step + 1, flush_secs=30
-        )
+        self._file = self._path.open("ab", buffering=0)
+        self._waiting = b""  # lines that a full disk has not taken
+        self._board = _Board(workdir / "tensorboard", after_step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Writes a line ``{"step": step, name: number, ...}``; null for what is not finite."""
+        """Writes a line ``{"step": step, name: number, ...}``; null for what is not finite.
+
+        A full disk does not stop a training: the line is written with the next one.
+        """
         if not self._writes:
             return
         finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
-        self._file.write(_as_line({"step": step, **finite}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        self._append(_as_line({"step": step, **finite}) + "\n")
+        self._board.write(step, values)
+
+    def _append(self, text: str) -> None:
+        self._waiting += text.encode()
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) or 0 :]
+        except OSError as error:
+            lines = self._waiting.count(b"\n")
+            log.warning("%s: %d line(s) not written yet (%s)", self._path, lines, error)
 
     def close(self) -> None:
         """Closes the files; on a full disk it warns: what ends the run is told by who failed."""
-        if not self._writes:
+        if self._writes:
+            if self._waiting:
+                self._append("")
+            self._file.close()
+            self._board.close()
+
+
+class _Board:
+    """TensorBoard's files, written where they are asked for.
+
+    The library's own writer does it on a thread, for which a training would wait for ever once a
+    full disk has ended it.
+    """
+
+    def __init__(self, folder: pathlib.Path, after_step: int) -> None:
+        """Opens a file; TensorBoard hides what earlier ones hold of steps after ``after_step``."""
+        from tensorboardX import event_file_writer
+        from tensorboardX.proto import event_pb2
+
+        self._folder, self._flushed = folder, 0.0
+        self._file: Any = None
+        with self._errors():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = event_file_writer.EventsWriter(str(folder / "events"))
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._file.write_event(event_pb2.Event(step=after_step + 1, session_log=start))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes numbers, as long as that has not failed before."""
+        from tensorboardX import summary
+        from tensorboardX.proto import event_pb2
+
+        if self._file is None:
             return
-        for file in (self._file, self._board):  # every line of the first is flushed already
-            try:
-                file.close()
-            except OSError as error:
-                log.warning("%s, tensorboard/: not written to the end (%s)", self._path, error)
+        with self._errors():
+            for name, value in values.items():
+                point = summary.scalar(name, value)
+                event = event_pb2.Event(step=step, wall_time=time.time(), summary=point)
+                self._file.write_event(event)
+            if time.monotonic() > self._flushed + FLUSH_SECONDS:
+                self._flushed = time.monotonic()
+                self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            with self._errors():
+                self._file.close()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            log.warning("%s: not written any more (%s)", self._folder, error)
+            with contextlib.suppress(OSError):
+                if self._file is not None:
+                    self._file.close()
+            self._file = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,10 +285,11 @@ def timed() -> Iterator[list[float]]:
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int, *, done: int = 0) -> Iterator[Any]:
+def progress(title: str, total: int, *, done: int = 0, watched: bool = True) -> Iterator[Any]:
     """Shows a progress bar with ETA; yields ``advance(n, **numbers)``.
 
-    With several processes the first one shows it.
+    With several processes the first one shows it. Where it stands still for too long the run ends,
+    see `watchdog.watching`; ``watched`` is False where the block sees to that itself.
     """
     import rich.console
     import rich.progress as rp
@@ -244,11 +305,15 @@ def progress(title: str, total: int, *, done: int = 0) -> Iterator[Any]:
         rp.TextColumn("{task.fields[note]}"),
     )
     shown = distributed.is_main()
-    with rp.Progress(*columns, console=console, refresh_per_second=4, disable=not shown) as bar:
+    with (
+        watchdog.phase(title.strip() if watched else "") as moved,
+        rp.Progress(*columns, console=console, refresh_per_second=4, disable=not shown) as bar,
+    ):
         task = bar.add_task(title, total=total, completed=done, note="")
 
         def advance(n: int = 1, **numbers: float) -> None:
             note = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
+            moved()
             bar.update(task, advance=n)
             if numbers:
                 bar.update(task, note=note)

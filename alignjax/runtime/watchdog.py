@@ -223,6 +223,66 @@ def time_limit(
         over.set()
 
 
+@dataclasses.dataclass
+class _Phase:
+    """What a run is doing outside of steps, and for how long nothing has come of it."""
+
+    name: str = ""  # empty: nothing that is watched
+    spent: float = 0.0  # seconds
+
+
+_phase = _Phase()
+
+
+@contextlib.contextmanager
+def watching(seconds: float) -> Iterator[None]:
+    """Ends a run whose phases (`phase`) give nothing for so long, as `time_limit` does of steps.
+
+    Seconds in which the main thread compiles do not count.
+
+    Args:
+      seconds: 0: no limit.
+    """
+    over, main = threading.Event(), threading.main_thread().ident
+
+    def count() -> None:
+        tick = min(1.0, seconds)
+        while not over.wait(tick):
+            if _phase.name and not _compiles(sys._current_frames().get(main or 0)):
+                _phase.spent += tick
+                if _phase.spent > seconds:
+                    _end_stuck(f"{_phase.name}: stuck, nothing came for {seconds:g} s")
+
+    if seconds:
+        threading.Thread(target=count, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+@contextlib.contextmanager
+def phase(name: str) -> Iterator[Callable[[], None]]:
+    """Names what the block does, which has to call what this yields whenever something came."""
+    before, _phase.name, _phase.spent = _phase.name, name, 0.0
+
+    def moved() -> None:
+        _phase.spent = 0.0
+
+    try:
+        yield moved
+    finally:
+        _phase.name, _phase.spent = before, 0.0
+
+
+def _compiles(frame: Any) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.endswith("jax/_src/compiler.py"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _end_stuck(line: str) -> None:
     faulthandler.dump_traceback()
     if _peers is not None:

@@ -24,7 +24,7 @@ from alignjax.data.tokenizer import chat, training
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
-from alignjax.runtime import artifacts, storage
+from alignjax.runtime import artifacts, storage, watchdog
 from alignjax.runtime.consistency import check_same, check_shared_folder
 from alignjax.runtime.distributed import run_on_main, several
 
@@ -83,7 +83,9 @@ def read_records(
     data: DataConfig, path: str, receipt: Receipt, field: str = "data.path"
 ) -> list[Record]:
     """Reads and checks every record of a source; see `read_source`."""
-    return list(check(read_source(data, path, receipt, field), receipt))
+    with watchdog.phase(f"{field}: reading rows") as moved:
+        rows = (moved() or row for row in read_source(data, path, receipt, field))
+        return list(check(rows, receipt))
 
 
 def _located(data: DataConfig, path: str, field: str) -> str:

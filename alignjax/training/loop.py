@@ -58,7 +58,7 @@ def loop(
             _signals() as caught,
             watchdog.time_limit(job.train.stuck_after) as limited,
             contextlib.closing(metrics.Writer(job.workdir, after_step=begin)) as writer,
-            metrics.progress(job.name, turns.total, done=begin) as advance,
+            metrics.progress(job.name, turns.total, done=begin, watched=False) as advance,
         ):
             while at.step < turns.total and not stopping:
                 batch = put_rows(next(rows), job.mesh)
@@ -82,7 +82,7 @@ def loop(
             with limited(f"{job.name}, the end"):
                 signum = distributed.max_over_processes(caught)()
             if signum:  # after the last step too: another stage would follow
-                stores.wait(store)
+                progress.finish_save(store)
                 raise StoppedError(signum, int(at.state.step.max()), job.workdir)
     progress.require_trained(job.name, at.state)
     return at.state, {

@@ -17,6 +17,8 @@ from alignjax.types import Array, GameState
 
 log = logging.getLogger("alignjax")
 
+STOPPED_UNSAVED = 6  # exit code: a signal asked for a save, which failed
+
 
 class Numbers:
     """The numbers of the steps, read one step late: see `runtime.metrics`."""
@@ -167,6 +169,19 @@ def save(store: stores.Store, job: Job, progress: Progress[Any], *, total: int) 
     fault_point("saving", place)
     if final:
         stores.drop(store, but=progress.step)
+
+
+def finish_save(store: stores.Store) -> None:
+    """Waits for the save that a signal has asked for.
+
+    Raises:
+      CheckpointError: it could not be written; of exit code 6.
+    """
+    try:
+        stores.wait(store)
+    except UserError as error:
+        error.exit_code = STOPPED_UNSAVED
+        raise
 
 
 def require_trained(name: str, state: Any) -> None:

@@ -1,12 +1,17 @@
 """One process that is killed, hangs, is stopped or fails: what becomes of the others."""
 
+import functools
 import signal
+import sys
+import threading
 import time
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from alignjax.errors import UserError
-from alignjax.runtime import distributed, watchdog
+from alignjax.runtime import distributed, metrics, watchdog
 from tests.processes import members
 
 HOST = distributed.platform.node()
@@ -80,6 +85,50 @@ def test_what_takes_too_long_ends_the_program(monkeypatch):
     with watchdog.time_limit(0) as limited, limited("a step"):
         pass
     assert not ended
+
+
+def test_every_phase_that_takes_too_long_ends_the_program(monkeypatch):
+    """What a progress bar shows, within others or not; compiling, and what moves, is left alone."""
+    ended = []
+    monkeypatch.setattr(watchdog, "_end", lambda code, line: ended.append((code, line)))
+    monkeypatch.setattr(watchdog.faulthandler, "dump_traceback", lambda: None)
+    with watchdog.watching(0.05), metrics.progress("alignment", 1, watched=False):
+        time.sleep(0.2)  # its own business
+        with metrics.progress("  sampling", 9) as advance:
+            for _ in range(9):
+                time.sleep(0.01)
+                advance()
+            with monkeypatch.context() as patch:
+                patch.setattr(watchdog, "_compiles", lambda frame: True)
+                time.sleep(0.2)
+            assert not ended
+            until = time.monotonic() + 10
+            while not ended and time.monotonic() < until:
+                time.sleep(0.01)
+        assert ended[0] == (5, "sampling: stuck, nothing came for 0.05 s")
+        with watchdog.phase("data"):
+            pass
+        ended.clear()
+        time.sleep(0.2)
+        assert not ended
+
+
+def test_a_thread_sees_that_the_main_thread_compiles():
+    seen, over, main = [], threading.Event(), threading.main_thread().ident
+
+    def look():
+        while not over.wait(0.0005):
+            seen.append(watchdog._compiles(sys._current_frames()[main]))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    time.sleep(0.01)
+    assert not any(seen)
+    chain = jax.jit(lambda x: functools.reduce(lambda y, i: jnp.sin(y) * i, range(60), x))
+    chain.lower(jnp.ones(17)).compile()
+    over.set()
+    thread.join()
+    assert any(seen)
 
 
 @pytest.mark.parametrize("text", ["", "soon", "2", "-5", "1.5"])

@@ -137,15 +137,53 @@ def test_progress_counts(capsys):
     assert "loss 0.25" in shown.err
 
 
-def test_a_full_disk_at_the_end_hides_no_error(tmp_path, monkeypatch, caplog):
+class Full:
+    """A file on a disk that is full from some byte on, for a while."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def write(self, content):
+        if not self.room:
+            raise OSError(28, "No space left on device")
+        taken = content[: self.room]
+        self.room -= len(taken)
+        return self.file.write(taken)
+
+    def flush(self):
+        pass
+
+    def close(self):
+        self.file.close()
+
+
+def test_a_full_disk_stops_no_training_and_loses_no_line_that_fits_later(tmp_path, caplog):
     writer = Writer(tmp_path, after_step=0)
-    close = writer._board.close
+    writer._file = full = Full(writer._file, room=30)
+    for step in (1, 2):
+        writer.write(step, {"loss": 0.5})
+    assert "2 line(s) not written yet ([Errno 28]" in caplog.text
+    full.room = 10**6
+    writer.write(3, {"loss": 0.25})
+    writer.close()
+    assert steps_in(tmp_path / "metrics.jsonl") == [1, 2, 3]
 
-    def full():
-        close()
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writer._board, "close", full)
+def test_a_full_tensorboard_folder_stops_and_hangs_nothing(tmp_path, caplog):
+    writer = Writer(tmp_path, after_step=0)
+    records = writer._board._file._py_recordio_writer
+    records._writer = Full(records._writer, room=0)
+    for step in range(1, 30):  # more than the library's queue takes
+        writer.write(step, {"loss": 0.5})
+    writer.close()
+    assert caplog.text.count("tensorboard: not written any more ([Errno 28]") == 1
+    assert steps_in(tmp_path / "metrics.jsonl") == list(range(1, 30))
+
+
+def test_a_full_disk_at_the_end_hides_no_error(tmp_path, caplog):
+    writer = Writer(tmp_path, after_step=0)
+    writer._file = Full(writer._file, room=0)
+    writer.write(1, {"loss": 0.5})
     with pytest.raises(CheckpointError, match="the first"), contextlib.closing(writer):
         raise CheckpointError("the first")
     assert "No space left" in caplog.text

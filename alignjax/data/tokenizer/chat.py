@@ -39,13 +39,11 @@ MAX_STEPS = 1_000_000  # loop rounds and macro calls in one rendering
 MAX_EXTRA = 1_000_000  # characters a rendering may write or build beyond 8 times its input
 MAX_NUMBER = 100_000  # the largest integer a template may pass to a function or filter
 MAX_INTEGER = 2**63  # in size, of what a template computes
-# What a template may call of texts. Others build much from little (translate, expandtabs, to_bytes),
-# or what is not counted here (encode).
-METHODS = frozenset(
-    "strip lstrip rstrip find rfind index rindex partition rpartition split rsplit splitlines "
-    "startswith endswith removeprefix removesuffix upper lower title capitalize casefold swapcase "
-    "count join replace center ljust rjust zfill isalnum isalpha isascii isdecimal isdigit "
-    "isidentifier islower isnumeric isprintable isspace istitle isupper".split()
+# What a template may call of texts. Others build much from little (translate, expandtabs), or what
+# is not counted here (encode).
+METHODS = re.compile(
+    r"[lr]?strip|r?(find|index|partition|split)|splitlines|(starts|ends)with|remove(pre|suf)fix|upper|"
+    r"lower|title|capitalize|casefold|swapcase|count|join|replace|center|[lr]just|zfill|is[a-z]+"
 )
 # Filters that chat templates do not use, and whose work is hard to bound.
 REFUSED = ("format", "xmlattr", "wordwrap", "urlize", "striptags", "pprint")
@@ -193,7 +191,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if __obj is not range and __obj is not __self.globals["range"]:
             owner = getattr(__obj, "__self__", None)
             name = getattr(__obj, "__name__", "")
-            if isinstance(owner, str | int | float) and name not in METHODS:
+            if isinstance(owner, str | int | float) and not METHODS.fullmatch(name):
                 raise _LimitError(f"calls {type(owner).__name__}.{name}")
             _refuse_growth(owner, [*args, *kwargs.values()], name)
         return _built(super().call(__context, __obj, *args, **kwargs))
