@@ -25,7 +25,7 @@ from alignjax.data.batching import Batches, Bucketed, choose_shapes, deal_batche
 from alignjax.errors import CheckpointError, NumericalError, UserError
 from alignjax.runtime import checkpoint, metrics, sharding, stores
 from alignjax.runtime.metrics import Meter
-from alignjax.training import loop, offline
+from alignjax.training import loop, offline, progress
 from alignjax.training.job import Feed, Job, Learner
 from alignjax.training.step import Update, init_state
 from alignjax.types import Batch, Schedule, TrainState
@@ -306,8 +306,9 @@ def test_resuming_after_any_step_gives_the_same_bits(stop, clean, tmp_path):
 def test_the_time_of_steps_adds_up_over_starts_without_what_is_no_step(tmp_path, monkeypatch):
     """A clock that a step moves by 1, a row's wait by 10 and an evaluation by 100 seconds."""
     now = [0.0]
-    clock = types.SimpleNamespace(perf_counter=lambda: now[0], time=lambda: now[0])
-    monkeypatch.setattr(loop, "time", clock)
+    names = ("perf_counter", "time", "monotonic")
+    clock = types.SimpleNamespace(**{name: lambda: now[0] for name in names})
+    monkeypatch.setattr(progress, "time", clock)
     monkeypatch.setattr(metrics, "time", clock)
     real_add = Meter.add
 
