@@ -1,7 +1,7 @@
 """What every test relies on: a CPU with 8 virtual devices, and the real data where there is any."""
 
 import os
-from collections.abc import Iterator
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -40,45 +40,21 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def compiled(
-    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, str]:
+def compiled() -> dict[str, str]:
     """Environment of programs that tests start: they compile with little optimisation, once.
 
     What one of them compiled the next ones reuse, whichever process of pytest starts them, and
     so do later runs of the tests (``pytest --cache-clear`` forgets it). All that are compared get
     the same code.
     """
-    cache = getattr(pytestconfig, "cache", None)  # None with -p no:cacheprovider
-    folder = cache.mkdir("compiled") if cache else tmp_path_factory.mktemp("compiled")
     return {
-        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"],
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
 
 
 @pytest.fixture(scope="module")
-def compiled_here(compiled: dict[str, str]) -> Iterator[None]:
-    """The same for the process of the tests themselves, in one file."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    here = {
-        "jax_compilation_cache_dir": compiled["JAX_COMPILATION_CACHE_DIR"],
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in here}
-    for settings in (here, before):
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if settings is here:
-            yield
-
-
-@pytest.fixture(scope="module")
-def whole_run(compiled_here: None) -> None:
+def whole_run() -> None:
     """For fixtures that train and sample: every test that uses one of them is slow."""
 
 
@@ -91,6 +67,15 @@ FIRST = (
     "tests/parity",
     "tests/",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps what is compiled, also by programs that tests start, out of the user's own folder."""
+    cache = getattr(config, "cache", None)  # None with -p no:cacheprovider
+    folder = str(cache.mkdir("compiled") if cache else tempfile.mkdtemp("compiled"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -165,6 +165,7 @@ def test_a_complete_run_started_again_changes_nothing(clean, compiled):
     assert done.returncode == 0, done.stderr
     assert "alignment: complete at step 12, nothing to do" in done.stderr
     assert "supervised" not in done.stderr
+    assert f"compiled programs: kept in {compiled['JAX_COMPILATION_CACHE_DIR']}\n" in done.stderr
     assert content(clean) == before
     assert leaves(clean) == arrays
 

@@ -13,7 +13,7 @@ from absl import app, flags
 
 import alignjax
 from alignjax import digests
-from alignjax.cli import help
+from alignjax.cli import compile_cache, help
 from alignjax.cli.options import BY_NAME
 from alignjax.cli.options import VALUES as FLAGS
 from alignjax.cli.table import VERBS, Verb
@@ -38,6 +38,7 @@ def run_verb(argv: Sequence[str]) -> int:
     verb = _chosen(argv)
     if verb.computes:
         _join_processes()
+        compile_cache.use()
     with digests.falling_back(FLAGS.allow_fallback):
         verb.do()
     return 0

@@ -27,8 +27,6 @@ from alignjax.stages.run import Run
 from alignjax.world import sources as world
 from tests import runs, used
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 OVERRIDES = (
     *("train.steps=4", "sft.steps=2", "train.eval_every=3", "evaluate.during=2"),
     *("data.source.size=120", "evaluate.prompts=3", "evaluate.samples=3"),

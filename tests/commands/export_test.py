@@ -23,8 +23,6 @@ from alignjax.runtime import artifacts
 from alignjax.stages import pretrained
 from tests import runs, tiny
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 STORY = runs.ROOT / "tests" / "parity" / "data" / "story"
 
 

@@ -12,7 +12,6 @@ from alignjax.models import logps
 from alignjax.models.transformer import Transformer, unembedding
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
 CONFIG = tiny.model(logits_chunk=4)
 
 exact_kl = jax.jit(logps.exact_kl, static_argnames="config")

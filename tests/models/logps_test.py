@@ -17,8 +17,6 @@ from tests import tiny
 from tests.oracles import plain
 from tests.oracles.plain import plain_logps
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 EVERYTHING = dict(tied_embeddings=False, qkv_bias=True, qk_norm=True, rope_scaling=tiny.SCALING)
 
 

@@ -30,8 +30,6 @@ from alignjax.training.step import (
 from tests import tiny
 from tests.oracles import jaxprs
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 MODEL = tiny.model(qkv_bias=True)
 CONFIG = LoraConfig(rank=3, alpha=7.5)
 OPTIMIZER = optax.adam(0.01)

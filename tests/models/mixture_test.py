@@ -23,8 +23,6 @@ ALL = np.array(list(itertools.product(range(VOCAB), repeat=R)), np.int32)
 ROWS = (np.array([[1, 3, 2]], np.int32), np.array([3], np.int32), np.array([7], np.int32))
 EVERYTHING = tiny.given(*ROWS[:2], ALL[None])
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 
 @pytest.fixture(scope="module")
 def policies():

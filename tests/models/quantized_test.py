@@ -23,8 +23,6 @@ from alignjax.training.step import Update, init_state, score, train_step, with_a
 from tests import tiny
 from tests.oracles import jaxprs
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 # Blocks of 64 inputs, and of 32 where 32 or 96 come in; biases.
 MODEL = tiny.model(width=64, mlp_width=96, qkv_bias=True)
 BLOCKS = {"o": 32, "down": 32}

@@ -24,7 +24,6 @@ from tests import runs
 from tests.parity.live import HERE, PYTHON, ask
 from tests.parity.parity_test import CLOSE, answers, as_batch, compare, loaded
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
 LORA = LoraConfig(rank=3, alpha=6.0)
 
 

@@ -16,8 +16,6 @@ from alignjax.models.config import RopeScaling
 from alignjax.models.hf import load
 from tests.parity.parity_test import compare, loaded
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_logits_are_those_of_transformers(name, reference, tmp_path):

@@ -30,8 +30,6 @@ from alignjax.stages import pretrained
 from alignjax.types import Batch
 from tests.parity.live import HERE, PYTHON, ask
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 FAMILIES = sorted(
     p.parent.name for p in (HERE / "data").glob("*/answers.npz") if p.parent.name != "peft"
 )

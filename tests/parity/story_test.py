@@ -39,7 +39,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory, compiled, compiled_here):
+def story(tmp_path_factory, compiled):
     """A folder in which every command of the page has been run."""
     folder = tmp_path_factory.mktemp("story")
     shutil.copytree(HERE / "data" / "story", folder / "my-model")

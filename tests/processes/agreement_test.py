@@ -39,7 +39,7 @@ def refused(command, folder, each):
     assert codes == [2, 2], output
     lines = {members.last_line(x) for x in output}
     assert len(lines) == 1, lines
-    assert "compil" not in output[0]
+    assert "compiling" not in output[0]
     return lines.pop()
 
 

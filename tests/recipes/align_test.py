@@ -27,8 +27,6 @@ from alignjax.training import offline, optim
 from alignjax.world import sources as world
 from tests import runs
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 STEPS = 8
 
 
@@ -49,7 +47,7 @@ def test_rows_are_shown_with_the_names_of_their_scores(capsys):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, compiled_here):
+def base(tmp_path_factory):
     """One run with the reference's table on disk: its folder and what it returned."""
     workdir = tmp_path_factory.mktemp("base")
     return workdir, align.run(config(), workdir)
@@ -323,7 +321,7 @@ def test_it_ends_with_what_it_keeps_and_the_supervised_stage_keeps_its_parameter
 
 
 @pytest.fixture(scope="module")
-def first_stage(tmp_path_factory, compiled_here):
+def first_stage(tmp_path_factory):
     """A run that ended after its first stage."""
     workdir = tmp_path_factory.mktemp("first_stage")
     with pytest.MonkeyPatch.context() as patch:

@@ -29,8 +29,6 @@ from alignjax.training import loop, offline
 from alignjax.world import sources as world
 from tests import runs, used
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 STEPS = 8
 
 

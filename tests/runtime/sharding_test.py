@@ -23,8 +23,6 @@ from alignjax.stages import pretrained
 from alignjax.training.step import Update, init_state, train_step
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 FULL = tiny.model(tied_embeddings=False, qkv_bias=True, qk_norm=True)
 
 

@@ -19,8 +19,6 @@ CONFIG = tiny.model(vocab_size=VOCAB)
 SETTINGS = SamplingConfig(samples=6, num_beams=64, max_new_tokens=R)
 ALL = np.array(list(itertools.product(range(VOCAB), repeat=R)), np.int32)
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 
 @pytest.fixture(scope="module")
 def params():

@@ -25,8 +25,6 @@ CONFIG = tiny.model(kv_heads=4, rope_scaling=tiny.SCALING)
 EOS, R = 5, 10
 KEY = jax.random.key(11)
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 
 @pytest.fixture(scope="module")
 def params():

@@ -21,8 +21,6 @@ from tests import tiny
 
 CONFIG, EOS = tiny.model(kv_heads=4), 5
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 
 class Words:
     """What sampling needs of a tokenizer."""

@@ -25,8 +25,6 @@ from alignjax.stages.data import prepare_data
 from alignjax.stages.run import Run
 from tests import runs
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 
 def judge(prompt, response):
     return {"length": float(len(response)), "first": float(ord(response[:1] or "a"))}

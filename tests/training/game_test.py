@@ -21,8 +21,6 @@ from alignjax.types import GameState
 from tests import tiny
 from tests.tiny import bits, same_bits
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 OPTIMIZER = optax.adamw(0.05)
 B, K, WIDTH = 8, 3, 3
 

@@ -31,8 +31,6 @@ from alignjax.training.step import Update, init_state
 from alignjax.types import Batch, Schedule, TrainState
 from tests import runs
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 N, B, WIDTH = 44, 8, 4
 TOTAL = 12  # steps
 SHAPE = {"w": jax.ShapeDtypeStruct((2, WIDTH), jnp.float32)}
@@ -205,7 +203,7 @@ class Clean(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def clean(tmp_path_factory, compiled_here):
+def clean(tmp_path_factory):
     """The run that never stopped: its state, counts, lines and the rows of every step."""
     workdir = tmp_path_factory.mktemp("clean")
     seen = []
@@ -221,7 +219,7 @@ def done(clean, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def fifth(tmp_path_factory, compiled_here):
+def fifth(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("fifth")
     run_until(5, workdir)
     return workdir

@@ -27,8 +27,6 @@ from alignjax.types import Batch, GameState
 from tests import runs, tiny
 from tests.tiny import bits, same_bits
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 CONFIG = tiny.model(vocab_size=64, width=16, layers=1, heads=2, kv_heads=1, mlp_width=16)
 EOS, LIKED = 1, 32
 B, K, R, P = 4, 3, 4, 4
@@ -145,7 +143,7 @@ LOOPS = {"fit": fit, "play": play}
 
 
 @pytest.fixture(scope="module")
-def clean(tmp_path_factory, compiled_here):
+def clean(tmp_path_factory):
     """Both loops as they never stop: state, counts, lines."""
     found = {"seen": []}
 

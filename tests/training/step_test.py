@@ -20,8 +20,6 @@ from alignjax.training.schedules import resolve
 from alignjax.training.step import Update, init_state, score, train_step
 from alignjax.types import Logps, RunSchedule, Schedule
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1, weight_decay=0.01))
 SGD = optax.sgd(1.0)
 LOSS = functools.partial(dpo.loss, beta=0.5)

@@ -20,7 +20,6 @@ from alignjax.runtime import artifacts, sharding
 from alignjax.stages import pretrained
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
 DATA = pathlib.Path(__file__).resolve().parents[2] / "parity" / "data"
 
 

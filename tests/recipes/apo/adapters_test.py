@@ -24,7 +24,7 @@ from alignjax.stages import pretrained
 from tests import runs
 from tests.recipes.apo import rounds_test, stepwise_test
 
-pytestmark = [pytest.mark.usefixtures("compiled_here"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 LORA = LoraConfig(rank=2, alpha=8.0)
 THIN = LoraConfig(rank=2, alpha=8.0, dropout=0.1, quantize="nf4")
@@ -44,13 +44,13 @@ def steps():
 
 
 @pytest.fixture(scope="module")
-def of_rounds(tmp_path_factory, compiled_here):
+def of_rounds(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("rounds") / "w"
     return workdir, recipes.run_config(rounds(), workdir)
 
 
 @pytest.fixture(scope="module")
-def of_steps(tmp_path_factory, compiled_here):
+def of_steps(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("steps") / "w"
     return workdir, recipes.run_config(steps(), workdir)
 

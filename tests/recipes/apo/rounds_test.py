@@ -34,8 +34,6 @@ from alignjax.training import optim
 from alignjax.world import sources as world
 from tests import runs, used
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 SIZE = 60
 
 

@@ -22,8 +22,6 @@ from alignjax.training import optim
 from alignjax.world import sources as world
 from tests import runs, used
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 STEPS = 3  # of the policy; with two of the reward model before each, 9 turns
 
 

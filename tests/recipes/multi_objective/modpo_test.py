@@ -22,8 +22,6 @@ from alignjax.stages.run import Run
 from alignjax.world import sources as world
 from tests import runs, used
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 NAMES = ("harmless", "helpful")
 PREFERENCES = ((2.0, 0.0), (0.25, 0.75))
 

@@ -25,8 +25,6 @@ from alignjax.runtime import metrics
 from alignjax.sampling import generate
 from tests import runs, used
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 NAMES = ("short", "spaced")
 SEEN = []
 

@@ -26,8 +26,6 @@ from alignjax.sampling.generate import take_questions
 from alignjax.world import sources as world
 from tests import runs, used
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 NAMES = ("short", "varied")
 PREFERENCES = ((0.0, 1.0), (0.5, 0.5), (1.0, 0.0))
 

@@ -23,8 +23,6 @@ from alignjax.sampling.generate import ask, take_questions
 from alignjax.stages import data
 from tests import runs, used
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 NAMES = ("short", "first")
 PREFERENCES = ((3.0, 0.0), (1.0, 1.0))
 

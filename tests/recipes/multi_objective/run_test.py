@@ -33,8 +33,6 @@ from alignjax.stages import adapters
 from alignjax.world import sources as world
 from tests import runs, used
 
-pytestmark = pytest.mark.usefixtures("compiled_here")
-
 NAMES = ("short", "first")
 
 
