@@ -26,10 +26,11 @@ def use() -> None:
     """
     import jax
 
-    if not jax.config.jax_enable_compilation_cache:
+    settings = jax.config.values
+    if not settings["jax_enable_compilation_cache"]:
         return
-    if jax.config.jax_compilation_cache_dir is not None:  # the user's folder, bounded as they say
-        log.info("compiled programs: kept in %s", jax.config.jax_compilation_cache_dir)
+    if settings["jax_compilation_cache_dir"] is not None:  # the user's folder, bounded as they say
+        log.info("compiled programs: kept in %s", settings["jax_compilation_cache_dir"])
         return
     if distributed.several():
         # JAX lets process 0 alone write, and on CPUs the others do not find its entries. Where some
@@ -46,7 +47,7 @@ def use() -> None:
         log.warning("compiled programs: not kept (%s), unless %s", error, ANOTHER)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    if jax.config.jax_compilation_cache_max_size == -1:  # no bound: JAX's default
+    if settings["jax_compilation_cache_max_size"] == -1:  # no bound: JAX's default
         jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
     log.info("compiled programs: kept in %s", folder)
 

@@ -68,8 +68,9 @@ def compiled(
     return hlo.parse(text)
 
 
-@functools.cache
+@pytest.fixture(scope="module")
 def ours():
+    """That program, made before a test may patch what it is made of."""
     return compiled()
 
 
@@ -149,25 +150,25 @@ def of_the_head(program, fsdp=FSDP, tensor=TENSOR):
     return times
 
 
-def test_rows_stay_where_they_are():
-    assert replicated(ours()) == []
+def test_rows_stay_where_they_are(ours):
+    assert replicated(ours) == []
 
 
-def test_no_device_holds_the_vocabulary_or_all_logits():
-    assert vocabularies(ours()) == []
+def test_no_device_holds_the_vocabulary_or_all_logits(ours):
+    assert vocabularies(ours) == []
 
 
-def test_collectives_are_those_of_states_and_one_layers_weights():
-    assert unexpected(ours()) == []
-    kinds = {c.kind for c in collectives.find_collectives(ours())}
+def test_collectives_are_those_of_states_and_one_layers_weights(ours):
+    assert unexpected(ours) == []
+    kinds = {c.kind for c in collectives.find_collectives(ours)}
     assert {"all-gather", "reduce-scatter"} <= kinds
 
 
-def test_a_layers_weights_are_gathered_once_each_way():
+def test_a_layers_weights_are_gathered_once_each_way(ours):
     turns = 2 * LAYERS  # forward, and again where the backward pass recomputes the layer
     twice = {(WIDTH, KV_HEADS * HEAD // TENSOR), (WIDTH, MLP // TENSOR)}  # k, v and gate, up
-    assert kernel_gathers(ours()) == {
-        kernel: turns * (2 if kernel in twice else 1) for kernel in kernel_gathers(ours())
+    assert kernel_gathers(ours) == {
+        kernel: turns * (2 if kernel in twice else 1) for kernel in kernel_gathers(ours)
     }
 
 
@@ -186,10 +187,10 @@ def test_sampling_gathers_weights_once_and_not_for_every_token(tied):
     assert for_tokens(compiled(part="sample", tied_embeddings=tied, gather=False))
 
 
-def test_the_head_is_gathered_once_and_its_gradient_is_summed_into_parts():
-    assert of_the_head(ours()) == {"gathered": 1, "summed": R // CHUNK}
+def test_the_head_is_gathered_once_and_its_gradient_is_summed_into_parts(ours):
+    assert of_the_head(ours) == {"gathered": 1, "summed": R // CHUNK}
     part = VOCABULARY // TENSOR * WIDTH // FSDP
-    reduced = [c for c in collectives.find_collectives(ours()) if c.kind == "all-reduce"]
+    reduced = [c for c in collectives.find_collectives(ours) if c.kind == "all-reduce"]
     assert max(c.shapes[0].elements for c in reduced) < part
 
 
@@ -209,10 +210,10 @@ def four_times(**changes):
     return compiled("v5e:4x4", (1, 4 * FSDP, TENSOR), 4 * ROWS, **changes)
 
 
-def test_what_a_chip_exchanges_stays_the_same_with_the_chips():
+def test_what_a_chip_exchanges_stays_the_same_with_the_chips(ours):
     many = four_times()
-    assert exchanged(many) <= 1.1 * exchanged(ours())
-    assert hlo_costs.flops(many) == pytest.approx(hlo_costs.flops(ours()), rel=0.01)
+    assert exchanged(many) <= 1.1 * exchanged(ours)
+    assert hlo_costs.flops(many) == pytest.approx(hlo_costs.flops(ours), rel=0.01)
 
 
 def kernels_of(program):
@@ -240,8 +241,8 @@ def scores(program):
     return [x for x in hlo_costs.buffers(program) if twice(x.dims) and x.elements >= R * R]
 
 
-def test_attention_is_one_kernel_on_own_rows_and_heads():
-    program = ours()
+def test_attention_is_one_kernel_on_own_rows_and_heads(ours):
+    program = ours
     given = (ROWS // FSDP, HEADS // TENSOR, PADDED, HEAD)
     wanted = [("dkv", 1), ("dq", 1), ("fwd", 1), ("fwd", 1)]  # the forward pass twice, with remat
     assert kernels_of(program) == [(f"splash_mha_{x}", LAYERS * n, given) for x, n in wanted]
@@ -249,7 +250,7 @@ def test_attention_is_one_kernel_on_own_rows_and_heads():
     assert hlo_costs.uncounted(program) == []
 
 
-def test_without_the_kernel_there_are_scores_and_its_products_are_counted():
+def test_without_the_kernel_there_are_scores_and_its_products_are_counted(ours):
     plain = compiled(attention="xla")
     assert kernels_of(plain) == []
     assert scores(plain)
@@ -259,7 +260,7 @@ def test_without_the_kernel_there_are_scores_and_its_products_are_counted():
     pairs = PROMPT**2 + K * R * (PROMPT + R)
     blocks = 6 * 128**2
     more = one * ((2 + 2 + 3 + 4) * blocks - (2 + 2 + 4) * pairs)
-    assert hlo_costs.flops(ours()) - hlo_costs.flops(plain) == more
+    assert hlo_costs.flops(ours) - hlo_costs.flops(plain) == more
 
 
 def test_unplaced_activations_are_found(monkeypatch):
@@ -286,7 +287,7 @@ def test_sums_that_are_not_scattered_are_found(monkeypatch):
     assert unexpected(compiled())
 
 
-def test_weights_that_are_not_gathered_in_place_are_found(monkeypatch):
+def test_weights_that_are_not_gathered_in_place_are_found(ours, monkeypatch):
     move = layout.move
     monkeypatch.setattr(layout, "dot", lambda weights: jax.lax.dot_general)
     monkeypatch.setattr(layout, "copies", lambda x, count: x[None])
@@ -294,7 +295,7 @@ def test_weights_that_are_not_gathered_in_place_are_found(monkeypatch):
         layout, "move", lambda x, to, back: x if VOCABULARY in x.shape else move(x, to, back)
     )
     program = compiled()
-    assert kernel_gathers(program) != kernel_gathers(ours())
+    assert kernel_gathers(program) != kernel_gathers(ours)
     assert min(of_the_head(program).values()) >= R // CHUNK
 
 
