@@ -8,7 +8,7 @@ import pytest
 
 from alignjax.data import sources
 from alignjax.data.records import DataError, Message, Receipt, check
-from alignjax.data.tokenizer import load, training
+from alignjax.data.tokenizer import files, load, training
 from alignjax.errors import UserError
 
 TEXTS = ["Human: how much is it?\n\nAssistant: It is $5, or 5 €.\n", "你好，世界。 yes  no\t!"] * 20
@@ -274,6 +274,12 @@ def test_digest_follows_everything_that_changes_ids(sp_path, byte_level, tmp_pat
     ]
     assert len(set(digests)) == len(digests)
     assert load.load(sp_path).digest == digests[0]
+
+
+def test_a_file_of_any_size_is_not_read(sp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_FILE", Path(sp_path).stat().st_size - 1)
+    with pytest.raises(UserError, match=r"\.model: is larger than 0 MiB"):
+        load.load(str(sp_path))
 
 
 def test_damaged_files_are_one_line(sp_path, byte_level, tmp_path):
