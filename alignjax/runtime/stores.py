@@ -165,8 +165,14 @@ def drop_state(directory: pathlib.Path) -> None:
 
 def has_state(store: Store, step: int) -> bool:
     """Whether a checkpoint holds arrays, and not its record alone."""
-    path = store.directory / str(step) / "state"
-    return bool(distributed.broadcast("look for a state", path.is_dir))
+    path = store.directory / str(step)
+
+    def look() -> bool:
+        if (path / digests.NAME).is_file():  # a kill may have left half of a state that is to go
+            return any(name.startswith("state/") for name in digests.of(path))
+        return (path / "state").is_dir()
+
+    return bool(distributed.broadcast("look for a state", look))
 
 
 def remove(store: Store, step: int) -> None:
@@ -177,6 +183,7 @@ def remove(store: Store, step: int) -> None:
 
 
 def record_of(store: Store, step: int) -> dict[str, Any]:
+    """Reads the record of a step, damaged or not."""
     with one_line(store.directory, f"step {step} cannot be read"):
         path = store.directory / str(step)
         record: dict[str, Any] = ocp.load_checkpointables(path, {"record": None})["record"]
@@ -198,7 +205,11 @@ def _find_damage(store: Store, step: int) -> str:
     """What is wrong with a step, and where; empty: nothing. Each process reads its share."""
     path = store.directory / str(step)
     if not distributed.broadcast("look for digests", (path / digests.NAME).is_file):
-        if record_of(store, step).get("format") != UNSEALED:
+        try:
+            is_older = record_of(store, step).get("format") == UNSEALED
+        except CheckpointError:
+            is_older = False
+        if not is_older:
             return f"{digests.NAME} is missing"
         log.warning("%s: written before checkpoints had digests: read as it is", path)
         store.whole.add(step)

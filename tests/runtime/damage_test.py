@@ -128,8 +128,20 @@ def test_with_fallback_the_newest_good_step_is_read_and_said(copied, caplog):
         read(copied)
 
 
-def test_a_state_that_was_dropped_is_no_damage(copied):
+def test_a_step_of_which_little_is_left_is_passed_over(copied):
+    for path in (copied / "3").iterdir():
+        if path.name != "_CHECKPOINT_METADATA":
+            storage.remove_here(path)
+    assert read(copied, allowed=True)[0] == 2
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_state_that_was_dropped_is_no_damage(copied, monkeypatch, killed):
+    if killed:  # before the files are removed
+        monkeypatch.setattr(stores.shutil, "rmtree", lambda path, **_: None)
     stores.drop_state(copied)
+    monkeypatch.undo()
+    assert (copied / "3" / "state").exists() == killed
     with stores.open_store(copied, keep=3) as store:
         assert not stores.has_state(store, 3)
         assert checkpoint.read_record(store, 3)["next_batch"] == 3
