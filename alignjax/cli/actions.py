@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from alignjax.cli import compile_cache
 from alignjax.cli.options import VALUES, given
 from alignjax.errors import UserError
 
@@ -34,6 +35,7 @@ def _run(
     from alignjax.runtime import consistency
 
     consistency.check_run(config, files, pathlib.Path(workdir))
+    compile_cache.say()
     recipes.run_config(config, workdir, VALUES.allow_config_change)
     finished_run.note_origin(workdir, path, overrides, files)
 

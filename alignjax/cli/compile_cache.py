@@ -19,25 +19,19 @@ ANOTHER = "JAX_COMPILATION_CACHE_DIR names a folder"
 
 
 def use() -> None:
-    """Makes JAX keep compiled programs, and says where; JAX's own settings come first.
+    """Makes JAX keep compiled programs; JAX's own settings come first.
 
-    Call it before anything is compiled. A folder that cannot be used costs compiling again, and no
-    more.
+    Call it before anything is compiled. A folder that cannot be used costs a warning and compiling
+    again, and no more.
     """
     import jax
 
     settings = jax.config.values
     if not settings["jax_enable_compilation_cache"]:
         return
-    if settings["jax_compilation_cache_dir"] is not None:  # the user's folder, bounded as they say
-        log.info("compiled programs: kept in %s", settings["jax_compilation_cache_dir"])
-        return
-    if distributed.several():
-        # JAX lets process 0 alone write, and on CPUs the others do not find its entries. Where some
-        # load and some compile, compilers that exchange measurements (GPUs) would wait for ever.
-        log.info(
-            "compiled programs: not kept by several processes, unless %s that all see", ANOTHER
-        )
+    # JAX lets process 0 alone write, and on CPUs the others do not find its entries. Where some
+    # load and some compile, compilers that exchange measurements (GPUs) would wait for ever.
+    if settings["jax_compilation_cache_dir"] is not None or distributed.several():
         return
     try:
         folder = _folder()
@@ -49,7 +43,20 @@ def use() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if settings["jax_compilation_cache_max_size"] == -1:  # no bound: JAX's default
         jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
-    log.info("compiled programs: kept in %s", folder)
+
+
+def say() -> None:
+    """Says where compiled programs are kept."""
+    import jax
+
+    settings = jax.config.values
+    if not settings["jax_enable_compilation_cache"]:
+        return
+    folder = settings["jax_compilation_cache_dir"]
+    if folder is not None:
+        log.info("compiled programs: kept in %s", folder)
+    elif distributed.several():
+        log.info("compiled programs: not kept by several processes, unless %s for all", ANOTHER)
 
 
 def _folder() -> pathlib.Path:

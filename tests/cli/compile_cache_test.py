@@ -49,6 +49,7 @@ def loaded():
 def test_the_second_of_two_starts_loads_what_the_first_compiled(cache, caplog):
     assert loaded() == loaded() == 0  # without it nothing is kept
     compile_cache.use()
+    compile_cache.say()
     assert caplog.messages == [f"compiled programs: kept in {cache}"]
     assert jax.config.jax_compilation_cache_max_size == 2 * 2**30
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
@@ -64,10 +65,14 @@ def test_the_settings_of_the_user_come_first(cache, caplog):
     assert jax.config.jax_compilation_cache_max_size == 10**6
     jax.config.update("jax_compilation_cache_dir", "elsewhere")
     compile_cache.use()
-    assert caplog.messages[-1] == "compiled programs: kept in elsewhere"
+    compile_cache.say()
+    assert caplog.messages == ["compiled programs: kept in elsewhere"]
     jax.config.update("jax_enable_compilation_cache", False)
+    jax.config.update("jax_compilation_cache_dir", None)
     compile_cache.use()
-    assert len(caplog.messages) == 2
+    compile_cache.say()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize("home", [True, False])
@@ -95,6 +100,7 @@ def test_several_processes_share_none_by_themselves(cache, caplog, monkeypatch):
     """Some would load and some compile, which not every compiler survives."""
     monkeypatch.setattr(distributed, "several", lambda: True)
     compile_cache.use()
+    compile_cache.say()
     assert "not kept by several processes" in caplog.messages[0]
     assert jax.config.jax_compilation_cache_dir is None
 
