@@ -405,22 +405,13 @@ def test_wrong_flags_are_one_line(arguments, message, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_verbs_as_programs(base, compiled, tmp_path):
+def test_verbs_as_programs(base, compiled, tmp_path):
     workdir, _ = base
     done = runs.start(
         "generate", f"--workdir={workdir}", f"--out={tmp_path / 'a.jsonl'}", **compiled
     )
     assert done.returncode == 0, done.stderr
     assert "9 responses to 3 prompts" in done.stderr
-    done = runs.start(
-        "evaluate", f"--records={tmp_path / 'a.jsonl'}", f"--against={tmp_path / 'a.jsonl'}",
-        f"--config={runs.__file__}", **compiled,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "true_score" in done.stdout
-    done = runs.start("evaluate", f"--workdir={workdir}", **compiled)
-    assert done.returncode == 0, done.stderr
-    assert "alignment: complete at step 4, nothing to do" in done.stderr
     done = runs.start("evaluate", f"--workdir={tmp_path}")
     assert done.returncode == 2
     assert done.stderr == f"alignjax: --workdir: {tmp_path} holds no run\n"

@@ -30,6 +30,9 @@ SCRIPT = """
     batch = sharding.put_rows(jax.tree.map(lambda x: x[own], rows), mesh)
     got = distributed.fetch(batch)
     told = {"own": own.tolist(), "same": bool((got["ids"] == rows["ids"]).all())}
+    # Both processes hold parts of each row's network: both read all rows.
+    across = Mesh(np.array(jax.devices())[[0, 2, 1, 3]].reshape(1, 2, 2), sharding.AXES)
+    told["shared"] = sharding.own_rows(across, 8).tolist()
 
     whole = np.arange(72, dtype=np.float32).reshape(1, 12, 6)
     tree = {"layers": {"up": {"kernel": whole}}, "step": np.int32(3)}
@@ -79,6 +82,7 @@ def told(tmp_path_factory, whole_run):
 def test_rows_need_not_lie_together(told):
     assert [t["own"] for t in told] == [[0, 1, 6, 7], [2, 3, 4, 5]]
     assert [t["same"] for t in told] == [True, True]
+    assert [t["shared"] for t in told] == [[*range(8)]] * 2
 
 
 def test_a_digest_is_that_of_one_process(told):

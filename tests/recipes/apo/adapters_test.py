@@ -89,24 +89,6 @@ def test_each_round_s_policy_goes_on_and_its_reward_model_begins_beside_the_base
     assert record["identity"]["base"] == checkpoint.tree_digest(base)
 
 
-def test_rounds_that_were_killed_end_with_the_same_bits(of_rounds, tmp_path):
-    workdir = shutil.copytree(of_rounds[0], tmp_path / "w")
-    for name in ("reward", "policy_lists", "policy", "samples.json", "measured.json"):
-        path = workdir / "round-2" / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (workdir / "summary.json").unlink()
-    for place in ("step:round 2: reward model-2", "step:round 2: policy-2"):
-        runs.end_at(place, lambda: recipes.run_config(rounds(), workdir))
-    summary = recipes.run_config(rounds(), workdir)
-    assert summary["rounds"] == of_rounds[1]["rounds"]
-    for player in ("reward", "policy"):
-        ours, theirs = (x / "round-2" / player for x in (workdir, of_rounds[0]))
-        assert runs.lines(ours) == runs.lines(theirs)
-        trained = [reward(x) if player == "reward" else policy(x.parents[1], 2) for x in
-                   (ours, theirs)]  # fmt: skip
-        assert checkpoint.tree_digest(trained[0]) == checkpoint.tree_digest(trained[1])
-
-
 def test_both_players_of_rounds_are_exported(of_rounds, tmp_path):
     workdir, _ = of_rounds
     config, base = rounds(), runs.supervised(workdir, rounds())
@@ -162,16 +144,6 @@ def test_in_one_loop_both_train_adapters_beside_a_quantised_base(of_steps):
     kept = reward_models.load_params(reward_models.find(str(workdir / "reward")), MESH)
     assert checkpoint.tree_digest(kept) == checkpoint.tree_digest(merged) == ended["reward"]
     assert np.abs(thin["reward"]["kernel"]).max() > 0
-
-
-def test_a_loop_that_was_killed_ends_with_the_same_bits(of_steps, tmp_path):
-    workdir, last = shutil.copytree(of_steps[0], tmp_path / "w"), of_steps[1]["steps"]
-    for name in (f"checkpoints/{last}", "policy", "reward", "round-1"):
-        shutil.rmtree(workdir / name)
-    runs.end_at(f"step:game-{last}", lambda: recipes.run_config(steps(), workdir))
-    assert recipes.run_config(steps(), workdir)["resumed_from"] == last - 1
-    assert read(workdir / "players.json") == read(of_steps[0] / "players.json")
-    assert runs.lines(workdir) == runs.lines(of_steps[0])
 
 
 @pytest.mark.parametrize("make", [rounds, steps])

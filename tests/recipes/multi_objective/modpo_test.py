@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from functools import partial
 
 import numpy as np
@@ -117,19 +116,6 @@ def test_its_policies_are_exported_and_sampled(base, tmp_path):
         assert used.texts_and_nats(found) == said
     texts = used.generated(settings, workdir, tmp_path / "a.jsonl", preference="0.25,0.75")
     assert texts == used.written(said)
-
-
-def test_killed_in_the_second_policy_it_keeps_the_first(base, tmp_path):
-    workdir = shutil.copytree(base[0], tmp_path / base[0].name)
-    for name in ("modpo-01", "said"):
-        shutil.rmtree(workdir / name)
-    (workdir / "front.json").unlink()
-    settings, before = config(log_odds=2.0), runs.stamps(workdir)
-    runs.end_at("logged:modpo-01-2", lambda: recipes.run_config(settings, workdir))
-    recipes.run_config(settings, workdir)
-    assert before.items() <= runs.stamps(workdir).items()
-    front, wanted = (json.loads((d / "front.json").read_text()) for d in (workdir, base[0]))
-    assert front["scores"] == wanted["scores"]
 
 
 @pytest.mark.parametrize(
