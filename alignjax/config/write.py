@@ -35,6 +35,7 @@ def source(config: Any, about: str) -> str:
     if split:
         lines.insert(split, "")
     body = f"def get_config() -> Config:\n    return {made}\n"
+    about = about.replace("\\", "\\\\").replace('"', "'")
     return f'"""{about}"""\n\n' + "\n".join(lines) + "\n\n\n" + body
 
 

@@ -23,6 +23,7 @@ from alignjax.config import (
 )
 from alignjax.config.fields import keywords, plain
 from alignjax.data import sources
+from alignjax.data.encode import encode
 from alignjax.data.records import Receipt, Record
 from alignjax.data.tokenizer import chat
 from alignjax.data.tokenizer import load as tokenizers
@@ -160,15 +161,17 @@ def _policy(method: str) -> dict[str, Any]:
 def _fitted(method: str, start: Config, rows: list[Record], tokenizer: Tokenizer) -> Config:
     """Fills in what depends on the model, the loss and the data."""
     looked_at = rows[:: max(1, len(rows) // LOOKED_AT)]
-    encoded = [tokenizer.encode(x.prompt, x.responses, x.more) for x in looked_at]
-    responses = [len(ids) for x in encoded for ids in x.response_ids]
+    no_limit = dict(max_prompt_tokens=2**30, max_response_tokens=2**30)
+    encoded = list(encode(looked_at, tokenizer, **no_limit, receipt=Receipt()))
+    prompts = [len(x.prompt_ids) for x in encoded] or [0]  # none: the run says why
+    responses = [len(ids) for x in encoded for ids in x.response_ids] or [0]
     train, count = start.train, len(rows)
     steps = train.steps or int(train.epochs * count / train.batch_size)
     return dataclasses.replace(
         start,
         data=dataclasses.replace(
             start.data,
-            max_prompt_tokens=_limit(max(len(x.prompt_ids) for x in encoded)),
+            max_prompt_tokens=_limit(max(prompts)),
             max_response_tokens=_limit(max(responses)),
             eval_fraction=round(min(0.3, max(0.1, 4 / count), MOST_HELD_OUT / count), 6),
         ),

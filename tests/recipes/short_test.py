@@ -84,6 +84,19 @@ def test_what_is_chosen_follows_the_data_and_gives_way_to_changes(files):
     assert describe(other)["data"]["source"]["chat"] is False
 
 
+def test_rows_that_the_template_refuses_are_left_to_the_run(files, tmp_path):
+    turns = [{"role": "user", "content": "Hm?"}, {"role": "user", "content": "Hm?"}]
+    row = {"prompt": turns, "chosen": [{"role": "assistant", "content": "A"}], "rejected": "B"}
+    template = "{{ raise_exception('no') if messages[1].role == 'user' else 'x' }}"
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({**row, "rejected": [{"role": "assistant", "content": "B"}]}))
+    config = short.config("dpo", MODEL, str(path), [THIN, f"tokenizer.chat_template={template}"])
+    assert config.data.max_response_tokens == 16
+    about = 'from C:\\u "x"""'
+    (tmp_path / "c.py").write_text(write.source(config, about))
+    assert load.load(str(tmp_path / "c.py"), []) is not None
+
+
 def test_data_of_another_kind_are_refused_with_the_methods_that_they_are_for(files):
     message = r"kto learns from single labelled responses, and .*pairs\.jsonl holds pairs \(.*:1\)"
     with pytest.raises(UserError, match=message + ".*learn: .*cpo, .*, dpo, .*, reward$"):
