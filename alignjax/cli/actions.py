@@ -194,7 +194,7 @@ def _evaluate_run() -> None:
     from alignjax.commands import finished_run
     from alignjax.config.validate import get
 
-    config = finished_run.config_of(VALUES.workdir, VALUES.config, VALUES.set)
+    config = finished_run.config_of(VALUES.workdir, VALUES.config, VALUES.set, start=True)
     if get(config, "recipe.objectives") is None:
         finished_run.require_complete(VALUES.workdir)
     recipes.run_config(config, VALUES.workdir)

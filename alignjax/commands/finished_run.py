@@ -69,15 +69,20 @@ def located(path: str, folder: pathlib.Path) -> str:
     return there if os.path.exists(there) else path
 
 
-def _where_things_are(config: Config, folder: pathlib.Path) -> Config:
-    """Points the config of a run to the copies in its folder where the originals are gone."""
+def _where_things_are(config: Config, folder: pathlib.Path, *, start: bool) -> Config:
+    """Points the config of a run to the copies in its folder where the originals are gone.
+
+    The parameters that it began with have no copy: adapters go beside them, and with ``start`` they
+    are needed in any case.
+    """
     model, tokenizer, kept = config.model, config.tokenizer, folder / "pretrained"
     if model.path:
         path = located(model.path, folder)
-        if not os.path.exists(path) and config.lora is not None and config.sft is None:
+        needed = config.sft is None and (start or config.lora is not None)
+        if needed and not os.path.exists(path):
             raise UserError(
-                f"{folder} holds adapters, which go beside the model in {model.path}, and it is "
-                "not there; say where it is: --set model.path=FOLDER"
+                f"{folder} began with the model in {model.path}, which is needed and not there; "
+                "say where it is: --set model.path=FOLDER"
             )
         path = path if os.path.exists(path) or not kept.is_dir() else str(kept)
         model = dataclasses.replace(model, path=path)
@@ -86,13 +91,14 @@ def _where_things_are(config: Config, folder: pathlib.Path) -> Config:
     return dataclasses.replace(config, model=model, tokenizer=tokenizer)
 
 
-def config_of(workdir: str, path: str, overrides: list[str]) -> Config:
+def config_of(workdir: str, path: str, overrides: list[str], *, start: bool = False) -> Config:
     """Loads the config of a finished run of a policy.
 
     Args:
       workdir: the run's folder.
       path: a config file; empty: the one that the run was started with.
       overrides: changes to it; what was trained cannot be changed.
+      start: whether the parameters that the run began with are needed.
 
     Raises:
       UserError: no such run, not finished, of a reward model, or of another config than the file
@@ -109,7 +115,7 @@ def config_of(workdir: str, path: str, overrides: list[str]) -> Config:
     config = load.load(path, overrides)
     if config.loss is None:
         raise UserError(f"--workdir: {workdir} holds a reward model, wanted a policy")
-    config = pretrained.resolve(_where_things_are(config, folder))
+    config = pretrained.resolve(_where_things_are(config, folder, start=start))
     other = identity_changes(storage.read_json(folder / "config.json"), config)
     if other:
         raise UserError(f"{workdir} holds a run of another config than {path} ({'; '.join(other)})")
@@ -201,8 +207,11 @@ def load_base(trained: Trained, mesh: Mesh, digest: str) -> Params:
     """Loads the supervised policy, which adapters go beside.
 
     Raises:
-      UserError: it is no longer the one of this digest.
+      UserError: it is not there, or no longer the one of this digest.
     """
+    path = trained.model.path
+    if path and not trained.sft and not os.path.exists(path):
+        raise UserError(f"{trained.root} began with the model in {path}: put it back, it is needed")
     return adapters.load_base(
         trained.lora,
         trained.model,

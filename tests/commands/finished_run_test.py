@@ -96,9 +96,14 @@ def test_a_model_that_has_moved_is_needed_by_adapters_alone(adapters, tmp_path):
     shutil.move(tmp_path / "my-model", tmp_path / "moved")
     moved = [f"model.path={tmp_path / 'moved'}"]
     assert finished_run.config_of(str(workdir), "", moved).model.path == str(tmp_path / "moved")
+    needed = r"run began with the model in .*not there; .*--set model\.path=FOLDER"
+    with pytest.raises(UserError, match=needed):
+        finished_run.config_of(str(workdir), "", [], start=True)
     if adapters:
-        with pytest.raises(UserError, match=r"adapters, which .*--set model\.path=FOLDER"):
+        with pytest.raises(UserError, match=needed):
             finished_run.config_of(str(workdir), "", [])
+        with pytest.raises(UserError, match="put it back"):
+            finished_run.load_base(finished_run.trained_in(workdir, describe(config)), None, "")
     else:
         found = finished_run.config_of(str(workdir), "", [])
         assert found.model.path == found.tokenizer.path == str(workdir / "pretrained")
