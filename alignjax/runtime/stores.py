@@ -151,6 +151,8 @@ def drop_state(directory: pathlib.Path) -> None:
     """
 
     def empty(path: pathlib.Path) -> None:
+        if not (path / "state").is_dir():
+            return
         with one_line(directory, "cannot be removed"):
             if (path / digests.NAME).is_file():
                 digests.forget(path, "state")

@@ -21,7 +21,7 @@ from alignjax.losses import bradley_terry
 from alignjax.models import reward_head
 from alignjax.recipes import reward_model
 from alignjax.rewards import reward_models, scorers
-from alignjax.runtime import checkpoint, metrics
+from alignjax.runtime import checkpoint, metrics, storage
 from alignjax.stages import learners
 from alignjax.stages.data import prepare_data
 from alignjax.testing import loss_inputs
@@ -264,7 +264,7 @@ def copy(base, tmp_path):
 def edit(path, change):
     content = json.loads(path.read_text())
     change(content)
-    path.write_text(json.dumps(content))
+    storage.keep_json(path, content)
 
 
 @pytest.mark.parametrize(

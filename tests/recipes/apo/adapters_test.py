@@ -19,7 +19,7 @@ from alignjax.models.config import LoraConfig
 from alignjax.models.hf import load, tensorfile
 from alignjax.recipes.apo import setup
 from alignjax.rewards import reward_models
-from alignjax.runtime import checkpoint, sharding, stores
+from alignjax.runtime import checkpoint, sharding, storage, stores
 from alignjax.stages import pretrained
 from tests import runs
 from tests.recipes.apo import rounds_test, stepwise_test
@@ -119,7 +119,7 @@ def test_adapters_alone_are_exported_where_others_have_their_base(of_rounds, tmp
     for folder, last in ((workdir, "down_proj.lora_A"), (workdir / "round-2/reward", "score")):
         content = read(folder / "config.json")
         content["model"]["path"], content["sft"] = "elsewhere", None
-        (folder / "config.json").write_text(json.dumps(content))
+        storage.keep_json(folder / "config.json", content)
         out = tmp_path / f"peft-{folder.name}"
         export.export(str(folder), str(out), adapter=True)
         names = tensorfile.read_header(out / "adapter_model.safetensors")

@@ -24,7 +24,7 @@ from alignjax.losses import apo, bradley_terry, dpo, sft
 from alignjax.recipes import RoundsConfig
 from alignjax.recipes.apo import rounds, setup
 from alignjax.rewards import reward_models, scorers
-from alignjax.runtime import checkpoint
+from alignjax.runtime import checkpoint, storage
 from alignjax.runtime.sharding import make_mesh
 from alignjax.sampling import generate
 from alignjax.stages import evaluation, samples
@@ -284,7 +284,7 @@ def other_reward_model(folder, base, **changes):
     said = read(folder / "config.json")
     for name, value in changes.items():
         said[name] |= value
-    (folder / "config.json").write_text(json.dumps(said))
+    storage.keep_json(folder / "config.json", said)
     return str(folder)
 
 
@@ -299,7 +299,7 @@ def test_a_reward_model_of_another_size_or_tokenizer_is_refused(base, tmp_path):
     training.train_sentencepiece(texts, vocab_size=300, path=path)
     said = read(other / "summary.json")
     said["reward_model"]["tokenizer"] = tokenizers.load(path).digest
-    (other / "summary.json").write_text(json.dumps(said))
+    storage.keep_json(other / "summary.json", said)
     match = r"game\.reward_model: .*other: wanted the policy's tokenizer \w{12}, found \w{12}$"
     refused(config(game=dict(reward_model=str(other))), tmp_path / "b", match)
     assert not (tmp_path / "b" / "sft").exists()

@@ -17,7 +17,7 @@ from alignjax.errors import UserError
 from alignjax.losses import apo
 from alignjax.recipes import StepsConfig
 from alignjax.rewards import reward_models
-from alignjax.runtime import checkpoint
+from alignjax.runtime import checkpoint, metrics
 from alignjax.runtime.faults import FaultError
 from alignjax.training import optim
 from alignjax.world import sources as world
@@ -72,7 +72,7 @@ def test_both_players_are_measured_before_and_after(clean):
 
 
 def test_a_line_holds_nothing_of_the_player_who_is_idle(clean):
-    lines = [json.loads(x) for x in (clean[0] / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics.read(clean[0] / "metrics.jsonl")
     of_any = {"step", "data_wait_seconds", "step_seconds"}
     for turn, line in enumerate(lines):
         told = {name for name in line if name not in of_any}
