@@ -1,0 +1,119 @@
+"""Group Relative Policy Optimization: a prompt's samples against each other, no value network.
+
+================================  ==========================================================
+paper                             code
+================================  ==========================================================
+r_i, i = 1..G                     ``batch.scores``: of a reward model, or of a rule that checks
+o_i, |o_i|                        the K = G samples of a prompt, ``logps.length``
+A_i                               (r_i - mean r) / std r, or another ``scale``
+pi_theta / pi_old, its clipping   1: a sample is used once, by the policy that drew it
+beta, D_KL[pi_theta || pi_ref]    ``beta``, in the score: r_i - beta log pi_theta / pi_ref
+================================  ==========================================================
+
+A group is a prompt and its samples, which is a row of a batch here. `alignjax.training.on_policy`
+samples anew for every step, so the ratio of new to old policy is 1: the gradient is that of GRPO
+with one update a batch, whatever its clipping range is (clip-higher too), and that of GSPO, whose
+ratio is of the whole sequence. Several updates on one batch want the old policy's probabilities,
+token by token, which a loss here does not see.
+
+::
+
+    GRPO       partial(grpo.loss, scale="std", length="response")
+    Dr. GRPO   partial(grpo.loss, scale="none", length="sum")
+    DAPO       partial(grpo.loss, scale="std", length="group"), with a mean over a batch's tokens
+    RLOO       apo.loss, or partial(grpo.loss, scale="loo", length="sum", beta=0.1): the same
+
+Reference: Shao et al., DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language
+Models, arXiv 2402.03300. Dr. GRPO: Liu et al., arXiv 2503.20783. DAPO: Yu et al., arXiv 2503.14476.
+RLOO: Ahmadian et al., arXiv 2402.14740.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from alignjax.losses import cpo
+from alignjax.losses.plackett_luce import ranking_scores
+from alignjax.types import Array, Batch, Logps, Metrics
+
+SCALES = ("std", "none", "loo")
+LENGTHS = ("response", "sum", "group")
+EPSILON = 1e-4  # added to the standard deviation, as in TRL
+
+
+def loss(
+    logps: Logps,
+    batch: Batch,
+    *,
+    beta: float = 0.0,
+    scale: str = "std",
+    length: str = "response",
+) -> tuple[Array, Metrics]:
+    """Raises the samples that score above their group's mean, and lowers those below it.
+
+    Eq. 3 where pi_theta = pi_old, R_i = r_i - beta log pi_theta(o_i) / pi_ref(o_i)::
+
+        loss = -(1/G) sum_i R_i
+        its gradient: -(1/G) sum_i A_i grad log pi_theta(o_i) / l_i
+
+        A_i = (R_i - mean R) / std R ("std"), R_i - mean R ("none"), R_i - mean_{j != i} R_j ("loo")
+        l_i = |o_i| ("response"), 1 ("sum"), (1/G) sum_j |o_j| ("group")
+
+    The samples have to come from pi_theta **as it is at this step**, and all that were drawn have
+    to be there, as for `apo.loss`. Only "loo" with "sum" is the unbiased gradient of the expected
+    reward; "none" with "sum" is (G - 1) / G times it. A group of equal scores teaches nothing.
+
+    Args:
+      logps: ``[B, K]`` nats, K >= 2; the reference is read where beta is not 0.
+      batch: ``scores [B, K]``. A sample that is absent, or whose score is not finite, takes no
+        part; where a single one is left there is no gradient.
+      beta: reward per nat; >= 0.
+      scale: ``std``, the group's standard deviation (of a sample, with G - 1); ``none``; ``loo``.
+      length: what the log-probability of a response is divided by, as above.
+
+    Returns:
+      ``[B]`` losses, the group's negative mean R; ``scores``, the mean r; ``scores/std``; and
+      ``kl``, the mean log-ratio, where beta is not 0.
+
+    Raises:
+      ValueError: scale or length is another word; see `plackett_luce.ranking_scores`; or beta is
+        not 0 and there is no reference (``reference.mode``).
+
+    Differs from the paper: its KL term is an estimate at each token, beside the reward; here the
+    log-ratio of the whole response is part of the reward, as in RLOO. With beta 0, as DAPO and
+    Dr. GRPO have it, there is no difference.
+    From the authors' code: none is published. TRL's GRPOTrainer with one iteration a batch has
+    this gradient: ``scale_rewards`` is scale, "grpo", "dr_grpo" and "dapo" are length, where
+    "dr_grpo" divides by the largest length allowed, a constant.
+
+    >>> from alignjax.testing import loss_inputs
+    >>> logps, batch = loss_inputs([[-2.0, -5.0]], length=[[2, 5]], scores=[[1.0, 0.0]])
+    >>> value = lambda policy: loss(logps.replace(policy=policy), batch, scale="none")[0][0]
+    >>> print(jax.grad(value)(logps.policy))  # -A / (2 |o|), A = 1/2 and -1/2
+    [[-0.125  0.05 ]]
+    """
+    for name, found, known in (("scale", scale, SCALES), ("length", length, LENGTHS)):
+        if found not in known:
+            raise ValueError(f"grpo.loss: loss.{name} is {found!r}, wanted one of {known}")
+    scores = ranking_scores(batch)
+    ranked = scores > -jnp.inf
+    some = jnp.maximum(ranked.sum(axis=1, keepdims=True), 1)
+
+    def mean(x: Array) -> Array:  # [B, 1] over the samples that take part
+        return jnp.where(ranked, x, 0.0).sum(axis=1, keepdims=True) / some
+
+    metrics = {"scores": mean(scores)[:, 0]}
+    value = jnp.where(ranked, scores, 0.0)
+    if not (isinstance(beta, float | int) and beta == 0):
+        log_ratio = jax.lax.stop_gradient(logps.log_ratio)
+        metrics["kl"] = mean(log_ratio)[:, 0]
+        value = value - beta * log_ratio
+    ahead = value - mean(value)
+    spread = jnp.sqrt((mean(ahead**2) * some) / jnp.maximum(some - 1, 1))
+    units = {"std": spread + EPSILON, "none": jnp.ones(()), "loo": 1 - 1 / jnp.maximum(some, 2)}
+    tokens = jnp.maximum(logps.length, 1)
+    per = {"response": tokens, "sum": jnp.ones(()), "group": mean(tokens)}
+    advantage = jnp.where(ranked, ahead / units[scale] / per[length], 0.0)
+    policy = cpo.implicit(logps)
+    score = policy - jax.lax.stop_gradient(policy)  # 0 in value, log pi in gradient
+    losses = -(mean(value) + mean(advantage * score))[:, 0]
+    return losses, metrics | {"scores/std": spread[:, 0]}
