@@ -1,15 +1,21 @@
-"""Opens GGUF files, the one-file format of llama.cpp, with the package ``gguf``, an extra.
+"""Opens and writes GGUF files, llama.cpp's format of one file, by the package ``gguf``, an extra.
 
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import functools
+import math
 import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from alignjax.errors import UserError
 
 ENDING = ".gguf"
+KINDS = {"f16": 1, "q8_0": 7}  # of files written here -> llama.cpp's number for them
+BLOCK = 32  # weights of a row that Q8_0 stores together
+
+Source = tuple[str, tuple[int, ...], Callable[[], Any]]  # name, rows and columns, the numbers
 
 
 def is_gguf(path: Any) -> bool:
@@ -33,10 +39,7 @@ def read(path: str) -> tuple[dict[str, Any], list[Any]]:
 @functools.lru_cache(maxsize=2)
 def _read(path: str, changed: int, size: int) -> tuple[dict[str, Any], list[Any]]:
     del changed, size  # they tell one file from what it is replaced by
-    try:
-        import gguf
-    except ImportError:
-        raise UserError(f"{path}: needs the package gguf: pip install gguf==0.19.0") from None
+    gguf = _package(path)
     try:
         reader: Any = gguf.GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
@@ -64,3 +67,58 @@ def dequantize(path: str, tensor: Any) -> Any:
             f"package gguf does not decode ({error})"
         ) from None
     return np.asarray(values, np.float32).reshape([int(x) for x in tensor.shape[::-1]])
+
+
+def _package(path: str) -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise UserError(f"{path}: needs the package gguf: pip install gguf==0.19.0") from None
+    return gguf
+
+
+def write(path: str, fields: dict[str, Any], sources: Sequence[Source], kind: str) -> None:
+    """Writes a file, one tensor at a time.
+
+    Args:
+      path: written in place; the caller renames.
+      fields: metadata by key, ``general.architecture`` among them.
+      sources: matrices become what ``kind`` says, all else float32.
+      kind: f16 | q8_0, where a row of which q8_0 makes no whole blocks stays f16.
+
+    Raises:
+      UserError: the package is not installed, or a number is too large for f16.
+    """
+    import numpy as np
+
+    gguf = _package(path)
+    types = gguf.GGMLQuantizationType
+    fields = {**fields, "general.file_type": KINDS[kind]}
+    writer: Any = gguf.GGUFWriter(path, fields.pop("general.architecture"))
+    for key, value in {**fields, "general.quantization_version": 2}.items():
+        is_count = type(value) is int  # llama.cpp reads counts and ids as unsigned
+        value_type = gguf.GGUFValueType.get_type(value)
+        writer.add_key_value(key, value, gguf.GGUFValueType.UINT32 if is_count else value_type)
+    stored = []
+    for name, shape, get in sources:
+        how = types.F32
+        if len(shape) > 1:
+            how = types.Q8_0 if kind == "q8_0" and shape[-1] % BLOCK == 0 else types.F16
+        block, size = gguf.GGML_QUANT_SIZES[how]
+        nbytes = math.prod(shape) // block * size
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), nbytes, raw_dtype=how)
+        stored.append((name, how, get))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name, how, get in stored:
+        values = np.ascontiguousarray(get(), np.float32)
+        with np.errstate(over="ignore"):
+            packed = gguf.quantize(values, how)
+        if how == types.F16 and np.isinf(packed).any():
+            raise UserError(
+                f"{path}: tensor {name!r}: wanted numbers below 65,520, which f16 can hold, found "
+                f"{np.abs(values).max():g}"
+            )
+        writer.write_tensor_data(packed)
+    writer.close()

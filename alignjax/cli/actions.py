@@ -228,4 +228,5 @@ def import_model() -> None:
 def export() -> None:
     from alignjax.commands import export
 
-    export.export(VALUES.workdir, VALUES.to, **given("dtype", "adapter", "preference"))
+    names = ("workdir", "to", "dtype", "adapter", "preference", "base")
+    export.run(VALUES["from"].value or "", **given(*names))

@@ -18,12 +18,13 @@ class Verb:
     reads: tuple[str, ...]  # flags that mean something to it; others are refused
     example: str = ""  # of its flags; those that must be there, filled in
     more: str = ""  # flags of a longer example
+    either: tuple[str, ...] = ()  # flags of the example that others can take the place of
     computes: bool = False  # by several processes, where asked to
 
     @property
     def needs(self) -> list[str]:
         """The flags that must be there."""
-        return re.findall(r"--(\w+)=", self.example)
+        return [x for x in re.findall(r"--(\w+)=", self.example) if x not in self.either]
 
 
 def _method(name: str, about: str) -> Verb:
@@ -130,9 +131,13 @@ VERBS = {
     ),
     "export": Verb(
         do=actions.export,
-        text="write the policy of a run (--workdir) --to a folder that transformers loads",
-        reads=("workdir", "to", "dtype", "adapter", "preference", "allow_fallback"),
+        text="write a run's policy (--workdir), or a model (--from), for transformers or llama.cpp",
+        reads=(
+            *("workdir", "from", "to", "dtype", "adapter", "base", "preference"),
+            "allow_fallback",
+        ),
         example="--workdir=runs/first --to=exported/first",
+        either=("workdir",),  # or from
         more="--dtype=bfloat16",
     ),
     **METHODS,

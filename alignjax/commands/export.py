@@ -1,27 +1,28 @@
-"""A run's policy or reward model as a folder that transformers loads, with a model card."""
+"""A run's policy or reward model as a folder that transformers loads, with a model card.
+
+Or, where it is to go to a name that ends in ``.gguf``, as a file for llama.cpp.
+"""
 
 import dataclasses
-import json
 import logging
 import pathlib
 from typing import Any
 
 import numpy as np
 
-import alignjax
-from alignjax.commands import finished_run, networks, policies
+from alignjax import gguf_files
+from alignjax.commands import finished_run, gguf_file, import_model, networks, policies
 from alignjax.commands.finished_run import Trained
+from alignjax.commands.model_card import model_card
 from alignjax.commands.policies import Choice, Policies
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.errors import UserError
-from alignjax.models.config import DTYPES
 from alignjax.models.hf.peft import save_adapters
 from alignjax.models.hf.save import save_model, write_json
 from alignjax.models.lora import merge
 from alignjax.rewards import reward_models
-from alignjax.runtime import artifacts, sharding, workdirs
+from alignjax.runtime import sharding, workdirs
 from alignjax.runtime.storage import read_json
-from alignjax.runtime.workdirs import versions
 from alignjax.stages import pretrained
 from alignjax.types import Params
 
@@ -38,8 +39,29 @@ class Network:
     said: str = ""  # of a run of several objectives, what was chosen for the preference
 
 
+def run(
+    source: str, *, workdir: str, to: str, dtype: str, adapter: bool, preference: str, base: str
+) -> None:
+    """Exports a run's model, or the model ``source``; see `export` and `export_model`."""
+    if source and not (workdir or adapter or preference or base):
+        import_model.export_model(source, to, dtype=dtype)
+    elif workdir and not source:
+        export(workdir, to, dtype=dtype, adapter=adapter, preference=preference, base=base)
+    else:
+        raise UserError(
+            "export wants either --workdir=RUN, or --from=MODEL without --workdir, --adapter, "
+            "--preference and --base"
+        )
+
+
 def export(
-    workdir: str, to: str, *, dtype: str = "", adapter: bool = False, preference: str = ""
+    workdir: str,
+    to: str,
+    *,
+    dtype: str = "",
+    adapter: bool = False,
+    preference: str = "",
+    base: str = "",
 ) -> None:
     """Writes the policy, or the reward model, that a run has trained.
 
@@ -48,11 +70,15 @@ def export(
 
     Args:
       workdir: a run's folder.
-      to: a folder that does not exist yet; it appears when all is in it.
-      dtype: of the stored tensors; empty: the parameters' own, which makes it bit-equal.
+      to: a folder, or a name that ends in ``.gguf``, that does not exist yet; it appears when all
+        is in it.
+      dtype: of the stored tensors; empty: the parameters' own, which makes it bit-equal, or in a
+        GGUF file ``f16``.
       adapter: write the adapters alone, in the format of PEFT.
       preference: of a run of several objectives, see `policies.choose_for`; or ``all``: those of
         the config, each in a folder of its own below ``to``.
+      base: what adapters call their base: a name on a hub, or a folder; empty: the last part of
+        the path that the run has.
 
     Raises:
       UserError: no such run, nothing trained yet, a model of no family, or ``to`` exists; adapters
@@ -63,14 +89,12 @@ def export(
     if not (run / "config.json").is_file():
         raise UserError(f"--workdir: {workdir} holds no run (no config.json)")
     config = read_json(run / "config.json")
-    if dtype not in ("", *DTYPES):
-        raise UserError(f"--dtype: wanted {' or '.join(DTYPES)}, found {dtype!r}")
+    gguf_file.check_dtype(to, dtype)
     trained, made = finished_run.trained_in(run, config), policies.find(run, config)
     choices = _choices(made, workdir, preference, adapter=adapter)
     outputs = () if config["loss"] else _outputs(run)
-    if adapter:
-        _check_adapter(config, run, dtype)
-    with artifacts.new_folder(to) as top, workdirs.owned(run):
+    _check_kind(config, run, to, dtype, adapter=adapter, base=base, several=len(choices) > 1)
+    with gguf_file.destination(to, dtype) as top, workdirs.owned(run):
         for name, choice in choices.items():
             if made is not None and choice is not None:
                 network = chosen(trained, made, choice, merged=not adapter)
@@ -80,11 +104,11 @@ def export(
                 network = _reward_model(run)
             (top / name).mkdir(exist_ok=True)
             if adapter:
-                assert trained.lora is not None  # see _check_adapter
-                save_adapters(top / name, network.params, trained.lora, trained.model)
+                _write_adapters(top / name, config, run, trained, network, base)
             else:
-                dtype = dtype or trained.model.param_dtype
-                _write(top / name, config, run, trained, network, dtype=dtype, outputs=outputs)
+                stored = trained.model.param_dtype
+                stored = stored if gguf_files.is_gguf(to) else dtype or stored
+                _write(top / name, config, run, trained, network, dtype=stored, outputs=outputs)
             log.info(
                 "%s: %sstep %d of %s%s",
                 pathlib.Path(to) / name,
@@ -141,6 +165,25 @@ def _write(
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
+def _write_adapters(
+    folder: pathlib.Path,
+    config: dict[str, Any],
+    run: pathlib.Path,
+    trained: Trained,
+    network: Network,
+    base: str,
+) -> None:
+    """Writes a folder that PEFT loads, with what the adapters were trained to read and write."""
+    assert trained.lora is not None  # see _check_kind
+    base = base or pathlib.PurePath(trained.model.path).name
+    log.info("%s: adapters beside the base %s, which --base=NAME changes", run, base)
+    save_adapters(folder, network.params, trained.lora, trained.model, base)
+    _tokenizer_and_config(config, run, folder, network.identity["tokenizer"])
+    name = run.resolve().name
+    card = model_card(config, network.identity, network.step, name, network.said, adapted=base)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
 def newest(trained: Trained, objectives: int, *, merged: bool) -> Network:
     """Restores the newest checkpoint; adapters ``merged``, if asked to."""
     mesh = sharding.make_mesh(1, 1, 1)
@@ -177,8 +220,26 @@ def _reward_model(run: pathlib.Path) -> Network:
     return Network(params, summary["identity"], summary["steps"])
 
 
-def _check_adapter(config: dict[str, Any], run: pathlib.Path, dtype: str) -> None:
-    """Refuses adapters that mean nothing without their run."""
+def _check_kind(
+    config: dict[str, Any],
+    run: pathlib.Path,
+    to: str,
+    dtype: str,
+    *,
+    adapter: bool,
+    base: str,
+    several: bool,
+) -> None:
+    """Refuses files that cannot hold this, and adapters that mean nothing without their run."""
+    if gguf_files.is_gguf(to) and (adapter or several or not config["loss"]):
+        raise UserError(
+            "--to: a GGUF file holds one whole policy: no reward model, no --adapter, no "
+            "--preference=all; name a folder"
+        )
+    if base and not adapter:
+        raise UserError("--base: goes with --adapter: a whole model needs no base")
+    if not adapter:
+        return
     if not config.get("lora"):
         raise UserError(f"--adapter: {run} trained a whole network, its config has no lora")
     if config["sft"] is not None or not config["model"]["path"]:
@@ -281,77 +342,3 @@ def _tokenizer_config(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
         "chat_template": tokenizer.chat_template,
         **{k: v for k, v in tokenizer.special_tokens.items() if isinstance(v, str)},
     }
-
-
-FOLDERS = ("path", "eval_path", "golden_path", "reward_model", "cache_dir", "chat_template")
-
-
-def _without_folders(value: Any, key: str = "") -> Any:
-    """Leaves out the folders of the machine a config ran on: paths keep their last part."""
-    if isinstance(value, dict):
-        return {k: _without_folders(v, k) for k, v in value.items()}
-    if key in FOLDERS and isinstance(value, str):
-        return value if "{" in value else pathlib.PurePath(value).name
-    return value
-
-
-CARD = """---
-library_name: transformers
-tags: [alignjax]
----
-
-# {name}
-
-Aligned with alignjax {version}: `{function}`, {step:,} steps.
-
-| | |
-|---|---|
-| method | `{loss}` |
-| started from | {start} |{said}
-| reference's parameters | `{reference}` |
-| training data | `{data}` |
-| tokenizer | `{tokenizer}` |
-
-The digests name contents: the same data, tokenizer and reference give the same ones.
-
-```python
-from transformers import AutoModelFor{kind}, AutoTokenizer
-
-model = AutoModelFor{kind}.from_pretrained("FOLDER")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-```
-
-## Versions
-
-{versions}
-
-## Config
-
-```json
-{config}
-```
-"""
-
-
-def model_card(
-    config: dict[str, Any], identity: dict[str, str], step: int, name: str, said: str = ""
-) -> str:
-    """Writes README.md's text: how the model was made, and of what."""
-    loss = config.get("loss") or config.get("reward_loss") or {}
-    config = _without_folders(config)
-    base = config["model"].get("path")
-    return CARD.format(
-        name=name,
-        version=alignjax.__version__,
-        function=loss.get("function", "?"),
-        step=step,
-        loss=json.dumps(loss),
-        start=f"`{base}`" if base else "random parameters",
-        said=f"\n| preference | {said} |" if said else "",
-        reference=identity["reference"],
-        data=identity["data"],
-        tokenizer=identity["tokenizer"],
-        kind="CausalLM" if config.get("loss") else "SequenceClassification",
-        versions="\n".join(f"- {key} {value}" for key, value in versions().items()),
-        config=json.dumps(config, indent=2),
-    )

@@ -138,6 +138,27 @@ def new_folder(path: str) -> Iterator[pathlib.Path]:
             shutil.rmtree(made, ignore_errors=True)  # gone, unless something failed
 
 
+@contextlib.contextmanager
+def new_file(path: str) -> Iterator[pathlib.Path]:
+    """A file that appears under its name only when the block has written it.
+
+    What else the block puts beside it is removed.
+
+    Raises:
+      UserError: it exists, or cannot be written.
+    """
+    final = pathlib.Path(path).absolute()
+    if final.exists():
+        raise UserError(f"{path}: exists already; name a new file")
+    with _errors_of(path):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as scratch:
+            made = pathlib.Path(scratch) / final.name
+            yield made
+            _sync(made)
+            made.replace(final)
+
+
 def _beside(path: pathlib.Path, end: str) -> pathlib.Path:
     return path.parent / ".artifacts" / f"{path.name}.{end}"
 

@@ -42,6 +42,7 @@ BESIDE_TOKENIZER = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     "chat_template.jinja",
 )
+IMPORTED = "imported.json"
 MODEL_FILES = ("config.json", "generation_config.json")
 
 
@@ -90,15 +91,18 @@ def load(config: ModelConfig, mesh: Mesh, quantize: str = "") -> Params:
         that the devices never hold the whole network as it was; an imported one at its end.
     """
     folder = pathlib.Path(config.path)
-    if not (folder / "imported.json").is_file():
+    if not (folder / IMPORTED).is_file():
         finish = functools.partial(_quantized_leaf, kind=quantize, mesh=mesh)
         return hf.load_params(folder, target(config, mesh), config, finish)
-    stored = dataclasses.replace(
-        config, param_dtype=read_json(folder / "imported.json")["param_dtype"]
-    )
+    stored = dataclasses.replace(config, param_dtype=stored_dtype(folder))
     params = checkpoint.load_params(folder / "params", target(stored, mesh))
     params = jax.tree.map(lambda x: x.astype(config.param_dtype), params)
     return quantize_params(params, quantize, mesh)
+
+
+def stored_dtype(folder: pathlib.Path) -> str:
+    """The dtype of an imported folder's parameters."""
+    return str(read_json(folder / IMPORTED)["param_dtype"])
 
 
 def quantize_params(params: Params, kind: str, mesh: Mesh) -> Params:

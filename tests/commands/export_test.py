@@ -5,21 +5,22 @@ import json
 import shutil
 from functools import partial
 
+import jax
 import numpy as np
 import pytest
 
 from alignjax.commands import export, import_model
-from alignjax.data.records import Record
+from alignjax.data.records import Message, Record
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.data.tokenizer import training
 from alignjax.errors import UserError
 from alignjax.models import reward_head
 from alignjax.models.config import ModelConfig
-from alignjax.models.hf import load, tensorfile
+from alignjax.models.hf import configjson, gguf, load, tensorfile
 from alignjax.models.hf.save import save_model
 from alignjax.recipes import align
 from alignjax.rewards import scorers
-from alignjax.runtime import artifacts
+from alignjax.runtime import artifacts, checkpoint, sharding
 from alignjax.stages import pretrained
 from tests import runs, tiny
 
@@ -88,7 +89,7 @@ def test_a_tokenizer_named_by_its_file_is_kept_with_what_lies_beside_it(tmp_path
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (dict(dtype="int8"), r"--dtype: wanted float32 or bfloat16, found 'int8'"),
+        (dict(dtype="int8"), r"--dtype: wanted float32 or bfloat16 for .*, found 'int8'"),
         (dict(to="run"), r"exists already; name a new folder"),
     ],
 )
@@ -162,3 +163,130 @@ def test_a_folder_of_a_reward_model_scores_and_is_no_policy(tmp_path):
     assert len({scorer.digest for scorer in opened}) == 4
     with pytest.raises(UserError, match="holds a reward model: give the folder itself"):
         import_model.import_model(str(tmp_path / "rm"), str(tmp_path / "imported"))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A folder of a network whose rows are of 32 and of 48 weights, with a tokenizer."""
+    folder, config = tmp_path_factory.mktemp("small") / "model", tiny.model(vocab_size=352)
+    with artifacts.new_folder(str(folder)) as made:
+        save_model(made, tiny.params(config), config, dtype="bfloat16", original={})
+        pretrained.copy_tokenizer(STORY, made)
+    return folder
+
+
+def loaded(path):
+    config = load.resolve(ModelConfig(path=str(path)))
+    return config, pretrained.load(config, sharding.make_mesh(1, 1, 1))
+
+
+def test_import_then_export_then_import_is_equal_bit_for_bit(tmp_path):
+    """A folder in bfloat16: its files, its tensors and their type."""
+    first, out, again = (tmp_path / name for name in ("first", "out", "again"))
+    assert runs.here("import", f"--from={STORY}", f"--to={first}") == 0
+    assert runs.here("export", f"--from={first}", f"--to={out}") == 0
+    assert runs.here("import", f"--from={out}", f"--to={again}") == 0
+    given, found = load.find_tensors(STORY), load.find_tensors(out)
+    assert given.keys() == found.keys()
+    for name, tensor in given.items():
+        assert found[name].dtype == tensor.dtype == "BF16"
+        assert found[name].open().tobytes() == tensor.open().tobytes()
+    apart = {"params", "digests.json"}  # written by orbax, under names of its own
+    names = {path.name for path in first.iterdir()} - apart
+    assert names == {path.name for path in again.iterdir()} - apart
+    for name in names:
+        assert (first / name).read_bytes() == (again / name).read_bytes(), name
+    read = [checkpoint.tree_digest(loaded(folder)[1]) for folder in (first, again, STORY)]
+    assert len(set(read)) == 1
+    assert runs.refused("export", f"--from={first}", "--workdir=x", "--to=y").startswith(
+        "export wants either --workdir=RUN, or --from=MODEL without"
+    )
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_a_gguf_file_is_the_folder_within_what_its_kind_rounds(kind, small, tmp_path):
+    file = tmp_path / "model.gguf"
+    export.run(
+        str(small), workdir="", to=str(file), dtype=kind, adapter=False, preference="", base=""
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+    (config, wanted), (read, found) = loaded(small), loaded(file)
+    assert dataclasses.replace(read, path="", norm_eps=config.norm_eps) == dataclasses.replace(
+        config, path=""
+    )
+    assert np.float32(read.norm_eps) == np.float32(config.norm_eps)
+
+    def compare(path, value, other):
+        rows = np.asarray(value)
+        if "kernel" in str(path):
+            rows = rows.swapaxes(-1, -2)  # rows of the file
+            other = other.swapaxes(-1, -2)
+        wide = kind == "q8_0" and rows.ndim > 1 and rows.shape[-1] == 32 and "norm" not in str(path)
+        if not wide:
+            np.testing.assert_array_equal(rows, rows.astype(np.float16))
+            np.testing.assert_array_equal(rows, other)
+            return
+        largest = np.abs(rows).max(-1, keepdims=True)
+        # Half a step of 127, and the step itself is stored with 11 bits.
+        assert (np.abs(rows - other) <= largest * (0.5 / 127 + 2.0**-11)).all()
+        assert (rows != other).any()
+
+    jax.tree_util.tree_map_with_path(compare, wanted, found)
+    ours, theirs = tokenizers.load(str(small)), tokenizers.load(str(file))
+    assert theirs.chat_template == ours.chat_template
+    assert set(theirs.ends) == set(ours.ends)
+    assert (theirs.bos_id, theirs.eos_id, theirs.pad_id) == (ours.bos_id, ours.eos_id, ours.pad_id)
+    turns = (Message("user", "How do I move <|im_end|> 12 mirrors?"),)
+    for prompt in ("It's 345, né?\n", turns):
+        pair = [x.encode(prompt, ("A plan.",)) for x in (ours, theirs)]
+        assert pair[0].prompt_ids.tolist() == pair[1].prompt_ids.tolist()
+        assert pair[0].response_ids[0].tolist() == pair[1].response_ids[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("family", "tokenizer", "said"),
+    [
+        ("mistral", "qwen", r"model\.window: GGUF files of such a network cannot say 4"),
+        ("story", "mistral", r"x\.gguf/tokenizer\.json: GGUF files have no kind of tokenizer"),
+    ],
+)
+def test_what_llama_cpp_does_not_have_is_refused_by_name(family, tokenizer, said, tmp_path):
+    config, params = loaded(STORY.parent / family)
+    config = dataclasses.replace(config, path="", vocab_size=352)
+    rows = {"embed": {"embedding": np.zeros((352, config.width), np.float32)}}
+    params = {**params, **rows}
+    if "head" in params:
+        params["head"] = rows["embed"]["embedding"]
+    folder = tmp_path / "model"
+    with artifacts.new_folder(str(folder)) as made:
+        save_model(made, params, config, dtype="float32", original={})
+        pretrained.copy_tokenizer(STORY.parent / "tokenizers" / tokenizer, made)
+    with pytest.raises(UserError, match=said):
+        import_model.export_model(str(folder), str(tmp_path / "x.gguf"))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_dynamic_scaling_is_refused_before_anything_is_written():
+    content = json.loads((STORY.parent / "llama_biases" / "config.json").read_text())
+    config = configjson.read(content, "")
+    with pytest.raises(UserError, match="rope_scaling: GGUF files have no kind 'dynamic'"):
+        gguf.fields_of({**content, **configjson.write(config, "llama")}, "llama")
+
+
+def test_a_run_s_own_vocabulary_goes_into_a_gguf_file(run, tmp_path):
+    """Of sentencepiece; and a file takes neither adapters nor another type than its own."""
+    file = tmp_path / "run.gguf"
+    export.export(str(run), str(file), dtype="q8_0")
+    ours, theirs = tokenizers.load(str(run / "tokenizer.model")), tokenizers.load(str(file))
+    text = "Please tell me how  to move\n an old mirror, 語."
+    assert theirs.encode(text, ()).prompt_ids.tolist() == ours.encode(text, ()).prompt_ids.tolist()
+    assert theirs.decode(theirs.encode(text, ()).prompt_ids) == text
+    for changes, said in (
+        (dict(dtype="bfloat16"), r"--dtype: wanted f16 or q8_0 for .*no\.gguf, found 'bfloat16'"),
+        (dict(adapter=True), r"--to: a GGUF file holds one whole policy"),
+        (dict(base="x"), r"--base: goes with --adapter"),
+    ):
+        with pytest.raises(UserError, match=said):
+            export.export(str(run), str(tmp_path / "no.gguf"), **changes)
+    with pytest.raises(UserError, match="exists already; name a new file"):
+        export.export(str(run), str(file))

@@ -43,7 +43,7 @@ def read_adapters(folder, config):
 def test_an_adapter_file_is_the_one_that_peft_writes(reference, tmp_path):
     config, _ = loaded(reference / "qwen2")
     tensors, adapters = read_adapters(reference / "peft", config)
-    save_adapters(tmp_path, adapters, LORA, config)
+    save_adapters(tmp_path, adapters, LORA, config, "qwen2")
     found = tensorfile.read_header(tmp_path / "adapter_model.safetensors")
     assert set(found) == set(tensors)
     for name, wanted in tensors.items():
@@ -71,9 +71,9 @@ def test_the_network_with_adapters_is_that_of_peft(reference, tmp_path):
         compare(config, params, found)
     if not PYTHON:
         return
-    save_adapters(tmp_path, adapters, LORA, config)
+    save_adapters(tmp_path, adapters, LORA, config, str(reference / "qwen2"))
     given = reference / "peft" / "answers.npz"
-    ask("adapted", reference / "qwen2", tmp_path, given, tmp_path / "out.npz")
+    ask("adapted", "-", tmp_path, given, tmp_path / "out.npz")
     with np.load(tmp_path / "out.npz") as theirs:
         compare(config, joined, {**found, **theirs})
         merged_theirs = {name: theirs[f"merged_{name}"] for name in ("logits", "logps")}
@@ -93,7 +93,7 @@ def test_adapters_of_a_reward_model_have_its_head(reference, tmp_path):
     _, adapters = read_adapters(reference / "peft", config)
     head = np.random.default_rng(5).normal(size=(config.width, 1)).astype(np.float32)
     adapters["reward"] = {"kernel": head}
-    save_adapters(tmp_path, adapters, LORA, config)
+    save_adapters(tmp_path, adapters, LORA, config, str(reference / "qwen2"))
     told = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (told["task_type"], told["modules_to_save"]) == ("SEQ_CLS", ["score"])
     base = reward_head.from_language_model(params)

@@ -1,20 +1,22 @@
 """GGUF files, read as transformers reads them."""
 
 import json
+import pathlib
 
 import gguf
 import jax
 import numpy as np
 import pytest
 
-from alignjax.commands.import_model import import_model
+from alignjax.commands.import_model import export_model, import_model
 from alignjax.data.records import Message
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.data.tokenizer import training
 from alignjax.errors import UserError
 from alignjax.models.config import RopeScaling
 from alignjax.models.hf import load
-from tests.parity.parity_test import compare, loaded
+from tests.parity.live import PYTHON, ask
+from tests.parity.parity_test import answers, compare, loaded
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
@@ -40,6 +42,23 @@ def test_token_ids_and_template_are_those_of_transformers(reference):
         assert tokenizer.encode(case["text"], ()).prompt_ids.tolist() == case["ids"]
     assert tokenizer.render(tuple(Message(**turn) for turn in found["turns"])) == found["rendered"]
     assert dict(tokenizer.ends) == {2: "chat template, tokenizer, generation_config.json"}
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_transformers_reads_what_is_written_here(kind, reference, tmp_path):
+    """Both read the same network from it, and the same ids and texts."""
+    if not PYTHON:
+        pytest.skip("needs torch and transformers: make test-parity")
+    file, out = tmp_path / "written.gguf", tmp_path / "out.npz"
+    export_model(str(reference / "story"), str(file), dtype=kind)
+    given = reference / "llama2" / "answers.npz"
+    ask("logits", file, given, out)
+    config, params = loaded(file)
+    with np.load(out) as theirs:
+        compare(config, params, {**answers(given.parent), **theirs})
+    told = json.loads(pathlib.Path(f"{out}.json").read_text(encoding="utf-8"))
+    wanted = reference / "tokenizers" / "qwen" / "answers.json"
+    assert told == json.loads(wanted.read_text(encoding="utf-8"))
 
 
 def write(file, arch, fields=(), tensors=()):

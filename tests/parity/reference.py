@@ -2,13 +2,15 @@
 
     python tests/parity/reference.py make FOLDER           models, tokenizers and what they answer
     python tests/parity/reference.py logits MODEL INPUT OUT   what a saved model answers
-    python tests/parity/reference.py adapted MODEL ADAPTERS INPUT OUT   the same with PEFT adapters
+    python tests/parity/reference.py adapted MODEL ADAPTERS INPUT OUT   the same with PEFT adapters;
+        for MODEL ``-``, beside the base that the adapters name
 
 `parity_test.py` beside this file compares alignjax with the first's output, which is committed in
 ``data/``; ``make test-parity`` makes it afresh and uses the second on what alignjax exported.
 """
 
 import json
+import os
 import pathlib
 import sys
 from typing import Any
@@ -481,7 +483,12 @@ def logits(model_folder: str, inputs: str, out: str) -> None:
     with np.load(inputs) as opened:
         given = {key: opened[key] for key in batch(64)}
     options = dict(dtype="float32", attn_implementation="eager")
-    config = transformers.AutoConfig.from_pretrained(model_folder)
+    file = {}
+    if model_folder.endswith(".gguf"):
+        model_folder, name = os.path.split(model_folder)
+        file = dict(gguf_file=name)
+        options |= file
+    config = transformers.AutoConfig.from_pretrained(model_folder, **file)
     if config.architectures[0].endswith("ForSequenceClassification"):
         kind: Any = transformers.AutoModelForSequenceClassification
         model = kind.from_pretrained(model_folder, **options).eval()
@@ -490,10 +497,14 @@ def logits(model_folder: str, inputs: str, out: str) -> None:
         return
     model = transformers.AutoModelForCausalLM.from_pretrained(model_folder, **options).eval()
     np.savez_compressed(out, **answers(model, given))
-    if (pathlib.Path(model_folder) / "tokenizer_config.json").is_file():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
-        text = json.dumps(tokenizer_answers(tokenizer), ensure_ascii=False)
-        pathlib.Path(out + ".json").write_text(text)
+    if file or (pathlib.Path(model_folder) / "tokenizer_config.json").is_file():
+        write_tokenizer_answers(model_folder, out, **file)
+
+
+def write_tokenizer_answers(folder: str, out: str, **file: str) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **file)
+    text = json.dumps(tokenizer_answers(tokenizer), ensure_ascii=False)
+    pathlib.Path(out + ".json").write_text(text)
 
 
 def adapted(model_folder: str, adapters: str, inputs: str, out: str) -> None:
@@ -508,7 +519,14 @@ def adapted(model_folder: str, adapters: str, inputs: str, out: str) -> None:
         kind = transformers.AutoModelForSequenceClassification
         options |= dict(num_labels=1)
         ask = lambda model, given: dict(scores=scores(model, given))  # noqa: E731
-    model = peft.PeftModel.from_pretrained(kind.from_pretrained(model_folder, **options), adapters)
+    if model_folder == "-":
+        auto: Any = getattr(peft, f"AutoPeft{kind.__name__.removeprefix('Auto')}")
+        model = auto.from_pretrained(adapters, **options)
+        if (pathlib.Path(adapters) / "tokenizer_config.json").is_file():
+            write_tokenizer_answers(adapters, out)
+    else:
+        base = kind.from_pretrained(model_folder, **options)
+        model = peft.PeftModel.from_pretrained(base, adapters)
     beside = ask(model.eval(), given)
     merged = ask(model.merge_and_unload().eval(), given)
     merged = {f"merged_{name}": value for name, value in merged.items()}

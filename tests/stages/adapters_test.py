@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from alignjax.commands import export, finished_run, generate
+from alignjax.data.tokenizer import load as tokenizers
 from alignjax.errors import UserError
 from alignjax.losses import bradley_terry
 from alignjax.models import lora
@@ -113,6 +114,14 @@ def test_merged_weights_and_adapters_are_exported(base, tmp_path):
     told = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert (told["r"], told["lora_alpha"]) == (2, 8.0)
     assert told["base_model_name_or_path"] == "first"
+    read, given = (tokenizers.load(str(tmp_path / x)) for x in ("peft", "second"))
+    assert (read.digest, dict(read.ends)) == (given.digest, dict(given.ends))
+    export.export(str(run), str(tmp_path / "named"), adapter=True, base="org/first")
+    named = json.loads((tmp_path / "named" / "adapter_config.json").read_text())
+    assert named == {**told, "base_model_name_or_path": "org/first"}
+    card = (tmp_path / "named" / "README.md").read_text()
+    assert 'library_name: peft\nbase_model: "org/first"\n' in card
+    assert "AutoPeftModelForCausalLM.from_pretrained" in card
     assert {"q_proj", "o_proj", "down_proj"} < set(told["target_modules"])
     thin = tensorfile.read_header(tmp_path / "peft" / "adapter_model.safetensors")
     before, after = (load.find_tensors(tmp_path / x) for x in ("first", "second"))

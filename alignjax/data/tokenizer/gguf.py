@@ -38,6 +38,7 @@ WORDS: dict[str, Json] = {
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "smaug-bpe"), _split(_LLAMA_3)),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _split(_QWEN_2)),
 }
+NAMED = ("gpt-2", "smollm", "llama-bpe", "qwen2")  # what each of them is called by in new files
 
 
 def files(path: str) -> dict[str, bytes]:

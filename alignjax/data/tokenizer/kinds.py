@@ -35,7 +35,7 @@ def sentencepiece_parts(file: str, content: bytes, added: Added) -> Parts:
     """Reads a sentencepiece ``.model``, and the tokens that the files beside it add."""
     import sentencepiece
 
-    model = _sentencepiece_model(file, content)
+    model = sentencepiece_model(file, content)
     try:
         start = sentencepiece.SentencePieceProcessor(model_proto=content)
         # Text that continues a sequence must not get the space that many models put first.
@@ -143,7 +143,7 @@ def _damaged(file: str) -> UserError:
     return UserError(f"{file}: not a sentencepiece model, or a damaged one")
 
 
-def _sentencepiece_model(file: str, content: bytes) -> Any:
+def sentencepiece_model(file: str, content: bytes) -> Any:
     """Parses a model's protocol buffer."""
     from sentencepiece import sentencepiece_model_pb2
 

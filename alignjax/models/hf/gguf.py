@@ -2,6 +2,7 @@
 
 Files of the families in `families`, with any quantisation that the package ``gguf`` decodes.
 llama.cpp turns Llama's query and key rows about, and adds 1 to Gemma's norms; both are undone.
+And the reverse: what a file of a folder's network holds.
 """
 
 import functools
@@ -147,10 +148,7 @@ def _llama3(path: str, divisors: np.ndarray, theta: float, size: Any) -> Json:
       UserError: no such options give these numbers.
     """
     scaling = RopeScaling(factor=float(divisors.max()))
-    exponent = np.arange(0, size or 2 * len(divisors), 2) / (size or 2 * len(divisors))
-    turns = scaling.original_length / (2 * math.pi * theta**exponent)
-    keep = np.clip((turns - 1.0) / (scaling.high_freq_factor - 1.0), 0.0, 1.0)
-    wanted = 1.0 / (keep + (1.0 - keep) / scaling.factor)
+    wanted = 1.0 / _kept(scaling, theta, size or 2 * len(divisors))
     if wanted.shape != divisors.shape or not np.allclose(divisors, wanted, rtol=1e-3):
         raise UserError(f"{path}: tensor {FREQUENCIES!r}: not a scaling of Llama 3's kind")
     return {
@@ -160,6 +158,14 @@ def _llama3(path: str, divisors: np.ndarray, theta: float, size: Any) -> Json:
         "high_freq_factor": scaling.high_freq_factor,
         "original_max_position_embeddings": scaling.original_length,
     }
+
+
+def _kept(scaling: RopeScaling, theta: float, size: int) -> np.ndarray:
+    """What Llama 3's scaling multiplies each frequency of a head of ``size`` numbers by."""
+    turns = scaling.original_length / (2 * math.pi * theta ** (np.arange(0, size, 2) / size))
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return np.asarray(keep + (1.0 - keep) / scaling.factor)
 
 
 def tensors(path: str) -> dict[str, Tensor]:
@@ -210,3 +216,72 @@ def _decode(path: str, tensor: Any, heads: int, lowered: bool) -> np.ndarray:
         pairs = values.reshape(heads, len(values) // heads // 2, 2, *values.shape[1:])
         values = pairs.swapaxes(1, 2).reshape(values.shape)
     return values - 1 if lowered else values
+
+
+def fields_of(content: Json, family: str) -> Json:
+    """The metadata that describe a network.
+
+    Args:
+      content: of its config.json, as `configjson.write` makes it.
+      family: its ``model_type``.
+
+    Raises:
+      UserError: llama.cpp has no such rotary scaling.
+    """
+    kind = next((k for k, name in ARCHITECTURES.items() if name == family), "llama")
+    own = {ours: content[theirs] for ours, theirs in _FIELDS.items() if theirs in content}
+    if not kind.startswith("gemma"):
+        own.pop("attention.sliding_window", None)
+    own |= {"rope.dimension_count": content["head_dim"]}
+    own |= {"attention.value_length": content["head_dim"]}
+    scaling = content.get("rope_scaling") or {}
+    form = scaling.get("rope_type", "none")
+    if form == "linear":
+        own |= {"rope.scaling.type": form, "rope.scaling.factor": scaling["factor"]}
+    elif form not in ("none", "llama3"):  # the latter's frequencies are a tensor
+        raise UserError(f"rope_scaling: GGUF files have no kind {form!r:.80}")
+    named = {f"{kind}.{key}": value for key, value in own.items() if value is not None}
+    return {"general.architecture": kind, **named}
+
+
+def sources_of(
+    tensors: dict[str, Tensor], fields: Json, scaling: RopeScaling | None
+) -> list[gguf_files.Source]:
+    """The tensors of a file, from those of a folder.
+
+    Args:
+      tensors: by the names of transformers.
+      fields: of `fields_of`.
+      scaling: of the network.
+    """
+    kind = fields["general.architecture"]
+    own = {key.removeprefix(f"{kind}."): value for key, value in fields.items()}
+    sandwich = kind in ("gemma2", "gemma3")
+    parts = {theirs: ours for ours, theirs in (_SANDWICH if sandwich else _LAYER).items()}
+    whole = {theirs: ours for ours, theirs in _WHOLE.items()}
+    all_heads = own["attention.head_count"]
+    paired = {"attn_q": all_heads, "attn_k": own.get("attention.head_count_kv", all_heads)}
+    sources: list[gguf_files.Source] = []
+    if scaling is not None and scaling.kind == "llama3":
+        divisors = 1 / _kept(scaling, own["rope.freq_base"], own["rope.dimension_count"])
+        sources.append((FREQUENCIES, divisors.shape, lambda: divisors))
+    for name, tensor in tensors.items():
+        stem, _, suffix = name.rpartition(".")
+        part = whole.get(stem, "")
+        if not part:
+            block, _, rest = stem.removeprefix("model.layers.").partition(".")
+            part = f"blk.{block}.{parts[rest]}"
+        heads = paired.get(part.rpartition(".")[2], 0) if kind == "llama" else 0
+        raised = sandwich and "norm" in part
+        get = functools.partial(_encode, tensor, heads, raised)
+        sources.append((f"{part}.{suffix}", tensor.shape, get))
+    return sources
+
+
+def _encode(tensor: Tensor, heads: int, raised: bool) -> np.ndarray:
+    """A tensor as llama.cpp stores it: the reverse of `_decode`."""
+    values = np.asarray(tensor.open(), np.float32)
+    if heads:
+        halves = values.reshape(heads, 2, len(values) // heads // 2, *values.shape[1:])
+        values = halves.swapaxes(1, 2).reshape(values.shape)
+    return values + 1 if raised else values

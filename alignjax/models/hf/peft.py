@@ -15,7 +15,7 @@ PREFIX = "base_model.model."
 
 
 def save_adapters(
-    folder: pathlib.Path, adapters: Params, lora: LoraConfig, model: ModelConfig
+    folder: pathlib.Path, adapters: Params, lora: LoraConfig, model: ModelConfig, base: str
 ) -> None:
     """Writes adapters, and a reward model's head where there is one.
 
@@ -23,7 +23,8 @@ def save_adapters(
       folder: exists; the caller renames it when all is there.
       adapters: of `lora.init`, trained; on any devices of this process.
       lora: their rank, alpha and targets.
-      model: the base; its ``path`` gives the name of the base, without folders.
+      model: the base.
+      base: its name on a hub, or its folder.
     """
     tensors: dict[str, np.ndarray] = {}
     modules = []
@@ -45,7 +46,7 @@ def save_adapters(
     content = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if reward else "CAUSAL_LM",
-        "base_model_name_or_path": pathlib.PurePath(model.path).name,
+        "base_model_name_or_path": base,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
