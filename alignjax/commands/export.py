@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from alignjax import gguf_files
-from alignjax.commands import finished_run, gguf_file, import_model, networks, policies
+from alignjax.commands import finished_run, import_model, networks, policies
 from alignjax.commands.finished_run import Trained
 from alignjax.commands.model_card import model_card
 from alignjax.commands.policies import Choice, Policies
@@ -89,12 +89,12 @@ def export(
     if not (run / "config.json").is_file():
         raise UserError(f"--workdir: {workdir} holds no run (no config.json)")
     config = read_json(run / "config.json")
-    gguf_file.check_dtype(to, dtype)
+    import_model.check_dtype(to, dtype)
     trained, made = finished_run.trained_in(run, config), policies.find(run, config)
     choices = _choices(made, workdir, preference, adapter=adapter)
     outputs = () if config["loss"] else _outputs(run)
     _check_kind(config, run, to, dtype, adapter=adapter, base=base, several=len(choices) > 1)
-    with gguf_file.destination(to, dtype) as top, workdirs.owned(run):
+    with import_model.destination(to, dtype) as top, workdirs.owned(run):
         for name, choice in choices.items():
             if made is not None and choice is not None:
                 network = chosen(trained, made, choice, merged=not adapter)
