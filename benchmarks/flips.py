@@ -36,6 +36,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from alignjax import cli
 from alignjax.cli import options
 from alignjax.errors import UserError
+from alignjax.runtime import metrics
 
 RESULTS = ("summary", "receipt", "before", "after", "front", "history", "policies")
 TIMED = re.compile(r"(^|_)(seconds|second|versions|compiles|resumed_from|wait|crc32)(_|$)")
@@ -81,7 +82,7 @@ def results(workdir: pathlib.Path, *exported: pathlib.Path) -> dict[str, str]:
             content = content.replace(str(workdir), "")
             found[str(path.relative_to(workdir))] = content.encode()
     for path in sorted(workdir.rglob("metrics.jsonl")):
-        lines = [plain(json.loads(x)) for x in path.read_text(encoding="utf-8").splitlines()]
+        lines = [plain(line) for line in metrics.read(path)]
         found[str(path.relative_to(workdir))] = json.dumps(lines).encode()
     for number, folder in enumerate(exported):
         for path in sorted(folder.glob("*")):

@@ -66,6 +66,8 @@ def quiet_libraries() -> None:
     import absl.logging
 
     absl.logging.set_verbosity(absl.logging.WARNING)
+    # What a save's threads fail with is raised where the save is waited for, in one line of ours.
+    absl.logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
     logging.getLogger().setLevel(logging.WARNING)
     # Where one array of a checkpoint cannot be read, the others' failures would follow our line.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)

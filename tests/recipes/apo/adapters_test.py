@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from alignjax import recipes
 from alignjax.commands import export, finished_run
@@ -133,7 +134,9 @@ def test_in_one_loop_both_train_adapters_beside_a_quantised_base(of_steps):
     base = pretrained.supervised(config.model, workdir, MESH, "nf4")()
     with stores.open_store(workdir / "checkpoints", keep=9) as store:
         record = checkpoint.read_record(store, stores.latest(store))
-        names = store.checkpointables_metadata(summary["steps"]).metadata["state"]
+        names = ocp.checkpointables_metadata(store.directory / str(summary["steps"])).metadata[
+            "state"
+        ]
     assert record["identity"]["reference"] == checkpoint.tree_digest(base)
     assert set(names["policy"]["params"]) == {"layers"}
     assert set(names["reward"]["params"]) == {"layers", "reward"}
