@@ -86,7 +86,7 @@ def data() -> None:
     _more_threads(config)
     from alignjax.recipes.show_data import show_data
 
-    show_data(config)
+    show_data(config, VALUES.show)
 
 
 def plan() -> None:

@@ -30,6 +30,7 @@ TABLE = (
     Flag("set", "field=value, changes the config, e.g. --set loss.beta=0.2", "texts"),
     Flag("allow_config_change", "go on although the config changed", "bool", False),
     Flag("allow_fallback", "go on from the newest checkpoint that is not damaged", "bool", False),
+    Flag("show", "how rows are shown: text | tokens, which marks what is trained", default="text"),
     Flag("records", "JSON lines with prompt and responses"),
     Flag("reward_model", "workdir of a reward model", "texts"),
     Flag("max_prompt_tokens", "longer prompts lose their beginning", "int", None, 2),

@@ -120,8 +120,9 @@ VERBS = {
     "data": Verb(
         do=actions.data,
         text="read and check the data of --config, print the receipt, and stop",
-        reads=CONFIG,
+        reads=(*CONFIG, "show"),
         example="--config=configs/demo/dpo.py",
+        more="--show=tokens",
     ),
     "import": Verb(
         do=actions.import_model,

@@ -13,7 +13,12 @@ import numpy as np
 from alignjax import gguf_files
 from alignjax.commands import finished_run, import_model, networks, policies
 from alignjax.commands.finished_run import Trained
-from alignjax.commands.model_card import model_card
+from alignjax.commands.model_card import (
+    WHOLE,
+    code_of_adapters,
+    code_of_rewards,
+    model_card,
+)
 from alignjax.commands.policies import Choice, Policies
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.errors import UserError
@@ -153,15 +158,17 @@ def _write(
     outputs: tuple[str, ...],
 ) -> None:
     """Writes a folder that transformers loads."""
+    tokenizer, original = _tokenizer_and_config(config, run, folder, network.identity["tokenizer"])
     save_model(
-        folder,
-        network.params,
-        trained.model,
-        dtype=dtype,
-        original=_tokenizer_and_config(config, run, folder, network.identity["tokenizer"]),
-        outputs=outputs,
+        folder, network.params, trained.model, dtype=dtype, original=original, outputs=outputs
     )
-    card = model_card(config, network.identity, network.step, run.resolve().name, network.said)
+    code = WHOLE
+    if outputs:
+        limits = {name: config["data"][name] for name in reward_models.LIMITS}
+        write_json(folder / reward_models.OURS, limits)
+        code = code_of_rewards(tokenizer, original["pad_token_id"], limits)
+    name = run.resolve().name
+    card = model_card(config, network.identity, network.step, name, network.said, code=code)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -180,7 +187,9 @@ def _write_adapters(
     save_adapters(folder, network.params, trained.lora, trained.model, base)
     _tokenizer_and_config(config, run, folder, network.identity["tokenizer"])
     name = run.resolve().name
-    card = model_card(config, network.identity, network.step, name, network.said, adapted=base)
+    made = (config, network.identity, network.step, name, network.said)
+    code = code_of_adapters(base, rewards=not config["loss"])
+    card = model_card(*made, code=code, adapted=base)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -261,8 +270,8 @@ def _outputs(run: pathlib.Path) -> tuple[str, ...]:
 
 def _tokenizer_and_config(
     config: dict[str, Any], run: pathlib.Path, made: pathlib.Path, digest: str
-) -> dict[str, Any]:
-    """Writes the tokenizer's files; returns what config.json says beside the network's shape.
+) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """Writes the tokenizer's files; gives also what config.json says beside the network's shape.
 
     Raises:
       UserError: the tokenizer is no longer the one of this digest, which was trained with.
@@ -291,10 +300,20 @@ def _tokenizer_and_config(
             "max_position_embeddings": data["max_prompt_tokens"] + data["max_response_tokens"],
         }
         original = _with_ends(original, tokenizer)
-    # transformers reads a score before the padding: an EOS that pads would be passed over.
-    if not config["loss"] and original.get("pad_token_id") in tokenizer.ends:
-        original["pad_token_id"] = None
-    return original
+    if not config["loss"]:
+        original["pad_token_id"] = _padding(tokenizer)
+    return tokenizer, original
+
+
+def _padding(tokenizer: tokenizers.Tokenizer) -> int | None:
+    """The id to pad a reward model's texts with in transformers, None: there is no such token.
+
+    transformers reads a score before the padding: an EOS that pads would be passed over.
+    """
+    others = sorted(set(tokenizer.specials.values()) - set(tokenizer.ends))
+    if tokenizer.pad_id not in tokenizer.ends:
+        return tokenizer.pad_id
+    return others[0] if others else None
 
 
 def _with_ends(content: dict[str, Any], tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:

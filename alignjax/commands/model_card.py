@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import alignjax
+from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.runtime.workdirs import versions
 
 FOLDERS = ("path", "eval_path", "golden_path", "reward_model", "cache_dir", "chat_template")
@@ -54,17 +55,68 @@ The digests name contents: the same data, tokenizer and reference give the same 
 """
 
 
-WHOLE = """from transformers import AutoModelFor{kind}, AutoTokenizer
+WHOLE = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelFor{kind}.from_pretrained("FOLDER")
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
+
+# How transformers reads a reward model as it is read here; a test runs it.
+REWARDS = """import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained("FOLDER", dtype="float32").eval()
+tokenizer = AutoTokenizer.from_pretrained("FOLDER", padding_side="right")
+BOS, END = {bos}, {end}  # what a text begins and ends with
+tokenizer.pad_token = {padding}  # fills up batches; not END, which is read
+
+
+def score(conversations):
+    \"\"\"Scores the last answer of each list of messages: [N, outputs].\"\"\"
+    texts = [tokenizer.apply_chat_template(x, tokenize=False) for x in conversations]
+    # Nothing may follow the answer's end: many templates write a line break there.
+    texts = [x[: x.rindex(END) + len(END)] if END in x else x + END for x in texts]
+    texts = [x if x.startswith(BOS) else BOS + x for x in texts]
+    batch = tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")
+    with torch.no_grad():
+        return model(**batch).logits
+```
+
+In training prompts were cut to their last {max_prompt_tokens} tokens, responses to their first
+{max_response_tokens}; `reward_model.json` says so to alignjax.
+
+```python
+model.config.id2label  # what each output is"""
 
 ADAPTERS = """from peft import AutoPeftModelFor{kind}
 from transformers import AutoTokenizer
 
-# adapter_config.json names the base: {adapted}
+# adapter_config.json names the base: {base}
 model = AutoPeftModelFor{kind}.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
+
+
+def code_of_rewards(tokenizer: Tokenizer, padding: int | None, limits: dict[str, int]) -> str:
+    """The card's code for a reward model.
+
+    Args:
+      tokenizer: that it was trained with.
+      padding: the id that config.json names.
+      limits: tokens that texts were cut to.
+    """
+    texts = {index: text for text, index in tokenizer.specials.items()}
+    ends = [i for i, where in tokenizer.ends.items() if "chat template" in where]
+    return REWARDS.format(
+        bos=repr("" if tokenizer.bos_id is None else texts[tokenizer.bos_id]),
+        end=repr(texts[ends[0] if ends else tokenizer.eos_id]),
+        padding=repr(None if padding is None else texts[padding]),
+        **limits,
+    )
+
+
+def code_of_adapters(base: str, *, rewards: bool) -> str:
+    """The card's code for adapters beside a base of this name."""
+    kind = "SequenceClassification" if rewards else "CausalLM"
+    return ADAPTERS.format(kind=kind, base=base)
 
 
 def model_card(
@@ -72,7 +124,9 @@ def model_card(
     identity: dict[str, str],
     step: int,
     name: str,
-    said: str = "",
+    said: str,
+    *,
+    code: str = WHOLE,
     adapted: str = "",
 ) -> str:
     """Writes README.md's text: how the model was made, and of what.
@@ -82,12 +136,12 @@ def model_card(
       identity: digests of what it was made of.
       step, name: of the checkpoint, and of the run.
       said: of a run of several objectives, what was chosen for the preference.
+      code: how it is loaded.
       adapted: of a folder of adapters alone, the name of their base.
     """
     loss = config.get("loss") or config.get("reward_loss") or {}
     config = _without_folders(config)
     base = config["model"].get("path")
-    kind = "CausalLM" if config.get("loss") else "SequenceClassification"
     return CARD.format(
         name=name,
         version=alignjax.__version__,
@@ -101,7 +155,7 @@ def model_card(
         tokenizer=identity["tokenizer"],
         library="peft" if adapted else "transformers",
         base_line=f"base_model: {json.dumps(adapted)}\n" if adapted else "",
-        code=(ADAPTERS if adapted else WHOLE).format(kind=kind, adapted=adapted),
+        code=code,
         versions="\n".join(f"- {key} {value}" for key, value in versions().items()),
         config=json.dumps(config, indent=2),
     )

@@ -26,6 +26,14 @@ class Row:
     response_ids: list[np.ndarray]  # K of [R_k] int32
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a reward model from elsewhere was trained to read: what its template writes, whole."""
+
+    longest: int  # tokens, of prompt and response together
+    padding: int | None  # its padding id: the score is read at the last token that is another
+
+
 def encode(
     records: Iterable[Record],
     tokenizer: Tokenizer,
@@ -109,6 +117,7 @@ def encode_all(
     max_prompt_tokens: int,
     max_response_tokens: int,
     receipt: Receipt,
+    reading: Reading | None = None,
 ) -> Iterator[Row]:
     """Tokenises and cuts records as `encode` does, and keeps all of them, to be scored.
 
@@ -117,6 +126,7 @@ def encode_all(
     Args:
       records, tokenizer, max_prompt_tokens, max_response_tokens: as of `encode`.
       receipt: gets the counts; ``truncated_response`` counts responses, not rows.
+      reading: of a reward model from elsewhere; None: as `encode` reads.
 
     Raises:
       DataError: a record has no responses, or a conversation does not fit the chat template.
@@ -124,22 +134,38 @@ def encode_all(
     for record in records:
         if not record.responses:
             raise DataError(f"{record.origin or record.id}: has no responses")
-        encoded = _tokenise(record, tokenizer)
+        encoded = _tokenise(record, tokenizer, full=reading is not None)
+        longest_prompt, longest_response = max_prompt_tokens, max_response_tokens
+        if reading is not None:
+            encoded = _to_last_token(encoded, reading.padding)
+            longest_response = min(longest_response, reading.longest - 2)
+            response = min(longest_response, max(map(len, encoded.response_ids)))
+            longest_prompt = min(longest_prompt, reading.longest - response)
         receipt.rows_in += 1
         receipt.kept += 1
-        if len(encoded.prompt_ids) > max_prompt_tokens:
+        if len(encoded.prompt_ids) > longest_prompt:
             receipt.warn("truncated_prompt", record.id)
         for ids in encoded.response_ids:
-            if len(ids) > max_response_tokens:
+            if len(ids) > longest_response:
                 receipt.warn("truncated_response", record.id)
         plain = replace(record, scores=(), objectives=(), desirable=())
-        cut = _cut(encoded, tokenizer, max_prompt_tokens, max_response_tokens)
+        cut = _cut(encoded, tokenizer, longest_prompt, longest_response)
         yield Row(plain, tokenizer.render(record.prompt), *cut)
 
 
-def _tokenise(record: Record, tokenizer: Tokenizer) -> Encoded:
+def _to_last_token(encoded: Encoded, padding: int | None) -> Encoded:
+    """Cuts responses after their last token that is no padding; one is left in any case."""
+    ends = [np.flatnonzero(ids != padding) for ids in encoded.response_ids]
+    cut = [
+        ids[: end[-1] + 1 if end.size else 1]
+        for ids, end in zip(encoded.response_ids, ends, strict=True)
+    ]
+    return replace(encoded, response_ids=tuple(cut))
+
+
+def _tokenise(record: Record, tokenizer: Tokenizer, *, full: bool = False) -> Encoded:
     try:
-        return tokenizer.encode(record.prompt, record.responses, record.more)
+        return tokenizer.encode(record.prompt, record.responses, record.more, full)
     except RefusedDialogueError:
         raise
     except UserError as error:

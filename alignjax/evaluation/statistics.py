@@ -18,6 +18,11 @@ class Interval:
     count: int  # prompts
     ends: tuple[float, float] | None = None  # of an interval that is not symmetric about the mean
 
+    def __post_init__(self) -> None:
+        for name in ("mean", "half_width"):  # in a JSON file NaN is null
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, float("nan"))
+
     @property
     def low(self) -> float:
         """The lower end."""

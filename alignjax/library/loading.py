@@ -75,8 +75,13 @@ class Policy:
             )
             for i, (prompt, texts) in enumerate(zip(read_prompts(prompts), responses, strict=True))
         ]
-        limits = dict(max_prompt_tokens=LONGEST, max_response_tokens=LONGEST)
-        rows = encode_all(records, self.tokenizer, **limits, receipt=Receipt())
+        rows = encode_all(
+            records,
+            self.tokenizer,
+            max_prompt_tokens=LONGEST,
+            max_response_tokens=LONGEST,
+            receipt=Receipt(),
+        )
         data = bucket(store.in_memory(rows), count=4, multiple=16)
         table = map_rows.map_rows(
             lambda batch: score_responses(self.params, batch, config=self.config),

@@ -6,7 +6,6 @@ The programs are those of a run (`planning.programs`), compiled for machines tha
 
 import dataclasses
 import functools
-import json
 import logging
 import math
 import pathlib
@@ -23,7 +22,7 @@ from alignjax.models.config import REMAT
 from alignjax.planning import chips, measure, programs, resolved, tables
 from alignjax.planning.chips import Machine
 from alignjax.planning.programs import PARTS
-from alignjax.runtime import sharding
+from alignjax.runtime import sharding, storage
 
 log = logging.getLogger("alignjax")
 
@@ -87,7 +86,7 @@ def run(
     if out:
         path = pathlib.Path(out)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(_nan_to_none(result), indent=2) + "\n", encoding="utf-8")
+        path.write_bytes(storage.as_json(result))
         say(f"numbers: {out}")
     return result
 
@@ -100,15 +99,6 @@ def _without_kernels(config: Config, topology: str) -> Config:
     )
     kernels.choose(config.model, "gpu", config.mesh.tensor)  # refuses what a GPU would refuse
     return dataclasses.replace(config, model=dataclasses.replace(config.model, attention="xla"))
-
-
-def _nan_to_none(value: Any) -> Any:
-    """Replaces numbers that are unknown, of programs that do not fit, for JSON."""
-    if isinstance(value, dict):
-        return {name: _nan_to_none(x) for name, x in value.items()}
-    if isinstance(value, list):
-        return [_nan_to_none(x) for x in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _choose_mesh(config: Config, text: str, on: Machine) -> MeshConfig:

@@ -30,7 +30,9 @@ from alignjax.evaluation import calibration, plots, statistics, tables
 from alignjax.evaluation import preferences as evaluate
 from alignjax.evaluation.statistics import Interval
 from alignjax.models import lora, reward_head
+from alignjax.models.hf import load as hf
 from alignjax.recipes.run import open_run
+from alignjax.rewards import reward_models
 from alignjax.runtime import checkpoint, storage, workdirs
 from alignjax.runtime.map_rows import map_rows
 from alignjax.stages import adapters, learners, pretrained, sft
@@ -47,9 +49,47 @@ def run(
 ) -> dict[str, Any]:
     """Trains and evaluates a reward model; see `alignjax.recipes.run_config`."""
     with open_run(config, workdir, allow_config_change) as run:
-        fitted = fit(run, sft.run_stage(run), extendable=True)
+        load_language_model, load_start = _starts(run)
+        fitted = fit(run, load_language_model, load_start=load_start, extendable=True)
         _report(run.workdir, fitted)
         return fitted.summary
+
+
+def _starts(run: Run) -> tuple[Callable[[], Params], Callable[[], Params] | None]:
+    """Finds what a run starts from: loaders of a language model, and of a reward model or None.
+
+    Where ``model.path`` holds a reward model, training goes on from that: the first loader gives
+    its decoder, which adapters are trained beside.
+
+    Raises:
+      UserError: it has another number of outputs than the data have objectives.
+    """
+    config = run.config
+    if not hf.is_classifier(config.model.path):
+        return sft.run_stage(run), None
+    found = reward_models.find(config.model.path)
+    outputs, wanted = max(1, len(found.objectives)), max(1, len(_objectives(run)))
+    if outputs != wanted:
+        raise UserError(
+            f"model.path: {config.model.path} has {outputs} outputs, and the data have {wanted} "
+            "objectives"
+        )
+    log.info("training goes on from the reward model of %s", config.model.path)
+    found = dataclasses.replace(found, model=config.model)
+    load = functools.partial(reward_models.load_params, found, run.mesh)
+    quantize = config.lora.quantize if config.lora is not None else ""
+
+    def decoder() -> Params:
+        params = {name: x for name, x in load().items() if name != "reward"}
+        return pretrained.quantize_params(params, quantize, run.mesh)
+
+    def beside() -> Params:
+        params = load()
+        fresh = adapters.fresh(config, run.mesh, params, objectives=outputs)()
+        head = jax.tree.map(lambda x: x.astype(np.float32), params["reward"])
+        return {**fresh, "reward": head}
+
+    return decoder, load if config.lora is None else beside
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from alignjax.config import DataConfig, MeshConfig
 from alignjax.data.batching import bucket
-from alignjax.data.encode import encode_all
+from alignjax.data.encode import Reading, encode_all
 from alignjax.data.files import fingerprint
 from alignjax.data.records import Receipt, Record
 from alignjax.data.store import in_memory
@@ -32,6 +32,9 @@ from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
 
+OURS = "reward_model.json"  # of an exported folder: the limits of the run
+LIMITS = ("max_prompt_tokens", "max_response_tokens")
+
 
 @dataclasses.dataclass(frozen=True)
 class RewardModel:
@@ -43,7 +46,9 @@ class RewardModel:
     objectives: tuple[str, ...]  # names of the M scores; () for one score without a name
     data: dict[str, Any]  # the run's config field ``data``: token limits and padding
     digest: str  # of the parameters
-    from_elsewhere: bool = False  # of no run of ours: ``data`` has a config's defaults
+    from_elsewhere: bool = False  # of no run of ours
+    reading: Reading | None = None  # what it was trained to read, if not as runs of ours do
+    labels: tuple[str, str] | None = None  # a score is how far it prefers the second to the first
 
 
 def score(
@@ -63,6 +68,7 @@ def score(
         max_prompt_tokens=reward.data["max_prompt_tokens"],
         max_response_tokens=reward.data["max_response_tokens"],
         receipt=receipt,
+        reading=reward.reading,
     )
     rows = mesh.data * mesh.fsdp
     table = map_rows(
@@ -74,6 +80,11 @@ def score(
         mesh=devices,
         title=f"scoring, {reward.path.name}",
     )
+    if reward.labels is not None:
+        log.info(
+            "scoring, %s: its labels are two: a score is how far it prefers %r to %r, in nats",
+            *(reward.path.name, reward.labels[1], reward.labels[0]),
+        )
     _log_cuts(reward, receipt, sum(len(record.responses) for record in records))
     return [table[i, : len(record.responses)] for i, record in enumerate(records)]
 
@@ -85,9 +96,12 @@ def _log_cuts(reward: RewardModel, receipt: Receipt, responses: int) -> None:
     ):
         if cut := receipt.warned.get(f"truncated_{what}"):
             limit = reward.data[f"max_{what}_tokens"]
+            to = f"max_{what}_tokens = {limit}"
+            if reward.reading is not None and limit >= reward.reading.longest:
+                to = f"the model's own length, {limit} tokens with the other part"
             log.info(
-                "scoring, %s: %s of %s %ss cut to max_%s_tokens = %d, their %s is lost",
-                *(reward.path.name, f"{cut:,}", f"{total:,}", what, what, limit, loses),
+                "scoring, %s: %s of %s %ss cut to %s, their %s is lost",
+                *(reward.path.name, f"{cut:,}", f"{total:,}", what, to, loses),
             )
 
 
@@ -154,21 +168,58 @@ def find(path: str) -> RewardModel:
 
 
 def _from_elsewhere(folder: pathlib.Path, config: dict[str, Any]) -> RewardModel:
-    """Reads a reward model that was not trained here: its token limits are a config's defaults."""
+    """Reads a reward model's folder as transformers saves it.
+
+    One that was exported here says in ``reward_model.json`` which limits it was trained with.
+    """
     model = hf.read_config(folder, reward=True)
     names = configjson.labels(config, str(folder / "config.json"))
-    data = DataConfig(source=find)  # its defaults; the source is not read
     tokenizer = tokenizers.load(str(folder))
     tokenizers.check_ids(str(folder), tokenizer.vocab_size, model.vocab_size)
+    labels = configjson.two_labels(config, names)
+    reading = None
+    if (folder / OURS).is_file():
+        limits = _limits(folder)
+    else:
+        reading = Reading(_own_length(folder, config), config.get("pad_token_id"))
+        limits = dict.fromkeys(LIMITS, reading.longest)
+    data = {**dataclasses.asdict(DataConfig(source=find)), **limits}  # the source is not read
     return RewardModel(
         folder,
         dataclasses.replace(model, path=str(folder)),
         tokenizer,
-        names if len(names) > 1 else (),
-        {k: v for k, v in dataclasses.asdict(data).items() if k != "source"},
+        names if len(names) > 1 and labels is None else (),
+        {k: v for k, v in data.items() if k != "source"},
         fingerprint(os.path.join(glob.escape(str(folder)), "*.safetensors")),
         from_elsewhere=True,
+        reading=reading,
+        labels=labels,
     )
+
+
+def _limits(folder: pathlib.Path) -> dict[str, int]:
+    """The token limits that a reward model exported here was trained with."""
+    found = _read_json(folder, OURS, "")
+    for name in LIMITS:
+        if type(found.get(name)) is not int or found[name] < 2:
+            raise UserError(
+                f"{folder / OURS}: {name}: wanted a number above 1, found {found.get(name)!r:.80}"
+            )
+    return {name: found[name] for name in LIMITS}
+
+
+def _own_length(folder: pathlib.Path, config: dict[str, Any]) -> int:
+    """The tokens that a model was made for: of its context, or fewer, if its tokenizer says so."""
+    given = [config.get("max_position_embeddings")]
+    if (folder / "tokenizer_config.json").is_file():
+        given.append(_read_json(folder, "tokenizer_config.json", "").get("model_max_length"))
+    # Where a tokenizer has no limit, transformers writes a number of 30 digits.
+    lengths = [x for x in given if type(x) is int and 2 < x < 10**9]
+    if not lengths:
+        raise UserError(
+            f"{folder}: names no longest text: wanted max_position_embeddings in config.json"
+        )
+    return min(lengths)
 
 
 def load_params(reward: RewardModel, mesh: Mesh) -> Params:
@@ -179,13 +230,17 @@ def load_params(reward: RewardModel, mesh: Mesh) -> Params:
     """
     from alignjax.runtime import checkpoint  # slow to import, and configs import this module
 
-    objectives = max(1, len(reward.objectives))
+    objectives = 2 if reward.labels is not None else max(1, len(reward.objectives))
     init = functools.partial(reward_head.init_params, reward.model, objectives=objectives)
     shapes = jax.eval_shape(init, jax.random.key(0))
     layout = sharding.shard_tree(shapes, mesh)
     target = sharding.abstract(shapes, layout)
     if not (reward.path / "params").is_dir():
-        return hf.load_params(reward.path, target, reward.model)
+        params = hf.load_params(reward.path, target, reward.model)
+        if reward.labels is not None:  # the difference of two outputs, as one
+            kernel = params["reward"]["kernel"]
+            params["reward"]["kernel"] = kernel[:, 1:] - kernel[:, :1]
+        return params
     return checkpoint.load_params(reward.path / "params", target)
 
 

@@ -80,7 +80,9 @@ def reward_model(
     """Scores by a trained reward model, with a progress bar; one compile per padded shape.
 
     Texts over the token limits are cut as in training: prompts lose their beginning, responses
-    their end. How many were cut is logged.
+    their end. How many were cut is logged. A model that was not trained here reads what its chat
+    template writes, to the end, and scores at the last token that is not its padding, as in
+    transformers. Where it chooses between two labels, its score is how far it prefers the second.
 
     Args:
       records: prompts as the model was trained on, with any number of responses.
@@ -90,8 +92,8 @@ def reward_model(
       mesh: what the parameters and the rows are split over. Inside a run it is the run's; None:
         one device, or with several processes all of them along ``fsdp``.
       max_prompt_tokens, max_response_tokens: limits in the model's own tokens, above 1. None: of
-        the run that trained it; of a model that was not trained here, those of the run that it
-        scores in (``data``), and outside of a run 512 each.
+        the run that trained it, which an exported folder keeps; of a model that was not trained
+        here its own length, for prompt and response together.
 
     Returns:
       For each record ``[k]`` float32, or ``[k, M]`` where the model has M > 1 objectives.
@@ -250,8 +252,8 @@ def open_scorer(function: Callable[..., Any], field: str, config: Config | None)
     Args:
       function: ``records -> [k] or [k, M] for each``.
       field: the config field that names it, for messages.
-      config: of the run: a reward model is split over its mesh and, where it was not trained here,
-        cuts texts to its token limits, unless ``function`` binds others. None: outside of a run.
+      config: of the run: a reward model is split over its mesh, unless ``function`` binds another.
+        None: outside of a run.
 
     Raises:
       UserError: the folder of a reward model holds none.
@@ -260,7 +262,7 @@ def open_scorer(function: Callable[..., Any], field: str, config: Config | None)
     bound = function.keywords if isinstance(function, functools.partial) else {}
     if plain(function) is reward_model:
         reward = _named(label, reward_models.find, bound["path"])
-        settings = _settings_of_run(config, reward) | bound
+        settings = ({} if config is None else {"mesh": config.mesh}) | bound
         limits = [settings.get(f"max_{what}_tokens") for what in ("prompt", "response")]
         reward = _named(label, reward_models.with_limits, reward, *limits)
         in_run = functools.partial(reward_model, **settings)
@@ -277,16 +279,6 @@ def open_scorer(function: Callable[..., Any], field: str, config: Config | None)
         name = bound["name"]
         return Scorer(label, function, (name,) if isinstance(name, str) else name)
     return Scorer(label, function)
-
-
-def _settings_of_run(config: Config | None, reward: RewardModel) -> dict[str, Any]:
-    """Keywords of `reward_model` that a run has, for what a config's scorer does not bind."""
-    if config is None:
-        return {}
-    if not reward.from_elsewhere:
-        return {"mesh": config.mesh}
-    names = ("max_prompt_tokens", "max_response_tokens")
-    return {"mesh": config.mesh, **{name: getattr(config.data, name) for name in names}}
 
 
 def open_scorers(

@@ -230,7 +230,8 @@ def _damaged(path: pathlib.Path, key: Any) -> str | None:
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two values are the same JSON: a tuple is a list, a key that is a number is text."""
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    texts = [json.dumps(storage.without_nan(x), sort_keys=True) for x in (one, other)]
+    return texts[0] == texts[1]
 
 
 def _read(path: pathlib.Path) -> Any:

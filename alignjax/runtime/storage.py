@@ -8,6 +8,7 @@ functions here, except those that say "this process alone". Checkpoints are writ
 
 import hashlib
 import json
+import math
 import pathlib
 import shutil
 from typing import Any
@@ -81,8 +82,17 @@ def write(path: pathlib.Path, content: bytes) -> None:
 
 
 def as_json(content: Any) -> bytes:
-    """Encodes JSON data as the bytes of a file."""
-    return (json.dumps(content, indent=2) + "\n").encode()
+    """Encodes JSON data as the bytes of a file; NaN and infinity, which JSON lacks, are null."""
+    return (json.dumps(without_nan(content), indent=2, allow_nan=False) + "\n").encode()
+
+
+def without_nan(content: Any) -> Any:
+    """The same data, None in the place of numbers that are not finite."""
+    if isinstance(content, dict):
+        return {name: without_nan(x) for name, x in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(x) for x in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_here(path: pathlib.Path, content: bytes) -> None:

@@ -40,6 +40,11 @@ class Sample:
     reference: float  # nats under the reference; NaN when none was given
     kl: float  # nats of policy from reference, summed over its tokens; see `logps.exact_kl`
 
+    def __post_init__(self) -> None:
+        for name in ("reference", "kl"):  # in a JSON file NaN is null
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, float("nan"))
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Question:

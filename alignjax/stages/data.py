@@ -226,13 +226,13 @@ def _kept_rows(config: Config, workdir: pathlib.Path) -> Prepared | None:
     return _prepared(sides, held_out, tokenizer, storage.read_json(workdir / "receipt.json"))
 
 
-def survey(config: Config, workdir: pathlib.Path) -> tuple[list[Example], tuple[str, ...]]:
+def survey(
+    config: Config, folder: pathlib.Path
+) -> tuple[list[Example], tuple[str, ...], Tokenizer]:
     """Reads, checks and tokenises the data, prints the receipts, and gives the first rows.
 
-    With them the names of their scores, () without any.
-
-    Nothing is trained on them: none is held out, and where a run would stop because of too many
-    rows dropped or none to hold out, a warning says so.
+    With them the names of their scores, () without any, and the tokenizer. Nothing is trained on
+    them: where a run would stop for rows dropped, or for none to hold out, a warning says so.
 
     Raises:
       UserError: bad data, or every row dropped.
@@ -242,8 +242,8 @@ def survey(config: Config, workdir: pathlib.Path) -> tuple[list[Example], tuple[
         if side == "train" or path:
             receipts[side] = Receipt()
             given[side] = _read_some(config, path, receipts[side])
-    tokenizer = load_tokenizer(config, workdir, given["train"])
-    sides = _sides(config, workdir, given, receipts, tokenizer)
+    tokenizer = load_tokenizer(config, folder, given["train"])
+    sides = _sides(config, folder, given, receipts, tokenizer)
     try:
         for receipt in receipts.values():
             enforce(receipt, max_drop_fraction=data.max_drop_fraction)
@@ -254,7 +254,7 @@ def survey(config: Config, workdir: pathlib.Path) -> tuple[list[Example], tuple[
     except UserError as error:
         log.warning("a run would stop: %s", error)
     rows = sides["train"].dataset
-    return [rows[i] for i in range(min(SHOWN, len(rows)))], rows.objectives
+    return [rows[i] for i in range(min(SHOWN, len(rows)))], rows.objectives, tokenizer
 
 
 def _read_some(config: Config, path: str, receipt: Receipt) -> list[Record]:

@@ -20,6 +20,7 @@ from alignjax import digests, gguf_files
 from alignjax.config import Config
 from alignjax.data.tokenizer import gguf as gguf_tokenizer
 from alignjax.data.tokenizer.files import MORE_TEMPLATES
+from alignjax.errors import UserError
 from alignjax.models import kernels, quantized, reward_head
 from alignjax.models.config import ModelConfig, check_adapters
 from alignjax.models.hf import gguf
@@ -58,7 +59,13 @@ def resolve(config: Config, *, runs: bool = True) -> Config:
         or ``mesh.tensor`` does not divide its heads; or ``model.attention`` names a kernel that
         these devices, or the model, cannot have.
     """
-    model = hf.resolve(config.model)
+    rewards = config.reward_loss is not None and config.loss is None
+    model = hf.resolve(config.model, reward=rewards)
+    if rewards and config.sft is not None and hf.is_classifier(model.path):
+        raise UserError(
+            f"sft: {model.path} holds a reward model, which has no vocabulary to write with: set "
+            "sft=None to train it further"
+        )
     check_length(model, config.data.max_prompt_tokens + config.data.max_response_tokens)
     tokenizer = config.tokenizer
     if model.path and not tokenizer.path:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from alignjax.commands import export, import_model
+from alignjax.data.encode import Reading
 from alignjax.data.records import Message, Record
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.data.tokenizer import training
@@ -137,7 +138,8 @@ def test_a_folder_of_a_reward_model_scores_and_is_no_policy(tmp_path):
     kernel = np.random.default_rng(0).normal(size=(32, len(names))).astype(np.float32)
     params["reward"] = {"kernel": kernel}
     with artifacts.new_folder(str(tmp_path / "rm")) as made:
-        save_model(made, params, config, dtype="float32", original={}, outputs=names)
+        original = {"max_position_embeddings": 300}
+        save_model(made, params, config, dtype="float32", original=original, outputs=names)
         pretrained.copy_files(STORY, made, pretrained.TOKENIZER_FILES)
     texts = ("A plan.", "No idea at all.")
     record = Record(id="a", origin="", prompt="How do I move?", responses=texts)
@@ -151,16 +153,21 @@ def test_a_folder_of_a_reward_model_scores_and_is_no_policy(tmp_path):
     batch = dataclasses.replace(batch, prompt=encoded.prompt_ids[None], response=response)
     wanted = reward_head.score_responses(params, batch, config=config)[0]
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
-    # Its limits are those of the run that it scores in, unless the config binds others.
+    # Its limits are its own length, whatever the run has, or those that it was exported with.
     function = partial(scorers.reward_model, path=str(tmp_path / "rm"), batch_size=1)
     of_run = runs.changed("data.max_prompt_tokens=600", "data.max_response_tokens=700")
     bound = partial(function, max_response_tokens=2)
     opened = [scorers.open_scorer(f, "s", c) for f in (function, bound) for c in (None, of_run)]
     names = ("max_prompt_tokens", "max_response_tokens")
     limits = [[scorer.reward_models[0].data[name] for name in names] for scorer in opened]
-    assert limits == [[512, 512], [600, 700], [512, 2], [600, 2]]
-    assert [[s.function.keywords.get(name) for name in names] for s in opened[1::2]] == limits[1::2]
-    assert len({scorer.digest for scorer in opened}) == 4
+    assert limits == [[300, 300], [300, 300], [300, 2], [300, 2]]
+    assert len({scorer.digest for scorer in opened}) == 2
+    assert opened[0].reward_models[0].reading == Reading(longest=300, padding=None)
+    (tmp_path / "rm" / "reward_model.json").write_text(
+        json.dumps(dict(zip(names, (9, 7), strict=True)))
+    )
+    ours = scorers.open_scorer(function, "s", of_run).reward_models[0]
+    assert ([ours.data[name] for name in names], ours.reading) == ([9, 7], None)
     with pytest.raises(UserError, match="holds a reward model: give the folder itself"):
         import_model.import_model(str(tmp_path / "rm"), str(tmp_path / "imported"))
 

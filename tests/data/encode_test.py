@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alignjax.data import sources, store
-from alignjax.data.encode import encode, enforce
+from alignjax.data.encode import Reading, encode, encode_all, enforce
 from alignjax.data.records import DataError, Message, Receipt, Record, check
 from alignjax.data.tokenizer import load, training
 from alignjax.errors import UserError
@@ -115,6 +115,42 @@ def test_truncation_keeps_the_prompts_end_and_the_responses_start(tok, tmp_path)
     assert tok.eos_id not in example.response_ids[0]
     assert example.response_ids[1][-1] == tok.eos_id
     assert receipt.warned == {"truncated_prompt": 1, "truncated_response": 1}
+
+
+def test_a_reward_model_from_elsewhere_reads_to_its_last_token_and_to_its_length(tok):
+    """All that the template writes, to the last token that is not padding; cuts are counted."""
+    chatml = (
+        "{% for m in messages %}{{ '<s>' + m.role + ' ' + m.content + '</s>' }}{{ '\\n\\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant ' }}{% endif %}"
+    )
+    chat = dataclasses.replace(tok, chat_template=chatml)
+    end, after = tok.specials["</s>"], tok.encode_text("\n\n", False)
+    turns = (Message("user", "number 12 is a fine number"),)
+    record = Record(id="a", prompt=turns, responses=("he said number 7", "fine"))
+    limits = dict(max_prompt_tokens=64, max_response_tokens=64)
+
+    def read(reading, **changes):
+        receipt = Receipt()
+        (row,) = encode_all(
+            [record], chat, receipt=receipt, reading=reading, **{**limits, **changes}
+        )
+        return row, receipt
+
+    ours, _ = read(None)
+    whole, receipt = read(Reading(longest=64, padding=None))
+    assert not receipt.warned
+    assert whole.prompt_ids.tolist() == ours.prompt_ids.tolist()
+    for one, other in zip(whole.response_ids, ours.response_ids, strict=True):
+        assert one.tolist() == [*other.tolist(), *after]
+        assert other[-1] == end
+    padded, _ = read(Reading(longest=64, padding=after[-1]))
+    assert padded.response_ids[1].tolist() == ours.response_ids[1].tolist()
+    longest = max(map(len, whole.response_ids))
+    short, receipt = read(Reading(longest=longest + 3, padding=None))
+    assert len(short.prompt_ids) == 3
+    assert receipt.warned == {"truncated_prompt": 1}
+    _, receipt = read(Reading(longest=64, padding=None), max_response_tokens=longest - 1)
+    assert receipt.warned == {"truncated_response": 1}
 
 
 def test_what_truncation_makes_identical_is_dropped(tok, tmp_path):

@@ -8,13 +8,15 @@ that has torch and transformers they are made afresh, and transformers loads wha
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
+from alignjax.commands import model_card
 from alignjax.config import SamplingConfig
-from alignjax.data.records import Message
+from alignjax.data.records import Message, Record
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.errors import UserError
 from alignjax.models import reward_head
@@ -24,6 +26,7 @@ from alignjax.models.hf import configjson, load
 from alignjax.models.hf.save import save_model
 from alignjax.models.logps import response_logps
 from alignjax.models.transformer import Transformer, unembedding
+from alignjax.rewards import reward_models, scorers
 from alignjax.runtime import sharding
 from alignjax.sampling.decode import sample
 from alignjax.stages import pretrained
@@ -153,6 +156,46 @@ def test_scores_of_a_reward_model(reference, tmp_path):
         with np.load(tmp_path / "out.npz") as theirs:
             np.testing.assert_allclose(ours, theirs["scores"], **CLOSE)
             assert tuple(theirs["names"]) == outputs
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+def test_a_classifier_scores_dialogues_as_transformers_does(labels, reference, tmp_path, caplog):
+    """At the last token that is not padding; of two labels by how far the second is preferred.
+
+    And the code in the card of an exported one scores them as alignjax does.
+    """
+    caplog.set_level("INFO", "alignjax")
+    folder = reference / f"labels{labels}"
+    rows = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    turns = [tuple(Message(**turn) for turn in row["turns"]) for row in rows]
+    records = [
+        Record(id=str(i), origin="", prompt=turns[i], responses=(row["reply"],))
+        for i, row in enumerate(rows)
+    ]
+    found = np.concatenate(scorers.reward_model(records, path=str(folder)))
+    outputs = np.array([row["outputs"] for row in rows])
+    wanted = outputs[:, 0] if labels == 1 else outputs[:, 1] - outputs[:, 0]
+    np.testing.assert_allclose(found, wanted, **CLOSE)
+    said = "a score is how far it prefers 'LABEL_1' to 'LABEL_0'"
+    assert (said in caplog.text) == (labels == 2)
+    if not PYTHON or labels == 2:
+        return
+    exported = tmp_path / "exported"
+    shutil.copytree(folder, exported)
+    tokenizer, limits = tokenizers.load(str(folder)), dict.fromkeys(reward_models.LIMITS, 128)
+    (exported / reward_models.OURS).write_text(json.dumps(limits))
+    config = load.read_json(exported / "config.json")
+    padding = tokenizer.specials["<|im_start|>"]
+    (exported / "config.json").write_text(json.dumps({**config, "pad_token_id": padding}))
+    code = model_card.code_of_rewards(tokenizer, padding, limits)
+    (exported / "README.md").write_text(f"```python\n{code}\n```\n", encoding="utf-8")
+    ours = np.concatenate(scorers.reward_model(records, path=str(exported)))
+    assert np.abs(ours - found).max() > 1e-3  # they read another token
+    asked = [[*row["turns"], dict(role="assistant", content=row["reply"])] for row in rows]
+    (tmp_path / "asked.json").write_text(json.dumps(asked))
+    ask("card", exported, tmp_path / "asked.json", tmp_path / "out.json")
+    theirs = np.array(json.loads((tmp_path / "out.json").read_text()))
+    np.testing.assert_allclose(ours, theirs[:, 0], **CLOSE)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

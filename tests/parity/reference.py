@@ -2,6 +2,7 @@
 
     python tests/parity/reference.py make FOLDER           models, tokenizers and what they answer
     python tests/parity/reference.py logits MODEL INPUT OUT   what a saved model answers
+    python tests/parity/reference.py card MODEL CONVERSATIONS OUT   what the card's code answers
     python tests/parity/reference.py adapted MODEL ADAPTERS INPUT OUT   the same with PEFT adapters;
         for MODEL ``-``, beside the base that the adapters name
 
@@ -12,6 +13,7 @@
 import json
 import os
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -139,6 +141,48 @@ def make_reward_model() -> Any:
     model = transformers.MistralForSequenceClassification(config).eval()
     draw(model, "reward")
     return model
+
+
+# Classifiers by their number of labels: the tokenizer, and the token that config.json pads with.
+CLASSIFIERS = {1: ("qwen", "<|im_end|>"), 2: ("llama3", "<|eot_id|>")}
+
+
+def make_classifiers(folder: pathlib.Path) -> None:
+    """Reward models with a tokenizer, and their outputs for dialogues with an answer.
+
+    The first is read at the line break after the turn's end, the second before the end, which pads.
+    """
+    for labels, (name, padding) in CLASSIFIERS.items():
+        tokenizer = make_tokenizer(name)
+        index = tokenizer.convert_tokens_to_ids(padding)
+        sizes = {**SIZES, **STORY[1], "num_labels": labels, "pad_token_id": index}
+        sizes["max_position_embeddings"] = 256
+        sizes = {k: v for k, v in sizes.items() if v is not None}
+        config = transformers.Qwen2Config(**sizes, attn_implementation="eager", dtype="float32")
+        model = transformers.Qwen2ForSequenceClassification(config).eval()
+        draw(model, f"labels {labels}")
+        made = folder / f"labels{labels}"
+        rows = []
+        for turns in DIALOGUES:
+            for reply in (REPLY, "No."):
+                whole = [*turns, {"role": "assistant", "content": reply}]
+                ids = tokenizer.apply_chat_template(whole, return_dict=False, return_tensors="pt")
+                with torch.no_grad():
+                    outputs = model(input_ids=ids).logits[0].tolist()
+                rows.append(dict(turns=turns, reply=reply, outputs=outputs))
+        model.to(torch.bfloat16).save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        (made / "scores.json").write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+
+
+def card(folder: str, conversations: str, out: str) -> None:
+    """What the code in a reward model's card answers."""
+    code = re.findall(r"^```python\n(.*?)^```$", (pathlib.Path(folder) / "README.md").read_text(),
+                      re.M | re.S)  # fmt: skip
+    names: dict[str, Any] = {}
+    exec("\n".join(code).replace("FOLDER", folder), names)
+    found = names["score"](json.loads(pathlib.Path(conversations).read_text()))
+    pathlib.Path(out).write_text(json.dumps(found.tolist()))
 
 
 def draw(model: Any, name: str) -> None:
@@ -354,6 +398,7 @@ def make(folder: pathlib.Path) -> None:
     reward.to(torch.bfloat16).save_pretrained(folder / "reward")
     np.savez_compressed(folder / "reward" / "scores.npz", **inputs, scores=found)
     make_adapted(folder / "peft", inputs)
+    make_classifiers(folder)
     make_ggufs(folder / "gguf")
     make_model("story").to(torch.bfloat16).save_pretrained(folder / "story")
     for name in FAMILIES:
@@ -489,7 +534,7 @@ def logits(model_folder: str, inputs: str, out: str) -> None:
         file = dict(gguf_file=name)
         options |= file
     config = transformers.AutoConfig.from_pretrained(model_folder, **file)
-    if config.architectures[0].endswith("ForSequenceClassification"):
+    if not file and config.architectures[0].endswith("ForSequenceClassification"):
         kind: Any = transformers.AutoModelForSequenceClassification
         model = kind.from_pretrained(model_folder, **options).eval()
         names = [config.id2label[i] for i in range(config.num_labels)]
@@ -538,6 +583,8 @@ if __name__ == "__main__":
         make(pathlib.Path(sys.argv[2]))
     elif sys.argv[1:2] == ["logits"] and len(sys.argv) == 5:
         logits(*sys.argv[2:])
+    elif sys.argv[1:2] == ["card"] and len(sys.argv) == 5:
+        card(*sys.argv[2:])
     elif sys.argv[1:2] == ["adapted"] and len(sys.argv) == 6:
         adapted(*sys.argv[2:])
     else:

@@ -19,9 +19,11 @@ from alignjax.errors import CheckpointError, UserError
 from alignjax.evaluation import calibration
 from alignjax.losses import bradley_terry
 from alignjax.models import reward_head
+from alignjax.models.config import ModelConfig
 from alignjax.recipes import reward_model
 from alignjax.rewards import reward_models, scorers
 from alignjax.runtime import checkpoint, metrics, storage
+from alignjax.runtime.sharding import make_mesh
 from alignjax.stages import learners
 from alignjax.stages.data import prepare_data
 from alignjax.testing import loss_inputs
@@ -69,6 +71,27 @@ def test_every_response_scores_0_before_the_first_step_and_then_learns(base):
 def test_what_it_trained_is_exported_and_scores_alike(base, tmp_path):
     export.export(str(base[0]), str(tmp_path / "out"))
     used.assert_scores_alike(tmp_path / "out", base[0])
+
+
+def test_training_goes_on_from_a_classifier_s_folder(tmp_path):
+    """One step of no length leaves it as it was, head included; the second label over the first."""
+    folder = runs.ROOT / "tests" / "parity" / "data" / "labels2"
+    model = dataclasses.replace(ModelConfig(path=str(folder)), dtype="float32")
+    settings = config(
+        *("train.steps=1", "train.eval_every=0", "optim.learning_rate=1e-30"),
+        *("tokenizer.vocab_size=352", "data.max_prompt_tokens=30", "data.max_response_tokens=30"),
+        model=model, sft=None,
+    )  # fmt: skip
+    settings = dataclasses.replace(
+        settings, data=dataclasses.replace(settings.data, max_drop_fraction=0.9)
+    )
+    reward_model.run(settings, tmp_path / "run")
+    found, given = (reward_models.find(str(x)) for x in (tmp_path / "run", folder))
+    trained, start = (reward_models.load_params(x, make_mesh(1, 1, 1)) for x in (found, given))
+    jax.tree.map(np.testing.assert_array_equal, trained, start)
+    assert trained["reward"]["kernel"].shape == (16, 1)
+    with pytest.raises(UserError, match=r"sft: .*labels2 holds a reward model, which has no voc"):
+        reward_model.run(dataclasses.replace(settings, sft=config().sft), tmp_path / "no")
 
 
 def test_it_writes_what_its_docstring_lists(base):

@@ -4,9 +4,11 @@ Here is tested for all of them what a kill at any line, damage or a full disk ma
 """
 
 import contextlib
+import dataclasses
 import inspect
 import json
 import logging
+import math
 import os
 import pathlib
 import signal
@@ -17,7 +19,9 @@ import threading
 import pytest
 
 from alignjax.errors import UserError
+from alignjax.evaluation import statistics
 from alignjax.runtime import artifacts, faults, storage
+from alignjax.sampling.generate import Sample
 from tests import runs
 
 KEY = {"of": "this", "sizes": [1, 2]}
@@ -62,6 +66,27 @@ def test_it_is_made_once_and_then_loaded(tmp_path):
     assert not artifacts.is_whole(tmp_path / "folder", "other")
     assert sorted(os.listdir(tmp_path)) == [".artifacts", "folder"]
     assert os.listdir(tmp_path / ".artifacts") == ["folder.manifest.json"]
+
+
+def test_json_files_hold_no_nan_and_are_read_as_if_they_did(tmp_path):
+    """Null instead, also in a key; intervals and samples read it as NaN."""
+    nan = float("nan")
+    made = []
+
+    def make(scratch):
+        made.append(scratch)
+        return {"half": statistics.Interval(0.5, nan, 1).as_dict(), "more": (nan, [float("inf")])}
+
+    for _ in range(2):
+        found = artifacts.reuse_json(tmp_path / "a.json", {"rate": nan, "of": (1, nan)}, make)
+    assert len(made) == 1
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["more"] == [None, [None]]
+    assert str(statistics.Interval(**found["half"])) == "0.500 ± nan"
+    fields = {name: None if name in ("reference", "kl") else 1 for name in
+              (x.name for x in dataclasses.fields(Sample))}  # fmt: skip
+    assert math.isnan(Sample(**fields).reference)
+    assert math.isnan(Sample(**fields).kl)
 
 
 def test_another_key_makes_another_content(tmp_path):

@@ -77,8 +77,14 @@ class Tokenizer:
     encode_rendered: Encode | None = field(repr=False, compare=False)
     decode_ids: Callable[[list[int]], str] = field(repr=False, compare=False)
 
-    def encode(self, prompt: Prompt, responses: Sequence[str], more: Sequence[str] = ()) -> Encoded:
-        """Encodes a prompt and its responses.
+    def encode(
+        self,
+        prompt: Prompt,
+        responses: Sequence[str],
+        more: Sequence[str] = (),
+        full: bool = False,
+    ) -> Encoded:
+        """Encodes a prompt and its responses; ``full`` keeps all that a template writes after one.
 
         ``more`` has `Message.more` of the responses, for the chat template; or nothing.
 
@@ -96,7 +102,7 @@ class Tokenizer:
             answers = [Message("assistant", *x) for x in zip(responses, rest, strict=True)]
             texts = (x for turn in (*prompt, *answers) for x in (turn.content, turn.more))
             special = self._has_special(*texts)
-            prompt_ids, response_ids = self._encode_dialogue(prompt, answers, special)
+            prompt_ids, response_ids = self._encode_dialogue(prompt, answers, special, full)
         return Encoded(
             np.asarray(prompt_ids, np.int32),
             tuple(np.asarray(ids, np.int32) for ids in response_ids),
@@ -104,7 +110,7 @@ class Tokenizer:
         )
 
     def _encode_dialogue(
-        self, prompt: tuple[Message, ...], responses: Sequence[Message], special: bool
+        self, prompt: tuple[Message, ...], responses: Sequence[Message], special: bool, full: bool
     ) -> tuple[list[int], list[list[int]]]:
         """Encodes what the template writes for the prompt, and adds to it for each response."""
         turns = (*prompt, *responses)
@@ -126,7 +132,7 @@ class Tokenizer:
                     "response follows; the two cannot be separated"
                 )
             ids = self._encode_rendered(text, literals, first=False)
-            response_ids.append(self._one_end(ids))
+            response_ids.append(ids if full else self._one_end(ids))
         return prompt_ids, response_ids
 
     def render(self, prompt: Prompt) -> str:

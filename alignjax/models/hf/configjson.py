@@ -49,11 +49,20 @@ def labels(content: Json, file: str) -> tuple[str, ...]:
     architectures = content.get("architectures")
     if not str(architectures).endswith("ForSequenceClassification']"):
         return ()
-    names = content.get("id2label", {"0": "", "1": ""})  # transformers leaves out two
+    names = content.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # left out by transformers
     numbered = isinstance(names, dict) and list(names) == [str(i) for i in range(len(names))]
     if not numbered or not 0 < len(names) <= 1024:
         raise UserError(f"{file}: id2label: wanted names of outputs 0, 1, ..., found {names!r:.80}")
     return tuple(map(str, names.values()))
+
+
+def two_labels(content: Json, names: tuple[str, ...]) -> tuple[str, str] | None:
+    """The two labels of a classifier that chooses one of them, else None.
+
+    Two outputs that were trained as numbers of their own are two objectives.
+    """
+    several = content.get("problem_type") in ("regression", "multi_label_classification")
+    return None if len(names) != 2 or several else (names[0], names[1])
 
 
 def read(content: Json, file: str, *, reward: bool = False) -> ModelConfig:

@@ -37,8 +37,18 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
-def resolve(config: ModelConfig) -> ModelConfig:
+def is_classifier(path: str) -> bool:
+    """Whether a path names a reward model's folder, as transformers saves it."""
+    if not path or gguf_files.is_gguf(path):
+        return False
+    file = pathlib.Path(path) / "config.json"
+    return bool(configjson.labels(read_json(file), str(file)))
+
+
+def resolve(config: ModelConfig, *, reward: bool = False) -> ModelConfig:
     """The config with the shape of the model in ``config.path``, where there is one.
+
+    With ``reward`` the folder may hold a reward model.
 
     Raises:
       UserError: the folder's config.json is missing or not supported, or ``config`` sets a field
@@ -47,7 +57,8 @@ def resolve(config: ModelConfig) -> ModelConfig:
     if not config.path:
         return config
     folder = pathlib.Path(config.path)
-    shape = configjson.shape_fields(read_config(folder))
+    classifier = reward and is_classifier(config.path)
+    shape = configjson.shape_fields(read_config(folder, reward=classifier))
     given, default = configjson.shape_fields(config), configjson.shape_fields(ModelConfig())
     for name, value in given.items():
         if value not in (default[name], shape[name]):

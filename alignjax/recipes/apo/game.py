@@ -136,14 +136,16 @@ def _panels(history: list[dict[str, Any]]) -> dict[str, dict[str, list[plots.Rou
     panels: dict[str, dict[str, list[plots.Round]]] = {}
     for line in history:
         for name, x in list(line["policy"].items())[:1]:
-            point = (line["round"], x["mean"], x["half_width"])
+            found = Interval(**x)
+            point = (line["round"], found.mean, found.half_width)
             panels.setdefault(f"policy: {name}", {}).setdefault("samples", []).append(point)
     for where in (PAIRS, SAMPLES):
         for line in history:
             for who, called in WHO.items():
                 x = line[who].get(where)
                 if x is not None:
-                    point = (line["round"], x[ACCURACY]["mean"], x[ACCURACY]["half_width"])
+                    found = Interval(**x[ACCURACY])
+                    point = (line["round"], found.mean, found.half_width)
                     title = f"reward model: accuracy on {where}"
                     panels.setdefault(title, {}).setdefault(called, []).append(point)
     return panels
