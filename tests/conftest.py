@@ -60,10 +60,13 @@ def whole_run() -> None:
 
 # Folders whose files take long come first, so that no process is left with one of them at the end.
 FIRST = (
-    "tests/resume",
     "tests/processes",
     "tests/recipes",
+    "tests/resume",
+    "tests/training",
+    "tests/models",
     "tests/stages",
+    "tests/sampling",
     "tests/parity",
     "tests/",
 )
