@@ -29,7 +29,7 @@ test: setup
 
 # Not in the environment itself: there it would print warnings into every run.
 test-tpu: setup $(LIBTPU)/done
-	PYTHONPATH=$(abspath $(LIBTPU)) $(BIN)/python -m pytest $(PARALLEL) --dist load tests/planning/tpu_program_test.py
+	PYTHONPATH=$(abspath $(LIBTPU)) $(BIN)/python -m pytest $(PARALLEL) tests/planning/tpu_program_test.py
 
 $(LIBTPU)/done: tests/libtpu.txt | setup
 	rm -rf $(LIBTPU)

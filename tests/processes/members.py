@@ -42,7 +42,7 @@ def start(
         "JAX_PLATFORMS": "cpu",
         "NPROC": "32",  # a larger pool of threads than cores; see conftest
         "MEMBER_FOLDER": str(folder),
-        "ALIGNJAX_LOST_AFTER": "6",
+        "ALIGNJAX_LOST_AFTER": "10",
         **env,
     }
     if len(each) > 1:

@@ -46,34 +46,31 @@ def read(path):
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory, compiled):
-    """The run by one process; and by two, killed at the end of step 6, and to its end.
-
-    Other counts before and after: stops_test. Processes that share rows: rows_test.
-    """
+    """The run by one process; and by four, killed at the end of step 6, and then by two."""
     top = tmp_path_factory.mktemp("processes")
-    notes = {name: top / f"notes-{name}" for name in ("one", "killed", "ended")}
+    notes = {count: top / f"notes-{count}" for count in (1, 4, 2)}
     for folder in notes.values():
         folder.mkdir()
 
-    def env(name):
-        return {**compiled, "ALIGNJAX_NOTES": str(notes[name])}
+    def env(count):
+        return {**compiled, "ALIGNJAX_NOTES": str(notes[count])}
 
-    alone = runs.start(*arguments(top / "one"), **env("one"), JAX_NUM_CPU_DEVICES="4", NPROC="32")
+    alone = runs.start(*arguments(top / "one"), **env(1), JAX_NUM_CPU_DEVICES="4", NPROC="32")
     assert alone.returncode == 0, alone.stderr
     fault = {"ALIGNJAX_FAULT": "saving:alignment-6=kill"}
-    killed = launch(2, 2, *arguments(top / "several"), **env("killed"), **fault)
+    killed = launch(4, 1, *arguments(top / "several"), **env(4), **fault)
     assert killed.returncode == 137, killed.stderr
-    ended = launch(2, 2, *arguments(top / "several"), **env("ended"))
+    ended = launch(2, 2, *arguments(top / "several"), **env(2))
     assert ended.returncode == 0, ended.stderr
     return top, notes, (killed, ended)
 
 
 @pytest.fixture(scope="module")
 def noted(ran):
-    """What each process noted, by start."""
+    """What each process noted, by how many there were."""
     return {
-        name: [read(path) for path in sorted(folder.glob("rows-*.json"))]
-        for name, folder in ran[1].items()
+        count: [read(path) for path in sorted(folder.glob("rows-*.json"))]
+        for count, folder in ran[1].items()
     }
 
 
@@ -91,22 +88,22 @@ def reads_its_own(note, stage, own):
 
 
 def test_a_process_reads_its_own_rows_of_the_same_batches(noted):
-    (one,) = noted["one"]
+    (one,) = noted[1]
     assert [len(one["batches"][stage]) for stage in STAGES] == [2, STEPS]
     for stage in STAGES:
         steps = one["batches"][stage]
         assert reads_its_own(one, stage, steps)
-        # fsdp=2 x tensor=2: each process holds half of the rows.
-        for note, own in zip(noted["killed"], (0, 1), strict=True):
+        # fsdp=2 x tensor=2: of four processes 0 and 1 hold the first half of the rows.
+        for note, own in zip(noted[4], (0, 0, 1, 1), strict=True):
             assert reads_its_own(note, stage, halves(steps)[own])
             assert not reads_its_own(note, stage, halves(steps)[1 - own])
-    assert [len(note["batches"]["alignment"]) for note in noted["killed"]] == [6] * 2
-    for note, own in zip(noted["ended"], halves(one["batches"]["alignment"]), strict=True):
+    assert [len(note["batches"]["alignment"]) for note in noted[4]] == [6] * 4
+    for note, own in zip(noted[2], halves(one["batches"]["alignment"]), strict=True):
         # From the save of step 6, or of step 3 where that was cut short.
         assert len(note["batches"]["alignment"]) in (2, 5)
         assert reads_its_own(note, "alignment", own)
     # One that opens all that the batches hold does not pass.
-    greedy = {**noted["killed"][0], "opened": one["opened"]}
+    greedy = {**noted[4][0], "opened": one["opened"]}
     assert not reads_its_own(greedy, "supervised", halves(one["batches"]["supervised"])[0])
 
 

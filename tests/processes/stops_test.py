@@ -64,7 +64,7 @@ def test_a_process_that_dies_before_its_part_is_saved(clean, compiled, tmp_path)
     assert codes == [5, -signal.SIGKILL], output
     host = distributed.platform.node()
     assert members.last_line(output[0]) == (
-        f"alignjax: process 1 ({host}): lost, no sign of life for 6 s"
+        f"alignjax: process 1 ({host}): lost, no sign of life for 10 s"
     )
     codes, output = members.start(tmp_path, [{}, {}], **compiled)
     assert codes == [0, 0], output

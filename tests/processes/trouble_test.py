@@ -47,7 +47,7 @@ def test_process_0_is_stopped(compiled, tmp_path):
     codes, output = members.start(tmp_path, each, waits_for=[1], **compiled)
     assert codes[1] == 5, output
     assert members.last_line(output[1]) == (
-        f"alignjax: process 0 ({HOST}): lost, no answer for 6 s"
+        f"alignjax: process 0 ({HOST}): lost, no answer for 10 s"
     )
 
 

@@ -6,7 +6,6 @@ Whole runs are slow; the loop itself is in online_test.
 import dataclasses
 import functools
 import json
-import shutil
 
 import pytest
 
@@ -105,12 +104,6 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(clean, tmp_path, monkeyp
     """After turn 4, in the middle of the reward model's two; on_policy_test stops at every turn."""
     wanted, summary = clean
     stop = 4
-    for name in ("sft", "cache", "base", ".artifacts", "tokenizer.model"):  # as they were then
-        path = wanted / name
-        if path.is_dir():
-            shutil.copytree(path, tmp_path / name)
-        elif path.exists():
-            shutil.copy(path, tmp_path)
     monkeypatch.setenv("ALIGNJAX_FAULT", f"step:game-{stop + 1}=raise")
     with pytest.raises(FaultError):
         recipes.run_config(config(), tmp_path)
