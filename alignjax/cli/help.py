@@ -60,17 +60,17 @@ def of(name: str) -> str:
         ("may be given", [flag for flag in verb.reads if flag not in needs]),
     ):
         if flags:
-            lines += [title + ":", *(_line(BY_NAME[flag]) for flag in flags), ""]
+            lines += [title + ":", *(_line(BY_NAME[x], verb.notes.get(x, "")) for x in flags), ""]
     examples = [verb.example, f"{verb.example} {verb.more}".strip() if verb.more else ""]
     told = [f"  {PROGRAM} {name} {flags}".rstrip() for flags in dict.fromkeys(examples) if flags]
     return "\n".join([*lines, "for example:", *(told or [f"  {PROGRAM} {name}"])])
 
 
-def _line(flag: Flag) -> str:
+def _line(flag: Flag, note: str) -> str:
     values = {"bool": "", "int": "=N", "float": "=X", "list": "=A,B"}.get(flag.kind, "=...")
     default = "" if flag.default in ("", None, False, ()) else f" (default {_shown(flag.default)})"
     repeated = "; may be repeated" if flag.kind == "texts" else ""
-    return f"  --{flag.name + values:<26} {flag.text}{repeated}{default}"
+    return f"  --{flag.name + values:<26} {note or flag.text}{repeated}{default}"
 
 
 def _shown(value: object) -> str:

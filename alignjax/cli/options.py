@@ -21,7 +21,7 @@ class Flag:
 
 TABLE = (
     Flag("config", "Python file with get_config(), e.g. configs/hps.py:8b"),
-    Flag("model", "folder of a model as transformers saves it, or a GGUF file; chat: or a run"),
+    Flag("model", "folder of a model as transformers saves it, or a GGUF file"),
     Flag("data", "file of preferences (docs/data.md): .jsonl, .json, .parquet, ...; or a glob"),
     Flag(
         "print_config", "print the config as a Python file, to go on from, and stop", "bool", False
@@ -36,7 +36,7 @@ TABLE = (
     Flag("max_prompt_tokens", "longer prompts lose their beginning", "int", None, 2),
     Flag("max_response_tokens", "longer responses lose their end", "int", None, 2),
     Flag("out", "what to write"),
-    Flag("against", "evaluate: responses to the same prompts; chat: a second model, side by side"),
+    Flag("against", "responses to the same prompts as --records"),
     Flag("tie", "scores that differ by at most this tie", "float", 0.0),
     Flag("prompts", "JSON lines with prompt, .txt or - (stdin); else held-out ones of a run"),
     Flag("max_new_tokens", "a longer response is cut, and counted", "int", None, 1),

@@ -19,6 +19,7 @@ class Verb:
     example: str = ""  # of its flags; those that must be there, filled in
     more: str = ""  # flags of a longer example
     either: tuple[str, ...] = ()  # flags of the example that others can take the place of
+    notes: dict[str, str] = dataclasses.field(default_factory=dict)  # flags that mean more here
     computes: bool = False  # by several processes, where asked to
 
     @property
@@ -38,6 +39,10 @@ def _method(name: str, about: str) -> Verb:
         ),
         example="--model=my-model --data=my-data.jsonl",
         more=f"--workdir=runs/{name} --set train.steps=100 --set lora.rank=8",
+        notes={
+            "workdir": f"folder of the run, by default runs/{name}; started again, it resumes",
+            "out": "the same as --workdir",
+        },
         computes=True,
     )
 
@@ -78,6 +83,11 @@ VERBS = {
         reads=("model", "against", "set", "temperature", "max_new_tokens"),
         example="--model=runs/first",
         more="--against=my-model --temperature=0.7",
+        notes={
+            "model": "workdir of a run, folder as transformers saves it, or a GGUF file",
+            "against": "a second one of these, which responds side by side",
+            "set": "how responses are drawn, e.g. --set evaluate.top_p=0.9",
+        },
     ),
     "evaluate": Verb(
         do=actions.evaluate,

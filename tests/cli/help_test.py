@@ -31,6 +31,8 @@ def test_the_help_lists_every_command_and_the_version_is_told():
 def test_an_example_has_flags_that_the_command_reads():
     for name, verb in cli.VERBS.items():
         assert set(re.findall(r"--(\w+)", f"{verb.example} {verb.more}")) <= set(verb.reads), name
+        assert set(verb.notes) <= set(verb.reads), name
+        assert all(note in cli.told(["help", name]) for note in verb.notes.values()), name
 
 
 @pytest.mark.parametrize("words", [["rnu", "--foo=1"], ["help", "rnu"], ["rnu", "--help"]])
