@@ -42,15 +42,16 @@ def files(tmp_path_factory):
 
 @functools.cache
 def told():
-    """The kinds of data in README's table of losses, by the loss."""
+    """Of each loss in the table of docs/losses.md: what it learns from, and the reference."""
     names = {"pairs": "pairs", "scored lists": "lists of scored responses"}
-    names |= {"labelled responses": "single labelled responses"}
-    rows = re.findall(
-        r"^\| `(\w+)` \|[^|]*\|([^|]*)\|", (runs.ROOT / "README.md").read_text(), re.M
-    )
-    found = {name: {said for word, said in names.items() if word in text} for name, text in rows}
-    # `mixed` learns from what its losses do, by default those of pairs; the others from any data.
-    return {**found, **{name: {"pairs"} for name in ("mixed", "sft", short.REWARD)}}
+    names |= {"labelled responses": "single labelled responses", "any responses": "pairs"}
+    page = (runs.ROOT / "docs" / "losses.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\|[^|]*\|([^|]*)\| (yes|no|some) \|", page, re.M)
+    found = {
+        name: ({said for word, said in names.items() if word in text}, reference)
+        for name, text, reference in rows
+    }
+    return {**found, short.REWARD: ({"pairs"}, "yes")}
 
 
 @pytest.mark.parametrize("method", [*losses.methods(), short.REWARD])
@@ -58,10 +59,12 @@ def test_every_method_learns_from_its_data_and_its_config_can_be_written_out(
     method, files, tmp_path
 ):
     start = short._start(method, MODEL, "x.jsonl")
-    kinds = [kind for kind in short.KINDS if kind.said in told()[method]]
+    said, reference = told()[method]
+    kinds = [kind for kind in short.KINDS if kind.said in said]
     path = files[next(kind.said for kind in kinds if short._takes(start, kind))]
     config = short.config(method, MODEL, str(path), [THIN, "optim.b2=0.95", "model.dtype=bf16"])
     assert (config.lora.rank, config.optim.b2, config.model.dtype) == (4, 0.95, "bfloat16")
+    assert {"auto": "yes", "none": "no"}[config.reference.mode] == reference or reference == "some"
     text = write.source(config, short.about(method, config, "runs/x"))
     mine = tmp_path / "mine.py"
     mine.write_text(text)
@@ -117,6 +120,6 @@ def test_the_command_prints_the_config_and_a_recipe_s_loss_is_no_command(files, 
 
 
 def test_a_recipe_of_a_loss_is_there():
-    assert {"apo", "modpo"} <= losses.recipes().keys()
+    assert {"apo", "grpo", "modpo"} <= losses.recipes().keys()
     assert all((runs.ROOT / path).is_file() for path in losses.recipes().values())
     assert not losses.recipes().keys() & losses.methods().keys()
