@@ -57,6 +57,8 @@ class Batch:
     running_baseline: Array | None = None  # [B] float32
     # APO: the row holds a golden response and samples of the policy, not a human's comparison.
     adversarial: Array | None = None  # [B] bool
+    # Tokens that a device's rows take at most, padding not counted; 0: not known. See `stream`.
+    room: int = flax.struct.field(pytree_node=False, default=0)
 
     @property
     def present(self) -> Array:
@@ -172,6 +174,12 @@ def trains(implicit: Callable[..., Array]) -> Callable[[Function], Function]:
         return loss
 
     return mark
+
+
+def compares_rows(function: Function) -> Function:
+    """Says that the loss below compares the rows of a batch: a step takes them in one part."""
+    setattr(function, "compares_rows", True)  # noqa: B010  (as above)
+    return function
 
 
 def check_shapes(batch: Batch) -> None:

@@ -44,7 +44,7 @@ SIZE = 800
 # A smaller network than the config's, and fewer rows, for 51 games.
 CHANGES = [
     *("model.width=96", "model.head_dim=24", "model.mlp_width=256", "recipe.game.rounds=2"),
-    *(f"data.source.size={SIZE}", f"recipe.game.golden.size={SIZE}", "data.buckets=2"),
+    *(f"data.source.size={SIZE}", f"recipe.game.golden.size={SIZE}"),
     "data.eval_fraction=0.15",
     *("data.max_response_tokens=48", "recipe.game.sampling.max_new_tokens=48"),
     *("evaluate.max_new_tokens=48", "evaluate.prompts=96", "evaluate.during=0"),

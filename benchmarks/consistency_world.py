@@ -119,7 +119,6 @@ def config(name: str, size: int, seed: int, cache: pathlib.Path) -> Config:
             max_prompt_tokens=32,
             max_response_tokens=48,
             max_drop_fraction=0.02,
-            buckets=1,
             pad_multiple=8,
             cache_dir=str(cache),
         ),

@@ -125,7 +125,6 @@ def base(case: str, seed: int) -> Config:
             max_response_tokens=48,
             eval_fraction=0.05,
             max_drop_fraction=0.02,
-            buckets=1,
             pad_multiple=8,
         ),
         tokenizer=TokenizerConfig(vocab_size=768),

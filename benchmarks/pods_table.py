@@ -28,12 +28,11 @@ PRICES = {"v5p": 4.2, "v5e": 1.2}  # dollars per chip and hour: examples
 SMALL, V5P, V5E, LARGE = "v5e:2x4", "v5p:2x2x4", "v5e:16x16", "v5p:8x8x8"
 
 
-def micro(count: int) -> tuple[str, ...]:
-    return (f"train.accumulate={count}",)
+def at_once(tokens: int) -> tuple[str, ...]:
+    return (f"train.microbatch_tokens={tokens}",)
 
 
-def rounds(count: int) -> tuple[str, ...]:
-    return (*micro(count), f"recipe.game.train.accumulate={count}")
+ROUNDS = (*at_once(768), "recipe.game.train.microbatch_tokens=1536")  # a row of each player
 
 
 def sampled(rows: int) -> tuple[str, ...]:
@@ -46,27 +45,27 @@ def listed(rows: int) -> tuple[str, ...]:
 
 RUNS: tuple[tuple[str, str, str, tuple[str, ...], tuple[str, ...]], ...] = (
     # config, topology, mesh, changes, parts
-    ("hps:1.5b", SMALL, "fsdp=8", micro(8) + listed(8), ("step", "sample")),
-    ("apo:1.5b", SMALL, "fsdp=8", rounds(8), ("step", "reward", "sample")),
-    ("rdro:1.5b", SMALL, "fsdp=8", micro(8), ("step",)),
+    ("hps:1.5b", SMALL, "fsdp=8", at_once(3072) + listed(8), ("step", "sample")),
+    ("apo:1.5b", SMALL, "fsdp=8", ROUNDS, ("step", "reward", "sample")),
+    ("rdro:1.5b", SMALL, "fsdp=8", at_once(2048), ("step",)),
     ("paretohqd:1.5b", SMALL, "fsdp=8", (), ("step",)),
-    ("hps:8b", V5P, "fsdp=16", micro(4) + listed(16), ("step", "sample", "score")),
-    ("apo:8b", V5P, "fsdp=16", rounds(4), ("step", "reward", "sample")),
-    ("rdro:8b", V5P, "fsdp=16", (), ("step",)),
-    ("paretohqd:8b", V5P, "fsdp=8,tensor=2", micro(1), ("step",)),
-    ("hps:8b", V5E, "fsdp=64,tensor=4", micro(1) + listed(64), ("step",)),
-    ("apo:8b", V5E, "fsdp=64,tensor=4", rounds(1), ("step", "reward")),
-    ("rdro:8b", V5E, "fsdp=64,tensor=4", micro(2) + sampled(64), ("step",)),
+    ("hps:8b", V5P, "fsdp=16", listed(16), ("step", "sample", "score")),
+    ("apo:8b", V5P, "fsdp=16", ROUNDS, ("step", "reward", "sample")),
+    ("rdro:8b", V5P, "fsdp=16", at_once(2048), ("step",)),
+    ("paretohqd:8b", V5P, "fsdp=8,tensor=2", (), ("step",)),
+    ("hps:8b", V5E, "fsdp=64,tensor=4", listed(64), ("step",)),
+    ("apo:8b", V5E, "fsdp=64,tensor=4", ROUNDS, ("step", "reward")),
+    ("rdro:8b", V5E, "fsdp=64,tensor=4", at_once(1024) + sampled(64), ("step",)),
     (
         "paretohqd:8b",
         V5E,
         "fsdp=64,tensor=4",
-        ("train.batch_size=64", *micro(1), *sampled(64)),
+        ("train.batch_size=64", *sampled(64)),
         ("step",),
     ),
-    ("hps:70b", LARGE, "fsdp=64,tensor=8", micro(1) + listed(64), ("step",)),
-    ("apo:70b", LARGE, "fsdp=64,tensor=8", rounds(1), ("step", "reward")),
-    ("rdro:70b", LARGE, "fsdp=64,tensor=8", micro(2) + sampled(64), ("step",)),
+    ("hps:70b", LARGE, "fsdp=64,tensor=8", listed(64), ("step",)),
+    ("apo:70b", LARGE, "fsdp=64,tensor=8", ROUNDS, ("step", "reward")),
+    ("rdro:70b", LARGE, "fsdp=64,tensor=8", at_once(1024) + sampled(64), ("step",)),
     (
         "paretohqd:70b",
         LARGE,
@@ -79,7 +78,7 @@ COLUMNS = (
     "config, program",
     "chips",
     "data x fsdp x tensor",
-    "rows x accumulate",
+    "rows x parts",
     "HBM, GiB",
     "PFLOPs",
     "HBM traffic, GiB",
@@ -97,7 +96,7 @@ def cells(one: dict[str, Any]) -> list[str]:
     sent = sum(kind["sent"] for kind in found["collectives"].values())
     low, high = one["tokens_per_second"]
     cheap, dear = one["dollars_per_million_tokens"]
-    rows = f"{one['batch_size']} x {one['accumulate']}" if "step" in one["name"] else ""
+    rows = f"{one['batch_size']} x {one['parts']}" if "step" in one["name"] else ""
     return [
         mesh,
         rows,

@@ -58,8 +58,8 @@ def config_of(args: argparse.Namespace, mesh: MeshConfig) -> Config:
         optim=OptimConfig(schedule=optim.cosine),
         train=TrainConfig(
             steps=1000,
-            batch_size=args.rows * mesh.data * mesh.fsdp * args.accumulate,
-            accumulate=args.accumulate,
+            batch_size=args.rows * mesh.data * mesh.fsdp * args.parts,
+            microbatch_tokens=args.rows * (args.prompt + 2 * args.response),
         ),
         mesh=mesh,
         evaluate=EvaluateConfig(batch_size=mesh.data * mesh.fsdp),
@@ -80,7 +80,9 @@ def main() -> None:
     parser.add_argument("--fsdp", type=int, default=16, help="of the mesh that has data, too")
     parser.add_argument("--tensor", type=int, default=4, help="of the mesh that has data, too")
     parser.add_argument("--rows", type=int, default=1, help="pairs per data x fsdp place")
-    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of so many rows")
+    parser.add_argument(
+        "--parts", type=int, default=1, help="of so many rows each that a step takes"
+    )
     parser.add_argument("--prompt", type=int, default=256, help="tokens")
     parser.add_argument("--response", type=int, default=128, help="tokens")
     parser.add_argument("--width", type=int, default=1024)

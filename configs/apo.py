@@ -52,7 +52,9 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
     }[size]
     chats = partial(sources.hh, chat=True)
     sampled = 32 if size == "1.5b" else 64  # prompts at a time
-    train = TrainConfig(epochs=1.0, batch_size=64, accumulate=4 if size == "70b" else 8)
+    train = TrainConfig(
+        epochs=1.0, batch_size=64, microbatch_tokens=12_288 if size == "1.5b" else 1536
+    )
     return Config(
         recipe=partial(
             recipes.play_rounds,

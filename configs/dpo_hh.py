@@ -32,7 +32,6 @@ def get_config() -> Config:
             eval_fraction=0.2,
             max_prompt_tokens=256,
             max_response_tokens=128,
-            buckets=3,
         ),
         tokenizer=TokenizerConfig(vocab_size=2048),
         model=ModelConfig(

@@ -32,7 +32,6 @@ def get_config() -> Config:
             eval_fraction=0.1,
             max_prompt_tokens=96,
             max_response_tokens=8,
-            buckets=2,
             pad_multiple=8,
         ),
         tokenizer=TokenizerConfig(vocab_size=2048),

@@ -73,7 +73,10 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
         loss=partial(hps.loss, beta=0.1),
         optim=OptimConfig(learning_rate=5e-7, schedule=optim.cosine, warmup_fraction=0.0),
         train=TrainConfig(
-            epochs=2.0, batch_size=64, accumulate=8 if size == "70b" else 16, save_every=100
+            epochs=2.0,
+            batch_size=64,
+            microbatch_tokens=12_288 if size == "1.5b" else 3072,
+            save_every=100,
         ),
         mesh=MeshConfig(fsdp={"1.5b": 1, "8b": 4, "70b": 8}[size]),
         evaluate=EvaluateConfig(

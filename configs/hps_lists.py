@@ -42,7 +42,6 @@ def get_config() -> Config:
             eval_fraction=0.2,
             max_prompt_tokens=96,
             max_response_tokens=96,
-            buckets=2,
         ),
         tokenizer=TokenizerConfig(vocab_size=2048),
         model=ModelConfig(

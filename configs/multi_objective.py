@@ -52,12 +52,12 @@ def get_config(
     # beta: the initial KL coefficient of RiC's PPO, which adapts there; rewards are z-scores.
     loss = partial(apo.loss, beta=0.2)
     settings = OptimConfig(learning_rate=1e-5, schedule=optim.constant, warmup_fraction=0.0)
-    train = TrainConfig(epochs=1.0, batch_size=64, accumulate=8)
+    train = TrainConfig(epochs=1.0, batch_size=64, microbatch_tokens=6144)
     lora = LoraConfig(rank=64, alpha=128.0, dropout=0.05)
     if method == "modpo":  # beta, learning rate, adapters, epochs: the defaults of MODPO's code
         loss = partial(modpo_loss.loss, beta=0.1)
         settings = OptimConfig(learning_rate=1e-4, schedule=optim.cosine)
-        train = TrainConfig(epochs=3.0, batch_size=8, accumulate=2)
+        train = TrainConfig(epochs=3.0, batch_size=8, microbatch_tokens=3072)
         lora = LoraConfig(rank=16, alpha=32.0)
     if method == "rewards_in_context":  # offline: RiC's code; the loss has no settings
         loss = partial(ric_loss.loss)

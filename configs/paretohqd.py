@@ -74,7 +74,7 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
         lora=LoraConfig(rank=64, alpha=128.0, dropout=0.05),
         loss=paretohqd.loss,  # supervised, in both stages; it has no settings
         optim=OptimConfig(learning_rate=1.414e-4, schedule=optim.linear),
-        train=TrainConfig(steps=200, batch_size=8, accumulate=2 if size == "8b" else 1),
+        train=TrainConfig(steps=200, batch_size=8, microbatch_tokens=2560),
         mesh=MeshConfig(fsdp=8 if size == "70b" else 1),
         evaluate=EvaluateConfig(
             prompts=512, samples=1, temperature=0.7, top_p=0.9, max_new_tokens=128, batch_size=32

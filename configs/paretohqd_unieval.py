@@ -60,7 +60,6 @@ def get_config() -> Config:
             max_response_tokens=64,
             eval_fraction=0.15,
             max_drop_fraction=0.2,
-            buckets=2,
             pad_multiple=8,
         ),
         tokenizer=TokenizerConfig(vocab_size=512),

@@ -63,7 +63,10 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
             learning_rate=5e-7, schedule=optim.cosine, warmup_fraction=0.1, clip_norm=1.0
         ),
         train=TrainConfig(
-            epochs=1.0, batch_size=128, accumulate=8 if size == "1.5b" else 4, save_every=50
+            epochs=1.0,
+            batch_size=128,
+            microbatch_tokens=16_384 if size == "1.5b" else 4096,
+            save_every=50,
         ),
         mesh={
             "1.5b": MeshConfig(),

@@ -47,7 +47,6 @@ def get_config() -> Config:
             eval_fraction=0.1,
             max_prompt_tokens=64,
             max_response_tokens=64,
-            buckets=2,
         ),
         tokenizer=TokenizerConfig(vocab_size=2048),
         model=ModelConfig(

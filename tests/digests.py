@@ -132,7 +132,9 @@ def dpo_cached() -> Config:
 
 def dpo_live() -> Config:
     config = small(reference=ReferenceConfig(mode="live"), sft=None)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=2))
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, microbatch_tokens=128)
+    )
 
 
 def two_processes() -> Config:
@@ -801,7 +803,7 @@ def mistakes(programs: Programs) -> dict[str, Any]:
         (*run, "--set=trian.steps=1"),
         (*run, "--set=train.steps=1.5"),
         (*run, "--set=train.steps"),
-        (*run, "--set=train.accumulate=3"),
+        (*run, "--set=train.microbatch_tokens=-1"),
         (*run, "--set=reference.mode=cahce"),
         (*run, "--set=reference.mode=none"),
         (*run, "--set=data.eval_fraction=2"),

@@ -39,13 +39,18 @@ LOSS_TESTS = (
 MUTATED = {
     "alignjax/losses/*.py": LOSS_TESTS,
     "alignjax/training/step.py": ("tests/training/step_test.py",),
-    "alignjax/training/microbatches.py": ("tests/training/step_test.py",),
+    "alignjax/training/microbatches.py": (
+        "tests/training/step_test.py",
+        "tests/training/microbatches_test.py",
+    ),
     "alignjax/training/baseline.py": ("tests/training/step_test.py",),
     "alignjax/models/transformer.py": (
         "tests/models/logps_test.py",
         "tests/models/transformer_test.py",
     ),
     "alignjax/models/layer.py": ("tests/models/logps_test.py",),
+    "alignjax/models/stream.py": ("tests/models/stream_test.py",),
+    "alignjax/models/tiles.py": ("tests/models/stream_test.py",),
     "alignjax/models/attention.py": ("tests/models/attention_test.py",),
     "alignjax/data/batching.py": ("tests/data/batching_test.py",),
     "alignjax/data/records.py": ("tests/data/records_test.py",),

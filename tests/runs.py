@@ -61,7 +61,6 @@ def get_config(**changes: Any) -> Config:
             max_response_tokens=48,
             eval_fraction=0.1,
             max_drop_fraction=0.1,
-            buckets=1,
             pad_multiple=48,
         ),
         tokenizer=TokenizerConfig(vocab_size=320),

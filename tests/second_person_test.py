@@ -20,7 +20,7 @@ HINGE = """
 """
 SMALL = (
     *("data.source.size=200", "data.max_prompt_tokens=32", "data.max_response_tokens=48"),
-    *("data.eval_fraction=0.1", "data.max_drop_fraction=0.1", "data.buckets=1"),
+    *("data.eval_fraction=0.1", "data.max_drop_fraction=0.1"),
     *("tokenizer.vocab_size=320", "model.vocab_size=320", "model.width=32", "model.layers=1"),
     *("model.heads=2", "model.kv_heads=2", "model.head_dim=16", "model.mlp_width=64"),
     *("sft.steps=3", "sft.batch_size=8", "train.steps=4", "train.batch_size=8"),

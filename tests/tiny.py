@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignjax.data.store import Dataset
-from alignjax.models import attention, layer, logps, transformer
+from alignjax.models import attention, layer, logps, stream, tiles, transformer
 from alignjax.models.config import ModelConfig, RopeScaling
 from alignjax.types import Batch, Params
 
@@ -117,7 +117,7 @@ def float64(config: ModelConfig, *modules: types.ModuleType) -> Iterator[ModelCo
         object.__setattr__(exact, field, "float64")
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.enable_x64(True))
-        for module in (attention, layer, transformer, logps, *modules):
+        for module in (attention, tiles, stream, layer, transformer, logps, *modules):
             stack.enter_context(mock.patch.object(module, "jnp", wide))
         yield exact
 

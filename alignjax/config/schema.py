@@ -53,9 +53,10 @@ class DataConfig:
     max_prompt_tokens: int = setting(512, TOKENS)  # longer prompts lose their beginning
     max_response_tokens: int = setting(512, TOKENS)  # longer responses lose their end
     max_drop_fraction: float = setting(0.01, SHARE)  # stop when a larger share is dropped
-    buckets: int = setting(4, FEW)  # shapes (P, R) that batches are padded to at most; each
-    # compiles once
-    pad_multiple: int = setting(16, FEW)  # token counts of a bucket are multiples of this
+    # shapes (P, R) of batches at most, each with a program of its own; more than one pays where
+    # padding is run through the network: with a fused kernel (model.attention), on TPUs
+    buckets: int = setting(1, FEW)
+    pad_multiple: int = setting(16, FEW)  # token counts of a shape are multiples of this
     cache_dir: str = setting("", identity=False)  # prepared rows and reference log-probabilities;
     # empty: workdir/cache
 
@@ -92,7 +93,9 @@ class TrainConfig:
     epochs: float = setting(1.0, between(0, 1e6, "[]"))  # passes over the data, when steps is 0
     steps: int = setting(0, STEPS)  # optimizer steps; 0: from epochs
     batch_size: int = setting(8, BATCH)  # prompts per optimizer step, over all devices
-    accumulate: int = setting(1, BATCH)  # micro-batches per step; divides batch_size
+    # tokens of a device that pass through the network at a time, at least those of one prompt
+    # with its responses; it bounds memory, not what a step is. 0: chosen from the data
+    microbatch_tokens: int = setting(0, count(0, 2**24), identity=False)
     eval_every: int = setting(0, STEPS, identity=False)  # steps between lines of the
     # history, which has one at the end; 0: no line
     save_every: int = setting(200, EVERY, identity=False)  # steps between checkpoints; one is
@@ -112,8 +115,6 @@ class TrainConfig:
         """See `validate.check`."""
         few = self.steps * self.batch_size <= MOST_ROWS
         yield Rule(few, "steps", f"steps * batch_size of {MOST_ROWS:,} at most")
-        divides = self.batch_size % self.accumulate == 0
-        yield Rule(divides, "accumulate", f"a divisor of batch_size ({self.batch_size})")
         yield Rule(self.steps > 0 or self.epochs > 0, "epochs", "a positive number where steps = 0")
 
 

@@ -98,10 +98,7 @@ def _row_rules(config: Any) -> Iterator[Rule]:
         if size is None:
             continue
         wanted = f"a multiple of mesh.data x mesh.fsdp ({rows})"
-        parts = getattr(section, "accumulate", 1)
-        if parts > 1:
-            wanted = f"{size} / accumulate {parts} to be {wanted}"
-        yield Rule(size // parts % rows == 0, f"{at}.batch_size", wanted, size // parts)
+        yield Rule(size % rows == 0, f"{at}.batch_size", wanted)
 
 
 def _check_functions(section: Any, at: str) -> None:

@@ -11,9 +11,8 @@ epsilon                           ``label_smoothing``
 ================================  ==========================================================
 
 Every quantile of what is preferred has to lie above the same quantile of what is not: first-order
-stochastic dominance. The quantiles are those of the rows that a loss sees at once. With
-``train.accumulate`` above 1 that is a micro-batch, and the loss depends on how a batch is split; a
-large batch in one part is what the method wants.
+stochastic dominance. The quantiles are those of a whole batch, which a step therefore takes in one
+part (`types.compares_rows`): a large batch is what the method wants.
 
 Reference: Melnyk et al., Distributional Preference Alignment of LLMs via Optimal Transport, arXiv
 2406.05882.
@@ -23,9 +22,10 @@ import jax
 import jax.numpy as jnp
 
 from alignjax.losses import cpo, dpo
-from alignjax.types import Array, Batch, Implicit, Logps, Metrics
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics, compares_rows
 
 
+@compares_rows
 def loss(
     logps: Logps, batch: Batch, *, beta: float = 0.1, label_smoothing: float = 0.0
 ) -> tuple[Array, Metrics]:
@@ -67,6 +67,7 @@ def loss(
     return _smoothed(ahead, label_smoothing), dpo.pair_metrics(beta * ratio, logps.policy)
 
 
+@compares_rows
 def loss_unpaired(
     logps: Logps,
     batch: Batch,

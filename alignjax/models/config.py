@@ -11,7 +11,7 @@ from alignjax.errors import UserError, did_you_mean
 DTYPES = ("float32", "bfloat16")
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 REMAT = ("none", "dots", "kv", "full")
-ATTENTION = ("auto", "xla", "splash", "cudnn")
+ATTENTION = ("auto", "tiles", "xla", "splash", "cudnn")
 ROPE_SCALINGS = ("llama3", "linear", "dynamic")
 ACTIVATIONS = ("silu", "gelu_tanh")
 QUANTIZED = ("", "int8", "nf4")
@@ -94,7 +94,7 @@ class ModelConfig:
     # what is recomputed: none | dots (not products) | kv (not k, v, nor what splash ends with) |
     # full
     remat: str = _free("none")
-    # kernel: auto | xla | splash (TPUs) | cudnn (GPUs); auto: see `kernels`
+    # auto | tiles (no padding) | xla | splash (TPUs) | cudnn (GPUs); auto: see `kernels`
     attention: str = _free("auto")
     logits_chunk: int = _free(16)  # response positions projected to the vocabulary at a time
 

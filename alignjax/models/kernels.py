@@ -1,13 +1,15 @@
-"""Fused attention kernels of the libraries, and the choice between them.
+"""The choice of how full passes attend, and the fused kernels of the libraries.
 
-    xla     `attention.attend`: everywhere, everything; keeps a layer's scores in memory
+    tiles   `tiles.attend`: the batch as a stream without padding, see `stream`; everywhere
+    xla     `attention.attend` on padded rows: everywhere; keeps a layer's scores in memory
     splash  JAX's Pallas kernel for TPUs, which skips blocks of the mask that are empty
     cudnn   NVIDIA's kernel, through `jax.nn.dot_product_attention`
 
-A fused kernel gets a row as one sequence, ``[prompt; response 1; ...; response K]``, and a mask of
-which token sees which, so that the prompt is there once. (Two calls, on the prompt and on the
-responses, would have to be joined by their logsumexp, through which neither library
-differentiates.) Decoding, one query at a time, has nothing to fuse and always uses ``attend``.
+All but tiles run padded rows. A fused kernel gets a row as one sequence, ``[prompt; response 1;
+...; response K]``, and a mask of which token sees which, so that the prompt is there once. (Two
+calls, on the prompt and on the responses, would have to be joined by their logsumexp, through which
+neither library differentiates.) Decoding, one query at a time, has nothing to fuse and always uses
+``attend``.
 """
 
 import dataclasses
@@ -27,6 +29,7 @@ from alignjax.types import Array
 
 log = logging.getLogger("alignjax")
 
+FUSED = ("splash", "cudnn")
 _LANES = 128  # sequences are padded to a multiple: of a TPU's vectors, and of what cuDNN likes
 _BLOCKS = (512, 256, 128)  # tokens of a block's side, the quickest first
 
@@ -41,9 +44,10 @@ class Row:
 
 
 def choose(config: ModelConfig, platform: str, tensor: int = 1) -> str:
-    """Chooses the kernel for a network on devices of a kind: ``xla``, ``splash`` or ``cudnn``.
+    """Chooses how a network attends on devices of a kind: one of the above.
 
-    ``auto`` is splash on TPUs where it is possible, else xla; cuDNN's kernel is never automatic.
+    ``auto`` is tiles, but on TPUs splash, or xla where that is not possible; cuDNN's kernel is
+    never automatic.
 
     Args:
       config: of the network.
@@ -54,6 +58,8 @@ def choose(config: ModelConfig, platform: str, tensor: int = 1) -> str:
       UserError: the config names a kernel that cannot be used here; says what it needs.
     """
     if config.attention == "auto":
+        if platform != "tpu":
+            return "tiles"
         return "xla" if _missing("splash", config, platform, tensor) else "splash"
     missing = _missing(config.attention, config, platform, tensor)
     if missing:
@@ -80,24 +86,24 @@ def _missing(kernel: str, config: ModelConfig, platform: str, tensor: int) -> st
                 f"model.attention_softcap=None, found {c.attention_softcap}",
             ),
         ]
-    if kernel != "xla":
+    if kernel in FUSED:
         heads = f"model.kv_heads that mesh.tensor={tensor} divides, found {c.kv_heads}"
         wants.append((c.kv_heads % tensor == 0, heads))
     return next((want for holds, want in wants if not holds), "")
 
 
 def of_array(config: ModelConfig, x: Array) -> str:
-    """Chooses the kernel for the devices that an array of the traced program is on.
+    """Chooses as `choose` for the devices that an array of the traced program is on.
 
-    An array on no mesh of the library belongs to no run (initial shapes, say) and gets xla.
+    An array on no mesh of the library is on the default device.
     """
     mesh = layout.mesh_of(x)
     if mesh is None:
-        return "xla"
+        return choose(config, jax.default_backend())
     device = mesh.abstract_device
     platform = jax.default_backend() if device is None else device.platform
     kernel = choose(config, platform, mesh.shape["tensor"])
-    if (kernel, platform) != ("xla", "cpu"):
+    if (kernel, platform) != ("tiles", "cpu"):
         _say(kernel, platform)
     return kernel
 

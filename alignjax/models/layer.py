@@ -10,8 +10,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
 
-from alignjax.models import kernels, layout, lora, quantized
+from alignjax.models import kernels, layout, lora, quantized, tiles
 from alignjax.models.attention import Kept, attend, attend_token, rotate
 from alignjax.models.config import ModelConfig
 from alignjax.types import Array
@@ -23,13 +24,18 @@ class View:
 
     angle: Array  # [B, S, D/2] float32, rotary angle of each token
     window_angle: Array | None  # the same for layers with a window, where theirs differ
-    prompt_mask: Array  # [B, P] bool, True at real prompt tokens
+    prompt_mask: Array | None = None  # [B, P] bool, True at real prompt tokens
+    # Of a stream: who sees whom, and the pairs of tiles that hold anything; each [S, ...].
+    stream: tuple[tiles.Seen, tuple[Array, Array]] | None = None
     position: Array | None = None  # int32 scalar: response token being decoded; None in a full pass
     # Keys and values [L, B, K, G, S, D] of the responses while decoding, of all layers: each reads
     # the filled places of its own part. Sliced by the scan, all places would be copied.
     kept: tuple[Array, Array] | None = None
-    prompt_tokens: int = flax.struct.field(pytree_node=False)  # P in a full pass, 0 while decoding
-    responses: int = flax.struct.field(pytree_node=False)  # K
+    # P in a full pass, 0 while decoding
+    prompt_tokens: int = flax.struct.field(pytree_node=False, default=0)
+    responses: int = flax.struct.field(pytree_node=False, default=1)  # K
+    row: Array | None = None  # [B, S] int32, which row of the batch a token belongs to
+    number: Array | None = None  # [B, S] int32, of a token in its row
 
 
 class RMSNorm(nn.Module):
@@ -77,14 +83,14 @@ class Layer(nn.Module):
         residual = 1.0 / (2 * c.layers)  # variance of what a block adds, so that depth is harmless
 
         mixed, kept = self._attend(gather(self._norm("attention_norm")(x)), view, cache, full)
-        added = scatter(self._dense("o", mixed, c.width, c.o_bias, scale=residual))
+        added = scatter(self._dense("o", mixed, view, c.width, c.o_bias, scale=residual))
         x = x + (self._norm("attention_out_norm")(added) if c.sandwich_norms else added)
 
         h = gather(self._norm("mlp_norm")(x))
-        gate = self._dense("gate", h, c.mlp_width, c.mlp_bias)
+        gate = self._dense("gate", h, view, c.mlp_width, c.mlp_bias)
         gate = nn.silu(gate) if c.activation == "silu" else nn.gelu(gate, approximate=True)
-        h = gate * self._dense("up", h, c.mlp_width, c.mlp_bias)
-        added = scatter(self._dense("down", h, c.width, c.mlp_bias, scale=residual))
+        h = gate * self._dense("up", h, view, c.mlp_width, c.mlp_bias)
+        added = scatter(self._dense("down", h, view, c.width, c.mlp_bias, scale=residual))
         return x + (self._norm("mlp_out_norm")(added) if c.sandwich_norms else added), kept
 
     def _attend(
@@ -94,7 +100,7 @@ class Layer(nn.Module):
         c = self.config
 
         def heads(name: str, count: int) -> Array:
-            y = self._dense(name, h, count * c.head_dim, use_bias=c.qkv_bias)
+            y = self._dense(name, h, view, count * c.head_dim, use_bias=c.qkv_bias)
             return y.reshape(*y.shape[:2], count, c.head_dim)
 
         q, k, v = heads("q", c.heads), heads("k", c.kv_heads), heads("v", c.kv_heads)
@@ -110,7 +116,13 @@ class Layer(nn.Module):
         return mixed.reshape(*h.shape[:2], c.heads * c.head_dim), kept
 
     def _dense(
-        self, name: str, x: Array, features: int, use_bias: bool = False, scale: float = 1.0
+        self,
+        name: str,
+        x: Array,
+        view: View,
+        features: int,
+        use_bias: bool = False,
+        scale: float = 1.0,
     ) -> Array:
         """Multiplies by a kernel, stored in full or quantised, and adds the adapters it has."""
         c = self.config
@@ -128,7 +140,7 @@ class Layer(nn.Module):
                 name=name,
                 **dtypes(c),
             )(x)
-        return y + lora.low_rank(x, own) if "lora_a" in own else y
+        return y + lora.low_rank(x, own, view.row, view.number) if "lora_a" in own else y
 
     def _norm(self, name: str) -> RMSNorm:
         c = self.config
@@ -183,6 +195,9 @@ def attend_tokens(
       The mixed values and what a cache keeps: the prompt's keys and values after a full pass, the
       token's while decoding.
     """
+    if view.stream is not None:
+        return _attend_stream(q, k, v, view.stream, config, full), ()
+    assert view.prompt_mask is not None
     visible = Visible(config.window, full, view.prompt_mask)
     scale = None if config.query_scalar is None else config.query_scalar**-0.5
     how: dict[str, Any] = dict(scale=scale, softcap=config.attention_softcap)
@@ -191,12 +206,47 @@ def attend_tokens(
     p = view.prompt_tokens
     kept = k[:, :p], v[:, :p]
     kernel = kernels.of_array(config, q)
-    if kernel != "xla":
+    if kernel in kernels.FUSED:
         out = kernels.attend_fused(
             kernel, q, k, v, view.prompt_mask, view.responses, full=full, config=config
         )
         return out, kept
     return _attend_all(functools.partial(attend, **how), visible, (q, k, v), view, kept), kept
+
+
+def _attend_stream(
+    q: Array,
+    k: Array,
+    v: Array,
+    stream: tuple[tiles.Seen, tuple[Array, Array]],
+    config: ModelConfig,
+    full: Array | None,
+) -> Array:
+    """Attends within streams ``[S, T, heads, D]``, each on the device that has it."""
+    how: dict[str, Any] = dict(
+        window=config.window,
+        scale=None if config.query_scalar is None else config.query_scalar**-0.5,
+        softcap=config.attention_softcap,
+    )
+
+    def local(q: Array, k: Array, v: Array, full: Array, *stream: Array) -> Array:
+        def one(q: Array, k: Array, v: Array, *stream: Array) -> Array:
+            part, prompt, position, listed, count = stream
+            seen = tiles.Seen(part=part, prompt=prompt, position=position)
+            return tiles.attend(q, k, v, seen, (listed, count), full, **how)
+
+        if len(q) == 1:  # a loop that is mapped goes on to the longest
+            return one(*(x[0] for x in (q, k, v, *stream)))[None]
+        return jax.vmap(one)(q, k, v, *stream)
+
+    seen, listed = stream
+    arrays = (seen.part, seen.prompt, seen.position, *listed)
+    heads, rows = P(layout.ROWS, None, "tensor"), P(layout.ROWS)
+    return layout.each_device(
+        local,
+        (q, k, v, jnp.asarray(full is not None and full), *arrays),
+        (heads, heads, heads, P(), *[rows] * len(arrays)),
+    )
 
 
 def _of_responses(x: Array, view: View) -> Array:
@@ -213,7 +263,7 @@ def _attend_all(
     b, s = q.shape[:2]
     p = view.prompt_tokens
     prompt_k, prompt_v = prompt
-    causal = visible.own(jnp.arange(p), jnp.arange(p)) & view.prompt_mask[:, None, None, :]
+    causal = visible.own(jnp.arange(p), jnp.arange(p)) & visible.prompt_mask[:, None, None, :]
     out = mix(q[:, None, :p], prompt_k[:, None], prompt_v[:, None], causal)[:, 0]
     if s == p:
         return cast(Array, out)

@@ -132,6 +132,23 @@ def part(x: Array) -> Array:
     return move(x, P(ROWS, "tensor"), P(ROWS))
 
 
+def places(x: Array, count: int) -> int:
+    """Over how many places ``count`` rows are split; 1 where they do not divide.
+
+    Args:
+      x: any array of the program.
+      count: rows.
+    """
+    mesh = mesh_of(x)
+    places = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    return 1 if count % places else places
+
+
+def of_rows(x: Array) -> Array:
+    """An array whose first axis is rows, or places of rows, split like them."""
+    return place(x, P(ROWS))
+
+
 def copies(x: Array, count: int) -> Array:
     """``[F, ...]``: copies an array for each of the F places that rows are split over.
 

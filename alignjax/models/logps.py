@@ -5,17 +5,19 @@ The prompt runs once per batch row, whatever K is; the projection to the vocabul
 that no ``[tokens, vocab]`` array of a whole batch of longer responses ever exists.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from alignjax.models import layout
+from alignjax.models import kernels, layout, stream
 from alignjax.models.attention import soft_cap
 from alignjax.models.config import ModelConfig
 from alignjax.models.mixture import Mixture, mix_logits, policies_of
+from alignjax.models.stream import Stream
 from alignjax.models.transformer import Transformer, unembedding
 from alignjax.types import Array, Batch, Params, check_shapes
 
@@ -34,8 +36,23 @@ def response_logps(params: Params, batch: Batch, *, config: ModelConfig) -> Arra
     return token_logps(params, batch, config=config).sum(axis=-1)
 
 
-# The same, compiled: for scoring outside a training step. One program per batch shape and model.
-score_responses = jax.jit(response_logps, static_argnames="config")
+@functools.partial(jax.jit, static_argnames="config")
+def score_responses(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
+    """Computes `response_logps` outside a training step: one program per batch shape and model."""
+    return in_parts(functools.partial(response_logps, params, config=config), batch, config)
+
+
+def in_parts(function: Callable[[Batch], Any], batch: Batch, config: ModelConfig) -> Any:
+    """Applies a function of a network to a batch, a few rows at a time; it has no gradient.
+
+    Args:
+      function: to a tree of ``[B, K, ...]`` arrays that are 0 for absent responses.
+      batch: B rows.
+      config: of the network; a fused kernel takes all rows at once.
+    """
+    if kernels.of_array(config, batch.prompt) != "tiles":
+        return function(batch)
+    return stream.in_parts(function, batch)
 
 
 def token_logps(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
@@ -44,11 +61,44 @@ def token_logps(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
     Returns:
       ``[B, K, R]`` float32 nats; 0 at padding.
     """
+    check_shapes(batch)
+    if kernels.of_array(config, batch.prompt) == "tiles":
+        return _stream_logps(params, batch, config)
     mask, target = _targets(batch)
     states = _states(params, batch, target, config)
     table = _table(params, states, config)
     logps = chunked_logps(states, table, target, config.logits_chunk, config.logit_softcap)
     return jnp.where(mask, logps, 0.0)
+
+
+def _stream_logps(params: Params, batch: Batch, config: ModelConfig) -> Array:
+    """Computes `token_logps` without padding."""
+    packed = stream.pack(batch)
+    states = _stream_states(params, packed, config)
+    places = len(packed.token)
+    tables = layout.copies(_table(params, states, config), places)
+    one = functools.partial(_logps_of, softcap=config.logit_softcap)
+    size = _positions(batch, places, config)
+    logps = stream.over_filled(one, tables, states, packed.target, packed.scored, size)
+    return stream.by_response(logps, packed, batch)
+
+
+def _stream_states(params: Params, packed: Stream, config: ModelConfig) -> Array:
+    states: Any = Transformer(config).apply(
+        {"params": params}, packed, "before", method=Transformer.stream
+    )
+    return states
+
+
+def _positions(batch: Batch, places: int, config: ModelConfig) -> int:
+    """How many positions of a stream are projected to the vocabulary at a time."""
+    b, k, _ = batch.response.shape
+    return config.logits_chunk * k * (b // places)
+
+
+def _logps_of(tables: Array, states: Array, target: Array, softcap: float | None) -> Array:
+    logits = _logits(states, tables, softcap)
+    return _pick(logits, target) - jax.nn.logsumexp(logits, axis=-1)
 
 
 def chunked_logps(
@@ -99,22 +149,51 @@ def exact_kl(
     Returns:
       Twice ``[B, K]`` float32 nats: ``log ref(y)``, and the sum over y's tokens.
     """
-    mask, target = _targets(batch)
+    check_shapes(batch)
+    one = functools.partial(_exact_kl, params, ref_params, config=config)
+    found: tuple[Array, Array] = in_parts(one, batch, config)
+    return found
+
+
+def _exact_kl(
+    params: Params | Mixture, ref_params: Params, batch: Batch, *, config: ModelConfig
+) -> tuple[Array, Array]:
+    """Computes `exact_kl` of a batch in one part."""
     networks = (*policies_of(params), ref_params)
-    states = tuple(_states(p, batch, target, config) for p in networks)
-    tables = [
+    mixed = dataclasses.replace(params, policies=()) if isinstance(params, Mixture) else None
+    tiles = kernels.of_array(config, batch.prompt) == "tiles"
+    packed, (mask, target) = stream.pack(batch), _targets(batch)
+    states = tuple(
+        _stream_states(p, packed, config) if tiles else _states(p, batch, target, config)
+        for p in networks
+    )
+    tables = tuple(
         layout.copies(_table(p, h, config), len(h)) for p, h in zip(networks, states, strict=True)
-    ]
+    )
 
-    def one(target: Array, *states: Array) -> tuple[Array, Array]:
-        *each, reference = (
-            _logits(h, t, config.logit_softcap) for h, t in zip(states, tables, strict=True)
-        )
-        ours, theirs = jax.nn.log_softmax(mix_logits(params, each)), jax.nn.log_softmax(reference)
-        return _pick(theirs, target), jnp.sum(jnp.exp(ours) * (ours - theirs), axis=-1)
+    def along(given: Any, states: tuple[Array, ...], target: Array) -> tuple[Array, Array]:
+        tables, mixed = given
+        logits = [_logits(h, t, config.logit_softcap) for h, t in zip(states, tables, strict=True)]
+        return _divergence(mixed, logits, target)
 
-    logps, kl = _over_chunks(one, (target, *states), config.logits_chunk)
-    return jnp.where(mask, logps, 0.0).sum(-1), jnp.where(mask, kl, 0.0).sum(-1)
+    if not tiles:
+        one = functools.partial(along, (tables, mixed))
+        found = _over_chunks(lambda y, *h: one(h, y), (target, *states), config.logits_chunk)
+        logps, kl = (jnp.where(mask, x, 0.0).sum(-1) for x in found)
+        return logps, kl
+    size = _positions(batch, len(packed.token), config)
+    found = stream.over_filled(along, (tables, mixed), states, packed.target, packed.scored, size)
+    logps, kl = (stream.by_response(x, packed, batch).sum(-1) for x in found)
+    return logps, kl
+
+
+def _divergence(
+    mixed: Mixture | None, logits: Sequence[Array], target: Array
+) -> tuple[Array, Array]:
+    """Compares policies, or their mixture, with the reference, whose logits are the last."""
+    *each, reference = logits
+    ours, theirs = jax.nn.log_softmax(mix_logits(mixed, each)), jax.nn.log_softmax(reference)
+    return _pick(theirs, target), jnp.sum(jnp.exp(ours) * (ours - theirs), axis=-1)
 
 
 def _targets(batch: Batch) -> tuple[Array, Array]:
@@ -129,7 +208,6 @@ def _targets(batch: Batch) -> tuple[Array, Array]:
 
 def _states(params: Params, batch: Batch, target: Array, config: ModelConfig) -> Array:
     """``[B, K, R, width]`` the states that predict each response token."""
-    check_shapes(batch)
     states: Any = Transformer(config).apply(
         {"params": params}, batch.prompt, batch.prompt_length, target
     )
@@ -142,10 +220,10 @@ def _table(params: Params, states: Array, config: ModelConfig) -> Array:
 
 
 def _logits(states: Array, tables: Array, softcap: float | None) -> Array:
-    """``[B, K, r, vocab]`` logits of states, for a table of `layout.copies`."""
+    """``[B, ..., vocab]`` logits of states ``[B, ..., width]``, for a table of `layout.copies`."""
     places = tables.shape[0]
     split = states.reshape(places, len(states) // places, *states.shape[1:])
-    logits = jnp.einsum("fbkrd,fvd->fbkrv", split, tables, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("fb...d,fvd->fb...v", split, tables, preferred_element_type=jnp.float32)
     return soft_cap(logits.reshape(*states.shape[:-1], -1), softcap)
 
 

@@ -98,18 +98,22 @@ def without(params: Params) -> Params:
     return {**params, "layers": layers}
 
 
-def low_rank(x: Array, leaves: dict[str, Any]) -> Array:
+def low_rank(
+    x: Array, leaves: dict[str, Any], row: Array | None = None, number: Array | None = None
+) -> Array:
     """``(alpha / r) (x A) B`` of one layer, in x's dtype.
 
     Args:
-      x: ``[B, S, in]``.
+      x: ``[S, T, in]``.
       leaves: what `join` put beside the kernel, of this layer.
+      row: ``[S, T]`` int32, which of the rows that have keys a token belongs to.
+      number: ``[S, T]`` int32, of the token in its row; it decides its draw with the row's key.
     """
-    if "lora_keys" in leaves:
+    if "lora_keys" in leaves and row is not None and number is not None:
         rate = leaves["lora_dropout"]
-        kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(
-            leaves["lora_keys"]
-        )
+        keys = jax.vmap(jax.vmap(jax.random.fold_in))(leaves["lora_keys"][row], number)
+        drawn = jax.vmap(jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[2:])))
+        kept = drawn(keys)
         x = jnp.where(kept, x / (1 - rate), 0.0).astype(x.dtype)
     return (x @ leaves["lora_a"].astype(x.dtype)) @ leaves["lora_b"].astype(x.dtype)
 

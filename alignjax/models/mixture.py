@@ -89,7 +89,7 @@ def each_policy(function: Callable[[Params], Params], params: Params | Mixture) 
     return dataclasses.replace(params, policies=tuple(function(p) for p in params.policies))
 
 
-def mix_logits(params: Params | Mixture, logits: Sequence[Array]) -> Array:
+def mix_logits(params: Params | Mixture | None, logits: Sequence[Array]) -> Array:
     """Logits ``[..., vocab]`` of the mixture from those of its policies; of one policy, its own."""
     if not isinstance(params, Mixture):
         (only,) = logits

@@ -13,12 +13,13 @@ Linear95/APO. For reward models first in Stiennon et al., arXiv 2009.01325.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from alignjax.models import transformer
+from alignjax.models import kernels, logps, stream, transformer
 from alignjax.models.config import ModelConfig
 from alignjax.models.transformer import Transformer
 from alignjax.types import Array, Batch, Params, check_shapes
@@ -37,15 +38,22 @@ def response_scores(params: Params, batch: Batch, *, config: ModelConfig) -> Arr
     """
     # As in logps.py: padding may hold any id, and is run as id 0.
     check_shapes(batch)
-    mask = jnp.arange(batch.response.shape[-1]) < batch.response_length[..., None]
-    hidden: Any = Transformer(_without_vocabulary(config)).apply(
-        {"params": {name: x for name, x in params.items() if name != "reward"}},
-        batch.prompt,
-        batch.prompt_length,
-        jnp.where(mask, batch.response, 0),
-        batch.response_length,
-        method=Transformer.last,
-    )
+    decoder = Transformer(_without_vocabulary(config))
+    variables = {"params": {name: x for name, x in params.items() if name != "reward"}}
+    hidden: Any
+    if kernels.of_array(config, batch.prompt) == "tiles":
+        packed = stream.pack(batch)
+        hidden = decoder.apply(variables, packed, "last", method=Transformer.stream)
+    else:
+        mask = jnp.arange(batch.response.shape[-1]) < batch.response_length[..., None]
+        hidden = decoder.apply(
+            variables,
+            batch.prompt,
+            batch.prompt_length,
+            jnp.where(mask, batch.response, 0),
+            batch.response_length,
+            method=Transformer.last,
+        )
     kernel = params["reward"]["kernel"]
     scores = jnp.einsum(
         "bkd,dm->bkm", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
@@ -54,8 +62,12 @@ def response_scores(params: Params, batch: Batch, *, config: ModelConfig) -> Arr
     return scores[..., 0] if kernel.shape[1] == 1 else scores
 
 
-# The same, compiled: for scoring outside a training step. One program per batch shape and model.
-score_responses = jax.jit(response_scores, static_argnames="config")
+@functools.partial(jax.jit, static_argnames="config")
+def score_responses(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
+    """Computes `response_scores` outside a training step: a program per batch shape and model."""
+    one = functools.partial(response_scores, params, config=config)
+    scores: Array = logps.in_parts(one, batch, config)
+    return scores
 
 
 def from_language_model(params: Params, *, objectives: int = 1) -> Params:

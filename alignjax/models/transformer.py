@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from alignjax.errors import UserError
-from alignjax.models import layout
+from alignjax.models import layout, tiles
 from alignjax.models.attention import TILE, rope_frequencies
 from alignjax.models.config import ModelConfig, RopeScaling
 from alignjax.models.layer import Layer, RMSNorm, View, dtypes
+from alignjax.models.stream import Stream
 from alignjax.types import Array, Params
 
 _POLICIES = {
@@ -95,6 +96,27 @@ class Transformer(nn.Module):
             full = jnp.arange(c.layers) % c.full_every == c.full_every - 1
         return self.layers(x, view, cache, full)
 
+    def stream(self, stream: Stream, which: str) -> Array:
+        """Computes states at some tokens of streams, normalised.
+
+        Args:
+          stream: the tokens.
+          which: ``before``: the token before each response token, whose state predicts it,
+            ``[S, T, width]``; ``last``: the last one of each response, ``[B, K, width]``.
+        """
+        seen = stream.seen
+        listed = jax.vmap(tiles.pairs)(seen)
+        view = View(
+            **self._angles(seen.position),
+            stream=(seen, jax.tree.map(layout.of_rows, listed)),
+            row=stream.row,
+            number=stream.number,
+        )
+        x, _ = self._through(stream.token, view, None)
+        x, at = layout.whole(x), getattr(stream, which)
+        x = jnp.take_along_axis(x, at.reshape(len(x), -1)[..., None], axis=1)
+        return self.norm(x.reshape(*at.shape, -1))
+
     def __call__(self, prompt: Array, prompt_length: Array, response: Array) -> Array:
         """Computes the states that predict the response tokens; the prompt is run once.
 
@@ -144,6 +166,8 @@ class Transformer(nn.Module):
             prompt_mask=before >= 0,
             prompt_tokens=p,
             responses=k,
+            row=jnp.broadcast_to(jnp.arange(b)[:, None], position.shape),
+            number=_numbers(before, k, r),
         )
         prompt = jnp.where(view.prompt_mask, prompt, 0)
         tokens = jnp.concatenate([prompt, response.reshape(b, k * r)], axis=1)
@@ -221,6 +245,13 @@ def check_length(config: ModelConfig, tokens: int) -> None:
 def prompt_positions(prompt_length: Array, p: int) -> Array:
     """``[B, P]`` positions of left-padded prompt tokens; negative at padding."""
     return jnp.arange(p) - (p - prompt_length[:, None])
+
+
+def _numbers(before: Array, k: int, r: int) -> Array:
+    """``[B, P + K*R]`` numbers of a padded row's tokens; as `stream.pack` numbers them."""
+    after = ((1 + jnp.arange(k))[:, None] * 2**16 + jnp.arange(r)).reshape(-1)
+    after = jnp.broadcast_to(after, (len(before), k * r))
+    return jnp.concatenate([jnp.maximum(before, 0), after], axis=1)
 
 
 def unembedding(params: Params, config: ModelConfig) -> Array:

@@ -76,7 +76,7 @@ def run(
             tables.print_one(one, on)
         for one in [x for x in plans if not x["measured"]["fits"]]:
             if one["part"] in ("step", "sample"):
-                plans += _shrink_until_it_fits(config, one["part"], plan_part)
+                plans += _shrink_until_it_fits(config, one["part"], one["tokens"], plan_part)
     result = {
         "topology": topology,
         "exact": on.exact,
@@ -127,21 +127,20 @@ def _choose_mesh(config: Config, text: str, on: Machine) -> MeshConfig:
 
 def _meshes(config: Config, count: int) -> Iterator[MeshConfig]:
     """Yields the meshes of so many devices that divide batch and heads, the most fsdp first."""
-    micro = config.train.batch_size // config.train.accumulate
+    rows = config.train.batch_size
     some = False
     for tensor in (1, 2, 4, 8, 16):
         for data in (1, 2, 4, 8, 16, 32):
             fsdp, rest = divmod(count, tensor * data)
             heads = config.model.heads % tensor or config.model.kv_heads % tensor
-            if rest or not fsdp or micro % (data * fsdp) or heads:
+            if rest or not fsdp or rows % (data * fsdp) or heads:
                 continue
             some = True
             yield MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
     if not some:
         raise UserError(
-            f"train.batch_size: {config.train.batch_size} / accumulate {config.train.accumulate} = "
-            f"{micro} rows divide over no mesh of {count} devices; name one with --mesh, or "
-            "change them"
+            f"train.batch_size: {rows} rows divide over no mesh of {count} devices; name one with "
+            "--mesh, or change it"
         )
 
 
@@ -164,7 +163,7 @@ def _plan_part(
         "attention": kernel,
         "remat": config.model.remat,
         "batch_size": config.train.batch_size,
-        "accumulate": config.train.accumulate,
+        "parts": program.parts,
         "logits_chunk": config.model.logits_chunk,
         "tokens": program.tokens,
         "model_flops": program.model_flops / len(on.devices),
@@ -197,12 +196,15 @@ def _mesh_name(config: Config) -> str:
     return ",".join(f"{k}={v}" for k, v in dataclasses.asdict(config.mesh).items())
 
 
-def _shrink_until_it_fits(config: Config, part: str, plan_part: PlanPart) -> list[dict[str, Any]]:
+def _shrink_until_it_fits(
+    config: Config, part: str, tokens: int, plan_part: PlanPart
+) -> list[dict[str, Any]]:
     """Applies changes that save memory, one more each time, until the program fits."""
     say("it does not fit; trying what would:")
     plans = []
     overrides: dict[str, str] = {}  # field -> its last change
-    for changes in _smaller_steps(config) if part == "step" else _smaller_sampling(config):
+    tried = _smaller_steps(config, tokens) if part == "step" else _smaller_sampling(config)
+    for changes in tried:
         overrides |= {change.partition("=")[0]: change for change in changes}
         one = plan_part(override(config, list(overrides.values())), part)
         fits = one["measured"]["fits"]
@@ -216,18 +218,24 @@ def _shrink_until_it_fits(config: Config, part: str, plan_part: PlanPart) -> lis
     return plans
 
 
-def _smaller_steps(config: Config) -> Iterator[list[str]]:
-    """Yields overrides that make a step need less memory, each in addition to those before it."""
+def _smaller_steps(config: Config, tokens: int) -> Iterator[list[str]]:
+    """Yields overrides that make a step need less memory, each in addition to those before it.
+
+    Args:
+      tokens: of a step, over all devices.
+    """
     if config.model.remat != "full":
         yield ["model.remat=full"]
     mesh = config.mesh
     fsdp, tensor = mesh.data * mesh.fsdp, mesh.tensor
     if mesh.data > 1:
         yield ["mesh.data=1", f"mesh.fsdp={fsdp}"]
-    accumulate = config.train.accumulate
-    while config.train.batch_size // accumulate % (2 * fsdp) == 0:
-        accumulate *= 2
-        yield [f"train.accumulate={accumulate}"]
+    rows = config.train.batch_size // fsdp
+    row = tokens // config.train.batch_size
+    at_once = min(rows, (config.train.microbatch_tokens or rows * row) // row)
+    while at_once % 2 == 0:
+        at_once //= 2
+        yield [f"train.microbatch_tokens={at_once * row}"]
     while tensor < 8 and fsdp % 2 == 0 and config.model.kv_heads % (2 * tensor) == 0:
         fsdp, tensor = fsdp // 2, tensor * 2
         yield [f"mesh.fsdp={fsdp}", f"mesh.tensor={tensor}"]

@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -29,9 +30,10 @@ from alignjax.runtime import sharding
 from alignjax.sampling.decode import sample
 from alignjax.stages import learners, pretrained, reference, sft
 from alignjax.stages.check import bind_fraction, check_losses, count_responses, keeps_cache
-from alignjax.training import offline, on_policy_game
+from alignjax.training import microbatches, offline, on_policy_game
 from alignjax.training.job import Learner
 from alignjax.training.on_policy import Prompts
+from alignjax.training.schedules import resolve
 from alignjax.types import Batch, Params
 
 PARTS = ("step", "sft", "reward", "score", "sample")
@@ -47,6 +49,7 @@ class Program:
     static: dict[str, Any]
     tokens: int  # of a call, a prompt counted once
     model_flops: float  # of a call, without recomputation, over all devices
+    parts: int  # that a step takes its batch in
     holds: dict[str, int]  # bytes per device of its arguments, by kind
     reference: str = ""  # how steps see the reference, and why
 
@@ -91,6 +94,7 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
         static={},
         tokens=b * (p + scored * r),
         model_flops=passes * forward_flops(counted, b, scored, p, r),
+        parts=_parts(learner, batch, networks),
         holds={
             "params": bytes_per_device(state.params),
             "optimizer": bytes_per_device(state.opt_state),
@@ -140,12 +144,29 @@ def _turn(config: Config, mesh: Mesh, part: str, responses: int) -> Program:
         static={},
         tokens=tokens,
         model_flops=flops,
+        parts=_parts(learner if is_policy else opponent, drawn, 1),
         holds={
             "params of both players": sum(bytes_per_device(x.params) for x in players),
             "optimizer of both": sum(bytes_per_device(x.opt_state) for x in players),
             "frozen params": bytes_per_device(args[1]),
         },
     )
+
+
+def _parts(learner: Learner, batch: Batch, networks: int) -> int:
+    """Counts the parts that a step of padded rows is taken in, after its draw of responses."""
+    update = learner.update
+
+    def step(batch: Batch) -> Batch:
+        if networks > 1:
+            batch = jax.tree.map(lambda x: x[0], microbatches.split(batch, networks))
+        if update.select is None:
+            return batch
+        return resolve(update.select, jnp.int32(0), update.steps)(jax.random.key(0), batch)
+
+    parts: list[int] = []
+    jax.eval_shape(lambda b: parts.append(update.rooms.equal_parts(step(b))), batch)
+    return parts[0]
 
 
 def _no_samples(*args: Any) -> Any:
@@ -286,6 +307,7 @@ def _inference(config: Config, mesh: Mesh, part: str, responses: int) -> Program
             static={"config": config.model},
             tokens=b * (shape.prompt + k * shape.response),
             model_flops=forward_flops(config.model, b, k, shape.prompt, shape.response),
+            parts=1,
             holds=holds,
         )
     k, r = settings.samples, settings.max_new_tokens
@@ -296,6 +318,7 @@ def _inference(config: Config, mesh: Mesh, part: str, responses: int) -> Program
         static=dict(config=config.model, settings=settings, eos=(1,)),
         tokens=b * (shape.prompt + k * r),
         model_flops=forward_flops(config.model, b, k, shape.prompt, r),
+        parts=1,
         holds=holds,
     )
 

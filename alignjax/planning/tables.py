@@ -30,7 +30,7 @@ def print_one(plan: dict[str, Any], on: Machine) -> None:
     mesh = ", ".join(f"{k} {v}" for k, v in plan["mesh"].items())
     title = (
         f"{plan['name']} on {on.topology}: {len(on.devices)} devices, {mesh}; batch "
-        f"{plan['batch_size']}, accumulate {plan['accumulate']}, remat {plan['remat']}, attention "
+        f"{plan['batch_size']} in {plan['parts']} parts, remat {plan['remat']}, attention "
         f"{plan['attention']}"
     )
     rows = {"fits": ["yes" if measured["fits"] else f"no: {measured['note'] or size(plan)}"]}

@@ -16,6 +16,7 @@ from alignjax.stages import pretrained
 from alignjax.stages.check import bind_fraction, check_losses, check_scorers
 from alignjax.stages.data import prepare_data
 from alignjax.stages.run import Run
+from alignjax.training import compiled
 from alignjax.training.job import Learner
 
 
@@ -49,6 +50,8 @@ def open_run(
         config = bind_fraction(config, data.train)
         check(config, data.train)
         check_scorers(config, data)
+        if config.select is None:  # else the responses that a step scores are not known yet
+            compiled.check_longest(data.train.dataset, config.train.microbatch_tokens)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         yield Run(config, workdir, data, mesh)
         tables.say(_kept(workdir))

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from alignjax.config import Config
-from alignjax.models import reward_head
+from alignjax.config.fields import plain
+from alignjax.models import kernels, reward_head
 from alignjax.models.logps import response_logps
 from alignjax.models.transformer import init_params
 from alignjax.stages import adapters
 from alignjax.training import optim
 from alignjax.training.job import Learner
+from alignjax.training.microbatches import Rooms
 from alignjax.training.step import Apply, Forward, Update, reward_scores, score, with_adapters
 from alignjax.types import Array, Batch, Loss, Metrics, Params, RewardLoss
 
@@ -46,7 +48,7 @@ def policy(
     apply = partial(response_logps, config=config.model)
     if config.lora is None:
         return Learner(
-            update=_update(config, steps, apply, score, config.trained_loss),
+            update=_update(config, mesh, steps, apply, score, config.trained_loss),
             learning_rate=optim.learning_rate(config.optim, steps),
             params_shape=jax.eval_shape(partial(init_params, config.model), jax.random.key(0)),
             load_start=load_start or load_reference,
@@ -55,7 +57,7 @@ def policy(
     assert base is not None
     forward = partial(with_adapters, forward=score, config=config.lora, live=live)
     return Learner(
-        update=_update(config, steps, apply, forward, config.trained_loss),
+        update=_update(config, mesh, steps, apply, forward, config.trained_loss),
         learning_rate=optim.learning_rate(config.optim, steps),
         params_shape=adapters.target(config.lora, config.model, mesh),
         load_start=load_start or adapters.fresh(config, mesh, base),
@@ -91,7 +93,7 @@ def reward_model(
         assert load_start is not None
         init = partial(reward_head.init_params, config.model, objectives=objectives)
         return Learner(
-            update=_update(config, steps, apply, reward_scores, loss),
+            update=_update(config, mesh, steps, apply, reward_scores, loss),
             learning_rate=optim.learning_rate(config.optim, steps),
             params_shape=jax.eval_shape(init, jax.random.key(0)),
             load_start=load_start,
@@ -99,7 +101,7 @@ def reward_model(
     assert base is not None
     forward = partial(with_adapters, forward=reward_scores, config=config.lora, live=False)
     return Learner(
-        update=_update(config, steps, apply, forward, loss),
+        update=_update(config, mesh, steps, apply, forward, loss),
         learning_rate=optim.learning_rate(config.optim, steps),
         params_shape=adapters.target(config.lora, config.model, mesh, objectives=objectives),
         load_start=load_start or adapters.fresh(config, mesh, base, objectives=objectives),
@@ -108,8 +110,14 @@ def reward_model(
 
 
 def _update(
-    config: Config, steps: int, apply: Apply, forward: Forward, loss: Loss | RewardLoss
+    config: Config,
+    mesh: Mesh,
+    steps: int,
+    apply: Apply,
+    forward: Forward,
+    loss: Loss | RewardLoss,
 ) -> Update:
+    kernel = kernels.choose(config.model, mesh.devices.flat[0].platform, mesh.shape["tensor"])
     return Update(
         apply=apply,
         loss=loss,
@@ -117,7 +125,11 @@ def _update(
         forward=forward,
         select=config.select,
         baseline=config.baseline,
-        accumulate=config.train.accumulate,
+        rooms=Rooms(
+            given=config.train.microbatch_tokens,
+            whole=getattr(plain(config.trained_loss), "compares_rows", False),
+            padded=kernel != "tiles",
+        ),
         steps=steps,
     )
 

@@ -38,7 +38,6 @@ def stage_config(config: Config, sft: SftConfig) -> Config:
             epochs=sft.epochs,
             steps=sft.steps,
             batch_size=sft.batch_size,
-            accumulate=1,
             eval_every=0,
         ),
         sft=None,

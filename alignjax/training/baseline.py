@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
-from alignjax.training.microbatches import split, weighted_sums
+from alignjax.training.microbatches import Rooms, add_up, weighted_sums
 from alignjax.types import Array, Baseline, Batch, Logps, TrainState
 
 
@@ -15,15 +14,10 @@ def mean_over_rows(baseline: Baseline, logps: Logps, batch: Batch) -> Array:
 
 
 def mean_over_parts(
-    baseline: Baseline, score_rows: Callable[[Batch], Logps], batch: Batch, parts: int
+    baseline: Baseline, score_rows: Callable[[Batch], Logps], batch: Batch, rooms: Rooms
 ) -> Array:
-    """Averages it over the micro-batches of a batch, scored one after the other."""
-
-    def body(sums: tuple[Array, Array], part: Batch) -> tuple[tuple[Array, Array], None]:
-        return jax.tree.map(jnp.add, sums, _sums(baseline, score_rows(part), part)), None
-
-    zeros = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
-    return _mean(*jax.lax.scan(body, zeros, split(batch, parts))[0])
+    """Averages it over the parts of a batch, scored one after the other."""
+    return _mean(*add_up(lambda part: _sums(baseline, score_rows(part), part), batch, rooms))
 
 
 def running_mean(state: TrainState, mean: Array, weight: Array) -> tuple[Array, Array]:
@@ -41,7 +35,7 @@ def baseline_fields(state: TrainState, mean: Array, batch: Batch, rows: int) -> 
       state: before the step.
       mean: over the whole batch.
       batch: all rows of the step.
-      rows: of the micro-batch that the fields are for.
+      rows: of the part that the fields are for.
     """
     running, _ = running_mean(state, mean, batch.weight.sum())
     return {

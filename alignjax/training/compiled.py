@@ -1,14 +1,29 @@
-"""The programs of a training: one that makes the state at step 0, and those that step it."""
+"""The programs of a training: one that makes the state at step 0, and those that step it.
 
+And how much of a batch the latter take at a time, which the rows' lengths decide.
+"""
+
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
+from alignjax.data.batching import assemble
+from alignjax.data.store import Dataset
+from alignjax.errors import UserError
+from alignjax.models.stream import AT_ONCE, whole_tiles
 from alignjax.runtime.sharding import abstract, shard_tree
-from alignjax.training.job import State
-from alignjax.types import Params
+from alignjax.training.job import Feed, Learner, State
+from alignjax.training.microbatches import choose_sizes
+from alignjax.training.schedules import resolve
+from alignjax.training.step import Update
+from alignjax.types import Batch, Params
+
+_SAMPLED = 256  # batches that sizes are chosen for
 
 
 def compile_start(
@@ -45,3 +60,64 @@ def compile_step(step: Callable[..., Any], target: State) -> Callable[..., Any]:
     """
     layout = jax.tree.map(lambda x: x.sharding, target)
     return jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
+
+
+def check_longest(data: Dataset, given: int) -> None:
+    """Refuses rows that have more tokens than the config allows at a time.
+
+    Args:
+      data: the rows.
+      given: ``train.microbatch_tokens``; 0: as many as are needed.
+
+    Raises:
+      UserError: names the longest row and the number.
+    """
+    tokens = data.prompt_length + data.response_length.sum(axis=1)
+    longest = int(tokens.argmax())
+    if 0 < given < tokens[longest]:
+        raise UserError(
+            f"train.microbatch_tokens: wanted at least {tokens[longest]}, the tokens of row "
+            f"{data[longest].id!r} with its responses, found {given}"
+        )
+
+
+def with_rooms(learner: Learner, feed: Feed, mesh: Mesh, *, networks: int = 1) -> Learner:
+    """Chooses how many tokens pass through the network at a time, from the rows' lengths.
+
+    Args:
+      learner: what is trained.
+      feed: on which rows.
+      mesh: where.
+      networks: that share a batch, see `step.stacked_step`.
+
+    Raises:
+      UserError: as `check_longest`.
+    """
+    update, data, rooms = learner.update, feed.dataset, learner.update.rooms
+    places = mesh.shape["data"] * mesh.shape["fsdp"]
+    some = feed.batches.rows[:: max(1, len(feed.batches) // _SAMPLED), ::networks]
+    if rooms.padded or not some.size or some.shape[1] % places:
+        return learner
+    tokens = data.prompt_length + data.response_length.sum(axis=1)
+    longest = int(tokens.max())
+    if update.select is None and not rooms.whole:
+        check_longest(data, rooms.given)
+    if update.select is not None:  # of what is drawn in the step only the mean is known
+        count, longest = _drawn(update, feed), 0
+        tokens = data.prompt_length + count * data.response_length.mean(axis=1).astype(np.int64)
+    filled = np.where(some >= 0, tokens[some], 0).reshape(len(some), places, -1)
+    room = whole_tiles(rooms.given) or max(whole_tiles(int(tokens.max())), AT_ONCE)
+    if rooms.whole:
+        room = int(filled.sum(axis=2).max())
+    rooms = dataclasses.replace(rooms, sizes=choose_sizes(filled, room), longest=longest)
+    return dataclasses.replace(learner, update=dataclasses.replace(update, rooms=rooms))
+
+
+def _drawn(update: Update, feed: Feed) -> int:
+    """Counts the responses of a row that a step draws."""
+    assert update.select is not None
+    shape = feed.batches.shapes[feed.batches.shape[0]]
+    batch = assemble(feed.dataset, np.full(feed.batches.rows.shape[1], -1), shape)  # opens no row
+    select = resolve(update.select, jnp.int32(0), update.steps)
+    drawn: Batch = jax.eval_shape(select, jax.random.key(0), batch)
+    return drawn.response.shape[1]

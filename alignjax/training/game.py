@@ -13,11 +13,13 @@ be used elsewhere, the reference's parameters among them, nor twice inside it.
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax.numpy as jnp
 
 from alignjax.errors import UserError
+from alignjax.models import stream
 from alignjax.training.microbatches import weighted_sums
 from alignjax.training.step import Update, train_step
 from alignjax.types import Array, Batch, GameState, Params
@@ -99,14 +101,16 @@ def policy_step(
       batch: B prompts with K responses, as a rule the policy's own samples. Its ``scores``, if
         any, are replaced before ``select`` sees them.
       update: the policy's.
-      reward: the reward model's, whose ``[B, K]`` scores are of all B rows at once, whatever
-        ``update.accumulate``, and without dropout.
+      reward: the reward model's, whose ``[B, K]`` scores are without dropout.
 
     Returns:
       The new state, and the scalars of `step.train_step`; ``scores``, the mean score of a response.
     """
     # Outside of what is differentiated.
-    scores = reward.forward(state.reward.params, ref_params, batch, apply=reward.apply, key=None)
+    forward = functools.partial(
+        reward.forward, state.reward.params, ref_params, apply=reward.apply, key=None
+    )
+    scores = forward(batch) if reward.rooms.padded else stream.in_parts(forward, batch)
     scored = dataclasses.replace(batch, scores=scores)
     policy, scalars = train_step(state.policy, ref_params, scored, update)
     mean = jnp.where(batch.present, scores, 0.0).sum(1) / jnp.maximum(batch.present.sum(1), 1)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from alignjax.training.compiled import compile_start, compile_step
+from alignjax.training.compiled import compile_start, compile_step, with_rooms
 from alignjax.training.job import Feed, Job, Learner, Turns
 from alignjax.training.loop import loop
 from alignjax.training.step import init_state, stacked_step, train_step
@@ -43,6 +43,7 @@ def fit(
       CheckpointError: a checkpoint cannot be read or written.
     """
     traced: list[str] = []
+    learner = with_rooms(learner, feed, job.mesh, networks=key.size)
     start, target, step_fn = make_step(learner, job.mesh, key, lambda: traced.append("step"))
     # Rows that fill up the last batches are -1 and belong to no epoch.
     rows_done = np.cumsum((feed.batches.rows >= 0).sum(axis=1))

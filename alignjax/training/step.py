@@ -2,7 +2,7 @@
 
 The order of `train_step` is the order of the mathematics: draw responses, score them under the
 reference (unless cached) and the policy, differentiate the weighted loss, update. Averages are
-carried as numerator and denominator in float32, so splitting a batch into micro-batches changes
+carried as numerator and denominator in float32, so taking a batch in several parts changes
 nothing but rounding.
 """
 
@@ -25,7 +25,7 @@ from alignjax.training.baseline import (
     mean_over_rows,
     running_mean,
 )
-from alignjax.training.microbatches import weighted_sums
+from alignjax.training.microbatches import AUTO, Rooms, weighted_sums
 from alignjax.training.schedules import resolve
 from alignjax.types import (
     Array,
@@ -129,11 +129,11 @@ class Update:
     forward: Forward = score
     # Draws responses before the forward pass, with a key that depends on the step.
     select: Select | None = None
-    # Values whose mean over the global batch the loss reads, without gradient. With accumulate = 1
-    # it costs no forward pass; else one more over policy and live reference, since the first
-    # micro-batch's gradient depends on the last one's value.
+    # Values whose mean over the global batch the loss reads, without gradient. Of a batch in one
+    # part it costs no forward pass; else one more over policy and live reference, since the first
+    # part's gradient depends on the last one's value.
     baseline: Baseline | None = None
-    accumulate: int = 1  # micro-batches whose gradients are added up; exact for weighted means
+    rooms: Rooms = AUTO  # parts whose gradients are added up; exact for weighted means
     steps: int = 0  # of the whole run, for `RunSchedule`s
 
 
@@ -146,7 +146,7 @@ def train_step(
       state: the network being trained. Donate it.
       ref_params: the frozen reference, or None when its log-probabilities come with the batch or
         the loss uses none. Never donated.
-      batch: B prompts; B is a multiple of ``update.accumulate``.
+      batch: B prompts.
       update: what the step does.
 
     Returns:
@@ -161,7 +161,7 @@ def train_step(
         batch = select(jax.random.fold_in(state.key, state.step), batch)
     weighted_loss = _weighted_loss(state, ref_params, batch, update)
     (total, sums), grads = microbatches.add_gradients(
-        weighted_loss, state.params, batch, update.accumulate
+        weighted_loss, state.params, batch, update.rooms
     )
     weight = batch.weight.sum()
     # A batch in which no row counts has loss and gradient 0, not NaN.
@@ -232,9 +232,9 @@ def _weighted_loss(
     baseline, whole = None, None
     if update.baseline is not None:
         baseline = resolve(update.baseline, state.step, update.steps)
-        if update.accumulate > 1:  # the first micro-batch's gradient depends on the last one's rows
+        if not update.rooms.single(batch):  # the first part's gradient depends on the last's rows
             score_rows = functools.partial(forward, state.params, ref_params)
-            whole = mean_over_parts(baseline, score_rows, batch, update.accumulate)
+            whole = mean_over_parts(baseline, score_rows, batch, update.rooms)
 
     def weighted_loss(params: Params, part: Batch) -> tuple[Array, Metrics]:
         values = forward(params, ref_params, part)
@@ -267,6 +267,9 @@ def stacked_step(
       was and moves the others.
     """
     parts = microbatches.split(batch, len(states.step))
+    # A choice of sizes that differs between networks would run them all.
+    rooms = dataclasses.replace(update.rooms, sizes=update.rooms.sizes[-1:])
+    update = dataclasses.replace(update, rooms=rooms)
     step = functools.partial(train_step, update=update)
     states, scalars = jax.vmap(step, in_axes=(0, None, 0))(states, ref_params, parts)
     whole: dict[str, Callable[[Array], Array]]

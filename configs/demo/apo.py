@@ -65,7 +65,6 @@ def get_config() -> Config:
             max_prompt_tokens=64,
             max_response_tokens=64,
             eval_fraction=0.1,
-            buckets=1,
             pad_multiple=16,
         ),
         tokenizer=TokenizerConfig(vocab_size=768),

@@ -39,7 +39,6 @@ def get_config() -> Config:
             max_prompt_tokens=64,
             max_response_tokens=64,
             eval_fraction=0.1,
-            buckets=2,
             pad_multiple=8,
         ),
         tokenizer=TokenizerConfig(vocab_size=768),

@@ -397,7 +397,7 @@ def test_what_may_change_between_two_starts_of_a_run():
 
 OUTSIDE = {
     "align": (
-        *("train.accumulate=3", "model.width=0", "model.kv_heads=3", "model.dtype=float16"),
+        *("train.microbatch_tokens=-1", "model.width=0", "model.kv_heads=3", "model.dtype=float16"),
         *("model.remat=some", "data.eval_fraction=0", "data.eval_fraction=1", "optim.b1=1"),
     ),
     "rounds": (

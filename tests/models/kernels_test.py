@@ -184,8 +184,8 @@ def test_whole_networks_are_traced_with_the_kernel(remat, monkeypatch):
         (dict(), "tpu", 2, "splash"),
         (dict(attention_softcap=50.0, window=8, full_every=2), "tpu", 1, "splash"),
         (dict(), "tpu", 4, "xla"),  # two key heads on four devices
-        (dict(), "cpu", 1, "xla"),
-        (dict(dtype="bfloat16"), "gpu", 1, "xla"),  # cuDNN's is to be asked for
+        (dict(), "cpu", 1, "tiles"),
+        (dict(dtype="bfloat16"), "gpu", 1, "tiles"),  # cuDNN's is to be asked for
         (dict(attention="xla"), "tpu", 1, "xla"),
         (dict(attention="splash"), "tpu", 1, "splash"),
         (dict(attention="cudnn", dtype="bfloat16", window=8), "gpu", 2, "cudnn"),
@@ -219,7 +219,9 @@ def test_a_run_is_refused_before_its_data_are_read():
     with pytest.raises(UserError, match=r"model\.attention: 'splash' wanted a TPU, found cpu"):
         pretrained.resolve(of)
     assert pretrained.resolve(of, runs=False).model.attention == "splash"
-    with pytest.raises(UserError, match=r"model\.attention: wanted auto or xla or splash or cudnn"):
+    with pytest.raises(
+        UserError, match=r"model\.attention: wanted auto or tiles or xla or splash or cudnn"
+    ):
         runs.changed("model.attention=flash")
     cut = runs.changed("mesh.tensor=3", "data.path=nowhere")
     with pytest.raises(UserError, match=r"^mesh\.tensor=3 does not divide model\.heads="):

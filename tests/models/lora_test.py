@@ -18,6 +18,7 @@ from alignjax.models.logps import response_logps
 from alignjax.runtime import sharding
 from alignjax.runtime.checkpoint import tree_digest
 from alignjax.training import microbatches, step
+from alignjax.training.microbatches import Rooms
 from alignjax.training.step import (
     Update,
     init_state,
@@ -33,6 +34,7 @@ from tests.oracles import jaxprs
 MODEL = tiny.model(qkv_bias=True)
 CONFIG = LoraConfig(rank=3, alpha=7.5)
 OPTIMIZER = optax.adam(0.01)
+ROOMS = Rooms(given=1, padded=True)  # a row at a time
 
 
 def adapters(config=CONFIG, seed=None):
@@ -122,7 +124,9 @@ def test_dropout_keeps_the_mean_and_depends_on_the_row_alone():
         "lora_keys": jax.random.split(key, 2),
         "lora_dropout": jnp.float32(0.25),
     }
-    found = np.asarray(lora.low_rank(jnp.ones((2, 50, 400)), leaves))
+    row = jnp.broadcast_to(jnp.arange(2)[:, None], (2, 50))
+    number = jnp.broadcast_to(jnp.arange(50), (2, 50))
+    found = np.asarray(lora.low_rank(jnp.ones((2, 50, 400)), leaves, row, number))
     assert set(np.unique(found)) == {0, np.float32(1 / 0.75)}
     # 40,000 draws: the share's standard error is 0.0022; five of them.
     assert abs((found == 0).mean() - 0.25) < 5 * 0.0022
@@ -169,7 +173,7 @@ def cases():
         "labels, with a baseline": (
             functools.partial(kto.loss, beta=0.1),
             rows(1, desirable=desirable),
-            dict(select=kto.select, baseline=kto.baseline, accumulate=2),
+            dict(select=kto.select, baseline=kto.baseline, rooms=ROOMS),
         ),
         "a reward model": (
             bradley_terry.reward_loss,
@@ -212,7 +216,7 @@ def test_a_step_with_dropout_is_the_same_on_a_mesh_in_parts_and_recomputed():
     place = jax.tree.map(jax.device_put, (fresh, base), sharding.shard_tree((fresh, base), mesh))
     assert place[0].params["layers"]["o"]["lora_a"].sharding.spec == P(None, "tensor")
     remat = tiny.model(qkv_bias=True, remat="full")
-    parted = jax.jit(step_of(loss, config=config, accumulate=2, model=remat))
+    parted = jax.jit(step_of(loss, config=config, rooms=ROOMS, model=remat))
     found, scalars = parted(*place, sharding.put_rows(batch, mesh))
     np.testing.assert_allclose(scalars["loss"], wanted["loss"], rtol=1e-5)
     # Adam's first step is the sign of the gradient times 0.01: compared by its moments instead.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignjax.models import layer, transformer
+from alignjax.models import layer, stream, transformer
 from alignjax.models.logps import response_logps, token_logps
 from tests import tiny
 from tests.models.logps_test import assert_close, value_and_grad
@@ -101,7 +101,9 @@ def first_token_from_the_first_response(monkeypatch):
     ],
 )
 def test_the_comparison_fails_on_mutants(mutate, monkeypatch):
-    config, batch, params = tiny.model(), tiny.ragged(3), tiny.params(tiny.model())
+    """Of padded rows, as fused kernels have them."""
+    config = tiny.model(attention="xla")
+    batch, params = tiny.ragged(3), tiny.params(config)
     assert (batch.prompt[:, -1] == 0).any() or (
         batch.response[batch.response_length > 0] == 0
     ).any()
@@ -113,6 +115,50 @@ def test_the_comparison_fails_on_mutants(mutate, monkeypatch):
     wrong = jax.jit(lambda p: mutant(p, batch, config=config), compiler_options=tiny.FAST)(params)
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         assert_close(wrong, wanted, 1e-5)
+
+
+def part_of_its_prompt(packed):
+    """Responses see those before."""
+    part = jnp.where(packed.seen.part >= 0, packed.seen.prompt, -1)
+    return packed.replace(seen=packed.seen.replace(part=part))
+
+
+def one_position_late(packed):
+    late = packed.seen.part != packed.seen.prompt
+    return packed.replace(seen=packed.seen.replace(position=packed.seen.position + late))
+
+
+def prompt_of_the_first_row(packed):
+    prompt = jnp.where(packed.seen.prompt >= 0, 0, -1)
+    return packed.replace(seen=packed.seen.replace(prompt=prompt))
+
+
+def after_the_response_before(packed):
+    """The state before a response's first token is the prompt's last, not the token before."""
+    before = packed.before
+    return packed.replace(before=jnp.concatenate([before[:, :1], before[:, :-1] + 1], axis=1))
+
+
+@pytest.mark.parametrize(
+    "mutate",
+    [
+        part_of_its_prompt,
+        one_position_late,
+        prompt_of_the_first_row,
+        after_the_response_before,
+    ],
+)
+def test_the_comparison_fails_on_mutants_of_a_stream(mutate, monkeypatch):
+    config, batch = tiny.model(), tiny.ragged(3)
+    params, inner = tiny.params(config), stream.pack
+    wanted = value_and_grad(params, batch, logps=plain_logps, config=config)[0]
+    assert_close(
+        value_and_grad(params, batch, logps=response_logps, config=config)[0], wanted, 1e-5
+    )
+    monkeypatch.setattr(stream, "pack", lambda batch: mutate(inner(batch)))
+    score = jax.jit(lambda p: response_logps(p, batch, config=config), compiler_options=tiny.FAST)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        assert_close(score(params), wanted, 1e-5)
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,10 @@ from tests.parity.parity_test import answers, as_batch, compare, ours
 
 DOCS = (runs.ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 SMALL = (
-    *("train.steps=2", "train.batch_size=4", "train.accumulate=2", "train.log_every=1"),
+    *("train.steps=2", "train.batch_size=4", "train.log_every=1"),
     *("optim.learning_rate=0.01", "model.dtype=float32", "model.remat=none"),
     *("data.max_prompt_tokens=32", "data.max_response_tokens=16", "data.pad_multiple=8"),
-    *("data.buckets=1", "data.eval_fraction=0.3", "evaluate.prompts=0", "evaluate.batch_size=4"),
+    *("data.eval_fraction=0.3", "evaluate.prompts=0", "evaluate.batch_size=4"),
 )
 
 

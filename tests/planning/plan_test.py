@@ -82,7 +82,7 @@ def test_flops_of_the_model_by_hand():
         ("v5e:four", "", [], r"wanted v5e:SHAPE; known"),
         ("h100:4", "fsdp=3", [], r"fsdp=3 x tensor=1 is 3, h100:4 has 4 devices"),
         ("h100:4", "rows=4", [], r"wanted data=..,fsdp=..,tensor=.. with positive numbers, found"),
-        ("h100:3", "", [], r"train.batch_size: 8 / accumulate 1 = 8 rows divide over no mesh of 3"),
+        ("h100:3", "", [], r"train.batch_size: 8 rows divide over no mesh of 3"),
         ("h100:4", "tensor=4", ["model.vocab_size=63"], r"mesh.tensor=4 does not divide 63"),
         (
             *("h100:4", "tensor=4", ["model.heads=6", "model.kv_heads=6"]),
@@ -146,9 +146,9 @@ def too_large(monkeypatch):
 def test_what_does_not_fit_is_made_smaller_until_it_does(too_large, capsys):
     found = plan.run(config(), "h100:2")["plans"]
     assert [x["measured"]["fits"] for x in found] == [False, False, True]
-    assert (found[1]["remat"], found[1]["accumulate"]) == ("full", 1)
-    assert (found[2]["remat"], found[2]["accumulate"]) == ("full", 2)
-    assert "--set model.remat=full --set train.accumulate=2: " in capsys.readouterr().out
+    assert (found[1]["remat"], found[1]["parts"]) == ("full", 1)
+    assert (found[2]["remat"], found[2]["parts"]) == ("full", 2)
+    assert "--set model.remat=full --set train.microbatch_tokens=288: " in capsys.readouterr().out
 
 
 def test_sampling_that_does_not_fit_gathers_less_then_draws_less_at_once(too_large, capsys):

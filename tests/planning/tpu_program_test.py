@@ -11,6 +11,7 @@ import importlib.util
 import jax
 import pytest
 
+from alignjax.config import ReferenceConfig
 from alignjax.models import layout
 from alignjax.planning import chips, collectives, hlo, hlo_costs, programs
 from alignjax.runtime import sharding
@@ -38,7 +39,7 @@ def compiled(
     topology="v5e:2x2",
     mesh=(1, FSDP, TENSOR),
     rows=ROWS,
-    accumulate=1,
+    tokens=0,
     part="step",
     gather=True,
     **changes,
@@ -51,12 +52,13 @@ def compiled(
         **dict(head_dim=HEAD, mlp_width=MLP, dtype="bfloat16", remat="full", logits_chunk=CHUNK),
     )
     data = dataclasses.replace(of.data, max_prompt_tokens=PROMPT, max_response_tokens=R)
-    train = dataclasses.replace(of.train, batch_size=rows, accumulate=accumulate)
+    train = dataclasses.replace(of.train, batch_size=rows, microbatch_tokens=tokens)
     evaluate = dataclasses.replace(
         of.evaluate, batch_size=rows, samples=K, max_new_tokens=R, gather_weights=gather
     )
     of = dataclasses.replace(
         of,
+        reference=ReferenceConfig(mode="cache"),
         model=dataclasses.replace(model, **changes),
         data=data,
         train=train,

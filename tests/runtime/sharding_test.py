@@ -20,6 +20,7 @@ from alignjax.models.transformer import init_params
 from alignjax.runtime import sharding
 from alignjax.runtime.sharding import make_mesh, path_name, put_rows, shard_tree
 from alignjax.stages import pretrained
+from alignjax.training.microbatches import AUTO, Rooms
 from alignjax.training.step import Update, init_state, train_step
 from tests import tiny
 
@@ -148,6 +149,7 @@ def test_rows_go_to_their_devices_and_nowhere_else():
 
 CONFIG = tiny.model(kv_heads=4, qkv_bias=True, tied_embeddings=False, logits_chunk=3)
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.01, eps=1e-3))
+ONE_ROW = Rooms(given=1, padded=True)  # of a place at a time
 WEIGHT = np.array([1, 1, 0, 2, 1, 0.5, 1, 3], np.float32)
 
 
@@ -155,7 +157,7 @@ def batches():
     return [tiny.ragged(2, b=8, seed=seed).replace(weight=WEIGHT) for seed in (0, 1)]
 
 
-def two_steps(mesh_shape, accumulate=1, live=True, **changes):
+def two_steps(mesh_shape, rooms=AUTO, live=True, **changes):
     """Parameters and scalars after two steps from the same start."""
     config = tiny.model(**{**vars_of(CONFIG), **changes})
     mesh = make_mesh(*mesh_shape)
@@ -177,7 +179,7 @@ def two_steps(mesh_shape, accumulate=1, live=True, **changes):
                 apply=apply,
                 optimizer=OPTIMIZER,
                 loss=functools.partial(dpo.loss, beta=0.5),
-                accumulate=accumulate,
+                rooms=rooms,
             ),
         ),
         donate_argnums=0,
@@ -195,8 +197,8 @@ def two_steps(mesh_shape, accumulate=1, live=True, **changes):
     return jax.device_get((state.params, out))
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_baseline_is_of_the_batch_over_all_devices(accumulate):
+@pytest.mark.parametrize("rooms", [AUTO, ONE_ROW], ids=["whole", "parts"])
+def test_a_baseline_is_of_the_batch_over_all_devices(rooms):
     """KTO's partner of a row may lie on another device, and its mean is over all of them."""
 
     def kto_step(mesh):
@@ -208,7 +210,7 @@ def test_a_baseline_is_of_the_batch_over_all_devices(accumulate):
                 loss=functools.partial(kto.loss, beta=1.0),
                 select=kto.select,
                 baseline=kto.baseline,
-                accumulate=accumulate,
+                rooms=rooms,
             ),
         )
         state = init_state(jnp.float32(1.0), optax.sgd(1.0), jax.random.key(0))
@@ -247,8 +249,8 @@ def test_steps_on_any_mesh_equal_those_on_one_device(single, shape):
 @pytest.mark.parametrize(
     ("shape", "way"),
     [
-        ((2, 2, 2), dict(live=False, accumulate=2)),
-        ((1, 1, 1), dict(live=False, accumulate=4, logits_chunk=64, remat="full")),
+        ((2, 2, 2), dict(live=False, rooms=ONE_ROW)),
+        ((1, 1, 1), dict(live=False, rooms=ONE_ROW, logits_chunk=64, remat="full")),
     ],
     ids=["on a mesh", "recomputed in one chunk"],
 )

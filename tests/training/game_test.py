@@ -16,6 +16,7 @@ from alignjax.models import reward_head, transformer
 from alignjax.runtime import checkpoint, sharding, stores
 from alignjax.testing import loss_inputs
 from alignjax.training import game
+from alignjax.training.microbatches import Rooms
 from alignjax.training.step import Update, init_state, reward_scores, train_step
 from alignjax.types import GameState
 from tests import tiny
@@ -132,7 +133,9 @@ def test_selects_see_the_reward_models_scores():
     """DPO on its best and worst sample: the data's own scores, here all tied, are not used."""
     state, reference = make_state(), params(3)
     batch = make_batch().replace(scores=jnp.zeros((B, K)))
-    update = policy_update(loss=dpo.loss, select=bradley_terry.select, accumulate=2)
+    update = policy_update(
+        loss=dpo.loss, select=bradley_terry.select, rooms=Rooms(given=1, padded=True)
+    )
     step = functools.partial(POLICY, update=update)
     _, scalars = jax.jit(step)(state, reference, batch)
     assert float(scalars["weight"]) == B

@@ -15,7 +15,7 @@ from alignjax.losses import bco, bradley_terry, dpo, hps, kto
 from alignjax.runtime.checkpoint import tree_digest
 from alignjax.testing import loss_inputs
 from alignjax.training import step as step_module
-from alignjax.training.microbatches import weighted_sums
+from alignjax.training.microbatches import AUTO, Rooms, weighted_sums
 from alignjax.training.schedules import resolve
 from alignjax.training.step import Update, init_state, score, train_step
 from alignjax.types import Logps, RunSchedule, Schedule
@@ -58,10 +58,18 @@ def make_step(loss=LOSS, jit=True, **keywords):
     return jax.jit(run) if jit else run
 
 
-def sgd_gradient(batch, ref_params, accumulate=1):
+def in_parts(parts, k=K):
+    """Rooms for so many parts of equal rows; "full": for as many rows as fit in a stream."""
+    row = 1 + k * WIDTH
+    if parts == "full":
+        return Rooms(sizes=(row, 2 * row))
+    return Rooms(given=row * B // parts, padded=True)
+
+
+def sgd_gradient(batch, ref_params, rooms=AUTO):
     """The gradient itself, and the scalars: a step of plain descent at rate 1, unclipped."""
     state = init_state(make_params(), SGD, jax.random.key(7))
-    new, scalars = make_step(optimizer=SGD, accumulate=accumulate)(state, ref_params, batch)
+    new, scalars = make_step(optimizer=SGD, rooms=rooms)(state, ref_params, batch)
     return jax.tree.map(jnp.subtract, state.params, new.params), scalars
 
 
@@ -128,13 +136,14 @@ def test_a_batch_without_any_weight_has_loss_zero_and_no_gradient():
 UNEVEN = [4.0, 0.5, 0.5, 0.5, 3.0, 0.0, 0.5, 0.0]
 
 
-@pytest.mark.parametrize("parts", [2, 4, 8])
+@pytest.mark.parametrize("parts", [2, 4, 8, "full"])
 def test_accumulated_gradients_are_those_of_the_whole_batch(parts):
     batch, ref = make_batch(UNEVEN), make_params(1)
     grads, scalars = sgd_gradient(batch, ref)
     chex.assert_trees_all_close(
-        sgd_gradient(batch, ref, parts), (grads, scalars), rtol=2e-6, atol=1e-6
+        sgd_gradient(batch, ref, in_parts(parts)), (grads, scalars), rtol=2e-6, atol=1e-6
     )
+    parts = 2 if parts == "full" else parts
     # The mean of the micro-batches' means, which the step must not be, differs:
     means = [sgd_gradient(take(batch, slice(i, None, parts)), ref)[0] for i in range(parts)]
     mean = jax.tree.map(lambda *x: sum(x) / parts, *means)
@@ -154,7 +163,9 @@ def test_accumulated_gradients_of_bfloat16_parameters_add_up_in_float32():
     sizes = jnp.array([256.0] + [1.0] * 7)
     batch = make_batch(np.ones(B), k=1).replace(scores=sizes[:, None])
     state = init_state(jnp.zeros((), jnp.bfloat16), SGD, jax.random.key(0))
-    _, scalars = make_step(linear, accumulate=8, apply=row_apply, optimizer=SGD)(state, None, batch)
+    _, scalars = make_step(linear, rooms=in_parts(8, k=1), apply=row_apply, optimizer=SGD)(
+        state, None, batch
+    )
     assert float(scalars["grad_norm"]) == float(sizes.mean())
 
 
@@ -180,10 +191,10 @@ BCO = dict(
 )
 
 
-def after(steps, parts=1, jit=True, **keywords):
+def after(steps, rooms=AUTO, jit=True, **keywords):
     """The state and the scalars after some steps of plain descent on other batches each."""
     state = init_state(make_params(), SGD, jax.random.key(7))
-    step = make_step(optimizer=SGD, accumulate=parts, jit=jit, **keywords)
+    step = make_step(optimizer=SGD, rooms=rooms, jit=jit, **keywords)
     step = step if jit else jax.jit(step)
     for seed in range(steps):
         batch = labelled().replace(prompt_id=jnp.arange(B, dtype=jnp.int32) * 3 + seed)
@@ -209,19 +220,19 @@ def test_the_baseline_is_the_mean_over_the_rows_that_count_and_has_no_gradient()
     )
 
 
-@pytest.mark.parametrize("parts", [2, 8])
+@pytest.mark.parametrize("parts", [2, 8, "full"])
 @pytest.mark.parametrize(
     "keywords", [dict(loss=reads_both, baseline=first), KTO, BCO], ids=["both", "kto", "bco"]
 )
 def test_the_baseline_of_micro_batches_is_that_of_the_whole_batch(keywords, parts):
-    whole, accumulated = after(2, **keywords), after(2, parts, **keywords)
+    whole, accumulated = after(2, **keywords), after(2, in_parts(parts, k=1), **keywords)
     chex.assert_trees_all_close(accumulated, whole, rtol=2e-5, atol=2e-6)
 
 
 def test_a_baseline_of_every_micro_batch_alone_would_show(monkeypatch):
     whole = after(2, loss=reads_both, baseline=first)
     monkeypatch.setattr(step_module, "mean_over_parts", lambda *_: None)
-    alone = after(2, 2, jit=False, loss=reads_both, baseline=first)
+    alone = after(2, in_parts(2, k=1), jit=False, loss=reads_both, baseline=first)
     with pytest.raises(AssertionError):
         chex.assert_trees_all_close(alone, whole, rtol=1e-3, atol=1e-4)
 
@@ -292,14 +303,14 @@ def test_schedules_of_the_run_are_as_long_as_it_is():
         make_step(rising)(make_state(), None, make_batch())
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_what_a_select_says_is_averaged_by_the_weights(accumulate):
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_a_select_says_is_averaged_by_the_weights(parts):
     def first(key, batch):
         pair = bradley_terry.select(key, batch)
         return dataclasses.replace(pair, select_metrics={"best": pair.scores[:, 0]})
 
     batch = make_batch(UNEVEN, k=4)
-    step = make_step(dpo.loss, select=first, accumulate=accumulate)
+    step = make_step(dpo.loss, select=first, rooms=in_parts(parts))
     _, scalars = step(make_state(), make_params(1), batch)
     wanted = np.average(np.max(batch.scores, axis=1), weights=UNEVEN)
     np.testing.assert_allclose(scalars["best"], wanted, rtol=1e-5)
@@ -513,7 +524,7 @@ def test_a_reward_models_loss_sees_scores_and_no_reference():
 
     batch, params = make_batch(), make_params()
     state = init_state(params, SGD, jax.random.key(7))
-    step = make_step(margin, optimizer=SGD, forward=step_module.reward_scores, accumulate=2)
+    step = make_step(margin, optimizer=SGD, forward=step_module.reward_scores, rooms=in_parts(2))
     new, scalars = step(state, None, batch)
 
     def mean(params):
