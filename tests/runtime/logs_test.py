@@ -50,3 +50,18 @@ def test_a_terminal_without_the_letter_shows_a_number(encoding):
 
 def test_without_this_they_would_end_it():
     assert run(">/dev/full", "control")[0] != 0
+
+
+def test_errors_of_the_checkpoint_library_s_threads_are_left_to_our_line():
+    program = (
+        "import absl.logging\n"
+        "from alignjax.runtime import logs\n"
+        "logs.quiet_libraries()\n"
+        "for place in ('/x/orbax/y.py', '/x/grain/y.py'):\n"
+        "    exec(compile('absl.logging.error(place)', place, 'exec'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=runs.ROOT, check=True
+    )
+    assert "/x/grain/y.py" in done.stderr
+    assert "orbax" not in done.stderr
