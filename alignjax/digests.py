@@ -2,7 +2,7 @@
 
 A folder that is sealed holds ``digests.json``: the digest of every file in it, written last. What a
 file lost or gained since then is noticed by whoever reads it here. The digest is XXH3 of 128 bits:
-it tells of damage at the speed of memory, and says nothing of who wrote a file.
+several times as fast as SHA-256, it tells of damage, and says nothing of who wrote a file.
 """
 
 import concurrent.futures
