@@ -262,7 +262,7 @@ def unknown_names(text: str) -> list[str]:
         if module in modules
         and module not in fields
         and name not in modules[module]
-        and name not in ("py", "json", "jsonl", "md", "png", "model")
+        and name not in ("py", "json", "jsonl", "md", "png", "html", "model")
     ]
 
 

@@ -44,6 +44,7 @@ TIMED = (
     "tokens_per_second",
     "data_wait_seconds",
     "step_seconds",
+    "train_seconds",
     "crc32",
 )  # what no two runs have alike
 

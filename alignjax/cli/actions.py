@@ -61,6 +61,15 @@ def demo() -> None:
     run("configs/demo/dpo.py", "runs/demo")
 
 
+def report() -> None:
+    from alignjax.evaluation import report as reports
+    from alignjax.evaluation.tables import say
+
+    folder = pathlib.Path(VALUES.workdir)
+    reports.write(folder)
+    say(f"report: {folder / 'report.html'}")
+
+
 def _more_threads(config: Any) -> None:
     """Gives a mesh of CPUs more threads than cores: its collectives can starve each other else."""
     if max(config.mesh.data, config.mesh.fsdp, config.mesh.tensor) > 1:

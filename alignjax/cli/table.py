@@ -96,6 +96,12 @@ VERBS = {
         more="--records=ours.jsonl --against=theirs.jsonl --reward_model=runs/rm",
         computes=True,
     ),
+    "report": Verb(
+        do=actions.report,
+        text="write report.html of the run in --workdir: one file, to be opened in a browser",
+        reads=("workdir",),
+        example="--workdir=runs/first",
+    ),
     "compare": Verb(
         do=actions.compare,
         text="metrics of --runs at equal steps and at equal KL, drawn into --out (.png)",

@@ -70,7 +70,9 @@ def _changed(value: Any, hint: Any, new: dict[str, Any], path: str, root: Any) -
     parts = {name: x for name, x in new.items() if name != ITSELF}
     if ITSELF in new:
         text = new[ITSELF]
-        if takes_function(hint) and text.strip() not in ("None", "none"):
+        if hasattr(value, "none") and text.strip().lower() == "none":
+            value = value.none()
+        elif takes_function(hint) and text.strip() not in ("None", "none"):
             value = _function(text.strip(), value, path)
         else:
             value = parse(text, hint, path)

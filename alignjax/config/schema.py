@@ -86,6 +86,10 @@ class OptimConfig:
     clip_norm: float | None = setting(1.0, POSITIVE)
 
 
+def _are_loggers(names: tuple[str, ...]) -> bool:
+    return set(names) <= {"tensorboard", "wandb", "trackio", "mlflow"}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How long, in what batches, and what is kept. Steps are optimizer steps."""
@@ -96,8 +100,15 @@ class TrainConfig:
     # tokens of a device that pass through the network at a time, at least those of one prompt
     # with its responses; it bounds memory, not what a step is. 0: chosen from the data
     microbatch_tokens: int = setting(0, count(0, 2**24), identity=False)
-    eval_every: int = setting(0, STEPS, identity=False)  # steps between lines of the
-    # history, which has one at the end; 0: no line
+    # steps between evaluations, with one at the end; 0: none; None: up to ten of the held-out rows
+    # alone, which together cost a tenth of the training at most
+    eval_every: int | None = setting(None, STEPS, identity=False)
+    # where numbers go beside metrics.jsonl: some of tensorboard, wandb, trackio, mlflow
+    loggers: tuple[str, ...] = setting(
+        ("tensorboard",),
+        Range("some of tensorboard, wandb, trackio, mlflow", _are_loggers),
+        identity=False,
+    )
     save_every: int = setting(200, EVERY, identity=False)  # steps between checkpoints; one is
     # always written at the end
     keep: int = setting(2, EVERY, identity=False)  # checkpoints kept
@@ -223,8 +234,15 @@ class EvaluateConfig(SamplingConfig):
     # no sampling
     best_of: int = setting(0, FEW_OR_NONE)  # the best of a prompt's first so many samples is
     # reported; 0: of all
+    # whether held-out rows are scored before and after; of a policy alone
+    held_out: bool = setting(True, identity=False)
     during: int = setting(16, ROWS)  # prompts sampled at every evaluation during training;
     # 0: none
+
+    def none(self) -> "EvaluateConfig":
+        """The same without any measurement: ``--set evaluate=none``."""
+        nothing: dict[str, Any] = dict(judge=None, scorers=(), prompts=0, best_of=0, during=0)
+        return dataclasses.replace(self, **nothing, held_out=False)
 
     def rules(self) -> Iterator[Rule]:
         """See `validate.check`."""

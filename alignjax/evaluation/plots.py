@@ -1,5 +1,6 @@
 """Pictures of runs, as PNG files. Of several processes the first one writes them."""
 
+import dataclasses
 import itertools
 import math
 import pathlib
@@ -18,6 +19,72 @@ Round = tuple[int, float, float]  # round, value, half-width of its 95% interval
 Front = dict[str, Any]  # what ``front.json`` holds
 
 
+@dataclasses.dataclass(frozen=True)
+class _Panel:
+    """A picture of some of a run's numbers over its steps."""
+
+    title: str
+    unit: str
+    names: dict[str, str]  # of metrics.jsonl -> what the legend says
+
+
+_PANELS = (
+    _Panel("loss", "nats per prompt", {"loss": "training", "eval_loss": "held out"}),
+    _Panel(
+        "reward",
+        "reward",
+        {
+            "rewards/chosen": "chosen",
+            "rewards/rejected": "rejected",
+            "rewards/margins": "margin",
+            "eval_rewards/margins": "margin, held out",
+        },
+    ),
+    _Panel(
+        "reward accuracy",
+        "share of prompts",
+        {"rewards/accuracies": "training", "eval_rewards/accuracies": "held out"},
+    ),
+    _Panel("KL to the reference", "nats per response", {"eval_kl": "samples"}),
+    _Panel("learning rate", "learning rate", {"learning_rate": "learning rate"}),
+)
+
+
+def _panels(lines: Sequence[dict[str, Any]]) -> list[_Panel]:
+    """Finds the panels that have something to show."""
+    there = {name for line in lines for name, value in line.items() if value is not None}
+    return [x for x in _PANELS if there & x.names.keys()]
+
+
+def _draw(axis: Any, panel: _Panel, lines: Sequence[dict[str, Any]]) -> None:
+    """Draws the lines of a panel; what was measured on samples with its 95% interval."""
+    for name, label in panel.names.items():
+        some = [line for line in lines if line.get(name) is not None]
+        if not some:
+            continue
+        steps, values = [x["step"] for x in some], [x[name] for x in some]
+        # Few points are marked: a line of one is not seen.
+        marker = "o" if name.startswith("eval_") else "." if len(some) < 20 else None
+        widths = [x.get(f"{name}_half_width") for x in some]
+        if None in widths:
+            axis.plot(steps, values, label=label, marker=marker, markersize=4, linewidth=1.5)
+        else:
+            axis.errorbar(steps, values, yerr=widths, label=label, marker=marker, markersize=4)
+    axis.set(title=panel.title, xlabel="step", ylabel=panel.unit)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7)
+
+
+def training_figures(lines: Sequence[dict[str, Any]]) -> list[Any]:
+    """Draws each training curve of a run as a figure of its own, for its report."""
+    figures = []
+    for panel in _panels(lines):
+        figure, axes = _figure(1, 1, (5.2, 3.4), layout="constrained")
+        _draw(axes[0][0], panel, lines)
+        figures.append(figure)
+    return figures
+
+
 def plot_training(
     workdir: pathlib.Path,
     path: pathlib.Path,
@@ -32,25 +99,10 @@ def plot_training(
       scores: one score per sampled response, before and after; None draws no such panel.
       score_name: what the scores are called.
     """
-    lines = read(workdir / "metrics.jsonl")
-    panels = [
-        ("loss", ["loss"]),
-        ("reward", ["rewards/chosen", "rewards/rejected", "rewards/margins"]),
-        ("reward accuracy", ["rewards/accuracies", "eval_rewards/accuracies"]),
-    ]
-    panels = [
-        (title, [n for n in names if any(n in line for line in lines)]) for title, names in panels
-    ]
-    panels = [(title, names) for title, names in panels if names]
+    panels = _panels(lines := read(workdir / "metrics.jsonl"))
     figure, axes = _figure(1, len(panels) + (scores is not None), (4.2, 3.2))
-    for axis, (title, names) in zip(axes[0], panels, strict=False):
-        for name in names:
-            points = [(line["step"], line[name]) for line in lines if name in line]
-            marker = "o" if name.startswith("eval_") else None
-            axis.plot(*zip(*points, strict=True), label=name, marker=marker, linewidth=1.5)
-        axis.set(title=title, xlabel="step")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+    for axis, panel in zip(axes[0], panels, strict=False):
+        _draw(axis, panel, lines)
     if scores is not None:
         axis = axes[0][-1]
         axis.hist(scores, bins=20, label=["before", "after"])

@@ -9,7 +9,7 @@ Read it downwards: `run` is the order of events. What each stage writes into the
     cache/                                           prepared rows, reference log-probabilities
     before.json  after.json                          sampled responses
     metrics.jsonl  tensorboard/  checkpoints/        the alignment itself
-    summary.json  report.png                         what came of it
+    summary.json  report.png  report.html            what came of it
     .artifacts/                                      digests of what is reused, unfinished parts
 """
 
@@ -71,7 +71,8 @@ class _Start:
     learner: Learner  # holds the reference's parameters where steps score them
     feed: Feed
     choice: references.Choice
-    before: np.ndarray  # [N, K] nats of the held-out responses by the policy as it starts
+    # [N, K] nats of the held-out responses by the policy as it starts; None: not measured
+    before: np.ndarray | None
     held_out: np.ndarray | None  # the same by the reference; None without one
     samples: list[Sample]
 
@@ -88,11 +89,13 @@ def _align(
 
     def during(params: Params) -> dict[str, float]:
         # A reference that was put away is read again for the moment: the KL needs it.
-        of = reference.load() if live is None and run.config.evaluate.during else live
+        of = reference.load() if live is None and watched.config.evaluate.during else live
         whole = adapters.whole(run.config, live, params)
-        return evaluation.history_line(run, whole, of, start.held_out)
+        return evaluation.history_line(watched, whole, of, start.held_out, steps=len(batches))
 
-    job = run.job("alignment", reference.digest, more, extendable=True)
+    batches = start.feed.batches
+    watched = evaluation.paced(run, batches.row_count, len(batches))
+    job = watched.job("alignment", reference.digest, more, extendable=True)
     key = jax.random.key(run.config.train.seed)
     state, counts = offline.fit(job, start.learner, start.feed, key, during)
     return _finish(run, start, state.params, counts)
@@ -106,7 +109,9 @@ def _start(run: Run, load_reference: Callable[[], Params]) -> _Start:
     batches = run.batches()
     title, rows = "reference, train", batches.row_count
     ref_logps, choice = references.attach(run, reference, title, trained_rows=rows, params=params)
-    if choice.mode == "none":
+    if not config.evaluate.held_out:
+        before = on_held_out = None
+    elif choice.mode == "none":
         before, on_held_out = held_out.logps(run, params, "held-out rows, before"), None
     else:
         title = "reference, held out"
@@ -134,7 +139,10 @@ def _finish(run: Run, start: _Start, trained: Params, counts: dict[str, int]) ->
     # Steps donate their buffers: had one donated the reference's, all that is below would be wrong.
     if checkpoint.tree_digest(ref_params) != reference.digest:
         raise AssertionError("the reference's parameters changed during the run")
-    table = _held_out(run, start, held_out.logps(run, params, "  held-out rows"))
+    table: tables.Table = {}
+    if start.before is not None:
+        policy = held_out.logps(run, params, "  held-out rows")
+        table = _held_out(run, start, start.before, policy)
     if samples:
         table |= evaluation.compare_samples(run, start.samples, samples)
     divergence = evaluation.policy_kl(run, params, ref_params, samples)
@@ -144,14 +152,16 @@ def _finish(run: Run, start: _Start, trained: Params, counts: dict[str, int]) ->
     return evaluation.write_report(run, table, start.samples, samples, rest | counts)
 
 
-def _held_out(run: Run, start: _Start, policy: np.ndarray) -> tables.Table:
+def _held_out(run: Run, start: _Start, before: np.ndarray, after: np.ndarray) -> tables.Table:
     """Metrics of the held-out rows, before and after."""
     rows = run.data.held_out.dataset
     prompts = [rows[i].prompt for i in range(len(rows))]
 
     def means(logps: np.ndarray) -> dict[str, Interval]:
         values = evaluation.held_out_metrics(run, logps, start.held_out)
+        if not np.nan_to_num(values.get("rewards/margins", np.ones(1))).any():
+            values.pop("rewards/accuracies", None)  # all tie, and no ranking is right or wrong
         return {name: statistics.mean_over_prompts(x, prompts) for name, x in values.items()}
 
-    before = means(start.before)
-    return {name: (before.get(name), after) for name, after in means(policy).items()}
+    first = means(before)
+    return {name: (first.get(name), value) for name, value in means(after).items()}

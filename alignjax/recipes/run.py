@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import math
 import pathlib
 from collections.abc import Callable, Iterator
@@ -9,15 +10,19 @@ from collections.abc import Callable, Iterator
 import optax
 
 from alignjax.config import Config
+from alignjax.config.fields import describe
 from alignjax.data.batching import Bucketed
-from alignjax.evaluation import tables
-from alignjax.runtime import sharding, storage, watchdog, workdirs
+from alignjax.evaluation import findings, report, tables
+from alignjax.runtime import loggers, sharding, storage, watchdog, workdirs
+from alignjax.runtime.distributed import run_on_main
 from alignjax.stages import pretrained
 from alignjax.stages.check import bind_fraction, check_losses, check_scorers
 from alignjax.stages.data import prepare_data
 from alignjax.stages.run import Run
 from alignjax.training import compiled
 from alignjax.training.job import Learner
+
+log = logging.getLogger("alignjax")
 
 
 @contextlib.contextmanager
@@ -39,6 +44,7 @@ def open_run(
     Raises:
       UserError: see `alignjax.errors` for the kinds and their exit codes.
     """
+    loggers.check(config.train.loggers)
     workdir, config = pathlib.Path(workdir), pretrained.resolve(config)
     with (
         watchdog.watching(config.train.stuck_after),
@@ -52,8 +58,13 @@ def open_run(
         check_scorers(config, data)
         if config.select is None:  # else the responses that a step scores are not known yet
             compiled.check_longest(data.train.dataset, config.train.microbatch_tokens)
+        for sentence in findings.of_data(describe(config), data.receipt):
+            log.warning("look at this: %s", sentence)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         yield Run(config, workdir, data, mesh)
+        if (workdir / "summary.json").is_file():
+            run_on_main("report.html", lambda: report.write(workdir))
+            tables.say(f"report: {workdir / 'report.html'}")
         tables.say(_kept(workdir))
 
 

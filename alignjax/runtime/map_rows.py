@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from alignjax.data.batching import Bucketed, read
 from alignjax.runtime import distributed
-from alignjax.runtime.metrics import progress
+from alignjax.runtime.loggers.bars import progress
 from alignjax.runtime.sharding import own_rows, put_rows
 from alignjax.types import Array, Batch
 

@@ -1,4 +1,4 @@
-"""Reports a run: metrics.jsonl, TensorBoard, a progress bar. Values are fetched one step late.
+"""Reports a run: metrics.jsonl and loggers. Values are fetched one step late.
 
 Fetching late keeps the device busy: while step t runs, the host reads the numbers of step t - 1.
 It also bounds how far the host runs ahead, which CPU collectives need.
@@ -18,22 +18,26 @@ from typing import Any
 import jax
 
 from alignjax.errors import NumericalError
-from alignjax.runtime import distributed, watchdog
+from alignjax.runtime import distributed, loggers
 
 log = logging.getLogger("alignjax")
 
-FLUSH_SECONDS = 30  # of TensorBoard's files, which waits for the disk
 CHECKSUM = b', "crc32": '  # begins the last field of a line
 
 
 class Writer:
-    """Appends metrics to ``metrics.jsonl`` (the source of truth) and to TensorBoard files.
+    """Appends metrics to ``metrics.jsonl`` (the source of truth) and to loggers.
 
     With several processes the first one writes, and the writers of the others do nothing.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, after_step: int) -> None:
-        """Opens the files, without the lines of steps after ``after_step``, which run again."""
+    def __init__(
+        self, workdir: pathlib.Path, *, after_step: int, names: tuple[str, ...] = ("tensorboard",)
+    ) -> None:
+        """Opens the files, without the lines of steps after ``after_step``, which run again.
+
+        ``names`` are those of the loggers, see `runtime.loggers`.
+        """
         self._writes = distributed.is_main()
         if not self._writes:
             return
@@ -46,7 +50,7 @@ class Writer:
             temporary.replace(self._path)  # in one step: a kill must not lose the earlier lines
         self._file = self._path.open("ab", buffering=0)
         self._waiting = b""  # lines that a full disk has not taken
-        self._board = _Board(workdir / "tensorboard", after_step)
+        self._loggers = loggers.open_all(names, workdir, after_step=after_step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Writes a line ``{"step": step, name: number, ...}``; null for what is not finite.
@@ -57,7 +61,9 @@ class Writer:
             return
         finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
         self._append(_as_line({"step": step, **finite}) + "\n")
-        self._board.write(step, values)
+        numbers = loggers.grouped(values)
+        for logger in self._loggers:
+            logger.write(step, numbers)
 
     def _append(self, text: str) -> None:
         self._waiting += text.encode()
@@ -74,61 +80,8 @@ class Writer:
             if self._waiting:
                 self._append("")
             self._file.close()
-            self._board.close()
-
-
-class _Board:
-    """TensorBoard's files, written where they are asked for.
-
-    The library's own writer does it on a thread, for which a training would wait for ever once a
-    full disk has ended it.
-    """
-
-    def __init__(self, folder: pathlib.Path, after_step: int) -> None:
-        """Opens a file; TensorBoard hides what earlier ones hold of steps after ``after_step``."""
-        from tensorboardX import event_file_writer
-        from tensorboardX.proto import event_pb2
-
-        self._folder, self._flushed = folder, 0.0
-        self._file: Any = None
-        with self._errors():
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = event_file_writer.EventsWriter(str(folder / "events"))
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._file.write_event(event_pb2.Event(step=after_step + 1, session_log=start))
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes numbers, as long as that has not failed before."""
-        from tensorboardX import summary
-        from tensorboardX.proto import event_pb2
-
-        if self._file is None:
-            return
-        with self._errors():
-            for name, value in values.items():
-                point = summary.scalar(name, value)
-                event = event_pb2.Event(step=step, wall_time=time.time(), summary=point)
-                self._file.write_event(event)
-            if time.monotonic() > self._flushed + FLUSH_SECONDS:
-                self._flushed = time.monotonic()
-                self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        if self._file is not None:
-            with self._errors():
-                self._file.close()
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            log.warning("%s: not written any more (%s)", self._folder, error)
-            with contextlib.suppress(OSError):
-                if self._file is not None:
-                    self._file.close()
-            self._file = None
+            for logger in self._loggers:
+                logger.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,12 +136,12 @@ class Meter:
     def __init__(self, *, max_skipped: int) -> None:
         self._max_skipped = max_skipped
         self._bad: list[int] = []  # steps in a row that were not finite
-        self._start()
+        self._start(0.0)
 
-    def _start(self) -> None:
+    def _start(self, seconds: float) -> None:
         self._sums: dict[str, float] = {}
         self._rows = self._counted = self._tokens = self._skipped = 0.0
-        self._since = time.perf_counter()
+        self._since, self._steps = seconds, 0
 
     def state(self) -> dict[str, Any]:
         """Gives the sums since the last line, as JSON data, for a checkpoint.
@@ -203,8 +156,9 @@ class Meter:
             "skipped": self._skipped,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continues from a `state`; the clock starts anew."""
+    def restore(self, state: dict[str, Any], seconds: float) -> None:
+        """Continues from a `state`; ``seconds`` are those of all steps until then."""
+        self._since = seconds
         self._bad, self._sums = list(state["bad"]), dict(state["sums"])
         self._counted, self._skipped = state["counted"], state["skipped"]
 
@@ -233,25 +187,30 @@ class Meter:
             for name, value in values.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value * values["weight"]
             self._counted += values["weight"]
+        self._steps += 1
         self._rows += values["weight"]
         self._tokens += values["num_tokens"]
         return values
 
-    def averages(self) -> dict[str, float]:
+    def averages(self, seconds: float) -> dict[str, float]:
         """Returns means since the last call, weighted by rows, and throughput per second.
 
         Padding does not count as tokens; a prompt counts once, whatever K is. Without a step since
         the last call there is nothing to tell.
+
+        Args:
+          seconds: that all steps took until now, without compiling; see `training.loop`.
         """
         if not self._counted and not self._skipped:
-            self._start()
+            self._start(seconds)
             return {}
-        seconds = max(time.perf_counter() - self._since, 1e-9)
+        took = max(seconds - self._since, 1e-9)
         out = {name: total / max(self._counted, 1e-9) for name, total in self._sums.items()}
         out["skipped"] = self._skipped
-        out["prompts_per_second"] = self._rows / seconds
-        out["tokens_per_second"] = self._tokens / seconds
-        self._start()
+        out["prompts_per_second"] = self._rows / took
+        out["tokens_per_second"] = self._tokens / took
+        out["step_seconds"] = took / max(self._steps, 1)
+        self._start(seconds)
         return out
 
 
@@ -282,40 +241,3 @@ def timed() -> Iterator[list[float]]:
             compiling += max(0.0, end - max(start, reached))
             reached = max(reached, end)
         took.append(max(0.0, until - since - compiling))
-
-
-@contextlib.contextmanager
-def progress(title: str, total: int, *, done: int = 0, watched: bool = True) -> Iterator[Any]:
-    """Shows a progress bar with ETA; yields ``advance(n, **numbers)``.
-
-    With several processes the first one shows it. Where it stands still for too long the run ends,
-    see `watchdog.watching`; ``watched`` is False where the block sees to that itself.
-    """
-    import rich.console
-    import rich.progress as rp
-
-    console = rich.console.Console(stderr=True)
-    columns = (
-        rp.TextColumn(f"{title:<22}"),
-        rp.BarColumn(),
-        rp.MofNCompleteColumn(),
-        rp.TimeElapsedColumn(),
-        rp.TextColumn("ETA"),
-        rp.TimeRemainingColumn(),
-        rp.TextColumn("{task.fields[note]}"),
-    )
-    shown = distributed.is_main()
-    with (
-        watchdog.phase(title.strip() if watched else "") as moved,
-        rp.Progress(*columns, console=console, refresh_per_second=4, disable=not shown) as bar,
-    ):
-        task = bar.add_task(title, total=total, completed=done, note="")
-
-        def advance(n: int = 1, **numbers: float) -> None:
-            note = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
-            moved()
-            bar.update(task, advance=n)
-            if numbers:
-                bar.update(task, note=note)
-
-        yield advance

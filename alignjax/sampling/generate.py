@@ -19,7 +19,7 @@ from alignjax.models.config import ModelConfig
 from alignjax.models.logps import exact_kl
 from alignjax.models.mixture import Mixture
 from alignjax.runtime import distributed
-from alignjax.runtime.metrics import progress
+from alignjax.runtime.loggers.bars import progress
 from alignjax.runtime.sharding import own_rows, put_rows
 from alignjax.sampling.beam import beam_search
 from alignjax.sampling.decode import sample

@@ -29,7 +29,8 @@ log = logging.getLogger("alignjax")
 RESERVED = (
     *("step", "loss", "grad_norm", "num_tokens", "weight", "skipped", "learning_rate", "epoch"),
     *("baseline", "running_baseline"),
-    *("prompts_per_second", "tokens_per_second", "data_wait_seconds", "step_seconds"),
+    *("prompts_per_second", "tokens_per_second", "data_wait_seconds"),
+    *("step_seconds", "train_seconds"),
 )
 
 

@@ -60,10 +60,45 @@ def held_out_metrics(
     return metrics
 
 
+EVALUATIONS, SHARE = 10, 0.1  # of a run that does not say: how many at most, and at what cost
+
+
+def paced(run: Run, trained_rows: int, steps: int) -> Run:
+    """Decides how often a run evaluates, where ``train.eval_every`` leaves it open.
+
+    Args:
+      trained_rows: over all steps.
+      steps: of the run.
+
+    Returns:
+      The run with ``train.eval_every``; evaluations that were left open draw no samples.
+    """
+    train, settings = run.config.train, run.config.evaluate
+    if train.eval_every is not None and settings.held_out:
+        return run
+    # A step costs three times what scoring its rows does.
+    affordable = int(SHARE * 3 * trained_rows / len(run.data.held_out.dataset))
+    count = min(EVALUATIONS, affordable, steps) * settings.held_out
+    every = -(-steps // count) if count else 0
+    config = dataclasses.replace(
+        run.config,
+        train=dataclasses.replace(train, eval_every=every),
+        evaluate=dataclasses.replace(settings, during=0),
+    )
+    return dataclasses.replace(run, config=config)
+
+
 def history_line(
-    run: Run, params: Params, ref_params: Params | None, reference: np.ndarray | None
+    run: Run,
+    params: Params,
+    ref_params: Params | None,
+    reference: np.ndarray | None,
+    *,
+    steps: int = 0,
 ) -> dict[str, float]:
     """Measures a line of the run's history: means over held-out rows and over samples.
+
+    With the ``steps`` of the run it has the loss of the held-out rows; a game trains on others.
 
     The samples, at temperature 1 and of the first ``evaluate.during`` prompts, give ``kl`` with the
     half-width of its 95% interval, the share that was cut, and the judge's scores. Every evaluation
@@ -72,6 +107,9 @@ def history_line(
     judge = run.config.evaluate.judge
     policy = held_out.logps(run, params, "  held-out rows")
     metrics = statistics.means(held_out_metrics(run, policy, reference))
+    losses = held_out.losses(run, policy, reference, steps=steps) if steps else None
+    if losses is not None:
+        metrics["loss"] = float(losses.mean())
     samples = _undistorted_samples(run, params, ref_params, "  sampling")
     if samples:
         metrics["unfinished"] = preferences.unfinished(samples).mean

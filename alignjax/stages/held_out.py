@@ -1,11 +1,17 @@
-"""The held-out rows of a run: their log-probabilities, and how the data order them."""
+"""The held-out rows of a run: their log-probabilities, their loss, how the data order them."""
 
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from alignjax.data.batching import Bucketed
 from alignjax.stages import reference
 from alignjax.stages.run import Run
-from alignjax.types import Params
+from alignjax.training.schedules import resolve
+from alignjax.types import Batch, Logps, Params
 
 
 def logps(run: Run, params: Params, title: str) -> np.ndarray:
@@ -46,3 +52,69 @@ def labels(rows: Bucketed) -> np.ndarray | None:
         assert desirable is not None  # preparation refuses rows of several kinds
         table[i, : len(desirable)] = desirable
     return table
+
+
+def losses(
+    run: Run, policy: np.ndarray, reference: np.ndarray | None, *, steps: int
+) -> np.ndarray | None:
+    """Computes the loss that is trained on the held-out rows; None where it cannot be known.
+
+    That is where ``select`` adds responses that no row has, or nothing is trained on the rows as
+    they are. Hyperparameters that follow the step have their last values at every evaluation.
+
+    Args:
+      policy, reference: ``[N, K]`` nats.
+      steps: of the run.
+
+    Returns:
+      ``[N]``, nats.
+    """
+    config = run.config
+    if config.loss is None or config.candidates is not None:
+        return None
+    last = jnp.int32(steps)
+    batch = _without_texts(run.data.held_out)
+    tables = [policy] if reference is None else [policy, reference]
+    chosen = [dataclasses.replace(batch, ref_logps=jnp.asarray(table)) for table in tables]
+    if config.select is not None:
+        select = resolve(config.select, last, steps)
+        chosen = [select(jax.random.key(0), one) for one in chosen]  # the same draws for both
+    nats = [one.ref_logps for one in chosen if one.ref_logps is not None]
+    if len(nats) < len(tables):
+        return None
+    batch = dataclasses.replace(chosen[0], ref_logps=None)
+    logps = Logps(
+        policy=nats[0],
+        reference=None if reference is None else nats[1],
+        length=batch.response_length,
+    )
+    if config.baseline is not None:
+        mean = jnp.mean(resolve(config.baseline, last, steps)(logps, batch))
+        same = jnp.full(len(batch.weight), mean)
+        batch = dataclasses.replace(batch, baseline=same, running_baseline=same)
+    return np.asarray(resolve(config.loss, last, steps)(logps, batch)[0])
+
+
+def _without_texts(rows: Bucketed) -> Batch:
+    """Makes one batch of all rows, without their tokens: losses read lengths, scores and labels."""
+    data = rows.dataset
+    n, k = data.response_length.shape
+    fields: dict[str, Any] = dict(
+        prompt=jnp.zeros((n, 1), jnp.int32),
+        prompt_length=jnp.asarray(data.prompt_length),
+        response=jnp.zeros((n, k, 1), jnp.int32),
+        response_length=jnp.asarray(data.response_length),
+        weight=jnp.ones(n),
+        prompt_id=jnp.arange(n, dtype=jnp.int32),
+    )
+    by_label = labels(rows)
+    if by_label is not None:
+        fields["desirable"] = jnp.asarray(by_label)
+    if data.objectives:
+        scores = np.zeros((n, k, len(data.objectives)), np.float32)
+        for i in range(n):
+            found = data[i].scores
+            assert found is not None
+            scores[i, : len(found)] = found
+        fields["scores"] = jnp.asarray(scores[..., 0] if len(data.objectives) == 1 else scores)
+    return Batch(**fields)

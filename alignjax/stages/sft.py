@@ -92,6 +92,9 @@ def reference_of(run: Run) -> Reference:
 
 def _summarise(run: Run, sft: SftConfig, params: Params, counts: dict[str, int]) -> None:
     """Measures the supervised policy on held-out rows; writes summary.json and logs it."""
+    if not run.config.evaluate.held_out:
+        storage.keep_json(run.workdir / "summary.json", counts)
+        return
     logps = held_out.logps(run, params, "supervised, held out")
     tokens = run.data.held_out.dataset.response_length
     summary: dict[str, Any] = {

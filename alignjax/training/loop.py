@@ -15,6 +15,7 @@ from alignjax.config import TrainConfig
 from alignjax.errors import UserError
 from alignjax.runtime import consistency, distributed, metrics, stores, watchdog
 from alignjax.runtime.faults import fault_point
+from alignjax.runtime.loggers import bars
 from alignjax.runtime.sharding import put_rows
 from alignjax.training import progress
 from alignjax.training.job import Job, State, Turns
@@ -47,8 +48,9 @@ def loop(
     Returns:
       The final state, and counts as in `offline.fit`.
 
-    Every line of the metrics holds ``step_seconds``: what all turns so far took, over all starts of
-    the run, without tracing and compiling, waiting for rows, saving and evaluating.
+    Every line of the metrics holds ``train_seconds``: what all turns so far took, over all starts
+    of the run, without tracing and compiling, waiting for rows, saving and evaluating; and
+    ``step_seconds``, the same of one turn, on average since the line before.
     """
     consistency.check_same({f"{job.name}: {name}": str(x) for name, x in job.identity.items()})
     with stores.open_store(job.workdir / "checkpoints", keep=job.train.keep) as store:
@@ -57,8 +59,10 @@ def loop(
         with (
             _signals() as caught,
             watchdog.time_limit(job.train.stuck_after) as limited,
-            contextlib.closing(metrics.Writer(job.workdir, after_step=begin)) as writer,
-            metrics.progress(job.name, turns.total, done=begin, watched=False) as advance,
+            contextlib.closing(
+                metrics.Writer(job.workdir, after_step=begin, names=job.train.loggers)
+            ) as writer,
+            bars.progress(job.name, turns.total, done=begin, watched=False) as advance,
         ):
             while at.step < turns.total and not stopping:
                 batch = put_rows(next(rows), job.mesh)
@@ -66,11 +70,15 @@ def loop(
                 due = _due(job.train, at.step, turns.total, stopping)
                 if due:  # what follows is about this very step, and waits for it
                     with at.timed(), limited(f"{job.name}, step {at.step}"):
-                        advance(0, **at.numbers.read())
+                        at.numbers.read()
+                advance(1)
                 if "line" in due:
-                    times = {"data_wait_seconds": rows.take_seconds(), "step_seconds": at.seconds}
-                    writer.write(at.step, line := {**at.numbers.line(at.step), **times})
+                    line = at.numbers.line(at.step, at.seconds)
+                    line["data_wait_seconds"] = rows.take_seconds()
+                    line["train_seconds"] = at.seconds
+                    writer.write(at.step, line)
                     job.watch.line(at.step, line)
+                    advance(0, **line)
                 if "evaluation" in due and evaluate is not None:
                     values = evaluate(at.state)
                     writer.write(at.step, {f"eval_{name}": x for name, x in values.items()})
@@ -78,7 +86,6 @@ def loop(
                     fault_point("evaluated", f"{job.name}-{at.step}")
                 if "save" in due:
                     progress.save(store, job, at, total=turns.total)
-                advance(1)
             with limited(f"{job.name}, the end"):
                 signum = distributed.max_over_processes(caught)()
             if signum:  # after the last step too: another stage would follow
@@ -126,9 +133,10 @@ def _take_step(
 def _due(train: TrainConfig, step: int, total: int, stopping: bool) -> set[str]:
     """Says what is to be done after a step: a line of the metrics, an evaluation, a save."""
     at_end = step == total
-    evaluates = train.eval_every > 0 and (at_end or step % train.eval_every == 0)
+    every = train.eval_every or 0
+    evaluates = every > 0 and (at_end or step % every == 0)
     when = {
-        "line": at_end or step % train.log_every == 0,
+        "line": at_end or step == 1 or step % train.log_every == 0,
         "evaluation": evaluates,
         "save": at_end or stopping or step % train.save_every == 0,
     }

@@ -52,9 +52,12 @@ class Numbers:
         self._turns.watch(step, values)
         return {f"{who}loss": values["loss"]}
 
-    def line(self, step: int) -> dict[str, float]:
-        """Makes the line of a step: of every player that took steps since the last call."""
-        each = {who: meter.averages() for who, meter in self._meters.items()}
+    def line(self, step: int, seconds: float) -> dict[str, float]:
+        """Makes the line of a step: of every player that took steps since the last call.
+
+        ``seconds`` are those of all turns so far.
+        """
+        each = {who: meter.averages(seconds) for who, meter in self._meters.items()}
         return {
             who + name: x
             for who, means in each.items()
@@ -69,7 +72,7 @@ class Numbers:
     def restore(self, record: dict[str, Any]) -> None:
         """Goes on from a `state`."""
         for who, meter in self._meters.items():
-            meter.restore(record[f"{who}meter"])
+            meter.restore(record[f"{who}meter"], float(record.get("seconds", 0.0)))
 
 
 @dataclasses.dataclass

@@ -386,9 +386,11 @@ def test_what_may_change_between_two_starts_of_a_run():
         if not field.metadata.get("identity", True)
     }
     saving = ("eval_every", "save_every", "keep", "log_every", "max_skipped", "stuck_after")
+    saving += ("loggers",)
     assert free == {
         *(f"{at}.{name}" for at in ("train", "recipe.game.train") for name in saving),
         *("mesh", "evaluate", "reference.mode", "data.cache_dir", "tokenizer.path"),
+        "evaluate.held_out",
         *(f"model.{name}" for name in ("path", "remat", "attention", "logits_chunk")),
         *(f"{at}.gather_weights" for at in ("candidates", "evaluate", "recipe.game.sampling")),
         *("recipe.objectives.box", "recipe.objectives.truth"),
@@ -430,6 +432,8 @@ def test_beams_are_as_many_as_responses_and_nothing_is_drawn():
 
 
 def test_the_best_of_n_needs_something_that_says_which_is_the_best():
+    nothing = runs.changed("evaluate=none").evaluate
+    assert (nothing.prompts, nothing.during, nothing.judge, nothing.held_out) == (0, 0, None, False)
     assert runs.changed("evaluate.best_of=2").evaluate.best_of == 2  # by the judge
     with pytest.raises(UserError, match=r"evaluate\.best_of: wanted 0 without .*, found 2"):
         runs.changed("evaluate.best_of=2", "evaluate.judge=None")

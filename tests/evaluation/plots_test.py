@@ -63,7 +63,7 @@ def test_a_picture_with_every_panel(tmp_path):
     np.testing.assert_allclose(line.get_xdata(), range(1, 9))
     np.testing.assert_allclose(line.get_ydata(), [x["loss"] for x in LINES[:8]])
     names = [text.get_text() for text in axes[1].get_legend().get_texts()]
-    assert names == ["rewards/chosen", "rewards/rejected", "rewards/margins"]
+    assert names == ["chosen", "rejected", "margin"]
     evaluated = axes[2].lines[1]
     assert list(evaluated.get_xdata()) == [8]
     assert list(evaluated.get_ydata()) == [0.75]

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import pytest
 
 from alignjax.errors import UserError
-from alignjax.runtime import distributed, metrics, watchdog
+from alignjax.runtime import distributed, watchdog
+from alignjax.runtime.loggers import bars
 from tests.processes import members
 
 HOST = distributed.platform.node()
@@ -92,9 +93,9 @@ def test_every_phase_that_takes_too_long_ends_the_program(monkeypatch):
     ended = []
     monkeypatch.setattr(watchdog, "_end", lambda code, line: ended.append((code, line)))
     monkeypatch.setattr(watchdog.faulthandler, "dump_traceback", lambda: None)
-    with watchdog.watching(0.05), metrics.progress("alignment", 1, watched=False):
+    with watchdog.watching(0.05), bars.progress("alignment", 1, watched=False):
         time.sleep(0.2)  # its own business
-        with metrics.progress("  sampling", 9) as advance:
+        with bars.progress("  sampling", 9) as advance:
             for _ in range(9):
                 time.sleep(0.01)
                 advance()

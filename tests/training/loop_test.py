@@ -248,7 +248,7 @@ def test_the_run_covers_what_resuming_has_to_get_right(clean):
     assert counts["resumed_from"] == 0
     assert len(make_feed().batches.shapes) == 2
     assert (make_feed().batches.rows == -1).any()  # batches that are filled up
-    assert [float.fromhex(line["step"]) for line in lines][:4] == [3, 6, 9, 12]
+    assert [float.fromhex(line["step"]) for line in lines][:5] == [1, 3, 6, 9, 12]
 
 
 def test_it_compiles_once_for_every_shape(clean, tmp_path):
@@ -334,14 +334,15 @@ def test_the_time_of_steps_adds_up_over_starts_without_what_is_no_step(tmp_path,
         fit(first, evaluate)
     fit(rest, evaluate)  # from step 4 on
     lines = metrics.read(tmp_path / "metrics.jsonl")
-    found = {x["step"]: x["step_seconds"] for x in lines if "step_seconds" in x}
+    found = {x["step"]: x["train_seconds"] for x in lines if "train_seconds" in x}
     # One shape: a start compiles in its first step, whose numbers are looked at in the second.
-    assert found == {3: 3.0, 6: 6.0, 9: 9.0, 11: 11.0}
+    assert found == {1: 1.0, 3: 3.0, 6: 6.0, 9: 9.0, 11: 11.0}
+    assert {x["step_seconds"] for x in lines if "step_seconds" in x} == {1.0}
 
 
 def test_a_line_that_spans_a_stop_needs_the_sums_before_it(clean, stopped, monkeypatch):
     # The control of the test above: steps 4 and 5 of the line at step 6 lie on both sides.
-    monkeypatch.setattr(Meter, "restore", lambda self, state: None)
+    monkeypatch.setattr(Meter, "restore", lambda self, state, seconds: None)
     fit(job(stopped))
     assert runs.lines(stopped) != clean.lines
 

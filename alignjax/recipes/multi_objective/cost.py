@@ -1,7 +1,7 @@
 """Keeps what methods cost: device seconds of training steps and of sampling, by part.
 
 This is not the time of the whole run: reading, compiling, saving and measuring are left out. Steps
-count as ``step_seconds`` does (`training.loop`), sampling as `metrics.timed`, both over all starts
+count as ``train_seconds`` does (`training.loop`), sampling as `metrics.timed`, both over all starts
 of a killed run. If others use the device, their share is included.
 """
 
@@ -23,8 +23,14 @@ def note_seconds(setting: Setting, name: str, seconds: float) -> None:
 def note_steps(setting: Setting, name: str) -> None:
     """Keeps the seconds that the steps of the training in ``workdir/name`` took."""
     path = setting.run.workdir / name / "metrics.jsonl"
-    seconds = broadcast("seconds", lambda: metrics.read(path)[-1]["step_seconds"])
+    seconds = broadcast("seconds", lambda: _train_seconds(path))
     note_seconds(setting, name, seconds)
+
+
+def _train_seconds(path: pathlib.Path) -> float:
+    """Reads the seconds of all steps; lines of earlier versions call them ``step_seconds``."""
+    last = metrics.read(path)[-1]
+    return float(last.get("train_seconds", last["step_seconds"]))
 
 
 def read_seconds(workdir: pathlib.Path) -> dict[str, float]:

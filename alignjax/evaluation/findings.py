@@ -1,0 +1,91 @@
+"""What about a run is suspicious: one sentence each, for its log and for the top of its report."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MANY = 0.5  # share of responses that is worth a warning when they are cut
+SOME = 0.1  # the same of prompts
+FAR = 25.0  # nats of KL to the reference, per response
+
+
+def of_data(settings: Mapping[str, Any], receipt: Mapping[str, Any]) -> list[str]:
+    """Looks at what is known before training.
+
+    Args:
+      settings: the config as in config.json.
+      receipt: the data report as in receipt.json.
+    """
+    found = []
+    if not settings["model"]["path"] and settings["sft"] is None and settings["loss"] is not None:
+        found.append(
+            "the policy starts from random weights, and there is no supervised stage: set "
+            "model.path or sft"
+        )
+    for side, counts in receipt.items():
+        kept, warned = counts.get("kept", 0), counts.get("warned", {})
+        where = "training" if side == "train" else side.replace("_", "-")
+        for reason, what, limit, field in (
+            ("truncated_response", "have a response that is cut", MANY, "max_response_tokens"),
+            ("truncated_prompt", "lose the beginning of their prompt", SOME, "max_prompt_tokens"),
+        ):
+            share = warned.get(reason, 0) / kept if kept else 0.0
+            if share >= limit:
+                found.append(f"{share:.0%} of the {where} rows {what}: raise data.{field}")
+    labels = receipt.get("train", {}).get("kept_labels")
+    if labels:
+        share = labels["desirable_fraction"]
+        if min(share, 1 - share) < 0.05:
+            found.append(f"{share:.1%} of the labels are desirable: one class is hardly there")
+    return found
+
+
+def of_result(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Looks at what came of a run.
+
+    Args:
+      summary: as in summary.json.
+      lines: of metrics.jsonl.
+    """
+    after = {name: side(pair, "after") for name, pair in summary.get("table", {}).items()}
+    found = [*_of_table({name: x for name, x in after.items() if x is not None})]
+    if summary.get("skipped_steps"):
+        found.append(f"{summary['skipped_steps']} steps had no finite loss or gradient")
+    rewards = [x["rewards/margins"] for x in lines if x.get("rewards/margins") is not None]
+    if len(rewards) > 2 and max(map(abs, rewards)) < 1e-6:
+        found.append("the reward margin is 0 at every step: nothing is learnt")
+    losses = [x["eval_loss"] for x in lines if x.get("eval_loss") is not None]
+    if len(losses) > 2 and losses[-1] > min(losses) + 0.05 * abs(min(losses)):
+        found.append(
+            f"the held-out loss rose from {min(losses):.4g} to {losses[-1]:.4g}: fewer steps, or a "
+            "lower learning rate, may be better"
+        )
+    return found
+
+
+def _of_table(after: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    found = []
+    cut = after.get("unfinished", {}).get("mean", 0.0)
+    if cut >= MANY:
+        found.append(
+            f"{cut:.0%} of the sampled responses were cut at the token limit: raise "
+            "evaluate.max_new_tokens"
+        )
+    kl = after.get("KL to reference, nats", {}).get("mean", 0.0)
+    if kl > FAR:
+        found.append(f"the KL to the reference is {kl:.1f} nats a response: the policy is far away")
+    accuracy = after.get("rewards/accuracies")
+    if accuracy is not None and "half_width" in accuracy:
+        low, high = (accuracy["mean"] + s * accuracy["half_width"] for s in (-1, 1))
+        if low <= 0.5 <= high:
+            found.append(
+                f"the held-out accuracy, {accuracy['mean']:.3f} ± {accuracy['half_width']:.3f}, "
+                "cannot be told from chance"
+            )
+    return found
+
+
+def side(pair: Any, name: str) -> Any:
+    """Takes one side of a row of a summary's table; a reward model's row has one side only."""
+    if isinstance(pair, dict) and "mean" in pair:
+        return pair if name == "after" else None
+    return pair.get(name)

@@ -1,0 +1,130 @@
+"""Where a training's numbers go beside metrics.jsonl: TensorBoard, W&B, Trackio, MLflow.
+
+Each is a function that opens one for a run's folder; its package is imported there. Numbers are
+grouped: ``train/loss``, ``eval/loss``. The settings of the run (its config.json) go along.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import json
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from alignjax.errors import UserError
+from alignjax.runtime.loggers.board import Board
+
+PROJECT = "alignjax"
+PACKAGES = {name: name for name in ("wandb", "trackio", "mlflow")} | {"tensorboard": "tensorboardX"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Logger:
+    """Takes the numbers of a training."""
+
+    write: Callable[[int, dict[str, Any]], None]  # step, numbers under grouped names
+    close: Callable[[], None]
+
+
+def check(names: tuple[str, ...]) -> None:
+    """Refuses loggers whose package is not installed.
+
+    Raises:
+      UserError: with the command that installs it.
+    """
+    for name in names:
+        if importlib.util.find_spec(PACKAGES[name]) is None:
+            raise UserError(
+                f"train.loggers: {name} needs the package {PACKAGES[name]}: pip install "
+                f"{PACKAGES[name]}"
+            )
+
+
+def open_all(names: tuple[str, ...], workdir: pathlib.Path, *, after_step: int) -> list[Logger]:
+    """Opens loggers for a run's folder.
+
+    Args:
+      names: of `PACKAGES`.
+      workdir: of the training; its config.json, where there is one, holds the settings.
+      after_step: lines of later steps are written again.
+    """
+    file = workdir / "config.json"
+    settings = flat(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    openers = {"wandb": _wandb, "trackio": _trackio, "mlflow": _mlflow, "tensorboard": _tensorboard}
+    return [openers[name](workdir, settings, after_step) for name in names]
+
+
+def grouped(values: dict[str, Any]) -> dict[str, float]:
+    """Puts numbers under ``train/`` and ``eval/``; leaves out what is not finite."""
+    names = {
+        name: f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
+        for name in values
+    }
+    return {names[n]: float(x) for n, x in values.items() if x is not None and math.isfinite(x)}
+
+
+def flat(value: Any, at: str = "") -> dict[str, Any]:
+    """Writes nested settings with dotted names; a list is text."""
+    if isinstance(value, dict):
+        return {
+            name: x
+            for key, inner in value.items()
+            for name, x in flat(inner, f"{at}.{key}" if at else str(key)).items()
+        }
+    return {at: json.dumps(value) if isinstance(value, list) else value}
+
+
+def _name(workdir: pathlib.Path) -> str:
+    """Names a run by its folder; a stage inside of one by both."""
+    folder = workdir.resolve()
+    inside = not (folder / "config.json").is_file()
+    return f"{folder.parent.name}/{folder.name}" if inside else folder.name
+
+
+def _identity(workdir: pathlib.Path) -> str:
+    return hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:16]
+
+
+def _tensorboard(workdir: pathlib.Path, settings: dict[str, Any], after_step: int) -> Logger:
+    rows = "".join(f"| {name} | {value} |\n" for name, value in settings.items())
+    table = f"| field | value |\n|---|---|\n{rows}" if rows and not after_step else ""
+    board = Board(workdir / "tensorboard", after_step, {"settings": table} if table else {})
+    return Logger(board.write, board.close)
+
+
+def _wandb(workdir: pathlib.Path, settings: dict[str, Any], after_step: int) -> Logger:
+    wandb = importlib.import_module("wandb")
+    run = wandb.init(
+        project=PROJECT,
+        name=_name(workdir),
+        id=_identity(workdir),
+        resume="allow",
+        dir=str(workdir),
+        config=settings,
+    )
+    return Logger(lambda step, values: run.log(values, step=step), run.finish)
+
+
+def _trackio(workdir: pathlib.Path, settings: dict[str, Any], after_step: int) -> Logger:
+    trackio = importlib.import_module("trackio")
+    trackio.init(project=PROJECT, name=_name(workdir), config=settings, resume="allow")
+    return Logger(lambda step, values: trackio.log(values, step=step), trackio.finish)
+
+
+def _mlflow(workdir: pathlib.Path, settings: dict[str, Any], after_step: int) -> Logger:
+    mlflow = importlib.import_module("mlflow")
+    kept = workdir / "mlflow_run"
+    if kept.is_file():
+        mlflow.start_run(run_id=kept.read_text(encoding="utf-8"))
+    else:
+        run = mlflow.start_run(run_name=_name(workdir))
+        kept.write_text(run.info.run_id, encoding="utf-8")
+        mlflow.log_params({name: str(value)[:500] for name, value in settings.items()})
+
+    def write(step: int, values: dict[str, Any]) -> None:
+        mlflow.log_metrics(values, step=step)
+
+    return Logger(write, mlflow.end_run)

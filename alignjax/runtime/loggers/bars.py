@@ -1,0 +1,136 @@
+"""Shows how far work is: a bar in a terminal, and a line now and then where there is none.
+
+Without a terminal (a job's log, a notebook, a pipe) a training writes a line whenever it has
+numbers, and any other work one line at its end, or one every `EVERY` seconds.
+"""
+
+import contextlib
+import datetime
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from alignjax.runtime import distributed, watchdog
+
+log = logging.getLogger("alignjax")
+
+NOTE = 27  # characters of the numbers behind a bar
+EVERY = 30.0  # seconds between the lines of work that has no numbers
+# What is shown of a line of metrics.jsonl, and as what; of players also behind their names.
+SHOWN = {
+    "loss": ("loss", "{:.4g}"),
+    "rewards/accuracies": ("accuracy", "{:.3f}"),
+    "learning_rate": ("lr", "{:.2g}"),
+    "tokens_per_second": ("tokens/s", "{:,.0f}"),
+}
+Advance = Callable[..., None]  # (items done, **numbers)
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int, *, done: int = 0, watched: bool = True) -> Iterator[Advance]:
+    """Shows how many of ``total`` items are done; yields ``advance(n, **numbers)``.
+
+    With several processes the first one shows it. Where it stands still for too long the run ends,
+    see `watchdog.watching`; ``watched`` is False where the block sees to that itself.
+    """
+    with (
+        watchdog.phase(title.strip() if watched else "") as moved,
+        _shown(title, total, done) as show,
+    ):
+
+        def advance(n: int = 1, **numbers: float) -> None:
+            moved()
+            show(n, **numbers)
+
+        yield advance
+
+
+@contextlib.contextmanager
+def _shown(title: str, total: int, done: int) -> Iterator[Advance]:
+    if not distributed.is_main():
+        yield lambda n=1, **numbers: None
+    elif sys.stderr.isatty():
+        with _bar(title, total, done) as advance:
+            yield advance
+    else:
+        lines = _Lines(title.strip(), total, done)
+        yield lines.advance
+        lines.end()
+
+
+@contextlib.contextmanager
+def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
+    import rich.console
+    import rich.progress as rp
+    import rich.table
+
+    console = rich.console.Console(stderr=True)
+    wide = console.width >= 100  # else there is no room for the time that it took
+    name = f"{title:<22}" if wide else f"{title:<19.19}"
+    count = 2 * len(str(total)) + 1
+    rest = len(name) + count + 8 * wide + len("ETA 0:00:00") + NOTE + 6
+    columns = (
+        rp.TextColumn(name),
+        rp.BarColumn(bar_width=max(4, min(40, console.width - rest))),
+        rp.MofNCompleteColumn(table_column=rich.table.Column(min_width=count)),
+        *([rp.TimeElapsedColumn()] if wide else []),
+        rp.TextColumn("ETA"),
+        rp.TimeRemainingColumn(),
+        rp.TextColumn("{task.fields[note]}"),
+    )
+    with rp.Progress(*columns, console=console, refresh_per_second=4) as bar:
+        task = bar.add_task(title, total=total, completed=done, note="")
+
+        def advance(n: int = 1, **numbers: float) -> None:
+            bar.update(task, advance=n)
+            # Two numbers fit beside the rest in 80 columns.
+            note = " ".join(list(texts(numbers))[:2])
+            if note:
+                bar.update(task, note=note)
+
+        yield advance
+
+
+def texts(numbers: dict[str, Any]) -> list[str]:
+    """Writes the numbers that are worth a place: ``loss 0.48``, and those of a line's `SHOWN`."""
+    found = []
+    for name, (short, form) in SHOWN.items():
+        for key, value in numbers.items():
+            player = key.removesuffix(name)
+            if key.endswith(name) and (not player or player.endswith("/")) and value is not None:
+                found.append(f"{player}{short} {form.format(value)}")
+    return found
+
+
+class _Lines:
+    """Lines in the place of a bar."""
+
+    def __init__(self, title: str, total: int, done: int) -> None:
+        self.title, self.total, self.done, self.begun = title, total, done, done
+        self.since = self.last = time.monotonic()
+        self.said = -1
+
+    def advance(self, n: int = 1, **numbers: float) -> None:
+        self.done += n
+        told = texts(numbers)
+        now = time.monotonic()
+        if told or (now - self.last >= EVERY and n):
+            self._say(told, now)
+
+    def end(self) -> None:
+        """Says the last count, unless a line has said it."""
+        if self.said != self.done and self.done > self.begun:
+            self._say([], time.monotonic())
+
+    def _say(self, told: list[str], now: float) -> None:
+        took = now - self.since
+        left = (self.total - self.done) * took / max(self.done - self.begun, 1)
+        clock = f"ETA {_clock(left)}" if self.done < self.total else f"took {_clock(took)}"
+        log.info("%s %d/%d: %s", self.title, self.done, self.total, ", ".join([*told, clock]))
+        self.last, self.said = now, self.done
+
+
+def _clock(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))

@@ -1,0 +1,72 @@
+"""TensorBoard's files."""
+
+import contextlib
+import logging
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+log = logging.getLogger("alignjax")
+
+FLUSH_SECONDS = 30  # which waits for the disk
+
+
+class Board:
+    """TensorBoard's files, written where they are asked for.
+
+    The library's own writer does it on a thread, for which a training would wait for ever once a
+    full disk has ended it.
+    """
+
+    def __init__(self, folder: pathlib.Path, after_step: int, texts: dict[str, str]) -> None:
+        """Opens a file; TensorBoard hides what earlier ones hold of steps after ``after_step``.
+
+        ``texts`` are Markdown by name.
+        """
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        self._folder, self._flushed = folder, 0.0
+        self._file: Any = None
+        with self._errors():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = event_file_writer.EventsWriter(str(folder / "events"))
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._file.write_event(event_pb2.Event(step=after_step + 1, session_log=start))
+            for name, text in texts.items():
+                shown = summary.text(name, text)
+                self._file.write_event(event_pb2.Event(step=after_step, summary=shown))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes numbers, as long as that has not failed before."""
+        from tensorboardX import summary
+        from tensorboardX.proto import event_pb2
+
+        if self._file is None:
+            return
+        with self._errors():
+            for name, value in values.items():
+                point = summary.scalar(name, value)
+                event = event_pb2.Event(step=step, wall_time=time.time(), summary=point)
+                self._file.write_event(event)
+            if time.monotonic() > self._flushed + FLUSH_SECONDS:
+                self._flushed = time.monotonic()
+                self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            with self._errors():
+                self._file.close()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            log.warning("%s: not written any more (%s)", self._folder, error)
+            with contextlib.suppress(OSError):
+                if self._file is not None:
+                    self._file.close()
+            self._file = None

@@ -1,0 +1,137 @@
+"""A run's page: one file that holds everything, and what is suspicious at its top."""
+
+import html.parser
+import json
+import re
+
+import pytest
+
+from alignjax.errors import UserError
+from alignjax.evaluation import findings, report
+
+SETTINGS = {"model": {"path": "", "layers": 2}, "sft": None, "loss": {"beta": 0.1}, "lora": None}
+LINES = [
+    {"step": i, "loss": 0.7 - i / 50, "eval_loss": 0.6 + i / 50, "rewards/margins": i / 10}
+    for i in range(1, 6)
+]
+
+
+def half(mean, half_width=0.1):
+    return {"mean": mean, "half_width": half_width, "count": 9}
+
+
+TABLE = {
+    "rewards/accuracies": {"before": None, "after": half(0.55)},
+    "unfinished": {"before": half(0.0), "after": half(0.81)},
+    "KL to reference, nats": {"before": half(0.0), "after": half(40.0)},
+    "win rate/<b>": {"before": None, "after": {"mean": 0.8, "low": 0.7, "high": 0.9}},
+}
+RECEIPT = {
+    "train": {
+        "rows_in": 120,
+        "kept": 100,
+        "held_out": 10,
+        "dropped": {"identical_responses": 10},
+        "warned": {"truncated_response": 81, "truncated_prompt": 9},
+        "ids": {"identical_responses": ["f:1", "f:2"]},
+        "kept_labels": {"desirable": 99, "undesirable": 1, "desirable_fraction": 0.99},
+    }
+}
+
+
+def sample(prompt, response, ended=True):
+    return dict(prompt=prompt, response=response, length=3, ended=ended, logps=-1.0)
+
+
+@pytest.fixture
+def run(tmp_path):
+    summary = {"table": TABLE, "steps": 5, "skipped_steps": 0, "receipt": RECEIPT}
+    before = [sample("Hi <you>", "one"), sample("Hi <you>", "two"), sample("Bye", "same")]
+    after = [sample("Hi <you>", "<script>x", False), sample("Bye", "same")]
+    files = {
+        "config.json": SETTINGS,
+        "summary.json": {**summary, "versions": {"jax": "0.10"}},
+        "before.json": {"samples": before},
+        "after.json": {"samples": after},
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in LINES))
+    (tmp_path / "front.png").write_bytes(b"picture")
+    return tmp_path
+
+
+class Balanced(html.parser.HTMLParser):
+    """Notes which tags are not closed in order, and every address that is loaded."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.wrong, self.loads = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.loads += [v for k, v in attributes if k in ("src", "href", "xlink:href")]
+        if tag not in ("meta", "input", "img", "path", "use", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.loads += [v for k, v in attributes if k in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+
+def test_the_page_is_one_file_with_all_its_parts(run):
+    report.write(run)
+    text = (run / "report.html").read_text()
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.wrong == parser.open == []
+    assert all(x.startswith(("data:", "#")) for x in parser.loads)
+    assert any(x.startswith("data:image/png;base64,") for x in parser.loads)
+    titles = re.findall(r"<h2>(.*?)</h2>", text)
+    assert titles == [
+        *("Result", "Curves", "Front of the objectives", "Samples", "Data report", "Settings"),
+        "Versions",
+    ]
+    for cell in ("0.550 ± 0.100", "0.800 [0.700, 0.900]", "f:1, f:2", "win rate/&lt;b&gt;"):
+        assert cell in text
+    for label in ("held out", "nats per prompt", "margin", "step"):
+        assert label in text
+    assert "3 tokens, cut" in text
+    assert "&lt;script&gt;x" in text  # what a policy writes is text, never a program
+    assert text.count("<script>") == 1
+    assert re.findall(r'data-same="(.)"', text) == ["0", "1"]
+    assert "two" not in text  # the first response to each prompt
+
+
+def test_what_is_suspicious_stands_at_its_top(run):
+    text = report.page(run)
+    top = text[text.index("<h1>") : text.index("<h2>")]
+    for sentence in (
+        "random weights",
+        "81% of the training rows have a response that is cut: raise data.max_response_tokens",
+        "99.0% of the labels are desirable",
+        "81% of the sampled responses were cut",
+        "40.0 nats",
+        "0.550 ± 0.100, cannot be told from chance",
+        "the held-out loss rose from 0.62 to 0.7",
+    ):
+        assert sentence in top
+    assert "prompt:" not in top  # 9% is below the limit
+
+
+def test_a_good_run_says_so():
+    settings = {**SETTINGS, "sft": {}}
+    counts = {"train": {"kept": 100, "warned": {"truncated_response": 10}}}
+    lines = [{"loss": 0.5, "eval_loss": 0.5 - i / 10, "rewards/margins": 0.1} for i in range(4)]
+    table = {"rewards/accuracies": half(0.75), "unfinished": {"after": half(0.0)}}
+    assert findings.of_data(settings, counts) == []
+    assert findings.of_result({"table": table}, lines) == []
+    still = [{"rewards/margins": 0.0}] * 3
+    assert "margin is 0 at every step" in findings.of_result({"skipped_steps": 2}, still)[1]
+
+
+def test_a_folder_without_a_finished_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no run that has ended"):
+        report.write(tmp_path)
