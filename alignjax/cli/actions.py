@@ -181,8 +181,8 @@ def _evaluate_files() -> None:
     for flag in ("records", "against"):
         if not VALUES[flag].value:
             raise UserError(f"evaluate wants --{flag}, e.g. --records=A.jsonl --against=B.jsonl")
-    if VALUES.reward_model and VALUES.config:
-        raise UserError("evaluate: scores come from --reward_model or from --config, not both")
+    if sum(map(bool, (VALUES.reward_model, VALUES.config, VALUES.judge))) > 1:
+        raise UserError("evaluate: wanted one of --reward_model, --config and --judge")
     from alignjax.commands import win_rates
 
     win_rates.run(
@@ -191,12 +191,13 @@ def _evaluate_files() -> None:
         reward_models=VALUES.reward_model,
         config=_config() if VALUES.config else None,
         tie=VALUES.tie,
+        judge=VALUES.judge,
         out=VALUES.out,
     )
 
 
 def _evaluate_run() -> None:
-    for flag in ("reward_model", "tie", "out"):
+    for flag in ("reward_model", "judge", "tie", "out"):
         if VALUES[flag].present:
             raise UserError(f"evaluate --workdir takes no --{flag}: it goes with --records")
     from alignjax import recipes

@@ -37,6 +37,7 @@ TABLE = (
     Flag("max_response_tokens", "longer responses lose their end", "int", None, 2),
     Flag("out", "what to write"),
     Flag("against", "responses to the same prompts as --records"),
+    Flag("judge", "model at $OPENAI_BASE_URL that compares responses, e.g. gpt-4.1-mini"),
     Flag("tie", "scores that differ by at most this tie", "float", 0.0),
     Flag("prompts", "JSON lines with prompt, .txt or - (stdin); else held-out ones of a run"),
     Flag("max_new_tokens", "a longer response is cut, and counted", "int", None, 1),

@@ -92,7 +92,7 @@ VERBS = {
     "evaluate": Verb(
         do=actions.evaluate,
         text="measure the run in --workdir again; or win rates of --records --against a file",
-        reads=(*CONFIG, "workdir", "records", "against", "reward_model", "tie", "out"),
+        reads=(*CONFIG, "workdir", "records", "against", "reward_model", "judge", "tie", "out"),
         more="--records=ours.jsonl --against=theirs.jsonl --reward_model=runs/rm",
         computes=True,
     ),

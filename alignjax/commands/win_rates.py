@@ -4,17 +4,19 @@ import functools
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from alignjax.config import Config
 from alignjax.data.files import Row, read_rows
-from alignjax.data.records import DataError
+from alignjax.data.records import DataError, Prompt
 from alignjax.data.sources.messages import read_responses
 from alignjax.errors import UserError
 from alignjax.evaluation.statistics import Interval
 from alignjax.evaluation.tables import print_rows, say
-from alignjax.evaluation.win_rate import WinRate, compare
+from alignjax.evaluation.win_rate import WinRate, at_equal_length, compare, of_shares
+from alignjax.rewards import endpoint
 from alignjax.rewards.scorers import judged, judgements, open_scorer, open_scorers, reward_model
 from alignjax.runtime import storage
 
@@ -28,6 +30,7 @@ def run(
     reward_models: Sequence[str] = (),
     config: Config | None = None,
     tie: float = 0.0,
+    judge: str = "",
     out: str = "",
 ) -> dict[str, WinRate]:
     """Compares responses to the same prompts and prints a row per score.
@@ -39,6 +42,8 @@ def run(
       reward_models: workdirs of reward models that score both files.
       config: its ``evaluate.judge`` and ``evaluate.scorers`` score both files.
       tie: scores that differ by at most this tie.
+      judge: a model behind an OpenAI-compatible address that compares the first responses, in
+        both orders; see `rewards.endpoint`. Its answers are kept beside ``records``.
       out: a JSON file for the numbers, or none.
 
     Raises:
@@ -48,10 +53,11 @@ def run(
     if not 0 <= tie < float("inf"):
         raise UserError(f"--tie: wanted a number >= 0, found {tie}")
     pairs = _pair(records, against)
-    ours, theirs = (_scores([pair[i] for pair in pairs], reward_models, config) for i in (0, 1))
-    if set(ours) != set(theirs):
-        raise DataError(f"{against}: scores {', '.join(theirs)}, {records} has {', '.join(ours)}")
-    rates = {name: compare(ours[name], theirs[name], tie=tie) for name in ours}
+    lengths = [[len(read_responses(row).responses[0]) for row in pair] for pair in pairs]
+    if judge:
+        rates, equal = _judged(records, pairs, lengths, judge)
+    else:
+        rates, equal = _by_scores(records, against, pairs, reward_models, config, tie), None
     print_rows(
         {name: [str(x) for x in _shares(rate).values()] for name, rate in rates.items()},
         ("score", "wins", "losses", "ties", "wins + ties / 2"),
@@ -63,16 +69,81 @@ def run(
     for path, count in cut.items():
         if count is not None:
             say(f"{path}: {count:,} responses were cut at the token limit.")
+    mean = np.mean(lengths, axis=0)
+    say(f"first responses are {mean[0]:,.0f} characters long, against {mean[1]:,.0f}.")
+    if equal is not None:
+        say(f"{equal:.3f} is the win rate at equal lengths, by a logistic regression.")
+        return _written(rates, out, tie=0.0, unfinished=cut, lengths=mean, equal=equal)
     say(
         "Every response is compared with every one of the other file to its prompt; scores that "
         f"differ by at most {tie:g} tie. In brackets: 95%, by drawing prompts with replacement."
     )
+    return _written(rates, out, tie=tie, unfinished=cut, lengths=mean)
+
+
+def _by_scores(
+    records: str,
+    against: str,
+    pairs: list[tuple[Row, Row]],
+    reward_models: Sequence[str],
+    config: Config | None,
+    tie: float,
+) -> dict[str, WinRate]:
+    ours, theirs = (_scores([pair[i] for pair in pairs], reward_models, config) for i in (0, 1))
+    if set(ours) != set(theirs):
+        raise DataError(f"{against}: scores {', '.join(theirs)}, {records} has {', '.join(ours)}")
+    return {name: compare(ours[name], theirs[name], tie=tie) for name in ours}
+
+
+def _judged(
+    records: str, pairs: list[tuple[Row, Row]], lengths: list[list[int]], judge: str
+) -> tuple[dict[str, WinRate], float]:
+    """Asks a judge about the first responses; says what it cost, and how far it contradicts itself.
+
+    Returns:
+      The win rate by the judge's name, and the one at equal lengths.
+    """
+    read = [tuple(read_responses(row) for row in pair) for pair in pairs]
+    texts = [(_text(a.prompt), a.responses[0], b.responses[0]) for a, b in read]
+    cache = pathlib.Path(f"{records}.judged.jsonl")
+    found = endpoint.judge_pairs(texts, model=judge, cache=cache)
+    say(
+        f"{judge}: {found.asked} requests ({found.tokens['prompt']:,} + "
+        f"{found.tokens['completion']:,} tokens), {2 * len(pairs) - found.asked} answers from "
+        f"{cache}; {found.consistent:.0%} of the pairs are judged alike in both orders"
+        + (f"; {found.unread} answers could not be read and count as ties" * bool(found.unread))
+    )
+    longer = np.array([a - b for a, b in lengths], np.float64)
+    return {judge: of_shares(found.wins)}, at_equal_length(found.wins, longer)
+
+
+def _text(prompt: Prompt) -> str:
+    """Writes a prompt for a judge: a conversation as turns."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in prompt)
+
+
+def _written(
+    rates: dict[str, WinRate],
+    out: str,
+    *,
+    tie: float,
+    unfinished: dict[str, int | None],
+    lengths: np.ndarray,
+    equal: float | None = None,
+) -> dict[str, WinRate]:
+    """Writes the numbers, where a file is named; gives the rates back."""
     if out:
         numbers = {
             name: {**{k: x.as_dict() for k, x in _shares(rate).items()}, "prompts": rate.prompts}
             for name, rate in rates.items()
         }
-        storage.write_json(pathlib.Path(out), {"tie": tie, "scores": numbers, "unfinished": cut})
+        rest: dict[str, Any] = {"tie": tie, "unfinished": unfinished}
+        rest["characters"] = lengths.tolist()
+        if equal is not None:
+            rest["win_rate_at_equal_length"] = equal
+        storage.write_json(pathlib.Path(out), {"scores": numbers, **rest})
     return rates
 
 

@@ -41,7 +41,42 @@ def compare(
         difference = np.subtract.outer(np.asarray(x, np.float64), np.asarray(y, np.float64))
         won, tied = (difference > tie).mean(), (np.abs(difference) <= tie).mean()
         rows.append((won, (difference < -tie).mean(), tied, won + tied / 2))
-    table = np.array(rows)  # [prompts, 4]
+    return _rate(np.array(rows), seed)
+
+
+def of_shares(wins: np.ndarray, *, seed: int = 0) -> WinRate:
+    """Makes the win rate of shares won, ``[prompts]`` in [0, 1]; one half is a tie."""
+    won, lost = np.maximum(2 * wins - 1, 0), np.maximum(1 - 2 * wins, 0)
+    return _rate(np.stack([won, lost, 1 - won - lost, wins], axis=1), seed)
+
+
+def at_equal_length(wins: np.ndarray, longer: np.ndarray) -> float:
+    """Estimates the win rate that is left when no response is longer than the other.
+
+    A logistic regression of what was won on how much longer our response is, at length 0:
+    ``P(win) = sigmoid(a + b tanh(d / sd(d)))``, of which ``sigmoid(a)`` is returned. It is the
+    length term of AlpacaEval 2, without the terms for models and prompts.
+
+    Args:
+      wins: ``[N]`` in [0, 1].
+      longer: ``[N]`` length of ours minus that of theirs, in any unit.
+
+    Reference: Dubois et al., Length-Controlled AlpacaEval, arXiv 2404.04475.
+    """
+    spread = float(np.std(longer))
+    x = np.tanh(longer / spread) if spread else np.zeros(len(wins))
+    features, weights = np.stack([np.ones(len(wins)), x], axis=1), np.zeros(2)
+    ridge = np.diag([1e-6, 1e-3])  # separable data have no finite fit
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-features @ weights))
+        slope = features.T @ (p - wins) / len(wins) + ridge @ weights
+        curve = (features.T * (p * (1 - p))) @ features / len(wins) + ridge
+        weights = weights - np.linalg.solve(curve, slope)
+    return float(1 / (1 + np.exp(-weights[0])))
+
+
+def _rate(table: np.ndarray, seed: int) -> WinRate:
+    """Makes shares with intervals of a table ``[prompts, 4]``."""
     samples = resample(len(table), draws=DRAWS, seed=seed)
     low, high = bootstrap(lambda rows: table[rows].mean(axis=0), samples)
     wins, losses, ties, win_rate = (

@@ -385,7 +385,10 @@ def test_what_cannot_be_compared_is_refused(base, tmp_path):
         (["evaluate", "--workdir=w", "--records=a", "--against=b"], "wants either"),
         (["evaluate", "--workdir=w", "--tie=1"], "--workdir takes no --tie"),
         (["evaluate", "--records=a"], "evaluate wants --against"),
-        (["evaluate", "--records=a", "--against=b", "--config=c", "--reward_model=d"], "not both"),
+        (
+            ["evaluate", "--records=a", "--against=b", "--config=c", "--reward_model=d"],
+            "wanted one of",
+        ),
         (["evaluate", "--records=a.jsonl", "--against=b.jsonl"], "a.jsonl: no such file"),
         (["evaluate", "--workdir=nowhere"], "--workdir: nowhere holds no run"),
         (["compare", "--out=c.png"], "compare wants --runs"),
