@@ -28,7 +28,9 @@ def of_data(settings: Mapping[str, Any], receipt: Mapping[str, Any]) -> list[str
             ("truncated_response", "have a response that is cut", MANY, "max_response_tokens"),
             ("truncated_prompt", "lose the beginning of their prompt", SOME, "max_prompt_tokens"),
         ):
-            share = warned.get(reason, 0) / kept if kept else 0.0
+            share = (
+                min(1.0, warned.get(reason, 0) / kept) if kept else 0.0
+            )  # some are dropped later
             if share >= limit:
                 found.append(f"{share:.0%} of the {where} rows {what}: raise data.{field}")
     labels = receipt.get("train", {}).get("kept_labels")

@@ -23,7 +23,7 @@ from alignjax.errors import UserError
 from alignjax.models.config import ModelConfig
 from alignjax.models.hf import load as hf
 from alignjax.models.logps import score_responses
-from alignjax.runtime import map_rows, sharding, storage, workdirs
+from alignjax.runtime import logs, map_rows, sharding, storage, workdirs
 from alignjax.sampling.generate import Sampling, ask, respond
 from alignjax.stages import pretrained
 from alignjax.types import Params
@@ -161,6 +161,7 @@ def load(path: str | pathlib.Path, *, dtype: str = "float32", preference: str = 
     Raises:
       UserError: nothing of this kind is there, or a run trained a reward model or nothing yet.
     """
+    logs.show_lines()
     folder = pathlib.Path(path)
     if is_run(folder):
         return _load_run(folder, preference)

@@ -19,7 +19,7 @@ from alignjax.errors import UserError
 from alignjax.library.loading import Policy, is_run, load
 from alignjax.models.config import ModelConfig
 from alignjax.recipes import align
-from alignjax.runtime import metrics, storage
+from alignjax.runtime import logs, metrics, storage
 from alignjax.runtime.metrics import Watch
 from alignjax.training import optim
 from alignjax.types import Loss, Params
@@ -73,6 +73,7 @@ def train(
         not those of its source; or an optimizer or callbacks with another recipe than
         `recipes.align_policy`.
     """
+    logs.show_lines()
     folder = pathlib.Path(workdir or tempfile.mkdtemp(prefix="alignjax-"))
     config = start if isinstance(start, Config) else _config(start, data, loss, folder)
     if loss is not None:

@@ -79,6 +79,16 @@ def quiet_libraries() -> None:
     ours.propagate = False
 
 
+def show_lines() -> None:
+    """Shows our lines in a program or notebook that has set up no logging of its own."""
+    ours = logging.getLogger("alignjax")
+    if not ours.hasHandlers():
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        ours.addHandler(handler)
+        ours.setLevel(logging.INFO)
+
+
 def warn_only(process: int) -> None:
     """Shows only warnings of a process beside the first one, with its number."""
     ours = logging.getLogger("alignjax")

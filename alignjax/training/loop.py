@@ -74,8 +74,7 @@ def loop(
                 advance(1)
                 if "line" in due:
                     line = at.numbers.line(at.step, at.seconds)
-                    line["data_wait_seconds"] = rows.take_seconds()
-                    line["train_seconds"] = at.seconds
+                    line |= {"data_wait_seconds": rows.take_seconds(), "train_seconds": at.seconds}
                     writer.write(at.step, line)
                     job.watch.line(at.step, line)
                     advance(0, **line)

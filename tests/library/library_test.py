@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import pathlib
 import re
 import shutil
@@ -15,6 +16,8 @@ import pytest
 import alignjax as aj
 from alignjax.errors import UserError
 from alignjax.library.training import _file
+from alignjax.runtime import logs
+from alignjax.runtime.loggers import bars
 from tests import runs, tiny
 from tests.oracles.plain import plain_logps
 
@@ -120,3 +123,15 @@ def test_the_notebook_runs_in_fifteen_lines(tmp_path, compiled_here, monkeypatch
             exec(cell.replace("train.steps=10", "train.steps=2"), names)
     assert names["result"].summary["steps"] == 2
     assert not same(names["result"].policy, names["policy"])
+
+
+def test_lines_are_shown_where_nobody_has_set_up_logging(monkeypatch, capsys):
+    ours = logging.getLogger("alignjax")
+    monkeypatch.setattr(ours, "propagate", False)
+    monkeypatch.setattr(ours, "handlers", [])
+    monkeypatch.setattr(ours, "level", ours.level)  # put back at the end
+    for _ in range(2):
+        logs.show_lines()
+    with bars.progress("sampling", 2) as advance:
+        advance(2)
+    assert capsys.readouterr().err == "sampling 2/2: took 0:00:00\n"
