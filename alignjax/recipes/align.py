@@ -6,7 +6,7 @@ Read it downwards: `run` is the order of events. What each stage writes into the
     pretrained/                                      what came with the model of model.path
     sft/                                             the stage that makes the reference
     candidates/                                      sampled and scored lists, where asked for
-    cache/                                           prepared rows, reference log-probabilities
+    cache/  prepared.json  held_out.jsonl            prepared rows, reference log-probabilities
     before.json  after.json                          sampled responses
     metrics.jsonl  tensorboard/  checkpoints/        the alignment itself
     summary.json  report.png  report.html            what came of it
