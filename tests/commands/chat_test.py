@@ -78,7 +78,6 @@ def test_a_cut_response_and_a_wrong_command_are_told():
     assert len(given) == 1
 
 
-@pytest.mark.usefixtures("compiled_here")
 def test_a_folder_responds_as_much_as_it_is_asked_to():
     """Prompts of two lengths below a power of two are one program."""
     there = voices.load(STORY)

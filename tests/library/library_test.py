@@ -26,7 +26,7 @@ SMALL = ["data.max_prompt_tokens=32", "data.max_response_tokens=16", "evaluate.m
 
 
 @pytest.fixture(scope="module")
-def policy(compiled_here):
+def policy():
     return aj.load(STORY)
 
 
@@ -82,7 +82,7 @@ def test_rows_in_memory_become_a_file_of_the_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_page_runs_as_pasted(tmp_path, compiled_here, monkeypatch, capsys):
+def test_the_page_runs_as_pasted(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     shutil.copytree(STORY, tmp_path / "my-model")
     (tmp_path / "my_config.py").write_text("from tests.runs import get_config as get_config\n")
@@ -109,7 +109,7 @@ def same(*two):
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_in_fifteen_lines(tmp_path, compiled_here, monkeypatch):
+def test_the_notebook_runs_in_fifteen_lines(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     shutil.copytree(STORY, tmp_path / "SmolLM2-135M-Instruct")
     book = json.loads((runs.ROOT / "docs" / "notebook.ipynb").read_text(encoding="utf-8"))
