@@ -51,10 +51,8 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
         "70b": presets.llama3_70b(),
     }[size]
     chats = partial(sources.hh, chat=True)
-    sampled = 32 if size == "1.5b" else 64  # prompts at a time
-    train = TrainConfig(
-        epochs=1.0, batch_size=64, microbatch_tokens=12_288 if size == "1.5b" else 1536
-    )
+    sampled, tokens = (32, 12_288) if size == "1.5b" else (64, 1536)  # prompts; tokens at a time
+    train = TrainConfig(epochs=1.0, batch_size=64, microbatch_tokens=tokens)
     return Config(
         recipe=partial(
             recipes.play_rounds,

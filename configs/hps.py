@@ -50,6 +50,7 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
         "70b": dataclasses.replace(presets.llama3_70b(), param_dtype="bfloat16"),
     }[size]
     lora = LoraConfig(rank=8, alpha=16.0, targets=("q", "v"), dropout=0.01)
+    tokens = 12_288 if size == "1.5b" else 3072
     return Config(
         data=DataConfig(
             source=partial(sources.hh, chat=True),
@@ -72,12 +73,7 @@ def get_config(size: Literal["1.5b", "8b", "70b"] = "8b") -> Config:
         # beta is the paper's; its code has 0.25, and label smoothing of 0.1.
         loss=partial(hps.loss, beta=0.1),
         optim=OptimConfig(learning_rate=5e-7, schedule=optim.cosine, warmup_fraction=0.0),
-        train=TrainConfig(
-            epochs=2.0,
-            batch_size=64,
-            microbatch_tokens=12_288 if size == "1.5b" else 3072,
-            save_every=100,
-        ),
+        train=TrainConfig(epochs=2.0, batch_size=64, microbatch_tokens=tokens, save_every=100),
         mesh=MeshConfig(fsdp={"1.5b": 1, "8b": 4, "70b": 8}[size]),
         evaluate=EvaluateConfig(
             scorers=(partial(scorers.reward_model, path=TEST_REWARD_MODEL, batch_size=8),),

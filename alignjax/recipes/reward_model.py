@@ -5,10 +5,11 @@ Read it downwards: `run` is the order of events. What each stage writes into the
     config.json  receipt.json  tokenizer.model       what the run is made of
     pretrained/                                      what came with the model of model.path
     sft/                                             the language model it starts from
-    cache/                                           prepared rows
+    cache/  prepared.json  held_out.jsonl            prepared rows
     metrics.jsonl  tensorboard/  checkpoints/        the training itself
     params/                                          the reward model, for `scorers.reward_model`
     summary.json  report.png  reliability.png        what came of it
+    report.html                                      all of it on a page
     .artifacts/                                      digests of what is reused, unfinished parts
 """
 

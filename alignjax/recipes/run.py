@@ -14,7 +14,7 @@ from alignjax.config.fields import describe
 from alignjax.data.batching import Bucketed
 from alignjax.evaluation import findings, report, tables
 from alignjax.runtime import loggers, sharding, storage, watchdog, workdirs
-from alignjax.runtime.distributed import run_on_main
+from alignjax.runtime.distributed import is_main, run_on_main
 from alignjax.stages import pretrained
 from alignjax.stages.check import bind_fraction, check_losses, check_scorers
 from alignjax.stages.data import prepare_data
@@ -59,7 +59,8 @@ def open_run(
         if config.select is None:  # else the responses that a step scores are not known yet
             compiled.check_longest(data.train.dataset, config.train.microbatch_tokens)
         for sentence in findings.of_data(describe(config), data.receipt):
-            log.warning("look at this: %s", sentence)
+            if is_main():
+                log.warning("look at this: %s", sentence)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         yield Run(config, workdir, data, mesh)
         if (workdir / "summary.json").is_file():

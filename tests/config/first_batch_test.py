@@ -109,7 +109,7 @@ def changes(config: Config, folder: pathlib.Path) -> list[str]:
         out += ["data.source.size=24", "data.eval_fraction=0.3"]
     else:
         for side, field in (("train", "path"), ("held_out", "eval_path")):
-            file = write(folder / f"{side}.jsonl", [make(i) for i in ROWS[side]])
+            file = write(folder / f"rows-{side}.jsonl", [make(i) for i in ROWS[side]])
             out.append(f"data.{field}={file}")
     if plain(get(config, "recipe.game.golden")) is sources.trl:
         file = write(folder / "golden.jsonl", [messages(i) for i in ROWS["train"]])
@@ -144,7 +144,8 @@ def reward_model(tmp_path_factory) -> str:
     params["reward"] = {"kernel": kernel}
     path = tmp_path_factory.mktemp("reward") / "model"
     with artifacts.new_folder(str(path)) as made:
-        save_model(made, params, config, dtype="float32", original={}, outputs=("reward",))
+        original = {"max_position_embeddings": 512}
+        save_model(made, params, config, dtype="float32", original=original, outputs=("reward",))
         pretrained.copy_files(STORY, made, pretrained.TOKENIZER_FILES)
     return str(path)
 

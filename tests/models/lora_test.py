@@ -289,7 +289,7 @@ def test_adapters_side_by_side_learn_what_each_learns_alone():
         (dict(targets=("gat",)), r"lora\.targets: .*found 'gat' \(did you mean 'gate'\?\)"),
         (dict(targets=()), r"lora\.targets: wanted some of q, k"),
         (dict(targets=("q", "q")), r"lora\.targets: wanted each name once"),
-        (dict(rank=0), r"lora\.rank: wanted a positive number, found 0"),
+        (dict(rank=0), r"lora\.rank: wanted a number in \[1, .*\], found 0"),
         (dict(alpha=0.0), r"lora\.alpha: wanted a positive number"),
         (dict(dropout=1.0), r"lora\.dropout: wanted a number in \[0, 1\)"),
     ],

@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_made_smaller_until_it_does(too_large, capsys):
     assert [x["measured"]["fits"] for x in found] == [False, False, True]
     assert (found[1]["remat"], found[1]["parts"]) == ("full", 1)
     assert (found[2]["remat"], found[2]["parts"]) == ("full", 2)
-    assert "--set model.remat=full --set train.microbatch_tokens=288: " in capsys.readouterr().out
+    assert "--set model.remat=full --set train.microbatch_tokens=96: " in capsys.readouterr().out
 
 
 def test_sampling_that_does_not_fit_gathers_less_then_draws_less_at_once(too_large, capsys):

@@ -258,16 +258,16 @@ def test_texts_over_a_limit_lose_one_end_and_are_counted(base, caplog):
         np.array(lengths) > limit
     )  # what was added lies beyond the limit, and before the prompt's
     assert 0 < same.sum() < same.size
-    np.testing.assert_array_equal(*(np.array(x)[same] for x in both))
+    # In float32: a stream of other rows around them sums in another order.
+    np.testing.assert_allclose(*(np.array(x)[same] for x in both), rtol=1e-5, atol=1e-7)
     assert (np.array(both[0])[~same] != np.array(both[1])[~same]).all()
     count = int(same.sum())
-    assert "base: 2 of 2 prompts cut to max_prompt_tokens = 6, their beg" in caplog.messages[0]
-    assert (
-        f"base: {count} of 8 responses cut to max_response_tokens = {limit}" in caplog.messages[1]
-    )
+    cuts = [line for line in caplog.messages if " cut to " in line]
+    assert "base: 2 of 2 prompts cut to max_prompt_tokens = 6, their beg" in cuts[0]
+    assert f"base: {count} of 8 responses cut to max_response_tokens = {limit}" in cuts[1]
     caplog.clear()
     scorers.reward_model(rows[:1], path=path, max_prompt_tokens=96, max_response_tokens=960)
-    assert not caplog.messages
+    assert not [line for line in caplog.messages if " cut to " in line]
     with pytest.raises(UserError, match="max_response_tokens: wanted a number above 1, found 1"):
         scorers.reward_model(rows, path=path, max_response_tokens=1)
 

@@ -281,7 +281,7 @@ def test_a_conversation_is_written_so_that_it_can_be_read_back(tmp_path):
     ("changes", "message"),
     [
         (dict(scorers=()), r"candidates\.scorers: wanted at least one scorer"),
-        (dict(samples=0), r"candidates\.samples: wanted a positive number"),
+        (dict(samples=0), r"candidates\.samples: wanted a whole number in \[1, "),
         (dict(max_drop_fraction=2.0), r"candidates\.max_drop_fraction: wanted"),
         (dict(scorers=(LENGTH, partial(scorers.judged, judge=judge, nam="x"))),
          r"candidates\.scorers\[1\]\.nam: .*did you mean 'name'"),

@@ -11,6 +11,8 @@ Read it downwards: `run` is the order of events. What is written into the workdi
     round-1/policy/                         the policy's training
     round-1/samples.json  measured.json     responses to held-out prompts, and what was measured
     history.json  summary.json  report.png  what came of it
+    report.html                             all of it on a page
+    prepared.json  held_out.jsonl           the pairs, as prepared
     .artifacts/                             digests of what is reused, unfinished parts
 
 A game that was killed goes on in the stage, and in the batch or step of it, that it was at.

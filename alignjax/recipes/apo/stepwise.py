@@ -11,7 +11,7 @@ the supervised stage:
     round-0/  round-1/                   what was measured before the loop and after it
     history.json  summary.json           what came of it
     .artifacts/                          digests of what is reused, unfinished parts
-    report.png
+    report.png  report.html
 
 Of the config, ``train`` and ``optim`` are the policy's: its steps are counted in its own turns, and
 so is its learning rate. Of ``game.train`` the batch size is read: a turn of the reward model has so

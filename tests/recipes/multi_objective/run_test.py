@@ -425,7 +425,7 @@ def test_soups_and_mixtures_of_experts_while_they_run_and_afterwards(
         policies.keep(tmp_path, trained)
         with caplog.at_level("INFO", logger="alignjax"):
             found = used.generated(
-                run.config, tmp_path, tmp_path / "said.jsonl", preference="0.5,0.5"
+                run.config, tmp_path, tmp_path / f"{method.__name__}.jsonl", preference="0.5,0.5"
             )
         assert found == used.written(middle[method])
         how = {soups: "average of the weights", mod: "mixture of the probabilities"}[method]
