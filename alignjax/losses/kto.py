@@ -111,10 +111,11 @@ def select(key: Array, batch: Batch) -> Batch:
     partner: the appended response is absent and z_0 is 0.
 
     The appended response costs a forward and a backward pass like any other, although its gradient
-    is 0: at 32 + 64 tokens and K = 1 a step does 1.73 times the floating-point operations of one
-    without it, 2.28 times with a cached reference, which this rules out: its log-probability is in
-    no cache (tests/losses/kto_test.py counts them). Scoring it apart, without a gradient, would
-    run the prompt again and save a tenth.
+    is 0: at 32 + 64 tokens and K = 1 a step of padded rows in one part (else the baseline takes one
+    more forward pass) does 1.73 times the floating-point operations of one without it, 2.28 times
+    with a cached reference, which this rules out: its log-probability is in no cache
+    (tests/losses/kto_test.py counts them). Scoring it apart, without a gradient, would run the
+    prompt again and save a tenth.
 
     Args:
       key: not used, nothing is random.
