@@ -429,8 +429,8 @@ def config_file(name: str) -> pathlib.Path:
 TIMED = re.compile(r"(^|_)(seconds|second|time|versions|wait|crc32)(_|$)")
 # How often XLA compiled depends on which cases this process ran before.
 COUNTED = ("compiles",)
-# Pictures, and the number of the process that has the folder.
-PRESENT = re.compile(r"\.png$|^\.lock$")
+# Pictures, pages that hold them, and the number of the process that has the folder.
+PRESENT = re.compile(r"\.(png|html)$|^\.lock$")
 # Folders of other formats, whose content the metrics and the data's digests tell; or of times.
 LIBRARIES = ("tensorboard", "tfds", "seconds")
 MODULE = re.compile(r"\b(?:alignjax|tests|configs|__main__)(?:\.\w+)*\.(\w+)\b")
