@@ -5,6 +5,7 @@
 # make test-tpu     compile for TPUs, whose compiler gets a folder of its own (600 MB); Linux, x86-64
 # make test-parity  compare with torch and transformers, in an environment of their own (4 GB)
 # make mutants change the package in one place at a time: do its tests notice? Hours; not in CI
+# make faults  kills, signals, flipped bits and full disks, at random, for as long as one says; not in CI
 # make pins    choose new versions of the dependencies (needs uv); then run make test
 #
 # Each target first sets up a virtual environment, which takes about a minute the first time and
@@ -19,7 +20,7 @@ PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PARITY := .venv-parity
 LIBTPU := $(VENV)-libtpu
 
-.PHONY: demo test test-tpu test-parity check mutants tidy lint format pins setup clean-venv
+.PHONY: demo test test-tpu test-parity check mutants faults tidy lint format pins setup clean-venv
 
 demo: setup
 	$(BIN)/python -m alignjax demo
@@ -50,6 +51,9 @@ check: setup
 
 mutants: setup
 	$(BIN)/python -m tests.mutants $(ARGUMENTS)
+
+faults: setup
+	$(BIN)/python -m tests.faults $(ARGUMENTS)
 
 tidy: setup
 	$(BIN)/python -m pytest tests/layering_test.py tests/packaging_test.py

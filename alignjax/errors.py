@@ -6,7 +6,10 @@ where that save failed. The message is one line that names the file, line or fie
 and what was found.
 """
 
+import errno
 from collections.abc import Iterable
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota or the largest file
 
 
 class UserError(Exception):

@@ -3,6 +3,7 @@
 Most of it in this process; that `main` makes one line of an error is tested with whole programs.
 """
 
+import errno
 import gzip
 import json
 import re
@@ -10,6 +11,7 @@ import re
 import pytest
 from absl import flags
 
+from alignjax import cli
 from alignjax.errors import UserError
 from tests import runs
 
@@ -307,3 +309,18 @@ def test_the_check_sees_tracebacks_and_second_lines():
         one_line(Done)
     Done.stderr = "alignjax: x\n"
     assert one_line(Done) == "alignjax: x"
+
+
+# --- errors of a full disk
+
+
+def test_a_full_disk_is_told_by_whichever_library_met_it():
+    assert cli.full_disk(OSError(errno.ENOSPC, "x", "/w/a")) == "/w/a: cannot be written: x"
+    native = RuntimeError("Failed to finalize:\nwrite() failed: No space left on device; at /w/b")
+    line = "cannot be written: Failed to finalize: write() failed: No space left on device; at /w/b"
+    assert cli.full_disk(native) == line
+    wrapped = ValueError("no rows")
+    wrapped.__cause__ = native
+    assert cli.full_disk(wrapped) == line
+    assert cli.full_disk(ValueError("No such file or directory")) == ""
+    assert cli.full_disk(OSError(errno.ENOENT, "No such file or directory")) == ""

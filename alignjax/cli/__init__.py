@@ -3,7 +3,6 @@
 Heavy imports happen inside `actions`, so that help and mistakes in a config are quick.
 """
 
-import errno
 import os
 import sys
 import traceback
@@ -17,10 +16,9 @@ from alignjax.cli import compile_cache, help
 from alignjax.cli.options import BY_NAME
 from alignjax.cli.options import VALUES as FLAGS
 from alignjax.cli.table import VERBS, Verb
-from alignjax.errors import UserError
+from alignjax.errors import FULL, UserError
 from alignjax.runtime import distributed, logs, watchdog
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota or the largest file
 HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
 
 
@@ -92,6 +90,21 @@ def told(words: Sequence[str]) -> str:
     return ""
 
 
+def full_disk(error: BaseException | None) -> str:
+    """What could not be written, where a full disk is the cause of an error; else nothing.
+
+    Libraries that write by themselves raise errors of their own, which quote the system's words.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            where = error.filename or "standard output, or a file"
+            return f"{where}: cannot be written: {error.strerror}"
+        if any(os.strerror(number) in str(error) for number in FULL):
+            return f"cannot be written: {' '.join(str(error).split())}"
+        error = error.__cause__ or error.__context__
+    return ""
+
+
 def main() -> None:
     """Entry point: one-line errors, and the exit codes that `alignjax.errors` lists."""
     logs.prepare_streams()
@@ -119,11 +132,10 @@ def main() -> None:
         watchdog.fail(130, "stopped")
         raise SystemExit(130) from None
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in FULL:
+        if line := full_disk(error):
             logs.silence(sys.stdout)
-            where = error.filename or "standard output, or a file"
-            logs.say_last(f"alignjax: {where}: cannot be written: {error.strerror}")
-            watchdog.fail(3, f"{where}: {error.strerror}")
+            logs.say_last(f"alignjax: {line}")
+            watchdog.fail(3, line)
             raise SystemExit(3) from None
         watchdog.wait_for_verdict(error)
         if distributed.several():

@@ -28,7 +28,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from alignjax.errors import UserError
+from alignjax.errors import FULL, CheckpointError, UserError
 from alignjax.runtime import storage
 from alignjax.runtime.distributed import broadcast, run_on_main
 from alignjax.runtime.faults import fault_point
@@ -302,4 +302,5 @@ def _errors_of(path: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error})") from error
+        kind = CheckpointError if error.errno in FULL else UserError
+        raise kind(f"{path}: cannot be written ({error})") from error

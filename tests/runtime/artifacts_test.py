@@ -230,8 +230,9 @@ def full_disk(scratch):
 
 def test_a_full_disk_leaves_nothing_visible(tmp_path):
     message = rf"^{tmp_path}/folder: cannot be written \(.*No space left"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         folder(tmp_path, make=full_disk)
+    assert caught.value.exit_code == 3  # as any file of a run that cannot be written
     assert os.listdir(tmp_path) == [".artifacts"]
     made = folder(tmp_path)  # with its part
     with pytest.raises(UserError, match="No space left"):
