@@ -47,9 +47,9 @@ from tests import digests, runs
 
 LIMIT = (90.0, 20.0)  # a program hangs after so many seconds and so many times its usual time
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
-# Exit codes of a program that got a signal: its end may have come first, and some threads of a
-# several-process run end the others.
-ENDS = {"kill": {-9}, "term": {143, -15, 6}, "int": {130, 6}, "full": {3}, "flip": {2, 3}}
+# How a program may end besides 0: 2 where a flag names what cannot be written, -15 before a loop
+# listens, 6 where the save that a signal asked for failed.
+ENDS = {"kill": {-9}, "term": {143, -15, 6}, "int": {130, 6}, "full": {2, 3}, "flip": {2, 3}}
 KINDS = ("kill",) * 4 + ("term", "int") * 2 + ("flip",) * 4 + ("full",) * 3 + ("twice",)
 GOOD = ("same", "refused", "said")
 DISK = 256 << 20  # bytes of the small file system
