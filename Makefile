@@ -4,6 +4,7 @@
 # make tidy    who imports whom, pins and paths: the tests that need no accelerator and no compiler
 # make test-tpu     compile for TPUs, whose compiler gets a folder of its own (600 MB); Linux, x86-64
 # make test-parity  compare with torch and transformers, in an environment of their own (4 GB)
+# make bench-peers  speed and memory beside torch and TRL, in the same environment; want an idle machine
 # make mutants change the package in one place at a time: do its tests notice? Hours; not in CI
 # make faults  kills, signals, flipped bits and full disks, at random, for as long as one says; not in CI
 # make pins    choose new versions of the dependencies (needs uv); then run make test
@@ -20,7 +21,7 @@ PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PARITY := .venv-parity
 LIBTPU := $(VENV)-libtpu
 
-.PHONY: demo test test-tpu test-parity check mutants faults tidy lint format pins setup clean-venv
+.PHONY: demo test test-tpu test-parity bench-peers check mutants faults tidy lint format pins setup clean-venv
 
 demo: setup
 	$(BIN)/python -m alignjax demo
@@ -45,6 +46,9 @@ $(PARITY)/done: tests/parity/requirements.txt
 	$(BIN)/python -m venv --without-pip $(PARITY)
 	$(BIN)/python -m pip --python $(PARITY) install -r $<
 	touch $@
+
+bench-peers: setup $(PARITY)/done
+	$(BIN)/python benchmarks/peers.py --peers=$(PARITY)/bin/python $(ARGUMENTS)
 
 check: setup
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"

@@ -1,0 +1,132 @@
+"""alignjax's DPO steps, for `peers.py`: the step that a run takes, on the same rows of token ids.
+
+The batches are those of the other programs. The sizes of parts, the loss and the optimizer are what
+`python -m alignjax dpo` would take for them, full fine-tuning in float32.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import sys
+import time
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from peers_steps import BETA, LEARNING_RATE, SMALL, Row, arguments, run
+
+import alignjax as aj
+from alignjax.losses import dpo
+from alignjax.models import stream
+from alignjax.models.config import ModelConfig
+from alignjax.models.logps import response_logps, score_responses
+from alignjax.models.transformer import init_params
+from alignjax.training.microbatches import Rooms, choose_sizes
+from alignjax.training.step import Update, init_state, train_step
+from alignjax.types import Batch, Params
+
+
+def load(folder: str) -> tuple[ModelConfig, Params]:
+    """Loads a model, or makes the small network."""
+    if folder:
+        policy = aj.load(folder)
+        return policy.config, policy.params
+    config = ModelConfig(
+        vocab_size=int(SMALL["vocab_size"]),
+        width=int(SMALL["hidden_size"]),
+        layers=int(SMALL["num_hidden_layers"]),
+        heads=int(SMALL["num_attention_heads"]),
+        kv_heads=int(SMALL["num_key_value_heads"]),
+        head_dim=int(SMALL["hidden_size"] // SMALL["num_attention_heads"]),
+        mlp_width=int(SMALL["intermediate_size"]),
+        rope_theta=SMALL["rope_theta"],
+        qkv_bias=True,
+    )
+    return config, jax.jit(functools.partial(init_params, config))(jax.random.key(0))
+
+
+def assemble(batch: list[Row], shape: tuple[int, int]) -> Batch:
+    """Pads a batch on the host to P and R; the network sees no padding."""
+    (p, r), b = shape, len(batch)
+    prompt, response = np.zeros((b, p), np.int32), np.zeros((b, 2, r), np.int32)
+    prompt_length, response_length = np.zeros(b, np.int32), np.zeros((b, 2), np.int32)
+    for i, row in enumerate(batch):
+        ids, *responses = row.values()
+        prompt[i, p - len(ids) :], prompt_length[i] = ids, len(ids)
+        for k, ids in enumerate(responses):
+            response[i, k, : len(ids)], response_length[i, k] = ids, len(ids)
+    return Batch(
+        prompt=prompt,
+        prompt_length=prompt_length,
+        response=response,
+        response_length=response_length,
+        weight=np.ones(b, np.float32),
+        prompt_id=np.arange(b, dtype=np.int32),
+    )
+
+
+def rooms_of(batches: list[list[Row]]) -> tuple[Rooms, float]:
+    """Chooses the sizes of parts as a run does; and the share of their places that stay empty."""
+    lengths = np.array([[sum(map(len, row.values())) for row in batch] for batch in batches])
+    room = max(stream.whole_tiles(int(lengths.max())), stream.AT_ONCE)
+    sizes = choose_sizes(lengths[:, None], room)
+    filled = 0
+    for row in lengths:
+        parts: list[int] = []
+        for n in sorted(row.tolist(), reverse=True):
+            to = next((i for i, used in enumerate(parts) if used + n <= sizes[-1]), len(parts))
+            parts += [0] * (to == len(parts))
+            parts[to] += n
+        filled += sum(min(size for size in sizes if size >= used) for used in parts)
+    return Rooms(sizes=sizes, longest=int(lengths.max())), 1 - float(lengths.sum()) / filled
+
+
+def main() -> None:
+    args = arguments()
+    config, params = load(args.model)
+    config = dataclasses.replace(config, remat=args.remat)
+    rows = [row for batch in args.batches for row in batch]
+    longest = (
+        max(len(row["prompt_ids"]) for row in rows),
+        max(max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows),
+    )
+    batches: list[Any] = [
+        assemble(batch, (-(-longest[0] // 16) * 16, -(-longest[1] // 16) * 16))
+        for batch in args.batches
+    ]
+    rooms, empty = rooms_of(args.batches)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(LEARNING_RATE, weight_decay=0.0)
+    )
+    reference = params if args.live else None
+    if not args.live:
+        kept = [score_responses(params, batch, config=config) for batch in batches]
+        batches = [b.replace(ref_logps=np.asarray(x)) for b, x in zip(batches, kept, strict=True)]
+    update = Update(
+        apply=functools.partial(response_logps, config=config),
+        loss=functools.partial(dpo.loss, beta=BETA),
+        optimizer=optimizer,
+        rooms=rooms,
+    )
+    state = init_state(jax.tree.map(jnp.copy, params), optimizer, jax.random.key(1))
+    if not args.live:
+        del params
+    jitted = jax.jit(functools.partial(train_step, update=update), donate_argnums=0)
+    since = time.perf_counter()
+    compiled = jitted.lower(state, reference, batches[0]).compile()
+    seconds, box = time.perf_counter() - since, [state]
+    del state
+
+    def step(number: int) -> float:
+        box[0], scalars = compiled(box[0], reference, batches[number])
+        return float(scalars["loss"])
+
+    run(step, args, compile_s=seconds, empty=empty, sizes=list(rooms.sizes))
+
+
+if __name__ == "__main__":
+    main()
