@@ -28,12 +28,11 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from peers_steps import Row, draw_rows
-
 from alignjax.data import sources
 from alignjax.data.encode import encode_all
 from alignjax.data.records import Receipt, check
 from alignjax.data.tokenizer.load import load as load_tokenizer
+from benchmarks.peers_steps import Row, draw_rows
 
 HERE = pathlib.Path(__file__).parent
 PROGRAMS = {

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from peers_steps import BETA, LEARNING_RATE, SMALL, Row, arguments, run
 
 import alignjax as aj
 from alignjax.losses import dpo
@@ -28,6 +27,7 @@ from alignjax.models.transformer import init_params
 from alignjax.training.microbatches import Rooms, choose_sizes
 from alignjax.training.step import Update, init_state, train_step
 from alignjax.types import Batch, Params
+from benchmarks.peers_steps import BETA, LEARNING_RATE, SMALL, Row, arguments, run
 
 
 def load(folder: str) -> tuple[ModelConfig, Params]:
