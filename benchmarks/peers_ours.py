@@ -85,6 +85,28 @@ def rooms_of(batches: list[list[Row]]) -> tuple[Rooms, float]:
     return Rooms(sizes=sizes, longest=int(lengths.max())), 1 - float(lengths.sum()) / filled
 
 
+def matmul_rate(size: int = 2048, turns: int = 10) -> float:
+    """Measures the FLOPs per second of a product of square matrices, the median of some turns."""
+    x = jnp.ones((size, size))
+    product = jax.jit(jnp.matmul).lower(x, x).compile()
+    seconds = []
+    for _ in range(turns):
+        since = time.perf_counter()
+        product(x, x).block_until_ready()
+        seconds.append(time.perf_counter() - since)
+    return 2 * size**3 / float(np.median(seconds))
+
+
+def useful_flops(config: ModelConfig, params: Params, rows: list[Row]) -> float:
+    """Counts forward and backward products of all rows, each prompt once; attention left out."""
+    kernels = sum(
+        x.size for path, x in jax.tree.leaves_with_path(params["layers"]) if "kernel" in str(path)
+    )
+    tokens = sum(sum(map(len, row.values())) for row in rows)
+    scored = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
+    return 6.0 * (tokens * kernels + scored * config.width * config.vocab_size)
+
+
 def main() -> None:
     args = arguments()
     config, params = load(args.model)
@@ -99,6 +121,7 @@ def main() -> None:
         for batch in args.batches
     ]
     rooms, empty = rooms_of(args.batches)
+    flops, rate = useful_flops(config, params, rows), matmul_rate()
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(LEARNING_RATE, weight_decay=0.0)
     )
@@ -125,7 +148,7 @@ def main() -> None:
         box[0], scalars = compiled(box[0], reference, batches[number])
         return float(scalars["loss"])
 
-    run(step, args, compile_s=seconds, empty=empty, sizes=list(rooms.sizes))
+    run(step, args, compile_s=seconds, empty=empty, flops=flops, rate=rate)
 
 
 if __name__ == "__main__":
