@@ -15,6 +15,7 @@ Outcomes:
     refused       besides, a command ended in one line and an exit code that docs/running.md lists;
                   after the bit was put back, the disk had space, or with --allow_fallback: the same
     said          a flipped file of results stays as it is, and a line told of it
+    unread        a flipped file of results that no command read, and whose readers are told
     SILENT        other results
     HANG          a program that did not end
     TRACEBACK     a traceback, or an exit code that is not listed
@@ -43,6 +44,8 @@ from typing import Any
 import jax
 
 from alignjax import cli
+from alignjax.errors import UserError
+from alignjax.runtime import metrics, storage
 from tests import digests, runs
 
 LIMIT = (90.0, 20.0)  # a program hangs after so many seconds and so many times its usual time
@@ -51,7 +54,7 @@ SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 # listens, 6 where the save that a signal asked for failed.
 ENDS = {"kill": {-9}, "term": {143, -15, 6}, "int": {130, 6}, "full": {2, 3}, "flip": {2, 3}}
 KINDS = ("kill",) * 4 + ("term", "int") * 2 + ("flip",) * 4 + ("full",) * 3 + ("twice",)
-GOOD = ("same", "refused", "said")
+GOOD = ("same", "refused", "said", "unread")
 DISK = 256 << 20  # bytes of the small file system
 # Commands on finished runs: the run, and the arguments; {run} and {out} are folders.
 VERBS = {
@@ -352,6 +355,17 @@ def harm(fault: dict[str, Any], name: str, usual: dict[str, Any], log: str) -> d
     return done
 
 
+def is_told(path: pathlib.Path) -> bool:
+    """Whether whoever reads a flipped file of results is told that it is damaged."""
+    try:
+        if path.suffix != ".jsonl":
+            storage.read_here(path)
+            return False
+        return len(metrics.read(path)) < path.read_bytes().count(b"\n")
+    except UserError:
+        return True
+
+
 def warnings(log: str) -> list[str]:
     """Lines that tell of damage."""
     words = ("damaged", "cannot be read", "not as it was written", "DAMAGED", "left out")
@@ -373,6 +387,8 @@ def trial(seed: int, number: int, only: list[str]) -> dict[str, Any]:
     try:
         for i, fault in enumerate(faults):
             done.append(harm(fault, name, usual, f"{log}.{i}"))
+            if name in VERBS and done[-1]["code"] == 0:  # it has done its work
+                break
         outcome, detail = finish(name, usual, f"{log}.end", done)
     except BadError as error:
         outcome, detail = error.args
@@ -395,6 +411,10 @@ def finish(name: str, usual: dict[str, Any], log: str, done: list[Any]) -> tuple
         finally:
             end(pid)
     other = list(digests.against_undisturbed(result(name), usual["digests"]))
+    flipped = [x["file"] for x in done if "file" in x and not x["line"]]
+    unread = [x for x in flipped if any(x.endswith(line.split(": ")[0]) for line in other)]
+    if other and all(any(x.endswith(line.split(": ")[0]) for x in unread) for line in other):
+        return ("unread" if all(is_told(disk() / x) for x in unread) else "SILENT"), other[:5]
     lines = [line for x in done for line in (x["line"], *x.get("told", ())) if line]
     if other:
         return ("said" if lines else "SILENT"), other[:5]

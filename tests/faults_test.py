@@ -1,10 +1,12 @@
 """Random faults: what is judged to be bad, and that a number draws one trial."""
 
+import contextlib
 import json
 import random
 
 import pytest
 
+from alignjax.runtime import metrics, storage
 from tests import faults
 
 
@@ -53,6 +55,19 @@ def test_one_bit_of_one_file_is_flipped(log, tmp_path):
     assert (path, before) == (run / "b", bytes(8))
     assert path.read_bytes() == after == bytes(7) + b"\x80"
     assert (run / "a").read_bytes() == bytes(8)
+
+
+def test_who_reads_a_flipped_file_is_told(tmp_path):
+    storage.keep_json(tmp_path / "a.json", {"x": 1})
+    (tmp_path / "b.json").write_text("{}")
+    with contextlib.closing(metrics.Writer(tmp_path, after_step=0, names=())) as writer:
+        writer.write(1, {"loss": 0.5})
+    lines = tmp_path / "metrics.jsonl"
+    assert not any(faults.is_told(p) for p in (tmp_path / "a.json", tmp_path / "b.json", lines))
+    (tmp_path / "a.json").write_text((tmp_path / "a.json").read_text().replace("1", "3"))
+    lines.write_text(lines.read_text().replace("loss", "lost"))
+    assert faults.is_told(tmp_path / "a.json")
+    assert faults.is_told(lines)
 
 
 def test_a_seed_and_a_number_draw_the_same_faults():

@@ -100,7 +100,11 @@ def write_here(path: pathlib.Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder: a rename is one step only inside one file system.
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
+    try:
+        temporary.write_bytes(content)
+    except OSError as error:  # a full disk's names no file
+        error.filename = error.filename or str(path)
+        raise
     temporary.replace(path)
 
 

@@ -5,6 +5,7 @@ Here is tested for all of them what a kill at any line, damage or a full disk ma
 
 import contextlib
 import dataclasses
+import errno
 import inspect
 import json
 import logging
@@ -239,6 +240,16 @@ def test_a_full_disk_leaves_nothing_visible(tmp_path):
         folder(tmp_path, "other", full_disk)
     assert content(tmp_path / "folder") == made
     assert folder(tmp_path, make=unasked) == made
+
+
+def test_a_full_disk_s_error_names_the_file(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        storage.write_json(tmp_path / "config.json", {})
+    assert caught.value.filename == str(tmp_path / "config.json")
 
 
 def test_a_maker_that_fails_is_as_one_that_was_killed(tmp_path):

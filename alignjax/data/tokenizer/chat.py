@@ -11,8 +11,6 @@ import datetime
 import functools
 import json
 import re
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +21,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 from alignjax.data.records import DataError, Message
+from alignjax.data.tokenizer import bounds
 from alignjax.errors import UserError
 
 # For conversational data where the tokenizer brings no template.
@@ -34,93 +33,6 @@ PLAIN_TEMPLATE = (
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 
-MAX_SECONDS = 10.0  # for one rendering
-MAX_STEPS = 1_000_000  # loop rounds and macro calls in one rendering
-MAX_EXTRA = 1_000_000  # characters a rendering may write or build beyond 8 times its input
-MAX_NUMBER = 100_000  # the largest integer a template may pass to a function or filter
-MAX_INTEGER = 2**63  # in size, of what a template computes
-# What a template may call of texts. Others build much from little (translate, expandtabs), or what
-# is not counted here (encode).
-METHODS = re.compile(
-    r"[lr]?strip|r?(find|index|partition|split)|splitlines|(starts|ends)with|remove(pre|suf)fix|upper|"
-    r"lower|title|capitalize|casefold|swapcase|count|join|replace|center|[lr]just|zfill|is[a-z]+"
-)
-# Filters that chat templates do not use, and whose work is hard to bound.
-REFUSED = ("format", "xmlattr", "wordwrap", "urlize", "striptags", "pprint")
-
-
-class _Budget(threading.local):
-    steps = 0
-    characters = 0
-    deadline = 0.0
-
-    def start(self, characters: int) -> None:
-        self.steps = MAX_STEPS
-        self.characters = 8 * characters + MAX_EXTRA
-        self.deadline = time.monotonic() + MAX_SECONDS
-
-
-_budget = _Budget()
-
-
-class _LimitError(jinja2.sandbox.SecurityError):
-    """A template that asks for too much."""
-
-
-def _tick() -> str:
-    """Runs once per loop round and macro call."""
-    _budget.steps -= 1
-    if _budget.steps < 0:
-        raise _LimitError(f"loops more than {MAX_STEPS} times")
-    if time.monotonic() > _budget.deadline:
-        raise _LimitError(f"runs longer than {MAX_SECONDS:g} seconds")
-    return ""
-
-
-def _built(value: Any) -> Any:
-    """Charges the text or list an operation has built, and refuses a number that is too long."""
-    if isinstance(value, int) and abs(value) > MAX_INTEGER:
-        raise _LimitError("computes with integers beyond 64 bits")
-    if isinstance(value, str | bytes | list | tuple):
-        _budget.characters -= len(value)
-        if _budget.characters < 0:
-            raise _LimitError("writes too much text")
-    return value
-
-
-def _written(value: Any) -> Any:
-    """Charges the text a value turns into: nested lists may be far larger written than held."""
-    pending = [value]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, dict):
-            pending.extend(item.keys())
-            item = list(item.values())
-        if isinstance(item, list | tuple):
-            pending.extend(item)
-        _budget.characters -= len(item) if isinstance(item, str | list | tuple) else 1
-        if _budget.characters < 0:
-            raise _LimitError("writes too much text")
-    return value
-
-
-def _refuse_growth(value: Any, args: Sequence[Any], name: str = "") -> None:
-    """Refuses calls whose result may be far larger than what goes in."""
-    if any(isinstance(arg, int) and abs(arg) > MAX_NUMBER for arg in args):
-        raise _LimitError(f"uses a number above {MAX_NUMBER}")
-    if name == "replace" and isinstance(value, str) and len(args) >= 2:
-        old, new = str(args[0]), str(args[1])
-        if value.count(old) * len(new) > max(_budget.characters, 0):
-            raise _LimitError("writes too much text")
-    if name == "indent" and isinstance(value, str):
-        width = max((len(x) if isinstance(x, str) else int(x) for x in args), default=4)
-        if (value.count("\n") + 1) * width > max(_budget.characters, 0):
-            raise _LimitError("writes too much text")
-    if name == "join" and args and isinstance(value, str | list | tuple):
-        glue, items = (value, args[0]) if isinstance(value, str) else (str(args[0]), value)
-        if len(glue) * len(list(items)) > max(_budget.characters, 0):
-            raise _LimitError("writes too much text")
-
 
 def _guarded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     takes_context = hasattr(function, "jinja_pass_arg")
@@ -128,10 +40,29 @@ def _guarded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
     @functools.wraps(function)  # keeps the mark that asks jinja for its context
     def guarded(*args: Any, **kwargs: Any) -> Any:
         value, *rest = args[1:] if takes_context else args
-        _refuse_growth(value, [*rest, *kwargs.values()], name)
-        if name in ("string", "tojson", "pprint", "join", "e", "escape", "forceescape"):
-            _written(value)
-        return _built(function(*args, **kwargs))
+        rest = [bounds.held(x) for x in (*rest, *kwargs.values())]
+        bounds.refuse_growth(value, rest, name)
+        if name in bounds.COMPARING:
+            bounds.held(value)
+        elif name in ("string", "tojson", "join", "e", "escape", "forceescape") or (
+            isinstance(value, bounds.HOLDERS) and not bounds.SHALLOW.fullmatch(name)
+        ):
+            bounds.written(value)
+        if name in ("batch", "slice", "groupby"):  # their lists hold it all again
+            numbers = [x for x in rest if isinstance(x, int)]
+            bounds.charge(
+                sum(numbers)
+                + (len(value) if isinstance(value, bounds.HOLDERS[:3]) else bounds.MAX_NUMBER)
+            )
+        return bounds.built(function(*args, **kwargs))
+
+    return guarded
+
+
+def _guarded_test(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def guarded(*args: Any) -> Any:
+        return function(*(bounds.held(x) for x in args))
 
     return guarded
 
@@ -140,8 +71,9 @@ class _Extension(jinja2.ext.Extension):
     """``{% generation %}...{% endgeneration %}``, rendered as its content; and the loop counter."""
 
     tags = {"generation"}  # noqa: RUF012 (the name jinja looks for)
-    tick = staticmethod(_tick)
-    joined = staticmethod(lambda *parts: "".join(str(_written(part)) for part in parts))
+    tick = staticmethod(bounds.tick)
+    held, cut = staticmethod(bounds.held), staticmethod(bounds.cut)
+    joined = staticmethod(lambda *parts: "".join(str(bounds.written(part)) for part in parts))
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node | list[jinja2.nodes.Node]:
         next(parser.stream)
@@ -164,52 +96,70 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         for node in tree.find_all(bodies):
             call = jinja2.nodes.Call(attribute("tick"), [], [], None, None)
             node.body.insert(0, jinja2.nodes.ExprStmt(call).set_lineno(node.lineno))
-        return _replace_concat(tree, attribute)
+        return _replace(tree, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        return super().getitem(obj, bounds.held(argument))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**":
-            _refuse_growth(None, [left, right])
+            bounds.refuse_growth(None, [left, right])
             if isinstance(right, int) and right > 1000:
-                raise _LimitError("raises to a power above 1000")
+                raise bounds.LimitError("raises to a power above 1000")
         if operator == "*":
             for items, times in ((left, right), (right, left)):
                 size = len(items) if isinstance(items, str | list | tuple) else 0
-                if size and isinstance(times, int) and size * times > _budget.characters:
-                    raise _LimitError("writes too much text")
+                if size and isinstance(times, int) and size * times > bounds.budget.characters:
+                    raise bounds.LimitError("writes too much text")
         if operator == "%" and isinstance(left, str):
-            raise _LimitError("formats text with '%'")
-        return _built(super().call_binop(context, operator, left, right))
+            raise bounds.LimitError("formats text with '%'")
+        return bounds.built(super().call_binop(context, operator, left, right))
 
     def wrap_str_format(self, value: Any) -> Any:
         if isinstance(getattr(value, "__self__", None), str) and value.__name__.startswith(
             "format"
         ):
-            raise _LimitError("formats text with 'format'")
+            raise bounds.LimitError("formats text with 'format'")
         return None
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        if __obj is bounds.held:  # of our own making: a comparison
+            return bounds.held(*args)
         if __obj is not range and __obj is not __self.globals["range"]:
             owner = getattr(__obj, "__self__", None)
             name = getattr(__obj, "__name__", "")
-            if isinstance(owner, str | int | float) and not METHODS.fullmatch(name):
-                raise _LimitError(f"calls {type(owner).__name__}.{name}")
-            _refuse_growth(owner, [*args, *kwargs.values()], name)
-        return _built(super().call(__context, __obj, *args, **kwargs))
+            if isinstance(owner, str | int | float) and not bounds.METHODS.fullmatch(name):
+                raise bounds.LimitError(f"calls {type(owner).__name__}.{name}")
+            given = [bounds.held(x) for x in (owner, *args, *kwargs.values())]
+            bounds.charge(len(given))
+            bounds.refuse_growth(owner, given[1:], name)
+        return bounds.built(super().call(__context, __obj, *args, **kwargs))
 
 
-def _replace_concat(tree: Any, attribute: Callable[[str], Any]) -> Any:
-    """Turns ``a ~ b``, which no hook of jinja's sees, into a call that is counted."""
+def _replace(tree: Any, attribute: Callable[[str], Any]) -> Any:
+    """Makes calls of what no hook of jinja's sees: ``a ~ b``, ``a == b``, ``{a: b}``, ``a[:b]``."""
     for name, value in tree.iter_fields():
         if isinstance(value, list):
             value[:] = [
-                _replace_concat(item, attribute) if isinstance(item, jinja2.nodes.Node) else item
+                _replace(item, attribute) if isinstance(item, jinja2.nodes.Node) else item
                 for item in value
             ]
         elif isinstance(value, jinja2.nodes.Node):
-            setattr(tree, name, _replace_concat(value, attribute))
+            setattr(tree, name, _replace(value, attribute))
+
+    def call(name: str, *parts: Any) -> Any:
+        made = jinja2.nodes.Call(attribute(name), list(parts), [], None, None)
+        return made.set_lineno(tree.lineno)
+
     if isinstance(tree, jinja2.nodes.Concat):
-        call = jinja2.nodes.Call(attribute("joined"), tree.nodes, [], None, None)
-        return call.set_lineno(tree.lineno)
+        return call("joined", *tree.nodes)
+    if isinstance(tree, jinja2.nodes.Compare | jinja2.nodes.Operand):
+        tree.expr = call("held", tree.expr)
+    if isinstance(tree, jinja2.nodes.Pair):
+        tree.key = call("held", tree.key)
+    if isinstance(tree, jinja2.nodes.Getitem) and isinstance(tree.arg, jinja2.nodes.Slice):
+        ends = (tree.arg.start, tree.arg.stop, tree.arg.step)
+        return call("cut", tree.node, *(x or jinja2.nodes.Const(None) for x in ends))
     return tree
 
 
@@ -227,27 +177,38 @@ def _raise(message: str) -> None:
 
 def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
     if indent is not None and not (isinstance(indent, int) and indent <= 16):
-        raise _LimitError("indents by more than 16")
-    return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
+        raise bounds.LimitError("indents by more than 16")
+    parts = []  # one by one: an indented list is far larger than what it holds
+    for part in json.JSONEncoder(indent=indent, ensure_ascii=ensure_ascii).iterencode(value):
+        if indent is not None:
+            bounds.charge(len(part))
+        parts.append(part)
+    return "".join(parts)
 
 
 @functools.cache
 def _compile(source: str, name: str) -> jinja2.Template:
+    if len(source) > bounds.MAX_TEMPLATE:
+        raise UserError(
+            f"{name}: chat template: it has {len(source)} characters, of {bounds.MAX_TEMPLATE}"
+        )
     environment = _Environment(
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_written,
+        finalize=bounds.written,
         optimized=False,  # constant expressions must not run at compile time, before any budget
         extensions=["jinja2.ext.loopcontrols", _Extension],
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     environment.filters["tojson"] = _to_json
-    for key in REFUSED:
+    for key in bounds.REFUSED:
         environment.filters.pop(key, None)
     environment.filters = {
         key: _guarded_filter(key, function) for key, function in environment.filters.items()
     }
     del environment.globals["lipsum"]
+    tests: dict[str, Any] = environment.tests  # as jinja has typed them, they take nothing
+    environment.tests = {key: _guarded_test(test) for key, test in tests.items()}
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     try:
@@ -305,8 +266,8 @@ def render(
     template = _compile(source, name)
     turns = [_fields(turn) for turn in messages if turn.role != "tools"]
     tools = next((json.loads(turn.content) for turn in messages if turn.role == "tools"), None)
-    _budget.start(sum(len(x.content) + len(x.role) + len(x.more) for x in messages))
-    limit = _budget.characters
+    bounds.budget.start(sum(len(x.content) + len(x.role) + len(x.more) for x in messages))
+    limit = bounds.budget.characters
     parts, size = [], 0
     try:
         for part in template.generate(
@@ -318,11 +279,11 @@ def render(
         ):
             size += len(part)
             if size > limit:
-                raise _LimitError("writes too much text")
+                raise bounds.LimitError("writes too much text")
             parts.append(part)
     except _TemplateError as error:
         raise RefusedDialogueError(f"{name}: chat template refuses the dialogue: {error}") from None
-    except _LimitError as error:
+    except bounds.LimitError as error:
         raise UserError(f"{name}: chat template stopped: it {error}") from None
     except jinja2.sandbox.SecurityError as error:
         raise UserError(f"{name}: chat template is not safe: {error}") from None

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from alignjax.data.records import DataError, Message
-from alignjax.data.tokenizer import chat
+from alignjax.data.tokenizer import bounds, chat
 from alignjax.errors import UserError
 
 DIALOGUE = (Message("system", "be kind"), Message("user", "hi"))
@@ -97,12 +97,83 @@ def test_hostile_and_broken_templates_end_in_one_line(source, message):
     assert "\n" not in str(caught.value)
 
 
+# 10 lists of 10 lists of ... 40 times: small to hold, endless to read.
+DEEP = (
+    "{% set n = namespace(a=(1,), b=(1,), d={'k': 1}) %}{% for i in range(40) %}"
+    "{% set n.a = (n.a,) * 10 %}{% set n.b = (n.b,) * 10 %}{% set n.d = {'x': n.d, 'y': n.d} %}"
+    "{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        *(f"{{{{ n.a | {x} }}}}" for x in ("upper", "trim", "safe", "wordcount", "center")),
+        *("{{ n.a | replace('1', '2') }}", "{{ 'x' | replace('x', n.a) }}", "{{ n.d | trim }}"),
+        *("{{ n.a == n.b }}", "{{ n.a in [n.b] }}", "{{ n.a < n.b }}", "{{ {n.a: 1} | length }}"),
+        *("{{ [n.a, n.b] | sort }}", "{{ [n.a, n.b] | max }}", "{{ [n.a] | unique | list }}"),
+        *("{{ {}[n.a] }}", "{{ n.a is eq(n.b) }}", "{{ [n.b].index(n.a) }}"),
+        "{{ dict([(n.a, 1)]) }}",
+        *("{{ raise_exception(n.a) }}", "{{ n }}", "{{ n | upper }}", "{{ n.d.items() | upper }}"),
+        "{{ [n.a] | selectattr(0, 'eq', [n.b]) | list }}",
+    ],
+)  # fmt: skip
+def test_what_is_small_to_hold_and_endless_to_read_is_refused(use, monkeypatch):
+    monkeypatch.setattr(bounds, "MAX_EXTRA", 10_000)
+    with pytest.raises(UserError, match=r"stopped: it (holds too much|writes too much text)"):
+        render(DEEP + use)
+
+
+KEPT = (
+    "{% set n = namespace(k=[]) %}{% for i in range(99999) %}"
+    "{% set n.k = [n.k, KEPT] %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "{% set a = 'x' * 900000 %}" + KEPT.replace("KEPT", "a[1:]"),
+        "{% set a = range(99999) | list %}" + KEPT.replace("KEPT", "a[1:]"),
+        "{% set a = range(99999) | list %}" + KEPT.replace("KEPT", "a | batch(99999) | list"),
+        "{% set a = range(99999) | list %}" + KEPT.replace("KEPT", "a | slice(1) | list"),
+        "{% set a = range(99999) | list %}" + KEPT.replace("KEPT", "cycler(*a)"),
+        "{{ ''.join(['x' * 90000] * 9999) | length }}",
+        "{% set n = namespace(a=[1] * 90000) %}{% for i in range(800) %}{% set n.a = [n.a] %}"
+        "{% endfor %}{{ n.a | tojson(indent=16) | length }}",
+    ],
+)  # fmt: skip
+def test_what_is_kept_is_counted(use):
+    with pytest.raises(UserError, match=r"stopped: it (writes too much text|holds too much)"):
+        render(use)
+
+
+def test_a_template_of_endless_length_is_not_parsed():
+    with pytest.raises(UserError, match=r"^x.jinja: chat template: it has 200008 characters"):
+        render("{{ [" + "1," * 100000 + "] }}")
+
+
+def test_what_the_bounds_leave_alone():
+    source = (
+        "{% set n = namespace(k=messages[1:]) %}{{ messages[::-1][0].content[:2] }}"
+        "{{ n.k | length }}{{ messages == messages }}{{ 'hi' in messages[0].content }}"
+        "{{ {'a': 1}['a'] }}{{ [3, 1] | sort }}{{ {'b': [1]} | tojson(indent=1) }}"
+        "{{ messages[0] is mapping }}{{ 1 is lt(2) }}{{ messages | map(attribute='role') | join }}"
+        "{{ '-'.join(['a', 'b']) }}{{ ['c', 'd'] | join('+') }}"
+    )
+    said = (Message("user", "hi you"), Message("assistant", "well"))
+    found = chat.render(
+        source, said, add_generation_prompt=False, special_tokens={}, name="x.jinja"
+    )
+    assert found == 'we1TrueTrue1[1, 3]{\n "b": [\n  1\n ]\n}TrueTrueuserassistanta-bc+d'
+
+
 def test_endless_loops_end_and_memory_stays_bounded():
     program = (
         "import resource\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))\n"
-        "from alignjax.data.tokenizer import chat\n"
-        "chat.MAX_STEPS = 50_000\n"
+        "from alignjax.data.tokenizer import bounds, chat\n"
+        "bounds.MAX_STEPS = 50_000\n"
         "loops = '{% for i in range(9**5) %}{% for j in range(9**5) %}{% endfor %}{% endfor %}'\n"
         "calls = '{% macro f(n) %}{% if n %}{{f(n-1)}}{{f(n-1)}}{% endif %}{% endmacro %}'\n"
         "for text in (loops, calls + '{{ f(50) }}'):\n"
@@ -117,14 +188,14 @@ def test_endless_loops_end_and_memory_stays_bounded():
 
 
 def test_time_is_bounded(monkeypatch):
-    monkeypatch.setattr(chat, "MAX_SECONDS", 0.05)
+    monkeypatch.setattr(bounds, "MAX_SECONDS", 0.05)
     loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(UserError, match=r"runs longer than 0\.05 seconds"):
         render(loops)
 
 
 def test_loops_are_counted(monkeypatch):
-    monkeypatch.setattr(chat, "MAX_STEPS", 1000)
+    monkeypatch.setattr(bounds, "MAX_STEPS", 1000)
     with pytest.raises(UserError, match="loops more than 1000 times"):
         render("{% for i in range(2000) %}{# counted #}{% endfor %}done")
 
