@@ -84,7 +84,7 @@ def loop(
                     job.watch.evaluation(at.step, values)
                     fault_point("evaluated", f"{job.name}-{at.step}")
                 if "save" in due:
-                    progress.save(store, job, at, total=turns.total)
+                    progress.save(store, job, at, total=turns.total, asked=stopping)
             with limited(f"{job.name}, the end"):
                 signum = distributed.max_over_processes(caught)()
             if signum:  # after the last step too: another stage would follow

@@ -151,11 +151,21 @@ def resume(store: stores.Store, job: Job, turns: Turns[State]) -> Progress[State
     return Progress(step, state, numbers, seconds)
 
 
-def save(store: stores.Store, job: Job, progress: Progress[Any], *, total: int) -> None:
+def save(
+    store: stores.Store, job: Job, progress: Progress[Any], *, total: int, asked: bool = False
+) -> None:
     """Starts to save a checkpoint; its files are written while training goes on.
 
     The last one of a job that is not extendable has no optimizer state, and takes the place of the
     older ones.
+
+    Args:
+      store, job, progress: where, whose, and what.
+      total: steps of the job.
+      asked: whether a signal asked for it.
+
+    Raises:
+      CheckpointError: it cannot be written; of exit code 6 where a signal asked for it.
     """
     place = f"{job.name}-{progress.step}"
     final = progress.step == total and not job.extendable
@@ -168,10 +178,11 @@ def save(store: stores.Store, job: Job, progress: Progress[Any], *, total: int) 
         **({"holds": "parameters"} if final else {}),
     }
     state = _without_optimizer(progress.state) if final else progress.state
-    checkpoint.save(store, progress.step, state, record)
-    fault_point("saving", place)
-    if final:
-        stores.drop(store, but=progress.step)
+    with _unsaved(asked):
+        checkpoint.save(store, progress.step, state, record)
+        fault_point("saving", place)
+        if final:
+            stores.drop(store, but=progress.step)
 
 
 def finish_save(store: stores.Store) -> None:
@@ -180,10 +191,17 @@ def finish_save(store: stores.Store) -> None:
     Raises:
       CheckpointError: it could not be written; of exit code 6.
     """
-    try:
+    with _unsaved(True):
         stores.wait(store)
+
+
+@contextlib.contextmanager
+def _unsaved(asked: bool) -> Iterator[None]:
+    try:
+        yield
     except UserError as error:
-        error.exit_code = STOPPED_UNSAVED
+        if asked:
+            error.exit_code = STOPPED_UNSAVED
         raise
 
 

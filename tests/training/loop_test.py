@@ -1,6 +1,7 @@
 """The loop: what it resumes, saves, counts and refuses. In one process; see also resume_test."""
 
 import dataclasses
+import errno
 import functools
 import gc
 import json
@@ -426,6 +427,27 @@ def test_a_signal_saves_and_stops(signum, code, times, clean, tmp_path):
     assert counts["resumed_from"] == 6
     same_bits(resumed, clean.state)
     assert runs.lines(tmp_path) == clean.lines
+
+
+@pytest.mark.parametrize("fails", ["digests.seal", "ocp.save_checkpointables_async"])
+def test_a_full_disk_after_a_signal_ends_in_6(fails, tmp_path, monkeypatch):
+    """While the arrays are written, and before; without a signal it is 3."""
+    owner, name = getattr(checkpoint, fails.split(".")[0]), fails.split(".")[1]
+    write = getattr(owner, name)
+
+    def full(path, *rest):
+        if path.name == "6.writing":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, *rest)
+
+    monkeypatch.setattr(owner, name, full)
+    with pytest.raises(CheckpointError, match="No space left on device") as caught:
+        signalled(tmp_path, signal.SIGTERM, 6)
+    assert caught.value.exit_code == 6
+    with pytest.raises(CheckpointError, match="No space left on device") as caught:
+        fit(job(tmp_path, save_every=6))
+    assert caught.value.exit_code == 3
+    assert os.listdir(tmp_path / "checkpoints").count("4") == 1  # it goes on from there
 
 
 def test_a_signal_in_the_last_step_stops_too(clean, tmp_path):
