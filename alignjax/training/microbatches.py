@@ -136,6 +136,7 @@ def _with_room(function: Callable[[Batch], Any], size: int, rows: Batch) -> Any:
 
 def _loop(count: int | Array, one: Callable[[Array], Any]) -> Any:
     """Adds up ``one(0), ..., one(count - 1)``."""
+    one = jax.jit(one, inline=True)  # traced once, for its shapes and for the loop
     shapes = jax.eval_shape(one, jnp.int32(0))
     # float32 even for bfloat16 parameters: a small gradient added to a large sum would vanish.
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, "f4")), shapes)
