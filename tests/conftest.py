@@ -1,5 +1,6 @@
 """What every test relies on: a CPU with 8 virtual devices, and the real data where there is any."""
 
+import gc
 import os
 import tempfile
 from importlib.metadata import version
@@ -88,3 +89,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(
         key=lambda item: next((i for i, x in enumerate(FIRST) if item.nodeid.startswith(x)), 9)
     )
+    # Tracing makes many small objects, and each full collection would go through all tests again.
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
