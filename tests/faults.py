@@ -26,6 +26,7 @@ Outcomes:
 import argparse
 import collections
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -48,6 +49,7 @@ from alignjax.errors import UserError
 from alignjax.runtime import metrics, storage
 from tests import digests, runs
 
+PR_SET_PDEATHSIG = 1
 LIMIT = (90.0, 20.0)  # a program hangs after so many seconds and so many times its usual time
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 # How a program may end besides 0: 2 where a flag names what cannot be written, -15 before a loop
@@ -93,6 +95,7 @@ def start(arguments: list[str], log: str, *, fresh: bool, file_limit: int = 0) -
     if pid:
         return pid
     os.setsid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it must not outlive this process
     for number, name in ((0, os.devnull), (1, f"{log}.out"), (2, f"{log}.err")):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
     if file_limit:

@@ -40,10 +40,14 @@ def train_sentencepiece(texts: Iterable[str], *, vocab_size: int, path: str) -> 
         raise UserError(f"tokenizer: sentencepiece could not be trained ({reason})") from None
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "wb") as file:
-        file.write(model)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "wb") as file:
+            file.write(model)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # a full disk's names no file
+        error.filename = error.filename or path
+        raise
     os.replace(temporary, path)
 
 

@@ -1,5 +1,6 @@
 """Tokenizers of both kinds: boundaries, special tokens, templates, damaged files."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -316,3 +317,15 @@ def test_what_is_missing_is_named(sp_path, byte_level, tmp_path):
     (tmp_path / "sub").mkdir()
     with pytest.raises(UserError, match="holds neither"):
         load.load(str(tmp_path / "sub"))
+
+
+def test_a_full_disk_s_error_names_the_tokenizer(tmp_path, monkeypatch):
+    def full(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(training.os, "fsync", full)
+    monkeypatch.setattr(training, "_train", lambda lines, size: b"model")
+    path = str(tmp_path / "tokenizer.model")
+    with pytest.raises(OSError, match="No space left") as caught:
+        training.train_sentencepiece(TEXTS, vocab_size=400, path=path)
+    assert caught.value.filename == path
