@@ -63,6 +63,7 @@ class Transformer(nn.Module):
             split_rngs={"params": True},
             in_axes=(nn.broadcast, 0, 0),
             length=c.layers,
+            check_constancy_invariants=False,  # the check would trace a layer twice
         )(c)
         self.norm = RMSNorm(c.norm_eps, c.norm_plus_one, **dtypes(c))
         if not c.tied_embeddings:
