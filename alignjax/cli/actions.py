@@ -127,14 +127,14 @@ def generate() -> None:
     from alignjax.commands import finished_run, generate
 
     config = finished_run.config_of(VALUES.workdir, VALUES.config, VALUES.set)
-    more = given("prompts", "preference", "overwrite")
+    more = given("prompts", "preference", "overwrite", "checkpoint")
     generate.run(config, VALUES.workdir, out, **how, **more)
 
 
 def _generate_of_folder(out: str, how: dict[str, Any]) -> None:
     if not VALUES.prompts:
         raise UserError("generate --model wants --prompts: a file, or - for standard input")
-    for flag in ("config", "preference"):
+    for flag in ("config", "preference", "checkpoint"):
         if VALUES[flag].present:
             raise UserError(f"generate --model takes no --{flag}: it goes with --workdir")
     from alignjax.commands import generate
@@ -152,7 +152,8 @@ def chat() -> None:
         x for x in VALUES.set if "." in x.partition("=")[0] and not x.startswith("evaluate.")
     ]
     settings = _sampling({"samples": 1, "batch_size": 1}, how, without=overrides)
-    chat.run(VALUES.model, against=VALUES.against, settings=settings, overrides=overrides)
+    more = given("against", "checkpoint")
+    chat.run(VALUES.model, settings=settings, overrides=overrides, **more)
 
 
 def _sampling(defaults: dict[str, Any], how: dict[str, Any], without: Sequence[str] = ()) -> Any:
@@ -238,5 +239,5 @@ def import_model() -> None:
 def export() -> None:
     from alignjax.commands import export
 
-    names = ("workdir", "to", "dtype", "adapter", "preference", "base")
+    names = ("workdir", "to", "dtype", "adapter", "preference", "base", "checkpoint")
     export.run(VALUES["from"].value or "", **given(*names))

@@ -45,6 +45,7 @@ TABLE = (
     Flag("samples", "responses per prompt", "int", None, 1),
     Flag("temperature", "of sampling; 0: always the likeliest token", "float", None, 0.0),
     Flag("preference", "weights of the objectives, e.g. 0.3,0.7; export takes all, too"),
+    Flag("checkpoint", "of a run: last, or best, which train.keep_best keeps", default="last"),
     Flag("runs", "workdirs, with commas between them", "list", ()),
     Flag("from", "folder of a model as transformers saves it, or a GGUF file; export: or imported"),
     Flag("to", "folder to write; it must not exist; export: or FILE.gguf"),

@@ -72,7 +72,7 @@ VERBS = {
         text="sample responses of the run in --workdir, or of --model, into --out (.jsonl or -)",
         reads=(
             *(*CONFIG, "workdir", "model", "out", "overwrite", "prompts", "samples"),
-            *("temperature", "max_new_tokens", "preference", "allow_fallback"),
+            *("temperature", "max_new_tokens", "preference", "checkpoint", "allow_fallback"),
         ),
         more="--workdir=runs/first --out=samples.jsonl --samples=1",
         computes=True,
@@ -80,7 +80,7 @@ VERBS = {
     "chat": Verb(
         do=actions.chat,
         text="talk in the terminal with --model: a run, a folder or a GGUF file; /help inside",
-        reads=("model", "against", "set", "temperature", "max_new_tokens"),
+        reads=("model", "against", "set", "temperature", "max_new_tokens", "checkpoint"),
         example="--model=runs/first",
         more="--against=my-model --temperature=0.7",
         notes={
@@ -151,7 +151,7 @@ VERBS = {
         text="write a run's policy (--workdir), or a model (--from), for transformers or llama.cpp",
         reads=(
             *("workdir", "from", "to", "dtype", "adapter", "base", "preference"),
-            "allow_fallback",
+            *("checkpoint", "allow_fallback"),
         ),
         example="--workdir=runs/first --to=exported/first",
         either=("workdir",),  # or from

@@ -35,7 +35,13 @@ class Conversation:
 
 
 def run(
-    path: str, *, against: str, settings: SamplingConfig, overrides: Sequence[str], seed: int = 0
+    path: str,
+    *,
+    against: str,
+    settings: SamplingConfig,
+    overrides: Sequence[str],
+    checkpoint: str = "last",
+    seed: int = 0,
 ) -> None:
     """Talks until the input ends or ``/quit``.
 
@@ -44,12 +50,13 @@ def run(
       against: of a second one that responds beside it, or empty.
       settings: how responses are drawn; one at a time.
       overrides: changes to the config of a run.
+      checkpoint: of the run at ``path``: last or best.
       seed: of the draws.
 
     Raises:
       UserError: no such network.
     """
-    there = [voices.load(path, overrides), *([voices.load(against)] if against else [])]
+    there = [voices.load(path, overrides, checkpoint), *([voices.load(against)] if against else [])]
     talk = Conversation(there, settings, [[] for _ in there])
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if terminal:

@@ -45,17 +45,26 @@ class Network:
 
 
 def run(
-    source: str, *, workdir: str, to: str, dtype: str, adapter: bool, preference: str, base: str
+    source: str,
+    *,
+    workdir: str,
+    to: str,
+    dtype: str,
+    adapter: bool,
+    preference: str,
+    base: str,
+    checkpoint: str = "last",
 ) -> None:
     """Exports a run's model, or the model ``source``; see `export` and `export_model`."""
-    if source and not (workdir or adapter or preference or base):
+    of_run: dict[str, Any] = dict(adapter=adapter, preference=preference, base=base)
+    if source and not (workdir or any(of_run.values()) or checkpoint != "last"):
         import_model.export_model(source, to, dtype=dtype)
     elif workdir and not source:
-        export(workdir, to, dtype=dtype, adapter=adapter, preference=preference, base=base)
+        export(workdir, to, dtype=dtype, checkpoint=checkpoint, **of_run)
     else:
         raise UserError(
             "export wants either --workdir=RUN, or --from=MODEL without --workdir, --adapter, "
-            "--preference and --base"
+            "--preference, --base and --checkpoint"
         )
 
 
@@ -67,6 +76,7 @@ def export(
     adapter: bool = False,
     preference: str = "",
     base: str = "",
+    checkpoint: str = "last",
 ) -> None:
     """Writes the policy, or the reward model, that a run has trained.
 
@@ -84,6 +94,7 @@ def export(
         the config, each in a folder of its own below ``to``.
       base: what adapters call their base: a name on a hub, or a folder; empty: the last part of
         the path that the run has.
+      checkpoint: last or best, see `finished_run.at_checkpoint`.
 
     Raises:
       UserError: no such run, nothing trained yet, a model of no family, or ``to`` exists; adapters
@@ -96,6 +107,7 @@ def export(
     config = read_json(run / "config.json")
     import_model.check_dtype(to, dtype)
     trained, made = finished_run.trained_in(run, config), policies.find(run, config)
+    trained = finished_run.at_checkpoint(trained, checkpoint)
     choices = _choices(made, workdir, preference, adapter=adapter)
     outputs = () if config["loss"] else _outputs(run)
     _check_kind(config, run, to, dtype, adapter=adapter, base=base, several=len(choices) > 1)

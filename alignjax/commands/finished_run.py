@@ -19,6 +19,7 @@ from alignjax.models.config import LoraConfig, ModelConfig, model_from
 from alignjax.runtime import checkpoint, sharding, storage, stores, workdirs
 from alignjax.runtime.distributed import run_on_main
 from alignjax.stages import adapters, pretrained
+from alignjax.training import progress
 from alignjax.types import Params
 
 ORIGIN = "config_file.json"
@@ -160,6 +161,22 @@ def _policy_folder(description: dict[str, Any], folder: pathlib.Path) -> pathlib
     return folder / f"round-{game['rounds']}" / "policy"
 
 
+def at_checkpoint(trained: Trained, checkpoint: str) -> Trained:
+    """Points to the checkpoint that is read: ``last``, or ``best``, which `train.keep_best` kept.
+
+    Raises:
+      UserError: it is neither, or nothing was kept.
+    """
+    if checkpoint not in ("last", "best"):
+        raise UserError(f"--checkpoint: wanted last or best, found {checkpoint!r}")
+    if checkpoint == "last":
+        return trained
+    best = dataclasses.replace(trained, folder=trained.root / progress.BEST.parent)
+    if not (best.folder / "checkpoints").is_dir():
+        raise UserError(f"--checkpoint=best: {trained.root} was run without train.keep_best")
+    return best
+
+
 def restore(
     trained: Trained, mesh: Mesh, step: int, *, objectives: int = 0, members: int = 0
 ) -> tuple[Params, dict[str, Any]]:
@@ -248,8 +265,8 @@ def _last_step(trained: Trained) -> int:
     return steps
 
 
-def load_policy(config: Config, workdir: str) -> Params:
-    """Loads the parameters that a finished run ended with, on the config's mesh.
+def load_policy(config: Config, workdir: str, checkpoint: str = "last") -> Params:
+    """Loads the parameters that a finished run ended with, or its best, on the config's mesh.
 
     The caller owns the folder (`workdirs.owned`).
 
@@ -258,7 +275,9 @@ def load_policy(config: Config, workdir: str) -> Params:
     """
     trained = trained_in(pathlib.Path(workdir), describe(config))
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    params, record = restore(trained, mesh, _last_step(trained))
+    last, trained = trained, at_checkpoint(trained, checkpoint)
+    step = _last_step(trained) if trained is last else newest_step(trained)
+    params, record = restore(trained, mesh, step)
     if trained.lora is None:
         return params
     base = load_base(trained, mesh, base_digest(record["identity"]))

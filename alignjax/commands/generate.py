@@ -45,6 +45,7 @@ def run(
     max_new_tokens: int | None = None,
     preference: str = "",
     overwrite: bool = False,
+    checkpoint: str = "last",
 ) -> None:
     """Samples responses of a run's policy to prompts and writes them.
 
@@ -56,6 +57,7 @@ def run(
       samples, temperature, max_new_tokens: of ``evaluate``; None: as the config says.
       preference: of a run of several objectives, see `policies.choose_for`.
       overwrite: write over a file that is there.
+      checkpoint: last or best, see `finished_run.at_checkpoint`.
 
     Raises:
       UserError: no such run, prompts that cannot be read or are empty, or a file that is there or
@@ -68,6 +70,7 @@ def run(
     folder = pathlib.Path(workdir)
     made = policies.find(folder, describe(config))
     choice = policies.choose_for(made, workdir, preference)
+    finished_run.at_checkpoint(finished_run.trained_in(folder, describe(config)), checkpoint)
     with workdirs.owned(folder):
         data = prepare_data(config, folder)
         records, questions = (
@@ -78,7 +81,7 @@ def run(
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         sampling = Run(config, folder, data, mesh).sampling(settings, "sampling")
         if made is None or choice is None:
-            params = finished_run.load_policy(config, workdir)
+            params = finished_run.load_policy(config, workdir, checkpoint)
             responses = respond(sampling, params, questions)
         else:
             log.info("--preference=%s: %s", preference, choice.said)

@@ -46,12 +46,13 @@ def is_run(path: str) -> bool:
     return config.is_file() and "model_type" not in hf.read_json(config)
 
 
-def load(path: str, overrides: Sequence[str] = ()) -> Voice:
+def load(path: str, overrides: Sequence[str] = (), checkpoint: str = "last") -> Voice:
     """Loads a network.
 
     Args:
       path: workdir of a finished run of a policy, a folder, or a GGUF file.
       overrides: changes to the config of a run, such as ``model.path`` and ``mesh.fsdp``.
+      checkpoint: of a run: last or best, see `finished_run.at_checkpoint`.
 
     Raises:
       UserError: it is none of these.
@@ -63,6 +64,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> Voice:
     if not is_run(path):
         if overrides:
             raise UserError(f"--set {overrides[0]}: {path} is no run, it has no config to change")
+        if checkpoint != "last":
+            raise UserError(f"--checkpoint={checkpoint}: {path} is not a run")
         model, tokenizer = of_folder(path)
         mesh = sharding.make_mesh(1, 1, 1)
         return Voice(name, model, tokenizer, mesh, pretrained.load(model, mesh))
@@ -72,7 +75,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> Voice:
     with workdirs.owned(folder):
         tokenizer = load_tokenizer(config, folder, [])
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-        return Voice(name, config.model, tokenizer, mesh, finished_run.load_policy(config, path))
+        params = finished_run.load_policy(config, path, checkpoint)
+        return Voice(name, config.model, tokenizer, mesh, params)
 
 
 def of_folder(path: str) -> tuple[ModelConfig, Tokenizer]:

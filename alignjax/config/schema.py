@@ -103,6 +103,9 @@ class TrainConfig:
     # steps between evaluations, with one at the end; 0: none; None: up to ten of the held-out rows
     # alone, which together cost a tenth of the training at most
     eval_every: int | None = setting(None, STEPS, identity=False)
+    # metric of the held-out rows, such as eval/loss, by which best/ keeps the best evaluation's
+    # parameters: the lowest loss, or the highest of another metric; empty: only the last are kept
+    keep_best: str = setting("", identity=False)
     # where numbers go beside metrics.jsonl: some of tensorboard, wandb, trackio, mlflow
     loggers: tuple[str, ...] = setting(
         ("tensorboard",),

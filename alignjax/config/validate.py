@@ -29,6 +29,7 @@ def check(config: Any) -> None:
     if config.recipe is not None:
         check_keywords(config.recipe, "recipe")
     _check_task(config)
+    _check_best(config)
     for at, section in sections(config):
         _check(section, at, _ranges(section))
         if hasattr(section, "rules"):
@@ -69,6 +70,19 @@ def _check_task(config: Any) -> None:
         wanted = "none with reward_loss; it is for policies, and would not be read"
         unread = ("baseline", "candidates", "evaluate.judge", "evaluate.scorers")
         _check(config, "", (Rule(not get(config, field), field, wanted) for field in unread))
+
+
+def _check_best(config: Any) -> None:
+    """Refuses ``keep_best`` where no evaluation of a policy would read it."""
+    for at, section in sections(config):
+        if not getattr(section, "keep_best", ""):
+            continue
+        alone = at == "train" and not any(_sections_of_recipe(config)) and config.loss is not None
+        measured = config.evaluate.held_out and section.eval_every != 0
+        wanted = "empty: only a run of one policy with one loss reads it"
+        _check(section, at, [Rule(alone, "keep_best", wanted)])
+        wanted = "empty where nothing is evaluated (evaluate.held_out, train.eval_every)"
+        _check(section, at, [Rule(measured, "keep_best", wanted)])
 
 
 def _check_types(value: Any, at: str) -> None:

@@ -150,13 +150,20 @@ def read_prompts(prompts: Prompts) -> list[Prompt]:
     return [read_prompt(row, "prompt") for row in rows]
 
 
-def load(path: str | pathlib.Path, *, dtype: str = "float32", preference: str = "") -> Policy:
+def load(
+    path: str | pathlib.Path,
+    *,
+    dtype: str = "float32",
+    preference: str = "",
+    checkpoint: str = "last",
+) -> Policy:
     """Loads a policy onto the first device.
 
     Args:
       path: a folder as transformers saves it, an imported one, a GGUF file, or a run's workdir.
       dtype: of matrix products, float32 or bfloat16; of a run: its own.
       preference: of a run of several objectives, such as ``"0.3,0.7"``.
+      checkpoint: of a run: ``"last"``, or ``"best"``, which ``train.keep_best`` keeps.
 
     Raises:
       UserError: nothing of this kind is there, or a run trained a reward model or nothing yet.
@@ -164,7 +171,9 @@ def load(path: str | pathlib.Path, *, dtype: str = "float32", preference: str = 
     logs.show_lines()
     folder = pathlib.Path(path)
     if is_run(folder):
-        return _load_run(folder, preference)
+        return _load_run(folder, preference, checkpoint)
+    if checkpoint != "last":
+        raise UserError(f"checkpoint={checkpoint!r}: {path} is not a run")
     if preference:
         raise UserError(f"preference: {path} is no run of several objectives")
     config = hf.resolve(ModelConfig(path=str(path), dtype=dtype))
@@ -181,7 +190,7 @@ def is_run(folder: pathlib.Path) -> bool:
     return "train" in storage.read_json(folder / "config.json")
 
 
-def _load_run(folder: pathlib.Path, preference: str) -> Policy:
+def _load_run(folder: pathlib.Path, preference: str, checkpoint: str) -> Policy:
     """Loads what a run has trained; of one that goes on, its newest checkpoint."""
     description = storage.read_json(folder / "config.json")
     if description["loss"] is None:
@@ -193,6 +202,7 @@ def _load_run(folder: pathlib.Path, preference: str) -> Policy:
             policies.require_single(choice, adapter=False)
             network = export.chosen(trained, made, choice, merged=True)
         else:
+            trained = finished_run.at_checkpoint(trained, checkpoint)
             network = export.newest(trained, 0, merged=True)
     tokenizer = export.tokenizer_of(description["tokenizer"], folder)
     return Policy(network.params, trained.model, tokenizer, str(folder))

@@ -9,6 +9,7 @@ Read it downwards: `run` is the order of events. What each stage writes into the
     cache/  prepared.json  held_out.jsonl            prepared rows, reference log-probabilities
     before.json  after.json                          sampled responses
     metrics.jsonl  tensorboard/  checkpoints/        the alignment itself
+    best/                                            of its evaluations, with train.keep_best
     summary.json  report.png  report.html            what came of it
     .artifacts/                                      digests of what is reused, unfinished parts
 """
@@ -94,6 +95,7 @@ def _align(
         return evaluation.history_line(watched, whole, of, start.held_out, steps=len(batches))
 
     batches = start.feed.batches
+    evaluation.require_metric(run, start.before, start.held_out)
     watched = evaluation.paced(run, batches.row_count, len(batches))
     job = watched.job("alignment", reference.digest, more, extendable=True)
     key = jax.random.key(run.config.train.seed)

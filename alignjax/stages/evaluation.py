@@ -15,6 +15,7 @@ import numpy as np
 from alignjax.config.fields import identity
 from alignjax.data.batching import Bucketed
 from alignjax.data.records import Record
+from alignjax.errors import UserError
 from alignjax.evaluation import plots, preferences, statistics, tables, text
 from alignjax.evaluation.statistics import Interval
 from alignjax.evaluation.win_rate import compare
@@ -25,6 +26,7 @@ from alignjax.stages import held_out
 from alignjax.stages.data import Prepared
 from alignjax.stages.run import Run
 from alignjax.stages.samples import draw_samples, reuse_samples
+from alignjax.training import progress
 from alignjax.training.implicit import implicit_reward
 from alignjax.types import Logps, Params
 
@@ -79,6 +81,7 @@ def paced(run: Run, trained_rows: int, steps: int) -> Run:
     # A step costs three times what scoring its rows does.
     affordable = int(SHARE * 3 * trained_rows / len(run.data.held_out.dataset))
     count = min(EVALUATIONS, affordable, steps) * settings.held_out
+    count = max(count, 1) if train.keep_best else count
     every = -(-steps // count) if count else 0
     config = dataclasses.replace(
         run.config,
@@ -86,6 +89,28 @@ def paced(run: Run, trained_rows: int, steps: int) -> Run:
         evaluate=dataclasses.replace(settings, during=0),
     )
     return dataclasses.replace(run, config=config)
+
+
+def require_metric(run: Run, policy: np.ndarray | None, reference: np.ndarray | None) -> None:
+    """Refuses a ``train.keep_best`` that no evaluation of the held-out rows has.
+
+    Args:
+      policy, reference: ``[N, K]`` nats before training; None: not measured, no reference.
+
+    Raises:
+      UserError: with the names that there are.
+    """
+    name = progress.best_name(run.config.train)
+    if not name or policy is None:
+        return
+    names = list(held_out_metrics(run, policy, reference))
+    if held_out.losses(run, policy, reference, steps=1) is not None:
+        names.append("loss")
+    if name not in names:
+        listed = ", ".join(f"eval/{x}" for x in names)
+        raise UserError(
+            f"train.keep_best: wanted one of {listed}, found {run.config.train.keep_best!r}"
+        )
 
 
 def history_line(

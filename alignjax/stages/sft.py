@@ -39,6 +39,7 @@ def stage_config(config: Config, sft: SftConfig) -> Config:
             steps=sft.steps,
             batch_size=sft.batch_size,
             eval_every=0,
+            keep_best="",
         ),
         sft=None,
         lora=None,

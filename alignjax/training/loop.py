@@ -55,6 +55,7 @@ def loop(
     consistency.check_same({f"{job.name}: {name}": str(x) for name, x in job.identity.items()})
     with stores.open_store(job.workdir / "checkpoints", keep=job.train.keep) as store:
         at = progress.resume(store, job, turns)
+        at.best = progress.read_best(job, at.step)
         begin, rows, stopping = at.step, TimedBatches(turns.batches(at.step)), False
         with (
             _signals() as caught,
@@ -79,9 +80,7 @@ def loop(
                     job.watch.line(at.step, line)
                     advance(0, **line)
                 if "evaluation" in due and evaluate is not None:
-                    values = evaluate(at.state)
-                    writer.write(at.step, {f"eval_{name}": x for name, x in values.items()})
-                    job.watch.evaluation(at.step, values)
+                    progress.note_evaluation(job, at, evaluate(at.state), writer)
                     fault_point("evaluated", f"{job.name}-{at.step}")
                 if "save" in due:
                     progress.save(store, job, at, total=turns.total, asked=stopping)

@@ -3,12 +3,15 @@
 import contextlib
 import dataclasses
 import logging
+import math
+import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any, Generic
 
 import numpy as np
 
+from alignjax.config import TrainConfig
 from alignjax.errors import NumericalError, UserError
 from alignjax.runtime import checkpoint, metrics, stores
 from alignjax.runtime.faults import fault_point
@@ -17,6 +20,7 @@ from alignjax.types import Array, GameState
 
 log = logging.getLogger("alignjax")
 
+BEST = pathlib.Path("best", "checkpoints")  # in the workdir
 STOPPED_UNSAVED = 6  # exit code: a signal asked for a save, which failed
 
 
@@ -83,6 +87,9 @@ class Progress(Generic[State]):
     state: State
     numbers: Numbers
     seconds: float = 0.0  # that all turns took, see `loop.loop`
+    best: tuple[int, float] | None = (
+        None  # step and value of the best evaluation, see `note_evaluation`
+    )
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
@@ -183,6 +190,53 @@ def save(
         fault_point("saving", place)
         if final:
             stores.drop(store, but=progress.step)
+
+
+def best_name(train: TrainConfig) -> str:
+    """The name of the metric of ``train.keep_best`` in an evaluation: without ``eval/``."""
+    return train.keep_best.removeprefix("eval_").removeprefix("eval/")
+
+
+def read_best(job: Job, step: int) -> tuple[int, float] | None:
+    """Reads the best evaluation so far; one after ``step``, or by another metric, is removed.
+
+    What is removed is found again: the steps after ``step`` are taken once more.
+    """
+    if not job.train.keep_best:
+        return None
+    with stores.open_store(job.workdir / BEST, keep=1) as store:
+        found = stores.list_steps(store)
+        best = stores.record_of(store, found[-1])["best"] if found else None
+        if best is None or (found[-1] <= step and best["metric"] == best_name(job.train)):
+            return None if best is None else (found[-1], float(best["value"]))
+        stores.drop(store, but=None)
+    return None
+
+
+def note_evaluation(
+    job: Job, at: Progress[Any], values: dict[str, float], writer: metrics.Writer
+) -> None:
+    """Writes the numbers of an evaluation, and keeps the parameters if they are the best so far."""
+    writer.write(at.step, {f"eval_{name}": x for name, x in values.items()})
+    if job.train.keep_best:
+        _keep_best(job, at, values[best_name(job.train)])
+    job.watch.evaluation(at.step, values)
+
+
+def _keep_best(job: Job, at: Progress[Any], value: float) -> None:
+    """Saves the parameters in ``best/`` if no earlier evaluation was as good.
+
+    The lowest ``loss`` is the best, of any other metric the highest value.
+    """
+    name = best_name(job.train)
+    sign = -1.0 if name == "loss" else 1.0
+    if math.isnan(value) or (at.best is not None and sign * value <= sign * at.best[1]):
+        return
+    record = {"identity": job.identity, "best": {"metric": name, "value": value}}
+    with stores.open_store(job.workdir / BEST, keep=1) as store:
+        checkpoint.save(store, at.step, {"params": at.state.params}, record)
+    at.best = at.step, value
+    log.info("%s: best/ holds step %d, eval/%s %.4g", job.name, at.step, name, value)
 
 
 def finish_save(store: stores.Store) -> None:

@@ -386,7 +386,7 @@ def test_what_may_change_between_two_starts_of_a_run():
         if not field.metadata.get("identity", True)
     }
     saving = ("eval_every", "save_every", "keep", "log_every", "max_skipped", "stuck_after")
-    saving += ("loggers", "microbatch_tokens")
+    saving += ("loggers", "microbatch_tokens", "keep_best")
     assert free == {
         *(f"{at}.{name}" for at in ("train", "recipe.game.train") for name in saving),
         *("mesh", "evaluate", "reference.mode", "data.cache_dir", "tokenizer.path"),

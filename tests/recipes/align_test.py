@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alignjax.commands import export, finished_run
 from alignjax.config import Config, EvaluateConfig, MeshConfig
 from alignjax.data import sources
 from alignjax.data.records import Receipt
@@ -21,9 +22,9 @@ from alignjax.models.transformer import init_params
 from alignjax.recipes import align
 from alignjax.recipes.show_data import show_data
 from alignjax.runtime import checkpoint, metrics, sharding, stores
-from alignjax.stages import reference
+from alignjax.stages import pretrained, reference
 from alignjax.stages.data import prepare_data
-from alignjax.training import offline, optim
+from alignjax.training import offline, optim, progress
 from alignjax.world import sources as world
 from tests import runs
 
@@ -50,7 +51,7 @@ def test_rows_are_shown_with_the_names_of_their_scores(capsys):
 def base(tmp_path_factory):
     """One run with the reference's table on disk: its folder and what it returned."""
     workdir = tmp_path_factory.mktemp("base")
-    return workdir, align.run(config(), workdir)
+    return workdir, align.run(config("train.keep_best=eval/loss"), workdir)
 
 
 def column(workdir, name):
@@ -72,7 +73,8 @@ def test_step_0_is_at_the_reference(base):
 
 
 def test_every_line_holds_the_numbers_that_dashboards_know(base):
-    for line in metrics.read(base[0] / "metrics.jsonl"):
+    lines = metrics.read(base[0] / "metrics.jsonl")
+    for line in [x for x in lines if "eval_loss" not in x]:
         assert {
             *("step", "epoch", "loss", "grad_norm", "learning_rate", "rewards/chosen"),
             *("rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen"),
@@ -321,6 +323,37 @@ def test_it_ends_with_what_it_keeps_and_the_supervised_stage_keeps_its_parameter
     (step,) = (base[0] / "sft" / "checkpoints").iterdir()
     assert not (step / "state").exists()
     assert (step / "record").is_dir()
+
+
+def test_the_best_checkpoint_is_what_commands_read_on_request(base, tmp_path):
+    evaluated = [x for x in metrics.read(base[0] / "metrics.jsonl") if "eval_loss" in x]
+    best = min(evaluated, key=lambda line: line["eval_loss"])["step"]
+    exported = tmp_path / "best"
+    export.export(str(base[0]), str(exported), checkpoint="best")
+    with stores.open_store(base[0] / progress.BEST, keep=1) as store:
+        assert stores.list_steps(store) == [best]
+        target = pretrained.target(config().model, sharding.make_mesh(1, 1, 1))
+        kept = checkpoint.restore_params(store, best, target)
+    read = finished_run.load_policy(config(), str(base[0]), "best")
+    assert checkpoint.tree_digest(read) == checkpoint.tree_digest(kept)
+    last = checkpoint.tree_digest(runs.stored(base[0], config()).params)
+    assert checkpoint.tree_digest(finished_run.load_policy(config(), str(base[0]))) == last
+    assert (checkpoint.tree_digest(kept) == last) == (best == STEPS)
+    with pytest.raises(UserError, match="wanted last or best, found 'newest'"):
+        export.export(str(base[0]), str(tmp_path / "none"), checkpoint="newest")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        (["train.keep_best=eval/los"], r"wanted one of .*eval/loss, found 'eval/los'"),
+        (["train.keep_best=eval/loss", "train.eval_every=0"], "empty where nothing is evaluated"),
+    ],
+)
+def test_a_best_checkpoint_by_what_nobody_measures_is_refused(overrides, wanted, base, tmp_path):
+    shutil.copytree(base[0], tmp_path / "again")
+    with pytest.raises(UserError, match=wanted):
+        align.run(config(*overrides), tmp_path / "again")
 
 
 # --- started again with something else

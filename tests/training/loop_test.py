@@ -5,6 +5,7 @@ import errno
 import functools
 import gc
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -358,6 +359,55 @@ def test_a_stop_at_the_wrong_batch_would_show(clean, stopped):
     feed = make_feed()
     resumed, _ = fit(job(stopped, feed=EarlierFeed(feed.dataset, feed.batches)))
     assert checkpoint.tree_digest(bare(resumed)) != checkpoint.tree_digest(bare(clean.state))
+
+
+SCORES = {2: 0.5, 4: 0.9, 6: math.nan, 8: 0.9, 10: 0.7, 11: 0.6}  # of the evaluations, by step
+
+
+def scored(name, seen):
+    """An evaluation whose values are `SCORES`, in turn; ``seen`` gets the parameters by value."""
+    steps = iter(SCORES)
+
+    def evaluate(params):
+        value = SCORES[next(steps)]
+        seen.append((value, np.asarray(params["w"])))
+        return {name: value}
+
+    return evaluate
+
+
+def best_of(workdir):
+    """The steps in ``best/``, and the parameters of the last one."""
+    with stores.open_store(workdir / progress.BEST, keep=1) as store:
+        steps = stores.list_steps(store)
+        target = sharding.abstract(SHAPE, sharding.shard_tree(SHAPE, sharding.make_mesh(1, 1, 1)))
+        return steps, checkpoint.restore_params(store, steps[-1], target)["w"]
+
+
+@pytest.mark.parametrize(("name", "step"), [("rewards/accuracies", 4), ("loss", 2)])
+def test_the_best_evaluation_is_kept_the_first_of_equals(name, step, tmp_path):
+    seen = []
+    fit(job(tmp_path, eval_every=2, keep_best=f"eval/{name}"), scored(name, seen))
+    steps, params = best_of(tmp_path)
+    assert steps == [step]
+    assert np.array_equal(params, seen[step // 2 - 1][1])
+
+
+def test_a_best_evaluation_after_the_step_that_a_run_goes_on_from_is_found_again(tmp_path):
+    # Stopped before step 7: the checkpoint is of step 4, the best evaluation so far of step 6.
+    values, seen = iter([0.1, 0.2, 0.3, 0.1, 0.25, 0.2, 0.1]), []
+
+    def evaluate(params):
+        seen.append(np.asarray(params["w"]))
+        return {"x": next(values)}
+
+    with pytest.raises(StopHereError):
+        fit(job(tmp_path, feed=make_feed(see=stop_after(7)), eval_every=2, keep_best="x"), evaluate)
+    assert best_of(tmp_path)[0] == [6]
+    fit(job(tmp_path, eval_every=2, keep_best="x"), evaluate)
+    steps, params = best_of(tmp_path)
+    assert steps == [8]  # 0.25: what step 6 had before the stop counts no more
+    assert np.array_equal(params, seen[4])
 
 
 def test_how_often_it_saves_and_evaluates_changes_nothing_trained(clean, tmp_path):
