@@ -7,6 +7,8 @@ import errno
 import gzip
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from absl import flags
@@ -324,3 +326,11 @@ def test_a_full_disk_is_told_by_whichever_library_met_it():
     assert cli.full_disk(wrapped) == line
     assert cli.full_disk(ValueError("No such file or directory")) == ""
     assert cli.full_disk(OSError(errno.ENOENT, "No such file or directory")) == ""
+
+
+def test_outside_the_environment_one_line_says_what_to_do():
+    bare = [sys.executable, "-S", "-m", "alignjax", "run"]  # -S: no installed packages
+    done = subprocess.run(bare, cwd=runs.ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "has no package absl: run `make setup`" in line

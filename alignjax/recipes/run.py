@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import math
 import pathlib
+import shlex
 from collections.abc import Callable, Iterator
 
 import optax
@@ -66,6 +67,10 @@ def open_run(
         if (workdir / "summary.json").is_file():
             run_on_main("report.html", lambda: report.write(workdir))
             tables.say(f"report: {workdir / 'report.html'}")
+        if config.loss is not None and config.recipe is None:
+            named = shlex.quote(str(workdir))
+            tables.say(f"talk to it: python -m alignjax chat --model={named}")
+            tables.say(f"take it away: python -m alignjax export --workdir={named} --to=FOLDER")
         tables.say(_kept(workdir))
 
 
@@ -80,10 +85,7 @@ def _kept(workdir: pathlib.Path) -> str:
     sizes = storage.sizes(workdir)
     largest = sorted(sizes, key=lambda name: -sizes[name])[:4]
     listed = ", ".join(f"{name} {sizes[name] / 2**20:,.1f}" for name in largest)
-    line = (
-        f"kept in {workdir}: {sum(sizes.values()) / 2**20:,.1f} MiB ({listed}); of finished stages "
-        "the parameters, without the optimizer's state"
-    )
+    line = f"kept in {workdir}: {sum(sizes.values()) / 2**20:,.1f} MiB ({listed})"
     if "checkpoints" in sizes:
-        line += "; checkpoints holds that too, and more train.steps can go on from it"
+        line += "; a rerun with more train.steps goes on from checkpoints"
     return line

@@ -151,7 +151,8 @@ def test_evaluate_measures_again_and_trains_nothing(base, tmp_path, capsys):
     found = align.run(config, workdir)
     assert (workdir / "metrics.jsonl").read_bytes() == metrics
     last = capsys.readouterr().out.splitlines()[-1]  # what a run leaves, evaluated again or not
-    assert re.match(rf"kept in {workdir}: [\d.]+ MiB \(checkpoints [\d.]+, .*go on from it", last)
+    assert re.match(rf"kept in {workdir}: [\d.]+ MiB \(checkpoints [\d.]+, ", last)
+    assert last.endswith("; a rerun with more train.steps goes on from checkpoints")
     assert found["best_of"] == 1
     for name, sides in base[1]["table"].items():
         if not name.startswith(("best/", "bleu")):
