@@ -15,12 +15,14 @@ from alignjax.config import Config, DataConfig, EvaluateConfig, OptimConfig, Tra
 from alignjax.config.fields import keywords, plain
 from alignjax.config.load import override
 from alignjax.data import sources
+from alignjax.data.records import Receipt
 from alignjax.errors import UserError
 from alignjax.library.loading import Policy, is_run, load
 from alignjax.models.config import ModelConfig
-from alignjax.recipes import align
+from alignjax.recipes import align, short
 from alignjax.runtime import logs, metrics, storage
 from alignjax.runtime.metrics import Watch
+from alignjax.stages.data import read_source
 from alignjax.training import optim
 from alignjax.types import Loss, Params
 
@@ -58,7 +60,8 @@ def train(
 
     Args:
       start: a config, whose recipe runs; or a policy, which ``loss`` aligns with the defaults of
-        `alignjax.config` and a cosine schedule.
+        `alignjax.config` and a cosine schedule: all parameters are trained, and prompts of plain
+        text are a user's messages where it has a chat template.
       data: a file, a list of dicts, or a data set of the package ``datasets``; rows of any kind
         that docs/data.md lists. None: those of the config.
       loss: a function of ``aj.losses`` with its hyperparameters bound. None: that of the config.
@@ -80,6 +83,8 @@ def train(
         config = dataclasses.replace(config, loss=loss)
     if data is not None:
         config = dataclasses.replace(config, data=_with_path(config.data, _file(data, folder)))
+    if isinstance(start, Policy):
+        config = dataclasses.replace(config, data=_for_chat(config.data, start))
     config = override(config, list(set))
     watch = Watch(*(x or _ignore for x in (on_log, on_evaluation)))
     if config.recipe in (None, recipes.align_policy) and config.loss is not None:
@@ -123,6 +128,12 @@ def _config(policy: Policy, data: Data | None, loss: Loss | None, folder: pathli
         train=TrainConfig(),
         evaluate=EvaluateConfig(prompts=16, samples=1, batch_size=8),
     )
+
+
+def _for_chat(data: DataConfig, policy: Policy) -> DataConfig:
+    """Reads prompts of plain text as the commands do: a chat model's as a user's messages."""
+    first = next(read_source(data, data.path, Receipt()), None)
+    return data if first is None else short.as_messages(data, first, policy.tokenizer)
 
 
 def _with_path(data: DataConfig, path: str) -> DataConfig:

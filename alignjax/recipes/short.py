@@ -80,7 +80,7 @@ def config(method: str, model: str, data: str, overrides: list[str]) -> Config:
     if first is None:
         raise UserError(f"data.path: {start.data.path} has no row that can be read")
     _check_kind(method, start, first)
-    start = dataclasses.replace(start, data=_as_messages(start.data, first, tokenizer))
+    start = dataclasses.replace(start, data=as_messages(start.data, first, tokenizer))
     rows = list(read_source(start.data, start.data.path, Receipt()))
     return load.override(_fitted(method, start, rows, tokenizer), overrides)
 
@@ -92,7 +92,7 @@ def _tokenizer(start: Config) -> Tokenizer:
     )
 
 
-def _as_messages(data: DataConfig, first: Record, tokenizer: Tokenizer) -> DataConfig:
+def as_messages(data: DataConfig, first: Record, tokenizer: Tokenizer) -> DataConfig:
     """Makes prompts of plain text a user's messages where the model has a chat template."""
     plain_text = data.source is sources.auto and isinstance(first.prompt, str)
     if not plain_text or tokenizer.chat_template == chat.PLAIN_TEMPLATE:

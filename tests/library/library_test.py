@@ -1,6 +1,7 @@
 """The library as docs/library.md and the notebook use it, on a model of two small layers."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import pathlib
@@ -14,10 +15,14 @@ import numpy as np
 import pytest
 
 import alignjax as aj
+from alignjax.config import DataConfig
+from alignjax.data.records import Message, Receipt
+from alignjax.data.tokenizer import chat
 from alignjax.errors import UserError
-from alignjax.library.training import _file
+from alignjax.library.training import _file, _for_chat
 from alignjax.runtime import logs
 from alignjax.runtime.loggers import bars
+from alignjax.stages.data import read_source
 from tests import runs, tiny
 from tests.oracles.plain import plain_logps
 
@@ -79,6 +84,17 @@ def test_rows_in_memory_become_a_file_of_the_run(tmp_path):
         _file([{}, "a"], tmp_path)
     with pytest.raises(UserError, match=r"data\[0\]: Object of type ndarray"):
         _file([{"prompt": np.zeros(2)}], tmp_path)
+
+
+@pytest.mark.parametrize(("template", "messages"), [("{{ messages }}", True), (None, False)])
+def test_plain_prompts_are_read_as_the_commands_read_them(template, messages, policy, tmp_path):
+    path = _file([{"prompt": "Hi", "chosen": "a", "rejected": "b"}], tmp_path)
+    template = template or chat.PLAIN_TEMPLATE
+    tokenizer = dataclasses.replace(policy.tokenizer, chat_template=template)
+    start = dataclasses.replace(policy, tokenizer=tokenizer)
+    data = _for_chat(DataConfig(path=path), start)
+    (row,) = read_source(data, path, Receipt())
+    assert row.prompt == ((Message("user", "Hi"),) if messages else "Hi")
 
 
 @pytest.mark.slow
