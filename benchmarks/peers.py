@@ -33,6 +33,7 @@ from alignjax.data import sources
 from alignjax.data.encode import encode_all
 from alignjax.data.records import Receipt, check
 from alignjax.data.tokenizer.load import load as load_tokenizer
+from alignjax.errors import UserError
 from benchmarks.peers_steps import Row, draw_rows
 
 HERE = pathlib.Path(__file__).parent
@@ -155,7 +156,10 @@ def main() -> None:
         rows = draw_rows(8 * args.batches, ragged=kind == "ragged")
         compare(kind, rows, [], args)
     if args.model:
-        rows = encode_pairs(args.pairs, args.model)
+        try:
+            rows = encode_pairs(args.pairs, args.model)
+        except UserError as error:
+            sys.exit(f"peers: {error}")
         compare(
             f"{pathlib.Path(args.model).name}, {len(rows)} pairs",
             rows,

@@ -24,7 +24,7 @@ from alignjax.models import stream
 from alignjax.models.config import ModelConfig
 from alignjax.models.logps import response_logps, score_responses
 from alignjax.models.transformer import init_params
-from alignjax.training.microbatches import Rooms, choose_sizes
+from alignjax.training.microbatches import Rooms, choose_sizes, fills_of
 from alignjax.training.step import Update, init_state, train_step
 from alignjax.types import Batch, Params
 from benchmarks.peers_steps import BETA, LEARNING_RATE, SMALL, Row, arguments, run
@@ -74,14 +74,11 @@ def rooms_of(batches: list[list[Row]]) -> tuple[Rooms, float]:
     lengths = np.array([[sum(map(len, row.values())) for row in batch] for batch in batches])
     room = max(stream.whole_tiles(int(lengths.max())), stream.AT_ONCE)
     sizes = choose_sizes(lengths[:, None], room)
-    filled = 0
-    for row in lengths:
-        parts: list[int] = []
-        for n in sorted(row.tolist(), reverse=True):
-            to = next((i for i, used in enumerate(parts) if used + n <= sizes[-1]), len(parts))
-            parts += [0] * (to == len(parts))
-            parts[to] += n
-        filled += sum(min(size for size in sizes if size >= used) for used in parts)
+    filled = sum(
+        min(size for size in sizes if size >= used)
+        for row in lengths
+        for used in fills_of(row[None], sizes[-1])
+    )
     return Rooms(sizes=sizes, longest=int(lengths.max())), 1 - float(lengths.sum()) / filled
 
 

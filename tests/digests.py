@@ -27,7 +27,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -608,24 +608,12 @@ class Programs:
                 os.write(answer, f"{code}\n".encode())
         os._exit(0)
 
-    def _become(self, arguments: list[str], env: dict[str, str], out: str, err: str) -> None:
+    def _become(self, arguments: list[str], env: dict[str, str], out: str, err: str) -> NoReturn:
         """This process as the program with those arguments."""
         os.environ.update(env)
-        for number, path in ((0, os.devnull), (1, out), (2, err)):
-            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+        runs.redirect(out, err)
         os.chdir(folder())
-        sys.argv = ["alignjax", *arguments]
-        code: Any = 1
-        try:
-            self._main()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else int(code is not None))
+        runs.become(self._main, arguments)
 
     def run(self, *arguments: str, **env: str) -> tuple[int, str, str]:
         """Exit code, standard output and error of the program."""

@@ -96,8 +96,7 @@ def start(arguments: list[str], log: str, *, fresh: bool, file_limit: int = 0) -
         return pid
     os.setsid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it must not outlive this process
-    for number, name in ((0, os.devnull), (1, f"{log}.out"), (2, f"{log}.err")):
-        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+    runs.redirect(f"{log}.out", f"{log}.err")
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     if several or fresh:
@@ -105,20 +104,7 @@ def start(arguments: list[str], log: str, *, fresh: bool, file_limit: int = 0) -
         head = launcher if several else ["-m", "alignjax"]
         os.environ.update(runs.environment())
         os.execv(sys.executable, [sys.executable, *head, *arguments])
-    sys.argv = ["alignjax", *arguments]
-    code: Any = 1
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as end:
-        code = end.code
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))
+    return runs.become(cli.main, arguments)
 
 
 def wait(pid: int, seconds: float) -> int | None:

@@ -7,9 +7,10 @@ import pathlib
 import subprocess
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -91,6 +92,28 @@ def command(*arguments: str) -> list[str]:
 def run_arguments(workdir: pathlib.Path, *overrides: str) -> list[str]:
     sets = [f"--set={override}" for override in overrides]
     return ["run", f"--config={__file__}", f"--workdir={workdir}", *sets]
+
+
+def redirect(out: str, err: str) -> None:
+    """Sends what this process writes into two files; it reads nothing."""
+    for number, path in ((0, os.devnull), (1, out), (2, err)):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+
+
+def become(main: Callable[[], None], arguments: list[str]) -> NoReturn:
+    """Runs the program in this forked process, and ends it with the program's exit code."""
+    sys.argv = ["alignjax", *arguments]
+    code: Any = 1
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def start(

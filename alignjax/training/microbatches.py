@@ -174,7 +174,7 @@ def choose_sizes(tokens: np.ndarray, room: int) -> tuple[int, ...]:
       tokens: ``[batches, S, B / S]`` of the rows that the S places have in some batches.
       room: tokens of the largest size at most; no row is longer.
     """
-    fills = whole_tiles_of(np.concatenate([_fills(batch, room) for batch in tokens]))
+    fills = whole_tiles_of(np.concatenate([fills_of(batch, room) for batch in tokens]))
     sizes = np.unique(np.maximum(fills, min(_LEAST, fills.max())))
     chosen = [int(sizes[-1])]
 
@@ -196,7 +196,7 @@ def whole_tiles_of(tokens: np.ndarray) -> np.ndarray:
     return np.maximum(-(-tokens // stream.TILE), 1) * stream.TILE
 
 
-def _fills(tokens: np.ndarray, room: int) -> np.ndarray:
+def fills_of(tokens: np.ndarray, room: int) -> np.ndarray:
     """How full the parts of one batch are, of the fullest place each; as `stream.parts` deals."""
     used = np.zeros(tokens.shape, np.int64)
     for place, rows in enumerate(tokens):

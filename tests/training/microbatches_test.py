@@ -25,7 +25,7 @@ def test_sizes_are_those_that_leave_little_empty():
     sizes = choose_sizes(tokens, 1024)
     assert 1 < len(sizes) <= 3
     assert all(size % stream.TILE == 0 and 512 <= size <= 1024 for size in sizes)
-    fills = np.concatenate([microbatches._fills(batch, 1024) for batch in tokens])
+    fills = np.concatenate([microbatches.fills_of(batch, 1024) for batch in tokens])
     assert fills.max() <= sizes[-1]
 
     def taken(sizes):
@@ -38,9 +38,9 @@ def test_sizes_are_those_that_leave_little_empty():
 
 def test_parts_are_as_full_as_the_step_will_make_them():
     tokens = np.array([[30, 8, 22, 0, 10, 28, 5, 40]])
-    assert microbatches._fills(tokens, 41).tolist() == [40, 40, 41, 22]
+    assert microbatches.fills_of(tokens, 41).tolist() == [40, 40, 41, 22]
     two = np.array([[30, 8, 22, 0], [10, 28, 5, 40]])  # the fullest place counts
-    assert microbatches._fills(two, 41).tolist() == [40, 38, 5]
+    assert microbatches.fills_of(two, 41).tolist() == [40, 38, 5]
 
 
 def test_a_batch_is_one_part_where_all_its_padding_fits():

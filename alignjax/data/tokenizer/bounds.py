@@ -32,12 +32,15 @@ HOLDERS = (list, tuple, dict, MappingView, jinja2.utils.Namespace)
 SHALLOW = re.compile(
     r"list|length|count|first|last|map|(select|reject)(attr)?|items|d|default|reverse|batch|slice|attr"
 )
+SIZED = (list, tuple, dict)  # of these, what tells its length without being read
 COMPARING = ("sort", "unique", "min", "max", "groupby", "dictsort", "sum")
 # Filters that chat templates do not use, and whose work is hard to bound.
 REFUSED = ("format", "xmlattr", "wordwrap", "urlize", "striptags", "pprint")
 
 
 class Budget(threading.local):
+    """What is left of a rendering's limits; one for each thread."""
+
     steps = 0
     most = 0  # characters and values that may be read at once
     characters = 0
@@ -76,6 +79,7 @@ def built(value: Any) -> Any:
 
 
 def charge(characters: int) -> None:
+    """Takes so many characters from the budget, or refuses to go on."""
     budget.characters -= characters
     if budget.characters < 0:
         raise LimitError("writes too much text")
@@ -103,6 +107,7 @@ def held(value: Any) -> Any:
 
 
 def cut(value: Any, start: Any, stop: Any, step: Any) -> Any:
+    """Slices a text or a list, and charges what that builds."""
     return built(value[start:stop:step])
 
 

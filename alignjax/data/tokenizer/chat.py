@@ -52,7 +52,7 @@ def _guarded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
             numbers = [x for x in rest if isinstance(x, int)]
             bounds.charge(
                 sum(numbers)
-                + (len(value) if isinstance(value, bounds.HOLDERS[:3]) else bounds.MAX_NUMBER)
+                + (len(value) if isinstance(value, bounds.SIZED) else bounds.MAX_NUMBER)
             )
         return bounds.built(function(*args, **kwargs))
 
