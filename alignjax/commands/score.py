@@ -19,8 +19,8 @@ from alignjax.data.records import DataError, Message, Receipt, Record, prompt_as
 from alignjax.data.sources.auto import read_row
 from alignjax.data.sources.messages import read_responses
 from alignjax.errors import NumericalError, UserError
-from alignjax.evaluation import tables
-from alignjax.evaluation.statistics import mean_over_prompts
+from alignjax.evaluation import preferences, tables
+from alignjax.evaluation.statistics import bootstrap_over_prompts, mean_over_prompts
 from alignjax.rewards import reward_models, scorers
 from alignjax.rewards.reward_models import RewardModel
 from alignjax.runtime import storage
@@ -38,9 +38,11 @@ def run(
 ) -> None:
     """Scores every response of a file and prints a summary of each score.
 
+    Where rows say which of their responses is better, the table of `_measure` comes below it.
+
     Args:
-      records: a file or a glob of rows of any kind that `sources.auto` reads; scores and labels
-        are not used. Other fields are kept as they are.
+      records: a file or a glob of rows of any kind that `sources.auto` reads. Scores and labels
+        do not change what is written. Other fields are kept as they are.
       paths: workdirs of finished reward runs.
       out: the ``.jsonl`` to write: each row with an ``id``, ``prompt``, ``responses`` and
         ``scores``, one number per response;
@@ -55,7 +57,7 @@ def run(
     models = [reward_models.with_limits(reward_models.find(path), *limits) for path in paths]
     names = _names(models)
     lines = [line for row in read_rows(records) for line in _read(row)]
-    unscored = [record for _, record in lines]
+    unscored = [record for _, record, _ in lines]
     made_of = {
         "format": FORMAT,
         "records": fingerprint(records),
@@ -84,9 +86,10 @@ def run(
     for record, scores in zip(unscored, table, strict=True):
         if not np.isfinite(scores).all():
             raise NumericalError(f"{record.origin}: a score is not finite: {scores.tolist()}")
-    scored = [_line(fields, x, names) for (fields, _), x in zip(lines, table, strict=True)]
+    scored = [_line(fields, x, names) for (fields, _, _), x in zip(lines, table, strict=True)]
     _write(target, scored, made_of)
     _summarise(unscored, table, names, str(target))
+    _measure([order for _, _, order in lines], unscored, table, names)
 
 
 def _names(models: Sequence[RewardModel]) -> list[str]:
@@ -102,8 +105,12 @@ def _names(models: Sequence[RewardModel]) -> list[str]:
     return names
 
 
-def _read(row: Row) -> list[tuple[dict[str, Any], Record]]:
-    """Reads the records of a row, each with the fields to write beside its scores.
+# A number for each response, larger is better, and the field that says so; or none of both.
+Order = tuple[list[float], str]
+
+
+def _read(row: Row) -> list[tuple[dict[str, Any], Record, Order]]:
+    """Reads the records of a row, each with the fields to write beside its scores, and its order.
 
     A pair's columns, say, become ``prompt`` and ``responses``.
     """
@@ -113,7 +120,8 @@ def _read(row: Row) -> list[tuple[dict[str, Any], Record]]:
             "name: rename it"
         )
     if {"prompt", "responses"} <= set(row.fields):
-        return [({"id": row.id, **row.fields}, read_responses(row))]
+        record = read_responses(row)
+        return [({"id": row.id, **row.fields}, record, _order_beside(row, record))]
     found, records = read_row(Receipt(), row)
     rest = {name: x for name, x in row.fields.items() if name not in found.columns}
     return [
@@ -125,9 +133,31 @@ def _read(row: Row) -> list[tuple[dict[str, Any], Record]]:
                 "responses": _responses(record),
             },
             record,
+            _order(record, first="chosen"),
         )
         for record in records
     ]
+
+
+def _order_beside(row: Row, record: Record) -> Order:
+    """Reads the ranks, ratings or labels beside ``responses``; none where that is not clear."""
+    try:
+        _, read = read_row(Receipt(), row)
+    except DataError:
+        return [], ""
+    same = len(read) == 1 and read[0].responses == record.responses
+    return _order(read[0]) if same else ([], "")
+
+
+def _order(record: Record, first: str = "") -> Order:
+    """Orders a record's responses; ``first`` names what the first of an unscored pair is."""
+    if len(record.responses) < 2 or len(record.objectives) > 1:
+        return [], ""
+    if record.scores:
+        return [score for (score,) in record.scores], record.objectives[0]
+    if record.desirable:
+        return [float(x) for x in record.desirable], "label"
+    return ([1.0, 0.0], first) if first and len(record.responses) == 2 else ([], "")
 
 
 def _responses(record: Record) -> list[Any]:
@@ -193,3 +223,37 @@ def _summarise(
     title = f"{target}: {len(scores):,} responses to {len(records):,} prompts"
     tables.print_rows(rows, ("score", "mean", "deviation", "least", "greatest"), title)
     tables.say("± is the half-width of the 95% interval over prompts.")
+
+
+def _measure(
+    orders: list[Order], records: list[Record], table: list[np.ndarray], names: list[str]
+) -> None:
+    """Prints how often each score agrees with the records on which response is better.
+
+    Of pairs, and with lists of more than two responses how often a best one gets the highest score
+    alone: see `preferences.list_metrics`. Records without an order have no part in it.
+    """
+    known = [i for i, (order, _) in enumerate(orders) if order]
+    if not known:
+        return
+    better = preferences.padded([orders[i][0] for i in known])
+    present = (~np.isnan(better)).astype(np.int64)
+    prompts = [records[i].prompt for i in known]
+    rows, measured = {}, []
+    for m, name in enumerate(names):
+        scores = preferences.padded([table[i][:, m].tolist() for i in known])
+        found = preferences.reward_metrics(scores, present, better)
+        lists = [found[x] for x in (preferences.BEST, preferences.TIES) if x in found]
+        measured = [found["rewards/accuracies"], *lists]
+        rows[name] = [str(bootstrap_over_prompts(x, prompts)) for x in measured]
+    counts = [int((~np.isnan(x)).sum()) for x in measured]
+    columns = ("ordered pairs", "best of its list", "tied with others")[: len(measured)]
+    said = f"{counts[0]:,} of {len(records):,} records order their responses"
+    said += f" (by {', '.join(sorted({orders[i][1] for i in known}))})"
+    if len(measured) > 1:
+        said += f", {counts[1]:,} of them more than two"
+    tables.print_rows(rows, ("right", *columns), said)
+    tables.say(
+        "In brackets: 95%, by drawing prompts with replacement. A tie of scores is wrong"
+        + ("; the best of a list has to get the highest alone." if len(measured) > 1 else ".")
+    )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alignjax.evaluation.statistics import Interval, mean_over_prompts
+from alignjax.evaluation.statistics import Interval, bootstrap_over_prompts, mean_over_prompts
 from alignjax.sampling.generate import Sample
 
 
@@ -22,7 +22,7 @@ def reward_metrics(
       ``[N]`` arrays: ``rewards/margins`` (best minus worst response), ``rewards/accuracies`` (share
       of the row's ordered pairs that the reward orders alike; a tie of rewards is wrong, pairs of
       equal score are none), ``rewards/chosen``, ``rewards/rejected`` (best and worst). NaN where a
-      row has no ordered pair.
+      row has no ordered pair. And those of `list_metrics`, where a row has more than two responses.
     """
     n = len(reward)
     present = length > 0
@@ -42,7 +42,58 @@ def reward_metrics(
         "rewards/margins": of_pairs(reward[row, best] - reward[row, worst]),
         "rewards/chosen": of_pairs(reward[row, best]),
         "rewards/rejected": of_pairs(reward[row, worst]),
+        **list_metrics(reward, length, scores),
     }
+
+
+BEST, TIES = "rewards/best_accuracies", "rewards/best_ties"
+
+
+def list_metrics(
+    reward: np.ndarray, length: np.ndarray, scores: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Tells of each list of more than two responses whether the reward puts the best one on top.
+
+    RewardBench 2 reads its lists of four so. Its code takes the first of equal rewards, which is
+    the right response; here a tie is no success.
+
+    Args:
+      reward, length, scores: ``[N, K]``, as in `reward_metrics`. Of several best responses the one
+        with the largest reward counts.
+
+    Returns:
+      ``[N]`` arrays: `BEST`, 1.0 where a best response has a higher reward than all that are not,
+      and `TIES`, 1.0 where it shares the highest with one of those. NaN for rows of two responses,
+      and where all scores are equal or unknown. Empty where no row is longer.
+    """
+    present = length > 0
+    scored = present & ~np.isnan(scores)
+    best = scored & (scores == np.where(scored, scores, -np.inf).max(1, keepdims=True))
+    others = scored & ~best
+    longer = present.sum(1) > 2
+    if not longer.any():
+        return {}
+    says = longer & best.any(1) & others.any(1)
+    top = np.where(best, reward, -np.inf).max(1)
+    rest = np.where(others, reward, -np.inf).max(1)
+    return {
+        BEST: np.where(says, top > rest, np.nan),
+        TIES: np.where(says, top == rest, np.nan),
+    }
+
+
+def over_prompts(name: str, values: np.ndarray, prompts: Sequence[str]) -> Interval:
+    """Averages ``[N]`` values of a metric; shares of lists get a bootstrap interval."""
+    of_lists = name.startswith((BEST, TIES))
+    return (bootstrap_over_prompts if of_lists else mean_over_prompts)(values, prompts)
+
+
+def padded(lists: Sequence[Sequence[float]]) -> np.ndarray:
+    """Makes a table ``[N, K]`` of N lists; NaN where one is shorter than the longest."""
+    table = np.full((len(lists), max(map(len, lists))), np.nan)
+    for row, values in zip(table, lists, strict=True):
+        row[: len(values)] = values
+    return table
 
 
 def _scores(length: np.ndarray, scores: np.ndarray | None) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 Z95 = 1.959964  # normal quantile
+DRAWS = 2000  # of a bootstrap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,10 @@ class Interval:
         """Gives the numbers for a JSON file; ``Interval(**numbers)`` reads a symmetric one back."""
         if self.ends is None:
             return {"mean": self.mean, "half_width": self.half_width, "count": self.count}
-        return {"mean": self.mean, "low": self.low, "high": self.high}
+        return {"mean": self.mean, "low": self.low, "high": self.high, "count": self.count}
+
+
+NOTHING = Interval(float("nan"), float("nan"), 0)
 
 
 def between(mean: float, low: float, high: float, count: int) -> Interval:
@@ -60,19 +64,41 @@ def mean_over_prompts(values: np.ndarray, prompts: Sequence[object]) -> Interval
       values: ``[N]``, NaN where a row has none.
       prompts: ``[N]`` anything hashable that is equal for rows of one prompt.
     """
-    has_value = ~np.isnan(values)
-    values = values[has_value]
+    values, cluster = _clusters(values, prompts)
     if not len(values):
-        return Interval(float("nan"), float("nan"), 0)
-    kept = [prompt for prompt, has in zip(prompts, has_value, strict=True) if has]
-    numbers = {prompt: i for i, prompt in enumerate(dict.fromkeys(kept))}
-    cluster = np.array([numbers[prompt] for prompt in kept])
-    mean, clusters = float(values.mean()), len(numbers)
+        return NOTHING
+    mean, clusters = float(values.mean()), int(cluster.max()) + 1
     if clusters < 2:
         return Interval(mean, float("nan"), clusters)
     residual = np.bincount(cluster, weights=values - mean)
     error = np.sqrt((residual**2).sum() * clusters / (clusters - 1)) / len(values)
     return Interval(mean, float(Z95 * error), clusters)
+
+
+def bootstrap_over_prompts(values: np.ndarray, prompts: Sequence[object]) -> Interval:
+    """Mean with a 95% bootstrap interval: prompts are drawn with replacement, with all their rows.
+
+    It stays within the range of the values, which is why shares near 0 or 1 take it.
+
+    Args:
+      values: ``[N]``, NaN where a row has none.
+      prompts: ``[N]``, as in `mean_over_prompts`.
+    """
+    values, cluster = _clusters(values, prompts)
+    if not len(values):
+        return NOTHING
+    totals, sizes = np.bincount(cluster, weights=values), np.bincount(cluster)
+    samples = resample(len(totals), draws=DRAWS)
+    low, high = bootstrap(lambda drawn: totals[drawn].sum() / sizes[drawn].sum(), samples)
+    return between(values.mean(), low, high, len(totals))
+
+
+def _clusters(values: np.ndarray, prompts: Sequence[object]) -> tuple[np.ndarray, np.ndarray]:
+    """Leaves out values that are NaN, and numbers the prompts of the others from 0."""
+    has_value = ~np.isnan(values)
+    kept = [prompt for prompt, has in zip(prompts, has_value, strict=True) if has]
+    numbers = {prompt: i for i, prompt in enumerate(dict.fromkeys(kept))}
+    return values[has_value], np.array([numbers[prompt] for prompt in kept])
 
 
 def means(values: dict[str, np.ndarray]) -> dict[str, float]:

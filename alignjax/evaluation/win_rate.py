@@ -5,9 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alignjax.evaluation.statistics import Interval, between, bootstrap, resample
-
-DRAWS = 2000  # of the bootstrap
+from alignjax.evaluation.statistics import DRAWS, Interval, between, bootstrap, resample
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ import optax
 
 from alignjax.config import Config
 from alignjax.config.fields import describe
-from alignjax.evaluation import statistics, tables
+from alignjax.evaluation import preferences, tables
 from alignjax.evaluation.statistics import Interval
 from alignjax.recipes.run import open_run, optimized
 from alignjax.runtime import checkpoint
@@ -162,8 +162,9 @@ def _held_out(run: Run, start: _Start, before: np.ndarray, after: np.ndarray) ->
     def means(logps: np.ndarray) -> dict[str, Interval]:
         values = evaluation.held_out_metrics(run, logps, start.held_out)
         if not np.nan_to_num(values.get("rewards/margins", np.ones(1))).any():
-            values.pop("rewards/accuracies", None)  # all tie, and no ranking is right or wrong
-        return {name: statistics.mean_over_prompts(x, prompts) for name, x in values.items()}
+            for name in ("rewards/accuracies", preferences.BEST):
+                values.pop(name, None)  # all tie, and no ranking is right or wrong
+        return {name: preferences.over_prompts(name, x, prompts) for name, x in values.items()}
 
     first = means(before)
     return {name: (first.get(name), value) for name, value in means(after).items()}

@@ -194,7 +194,7 @@ def _measure(
     table = _rewards(run, params, better.shape[-1])
     prompts = [dataset[i].prompt for i in range(len(dataset))]
     measured = {
-        name: statistics.mean_over_prompts(values, prompts)
+        name: evaluate.over_prompts(name, values, prompts)
         for name, values in _preferences(run, table, better).items()
     }
     calibrated = {

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from alignjax.evaluation import preferences
+from alignjax.evaluation import preferences, statistics
 from alignjax.evaluation.statistics import Interval, mean_over_prompts
 from alignjax.sampling.generate import Sample
 
@@ -107,6 +107,43 @@ def test_lists_with_absent_responses_ties_and_nothing_to_compare():
     np.testing.assert_allclose(found["rewards/margins"], [-2.0, -4.0, 4.0, NAN])
     np.testing.assert_allclose(found["rewards/chosen"], [-4.0, -6.0, -2.0, NAN])
     np.testing.assert_allclose(found["rewards/rejected"], [-2.0, -2.0, -6.0, NAN])
+
+
+def test_the_best_of_a_list_has_to_be_alone_on_top():
+    rows = [  # rewards, scores, is the best alone on top, is it tied
+        ([3.0, 1.0, 2.0, 0.0], [1.0, 0.0, 0.0, 0.0], 1, 0),
+        ([3.0, 1.0, 3.0, 0.0], [1.0, 0.0, 0.0, 0.0], 0, 1),
+        ([2.0, 1.0, 3.0, 0.0], [1.0, 0.0, 0.0, 0.0], 0, 0),
+        ([5.0, 5.0, 0.0, 9.0], [7.0, 7.0, 1.0, NAN], 1, 0),  # two best; the last is not there
+        ([5.0, 5.0, 5.0, 9.0], [7.0, 7.0, 1.0, NAN], 0, 1),
+        ([5.0, 1.0, 0.0, 0.0], [2.0, 1.0, NAN, NAN], NAN, NAN),  # a pair
+        ([5.0, 1.0, 0.0, 0.0], [2.0, 2.0, 2.0, 2.0], NAN, NAN),
+        ([5.0, 1.0, 0.0, 0.0], [NAN, NAN, NAN, NAN], NAN, NAN),
+    ]
+    reward, scores, alone, tied = (np.array(column) for column in zip(*rows, strict=True))
+    length = (~np.isnan(scores)).astype(int)
+    length[-1] = 4  # several objectives: no one order
+    found = preferences.reward_metrics(reward, length, scores)
+    np.testing.assert_array_equal(found[preferences.BEST], alone)
+    np.testing.assert_array_equal(found[preferences.TIES], tied)
+    pairs = preferences.reward_metrics(reward[:, :2], length[:, :2], scores[:, :2])
+    assert not {preferences.BEST, preferences.TIES} & set(pairs)
+
+
+def test_a_share_of_lists_has_a_bootstrap_interval_over_prompts():
+    values = np.array([1.0, 0.0, 1.0, 1.0, NAN, 0.0])
+    prompts = ["a", "a", "b", "c", "c", "d"]
+    found = preferences.over_prompts(preferences.BEST, values, prompts)
+    by_prompt = [[1.0, 0.0], [1.0], [1.0], [0.0]]
+    means = [
+        np.mean([x for i in drawn for x in by_prompt[i]])
+        for drawn in np.random.default_rng(0).integers(0, 4, (statistics.DRAWS, 4))
+    ]
+    assert (found.mean, found.count) == (0.6, 4)
+    assert (found.low, found.high) == pytest.approx(np.quantile(means, [0.025, 0.975]))
+    assert found.as_dict() == {"mean": 0.6, "low": found.low, "high": found.high, "count": 4}
+    assert preferences.over_prompts("rewards/margins", values, prompts).ends is None
+    assert preferences.over_prompts(preferences.TIES, values * NAN, prompts).count == 0
 
 
 def test_single_responses_and_equal_scores_say_nothing():

@@ -221,6 +221,10 @@ def test_lists_with_a_draw_from_a_curriculum(tmp_path):
     described = json.loads((tmp_path / "config.json").read_text())["select"]
     assert described["gamma"]["start"] == -5.0
     assert 0 <= found["table"]["rewards/accuracies"]["after"]["mean"] <= 1
+    best, ties = (found["table"][f"rewards/best_{x}"] for x in ("accuracies", "ties"))
+    assert best["before"] is None  # all tie
+    assert ties["before"]["mean"] == 1.0 > ties["after"]["mean"]
+    assert 0 <= held_out["eval_rewards/best_accuracies"] <= 1
 
 
 @pytest.mark.slow

@@ -177,6 +177,8 @@ def test_several_objectives_have_a_head_each(tmp_path):
     first = metrics.read(tmp_path / "metrics.jsonl")[0]
     assert {"rewards/margins/helpful", "rewards/accuracies/harmless"} <= set(first)
     assert "rewards/margins/helpful" in found["table"]
+    best = found["table"]["rewards/best_accuracies/harmless"]
+    assert 0 <= best["low"] <= best["mean"] <= best["high"] <= 1
     scores = scorers.reward_model(records(), path=str(tmp_path))
     assert [x.shape for x in scores] == [(4, 2)] * 3
     assert all((x[:, 0] != x[:, 1]).all() for x in scores)
@@ -372,6 +374,29 @@ def test_rows_that_a_run_reads_are_scored_as_they_are(base, tmp_path):
         assert (row["prompt"], tuple(row["responses"])) == (record.prompt, record.responses)
         assert set(row) - {"note"} == {"id", "prompt", "responses", "scores"}
     assert written[1]["note"] == "n"
+
+
+def test_scores_are_compared_with_what_the_rows_say(base, tmp_path, monkeypatch, capsys):
+    one, two, three = "one", "two", "three"
+    rows = [
+        {"prompt": "a", "chosen": [one], "rejected": [two, three, "four"]},
+        {"prompt": "b", "responses": [one, two, three], "ratings": [1, 3, 2]},
+        {"prompt": "c", "chosen": one, "rejected": two},
+        {"prompt": "d", "responses": [one, two]},  # no order
+        {"prompt": "e", "responses": [one, two], "ratings": [1]},  # of which?
+    ]
+    given = {"a": [2, 1, 1, 0], "b": [0, 5, 5], "c": [0, 0], "d": [1, 0], "e": [1, 0]}
+    of = lambda records, **_: [np.array(given[r.prompt], np.float32) for r in records]  # noqa: E731
+    monkeypatch.setattr(scorers, "reward_model", of)
+    path = write(tmp_path / "rows.jsonl", rows)
+    score.run(str(path), [str(base[0])], str(tmp_path / "scored.jsonl"))
+    out = " ".join(capsys.readouterr().out.split())
+    wanted = "3 of 5 records order their responses (by chosen, ratings), 2 of them more than two"
+    assert wanted in out
+    # 3 of 3, 2 of 3 and none of 1 pairs; the best of the first list alone, of the second tied.
+    assert "│ base │ 0.556 [0.000, 1.000] │ 0.500 [0.000, 1.000] │ 0.500 [0.000, 1.000] │" in out
+    score.run(str(write(path, rows[2:])), [str(base[0])], str(tmp_path / "pairs.jsonl"))
+    assert "best of its list" not in capsys.readouterr().out
 
 
 def test_win_rates_are_of_the_reward_model_s_scores(base, tmp_path):

@@ -9,7 +9,6 @@ The true order of samples is the judge's first score, or without a judge the mea
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -132,7 +131,7 @@ def _load_with_supervised(
 
 def _comparisons(game: Game) -> Ordered:
     """Returns the held-out comparisons with their scores."""
-    return game.held_out, _pad([[x for (x,) in r.scores] for r in game.held_out])
+    return game.held_out, preferences.padded([[x for (x,) in r.scores] for r in game.held_out])
 
 
 def _order(game: Game, samples: list[Sample]) -> Ordered | None:
@@ -164,15 +163,8 @@ def _rank(
         batch_size=game.config.evaluate.batch_size,
         mesh=game.config.mesh,
     )
-    scores = _pad([x.tolist() for x in lists])
+    scores = preferences.padded([x.tolist() for x in lists])
     length = (~np.isnan(better)).astype(np.int64)
     right = preferences.reward_metrics(scores, length, better)["rewards/accuracies"]
     ece = calibration.measure(calibration.pairs(scores, better).margin)["ece"]
     return right, None if np.isnan(ece) else ece
-
-
-def _pad(lists: Sequence[Sequence[float]]) -> np.ndarray:
-    table = np.full((len(lists), max(map(len, lists))), np.nan)
-    for row, values in zip(table, lists, strict=True):
-        row[: len(values)] = values
-    return table
