@@ -127,7 +127,7 @@ def generate() -> None:
     from alignjax.commands import finished_run, generate
 
     config = finished_run.config_of(VALUES.workdir, VALUES.config, VALUES.set)
-    more = given("prompts", "preference", "overwrite", "checkpoint")
+    more = given("prompts", "preference", "overwrite", "checkpoint", "format")
     generate.run(config, VALUES.workdir, out, **how, **more)
 
 
@@ -140,7 +140,7 @@ def _generate_of_folder(out: str, how: dict[str, Any]) -> None:
     from alignjax.commands import generate
 
     settings = _sampling({"samples": 1, "batch_size": 8}, how)
-    more = given("prompts", "overwrite")
+    more = given("prompts", "overwrite", "format")
     generate.of_folder(VALUES.model, out, settings=settings, **more)
 
 

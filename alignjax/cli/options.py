@@ -36,6 +36,7 @@ TABLE = (
     Flag("max_prompt_tokens", "longer prompts lose their beginning", "int", None, 2),
     Flag("max_response_tokens", "longer responses lose their end", "int", None, 2),
     Flag("out", "what to write"),
+    Flag("format", "of --out: jsonl | alpaca_eval, which alpaca_eval reads", default="jsonl"),
     Flag("against", "responses to the same prompts as --records"),
     Flag("judge", "model at $OPENAI_BASE_URL that compares responses, e.g. gpt-4.1-mini"),
     Flag("tie", "scores that differ by at most this tie", "float", 0.0),

@@ -71,7 +71,7 @@ VERBS = {
         do=actions.generate,
         text="sample responses of the run in --workdir, or of --model, into --out (.jsonl or -)",
         reads=(
-            *(*CONFIG, "workdir", "model", "out", "overwrite", "prompts", "samples"),
+            *(*CONFIG, "workdir", "model", "out", "format", "overwrite", "prompts", "samples"),
             *("temperature", "max_new_tokens", "preference", "checkpoint", "allow_fallback"),
         ),
         more="--workdir=runs/first --out=samples.jsonl --samples=1",

@@ -2,7 +2,8 @@
 
 It writes ``OUT``, JSON lines of ``{id, prompt, responses, domain, unfinished}``: what ``score``
 scores, and with scores what `data.sources.lists` reads. ``unfinished`` counts the responses that
-were cut at the token limit.
+were cut at the token limit. With ``format="alpaca_eval"`` it writes the JSON array that
+``alpaca_eval --model_outputs`` reads: see `_alpaca_eval`.
 """
 
 import dataclasses
@@ -31,6 +32,8 @@ from alignjax.stages.sample_lists import line
 
 log = logging.getLogger("alignjax")
 
+FORMATS = {"jsonl": ".jsonl", "alpaca_eval": ".json"}  # and how their files end
+
 Settings = TypeVar("Settings", bound=SamplingConfig)
 
 
@@ -46,24 +49,27 @@ def run(
     preference: str = "",
     overwrite: bool = False,
     checkpoint: str = "last",
+    format: str = "jsonl",
 ) -> None:
     """Samples responses of a run's policy to prompts and writes them.
 
     Args:
       config: of the run; ``evaluate`` says how to sample.
       workdir: the run's folder.
-      out: the ``.jsonl`` to write, or ``-``: standard output.
+      out: the ``.jsonl`` to write (of alpaca_eval ``.json``), or ``-``: standard output.
       prompts: see `read_prompts`; empty: the first ``evaluate.prompts`` held-out prompts.
       samples, temperature, max_new_tokens: of ``evaluate``; None: as the config says.
       preference: of a run of several objectives, see `policies.choose_for`.
       overwrite: write over a file that is there.
       checkpoint: last or best, see `finished_run.at_checkpoint`.
+      format: jsonl, or alpaca_eval, which takes one response a prompt.
 
     Raises:
       UserError: no such run, prompts that cannot be read or are empty, or a file that is there or
         cannot be written; or as `policies.choose_for`.
     """
-    _check_target(out, overwrite)
+    _check_target(out, overwrite, format, samples)
+    samples = 1 if format == "alpaca_eval" else samples
     given = dict(samples=samples, temperature=temperature, max_new_tokens=max_new_tokens)
     settings = changed(config.evaluate, best_of=0, **given)
     config = dataclasses.replace(config, evaluate=settings)  # checked once more
@@ -78,6 +84,7 @@ def run(
         )
         if not questions:
             raise UserError("generate: no prompt to respond to (evaluate.prompts is 0)")
+        _check_records(records, format)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         sampling = Run(config, folder, data, mesh).sampling(settings, "sampling")
         if made is None or choice is None:
@@ -93,27 +100,33 @@ def run(
                 questions,
                 max_prompt_tokens=config.data.max_prompt_tokens,
             )
-    _write(out, records, responses, settings.max_new_tokens)
+    _write(out, records, responses, settings.max_new_tokens, format, folder.resolve().name)
 
 
 def of_folder(
-    path: str, out: str, *, prompts: str, settings: SamplingConfig, overwrite: bool = False
+    path: str,
+    out: str,
+    *,
+    prompts: str,
+    settings: SamplingConfig,
+    overwrite: bool = False,
+    format: str = "jsonl",
 ) -> None:
     """Samples responses of the model in a folder, or a GGUF file, and writes them as `run` does.
 
     Args:
       path: as of `voices.of_folder`.
-      out, overwrite: as of `run`.
+      out, overwrite, format: as of `run`.
       prompts: see `read_prompts`.
       settings: how to sample.
 
     Raises:
       UserError: no such model, or as `run`.
     """
-    _check_target(out, overwrite)
-    rows = _rows(prompts)
+    _check_target(out, overwrite, format, settings.samples)
+    records = [_record(row) for row in _rows(prompts)]
+    _check_records(records, format)
     voice = voices.load(path)
-    records = [Record(id=row.id, prompt=_prompt_of(row), responses=()) for row in rows]
     if voice.tokenizer.chat_template != chat.PLAIN_TEMPLATE:
         _note_plain(prompts, [x.prompt for x in records], "messages go through its chat template")
     questions = ask(
@@ -128,7 +141,8 @@ def of_folder(
         title="sampling",
     )
     responses = respond(sampling, voice.params, questions)
-    _write(out, records, responses, settings.max_new_tokens)
+    name = pathlib.Path(path).resolve().name
+    _write(out, records, responses, settings.max_new_tokens, format, name)
 
 
 def changed(settings: Settings, **changes: Any) -> Settings:
@@ -137,14 +151,41 @@ def changed(settings: Settings, **changes: Any) -> Settings:
     return dataclasses.replace(settings, **given)
 
 
-def _check_target(out: str, overwrite: bool) -> None:
+def _check_target(out: str, overwrite: bool, format: str, samples: int | None) -> None:
     """Refuses a file before anything is sampled for it."""
+    if format not in FORMATS:
+        raise UserError(f"--format: wanted {' or '.join(FORMATS)}, found {format!r}")
+    if format == "alpaca_eval" and samples not in (None, 1):
+        raise UserError(
+            f"--samples: --format=alpaca_eval takes one response a prompt, not {samples}"
+        )
     if out == "-":
         return
-    if pathlib.Path(out).suffix != ".jsonl":
-        raise UserError(f"--out: wanted - or a name that ends in .jsonl, found {out!r}")
+    ending = FORMATS[format]
+    if pathlib.Path(out).suffix != ending:
+        raise UserError(f"--out: wanted - or a name that ends in {ending}, found {out!r}")
     if pathlib.Path(out).exists() and not overwrite:
         raise UserError(f"--out: {out} exists; choose another name, or give --overwrite")
+
+
+def _check_records(records: list[Record], format: str) -> None:
+    """Refuses prompts that are no instruction, where the format wants one."""
+    if format == "alpaca_eval":
+        for record in records:
+            _instruction(record)
+
+
+def _instruction(record: Record) -> str:
+    """The text of a prompt of one message, as alpaca_eval finds it among its own."""
+    if isinstance(record.prompt, str):
+        return record.prompt
+    if [turn.role for turn in record.prompt] != ["user"]:
+        turns = ", ".join(turn.role for turn in record.prompt)
+        raise UserError(
+            f"{record.origin or record.id}: --format=alpaca_eval wants prompts of one user's "
+            f"message, found {turns}"
+        )
+    return record.prompt[0].content
 
 
 def _held_out(config: Config, data: Prepared) -> tuple[list[Record], list[Question]]:
@@ -162,8 +203,7 @@ def read_prompts(path: str, config: Config, data: Prepared) -> tuple[list[Record
         whose lines are messages of a user, or such rows.
       config, data: of the run.
     """
-    rows = _rows(path)
-    records = [Record(id=row.id, prompt=_prompt_of(row), responses=()) for row in rows]
+    records = [_record(row) for row in _rows(path)]
     prompts, longest = [record.prompt for record in records], config.data.max_prompt_tokens
     if all(isinstance(r.prompt, tuple) for r in data.original_records.values()):
         _note_plain(path, prompts, "those of the run's data are conversations")
@@ -210,35 +250,83 @@ def _fields(line: str, origin: str) -> dict[str, Any]:
     return fields
 
 
-def _write(out: str, records: list[Record], responses: list[Sample], limit: int) -> None:
-    """Writes one line per prompt, with its responses."""
+def _write(
+    out: str, records: list[Record], responses: list[Sample], limit: int, format: str, name: str
+) -> None:
+    """Writes the responses in a format; ``name`` is the model's."""
     texts = [r.response.replace("\0", "\ufffd") for r in responses]  # no text file can hold a NUL
-    n = len(texts) // len(records)
-    lines = [
-        line(
-            dataclasses.replace(record, responses=tuple(texts[i * n : (i + 1) * n])),
-            unfinished=sum(not r.ended for r in responses[i * n : (i + 1) * n]),
-        )
-        for i, record in enumerate(records)
-    ]
+    cut = [not r.ended for r in responses]
+    content = (
+        _alpaca_eval(records, texts, name)
+        if format == "alpaca_eval"
+        else _jsonl(records, texts, cut)
+    )
     if out == "-":
-        tables.say("".join(lines).removesuffix("\n"))
+        tables.say(content.removesuffix("\n"))
     else:
         try:
-            storage.write(pathlib.Path(out), "".join(lines).encode())
+            storage.write(pathlib.Path(out), content.encode())
         except OSError as error:
             raise UserError(f"--out: {out} cannot be written: {error.strerror}") from error
     log.info(
         "%s: %d responses to %d prompts, %d of them cut for lack of room (%d tokens)",
         *("standard output" if out == "-" else out, len(responses), len(records)),
-        *(sum(not r.ended for r in responses), limit),
+        *(sum(cut), limit),
+    )
+
+
+def _jsonl(records: list[Record], texts: list[str], cut: list[bool]) -> str:
+    """One line per prompt, with its responses."""
+    n = len(texts) // len(records)
+    lines = [
+        line(
+            dataclasses.replace(record, responses=tuple(texts[i * n : (i + 1) * n])),
+            unfinished=sum(cut[i * n : (i + 1) * n]),
+        )
+        for i, record in enumerate(records)
+    ]
+    return "".join(lines)
+
+
+def _alpaca_eval(records: list[Record], texts: list[str], name: str) -> str:
+    """A JSON array of ``{instruction, output, generator, dataset}``, one entry a prompt."""
+    rows = [
+        {
+            "instruction": _instruction(record),
+            "output": text.strip(),
+            "generator": name,
+            "dataset": record.domain,
+        }
+        for record, text in zip(records, texts, strict=True)
+    ]
+    return json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
+
+
+def _record(row: Row) -> Record:
+    """Makes a record of a row's ``prompt``, or of its ``instruction``, which a user says.
+
+    AlpacaEval's rows have the latter, and a ``dataset``, which becomes the domain.
+    """
+    dataset = row.fields.get("dataset")
+    return Record(
+        id=row.id,
+        prompt=_prompt_of(row),
+        responses=(),
+        domain=dataset if isinstance(dataset, str) else "",
+        origin=row.origin,
     )
 
 
 def _prompt_of(row: Row) -> Prompt:
     """Reads a row's prompt; refuses one without text, which training would drop."""
-    prompt = read_prompt(row, "prompt")
+    asked = "instruction" in row.fields and "prompt" not in row.fields
+    name = "instruction" if asked else "prompt"
+    if asked and row.fields.get("input"):
+        raise UserError(
+            f"{row.origin}: field 'input' beside 'instruction' is not read: write both as 'prompt'"
+        )
+    prompt = read_prompt(row, name, chat=asked)
     texts = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt]
     if not any(text.strip() for text in texts):
-        raise UserError(f"{row.origin}: field 'prompt' is empty; there is nothing to respond to")
+        raise UserError(f"{row.origin}: field {name!r} is empty; there is nothing to respond to")
     return prompt

@@ -60,9 +60,42 @@ def test_a_file_that_is_there_stays_unless_it_may_be_overwritten(asked, tmp_path
     assert out.read_bytes() == before
 
 
+def test_alpaca_eval_gets_its_array_of_its_own_instructions(asked, tmp_path, capsys):
+    rows = [
+        {"dataset": "koala", "instruction": "Sell a radio.", "output": "x", "generator": "gpt"},
+        {"prompt": [{"role": "user", "content": "Hello."}]},
+        {"prompt": "Once"},
+    ]
+    prompts, out = tmp_path / "eval.json", tmp_path / "out.json"
+    prompts.write_text(json.dumps(rows))
+    arguments = (*ARGUMENTS[:2], f"--prompts={prompts}", "--format=alpaca_eval")
+    assert runs.here(*arguments, f"--out={out}") == 0
+    said = [("Sell a radio.", "0.0", "koala"), ("Hello.", "1.0", ""), ("Once", "2.0", "")]
+    wanted = [
+        {"instruction": i, "output": o, "generator": "story", "dataset": d} for i, o, d in said
+    ]
+    assert json.loads(out.read_text()) == wanted
+    assert "Sell a radio." in asked[0][1][0]
+    assert asked[0][1][0] != "Sell a radio."  # the chat template is around it
+    assert runs.here(*arguments) == 0
+    assert json.loads(capsys.readouterr().out) == wanted
+    for row, message in (
+        ({"prompt": [{"role": "system", "content": "Be brief."}, *rows[1]["prompt"]]}, r"user$"),
+        ({"instruction": "Sum up.", "input": "A text."}, r"field 'input' beside 'instruction'"),
+    ):
+        prompts.write_text(json.dumps([row]))
+        assert re.search(rf"eval\.json:1: .*{message}", runs.refused(*arguments))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ((*ARGUMENTS, "--prompts=-", "--format=csv"), r"--format: wanted jsonl or alpaca_eval, f"),
+        ((*ARGUMENTS, "--prompts=-", "--format=alpaca_eval"), r"one response a prompt, not 2"),
+        (
+            (*ARGUMENTS[:2], "--prompts=-", "--format=alpaca_eval", "--out=x.jsonl"),
+            r"--out: wanted - or a name that ends in \.json, found",
+        ),
         (ARGUMENTS, r"generate --model wants --prompts"),
         (("generate",), r"generate wants either --workdir=RUN or --model=FOLDER"),
         ((*ARGUMENTS, "--workdir=x"), r"wants either"),
