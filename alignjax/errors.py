@@ -6,8 +6,10 @@ where that save failed. The message is one line that names the file, line or fie
 and what was found.
 """
 
+import contextlib
 import errno
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota or the largest file
 
@@ -28,6 +30,16 @@ class NumericalError(UserError):
     """Training stopped because losses or gradients kept being non-finite."""
 
     exit_code = 4
+
+
+@contextlib.contextmanager
+def naming_file(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Names the file in a system error that names none, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)
+        raise
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

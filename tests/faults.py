@@ -357,7 +357,14 @@ def is_told(path: pathlib.Path) -> bool:
 
 def warnings(log: str) -> list[str]:
     """Lines that tell of damage."""
-    words = ("damaged", "cannot be read", "not as it was written", "DAMAGED", "left out")
+    words = (
+        "damaged",
+        "cannot be read",
+        "not as it was written",
+        "do not agree",
+        "DAMAGED",
+        "left out",
+    )
     return [x[:300] for x in errors(log).splitlines() if any(word in x for word in words)]
 
 

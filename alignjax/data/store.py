@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,10 +96,14 @@ def write(rows: Iterable[Row], folder: str | os.PathLike[str], receipt: Receipt)
     os.makedirs(folder)
     columns = _Columns(objectives=first.record.objectives)
     location = _write_rows(columns.through(itertools.chain([first], rows)), folder)
-    np.save(os.path.join(folder, "response_length.npy"), columns.lengths())
-    np.save(os.path.join(folder, "prompt_length.npy"), np.asarray(columns.prompt_length, np.int32))
+    arrays = {
+        "response_length": columns.lengths(),
+        "prompt_length": np.asarray(columns.prompt_length, np.int32),
+    }
     if any(columns.adversarial):
-        np.save(os.path.join(folder, "adversarial.npy"), np.asarray(columns.adversarial))
+        arrays["adversarial"] = np.asarray(columns.adversarial)
+    for name, array in arrays.items():
+        pathlib.Path(folder, f"{name}.npy").write_bytes(npy(array))
     meta = {
         "rows": os.path.relpath(location, folder),
         "objectives": list(columns.objectives),
@@ -110,6 +115,16 @@ def write(rows: Iterable[Row], folder: str | os.PathLike[str], receipt: Receipt)
     }
     with open(os.path.join(folder, "meta.json"), "w", encoding="utf-8") as file:
         json.dump(meta, file, indent=1)
+
+
+def npy(array: np.ndarray) -> bytes:
+    """Encodes an array as the bytes of an .npy file.
+
+    `np.save` into a file on a full disk raises an error without the system's number.
+    """
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    return content.getvalue()
 
 
 def open_dataset(path: str | os.PathLike[str]) -> Dataset:

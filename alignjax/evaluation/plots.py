@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from alignjax.errors import naming_file
 from alignjax.evaluation import fronts
 from alignjax.evaluation.calibration import Bins
 from alignjax.evaluation.history import Point
@@ -253,5 +254,6 @@ def _save(figure: Any, path: pathlib.Path) -> Any:
     if distributed.is_main():
         if figure.get_layout_engine() is None:
             figure.tight_layout()
-        figure.savefig(path, dpi=120)
+        with naming_file(path):
+            figure.savefig(path, dpi=120)
     return figure

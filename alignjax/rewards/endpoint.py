@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from alignjax.errors import UserError
+from alignjax.errors import UserError, naming_file
 
 log = logging.getLogger("alignjax")
 
@@ -71,7 +71,7 @@ def judge_pairs(
     known, tokens, lock = _read(cache), {"prompt": 0, "completion": 0}, threading.Lock()
     new = [q for q in dict.fromkeys(questions) if _key(model, q) not in known]
     cache.parent.mkdir(parents=True, exist_ok=True)
-    with cache.open("a", encoding="utf-8") as file:
+    with naming_file(cache), cache.open("a", encoding="utf-8") as file:
 
         def ask(question: str) -> None:
             said, used = _ask(model, question)

@@ -14,7 +14,7 @@ import shutil
 from typing import Any
 
 from alignjax import digests
-from alignjax.errors import CheckpointError
+from alignjax.errors import CheckpointError, naming_file
 from alignjax.runtime.distributed import broadcast, run_on_main
 
 
@@ -41,8 +41,8 @@ def read_here(path: pathlib.Path) -> Any:
     try:
         content = digests.read(path)
         note = _note_of(path)
-        if note.is_file() and _digest(content) not in note.read_text(encoding="utf-8").split():
-            raise ValueError("damaged, it is not as it was written")
+        if note.is_file() and _digest(content) not in note.read_text(errors="replace").split():
+            raise ValueError(f"damaged, it and its digest in {note} do not agree")
         return json.loads(content.decode("utf-8"))
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
@@ -100,11 +100,8 @@ def write_here(path: pathlib.Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder: a rename is one step only inside one file system.
     temporary = path.with_name(path.name + ".tmp")
-    try:
+    with naming_file(path):
         temporary.write_bytes(content)
-    except OSError as error:  # a full disk's names no file
-        error.filename = error.filename or str(path)
-        raise
     temporary.replace(path)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import alignjax
 from alignjax.config.fields import describe, identity_changes
-from alignjax.errors import UserError
+from alignjax.errors import UserError, naming_file
 from alignjax.runtime.distributed import is_main, run_on_main
 from alignjax.runtime.storage import keep_here, read_here
 
@@ -45,8 +45,9 @@ def _lock(workdir: pathlib.Path, held: contextlib.ExitStack) -> None:
         raise UserError(f"--workdir: {workdir} is in use by {lock.read() or '?'}") from None
     _sweep(workdir)
     lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}")
-    lock.flush()
+    # Past the file's buffer: what is left in it would be written again when the file is closed.
+    with naming_file(workdir / ".lock"):
+        os.write(lock.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
 
 
 def _sweep(workdir: pathlib.Path) -> None:

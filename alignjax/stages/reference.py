@@ -19,10 +19,10 @@ from jax.sharding import Mesh
 
 from alignjax.config.fields import identity
 from alignjax.data.batching import Bucketed
+from alignjax.data.store import npy
 from alignjax.models.config import ModelConfig
 from alignjax.models.logps import score_responses
-from alignjax.runtime import artifacts
-from alignjax.runtime.distributed import run_on_main
+from alignjax.runtime import artifacts, storage
 from alignjax.runtime.map_rows import map_rows
 from alignjax.stages.check import count_responses, keeps_cache
 from alignjax.stages.data import cache_dir
@@ -142,9 +142,7 @@ def table(
             mesh=run.mesh,
             title=title,
         )
-        run_on_main(
-            "write a table", lambda: np.save(scratch / path.name, logps, allow_pickle=False)
-        )
+        storage.write(scratch / path.name, npy(logps))
 
     logps: np.ndarray = artifacts.reuse(
         path, key, make, functools.partial(np.load, allow_pickle=False)

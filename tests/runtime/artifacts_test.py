@@ -12,16 +12,21 @@ import logging
 import math
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 
+from alignjax import cli, digests
+from alignjax.data import store
 from alignjax.errors import UserError
-from alignjax.evaluation import statistics
-from alignjax.runtime import artifacts, faults, storage
+from alignjax.evaluation import plots, statistics
+from alignjax.models.hf import tensorfile
+from alignjax.runtime import artifacts, faults, storage, workdirs
 from alignjax.sampling.generate import Sample
 from tests import runs
 
@@ -242,14 +247,48 @@ def test_a_full_disk_leaves_nothing_visible(tmp_path):
     assert folder(tmp_path, make=unasked) == made
 
 
-def test_a_full_disk_s_error_names_the_file(tmp_path, monkeypatch):
-    def full(path, content):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@contextlib.contextmanager
+def small_files(size):
+    """No file may have more bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left") as caught:
-        storage.write_json(tmp_path / "config.json", {})
-    assert caught.value.filename == str(tmp_path / "config.json")
+
+ROWS = np.ones((100, 100), np.float32)
+WRITERS = {
+    "config.json": lambda file: storage.write_json(file, {"rows": ROWS.tolist()}),
+    ".lock": lambda file: contextlib.ExitStack().enter_context(workdirs.owned(file.parent)),
+    "digests.json": lambda file: digests.seal(file.parent),
+    "report.png": lambda file: plots._save(plots._figure(1, 1, (2, 2))[0], file),
+    "model.safetensors": lambda file: tensorfile.write(
+        file, [("w", ROWS.dtype, ROWS.shape, lambda: ROWS)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_s_error_names_the_file(tmp_path, name):
+    (tmp_path / "file").write_bytes(b"x")
+    with small_files(0), pytest.raises(OSError, match="too large") as caught:
+        WRITERS[name](tmp_path / name)
+    assert pathlib.Path(caught.value.filename).name.startswith(name)
+    assert (
+        cli.full_disk(caught.value) == f"{caught.value.filename}: cannot be written: File too large"
+    )
+
+
+def test_an_array_that_a_full_disk_stops_ends_in_the_system_s_error(tmp_path):
+    """`np.save` raises one without a number, and the exit code would be another."""
+    content = store.npy(ROWS)
+    with small_files(4096), pytest.raises(OSError, match="too large") as caught:
+        (tmp_path / "a.npy").write_bytes(content)
+    assert caught.value.errno == errno.EFBIG
+    (tmp_path / "a.npy").write_bytes(content)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy", allow_pickle=False), ROWS)
 
 
 def test_a_maker_that_fails_is_as_one_that_was_killed(tmp_path):

@@ -77,7 +77,7 @@ def test_a_bit_of_any_file_is_missed_by_nobody(saved, copied):
             read(copied)
         assert caught.value.exit_code == 3
         line = str(caught.value)
-        assert f"{copied}: step 3 is damaged: {'' if name == digests.NAME else name}" in line
+        assert f"{copied}: step 3 is damaged: {name} is not as it was written" in line
         assert "the newest good step is 2: run --allow_fallback goes on from it" in line
         shutil.copy(saved / "3" / name, file)
     assert read(copied)[0] == 3
@@ -187,6 +187,16 @@ def test_small_files_of_a_run_are_compared(tmp_path):
     path.write_bytes(whole)
     shutil.rmtree(tmp_path / ".artifacts")  # of an earlier version
     assert storage.read_json(path) == content
+
+
+def test_a_damaged_digest_is_told_beside_the_file_that_it_is_of(tmp_path):
+    path, note = tmp_path / "summary.json", tmp_path / ".artifacts" / "summary.json.digest"
+    storage.keep_json(path, {"steps": 3})
+    note.write_bytes(b"\xff" + note.read_bytes()[1:])  # no UTF-8
+    with pytest.raises(CheckpointError) as caught:
+        storage.read_json(path)
+    line = f"{path} cannot be read: damaged, it and its digest in {note} do not agree"
+    assert str(caught.value) == line
 
 
 def test_a_kill_between_a_digest_and_its_file_is_no_damage(tmp_path, monkeypatch):

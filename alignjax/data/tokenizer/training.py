@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Iterable, Set
 
-from alignjax.errors import UserError
+from alignjax.errors import UserError, naming_file
 
 FIXED = 260  # ids that are no pieces: pad, EOS, unknown, BOS and the bytes
 
@@ -40,14 +40,10 @@ def train_sentencepiece(texts: Iterable[str], *, vocab_size: int, path: str) -> 
         raise UserError(f"tokenizer: sentencepiece could not be trained ({reason})") from None
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(model)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:  # a full disk's names no file
-        error.filename = error.filename or path
-        raise
+    with naming_file(path), open(temporary, "wb") as file:
+        file.write(model)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from alignjax.errors import UserError
+from alignjax.errors import UserError, naming_file
 
 MAX_HEADER = 2 * 2**20  # bytes; 1,000 tensors take 0.1 MiB
 
@@ -173,7 +173,7 @@ def write(file: pathlib.Path, sources: Iterable[Source]) -> None:
         header[name] = {"dtype": code[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
-    with file.open("wb") as opened:
+    with naming_file(file), file.open("wb") as opened:
         opened.write(len(text).to_bytes(8, "little") + text)
         for _, dtype, shape, get in sources:
             array = np.asarray(get(), dtype, order="C")
