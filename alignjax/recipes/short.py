@@ -23,7 +23,7 @@ from alignjax.config import (
 )
 from alignjax.config.fields import keywords, plain
 from alignjax.data import sources
-from alignjax.data.encode import encode
+from alignjax.data.encode import encode, reasons
 from alignjax.data.records import Receipt, Record
 from alignjax.data.tokenizer import chat
 from alignjax.data.tokenizer import load as tokenizers
@@ -75,10 +75,11 @@ def config(method: str, model: str, data: str, overrides: list[str]) -> Config:
     """
     start = load.override(_start(method, model, data), overrides)
     tokenizer = _tokenizer(start)
-    source = read_source(start.data, start.data.path, Receipt())
-    first = next(source, None)
+    receipt = Receipt()
+    first = next(read_source(start.data, start.data.path, receipt), None)
     if first is None:
-        raise UserError(f"data.path: {start.data.path} has no row that can be read")
+        why = f": all {receipt.rows_in} were dropped: {reasons(receipt)}" if receipt.rows_in else ""
+        raise UserError(f"data.path: {start.data.path} has no row that can be used{why}")
     _check_kind(method, start, first)
     start = dataclasses.replace(start, data=as_messages(start.data, first, tokenizer))
     rows = list(read_source(start.data, start.data.path, Receipt()))

@@ -100,6 +100,22 @@ def test_rows_that_the_template_refuses_are_left_to_the_run(files, tmp_path):
     assert load.load(str(tmp_path / "c.py"), []) is not None
 
 
+def test_data_without_a_usable_row_are_refused_with_the_reasons(tmp_path):
+    def turns(*texts):
+        return [
+            {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)
+        ]
+
+    row = {"chosen": turns("Q", "a", "R", "good"), "rejected": turns("Q", "b", "R", "bad")}
+    path = tmp_path / "p.jsonl"
+    path.write_text(f"{json.dumps(row)}\n" * 2)
+    message = (
+        "no row that can be used: all 2 were dropped: context_mismatch 2 .p.jsonl:1, p.jsonl:2"
+    )
+    with pytest.raises(UserError, match=message):
+        short.config("dpo", MODEL, str(path), [THIN])
+
+
 def test_data_of_another_kind_are_refused_with_the_methods_that_they_are_for(files):
     message = r"kto learns from single labelled responses, and .*pairs\.jsonl holds pairs \(.*:1\)"
     with pytest.raises(UserError, match=message + ".*learn: .*cpo, .*, dpo, .*, reward$"):
