@@ -20,7 +20,7 @@ from alignjax.evaluation import plots, preferences, statistics, tables, text
 from alignjax.evaluation.statistics import Interval
 from alignjax.evaluation.win_rate import compare
 from alignjax.rewards.scorers import judgements, open_scorers
-from alignjax.runtime import storage, workdirs
+from alignjax.runtime import loggers, storage, workdirs
 from alignjax.sampling.generate import Question, Sample, respond, take_questions, undistorted
 from alignjax.stages import held_out
 from alignjax.stages.data import Prepared
@@ -33,6 +33,7 @@ from alignjax.types import Logps, Params
 log = logging.getLogger("alignjax")
 
 KL = "KL to reference, nats"
+TEXTS = 8  # prompts whose responses a logger shows
 
 
 def held_out_metrics(
@@ -366,6 +367,11 @@ def write_report(
     picture = workdir / "report.png"
     plots.plot_training(workdir, picture, scores, first)
     tables.print_samples(before, after, judge, count=3)
+    firsts: dict[str, tuple[str, str]] = {}
+    for old, new in zip(before, after, strict=True):
+        firsts.setdefault(old.prompt, (old.response, new.response))
+    shown = dict(list(firsts.items())[:TEXTS])
+    loggers.show_samples(run.config.train.loggers, workdir, rest["steps"], shown)
     tables.print_table(table, f"{workdir}: {rest['steps']} steps")
     tables.say(f"plot: {picture}\nnumbers: {workdir / 'summary.json'}")
     return summary

@@ -5,6 +5,8 @@ import sys
 import types
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from alignjax.errors import UserError
 from alignjax.runtime import loggers
@@ -73,7 +75,7 @@ def test_a_logger_without_its_package_is_refused_before_anything_else(monkeypatc
 
 
 def test_tensorboard_groups_numbers_and_shows_the_settings(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"loss": {"beta": 0.1}}))
+    (tmp_path / "config.json").write_text(json.dumps({"loss": {"beta": 0.1}, "sft": None}))
     writer = Writer(tmp_path, after_step=0)
     writer.write(1, {"loss": 0.5, "eval_loss": 0.25})
     writer.close()
@@ -81,3 +83,35 @@ def test_tensorboard_groups_numbers_and_shows_the_settings(tmp_path):
     content = file.read_bytes()
     for text in (b"train/loss", b"eval/loss", b"| loss.beta | 0.1 |"):
         assert text in content
+    [start] = [x for x in summaries(file) if x.tag == "_hparams_/session_start_info"]
+    found = HParamsPluginData.FromString(start.metadata.plugin_data.content)
+    numbers = found.session_start_info.hparams
+    assert numbers["loss.beta"].number_value == 0.1
+    assert numbers["sft"].string_value == "none"
+
+
+def summaries(file):
+    """What a file of events holds: of each a length, 4 bytes, the event, 4 bytes."""
+    content, found = file.read_bytes(), []
+    while content:
+        end = 12 + int.from_bytes(content[:8], "little")
+        found += Event.FromString(content[12:end]).summary.value
+        content = content[end + 4 :]
+    return found
+
+
+def test_tensorboard_shows_samples_and_other_loggers_do_not(tmp_path):
+    samples = {"Sell it?": ("No.", " Yes,\nsell it."), "Who?": ("", "I")}
+    loggers.show_samples(("wandb",), tmp_path, 7, samples)
+    loggers.show_samples(("tensorboard",), tmp_path, 7, {})
+    assert not list(tmp_path.iterdir())
+    loggers.show_samples(("tensorboard",), tmp_path, 7, samples)
+    [file] = (tmp_path / "tensorboard").iterdir()
+    [shown] = summaries(file)
+    text = shown.tensor.string_val[0].decode()
+    for part in (
+        "**prompt**\n\n    Sell it?",
+        "**after**\n\n    Yes,\n    sell it.",
+        "    (empty)",
+    ):
+        assert part in text

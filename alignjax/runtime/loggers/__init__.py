@@ -11,10 +11,12 @@ import importlib.util
 import json
 import math
 import pathlib
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
 from alignjax.errors import UserError
+from alignjax.runtime import distributed
 from alignjax.runtime.loggers.board import Board
 
 PROJECT = "alignjax"
@@ -39,7 +41,7 @@ def check(names: tuple[str, ...]) -> None:
         if importlib.util.find_spec(PACKAGES[name]) is None:
             raise UserError(
                 f"train.loggers: {name} needs the package {PACKAGES[name]}: pip install "
-                f"{PACKAGES[name]}"
+                f"-e '.[{name}]'"
             )
 
 
@@ -91,8 +93,29 @@ def _identity(workdir: pathlib.Path) -> str:
 def _tensorboard(workdir: pathlib.Path, settings: dict[str, Any], after_step: int) -> Logger:
     rows = "".join(f"| {name} | {value} |\n" for name, value in settings.items())
     table = f"| field | value |\n|---|---|\n{rows}" if rows and not after_step else ""
-    board = Board(workdir / "tensorboard", after_step, {"settings": table} if table else {})
+    texts = {"settings": table} if table else {}
+    board = Board(workdir / "tensorboard", after_step, texts, settings if table else None)
     return Logger(board.write, board.close)
+
+
+def show_samples(
+    names: tuple[str, ...], workdir: pathlib.Path, step: int, samples: dict[str, tuple[str, str]]
+) -> None:
+    """Writes responses into TensorBoard's page of texts, if it is among the loggers.
+
+    Args:
+      names, workdir: as of `open_all`.
+      step: at which the second responses were sampled.
+      samples: by prompt, the response before training and after it.
+    """
+    if "tensorboard" not in names or not samples or not distributed.is_main():
+        return
+    parts = [
+        f"**{name}**\n\n{textwrap.indent(text.strip() or '(empty)', '    ')}"
+        for prompt, responses in samples.items()
+        for name, text in zip(("prompt", "before", "after"), (prompt, *responses), strict=True)
+    ]
+    Board(workdir / "tensorboard", step, {"samples": "\n\n".join(parts)}).close()
 
 
 def _wandb(workdir: pathlib.Path, settings: dict[str, Any], after_step: int) -> Logger:

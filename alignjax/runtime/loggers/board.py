@@ -10,6 +10,7 @@ from typing import Any
 log = logging.getLogger("alignjax")
 
 FLUSH_SECONDS = 30  # which waits for the disk
+COMPARED = ("eval/loss", "eval/rewards/accuracies", "train/loss")  # beside the hyperparameters
 
 
 class Board:
@@ -19,10 +20,17 @@ class Board:
     full disk has ended it.
     """
 
-    def __init__(self, folder: pathlib.Path, after_step: int, texts: dict[str, str]) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        after_step: int,
+        texts: dict[str, str],
+        settings: dict[str, Any] | None = None,
+    ) -> None:
         """Opens a file; TensorBoard hides what earlier ones hold of steps after ``after_step``.
 
-        ``texts`` are Markdown by name.
+        ``texts`` are Markdown by name, ``settings`` the numbers and texts of its page of
+        hyperparameters.
         """
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2
@@ -37,6 +45,10 @@ class Board:
             for name, text in texts.items():
                 shown = summary.text(name, text)
                 self._file.write_event(event_pb2.Event(step=after_step, summary=shown))
+            if settings:
+                named = {name: "none" if x is None else x for name, x in settings.items()}
+                for shown in summary.hparams(named, dict.fromkeys(COMPARED))[:2]:
+                    self._file.write_event(event_pb2.Event(summary=shown))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes numbers, as long as that has not failed before."""
