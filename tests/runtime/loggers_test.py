@@ -105,8 +105,10 @@ def test_tensorboard_shows_samples_and_other_loggers_do_not(tmp_path):
     loggers.show_samples(("wandb",), tmp_path, 7, samples)
     loggers.show_samples(("tensorboard",), tmp_path, 7, {})
     assert not list(tmp_path.iterdir())
+    Writer(tmp_path, after_step=0).close()
     loggers.show_samples(("tensorboard",), tmp_path, 7, samples)
-    [file] = (tmp_path / "tensorboard").iterdir()
+    assert len(list((tmp_path / "tensorboard").glob("events*"))) == 1  # not replaced
+    [file] = (tmp_path / "tensorboard" / "samples").iterdir()
     [shown] = summaries(file)
     text = shown.tensor.string_val[0].decode()
     for part in (

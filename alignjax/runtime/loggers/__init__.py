@@ -115,7 +115,9 @@ def show_samples(
         for prompt, responses in samples.items()
         for name, text in zip(("prompt", "before", "after"), (prompt, *responses), strict=True)
     ]
-    Board(workdir / "tensorboard", step, {"samples": "\n\n".join(parts)}).close()
+    # In a folder of their own: files are named by the second, and one would replace the other.
+    folder = workdir / "tensorboard" / "samples"
+    Board(folder, step, {"samples": "\n\n".join(parts)}).close()
 
 
 def _wandb(workdir: pathlib.Path, settings: dict[str, Any], after_step: int) -> Logger:
