@@ -212,7 +212,7 @@ def stamps(folder: pathlib.Path) -> dict[str, int]:
         str(path.relative_to(folder)): path.stat().st_mtime_ns
         for path in folder.rglob("*")
         if path.name in costly
-        or (path.parent.name in ("checkpoints", "said") and not path.name.startswith("."))
+        or (path.parent.name in ("checkpoints", "samples") and not path.name.startswith("."))
     }
 
 

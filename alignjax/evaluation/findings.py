@@ -50,6 +50,7 @@ def of_result(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) ->
     """
     after = {name: side(pair, "after") for name, pair in summary.get("table", {}).items()}
     found = [*_of_table({name: x for name, x in after.items() if x is not None})]
+    found += _of_fronts(summary)
     if summary.get("skipped_steps"):
         found.append(f"{summary['skipped_steps']} steps had no finite loss or gradient")
     rewards = [x["rewards/margins"] for x in lines if x.get("rewards/margins") is not None]
@@ -61,6 +62,20 @@ def of_result(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) ->
             f"the held-out loss rose from {min(losses):.4g} to {losses[-1]:.4g}: fewer steps, or a "
             "lower learning rate, may be better"
         )
+    return found
+
+
+def _of_fronts(summary: Mapping[str, Any]) -> list[str]:
+    found = []
+    for front in summary.get("fronts", {}).values():
+        means = [
+            [point[name]["mean"] for name in summary["objectives"]] for point in front["points"]
+        ]
+        if len(means) > 1 and all(x == means[0] for x in means):
+            found.append("all preferences have the same scores: training did not separate them")
+        for name, what in (("collapsed", "are repetitive or empty"), ("unfinished", "were cut")):
+            if front[name] >= MANY:
+                found.append(f"{front[name]:.0%} of the sampled responses {what}")
     return found
 
 

@@ -101,11 +101,16 @@ def plot_training(
       score_name: what the scores are called.
     """
     panels = _panels(lines := read(workdir / "metrics.jsonl"))
-    figure, axes = _figure(1, len(panels) + (scores is not None), (4.2, 3.2))
-    for axis, panel in zip(axes[0], panels, strict=False):
+    count = len(panels) + (scores is not None)
+    columns = min(3, count)
+    figure, grid = _figure(math.ceil(count / columns), columns, (4.2, 3.2))
+    axes, unused = grid.ravel()[:count], grid.ravel()[count:]
+    for axis in unused:
+        axis.remove()
+    for axis, panel in zip(axes, panels, strict=False):
         _draw(axis, panel, lines)
     if scores is not None:
-        axis = axes[0][-1]
+        axis = axes[-1]
         axis.hist(scores, bins=20, label=["before", "after"])
         axis.set(title=f"{score_name} of sampled responses", xlabel=score_name, ylabel="responses")
         axis.legend(fontsize=7)
@@ -132,15 +137,16 @@ def plot_reliability(path: pathlib.Path, bins: dict[str, tuple[Bins, Bins]]) -> 
 
 
 def plot_rounds(panels: dict[str, dict[str, list[Round]]], path: pathlib.Path) -> Any:
-    """Draws values by round, with intervals: panel -> line -> points."""
+    """Draws values by round, with 95% intervals: "who: what" -> line -> points."""
     figure, axes = _figure(1, len(panels), (4.2, 3.2))
     for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
         for name, points in lines.items():
             rounds, values, half = zip(*points, strict=True)
             axis.errorbar(rounds, values, yerr=half, marker="o", capsize=3, label=name)
             axis.set_xticks(rounds)
-        axis.set_title(title, fontsize=9)
-        axis.set_xlabel("round")
+        who, _, what = title.partition(": ")
+        axis.set_title(who, fontsize=10)
+        axis.set(xlabel="round", ylabel=what)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     return _save(figure, path)
@@ -187,7 +193,10 @@ def plot_fronts(
         unused.set_axis_off()
     for axis, (x, y) in zip(axes, pairs, strict=False):
         _plane(axis, named, x, y)
-        axis.set(xlabel=names[x], ylabel=names[y])
+        if (low < high)[[x, y]].all():  # the box that hypervolumes are shares of
+            corners = [(low[x], high[x], high[x], low[x]), (low[y], low[y], high[y], high[y])]
+            axis.fill(*corners, fill=False, edgecolor="gray", linestyle=":", label="box")
+        axis.set(xlabel=f"{names[x]}, mean score", ylabel=f"{names[y]}, mean score")
         axis.grid(alpha=0.3)
     if len(names) > 2:
         _parallel(axes[panels - 1], named, low, high)
@@ -219,9 +228,24 @@ def _plane(axis: Any, named: dict[str, Front], x: int, y: int) -> None:
             label=name,
         )
         if len(named) == 1 and len(order) <= 12:  # a run's own picture says which point is which
-            for i, at in zip(order, mean, strict=True):
-                text = " : ".join(f"{w:.2g}" for w in front["preferences"][i])
+            texts = [" : ".join(f"{w:.2g}" for w in front["preferences"][i]) for i in order]
+            for at, text in _joined(mean, texts):
                 axis.annotate(text, at, xytext=(4, 4), textcoords="offset points", fontsize=7)
+
+
+def _joined(points: np.ndarray, texts: Sequence[str]) -> list[tuple[np.ndarray, str]]:
+    """Joins the labels of points ``[N, 2]`` that are too close for a label each, line by line."""
+    spread = np.ptp(points, axis=0)
+    near = 0.05 * np.where(spread > 0, spread, 1.0)
+    groups: list[tuple[np.ndarray, list[str]]] = []
+    for point, text in zip(points, texts, strict=True):
+        for at, lines in groups:
+            if (abs(point - at) <= near).all():
+                lines.append(text)
+                break
+        else:
+            groups.append((point, [text]))
+    return [(at, "\n".join(lines)) for at, lines in groups]
 
 
 def _parallel(axis: Any, named: dict[str, Front], low: np.ndarray, high: np.ndarray) -> None:

@@ -17,8 +17,9 @@ from alignjax.runtime import storage
 from alignjax.runtime.metrics import read
 
 SAMPLES = 200  # prompts that are shown, at most
+SIDES = 5  # policies of a front whose samples are shown, at most
 PICTURES = {
-    "front.png": "Front of the objectives",
+    "front.png": "Pareto front",
     "reliability.png": "Reliability: how often the preferred response won",
 }
 
@@ -26,22 +27,23 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 70rem; padding: 1rem;
   color: #1c1c1c; background: #fff; }
 h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
 table { border-collapse: collapse; font-size: .9rem; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } .wide img { min-width: 50rem; }
+td:first-child { min-width: 8rem; }
 th, td { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid #ddd; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 ul.findings { background: #fff4e0; border-left: 4px solid #d98200; padding: .6rem 2rem; margin: 0; }
 p.fine { background: #e9f6ec; border-left: 4px solid #2e8540; padding: .6rem 1rem; margin: 0; }
 img, svg { max-width: 100%; height: auto; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 1rem; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
+.sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: 1rem; }
 .sample { border-top: 1px solid #ddd; padding: .6rem 0; }
 .sample pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font: inherit; }
 .prompt { color: #555; } .who { font-size: .8rem; color: #555; }
 input { font: inherit; padding: .3rem; width: 100%; max-width: 24rem; box-sizing: border-box; }
 @media (max-width: 40rem) {
-  .pair { grid-template-columns: 1fr; }
-  th, td { padding: .2rem .3rem; } td.n { white-space: normal; } table { font-size: .8rem; }
+  th, td { padding: .2rem .3rem; } table { font-size: .75rem; }
 }
 """
 FILTER = """
@@ -80,7 +82,8 @@ def page(workdir: pathlib.Path) -> str:
     parts = [
         f"<h1>{title}</h1>",
         _findings(found),
-        _section("Result", _table(summary.get("table", {}))),
+        _section("Result", _table(summary.get("table", {})) + _fronts(summary)),
+        _section("Rounds", _rounds(workdir, summary.get("rounds", []))),
         _section("Curves", _curves(lines)),
         *(_section(name, _picture(workdir / file)) for file, name in PICTURES.items()),
         _section("Calibration", _calibration(summary.get("calibration", {}))),
@@ -138,8 +141,75 @@ def _table(table: dict[str, Any]) -> str:
         (name, *(interval(findings.side(pair, side)) for side in ("before", "after")))
         for name, pair in table.items()
     ]
-    note = "<p>Held-out rows and prompts; with 95% intervals over prompts.</p>"
+    note = "<p>On held-out data, with 95% intervals over prompts.</p>"
     return note + _rows(rows, ("", "before", "after"))
+
+
+def _fronts(summary: dict[str, Any]) -> str:
+    """Writes the mean scores for each preference, and the front's own numbers."""
+    parts = []
+    for front in summary.get("fronts", {}).values():
+        names = summary["objectives"]
+        rows = [
+            (
+                preference(point["preference"]),
+                *(interval(point[name]) for name in names),
+                *(f"{100 * point[name]:.1f}%" for name in ("collapsed", "unfinished")),
+            )
+            for point in front["points"]
+        ]
+        order = " : ".join(names)
+        parts.append(
+            "<p>Mean scores on held-out prompts, with 95% intervals over prompts. A preference is "
+            f"the weights {html.escape(order)}.</p>"
+            + _rows(rows, ("preference", *names, "collapsed", "unfinished"))
+            + f"<p>{html.escape(_volume(front, summary['box'], names))}</p>"
+        )
+    return "".join(parts)
+
+
+def _volume(front: dict[str, Any], box: dict[str, Any], names: Sequence[str]) -> str:
+    faithful, volume = front["faithfulness"], front["hypervolume"]
+    sides = zip(names, box["low"], box["high"], strict=True)
+    text = f"Faithfulness to the preferences (rank correlation): {faithful['mean']:.2f}."
+    if volume is None:
+        return text
+    where = ", ".join(f"{name} {low:.4g} to {high:.4g}" for name, low, high in sides)
+    low, high = volume["low"], volume["high"]
+    return f"Hypervolume: {volume['value']:.3f} [{low:.3f}, {high:.3f}] of the box {where}. {text}"
+
+
+def preference(weights: Sequence[float]) -> str:
+    """Writes the weights of the objectives.
+
+    >>> preference([0.25, 0.75])
+    '0.25 : 0.75'
+    """
+    return " : ".join(f"{w:.2g}" for w in weights)
+
+
+def _rounds(workdir: pathlib.Path, rounds: Sequence[dict[str, Any]]) -> str:
+    """Writes the picture of a game of two players, and its numbers by round."""
+    if not rounds:
+        return ""
+    names = list(dict.fromkeys(name for line in rounds for name in line["policy"]))
+    shown = dict.fromkeys(names[:1] + [x for x in names if x.startswith("KL")])
+    rows = [
+        (f"policy: {name}", *(interval(line["policy"].get(name)) for line in rounds))
+        for name in shown
+    ]
+    for where in dict.fromkeys(name for line in rounds for name in line["reward_model"]):
+        for who, called in (
+            ("reward_model", "reward model"),
+            ("base", "reward model of pairs only"),
+        ):
+            some = [line[who].get(where, {}) for line in rounds]
+            place = "samples of the round before" if where == "samples before" else where
+            title = f"{called}: accuracy on {place}"
+            rows.append((title, *(interval(x.get("accuracy")) for x in some)))
+    head = ("", *(f"round {line['round']}" for line in rounds))
+    picture = _picture(workdir / "report.png")  # some panels side by side: to be scrolled
+    return f'<div class="scroll wide">{picture}</div>{_rows(rows, head)}'
 
 
 def _curves(lines: list[dict[str, Any]]) -> str:
@@ -170,51 +240,64 @@ def _calibration(calibration: dict[str, Any]) -> str:
             )
             row = (errors.get(k, "-") for k in ("ece", "ece_if_calibrated", "mce", "nll"))
             rows.append((name, side, f"{t:.3f}", pairs, *row))
-    head = ("", "scaling", "temperature", "pairs", "ECE", "ECE if calibrated", "MCE", "nats a pair")
+    head = ("", "scaling", "temperature", "pairs", "ECE", "ECE if calibrated", "MCE", "loss, nats")
     return _rows(rows, head) if rows else ""
 
 
+def _sides(workdir: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
+    """Finds the files of samples that are shown side by side, and what each is called."""
+    if (workdir / "front.json").is_file():
+        all_weights = storage.read_json(workdir / "front.json")["preferences"]
+        step = max(1, -(-(len(all_weights) - 1) // (SIDES - 1)))
+        some = range(0, len(all_weights), step)
+        return [(preference(all_weights[i]), workdir / f"samples/{i:02d}.json") for i in some]
+    if (workdir / "history.json").is_file():
+        last = storage.read_json(workdir / "history.json")[-1]["round"]
+        return [
+            ("before", workdir / "round-0/samples.json"),
+            (f"after round {last}", workdir / f"round-{last}/samples.json"),
+        ]
+    return [(name, workdir / f"{name}.json") for name in ("before", "after")]
+
+
 def _samples(workdir: pathlib.Path) -> str:
-    """Writes the first response to every prompt before and after, with a field to filter them."""
-    sides = []
-    for name in ("before", "after"):
-        path = workdir / f"{name}.json"
-        samples = storage.read_json(path)["samples"] if path.is_file() else []
-        first: dict[str, Any] = {}
-        for sample in samples:
-            first.setdefault(sample["prompt"], sample)
-        sides.append(first)
-    before, after = sides
+    """Writes each policy's first response to every prompt, with a field to filter them."""
+    sides: dict[str, dict[str, Any]] = {}
+    for name, path in _sides(workdir):
+        if path.is_file():
+            sides[name] = {}
+            for sample in storage.read_json(path)["samples"]:
+                sides[name].setdefault(sample["prompt"], sample)
+    prompts = list(dict.fromkeys(prompt for side in sides.values() for prompt in side))
     shown = "".join(
-        _sample(prompt, before.get(prompt), sample)
-        for prompt, sample in list(after.items())[:SAMPLES]
+        _sample(prompt, {name: side[prompt] for name, side in sides.items() if prompt in side})
+        for prompt in prompts[:SAMPLES]
     )
     if not shown:
         return ""
     return (
-        '<p><input id="filter" placeholder="filter: a word of the prompt or a response"> '
+        '<p><input id="filter" placeholder="filter by a word of the prompt or a response"> '
         '<label><input id="changed" type="checkbox" style="width:auto"> changed only</label></p>'
         f"{shown}<script>{FILTER}</script>"
     )
 
 
-def _sample(prompt: str, before: Any, after: Any) -> str:
-    sides = []
-    for name, sample in (("before", before), ("after", after)):
-        if sample is not None:
-            note = f"{name}, {sample['length']} tokens{'' if sample['ended'] else ', cut'}"
-            text = html.escape(sample["response"])
-            sides.append(f'<div><div class="who">{note}</div><pre>{text}</pre></div>')
-    same = before is not None and before["response"] == after["response"]
+def _sample(prompt: str, sides: dict[str, Any]) -> str:
+    columns = []
+    for name, sample in sides.items():
+        note = f"{name}, {sample['length']} tokens{'' if sample['ended'] else ', cut'}"
+        text = html.escape(sample["response"].strip("\n "))
+        columns.append(f'<div><div class="who">{note}</div><pre>{text}</pre></div>')
+    same = len(sides) > 1 and len({x["response"] for x in sides.values()}) == 1
     return (
         f'<div class="sample" data-same="{int(same)}"><pre class="prompt">{html.escape(prompt)}'
-        f'</pre><div class="pair">{"".join(sides)}</div></div>'
+        f'</pre><div class="sides">{"".join(columns)}</div></div>'
     )
 
 
 def _receipt(side: str, counts: dict[str, Any]) -> str:
     names = {"rows_in": "rows read", "kept": "kept", "held_out": "held out"}
-    rows = [(name, counts.get(key, 0), "") for key, name in names.items()]
+    rows = [(name, counts.get(key, 0), "") for key, name in names.items() if key in counts]
     for kind, name in (("dropped", "dropped"), ("warned", "noted")):
         for reason, count in counts.get(kind, {}).items():
             ids = ", ".join(map(str, counts.get("ids", {}).get(reason, [])))

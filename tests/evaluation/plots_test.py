@@ -126,3 +126,20 @@ def test_samples_are_one_for_each_prompt_with_their_scores(capsys):
     assert "C" not in out
     tables.print_samples(before, after, None, count=1)
     assert capsys.readouterr().out.strip().endswith("new A 0")
+
+
+def test_a_front_is_drawn_with_its_box_and_labels_that_do_not_collide(tmp_path):
+    low, high = np.zeros(2), np.array([1.0, 4.0])
+    means = [(0.1, 0.2), (0.1001, 0.2), (0.6, 0.9)]
+    front = {
+        "objectives": ["kind", "short"],
+        "preferences": [[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]],
+        "scores": [[list(mean)] * 3 for mean in means],
+        "truth": None,
+    }
+    figure = plots.plot_fronts({"run": front}, low, high, tmp_path / "front.png")
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.texts] == ["0 : 1\n0.5 : 0.5", "1 : 0"]
+    assert axis.get_xlim()[0] < 0 < 1 < axis.get_xlim()[1]
+    assert axis.get_ylim()[0] < 0 < 4 < axis.get_ylim()[1]
+    assert axis.get_xlabel() == "kind, mean score"

@@ -91,7 +91,7 @@ def test_the_page_is_one_file_with_all_its_parts(run):
     assert any(x.startswith("data:image/png;base64,") for x in parser.loads)
     titles = re.findall(r"<h2>(.*?)</h2>", text)
     assert titles == [
-        *("Result", "Curves", "Front of the objectives", "Samples", "Data report", "Settings"),
+        *("Result", "Curves", "Pareto front", "Samples", "Data report", "Settings"),
         "Versions",
     ]
     for cell in ("0.550 ± 0.100", "0.800 [0.700, 0.900]", "f:1, f:2", "win rate/&lt;b&gt;"):
@@ -135,3 +135,81 @@ def test_a_good_run_says_so():
 def test_a_folder_without_a_finished_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no run that has ended"):
         report.write(tmp_path)
+
+
+FRONT = {
+    "objectives": ["kind", "short"],
+    "box": {"low": [0.0, 0.0], "high": [1.0, 2.0], "source": "as the config says"},
+    "fronts": {
+        "run": {
+            "hypervolume": {"value": 0.25, "low": 0.125, "high": 0.5},
+            "faithfulness": {"mean": 0.75},
+            "collapsed": 0.625,
+            "unfinished": 0.0,
+            "points": [
+                dict(
+                    preference=[w, 1 - w],
+                    collapsed=0.0,
+                    unfinished=0.125,
+                    kind=half(w),
+                    short=half(1),
+                )
+                for w in (0.0, 0.5, 1.0)
+            ],
+        }
+    },
+}
+
+
+def test_a_front_has_its_scores_and_the_samples_of_its_policies(tmp_path):
+    weights = [[i / 7, 1 - i / 7] for i in range(8)]
+    (tmp_path / "samples").mkdir()
+    for i in range(8):
+        content = {"samples": [sample("Hi", f" answer {i}")]}
+        (tmp_path / "samples" / f"{i:02d}.json").write_text(json.dumps(content))
+    for name, content in (
+        ("config", {**SETTINGS, "sft": {}}),
+        ("summary", FRONT),
+        ("front", {"preferences": weights}),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    text = report.page(tmp_path)
+    assert "Hypervolume: 0.250 [0.125, 0.500] of the box kind 0 to 1, short 0 to 2." in text
+    for cell in ("0.5 : 0.5", "0.500 ± 0.100", "12.5%"):
+        assert f">{cell}</td>" in text
+    assert re.findall(r"answer (\d)", text) == ["0", "2", "4", "6"]  # of eight, evenly
+    assert "0.29 : 0.71, 3 tokens" in text
+    assert "62% of the sampled responses are repetitive or empty" in text
+    flat = {**FRONT["fronts"]["run"], "points": [FRONT["fronts"]["run"]["points"][0]] * 2}
+    (found,) = findings.of_result({**FRONT, "fronts": {"run": {**flat, "collapsed": 0.0}}}, [])
+    assert "all preferences have the same scores" in found
+
+
+def test_a_game_has_its_rounds_and_the_samples_of_the_first_and_the_last(tmp_path):
+    def line(i):
+        ranked = {"pairs": {"accuracy": half(0.6 + i / 10)}}
+        policy = {"score": half(i), "helpful": half(9), "KL to reference, nats": half(2 * i)}
+        return {"round": i, "policy": policy, "reward_model": ranked, "base": {}}
+
+    rounds = [line(i) for i in range(3)]
+    for i in range(3):
+        (tmp_path / f"round-{i}").mkdir()
+        content = {"samples": [sample("Hi", f" answer {i}")]}
+        (tmp_path / f"round-{i}" / "samples.json").write_text(json.dumps(content))
+    for name, content in (
+        ("config", {**SETTINGS, "sft": {}}),
+        ("summary", {"rounds": rounds}),
+        ("history", rounds),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    text = report.page(tmp_path)
+    rows = [re.sub("<.*?>", "|", x) for x in re.findall(r"<tr>(.*?)</tr>", text)]
+    cells = [[x for x in row.split("|") if x] for row in rows[:4]]
+    assert cells == [
+        ["round 0", "round 1", "round 2"],
+        ["policy: score", *(f"{i}.000 ± 0.100" for i in range(3))],
+        ["policy: KL to reference, nats", *(f"{2 * i}.000 ± 0.100" for i in range(3))],
+        ["reward model: accuracy on pairs", *(f"0.{6 + i}00 ± 0.100" for i in range(3))],
+    ]
+    assert re.findall(r"answer (\d)", text) == ["0", "2"]
+    assert "after round 2, 3 tokens" in text

@@ -8,7 +8,7 @@ Read it downwards: `run` is the order of events. What each stage writes into the
     cache/                                           prepared rows, reference log-probabilities
     policies.json                                    what was trained, for generate and export
     rows.json  seconds/  and what the method keeps   see `rows`, `cost`, and the method
-    said/                                            sampled responses, a file a preference
+    samples/                                         sampled responses, a file a preference
     front.json                                       their scores: what the verb front compares
     summary.json  front.png                          the results
     .artifacts/                                      digests of what is reused, unfinished parts
@@ -153,7 +153,7 @@ def _sample(
         log.info("preference %s", ", ".join(f"{w:.2f}" for w in preference))
         return sampling.respond(setting, trained, preference, questions)
 
-    return reuse_samples(run.workdir / "said" / f"{i:02d}.json", key, draw)
+    return reuse_samples(run.workdir / "samples" / f"{i:02d}.json", key, draw)
 
 
 def _collapsed_share(tokenizer: Tokenizer, samples: Sequence[Sample]) -> float:

@@ -111,7 +111,7 @@ def test_its_policies_are_exported_and_sampled(base, tmp_path):
     export.export(str(workdir), str(tmp_path / "out"), preference="all")
     run = used.run_of(settings, workdir)
     for i, name in enumerate(("1-0", "0.25-0.75")):
-        said = used.texts_and_nats(workdir / "said" / f"{i:02d}.json")
+        said = used.texts_and_nats(workdir / "samples" / f"{i:02d}.json")
         found = used.samples(run, used.exported(tmp_path / "out" / name))
         assert used.texts_and_nats(found) == said
     texts = used.generated(settings, workdir, tmp_path / "a.jsonl", preference="0.25,0.75")

@@ -94,7 +94,7 @@ def test_a_policy_that_was_trained_is_read_back(front, monkeypatch):
 
 def test_its_policies_are_exported_and_sampled(front, tmp_path):
     workdir, _ = front
-    said = used.texts_and_nats(workdir / "said" / "01.json")
+    said = used.texts_and_nats(workdir / "samples" / "01.json")
     export.export(str(workdir), str(tmp_path / "out"), preference="0.1,0.9")
     found = used.samples(used.run_of(config(), workdir), used.exported(tmp_path / "out"))
     assert used.texts_and_nats(found) == said

@@ -102,7 +102,7 @@ def test_what_the_representatives_say_is_cleaned_and_counted(base, setting):
     assert {len(samples) for samples in said} == {20}
     # The method's own limit; what is measured has 6.
     assert 6 < max(s["length"] for samples in said for s in samples) <= 64
-    measured = read(base / "said" / "00.json")["samples"]
+    measured = read(base / "samples" / "00.json")["samples"]
     assert max(s["length"] for s in measured) <= 6
     assert len(questions) > 20
     kept, faults = set(), []
@@ -146,7 +146,7 @@ def test_its_policies_are_exported_and_sampled(base, tmp_path, caplog):
     export.export(str(base), str(tmp_path / "out"), preference="all")
     run = used.run_of(config(), base)
     for i, name in enumerate(("0-1", "0.5-0.5", "1-0")):
-        said = used.texts_and_nats(base / "said" / f"{i:02d}.json")
+        said = used.texts_and_nats(base / "samples" / f"{i:02d}.json")
         found = used.samples(run, used.exported(tmp_path / "out" / name))
         assert used.texts_and_nats(found) == said
     texts = used.generated(config(), base, tmp_path / "a.jsonl", preference="0.9,0.1")
@@ -157,7 +157,7 @@ def test_its_policies_are_exported_and_sampled(base, tmp_path, caplog):
 
 def test_killed_in_its_second_stage_it_ends_the_same(base, tmp_path):
     workdir = shutil.copytree(base, tmp_path / base.name)
-    for name in ("stage2", "said"):
+    for name in ("stage2", "samples"):
         shutil.rmtree(workdir / name)
     for name in ("stage2.json", "front.json", "summary.json"):
         (workdir / name).unlink()
@@ -173,7 +173,7 @@ def test_stage_1_alone_and_linear_curation_are_the_ablations(base, setting):
     trained = method.train(setting, size=8, at_once=2, two_stages=False)
     questions = take_questions(setting.run.data.originals, 2)
     one = sampling.respond(setting, trained, PREFERENCES[0], questions)
-    both = read(base / "said" / "00.json")["samples"]
+    both = read(base / "samples" / "00.json")["samples"]
     assert [s.prompt for s in one] == [s["prompt"] for s in both]
     assert [s.logps for s in one] != [s["logps"] for s in both]
     with pytest.raises(UserError, match=r"wanted a policy for 0.3,0.7, found 0,1 0.5,0.5 1,0"):

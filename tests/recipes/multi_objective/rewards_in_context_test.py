@@ -204,8 +204,8 @@ def test_a_preference_is_asked_for_and_the_samples_answer_the_plain_prompt(base,
         questions, with_scores = asked(run, ric.l2(preference, **limits))
         seen.append([q.ids.tolist() for q in with_scores])
         found = used.samples(run, network, with_scores)
-        assert used.texts_and_nats(found) == used.texts_and_nats(workdir / f"said/{i:02d}.json")
-        said = json.loads((workdir / "said" / f"{i:02d}.json").read_text())["samples"]
+        assert used.texts_and_nats(found) == used.texts_and_nats(workdir / f"samples/{i:02d}.json")
+        said = json.loads((workdir / "samples" / f"{i:02d}.json").read_text())["samples"]
         assert [s["prompt"] for s in said] == [q.prompt for q in questions for _ in range(2)]
     assert seen[0] != seen[1]
     with pytest.raises(UserError, match=r"--preference: wanted one preference, found all: one net"):
@@ -232,7 +232,14 @@ def test_scores_that_a_function_of_ones_own_asks_for_are_known_of_the_trained_pr
 
 def test_killed_in_its_first_round_it_ends_the_same(base, tmp_path):
     workdir = shutil.copytree(base[0], tmp_path / base[0].name)
-    later = ("online-1", "online-2*", "said", "front.json", "rewards_in_context.json", "summary*")
+    later = (
+        "online-1",
+        "online-2*",
+        "samples",
+        "front.json",
+        "rewards_in_context.json",
+        "summary*",
+    )
     for path in (path for name in later for path in workdir.glob(name)):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     runs.end_at("logged:online-1-2", lambda: recipes.run_config(config(), workdir))

@@ -113,7 +113,7 @@ def test_a_run_ends_in_the_scores_of_every_preference(base):
     assert found["preferences"] == [[1.0, 0.0], [0.5, 0.5]]
     assert summary["method"]["function"].endswith("nearest")
     for i in range(2):
-        said = json.loads((workdir / "said" / f"{i:02d}.json").read_text())["samples"]
+        said = json.loads((workdir / "samples" / f"{i:02d}.json").read_text())["samples"]
         assert len(said) == 4  # evaluate.prompts x evaluate.samples
         for j in range(2):
             pair = [judge("", s["response"]) for s in said[2 * j : 2 * j + 2]]
@@ -174,14 +174,14 @@ def test_jax_tells_when_it_traces_and_compiles():
 def test_started_again_it_trains_and_samples_nothing(base, tmp_path):
     workdir = shutil.copytree(base[0], tmp_path / base[0].name)
     before = runs.stamps(workdir)
-    assert {"said/00.json", "nearest/0/checkpoints/2"} <= set(before)
+    assert {"samples/00.json", "nearest/0/checkpoints/2"} <= set(before)
     assert recipes.run_config(config(), workdir)["fronts"] == base[1]["fronts"]
     assert runs.stamps(workdir) == before
 
 
 def test_killed_while_a_policy_is_trained_it_ends_the_same(base, tmp_path):
     workdir = shutil.copytree(base[0], tmp_path / base[0].name)
-    for name in ("nearest/0", "nearest/1", "said"):
+    for name in ("nearest/0", "nearest/1", "samples"):
         shutil.rmtree(workdir / name)
     (workdir / "front.json").unlink()
     runs.end_at("step:nearest/0-2", lambda: recipes.run_config(config(), workdir))
@@ -202,13 +202,13 @@ def test_the_supervised_policy_answers_alike_for_every_preference(base, tmp_path
     export.export(str(tmp_path), str(tmp_path / "out"), preference="1,0")
     texts = used.texts_and_nats(used.samples(used.run_of(own, tmp_path), used.exported(
         tmp_path / "out")))  # fmt: skip
-    assert texts == used.texts_and_nats(tmp_path / "said" / "00.json")
+    assert texts == used.texts_and_nats(tmp_path / "samples" / "00.json")
     assert summary["fronts"][tmp_path.name]["hypervolume"] is None  # one point spans no box
 
 
 def test_afterwards_a_preference_chooses_the_nearest_policy(base, tmp_path, caplog):
     workdir, _ = base
-    said = used.texts_and_nats(workdir / "said" / "01.json")
+    said = used.texts_and_nats(workdir / "samples" / "01.json")
     with caplog.at_level("INFO", logger="alignjax"):
         found = used.generated(config(), workdir, tmp_path / "a.jsonl", preference="0.6,0.4")
     assert found == used.written(said)
