@@ -89,7 +89,7 @@ def read(path: str | os.PathLike[str]) -> bytes:
         if (folder / NAME).is_file():
             wanted = of(folder).get(str(file.relative_to(folder)))
             if wanted is not None and xxhash.xxh3_128_hexdigest(content) != wanted:
-                raise CheckpointError(f"{file}: damaged, it is not as it was written")
+                raise CheckpointError(f"{file}: damaged, it has changed since it was written")
     return content
 
 

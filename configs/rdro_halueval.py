@@ -1,6 +1,6 @@
 """RDRO on real labels, 4.5 to 1: HaluEval's general answers, with and without hallucination.
 
-The class weights that balance them are printed with the receipt. A small model, trained from
+The class weights that balance them are printed with the data report. A small model, trained from
 random weights: this shows that the loss trains on imbalanced data, not that it detects
 hallucination. The means are over each class, as in the paper's Equation 18, not over the mixed
 batch, as in its code: what is expected below is measured here, not quoted.

@@ -57,8 +57,8 @@ def fails(*arguments, message):
             r"no command .rnu. \(did you mean 'run'\?\); commands: run, demo, generate, chat, ",
         ),
         (["run", "demo"], r"wanted one command"),
-        (["run"], r"run wants --config, e\.g\. --config="),
-        (["import", "--from=x"], r"import wants --to, e\.g\. --from="),
+        (["run"], r"run requires --config, e\.g\. --config="),
+        (["import", "--from=x"], r"import requires --to, e\.g\. --from="),
         (
             ["import", "--from=none", "--to=y"],
             r"none/config\.json: no such file \(no folder",
@@ -67,8 +67,8 @@ def fails(*arguments, message):
             ["export", "--workdir=none", "--to=y"],
             r"--workdir: none holds no run \(no config",
         ),
-        (["run", f"--config={runs.__file__}"], r"run wants --workdir, e\.g\. --config="),
-        (["score", "--records=a.jsonl"], r"score wants --reward_model, e.g. --records="),
+        (["run", f"--config={runs.__file__}"], r"run requires --workdir, e\.g\. --config="),
+        (["score", "--records=a.jsonl"], r"score requires --reward_model, e.g. --records="),
         (["run", "--confg=x.py"], r"Unknown command line flag 'confg'\. Did you mean: config"),
         (["describe", "--config=configs/demo/dop.py"], r"no file .*dop\.py \(did you mean '"),
         (["describe", f"--config={runs.__file__}", "--set=loss.betta=1"], r"did you mean 'beta'"),
@@ -240,7 +240,7 @@ def test_a_mesh_larger_than_the_machine_is_refused(tmp_path):
     sizes = (f"{part}.batch_size=16" for part in ("sft", "train", "evaluate"))
     fails(
         *runs.run_arguments(tmp_path / "w", "mesh.fsdp=16", *sizes),
-        message=r"mesh: data=1 x fsdp=16 x tensor=1 wants 16 devices, found 8 \(cpu\)",
+        message=r"mesh: data=1 x fsdp=16 x tensor=1 needs 16 devices, found 8 \(cpu\)",
     )
 
 

@@ -360,7 +360,7 @@ def warnings(log: str) -> list[str]:
     words = (
         "damaged",
         "cannot be read",
-        "not as it was written",
+        "changed since it was written",
         "do not agree",
         "DAMAGED",
         "left out",

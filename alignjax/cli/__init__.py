@@ -52,10 +52,10 @@ def _chosen(argv: Sequence[str]) -> Verb:
     verb = VERBS[name]
     for flag in sorted(BY_NAME):
         if FLAGS[flag].present and flag not in verb.reads:
-            raise UserError(f"{name} takes no --{flag}; it takes --{', --'.join(verb.reads)}")
+            raise UserError(f"{name} does not take --{flag}; it takes --{', --'.join(verb.reads)}")
     for flag in verb.needs:
         if not FLAGS[flag].value:
-            raise UserError(f"{name} wants --{flag}, e.g. {verb.example}")
+            raise UserError(f"{name} requires --{flag}, e.g. {verb.example}")
     return verb
 
 
@@ -125,10 +125,10 @@ def main() -> None:
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:  # whoever read our output has gone: `... --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        watchdog.fail(1, "nobody reads its output any more")
+        watchdog.fail(1, "its output was closed")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("alignjax: stopped; the same command goes on from what is done", file=sys.stderr)
+        print("alignjax: stopped; run the same command again to resume", file=sys.stderr)
         watchdog.fail(130, "stopped")
         raise SystemExit(130) from None
     except Exception as error:

@@ -119,7 +119,7 @@ def plan() -> None:
 
 def generate() -> None:
     if bool(VALUES.workdir) == bool(VALUES.model):
-        raise UserError("generate wants either --workdir=RUN or --model=FOLDER")
+        raise UserError("generate requires either --workdir=RUN or --model=FOLDER")
     out, how = VALUES.out or "-", given("samples", "temperature", "max_new_tokens")
     if VALUES.model:
         _generate_of_folder(out, how)
@@ -133,10 +133,10 @@ def generate() -> None:
 
 def _generate_of_folder(out: str, how: dict[str, Any]) -> None:
     if not VALUES.prompts:
-        raise UserError("generate --model wants --prompts: a file, or - for standard input")
+        raise UserError("generate --model requires --prompts: a file, or - for standard input")
     for flag in ("config", "preference", "checkpoint"):
         if VALUES[flag].present:
-            raise UserError(f"generate --model takes no --{flag}: it goes with --workdir")
+            raise UserError(f"generate --model does not take --{flag}: use it with --workdir")
     from alignjax.commands import generate
 
     settings = _sampling({"samples": 1, "batch_size": 8}, how)
@@ -170,7 +170,7 @@ def evaluate() -> None:
     files = VALUES.records or VALUES.against
     if bool(files) == bool(VALUES.workdir):
         raise UserError(
-            "evaluate wants either --workdir=RUN, or --records=A.jsonl --against=B.jsonl"
+            "evaluate requires either --workdir=RUN, or --records=A.jsonl --against=B.jsonl"
         )
     if files:
         _evaluate_files()
@@ -181,7 +181,7 @@ def evaluate() -> None:
 def _evaluate_files() -> None:
     for flag in ("records", "against"):
         if not VALUES[flag].value:
-            raise UserError(f"evaluate wants --{flag}, e.g. --records=A.jsonl --against=B.jsonl")
+            raise UserError(f"evaluate requires --{flag}, e.g. --records=A.jsonl --against=B.jsonl")
     if sum(map(bool, (VALUES.reward_model, VALUES.config, VALUES.judge))) > 1:
         raise UserError("evaluate: wanted one of --reward_model, --config and --judge")
     from alignjax.commands import win_rates
@@ -200,7 +200,7 @@ def _evaluate_files() -> None:
 def _evaluate_run() -> None:
     for flag in ("reward_model", "judge", "tie", "out"):
         if VALUES[flag].present:
-            raise UserError(f"evaluate --workdir takes no --{flag}: it goes with --records")
+            raise UserError(f"evaluate --workdir does not take --{flag}: use it with --records")
     from alignjax import recipes
     from alignjax.commands import finished_run
     from alignjax.config.validate import get

@@ -17,11 +17,11 @@ def unknown(name: str) -> str:
     """Says that there is no such command, and which one comes near."""
     if name in losses.recipes():
         config = losses.recipes()[name]
-        return f"{name} is trained in stages, which a config says: run --config={config}"
+        return f"{name} needs several stages, which a config describes: run --config={config}"
     known = [*VERBS, *WORDS]
     shown = ", ".join(x for x in known if x not in METHODS)
     near = did_you_mean(name, known)
-    return f"no command {name!r}{near}; commands: {shown}, and each loss by its name, as dpo"
+    return f"no command {name!r}{near}; commands: {shown}, and the name of each loss, such as dpo"
 
 
 def usage() -> str:
@@ -34,11 +34,11 @@ def usage() -> str:
     return (
         f"alignjax {alignjax.__version__}: align language models with human preferences.\n\n"
         f"{PROGRAM} COMMAND [--flag=value ...]\n\n{verbs}\n{words}\n\n"
-        "Train a model that you have on preferences that you have, by one of the losses, e.g.\n"
+        "Align your model with your preference data, with one of the losses, e.g.\n"
         f"{PROGRAM} dpo --model=my-model --data=my-pairs.jsonl\n\n{methods}\n\n"
-        f"{PROGRAM} help COMMAND tells the flags of a command, --version the version.\n"
-        "Exit codes: 0 done; 2 bad configuration or input; 3 bad checkpoint; 4 numerical stop; 5 "
-        "another process\nis lost or stuck; 128 + signal after a save that a signal asked for."
+        f"{PROGRAM} help COMMAND lists the flags of a command; --version prints the version.\n"
+        "Exit codes: 0 done; 2 bad configuration or input; 3 damaged or unreadable file; 4 losses "
+        "not finite;\n5 a process is lost or stuck; 128 + signal: stopped by a signal, and saved."
     )
 
 
@@ -56,20 +56,20 @@ def of(name: str) -> str:
     needs = set(verb.needs)
     lines = [f"{PROGRAM} {name}: {verb.text}", ""]
     for title, flags in (
-        ("wanted", [flag for flag in verb.reads if flag in needs]),
-        ("may be given", [flag for flag in verb.reads if flag not in needs]),
+        ("required", [flag for flag in verb.reads if flag in needs]),
+        ("optional", [flag for flag in verb.reads if flag not in needs]),
     ):
         if flags:
             lines += [title + ":", *(_line(BY_NAME[x], verb.notes.get(x, "")) for x in flags), ""]
     examples = [verb.example, f"{verb.example} {verb.more}".strip() if verb.more else ""]
     told = [f"  {PROGRAM} {name} {flags}".rstrip() for flags in dict.fromkeys(examples) if flags]
-    return "\n".join([*lines, "for example:", *(told or [f"  {PROGRAM} {name}"])])
+    return "\n".join([*lines, "examples:", *(told or [f"  {PROGRAM} {name}"])])
 
 
 def _line(flag: Flag, note: str) -> str:
     values = {"bool": "", "int": "=N", "float": "=X", "list": "=A,B"}.get(flag.kind, "=...")
     default = "" if flag.default in ("", None, False, ()) else f" (default {_shown(flag.default)})"
-    repeated = "; may be repeated" if flag.kind == "texts" else ""
+    repeated = "; can be repeated" if flag.kind == "texts" else ""
     return f"  --{flag.name + values:<26} {note or flag.text}{repeated}{default}"
 
 

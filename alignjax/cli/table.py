@@ -40,7 +40,7 @@ def _method(name: str, about: str) -> Verb:
         example="--model=my-model --data=my-data.jsonl",
         more=f"--workdir=runs/{name} --set train.steps=100 --set lora.rank=8",
         notes={
-            "workdir": f"folder of the run, by default runs/{name}; started again, it resumes",
+            "workdir": f"folder of the run, by default runs/{name}; resumes if it contains one",
             "out": "the same as --workdir",
         },
         computes=True,
@@ -50,12 +50,12 @@ def _method(name: str, about: str) -> Verb:
 CONFIG = ("config", "set")
 METHODS = {
     **{name: _method(name, about) for name, about in losses.methods().items()},
-    "reward": _method("reward", "Reward model, by Bradley-Terry: pairs, or lists with scores"),
+    "reward": _method("reward", "Bradley-Terry reward model, from pairs or scored lists"),
 }
 VERBS = {
     "run": Verb(
         do=actions.run,
-        text="train and evaluate what --config says, in --workdir",
+        text="train and evaluate a config; resumes",
         reads=(*CONFIG, "workdir", "allow_config_change", "allow_fallback"),
         example="--config=configs/demo/dpo.py --workdir=runs/first",
         more="--set train.epochs=2",
@@ -63,13 +63,13 @@ VERBS = {
     ),
     "demo": Verb(
         do=actions.demo,
-        text="run configs/demo/dpo.py (the embedded world, minutes on a laptop)",
+        text="run configs/demo/dpo.py (embedded world, minutes on a laptop)",
         reads=(*CONFIG, "workdir", "allow_config_change", "allow_fallback"),
         computes=True,
     ),
     "generate": Verb(
         do=actions.generate,
-        text="sample responses of the run in --workdir, or of --model, into --out (.jsonl or -)",
+        text="sample responses from a run (--workdir) or a model (--model)",
         reads=(
             *(*CONFIG, "workdir", "model", "out", "format", "overwrite", "prompts", "samples"),
             *("temperature", "max_new_tokens", "preference", "checkpoint", "allow_fallback"),
@@ -79,76 +79,76 @@ VERBS = {
     ),
     "chat": Verb(
         do=actions.chat,
-        text="talk in the terminal with --model: a run, a folder or a GGUF file; /help inside",
+        text="chat in the terminal with a run, a model folder or a GGUF file",
         reads=("model", "against", "set", "temperature", "max_new_tokens", "checkpoint"),
         example="--model=runs/first",
         more="--against=my-model --temperature=0.7",
         notes={
-            "model": "workdir of a run, folder as transformers saves it, or a GGUF file",
-            "against": "a second one of these, which responds side by side",
-            "set": "how responses are drawn, e.g. --set evaluate.top_p=0.9",
+            "model": "workdir of a run, model folder saved by transformers, or a GGUF file",
+            "against": "a second model, which responds side by side",
+            "set": "sampling settings, e.g. --set evaluate.top_p=0.9",
         },
     ),
     "evaluate": Verb(
         do=actions.evaluate,
-        text="measure the run in --workdir again; or win rates of --records --against a file",
+        text="evaluate a run again (--workdir), or compute win rates (--records, --against)",
         reads=(*CONFIG, "workdir", "records", "against", "reward_model", "judge", "tie", "out"),
         more="--records=ours.jsonl --against=theirs.jsonl --reward_model=runs/rm",
         computes=True,
     ),
     "report": Verb(
         do=actions.report,
-        text="write report.html of the run in --workdir: one file, to be opened in a browser",
+        text="write report.html of a run: a single file for a browser",
         reads=("workdir",),
         example="--workdir=runs/first",
     ),
     "compare": Verb(
         do=actions.compare,
-        text="metrics of --runs at equal steps and at equal KL, drawn into --out (.png)",
+        text="compare metrics of runs at equal steps and at equal KL",
         reads=("runs", "out"),
         example="--runs=runs/dpo,runs/hps --out=compared.png",
     ),
     "front": Verb(
         do=actions.front,
-        text="fronts of several objectives of --runs: one table, one picture, into --out (.png)",
+        text="compare Pareto fronts of multi-objective runs",
         reads=("runs", "out"),
         example="--runs=runs/paretohqd,runs/soups --out=front.png",
     ),
     "score": Verb(
         do=actions.score,
-        text="score the responses in --records with every --reward_model, into --out (.jsonl)",
+        text="score responses with reward models",
         reads=("records", "reward_model", "out", "max_prompt_tokens", "max_response_tokens"),
         example="--records=lists.jsonl --reward_model=runs/rm --out=scored.jsonl",
         computes=True,
     ),
     "describe": Verb(
         do=actions.describe,
-        text="print the config as JSON, after --set, and stop",
+        text="print the config as JSON, after --set",
         reads=CONFIG,
         example="--config=configs/demo/dpo.py",
     ),
     "plan": Verb(
         do=actions.plan,
-        text="compile what --config runs for a --topology: memory, FLOPs, collectives, time, cost",
+        text="estimate memory, FLOPs, time and cost of a config on other machines",
         reads=(*CONFIG, "topology", "mesh", "parts", "responses", "price", "sweep", "out"),
         example="--config=configs/demo/dpo.py --topology=v5e:2x2",
     ),
     "data": Verb(
         do=actions.data,
-        text="read and check the data of --config, print the receipt, and stop",
+        text="read and check the data, print the data report and first rows",
         reads=(*CONFIG, "show"),
         example="--config=configs/demo/dpo.py",
         more="--show=tokens",
     ),
     "import": Verb(
         do=actions.import_model,
-        text="read a model --from a folder as transformers saves it, write it --to another",
+        text="convert a model folder saved by transformers",
         reads=("from", "to"),
         example="--from=downloads/llama --to=models/llama",
     ),
     "export": Verb(
         do=actions.export,
-        text="write a run's policy (--workdir), or a model (--from), for transformers or llama.cpp",
+        text="export a run (--workdir) or a model (--from) for transformers or llama.cpp",
         reads=(
             *("workdir", "from", "to", "dtype", "adapter", "base", "preference"),
             *("checkpoint", "allow_fallback"),

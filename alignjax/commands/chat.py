@@ -16,9 +16,9 @@ from alignjax.types import Array
 
 COMMANDS = {
     "/regenerate": "another response to the last message",
-    "/compare PATH": "a second network responds beside the first; without PATH: no longer",
-    "/temperature X": "how freely tokens are drawn; 0: always the likeliest",
-    "/reset": "begin a new conversation",
+    "/compare PATH": "compare with a second model; without PATH: stop comparing",
+    "/temperature X": "sampling temperature; 0: greedy",
+    "/reset": "start a new conversation",
     "/quit": "leave",
 }
 Respond = Callable[[Voice, Sequence[Message], SamplingConfig, Array], tuple[str, bool]]
@@ -95,7 +95,7 @@ def converse(
             continue
         if word == "/regenerate":
             if not talk.turns[0]:
-                yield "nothing has been said yet"
+                yield "there is no message yet"
                 continue
             if not talk.settings.temperature:
                 yield "at temperature 0 the response is always the same; set one: /temperature 1"

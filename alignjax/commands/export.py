@@ -63,7 +63,7 @@ def run(
         export(workdir, to, dtype=dtype, checkpoint=checkpoint, **of_run)
     else:
         raise UserError(
-            "export wants either --workdir=RUN, or --from=MODEL without --workdir, --adapter, "
+            "export requires either --workdir=RUN, or --from=MODEL without --workdir, --adapter, "
             "--preference, --base and --checkpoint"
         )
 
@@ -266,8 +266,8 @@ def _check_kind(
     if config["sft"] is not None or not config["model"]["path"]:
         began = "its own supervised stage" if config["sft"] is not None else "random parameters"
         raise UserError(
-            f"--adapter: the adapters of {run} go beside the result of {began}, which nobody else "
-            "has: export without --adapter merges them"
+            f"--adapter: the adapters of {run} need the result of {began}, which is not exported: "
+            "export without --adapter, which merges them"
         )
     if dtype:
         raise UserError("--adapter: takes no --dtype; adapters are float32")
@@ -276,7 +276,7 @@ def _check_kind(
 def _outputs(run: pathlib.Path) -> tuple[str, ...]:
     """Names of a reward model's outputs."""
     if not (run / "summary.json").is_file():
-        raise UserError(f"--workdir: {run} holds a run that has not ended; go on with run")
+        raise UserError(f"--workdir: {run} holds an unfinished run: finish it with run")
     return tuple(read_json(run / "summary.json")["reward_model"]["objectives"]) or ("reward",)
 
 

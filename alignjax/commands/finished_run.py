@@ -55,7 +55,7 @@ def note_origin(
 def _origin(folder: pathlib.Path) -> tuple[str, list[str]]:
     """Finds the config of a run, the copy before the file itself, and its ``--set``."""
     if not (folder / ORIGIN).is_file():
-        raise UserError(f"{folder} does not say which config it came from: give --config=FILE")
+        raise UserError(f"{folder} does not record its config: give --config=FILE")
     origin = storage.read_json(folder / ORIGIN)
     copy = str(folder / origin.get("copy", FILES))
     is_there = load.split_path(copy)[0].is_file()
@@ -82,8 +82,8 @@ def _where_things_are(config: Config, folder: pathlib.Path, *, start: bool) -> C
         needed = config.sft is None and (start or config.lora is not None)
         if needed and not os.path.exists(path):
             raise UserError(
-                f"{folder} began with the model in {model.path}, which is needed and not there; "
-                "say where it is: --set model.path=FOLDER"
+                f"{folder} needs its base model {model.path}, which does not exist; "
+                "if it has moved: --set model.path=FOLDER"
             )
         path = path if os.path.exists(path) or not kept.is_dir() else str(kept)
         model = dataclasses.replace(model, path=path)
@@ -109,7 +109,7 @@ def config_of(workdir: str, path: str, overrides: list[str], *, start: bool = Fa
     if not (folder / "config.json").is_file():
         raise UserError(f"--workdir: {workdir} holds no run")
     if not (folder / "summary.json").is_file():
-        raise UserError(f"--workdir: {workdir} holds a run that has not ended; go on with run")
+        raise UserError(f"--workdir: {workdir} holds an unfinished run: finish it with run")
     if not path:
         path, begun = _origin(folder)
         overrides = [*begun, *overrides]
@@ -119,7 +119,9 @@ def config_of(workdir: str, path: str, overrides: list[str], *, start: bool = Fa
     config = pretrained.resolve(_where_things_are(config, folder, start=start))
     other = identity_changes(storage.read_json(folder / "config.json"), config)
     if other:
-        raise UserError(f"{workdir} holds a run of another config than {path} ({'; '.join(other)})")
+        raise UserError(
+            f"{workdir} holds a run with a different config than {path} ({'; '.join(other)})"
+        )
     return config
 
 
@@ -228,7 +230,7 @@ def load_base(trained: Trained, mesh: Mesh, digest: str) -> Params:
     """
     path = trained.model.path
     if path and not trained.sft and not os.path.exists(path):
-        raise UserError(f"{trained.root} began with the model in {path}: put it back, it is needed")
+        raise UserError(f"{trained.root} needs its base model {path}, which does not exist")
     return adapters.load_base(
         trained.lora,
         trained.model,
@@ -259,8 +261,8 @@ def _last_step(trained: Trained) -> int:
         return newest
     if newest != steps:
         raise UserError(
-            f"--workdir: {trained.folder} ended with step {steps}, and its newest checkpoint is of "
-            f"{'none' if newest is None else f'step {newest}'}; go on with run"
+            f"--workdir: {trained.folder} ended at step {steps}, but its newest checkpoint is "
+            f"{'missing' if newest is None else f'of step {newest}'}: finish it with run"
         )
     return steps
 

@@ -49,10 +49,10 @@ def read(folder: pathlib.Path) -> Front:
     """
     file = folder / "front.json"
     if not file.is_file():
-        raise UserError(f"--runs: {folder} holds no front: its config has no objectives, or go on")
+        raise UserError(f"--runs: {folder} has no front: no objectives, or unfinished")
     front: Front = storage.read_json(file)
     if "unfinished" not in front:
-        raise UserError(f"--runs: {folder} holds a front of an earlier version: evaluate it again")
+        raise UserError(f"--runs: {folder} has a front of an earlier version: evaluate it again")
     return front
 
 

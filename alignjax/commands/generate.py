@@ -215,7 +215,7 @@ def _note_plain(path: str, prompts: list[Prompt], why: str) -> None:
     plain = sum(isinstance(prompt, str) for prompt in prompts)
     if plain:
         log.warning(
-            "--prompts: %d prompts of %s are plain text, which is continued as it is; %s: "
+            "--prompts: %d prompts of %s are plain text, used without a chat template; %s: "
             '{"prompt": [{"role": "user", "content": "..."}]}',
             *(plain, path, why),
         )
@@ -269,7 +269,7 @@ def _write(
         except OSError as error:
             raise UserError(f"--out: {out} cannot be written: {error.strerror}") from error
     log.info(
-        "%s: %d responses to %d prompts, %d of them cut for lack of room (%d tokens)",
+        "%s: %d responses to %d prompts, %d of them cut at the token limit (%d)",
         *("standard output" if out == "-" else out, len(responses), len(records)),
         *(sum(cut), limit),
     )

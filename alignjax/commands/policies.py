@@ -78,7 +78,7 @@ def find(workdir: pathlib.Path, description: dict[str, Any]) -> Policies | None:
     if content is None:
         raise UserError(
             f"--workdir: {workdir} has not trained all of its policies (no policies.json in it); "
-            "go on with run"
+            "finish it with run"
         )
     lists = {name: _tuples(x) for name, x in content.items() if isinstance(x, list)}
     networks = [

@@ -75,8 +75,9 @@ def run(
         say(f"{equal:.3f} is the win rate at equal lengths, by a logistic regression.")
         return _written(rates, out, tie=0.0, unfinished=cut, lengths=mean, equal=equal)
     say(
-        "Every response is compared with every one of the other file to its prompt; scores that "
-        f"differ by at most {tie:g} tie. In brackets: 95%, by drawing prompts with replacement."
+        "Each response is compared with every response to the same prompt in the other file. "
+        f"Scores that differ by at most {tie:g} are ties. In brackets: 95% bootstrap interval, "
+        "2,000 resamples over prompts."
     )
     return _written(rates, out, tie=tie, unfinished=cut, lengths=mean)
 
@@ -213,7 +214,7 @@ def _own_scores(rows: list[Row]) -> Scores:
     for row in rows:
         if "scores" not in row.fields:
             raise DataError(
-                f"{row.origin}: field 'scores' is missing: score the file first (verb score), or "
+                f"{row.origin}: field 'scores' is missing: score it first (command score), or "
                 "give --reward_model or --config"
             )
         values, responses = row.items("scores"), row.items("responses")

@@ -25,8 +25,8 @@ def of_data(settings: Mapping[str, Any], receipt: Mapping[str, Any]) -> list[str
         kept, warned = counts.get("kept", 0), counts.get("warned", {})
         where = "training" if side == "train" else side.replace("_", "-")
         for reason, what, limit, field in (
-            ("truncated_response", "have a response that is cut", MANY, "max_response_tokens"),
-            ("truncated_prompt", "lose the beginning of their prompt", SOME, "max_prompt_tokens"),
+            ("truncated_response", "have a truncated response", MANY, "max_response_tokens"),
+            ("truncated_prompt", "have a truncated prompt", SOME, "max_prompt_tokens"),
         ):
             share = (
                 min(1.0, warned.get(reason, 0) / kept) if kept else 0.0
@@ -37,7 +37,7 @@ def of_data(settings: Mapping[str, Any], receipt: Mapping[str, Any]) -> list[str
     if labels:
         share = labels["desirable_fraction"]
         if min(share, 1 - share) < 0.05:
-            found.append(f"{share:.1%} of the labels are desirable: one class is hardly there")
+            found.append(f"{share:.1%} of the labels are desirable: one class is nearly missing")
     return found
 
 
@@ -55,7 +55,7 @@ def of_result(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) ->
         found.append(f"{summary['skipped_steps']} steps had no finite loss or gradient")
     rewards = [x["rewards/margins"] for x in lines if x.get("rewards/margins") is not None]
     if len(rewards) > 2 and max(map(abs, rewards)) < 1e-6:
-        found.append("the reward margin is 0 at every step: nothing is learnt")
+        found.append("the reward margin is 0 at every step: nothing is learned")
     losses = [x["eval_loss"] for x in lines if x.get("eval_loss") is not None]
     if len(losses) > 2 and losses[-1] > min(losses) + 0.05 * abs(min(losses)):
         found.append(
@@ -89,14 +89,16 @@ def _of_table(after: Mapping[str, Mapping[str, Any]]) -> list[str]:
         )
     kl = after.get("KL to reference, nats", {}).get("mean", 0.0)
     if kl > FAR:
-        found.append(f"the KL to the reference is {kl:.1f} nats a response: the policy is far away")
+        found.append(
+            f"the KL to the reference is {kl:.1f} nats per response: the policy is far away"
+        )
     accuracy = after.get("rewards/accuracies")
     if accuracy is not None and "half_width" in accuracy:
         low, high = (accuracy["mean"] + s * accuracy["half_width"] for s in (-1, 1))
         if low <= 0.5 <= high:
             found.append(
                 f"the held-out accuracy, {accuracy['mean']:.3f} ± {accuracy['half_width']:.3f}, "
-                "cannot be told from chance"
+                "is not distinguishable from chance"
             )
     return found
 

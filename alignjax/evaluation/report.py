@@ -67,7 +67,7 @@ def write(workdir: pathlib.Path) -> None:
       UserError: the folder holds no run that has ended.
     """
     if not (workdir / "summary.json").is_file() or not (workdir / "config.json").is_file():
-        raise UserError(f"--workdir: {workdir} holds no run that has ended (no summary.json)")
+        raise UserError(f"--workdir: {workdir} holds no finished run (no summary.json)")
     storage.write(workdir / "report.html", page(workdir).encode())
 
 

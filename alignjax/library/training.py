@@ -92,7 +92,7 @@ def train(
     elif optimizer is None and on_log is None and on_evaluation is None:
         summary = recipes.run_config(config, folder)
     else:
-        raise UserError("train: optimizer, on_log and on_evaluation go with align_policy alone")
+        raise UserError("train: optimizer, on_log and on_evaluation work only with align_policy")
     return Result(
         policy=load(folder) if config.loss is not None else None,
         metrics=_lines(folder),
@@ -114,7 +114,7 @@ def _lines(folder: pathlib.Path) -> list[dict[str, Any]]:
 def _config(policy: Policy, data: Data | None, loss: Loss | None, folder: pathlib.Path) -> Config:
     """Makes the config of a run that starts from a policy."""
     if data is None or loss is None:
-        raise UserError("train: a policy wants data and a loss: train(policy, rows, loss)")
+        raise UserError("train: a policy needs data and a loss: train(policy, rows, loss)")
     path = policy.source
     if is_run(pathlib.Path(path)):  # runs start from models: this one's, as transformers has it
         path = str(folder / "start")

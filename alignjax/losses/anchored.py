@@ -1,4 +1,4 @@
-"""*Anchored* Preference Optimization: each response against the reference, not only its rival.
+"""*Anchored* Preference Optimization: compares each response with the reference.
 
 Not to be confused with `apo`, *Adversarial* Preference Optimization. TRL calls the losses here
 "apo_zero", "apo_down" and "apo_zero_unpaired".

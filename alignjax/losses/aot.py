@@ -1,4 +1,4 @@
-"""Alignment via Optimal Transport: the distribution of rewards, not each pair, is preferred.
+"""Alignment via Optimal Transport (AOT): compares sorted reward distributions instead of pairs.
 
 ================================  ==========================================================
 paper                             code

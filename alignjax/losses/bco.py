@@ -1,4 +1,4 @@
-"""Binary Classifier Optimization: single labelled responses as a classifier with a moving shift.
+"""Binary Classifier Optimization: a classifier of single labelled responses, with a reward shift.
 
 ================================  ==========================================================
 paper                             code

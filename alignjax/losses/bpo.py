@@ -1,4 +1,4 @@
-"""Bregman Preference Optimization: the ratio of a pair's probabilities, by other divergences."""
+"""Bregman Preference Optimization: fits a pair's probability ratio with Bregman divergences."""
 
 import jax.numpy as jnp
 

@@ -1,4 +1,4 @@
-"""Bradley-Terry: pairs of responses taken from a list, and all of its ordered pairs at once.
+"""Bradley-Terry: pairs selected from a scored list, or all ordered pairs of a list at once.
 
 ================================  ==========================================================
 paper                             code

@@ -1,4 +1,4 @@
-"""Contrastive Preference Optimization: DPO with a uniform reference, and imitation."""
+"""Contrastive Preference Optimization: DPO with a uniform reference, plus an SFT term."""
 
 import jax
 import jax.numpy as jnp

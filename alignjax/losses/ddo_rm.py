@@ -1,4 +1,4 @@
-"""DDO-RM: a reward model's scores turn the policy's division of a list into the one to learn."""
+"""DDO-RM: fits the policy's distribution over a list to the same one tilted by the scores."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""DiscoPOP: a loss that a language model proposed, exponential where the pair is ordered right."""
+"""DiscoPOP: a loss found by a language model, exponential for correctly ordered pairs."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""f-DPO: DPO whose penalty is another divergence from the reference than the reverse KL.
+"""f-DPO: DPO with a divergence from the reference other than the reverse KL.
 
 ================================  ==========================================================
 paper                             code

@@ -1,4 +1,4 @@
-"""Group Relative Policy Optimization: a prompt's samples against each other, no value network.
+"""Group Relative Policy Optimization: compares a prompt's samples, without a value network.
 
 ================================  ==========================================================
 paper                             code

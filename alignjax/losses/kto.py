@@ -1,4 +1,4 @@
-"""Kahneman-Tversky Optimization: single labelled responses against the policy's own drift.
+"""Kahneman-Tversky Optimization: compares single labelled responses with the policy's own KL.
 
 ================================  ==========================================================
 paper                             code

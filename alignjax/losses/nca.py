@@ -1,4 +1,4 @@
-"""Noise Contrastive Alignment: rewards say which responses are signal and which are noise.
+"""Noise Contrastive Alignment: classifies responses as signal or noise by their rewards.
 
 ================================  ==========================================================
 paper                             code

@@ -1,4 +1,4 @@
-"""ORPO: supervised fine-tuning and a preference by odds in one loss, without a reference."""
+"""ORPO: supervised fine-tuning plus an odds-ratio preference term, without a reference."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""ParetoHqD: align with several objectives by fine-tuning on few, well chosen responses.
+"""ParetoHqD: aligns with several objectives by fine-tuning on a few well-chosen responses.
 
 ================================  ==========================================================
 paper                             code

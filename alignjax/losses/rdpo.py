@@ -1,4 +1,4 @@
-"""Length-regularised DPO: preferences, less the part that length alone explains."""
+"""Length-regularised DPO: DPO with a penalty on the difference in length."""
 
 from alignjax.losses import dpo
 from alignjax.types import Array, Batch, Implicit, Logps, Metrics

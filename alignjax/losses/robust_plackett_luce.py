@@ -1,4 +1,4 @@
-"""Robust Plackett-Luce: rankings of which any may be wrong, by the worst one that could be."""
+"""Robust Plackett-Luce: the worst case over rankings close to the given one."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Iterative Reasoning Preference Optimization (RPO): DPO that imitates the chosen response, too."""
+"""Iterative Reasoning Preference Optimization (RPO): DPO plus an SFT term on chosen responses."""
 
 from alignjax.losses import dpo, sft
 from alignjax.types import Array, Batch, Implicit, Logps, Metrics

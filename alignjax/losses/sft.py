@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: imitate the responses; no preference and no reference."""
+"""Supervised fine-tuning: imitates the responses, without preferences and without a reference."""
 
 import jax.numpy as jnp
 

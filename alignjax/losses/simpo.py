@@ -1,4 +1,4 @@
-"""Simple Preference Optimization: the log-probability per token as the reward, no reference."""
+"""Simple Preference Optimization: the mean log-probability per token as reward, no reference."""
 
 import jax
 

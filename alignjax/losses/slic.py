@@ -1,4 +1,4 @@
-"""SLiC-HF: a margin between the log-probabilities of a pair, by a hinge.
+"""SLiC-HF: a hinge loss on the log-probability margin of a pair.
 
 ================================  ======================================
 paper                             code

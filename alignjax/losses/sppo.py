@@ -1,4 +1,4 @@
-"""Self-Play Preference Optimization: log-ratios that follow the rate at which a response wins.
+"""Self-Play Preference Optimization: fits log-ratios to the win rate of each response.
 
 ================================  ==========================================================
 paper                             code

@@ -1,4 +1,4 @@
-"""Triple Preference Optimization: a preference and a gold response to imitate, no reference."""
+"""Triple Preference Optimization: a preference pair plus a gold response, without a reference."""
 
 import functools
 

@@ -82,8 +82,8 @@ def find_machine(topology: str) -> Machine:
         raise UserError(f"--topology={topology}: wanted {kind}:SHAPE; {_known()}")
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise UserError(
-            f"--topology={topology}: compiling for TPUs wants libtpu, which needs no TPU; it is "
-            'not installed: pip install -c requirements.txt -e ".[tpu]" (Linux, x86-64)'
+            f"--topology={topology}: compiling for TPUs requires libtpu (but no TPU), which is not "
+            'installed: pip install -c requirements.txt -e ".[tpu]" (Linux, x86-64)'
         )
     # libtpu looks for these, and warns where there is no TPU.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -125,5 +125,5 @@ def _virtual_devices(count: int) -> Sequence[Any]:
         jax.config.update("jax_num_cpu_devices", max(count, present))
     devices = jax.devices("cpu")
     if len(devices) < count:
-        raise UserError(f"--topology: wants {count} devices, this process has {len(devices)}")
+        raise UserError(f"--topology: needs {count} devices, this process has {len(devices)}")
     return devices[:count]

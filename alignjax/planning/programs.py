@@ -100,7 +100,7 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
             "optimizer": bytes_per_device(state.opt_state),
             "frozen params": bytes_per_device(learner.ref_params),
         },
-        reference="" if made.choice is None else f"{made.choice.mode} ({made.choice.reason})",
+        reference="" if made.choice is None else made.choice.text,
     )
 
 

@@ -83,6 +83,8 @@ def choose_reference(config: Config, *, responses: int, scored: int, cacheable: 
         return dataclasses.replace(choice, reason=choice.reason.partition(" (")[0])
     if train.steps:
         most = trained * scored // responses
-        return Choice("live", f"the data decide: {most:,} rows or fewer would be cached")
-    passes = f"{responses} passes per row to cache, {train.epochs * scored:g} live"
+        return Choice("live", f"depends on the data: precomputed for at most {most:,} rows")
+    passes = (
+        f"forward passes per row: {responses} to precompute, {train.epochs * scored:g} on the fly"
+    )
     return dataclasses.replace(choice, reason=passes)

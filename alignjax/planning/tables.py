@@ -41,20 +41,21 @@ def print_one(plan: dict[str, Any], on: Machine) -> None:
     rows |= _memory(plan, on) | _work(plan) | (_speed(plan) if known else {})
     rows["compiled in, s"] = [f"{measured['compile_seconds']:.0f}"]
     if plan["reference"]:
-        say(f"reference: {plan['reference']}")
+        say(f"reference log-probs: {plan['reference']}")
     print_rows(rows, ("per device", ""), title)
     say(f"times: {measure.ASSUMPTION}." if known else "times: no peaks are published for CPUs.")
 
 
 def _memory(plan: dict[str, Any], on: Machine) -> dict[str, list[str]]:
     measured, held = plan["measured"], plan["holds"]
-    rows = {"HBM, GiB": [f"{_gib(measured['total'])} of {_gib(measured['limit'])}"]}
+    name = "memory, GiB" if on.process else "HBM, GiB"  # a CPU has no other memory
+    rows = {name: [f"{_gib(measured['total'])} of {_gib(measured['limit'])}"]}
     rows |= {f"  {name}": [_gib(size_)] for name, size_ in held.items() if size_}
     rows["  batch"] = [_gib(max(0.0, measured["arguments"] - sum(held.values())))]
     rows["  temporary (activations, gradients, gathered weights)"] = [_gib(measured["temporary"])]
     rows["  output"] = [_gib(measured["output"])]
     if on.process:
-        rows["  the process: Python, JAX, what it compiles"] = [_gib(on.process)]
+        rows["  process (Python, JAX, compiled programs)"] = [_gib(on.process)]
     return rows
 
 

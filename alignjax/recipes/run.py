@@ -69,8 +69,8 @@ def open_run(
             tables.say(f"report: {workdir / 'report.html'}")
         if config.loss is not None and config.recipe is None:
             named = shlex.quote(str(workdir))
-            tables.say(f"talk to it: python -m alignjax chat --model={named}")
-            tables.say(f"take it away: python -m alignjax export --workdir={named} --to=FOLDER")
+            tables.say(f"chat with it: python -m alignjax chat --model={named}")
+            tables.say(f"export it: python -m alignjax export --workdir={named} --to=FOLDER")
         tables.say(_kept(workdir))
 
 
@@ -87,5 +87,5 @@ def _kept(workdir: pathlib.Path) -> str:
     listed = ", ".join(f"{name} {sizes[name] / 2**20:,.1f}" for name in largest)
     line = f"kept in {workdir}: {sum(sizes.values()) / 2**20:,.1f} MiB ({listed})"
     if "checkpoints" in sizes:
-        line += "; a rerun with more train.steps goes on from checkpoints"
+        line += "; to train longer, run it again with more train.steps"
     return line

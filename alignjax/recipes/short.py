@@ -121,7 +121,7 @@ def say(method: str, config: Config) -> str:
         f"prompts of up to {data.max_prompt_tokens} and responses of up to "
         f"{data.max_response_tokens} tokens, {config.model.dtype}"
         + ("; --set lora=none trains all parameters" if thin else "")
-        + ". --set field=value changes what is chosen, --print_config writes all of it"
+        + ". Change settings with --set field=value; --print_config writes all of them"
     )
 
 
@@ -210,11 +210,11 @@ def _check_kind(method: str, start: Config, first: Record) -> None:
     kind = _kind(first)
     if _takes(start, kind):
         return
-    wanted = " or ".join(x.said for x in KINDS if _takes(start, x)) or "no such file alone"
+    wanted = " or ".join(x.said for x in KINDS if _takes(start, x)) or "no single file"
     fits = [name for name in (*losses.methods(), REWARD) if _takes(_start(name, "", ""), kind)]
     raise UserError(
         f"{method} learns from {wanted}, and {start.data.path} holds {kind.said} ({first.origin})"
-        f"; from these learn: {', '.join(fits) or 'none'}"
+        f"; losses for these data: {', '.join(fits) or 'none'}"
     )
 
 

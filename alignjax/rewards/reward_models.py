@@ -82,7 +82,7 @@ def score(
     )
     if reward.labels is not None:
         log.info(
-            "scoring, %s: its labels are two: a score is how far it prefers %r to %r, in nats",
+            "scoring, %s: two labels: a score is the logit of %r minus that of %r",
             *(reward.path.name, reward.labels[1], reward.labels[0]),
         )
     _log_cuts(reward, receipt, sum(len(record.responses) for record in records))
@@ -98,7 +98,7 @@ def _log_cuts(reward: RewardModel, receipt: Receipt, responses: int) -> None:
             limit = reward.data[f"max_{what}_tokens"]
             to = f"max_{what}_tokens = {limit}"
             if reward.reading is not None and limit >= reward.reading.longest:
-                to = f"the model's own length, {limit} tokens with the other part"
+                to = f"the model's maximum length, {limit} tokens with the other part"
             log.info(
                 "scoring, %s: %s of %s %ss cut to %s, their %s is lost",
                 *(reward.path.name, f"{cut:,}", f"{total:,}", what, to, loses),

@@ -110,7 +110,7 @@ def _begin(folder: pathlib.Path, key: Any) -> None:
     path = folder / "begun.json"
     with _errors_of(folder):
         if folder.is_dir() and not _same(_read(path), key):
-            log.warning("%s was begun under another config: beginning again", folder)
+            log.warning("%s was started with another config: starting again", folder)
             shutil.rmtree(folder)
         if not path.is_file():
             storage.write_here(path, storage.as_json(key))
@@ -171,7 +171,7 @@ def _make(path: pathlib.Path, key: Any, make: Callable[[pathlib.Path], None]) ->
     scratch = _beside(path, "scratch")
     damaged = broadcast(f"look again for {path.name}", lambda: _damaged(path, key))
     if damaged:
-        log.warning("%s is not as it was written: making %s again", damaged, path.name)
+        log.warning("%s has changed since it was written: recomputing %s", damaged, path.name)
     if damaged == "":  # another run has made it while this one waited, or was killed at the end
         run_on_main(f"clean up {path.name}", lambda: shutil.rmtree(scratch, ignore_errors=True))
         return

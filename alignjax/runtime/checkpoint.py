@@ -138,9 +138,11 @@ def load_params(path: pathlib.Path, target: Any) -> Any:
             share, shares = distributed.index(), distributed.count()
             damaged = digests.find_damage(path, share=share, shares=shares)
             if found := [x for x in distributed.exchange("damage", damaged) if x]:
-                raise CheckpointError(f"{path}: damaged: {found[0]} is not as it was written")
+                raise CheckpointError(
+                    f"{path}: damaged: {found[0]} has changed since it was written"
+                )
         else:
-            log.warning("%s: written before parameters had digests: read as they are", path)
+            log.warning("%s: parameters without digests (an earlier version): not checked", path)
         _check_arrays(ocp.metadata(path.resolve()).metadata, target)
         return ocp.load(path.resolve(), target)
 

@@ -57,7 +57,7 @@ def _plain(env: Mapping[str, str]) -> Cluster | None:
         there = [name for name in PLAIN if name not in missing]
         raise UserError(
             f"the environment has {', '.join(there) or 'empty values'}, but not "
-            f"{', '.join(missing)}: several processes want {', '.join(PLAIN)}, one none of them"
+            f"{', '.join(missing)}: several processes need {', '.join(PLAIN)}, a single one none"
         )
     address, processes, index = env[PLAIN[0]], _number(env, PLAIN[1]), _number(env, PLAIN[2])
     if not re.fullmatch(r".+:\d+", address):

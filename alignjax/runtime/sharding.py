@@ -51,12 +51,12 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = Non
     wanted = data * fsdp * tensor
     if wanted > len(devices):
         raise UserError(
-            f"mesh: data={data} x fsdp={fsdp} x tensor={tensor} wants {wanted} devices, "
+            f"mesh: data={data} x fsdp={fsdp} x tensor={tensor} needs {wanted} devices, "
             f"found {len(devices)} ({devices[0].platform})"
         )
     if wanted < len(devices) and distributed.several():
         raise UserError(
-            f"mesh: data={data} x fsdp={fsdp} x tensor={tensor} wants {wanted} devices, the "
+            f"mesh: data={data} x fsdp={fsdp} x tensor={tensor} needs {wanted} devices, the "
             f"processes have {len(devices)}, and none may be left out"
         )
     # Auto axes: explicit ones, the library's new default, reject a plain embedding gather.

@@ -114,7 +114,7 @@ def latest(store: Store) -> int | None:
         raise CheckpointError(f"{store.directory}: every step is damaged")
     if good != found[-1]:
         log.warning(
-            "%s: STEP %d IS DAMAGED (%s): going on from step %d, as --allow_fallback says",
+            "%s: STEP %d IS DAMAGED (%s): resuming from step %d because of --allow_fallback",
             *(store.directory, found[-1], _find_damage(store, found[-1]), good),
         )
     return good
@@ -197,9 +197,9 @@ def verify(store: Store, step: int) -> None:
     if step in store.whole or not (damaged := _find_damage(store, step)):
         return
     good = _newest_good(store, [x for x in list_steps(store) if x != step])
-    other = "no other step is good: remove it to begin again"
+    other = "no other step is good: remove it to start again"
     if good is not None:
-        other = f"the newest good step is {good}: run --allow_fallback goes on from it"
+        other = f"the newest good step is {good}: resume from it with run --allow_fallback"
     raise CheckpointError(f"{store.directory}: step {step} is damaged: {damaged}; {other}")
 
 
@@ -213,7 +213,7 @@ def _find_damage(store: Store, step: int) -> str:
             is_older = False
         if not is_older:
             return f"{digests.NAME} is missing"
-        log.warning("%s: written before checkpoints had digests: read as it is", path)
+        log.warning("%s: a checkpoint without digests (an earlier version): not checked", path)
         store.whole.add(step)
         return ""
     share, shares = distributed.index(), distributed.count()
@@ -222,7 +222,7 @@ def _find_damage(store: Store, step: int) -> str:
     if not first:
         store.whole.add(step)
         return ""
-    return f"{first} is not as it was written"
+    return f"{first} has changed since it was written"
 
 
 def _newest_good(store: Store, which: list[int]) -> int | None:

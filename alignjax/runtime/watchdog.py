@@ -108,7 +108,7 @@ def _beat(peers: Peers, seconds: int) -> None:
             lost = [i for i in range(count) if silent[i] * BEAT_SECONDS > seconds]
             if lost:
                 names = ", ".join(peers.name(i) for i in lost[:4])
-                line = f"{names}: lost, no sign of life for {seconds} s"
+                line = f"{names}: lost, no heartbeat for {seconds} s"
                 _publish(peers, EXIT_CODE, line, lost=len(lost))
                 _end(EXIT_CODE, line)
     except Exception:  # of the client: process 0 has stopped to serve
@@ -213,7 +213,7 @@ def time_limit(
         while not over.wait(tick):
             spent[0] += tick
             if block[0] and spent[0] > seconds:
-                _end_stuck(f"{block[0]}: stuck, nothing came for {seconds:g} s")
+                _end_stuck(f"{block[0]}: stuck, no progress for {seconds:g} s")
 
     if seconds:
         threading.Thread(target=count, daemon=True).start()
@@ -251,7 +251,7 @@ def watching(seconds: float) -> Iterator[None]:
             if _phase.name and not _compiles(sys._current_frames().get(main or 0)):
                 _phase.spent += tick
                 if _phase.spent > seconds:
-                    _end_stuck(f"{_phase.name}: stuck, nothing came for {seconds:g} s")
+                    _end_stuck(f"{_phase.name}: stuck, no progress for {seconds:g} s")
 
     if seconds:
         threading.Thread(target=count, daemon=True).start()

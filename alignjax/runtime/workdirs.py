@@ -101,8 +101,8 @@ def _write_config(workdir: pathlib.Path, config: Any, allow_change: bool) -> Non
         changes = identity_changes(read_here(path), config)
         if changes and not allow_change:
             raise UserError(
-                f"{workdir} holds a run of another config ({'; '.join(changes)}): use another "
-                "--workdir, or --allow_config_change to go on with the new one"
+                f"{workdir} holds a run with a different config ({'; '.join(changes)}): use "
+                "another --workdir, or --allow_config_change to continue with the new config"
             )
         for change in changes:
             log.warning("config changed: %s", change)

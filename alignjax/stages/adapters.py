@@ -106,7 +106,7 @@ def load_base(
     if actual != digest:
         where = str(pretrained.supervised_params(workdir)) if sft else model.path or "the seed"
         raise UserError(
-            f"{workdir}: what it trained belongs to base {digest}, {where} gives {actual}: restore "
-            "it"
+            f"{workdir}: its adapters were trained on base {digest}, but {where} is {actual}: "
+            "restore the base"
         )
     return base

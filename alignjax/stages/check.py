@@ -177,8 +177,8 @@ def _check(field: str, loss: Callable[..., Any], values: Any, batch: Any) -> Non
     taken = [name for name in metrics if name in RESERVED]
     if taken:
         raise UserError(
-            f"{field}: {name_of(loss)} returns a metric {taken[0]!r}, a name that the step uses "
-            "itself; call it something else"
+            f"{field}: {name_of(loss)} returns a metric {taken[0]!r}, a name that is reserved for "
+            "the step; rename it"
         )
     b = len(batch.response_length)
     shapes = {n: getattr(x, "shape", type(x)) for n, x in {"loss": losses, **metrics}.items()}
@@ -280,7 +280,7 @@ def bind_score_sd(run: Run) -> Run:
         if given.get("score_sd") is None:
             changes[field] = functools.partial(function, score_sd=sd[0])
         log.info(
-            "scores: standard deviation within a list %.4g, pooled over %s lists; %s",
+            "scores: std within a list %.4g, pooled over %s lists; %s",
             sd[0],
             f"{len(run.data.train.dataset):,}",
             f"it is the unit of {field}.gamma"

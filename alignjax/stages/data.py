@@ -215,12 +215,12 @@ def _kept_rows(config: Config, workdir: pathlib.Path) -> Prepared | None:
     noted = storage.read_json(about)
     if noted["data"] != json.loads(storage.as_json(fields.identity(config.data))):
         return None  # rows of another config: that the files are missing is told
-    log.warning("%s: not there any more; taken are the rows that were prepared", ", ".join(paths))
+    log.warning("%s: no longer exists; using the rows that were prepared from it", ", ".join(paths))
     folder, path = cache_dir(config, workdir), workdir / "held_out.jsonl"
     opened = {side: store.open_dataset(folder / name) for side, name in noted["rows"].items()}
     sides = {side: _bucketed(config.data, rows) for side, rows in opened.items()}
     if storage.sha256(path) != noted["held_out"]:
-        raise DataError(f"{path}: is not as it was written, and the data that it is of are gone")
+        raise DataError(f"{path}: has changed since it was written, and its data no longer exist")
     held_out = kept.read(path.read_bytes())
     tokenizer = load_tokenizer(config, workdir, [])
     return _prepared(sides, held_out, tokenizer, storage.read_json(workdir / "receipt.json"))
@@ -312,7 +312,7 @@ def _note_plain_prompts(records: list[Record], tokenizer: Tokenizer) -> None:
     if plain_text and tokenizer.chat_template != chat.PLAIN_TEMPLATE:
         log.warning(
             "data.source.chat is not set: %d prompts are plain text and do not go through the "
-            "chat template of %s; with --set data.source.chat=true they are a user's messages",
+            "chat template of %s; --set data.source.chat=true makes them user messages",
             plain_text,
             tokenizer.template_name,
         )

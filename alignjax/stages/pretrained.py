@@ -63,8 +63,8 @@ def resolve(config: Config, *, runs: bool = True) -> Config:
     model = hf.resolve(config.model, reward=rewards)
     if rewards and config.sft is not None and hf.is_classifier(model.path):
         raise UserError(
-            f"sft: {model.path} holds a reward model, which has no vocabulary to write with: set "
-            "sft=None to train it further"
+            f"sft: {model.path} is a reward model, which has no language-model head: set sft=None "
+            "to train it further"
         )
     check_length(model, config.data.max_prompt_tokens + config.data.max_response_tokens)
     tokenizer = config.tokenizer

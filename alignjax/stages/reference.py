@@ -52,6 +52,12 @@ class Choice:
     mode: str  # cache | live | none
     reason: str
 
+    @property
+    def text(self) -> str:
+        """What the log says."""
+        words = {"cache": "precomputed", "live": "computed on the fly", "none": "none"}
+        return f"{words[self.mode]} ({self.reason})"
+
 
 def attach(
     run: Run,
@@ -84,7 +90,7 @@ def attach(
         cacheable=keeps_cache(config, rows),
         cached=artifacts.is_whole(*_table(run, rows, reference.digest)),
     )
-    log.info("reference: %s (%s)", choice.mode, choice.reason)
+    log.info("reference log-probs: %s", choice.text)
     cached = choice.mode == "cache"
     return table(run, rows, reference, title, params=params) if cached else None, choice
 
@@ -111,11 +117,11 @@ def choose(
       cached: the table is on disk already.
     """
     cache, live = rows * responses, trained_rows * scored
-    counts = f"{cache:,} response passes to cache, {live:,} live"
+    counts = f"forward passes: {cache:,} to precompute, {live:,} on the fly"
     if mode != "auto":
         return Choice(mode, f"reference.mode={mode}" + (f" ({counts})" if mode != "none" else ""))
     if not cacheable:
-        return Choice("live", "select adds responses that are in no cache")
+        return Choice("live", "select adds responses that cannot be precomputed")
     if cached:
         return Choice("cache", "found on disk")
     # A tie goes to the cache: it frees the reference's weights, and other runs can reuse it.

@@ -109,7 +109,7 @@ def _summarise(run: Run, sft: SftConfig, params: Params, counts: dict[str, int])
     log.info(
         "supervised: held-out loss %.4f nats per response%s, %.4f per token",
         summary["nll_per_response"],
-        f" (the truth: {summary['truth_nll_per_response']:.4f})" if sft.truth else "",
+        f" (entropy floor: {summary['truth_nll_per_response']:.4f})" if sft.truth else "",
         summary["nll_per_token"],
     )
 

@@ -30,8 +30,8 @@ class StoppedError(UserError):
     def __init__(self, signum: int, step: int, workdir: pathlib.Path) -> None:
         self.exit_code = 128 + signum
         super().__init__(
-            f"{signal.Signals(signum).name}: saved step {step} in {workdir}; the same command "
-            "goes on from there"
+            f"{signal.Signals(signum).name}: saved step {step} in {workdir}; run the same command "
+            "again to resume"
         )
 
 

@@ -133,13 +133,13 @@ def resume(store: stores.Store, job: Job, turns: Turns[State]) -> Progress[State
     checkpoint.refuse_other(store, step, record["identity"], job.identity)
     if step > turns.total:
         raise UserError(
-            f"{job.workdir}: its checkpoint is of step {step}, the {job.name} now has "
+            f"{job.workdir}: its checkpoint is of step {step}, but the {job.name} now has only "
             f"{turns.total} steps: use another --workdir, or more steps"
         )
     complete, whole = step == turns.total, "holds" not in record
     if not stores.has_state(store, step) or not (whole or complete):
         log.warning(
-            "%s: ended at step %d without what it takes to go on: beginning again", job.name, step
+            "%s: ended at step %d and kept no optimizer state: starting again", job.name, step
         )
         stores.drop(store, but=None)
         return Progress(0, turns.start(), numbers)

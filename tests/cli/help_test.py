@@ -17,7 +17,7 @@ def test_the_help_of_a_command_has_its_flags_and_an_example(name):
     verb = cli.VERBS[name]
     assert set(re.findall(r"^  --(\w+)", text, re.M)) == set(verb.reads)
     assert f"python -m alignjax {name} {verb.example}".rstrip() in text
-    wanted = text.partition("wanted:")[2].partition("may be given:")[0]
+    wanted = text.partition("required:")[2].partition("optional:")[0]
     assert set(re.findall(r"^  --(\w+)", wanted, re.M)) == set(verb.needs)
 
 

@@ -152,7 +152,7 @@ def test_evaluate_measures_again_and_trains_nothing(base, tmp_path, capsys):
     assert (workdir / "metrics.jsonl").read_bytes() == metrics
     last = capsys.readouterr().out.splitlines()[-1]  # what a run leaves, evaluated again or not
     assert re.match(rf"kept in {workdir}: [\d.]+ MiB \(checkpoints [\d.]+, ", last)
-    assert last.endswith("; a rerun with more train.steps goes on from checkpoints")
+    assert last.endswith("; to train longer, run it again with more train.steps")
     assert found["best_of"] == 1
     for name, sides in base[1]["table"].items():
         if not name.startswith(("best/", "bleu")):
@@ -172,10 +172,10 @@ def test_a_run_that_is_not_finished_or_another_one_is_refused(base, tmp_path):
     refused("give --config=FILE", str(workdir), "", [])
     assert finished_run.config_of(str(workdir), runs.__file__, list(OVERRIDES)).train.steps == 4
     shutil.rmtree(workdir / "checkpoints" / "4")
-    with pytest.raises(UserError, match=r"ended with step 4, and its newest checkpoint is of st"):
+    with pytest.raises(UserError, match=r"ended at step 4, but its newest checkpoint is of st"):
         finished_run.require_complete(str(workdir))
     (workdir / "summary.json").unlink()
-    refused("has not ended", str(workdir), "", [])
+    refused("unfinished run", str(workdir), "", [])
 
 
 # --- generate
@@ -378,25 +378,28 @@ def test_what_cannot_be_compared_is_refused(base, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["generate", "--out=a.jsonl"], "generate wants either --workdir=RUN or --model=FOLDER"),
+        (["generate", "--out=a.jsonl"], "generate requires either --workdir=RUN or --model=FOLDER"),
         (["generate", "--workdir=w"], "w holds no run"),
-        (["generate", "--workdir=w", "--out=a.jsonl", "--runs=a"], "generate takes no --runs; it "),
+        (
+            ["generate", "--workdir=w", "--out=a.jsonl", "--runs=a"],
+            "generate does not take --runs; it ",
+        ),
         (["generate", "--workdir=w", "--out=a.jsonl", "--samples=0"], "samples"),
-        (["evaluate"], "evaluate wants either --workdir=RUN, or --records"),
-        (["evaluate", "--workdir=w", "--records=a", "--against=b"], "wants either"),
-        (["evaluate", "--workdir=w", "--tie=1"], "--workdir takes no --tie"),
-        (["evaluate", "--records=a"], "evaluate wants --against"),
+        (["evaluate"], "evaluate requires either --workdir=RUN, or --records"),
+        (["evaluate", "--workdir=w", "--records=a", "--against=b"], "requires either"),
+        (["evaluate", "--workdir=w", "--tie=1"], "--workdir does not take --tie"),
+        (["evaluate", "--records=a"], "evaluate requires --against"),
         (
             ["evaluate", "--records=a", "--against=b", "--config=c", "--reward_model=d"],
             "wanted one of",
         ),
         (["evaluate", "--records=a.jsonl", "--against=b.jsonl"], "a.jsonl: no such file"),
         (["evaluate", "--workdir=nowhere"], "--workdir: nowhere holds no run"),
-        (["compare", "--out=c.png"], "compare wants --runs"),
-        (["compare", "--runs=a,b", "--out=c.png", "--config=x"], "compare takes no --config"),
-        (["front", "--runs=a,b"], "front wants --out"),
-        (["front", "--runs=nowhere", "--out=f.png"], "nowhere holds no front"),
-        (["run", "--config=c", "--workdir=w", "--against=x"], "run takes no --against"),
+        (["compare", "--out=c.png"], "compare requires --runs"),
+        (["compare", "--runs=a,b", "--out=c.png", "--config=x"], "compare does not take --config"),
+        (["front", "--runs=a,b"], "front requires --out"),
+        (["front", "--runs=nowhere", "--out=f.png"], "nowhere has no front"),
+        (["run", "--config=c", "--workdir=w", "--against=x"], "run does not take --against"),
     ],
 )
 def test_wrong_flags_are_one_line(arguments, message, monkeypatch, tmp_path):

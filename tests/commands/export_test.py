@@ -108,7 +108,7 @@ def test_a_run_without_a_checkpoint_has_nothing_to_export(run, tmp_path):
     content = json.loads((run / "config.json").read_text())
     reward_model = {**content, "loss": None, "reward_loss": {"function": "x"}}
     (tmp_path / "config.json").write_text(json.dumps(reward_model))
-    with pytest.raises(UserError, match="holds a run that has not ended"):
+    with pytest.raises(UserError, match="holds an unfinished run"):
         export.export(str(tmp_path), str(tmp_path / "out"))
     content["model"]["new_field"] = 1
     (tmp_path / "config.json").write_text(json.dumps(content))
@@ -206,7 +206,7 @@ def test_import_then_export_then_import_is_equal_bit_for_bit(tmp_path):
     read = [checkpoint.tree_digest(loaded(folder)[1]) for folder in (first, again, STORY)]
     assert len(set(read)) == 1
     assert runs.refused("export", f"--from={first}", "--workdir=x", "--to=y").startswith(
-        "export wants either --workdir=RUN, or --from=MODEL without"
+        "export requires either --workdir=RUN, or --from=MODEL without"
     )
 
 

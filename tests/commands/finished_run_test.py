@@ -54,7 +54,7 @@ def test_a_finished_run_is_read_without_its_config_file(tmp_path):
         config = finished_run.config_of(str(workdir), "", ["evaluate.prompts=3"])
         assert (config.loss.keywords["beta"], config.evaluate.prompts) == (0.3, 3)
         shutil.rmtree(mine, ignore_errors=True)
-    with pytest.raises(UserError, match=r"of another config than .*c\.py:large \(loss\.beta"):
+    with pytest.raises(UserError, match=r"a different config than .*c\.py:large \(loss\.beta"):
         finished_run.config_of(str(workdir), "", ["loss.beta=0.4"])
 
 
@@ -96,13 +96,13 @@ def test_a_model_that_has_moved_is_needed_by_adapters_alone(adapters, tmp_path):
     shutil.move(tmp_path / "my-model", tmp_path / "moved")
     moved = [f"model.path={tmp_path / 'moved'}"]
     assert finished_run.config_of(str(workdir), "", moved).model.path == str(tmp_path / "moved")
-    needed = r"run began with the model in .*not there; .*--set model\.path=FOLDER"
+    needed = r"run needs its base model .*does not exist; .*--set model\.path=FOLDER"
     with pytest.raises(UserError, match=needed):
         finished_run.config_of(str(workdir), "", [], start=True)
     if adapters:
         with pytest.raises(UserError, match=needed):
             finished_run.config_of(str(workdir), "", [])
-        with pytest.raises(UserError, match="put it back"):
+        with pytest.raises(UserError, match="needs its base model"):
             finished_run.load_base(finished_run.trained_in(workdir, describe(config)), None, "")
     else:
         found = finished_run.config_of(str(workdir), "", [])

@@ -69,7 +69,7 @@ def test_fronts_that_do_not_compare_are_refused(tmp_path):
         front.run([one, fake(tmp_path, "three", scores, objectives=["a", "b"])], out)
     with pytest.raises(UserError, match="wanted runs of different names, found one, one"):
         front.run([one, one], out)
-    with pytest.raises(UserError, match="holds no front"):
+    with pytest.raises(UserError, match="has no front"):
         front.run([str(tmp_path)], out)
     with pytest.raises(UserError, match=r"ends in \.png"):
         front.run([one], "front.jpg")

@@ -110,11 +110,11 @@ def test_what_is_suspicious_stands_at_its_top(run):
     top = text[text.index("<h1>") : text.index("<h2>")]
     for sentence in (
         "random weights",
-        "81% of the training rows have a response that is cut: raise data.max_response_tokens",
+        "81% of the training rows have a truncated response: raise data.max_response_tokens",
         "99.0% of the labels are desirable",
         "81% of the sampled responses were cut",
         "40.0 nats",
-        "0.550 ± 0.100, cannot be told from chance",
+        "0.550 ± 0.100, is not distinguishable from chance",
         "the held-out loss rose from 0.62 to 0.7",
     ):
         assert sentence in top
@@ -133,7 +133,7 @@ def test_a_good_run_says_so():
 
 
 def test_a_folder_without_a_finished_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no run that has ended"):
+    with pytest.raises(UserError, match="holds no finished run"):
         report.write(tmp_path)
 
 

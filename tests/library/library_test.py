@@ -69,7 +69,7 @@ def test_what_cannot_be_asked_is_refused(policy):
         policy.generate("a")
     with pytest.raises(UserError, match=r"prompts\[1\]"):
         policy.logps(["a", 3], ["b", "c"])
-    with pytest.raises(UserError, match=r"train: a policy wants data and a loss"):
+    with pytest.raises(UserError, match=r"train: a policy needs data and a loss"):
         aj.train(policy, [{}])
     with pytest.raises(UserError, match=r"no folder|no such file"):
         aj.load("nowhere")

@@ -347,12 +347,27 @@ def test_a_model_that_is_not_here_is_planned_by_a_shape_of_the_config_or_not_at_
 @pytest.mark.parametrize(
     ("changes", "responses", "scored", "choice"),
     [
-        (["train.epochs=1"], 2, 2, ("cache", "2 passes per row to cache, 2 live")),
-        (["train.epochs=0.5"], 2, 2, ("live", "2 passes per row to cache, 1 live")),
-        (["train.epochs=2"], 5, 2, ("live", "5 passes per row to cache, 4 live")),
+        (
+            ["train.epochs=1"],
+            2,
+            2,
+            ("cache", "forward passes per row: 2 to precompute, 2 on the fly"),
+        ),
+        (
+            ["train.epochs=0.5"],
+            2,
+            2,
+            ("live", "forward passes per row: 2 to precompute, 1 on the fly"),
+        ),
+        (
+            ["train.epochs=2"],
+            5,
+            2,
+            ("live", "forward passes per row: 5 to precompute, 4 on the fly"),
+        ),
         (
             *(["train.steps=100", "train.batch_size=8"], 4, 2),
-            ("live", "the data decide: 400 rows or fewer would be cached"),
+            ("live", "depends on the data: precomputed for at most 400 rows"),
         ),
         (["reference.mode=cache", "train.steps=9"], 2, 2, ("cache", "reference.mode=cache")),
     ],

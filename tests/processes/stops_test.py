@@ -28,7 +28,7 @@ def test_a_signal_to_one_stops_all_and_any_count_goes_on(clean, compiled, tmp_pa
     trouble = ({"MEMBER_TROUBLE": "int-6"}, {"ALIGNJAX_FAULT": "step:alignment-5=term"})
     codes, output = members.start(tmp_path, trouble, **compiled)
     assert codes == [143, 143], output
-    line = f"alignjax: SIGTERM: saved step 6 in {tmp_path}; the same command goes on from there"
+    line = f"alignjax: SIGTERM: saved step 6 in {tmp_path}; run the same command again to resume"
     assert [members.last_line(x) for x in output] == [line] * 2
     first = members.told(tmp_path, 2)
     assert [x["rows"] for x in first] == [rows[:6]] * 2
@@ -64,7 +64,7 @@ def test_a_process_that_dies_before_its_part_is_saved(clean, compiled, tmp_path)
     assert codes == [5, -signal.SIGKILL], output
     host = distributed.platform.node()
     assert members.last_line(output[0]) == (
-        f"alignjax: process 1 ({host}): lost, no sign of life for 10 s"
+        f"alignjax: process 1 ({host}): lost, no heartbeat for 10 s"
     )
     codes, output = members.start(tmp_path, [{}, {}], **compiled)
     assert codes == [0, 0], output

@@ -35,7 +35,7 @@ def test_one_that_hangs_ends_the_run_with_the_stacks_of_all(compiled, tmp_path):
     each = ({}, {"MEMBER_TROUBLE": "hang-5"})
     codes, output = members.start(tmp_path, each, MEMBER_STUCK_AFTER="12", **compiled)
     assert codes == [5, 5], output
-    line = f"alignjax: process 0 ({HOST}): alignment, step 5: stuck, nothing came for 12 s"
+    line = f"alignjax: process 0 ({HOST}): alignment, step 5: stuck, no progress for 12 s"
     assert [members.last_line(x) for x in output] == [line] * 2
     assert "in trouble" in output[1]  # the stack of the one that hangs says where
     assert "in loop" in output[0]
@@ -75,7 +75,7 @@ def test_what_takes_too_long_ends_the_program(monkeypatch):
         while len(ended) < 2:
             pass
     # It did not really end, so that some more may have come.
-    assert ended[:2] == ["stacks", (5, "a step: stuck, nothing came for 0.01 s")]
+    assert ended[:2] == ["stacks", (5, "a step: stuck, no progress for 0.01 s")]
     ended.clear()
     # What is in time, what is outside of a block, and what has no limit, is left alone.
     with watchdog.time_limit(0.2) as limited:
@@ -106,7 +106,7 @@ def test_every_phase_that_takes_too_long_ends_the_program(monkeypatch):
             until = time.monotonic() + 10
             while not ended and time.monotonic() < until:
                 time.sleep(0.01)
-        assert ended[0] == (5, "sampling: stuck, nothing came for 0.05 s")
+        assert ended[0] == (5, "sampling: stuck, no progress for 0.05 s")
         with watchdog.phase("data"):
             pass
         ended.clear()

@@ -130,8 +130,8 @@ def test_the_command_prints_the_config_and_a_recipe_s_loss_is_no_command(files, 
     wanted = short.config("dpo", MODEL, str(files["pairs"]), ["lora.rank=4"])
     assert describe(load.load(str(mine), [])) == describe(wanted)
     assert "give one of them" in runs.refused(*arguments, "--out=a", "--workdir=b")
-    assert "dpo wants --data" in runs.refused(*arguments[:2])
-    with pytest.raises(UserError, match=r"modpo is trained in stages.*configs/demo/modpo\.py"):
+    assert "dpo requires --data" in runs.refused(*arguments[:2])
+    with pytest.raises(UserError, match=r"modpo needs several stages.*configs/demo/modpo\.py"):
         cli.told(["modpo", f"--model={MODEL}"])
 
 

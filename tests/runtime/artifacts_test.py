@@ -183,7 +183,7 @@ def test_parts_of_another_key_are_removed(tmp_path, caplog):
     storage.write_json(tmp_path / ".artifacts" / "folder.scratch" / "part-0.json", "of k")
     made = json.loads(folder(tmp_path, "other")["all.json"])
     assert made[0] == {"value": 0}
-    assert "was begun under another config" in caplog.text
+    assert "was started with another config" in caplog.text
 
 
 @pytest.mark.parametrize("name", [*WHOLE, ".artifacts/folder.manifest.json"])
@@ -200,7 +200,7 @@ def test_one_flipped_bit_in_any_file_is_found(name, tmp_path, caplog):
             assert folder(tmp_path) == wanted
         assert file.read_bytes() == whole
         if name in WHOLE:
-            assert f"{file} is not as it was written: making folder again" in caplog.text
+            assert f"{file} has changed since it was written: recomputing folder" in caplog.text
             assert caplog.text.count("WARNING") == 1
 
 
@@ -365,7 +365,7 @@ def test_a_stage_that_was_begun_under_another_key_begins_again(tmp_path, caplog)
     assert (stage / "step").is_file()
     artifacts.begin(stage, {"loss": "b"})
     assert not (stage / "step").exists()
-    assert "was begun under another config" in caplog.text
+    assert "was started with another config" in caplog.text
 
 
 def test_a_new_folder_appears_when_it_is_full(tmp_path):

@@ -77,8 +77,8 @@ def test_a_bit_of_any_file_is_missed_by_nobody(saved, copied):
             read(copied)
         assert caught.value.exit_code == 3
         line = str(caught.value)
-        assert f"{copied}: step 3 is damaged: {name} is not as it was written" in line
-        assert "the newest good step is 2: run --allow_fallback goes on from it" in line
+        assert f"{copied}: step 3 is damaged: {name} has changed since it was written" in line
+        assert "the newest good step is 2: resume from it with run --allow_fallback" in line
         shutil.copy(saved / "3" / name, file)
     assert read(copied)[0] == 3
 

@@ -127,7 +127,7 @@ def test_a_dimension_that_does_not_divide_is_refused(mesh, changes, message):
 
 
 def test_too_few_devices_are_refused():
-    with pytest.raises(UserError, match=r"data=3 x fsdp=3 x tensor=1 wants 9 devices, found 8"):
+    with pytest.raises(UserError, match=r"data=3 x fsdp=3 x tensor=1 needs 9 devices, found 8"):
         make_mesh(3, 3, 1)
     assert make_mesh(1, 2, 1).size == 2  # fewer than there are will do
 

@@ -223,7 +223,7 @@ def test_hardness_does_not_depend_on_the_unit_of_the_scores(lists, tmp_path, cap
 
     sd = other.config.select.keywords["score_sd"]
     assert sd == pytest.approx(64 * run.config.select.keywords["score_sd"], rel=1e-5)
-    assert f"standard deviation within a list {sd:.4g}" in caplog.text
+    assert f"std within a list {sd:.4g}" in caplog.text
     # The training rows', wherever it is read; another start of the run opens the same rows.
     assert sd == prepared.receipt["train"]["score_sd"]["true_score"]
     assert sd != prepared.held_out.dataset.score_sd[0]

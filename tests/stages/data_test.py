@@ -201,7 +201,7 @@ def test_a_run_whose_data_are_gone_has_its_rows(tmp_path, caplog):
     first = prepared.prepare_data(made, tmp_path)
     (tmp_path / "path.jsonl").unlink()
     again = prepared.prepare_data(made, tmp_path)
-    assert "path.jsonl: not there any more" in caplog.text
+    assert "path.jsonl: no longer exists" in caplog.text
     assert again.original_records == first.original_records
     assert any(isinstance(x.prompt, tuple) for x in again.original_records.values())
     assert again.receipt == first.receipt

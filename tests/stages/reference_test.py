@@ -114,5 +114,5 @@ def test_the_cheaper_way_is_chosen(mode, changes, wanted):
 
 
 def test_the_reason_gives_the_counts():
-    assert choose("auto", **COUNTS).reason == "1,600 response passes to cache, 200 live"
+    assert choose("auto", **COUNTS).reason == "forward passes: 1,600 to precompute, 200 on the fly"
     assert "1,600" in choose("cache", **COUNTS).reason
