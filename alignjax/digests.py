@@ -54,7 +54,7 @@ def of(folder: pathlib.Path) -> dict[str, str]:
         files = {str(name): str(digest) for name, digest in content["files"].items()}
         # Earlier versions wrote the list without a digest of its own.
         if content.get("list", _of_list(files)) != _of_list(files):
-            raise ValueError("damaged, it is not as it was written")
+            raise ValueError("damaged, it has changed since it was written")
         return files
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error

@@ -192,10 +192,10 @@ def plot_fronts(
     for unused in axes[panels:]:
         unused.set_axis_off()
     for axis, (x, y) in zip(axes, pairs, strict=False):
-        _plane(axis, named, x, y)
         if (low < high)[[x, y]].all():  # the box that hypervolumes are shares of
             corners = [(low[x], high[x], high[x], low[x]), (low[y], low[y], high[y], high[y])]
             axis.fill(*corners, fill=False, edgecolor="gray", linestyle=":", label="box")
+        _plane(axis, named, x, y)
         axis.set(xlabel=f"{names[x]}, mean score", ylabel=f"{names[y]}, mean score")
         axis.grid(alpha=0.3)
     if len(names) > 2:
@@ -229,18 +229,19 @@ def _plane(axis: Any, named: dict[str, Front], x: int, y: int) -> None:
         )
         if len(named) == 1 and len(order) <= 12:  # a run's own picture says which point is which
             texts = [" : ".join(f"{w:.2g}" for w in front["preferences"][i]) for i in order]
-            for at, text in _joined(mean, texts):
+            size = 0.16 * np.ptp(axis.get_xlim()), 0.04 * np.ptp(axis.get_ylim())
+            for at, text in _joined(mean, texts, size):
                 axis.annotate(text, at, xytext=(4, 4), textcoords="offset points", fontsize=7)
 
 
-def _joined(points: np.ndarray, texts: Sequence[str]) -> list[tuple[np.ndarray, str]]:
-    """Joins the labels of points ``[N, 2]`` that are too close for a label each, line by line."""
-    spread = np.ptp(points, axis=0)
-    near = 0.05 * np.where(spread > 0, spread, 1.0)
+def _joined(
+    points: np.ndarray, texts: Sequence[str], size: tuple[float, float]
+) -> list[tuple[np.ndarray, str]]:
+    """Joins the labels of points ``[N, 2]`` that would overlap, by a label's width and height."""
     groups: list[tuple[np.ndarray, list[str]]] = []
     for point, text in zip(points, texts, strict=True):
         for at, lines in groups:
-            if (abs(point - at) <= near).all():
+            if (abs(point - at) < size).all():
                 lines.append(text)
                 break
         else:
