@@ -48,7 +48,7 @@ def takes_function(hint: Any) -> bool:
 
 
 def type_name(hint: Any) -> str:
-    """Writes an annotation as a person does: ``float | None``."""
+    """None``.|Writes an annotation in short form: ``float | None``.| None``."""
 
     def name(option: Any) -> str:
         if option is type(None):
@@ -191,7 +191,7 @@ def identity(section: Any) -> dict[str, Any]:
 
 
 def identity_changes(old: dict[str, Any], config: Any) -> list[str]:
-    """Lists ``field: old -> new`` where a config would train something else than described."""
+    """Lists ``field: old -> new`` for changes that would train something different."""
     free = [
         f"{at}.{field.name}" if at else field.name
         for at, section in sections(config)

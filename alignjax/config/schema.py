@@ -134,7 +134,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SftConfig:
-    """The stage that makes the starting policy, and with it the reference, from the same data."""
+    """The supervised stage, which trains the initial policy and the reference on the same data."""
 
     loss: Callable[..., Any]  # losses.sft.loss
     select: Callable[..., Any] | None = None  # sft.select: the chosen responses; None: all
@@ -153,7 +153,7 @@ class SftConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How responses are drawn: the fields that all who sample share, under the names HF gives them.
+    """How responses are sampled: the shared fields, with Hugging Face's names.
 
     Log-probabilities of what was drawn are the policy's own, whatever is set here.
     """
@@ -224,7 +224,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(SamplingConfig):
-    """The measures before and after. Accuracy and margins need only held-out rows.
+    """The evaluation before and after. Accuracy and margins need only held-out rows.
 
     Rows are scored ``batch_size`` at a time, too.
     """

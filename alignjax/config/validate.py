@@ -18,7 +18,7 @@ from alignjax.errors import UserError, did_you_mean
 
 
 def check(config: Any) -> None:
-    """Refuses a config that no run can follow.
+    """Refuses a config that cannot be run.
 
     Raises:
       UserError: with the field, what was wanted and what was found.

@@ -1,4 +1,4 @@
-"""Writes a config as the Python file that makes it."""
+"""Writes a config as a Python file."""
 
 import dataclasses
 import functools

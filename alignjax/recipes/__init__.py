@@ -32,7 +32,7 @@ __all__ = [
 def run_config(
     config: Config, workdir: str | pathlib.Path, allow_config_change: bool = False
 ) -> dict[str, Any]:
-    """Does what a config says; started again, continues.
+    """Runs the recipe of a config; resumes if the workdir contains a run.
 
     Args:
       config: its ``recipe`` is called; None: `align_policy`.
@@ -92,7 +92,7 @@ def play_steps(
     *,
     game: StepsConfig,
 ) -> dict[str, Any]:
-    """Trains them in turns inside one loop, on fresh samples, see `recipes.apo.stepwise`."""
+    """Trains both in turns inside one loop, on fresh samples, see `recipes.apo.stepwise`."""
     from alignjax.recipes.apo import stepwise
 
     return stepwise.run(config, workdir, game, allow_config_change)

@@ -66,7 +66,7 @@ def run(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Start:
-    """The alignment before its first step, and what is known of its start by then."""
+    """The alignment before its first step, with what was measured at the start."""
 
     reference: Reference
     learner: Learner  # holds the reference's parameters where steps score them
@@ -104,7 +104,7 @@ def _align(
 
 
 def _start(run: Run, load_reference: Callable[[], Params]) -> _Start:
-    """Scores and samples with the reference, whose memory is then free unless steps need it."""
+    """Scores and samples with the reference, then frees it unless steps need it."""
     config, data = run.config, run.data
     params = load_reference()
     reference = Reference(load_reference, checkpoint.tree_digest(params))
@@ -132,7 +132,7 @@ def _start(run: Run, load_reference: Callable[[], Params]) -> _Start:
 
 
 def _finish(run: Run, start: _Start, trained: Params, counts: dict[str, int]) -> dict[str, Any]:
-    """Measures the policy beside the reference, and writes the report."""
+    """Evaluates policy and reference, and writes the report."""
     reference, live = start.reference, start.learner.ref_params
     ref_params = reference.load() if live is None else live
     params = adapters.whole(run.config, ref_params, trained)

@@ -57,7 +57,7 @@ def run(
 
 
 def _starts(run: Run) -> tuple[Callable[[], Params], Callable[[], Params] | None]:
-    """Finds what a run starts from: loaders of a language model, and of a reward model or None.
+    """Makes loaders of the initial language model, and of the initial reward model or None.
 
     Where ``model.path`` holds a reward model, training goes on from that: the first loader gives
     its decoder, which adapters are trained beside.

@@ -1,4 +1,4 @@
-"""Opens a run, as every recipe begins: its folder, its config, its data, its devices."""
+"""Opens a run, the first step of every recipe: folder, config, data, devices."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ def open_run(
     *,
     check: Callable[[Config, Bucketed], None] = check_losses,
 ) -> Iterator[Run]:
-    """Prepares the data and tries what the config names, before anything is trained.
+    """Prepares the data and checks the config's functions, before anything is trained.
 
     Args:
       config: as the config file gives it.
@@ -75,13 +75,13 @@ def open_run(
 
 
 def optimized(learner: Learner, optimizer: optax.GradientTransformation) -> Learner:
-    """Takes another optimizer, whose learning rate nobody knows here."""
+    """Replaces the optimizer by one whose learning rate is not known here."""
     update = dataclasses.replace(learner.update, optimizer=optimizer)
     return dataclasses.replace(learner, update=update, learning_rate=lambda step: math.nan)
 
 
 def _kept(workdir: pathlib.Path) -> str:
-    """Says what a run that has ended keeps on disk, the largest first."""
+    """Lists what a finished run keeps on disk, largest first."""
     sizes = storage.sizes(workdir)
     largest = sorted(sizes, key=lambda name: -sizes[name])[:4]
     listed = ", ".join(f"{name} {sizes[name] / 2**20:,.1f}" for name in largest)

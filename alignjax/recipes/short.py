@@ -44,7 +44,7 @@ MOST_HELD_OUT = 64  # rows, about
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """What the rows of a file are: K responses with M scores, or labels."""
+    """The kind of a file's rows: K responses with M scores, or labels."""
 
     said: str
     responses: int
@@ -94,7 +94,7 @@ def _tokenizer(start: Config) -> Tokenizer:
 
 
 def as_messages(data: DataConfig, first: Record, tokenizer: Tokenizer) -> DataConfig:
-    """Makes prompts of plain text a user's messages where the model has a chat template."""
+    """Turns plain-text prompts into user messages if the model has a chat template."""
     plain_text = data.source is sources.auto and isinstance(first.prompt, str)
     if not plain_text or tokenizer.chat_template == chat.PLAIN_TEMPLATE:
         return data
@@ -110,7 +110,7 @@ def about(method: str, config: Config, workdir: str) -> str:
 
 
 def say(method: str, config: Config) -> str:
-    """Says in a few lines what was chosen, and how to choose otherwise."""
+    """Describes the settings in a few lines, and how to change them."""
     thin = config.lora is not None
     train, data, optimizer = config.train, config.data, config.optim
     epochs = "1 epoch" if train.epochs == 1 else f"{train.epochs:g} epochs"
@@ -191,7 +191,7 @@ def _limit(longest: int) -> int:
 
 
 def _learning_rate(method: str, start: Config) -> float:
-    """Adapters take ten times the rate of whole networks, imitation more than preferences."""
+    """Adapters get ten times the rate of whole networks; sft and reward models more than others."""
     rate = 2e-4 if method in (REWARD, "sft") else 5e-5
     return rate if start.lora is not None else rate / 10
 
@@ -206,7 +206,7 @@ def _kind(record: Record) -> _Kind:
 
 
 def _check_kind(method: str, start: Config, first: Record) -> None:
-    """Refuses data that the method does not learn from, and says which methods do."""
+    """Refuses data that do not fit the method, and names the methods that they fit."""
     kind = _kind(first)
     if _takes(start, kind):
         return
@@ -235,7 +235,7 @@ def _takes(config: Config, kind: _Kind) -> bool:
 
 
 def _with_fraction(config: Config) -> Config:
-    """Binds a share of desirable responses, which a run counts, where a function wants one."""
+    """Binds a placeholder for the desirable fraction if a function takes it; a run counts it."""
     changes: dict[str, Any] = {}
     for name in ("loss", "baseline"):
         function = getattr(config, name)

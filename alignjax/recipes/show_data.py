@@ -1,4 +1,4 @@
-"""What the verb ``data`` does: reads and checks the data of a config, and trains nothing."""
+"""The command ``data``: reads and checks the data of a config, without training."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ from alignjax.stages.data import survey
 
 
 def show_data(config: Config, show: str = "text") -> None:
-    """Reads, checks and prints the receipt of the data, and the first rows; trains nothing.
+    """Reads and checks the data, prints the data report and the first rows.
 
     Args:
       config: of a run.

@@ -1,4 +1,4 @@
-"""Where a config has ``lora``: adapters to train, and whole networks to measure.
+"""LoRA: adapters to train, and whole networks to evaluate, for configs with ``lora``.
 
 The base is one copy on the mesh: an argument of every step, and the reference as it is.
 """
@@ -68,7 +68,7 @@ def fresh(config: Config, mesh: Mesh, base: Params, *, objectives: int = 0) -> C
 
 
 def whole(config: Config, base: Params | None, params: Params) -> Params:
-    """Makes the network of trained parameters: themselves, or the base with these adapters."""
+    """Returns the network of trained parameters: the parameters, or the base with adapters."""
     if config.lora is None:
         return params
     assert base is not None
@@ -85,7 +85,7 @@ def load_base(
     sft: bool,
     digest: str,
 ) -> Params:
-    """Loads the network that a run's policies began with, quantised if it was: adapters' base.
+    """Loads the base of a run's adapters, quantised as in the run.
 
     Args:
       config, model, seed: of the run's config; None: it had no adapters.

@@ -35,7 +35,7 @@ SIDES = ("train", "held_out")
 
 
 def make(run: Run, load_policy: Callable[[], Params]) -> Run:
-    """Makes the lists, if the config has ``candidates`` and they are not there, and opens them.
+    """Makes the lists, if the config has ``candidates`` and they do not exist, and opens them.
 
     Args:
       run: its prompts, on both sides, are responded to.
@@ -104,7 +104,7 @@ def _side(
 
 
 def _open(run: Run, settings: CandidatesConfig, record: dict[str, Any]) -> Run:
-    """Prepares the lists like any other data; extends the receipt."""
+    """Prepares the lists like any other data; extends the data report."""
     sides, receipts = {}, {}
     for side in SIDES:
         receipt = Receipt()

@@ -215,7 +215,7 @@ def count_responses(config: Config, rows: Bucketed) -> int:
 
 
 def keeps_cache(config: Config, rows: Bucketed) -> bool:
-    """Says whether the responses that a step scores are the row's own, as a cache holds them."""
+    """Whether a step scores the row's own responses, whose reference can be precomputed."""
     return _keeps_cache(config, _first_rows(rows))
 
 

@@ -1,4 +1,4 @@
-"""The stage that every recipe begins with: from files or a generator to bucketed rows."""
+"""The first stage of every recipe: from files or a generator to bucketed rows."""
 
 import dataclasses
 import hashlib
@@ -35,7 +35,7 @@ SHOWN = 4  # rows that `survey` gives
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Rows to train on, held-out rows of other prompts, and the tokenizer they went through."""
+    """Training rows, held-out rows with other prompts, and the tokenizer that was used."""
 
     train: Bucketed
     held_out: Bucketed
@@ -207,7 +207,7 @@ def _keep_rows(
 
 
 def _kept_rows(config: Config, workdir: pathlib.Path) -> Prepared | None:
-    """Takes the rows that an earlier start has prepared, where the files are gone."""
+    """Opens the rows that an earlier start prepared, if the data files no longer exist."""
     paths = [path for path in (config.data.path, config.data.eval_path) if path]
     about = workdir / "prepared.json"
     if several() or not about.is_file() or not any(map(is_missing, paths)):
@@ -229,7 +229,7 @@ def _kept_rows(config: Config, workdir: pathlib.Path) -> Prepared | None:
 def survey(
     config: Config, folder: pathlib.Path
 ) -> tuple[list[Example], tuple[str, ...], Tokenizer]:
-    """Reads, checks and tokenises the data, prints the receipts, and gives the first rows.
+    """Reads, checks and tokenises the data, prints the data reports, returns the first rows.
 
     With them the names of their scores, () without any, and the tokenizer. Nothing is trained on
     them: where a run would stop for rows dropped, or for none to hold out, a warning says so.
@@ -277,7 +277,7 @@ def _sides(
     receipts: dict[str, Receipt],
     tokenizer: Tokenizer,
 ) -> dict[str, Bucketed]:
-    """Prepares the rows of each side, and prints the receipts, complete or not."""
+    """Prepares the rows of each side, and prints the data reports even if this fails."""
     data = config.data
     paths = {"data.path": data.path, "data.eval_path": data.eval_path}
     files = [fingerprint(_located(data, path, field)) for field, path in paths.items() if path]
@@ -307,7 +307,7 @@ def _log_receipts(receipts: dict[str, Receipt]) -> None:
 
 
 def _note_plain_prompts(records: list[Record], tokenizer: Tokenizer) -> None:
-    """Says so where prompts are plain text, and the tokenizer has a chat template of its own."""
+    """Warns if prompts are plain text although the tokenizer has a chat template."""
     plain_text = sum(isinstance(record.prompt, str) for record in records)
     if plain_text and tokenizer.chat_template != chat.PLAIN_TEMPLATE:
         log.warning(
@@ -319,7 +319,7 @@ def _note_plain_prompts(records: list[Record], tokenizer: Tokenizer) -> None:
 
 
 def _write_receipt(path: pathlib.Path, receipt: dict[str, Any]) -> None:
-    """Writes the receipt, unless it is there: later stages have added what they count."""
+    """Writes the data report, unless it exists: later stages add their counts to it."""
 
     def write() -> None:
         try:
@@ -376,7 +376,7 @@ def _bucketed(data: DataConfig, dataset: Dataset) -> Bucketed:
 
 
 def kept_counts(rows: Bucketed) -> dict[str, Any]:
-    """Says for the receipt what labels and scores the rows kept have; the rest is of all read."""
+    """Counts labels and scores of the kept rows for the data report."""
     good, bad = rows.dataset.labels
     names, sd = rows.dataset.objectives, rows.dataset.score_sd
     out: dict[str, Any] = {"score_sd": dict(zip(names, sd, strict=True))} if names else {}

@@ -67,7 +67,7 @@ EVALUATIONS, SHARE = 10, 0.1  # of a run that does not say: how many at most, an
 
 
 def paced(run: Run, trained_rows: int, steps: int) -> Run:
-    """Decides how often a run evaluates, where ``train.eval_every`` leaves it open.
+    """Chooses how often to evaluate, if ``train.eval_every`` is not set.
 
     Args:
       trained_rows: over all steps.
@@ -165,7 +165,7 @@ def _undistorted_samples(
 def held_out_samples(
     name: str, run: Run, digest: str, load: Callable[[], tuple[Params, Params | None]]
 ) -> list[Sample]:
-    """Samples responses to held-out prompts; reads them where the same ones were drawn before.
+    """Samples responses to held-out prompts, or reads them if they were sampled before.
 
     Args:
       name: of the file in the run's folder, without its ending.

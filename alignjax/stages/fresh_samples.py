@@ -34,7 +34,7 @@ def make_policy(
     steps: int,
     max_empty_fraction: float,
 ) -> tuple[Learner, Prompts]:
-    """Makes a policy that learns from its own samples, with the reference scored in every step.
+    """Makes a policy that learns from its own samples; the reference is scored in every step.
 
     Args:
       config: batch size, optimizer, buckets and adapters are as it says.

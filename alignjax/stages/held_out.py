@@ -1,4 +1,4 @@
-"""The held-out rows of a run: their log-probabilities, their loss, how the data order them."""
+"""The held-out rows of a run: log-probabilities, loss, and the order that the data give."""
 
 import dataclasses
 from typing import Any
@@ -57,7 +57,7 @@ def labels(rows: Bucketed) -> np.ndarray | None:
 def losses(
     run: Run, policy: np.ndarray, reference: np.ndarray | None, *, steps: int
 ) -> np.ndarray | None:
-    """Computes the loss that is trained on the held-out rows; None where it cannot be known.
+    """Computes the training loss on the held-out rows; None if it is not defined on them.
 
     That is where ``select`` adds responses that no row has, or nothing is trained on the rows as
     they are. Hyperparameters that follow the step have their last values at every evaluation.

@@ -1,4 +1,4 @@
-"""The parameters that runs start from and end in: folders of models, on the mesh.
+"""Loads and saves the parameters of runs: model folders, onto the mesh.
 
 An imported folder holds what came with the model (config.json, the tokenizer's files), and the
 parameters as a checkpoint of ours in ``params/``; ``imported.json`` says in which dtype.
@@ -144,7 +144,7 @@ def fresh(model: ModelConfig, seed: int, mesh: Mesh, quantize: str = "") -> Call
 
 
 def supervised_params(workdir: pathlib.Path) -> pathlib.Path:
-    """Where a run keeps the parameters that its supervised stage ended with."""
+    """The folder of the parameters of a run's supervised stage."""
     return workdir / "sft" / "params"
 
 
@@ -210,7 +210,7 @@ def copy_tokenizer(source: pathlib.Path, to: pathlib.Path) -> None:
 
 
 def copy_model(source: pathlib.Path, to: pathlib.Path) -> None:
-    """Copies what came with a model beside its tensors, or writes it, of a GGUF file."""
+    """Copies a model's files other than its tensors, or writes them from a GGUF file."""
     if not gguf_files.is_gguf(source):
         copy_files(source, to, MODEL_FILES)
         return

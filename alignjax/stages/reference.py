@@ -1,4 +1,4 @@
-"""The reference, and how training sees it: from a table on disk, or scored in every step.
+"""The reference model, and its log-probabilities: precomputed, or computed on the fly.
 
 A table is keyed by everything it depends on: the reference's weights, the model's shape and dtype,
 and the prepared rows (which stand for data, tokenizer, template and truncation). Once it is full
@@ -47,7 +47,7 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """How steps see the reference in this run, and why."""
+    """How a run gets the reference log-probabilities, and why."""
 
     mode: str  # cache | live | none
     reason: str
@@ -67,7 +67,7 @@ def attach(
     trained_rows: int,
     params: Params | None = None,
 ) -> tuple[np.ndarray | None, Choice]:
-    """Chooses how steps see the reference: in the cheaper way, or as ``reference.mode`` says.
+    """Chooses how reference log-probabilities are computed: by cost, or by ``reference.mode``.
 
     Args:
       run: its training rows are those of the steps, its cache holds the table.
@@ -105,7 +105,7 @@ def choose(
     cacheable: bool,
     cached: bool,
 ) -> Choice:
-    """Picks the cheaper of caching all responses and scoring some of them in every step.
+    """Picks the cheaper way: precompute all responses, or compute some of them in every step.
 
     Args:
       mode: ``auto``, or what the config insists on.

@@ -1,4 +1,4 @@
-"""The run that stages work for, as one value."""
+"""The run, as one value that all stages receive."""
 
 import dataclasses
 import pathlib
@@ -30,11 +30,11 @@ class Run:
     watch: Watch = NOBODY  # of the alignment, not of the stages before it
 
     def on(self, rows: Bucketed) -> "Run":
-        """The same run, trained on other rows."""
+        """Returns the same run with other training rows."""
         return dataclasses.replace(self, data=dataclasses.replace(self.data, train=rows))
 
     def batches(self) -> Batches:
-        """Deals every batch of the run: a function of the rows' lengths, the sizes and the seed."""
+        """Schedules all batches: a function of the rows' lengths, the sizes and the seed."""
         train, rows = self.config.train, self.data.train
         count = len(rows.dataset)
         return deal_batches(

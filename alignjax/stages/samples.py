@@ -1,4 +1,4 @@
-"""Sampled responses that are kept: batch by batch while they are drawn, then in a JSON file."""
+"""Stores sampled responses: batch by batch during sampling, then in one JSON file."""
 
 import dataclasses
 import pathlib
@@ -15,7 +15,7 @@ from alignjax.types import Params
 def reuse_samples(
     path: pathlib.Path, key: Any, make: Callable[[pathlib.Path], list[Sample]]
 ) -> list[Sample]:
-    """Loads the samples of a JSON file; draws them first, unless they are there under this key.
+    """Loads the samples of a JSON file; samples them first, unless the file has this key.
 
     Args:
       key: JSON data that changes whenever the samples would.

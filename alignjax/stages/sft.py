@@ -1,4 +1,4 @@
-"""The supervised stage, which the reference and the policy's start come from."""
+"""The supervised stage, which trains the reference and the policy's initial parameters."""
 
 import dataclasses
 import logging
@@ -24,7 +24,7 @@ log = logging.getLogger("alignjax")
 
 
 def stage_config(config: Config, sft: SftConfig) -> Config:
-    """Makes the config of the supervised stage, as of a run of its own."""
+    """Makes the config of the supervised stage, as if it were a run."""
     return dataclasses.replace(
         config,
         loss=sft.loss,
@@ -83,7 +83,7 @@ def run_stage(run: Run) -> Callable[[], Params]:
 
 
 def reference_of(run: Run) -> Reference:
-    """Runs the supervised stage; loads what it ended with once, for the digest.
+    """Runs the supervised stage; loads its parameters once, for the digest.
 
     Who needs the parameters at once takes the loader of `run_stage`: loading is not cheap.
     """
@@ -115,6 +115,6 @@ def _summarise(run: Run, sft: SftConfig, params: Params, counts: dict[str, int])
 
 
 def _truth(truth: Callable[[str, str], float], rows: Bucketed) -> float:
-    """Computes the loss of the distribution that the rows came from, nats per response."""
+    """Computes the entropy floor: the true distribution's loss on the rows, nats per response."""
     examples = (rows.dataset[i] for i in range(len(rows.dataset)))
     return float(np.mean([-truth(e.prompt, y) for e in examples for y in e.responses]))

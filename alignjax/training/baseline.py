@@ -1,4 +1,4 @@
-"""A baseline: its mean over the whole global batch, which the loss reads, without gradient."""
+"""Averages a baseline over the global batch, without gradient, for the loss to read."""
 
 from collections.abc import Callable
 

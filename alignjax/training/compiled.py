@@ -1,4 +1,4 @@
-"""The programs of a training: one that makes the state at step 0, and those that step it.
+"""The compiled programs of a training: one for the state at step 0, the others for steps.
 
 And how much of a batch the latter take at a time, which the rows' lengths decide.
 """
@@ -29,7 +29,7 @@ _SAMPLED = 256  # batches that sizes are chosen for
 def compile_start(
     start: Callable[..., State], *shapes: Params, mesh: Mesh, stacked: bool = False
 ) -> tuple[Callable[..., State], State]:
-    """Compiles what makes a state of the parameters to start from, which it donates.
+    """Compiles the function from initial parameters, which it donates, to the state.
 
     Args:
       start: from one tree of parameters or more to the state at step 0.
@@ -63,7 +63,7 @@ def compile_step(step: Callable[..., Any], target: State) -> Callable[..., Any]:
 
 
 def check_longest(data: Dataset, given: int) -> None:
-    """Refuses rows that have more tokens than the config allows at a time.
+    """Refuses rows with more tokens than ``train.microbatch_tokens``.
 
     Args:
       data: the rows.

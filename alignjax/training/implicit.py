@@ -1,4 +1,4 @@
-"""The reward that a loss trains without naming it, for evaluation to report."""
+"""The implicit reward of a loss, for evaluation."""
 
 import functools
 from collections.abc import Callable

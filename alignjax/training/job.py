@@ -1,4 +1,4 @@
-"""The parts of a training: where it runs, the network, the rows, and the turns of the loop."""
+"""The dataclasses that describe a training: its folder, network, rows and turns."""
 
 import dataclasses
 import pathlib
@@ -35,7 +35,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Learner:
-    """A network to train: what it starts from, and how a step moves it."""
+    """A network to train: its initial parameters, and how a step updates it."""
 
     update: Update
     learning_rate: optax.Schedule  # the optimizer's, for the lines of the metrics

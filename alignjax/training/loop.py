@@ -129,7 +129,7 @@ def _take_step(
 
 
 def _due(train: TrainConfig, step: int, total: int, stopping: bool) -> set[str]:
-    """Says what is to be done after a step: a line of the metrics, an evaluation, a save."""
+    """Returns what to do after a step: write metrics, evaluate, save."""
     at_end = step == total
     every = train.eval_every or 0
     evaluates = every > 0 and (at_end or step % every == 0)
@@ -143,7 +143,7 @@ def _due(train: TrainConfig, step: int, total: int, stopping: bool) -> set[str]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; the loop looks between steps."""
+    """Catches SIGINT and SIGTERM; the loop checks for them between steps."""
     caught: list[int] = []
 
     def note(signum: int, frame: object) -> None:

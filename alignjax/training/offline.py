@@ -1,4 +1,4 @@
-"""Training on rows that are there before it begins: pairs, lists, labels, texts."""
+"""Offline training on fixed rows: pairs, lists, labels, texts."""
 
 import functools
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def fit(
 def make_step(
     learner: Learner, mesh: Mesh, key: Array, traced: Callable[[], None] = lambda: None
 ) -> tuple[Callable[[Params], TrainState], TrainState, Any]:
-    """Makes the program of one step, as `fit` runs it.
+    """Makes the step function that `fit` runs.
 
     Args:
       learner: what is trained.

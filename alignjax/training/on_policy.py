@@ -1,4 +1,4 @@
-"""Trains a policy on responses that it samples itself, at each step as it then is.
+"""Trains a policy on its own samples, drawn from the current parameters at each step.
 
 Prompts, keys and whose turn it is are functions of the seed and of the number of the step; what is
 sampled follows from them and from the parameters. So a run that is killed goes on bit for bit.
@@ -64,7 +64,7 @@ def deal_prompts(
     seed: int,
     steps: int,
 ) -> Batches:
-    """Deals the prompts to the policy's steps: all of them, shuffled, again and again.
+    """Schedules the prompts of the policy's steps: all of them, reshuffled every epoch.
 
     Args:
       questions: what the rows are indices into.
@@ -215,7 +215,7 @@ def policy_line(learner: Learner, prompts: Prompts, turns: int) -> dict[str, flo
 
 
 def refuse_empty(job: Job, prompts: Prompts, step: int, values: dict[str, float]) -> None:
-    """Ends the run when the policy has come to say nothing, before such a step is saved."""
+    """Stops the run if too many responses are empty, before the step is saved."""
     share = values["empty"]
     if share > prompts.max_empty_fraction:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Trains a policy and its reward model in turns inside one loop, on samples of that very step.
+"""Trains a policy and its reward model in turns inside one loop, on samples of the same step.
 
 A turn of the policy samples responses to its prompts and moves on them, scored by the reward model
 as it then is. A turn of the reward model samples responses to prompts that have a golden one, puts
@@ -127,7 +127,7 @@ def make_steps(
 def _policy_step(
     learner: Learner, prompts: Prompts, its: Learner, traced: list[str]
 ) -> Callable[..., tuple[GameState, dict[str, Array]]]:
-    """Makes a turn of the policy: it moves on its samples, as the reward model scores them."""
+    """Makes a turn of the policy: an update on its samples, scored by the reward model."""
 
     def policy(
         state: GameState, ref_params: Params | None, samples: Batch, nats: Array
@@ -144,7 +144,7 @@ def _policy_step(
 def _reward_step(
     prompts: Prompts, its: Learner, traced: list[str]
 ) -> Callable[..., tuple[GameState, dict[str, Array]]]:
-    """Makes a turn of the reward model: golden responses above samples, and human comparisons."""
+    """Makes a turn of the reward model: golden responses against samples, and comparisons."""
 
     def reward(
         state: GameState,

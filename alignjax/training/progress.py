@@ -1,4 +1,4 @@
-"""Where a training stands between two steps: its state, its numbers, and how both are saved."""
+"""The progress of a training between two steps: state and metrics, and how both are saved."""
 
 import contextlib
 import dataclasses
@@ -81,7 +81,7 @@ class Numbers:
 
 @dataclasses.dataclass
 class Progress(Generic[State]):
-    """Where a training stands between two steps."""
+    """The progress of a training between two steps."""
 
     step: int  # steps taken
     state: State
@@ -260,7 +260,7 @@ def _unsaved(asked: bool) -> Iterator[None]:
 
 
 def require_trained(name: str, state: Any) -> None:
-    """Refuses the end of a training in which a network, or a player, took no step.
+    """Raises an error if a network, or a player, took no step in a whole training.
 
     Raises:
       NumericalError: every step of it was skipped.

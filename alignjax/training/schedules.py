@@ -1,4 +1,4 @@
-"""Hyperparameters that follow the step: their values, put in their places."""
+"""Replaces scheduled hyperparameters by their values at a step."""
 
 import functools
 from typing import Any

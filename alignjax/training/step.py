@@ -119,7 +119,7 @@ def with_adapters(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Update:
-    """How a step is taken: on which numbers of the network, by which loss and optimizer."""
+    """How a step is taken: from which network outputs, by which loss and optimizer."""
 
     apply: Apply  # (params, batch) -> [B, K] response log-probabilities, or a reward model's scores
     loss: Loss | RewardLoss  # with its hyperparameters bound; schedules among them are resolved

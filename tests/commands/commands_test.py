@@ -166,7 +166,7 @@ def test_a_run_that_is_not_finished_or_another_one_is_refused(base, tmp_path):
 
     refused("holds no run", str(tmp_path), "", [])
     workdir = shutil.copytree(base[0], tmp_path / "w")
-    other = r"another config than .*\(loss\.beta: 0\.1 -> 0\.2\)"
+    other = r"a different config than .*\(loss\.beta: 0\.1 -> 0\.2\)"
     refused(other, str(workdir), "", ["loss.beta=0.2"])
     (workdir / finished_run.ORIGIN).unlink()
     refused("give --config=FILE", str(workdir), "", [])

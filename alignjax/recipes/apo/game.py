@@ -1,4 +1,4 @@
-"""How both forms of a game begin, and how they report."""
+"""The start and the report of a game, shared by both forms."""
 
 import contextlib
 import functools
@@ -30,7 +30,7 @@ def open_game(
     settings: GameConfig,
     allow_config_change: bool,
 ) -> Iterator[tuple[Game, Reference, RewardModel]]:
-    """Opens a run and trains both players as they are before the game.
+    """Opens a run and trains both players before the game starts.
 
     Yields:
       The game, the supervised policy, and the reward model of the pairs alone.
@@ -94,7 +94,7 @@ def report_game(
 
 
 def _legend(rows: Iterable[str]) -> str:
-    """Says whose samples the rows of a table are of.
+    """Explains which policy the samples in the rows of a table come from.
 
     >>> _legend(["pairs: accuracy of the round", "samples: accuracy of the round"])
     "samples: of the round's policy."

@@ -1,4 +1,4 @@
-"""The game's prompts and golden answers: which prompts are whose, and the best answer to each.
+"""The game's prompts, split between the players, and the golden answer to each.
 
 The training prompts are split in two. The reward model's side has golden answers and humans'
 comparisons; on the policy's side nothing but the prompts is used.
@@ -101,7 +101,7 @@ def find_answers(
 
 
 def _other_form(missing: Sequence[Record], golden: Sequence[Record]) -> str:
-    """Says where prompts have no golden answer because one side has texts and one messages."""
+    """Explains missing golden answers if one source has texts and the other messages."""
     forms = {isinstance(record.prompt, str) for record in golden}
     other = [record for record in missing if isinstance(record.prompt, str) not in forms]
     if not golden or not other:

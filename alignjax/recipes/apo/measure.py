@@ -32,7 +32,7 @@ PAIRS, SAMPLES, BEFORE = "pairs", "samples", "samples before"
 
 @dataclasses.dataclass(frozen=True)
 class Players:
-    """The networks that are measured in a round, and those they are compared with."""
+    """The networks that are evaluated in a round, and the ones that they are compared with."""
 
     policy: Reference  # of the round
     before: Reference  # the policy whose samples the reward model was trained on
@@ -46,7 +46,7 @@ Ordered = tuple[list[Record], np.ndarray]
 
 
 def measure(game: Game, number: int, players: Players) -> dict[str, Any]:
-    """Measures a line of the game's history; of the same players it is read back.
+    """Measures a line of the game's history, or reads it if the players were measured before.
 
     Args:
       number: of the round.
@@ -97,7 +97,7 @@ def _measure_policy(
 def _measure_rewards(
     game: Game, players: Players, sets: dict[str, Ordered]
 ) -> dict[str, dict[str, Any]]:
-    """Measures how the round's reward model and base order each set, and how far it is ahead."""
+    """Measures how the round's reward model and the base order each set, and the difference."""
     out: dict[str, dict[str, Any]] = {"reward_model": {}, "base": {}, "ahead": {}}
     for name, (records, better) in sets.items():
         mine = _rank(game, players.reward, records, better)
@@ -135,7 +135,7 @@ def _comparisons(game: Game) -> Ordered:
 
 
 def _order(game: Game, samples: list[Sample]) -> Ordered | None:
-    """Makes records of samples and their true scores; None where nothing gives any."""
+    """Makes records of samples with their true scores; None without a judge or scorers."""
     config = game.config
     questions = take_questions(game.data.originals, config.evaluate.prompts)
     records = evaluation.records_of(game.data, questions, samples)

@@ -98,7 +98,7 @@ def open_lists(game: Game, number: int, file: pathlib.Path, digest: str) -> Buck
 def score_once(
     score: Callable[[list[Record]], list[np.ndarray]], records: list[Record]
 ) -> list[np.ndarray]:
-    """Scores each different response of a record once, so that those that repeat tie exactly."""
+    """Scores each distinct response of a record once, so that repeated ones tie exactly."""
     different = [tuple(dict.fromkeys(record.responses)) for record in records]
     found = score(
         [dataclasses.replace(r, responses=y) for r, y in zip(records, different, strict=True)]

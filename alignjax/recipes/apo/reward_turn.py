@@ -1,4 +1,4 @@
-"""The reward model's turn in a round: golden answers above the policy's samples, beside pairs."""
+"""The reward model's turn in a round: golden answers against the policy's samples, and pairs."""
 
 import dataclasses
 import functools
@@ -59,7 +59,7 @@ def find_finished(game: Game) -> RewardModel:
 
 
 def train_base(game: Game, language_model: Reference) -> RewardModel:
-    """Trains the reward model of the pairs alone, which is there before the first round."""
+    """Trains the reward model on pairs only, before the first round."""
     if game.settings.reward_model:
         return find_finished(game)
     rows = setup.prepare_rows(game, game.pairs, "pairs", "comparisons")
@@ -116,7 +116,7 @@ def _fit(
     start: RewardModel | None,
     name: str,
 ) -> RewardModel:
-    """Trains one in a folder that `scorers.reward_model` takes, unless it is there."""
+    """Trains a reward model in a folder that `scorers.reward_model` reads, unless it exists."""
     config = config_of(game)
     key = {
         "rows": rows.dataset.digest,

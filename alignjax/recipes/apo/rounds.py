@@ -51,7 +51,7 @@ def run(
 def _play(
     game: Game, settings: RoundsConfig, supervised: Reference, base: RewardModel
 ) -> list[dict[str, Any]]:
-    """Plays all rounds; a line of history for each, and one for what was before them."""
+    """Plays all rounds; returns a line of history for each, and one for the start."""
     policy, reward = supervised, base
     rates = settings.learning_rates or (game.config.optim.learning_rate,)
     history: list[dict[str, Any]] = []

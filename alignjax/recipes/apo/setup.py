@@ -1,4 +1,4 @@
-"""Sets up a game: whose prompts are whose, golden answers, and how a policy is sampled."""
+"""Sets up a game: the split of the prompts, golden answers, and sampling from the policy."""
 
 import dataclasses
 import hashlib
@@ -33,7 +33,7 @@ log = logging.getLogger("alignjax")
 
 @dataclasses.dataclass(frozen=True)
 class RewardModel:
-    """A reward model at one point of the game; policies are `Reference`, of whatever is next."""
+    """A reward model at one point of the game; a policy is a `Reference`."""
 
     folder: pathlib.Path  # as `scorers.reward_model` takes it
     digest: str  # of the parameters
@@ -50,7 +50,7 @@ class Prompts:
 
 @dataclasses.dataclass(frozen=True)
 class Game:
-    """A run with its prompts dealt to the two players; see `set_up`."""
+    """A run with its prompts split between the two players; see `set_up`."""
 
     run: Run
     settings: GameConfig
@@ -78,7 +78,7 @@ class Game:
 
     @property
     def made_of(self) -> dict[str, Any]:
-        """All that a stage of a round depends on beside the players, as JSON data."""
+        """The inputs of a stage of a round, except the players, as JSON data."""
         digest = hashlib.sha256(json.dumps(self.answers).encode()).hexdigest()
         return {
             "data": self.data.train.dataset.digest,
@@ -157,7 +157,7 @@ def prepare_rows(game: Game, records: Sequence[Record], made_of: Any, name: str)
 
 
 def enforce_drops(game: Game, receipt: Receipt, name: str) -> None:
-    """Refuses rows of which more than ``game.max_drop_fraction`` were dropped, under their name."""
+    """Stops if more than ``game.max_drop_fraction`` of the rows were dropped."""
     field = "recipe.game.max_drop_fraction"
     try:
         enforce(receipt, max_drop_fraction=game.settings.max_drop_fraction, field=field)
@@ -252,7 +252,7 @@ def load_trained(
 
 
 def load_beside(config: Config, supervised: Reference, load: Callable[[], Params]) -> Params:
-    """Loads the supervised policy, and a policy's adapters beside it."""
+    """Loads the supervised policy with a policy's adapters."""
     return adapters.whole(config, supervised.load(), load())
 
 

@@ -78,7 +78,7 @@ def _check(loss: Loss, count: int, main: int | None, log_odds: float) -> None:
 def _log_order(
     setting: Setting, preference: Preference, order: int, records: Sequence[Record]
 ) -> None:
-    """Logs which objective orders the pairs, and how many prompts it gives no pair."""
+    """Logs which objective orders the pairs, and how many prompts have no pair by it."""
     tied = sum(len({scores[order] for scores in record.scores}) < 2 for record in records)
     log.info(
         "preference %s: pairs ordered by %s (%s of %s prompts have none)",

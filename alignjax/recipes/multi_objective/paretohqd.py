@@ -267,7 +267,7 @@ def _training_prompts(
 
 
 def _fault(sample: Sample, ids: list[int]) -> str:
-    """Names why a response is not trained on; empty for a good one."""
+    """Returns why a response is not used for training; empty for a good one."""
     if not sample.response.strip():
         return "empty"
     if not sample.ended:

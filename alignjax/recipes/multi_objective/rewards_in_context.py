@@ -1,4 +1,4 @@
-"""Rewards-in-Context: one policy for every preference, told in its prompt what to be good at.
+"""Rewards-in-Context: one policy for all preferences, whose prompt states the target scores.
 
 Offline, every training response is imitated under a prompt that tells its own scores. Then come
 rounds: the policy is asked for high scores on all objectives but one, the samples are scored, and
@@ -52,7 +52,7 @@ class _Scale:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Training:
-    """The training responses with what prompts tell of their scores."""
+    """The training responses, with the scores that their prompts state."""
 
     scored: Rows
     scale: _Scale
@@ -61,7 +61,7 @@ class _Training:
     high: np.ndarray  # [M]
 
     def record(self, i: int, wanted: np.ndarray) -> Record:
-        """Response i under a prompt that tells these z-scores."""
+        """Response i, with a prompt that states these z-scores."""
         rows = self.scored
         prompt = condition(rows.prompts[i], wanted)
         return Record(id=f"{rows.ids[i]}-{i}", prompt=prompt, responses=(rows.responses[i],))
@@ -222,7 +222,7 @@ def _ask(rng: np.random.Generator, data: _Training, count: int) -> tuple[np.ndar
 def _usable(
     scored: Rows, responses: np.ndarray, samples: Sequence[Sample], name: str
 ) -> tuple[list[Record], dict[str, int]]:
-    """Keeps the samples that are whole, under the prompts as the data have them."""
+    """Keeps the finished samples, with the original prompts."""
     counts = {"sampled": len(samples), "empty": 0, "unfinished": 0}
     records = []
     for i, sample in enumerate(samples):
@@ -249,7 +249,7 @@ def _good(
     data: _Training,
     quantile: float,
 ) -> tuple[list[Record], dict[str, int]]:
-    """Keeps samples that are good at something, each under a prompt that tells its own scores."""
+    """Keeps samples with a high score, each with a prompt that states its own scores."""
     table = np.concatenate(rows.score_records(setting, usable, f"{name}-scores"))
     whole = np.isfinite(table).all(axis=1)  # a scorer may lack an objective
     if not whole.any():

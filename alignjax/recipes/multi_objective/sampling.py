@@ -20,7 +20,7 @@ from alignjax.types import Params
 
 
 def whole_network(setting: Setting, params: Params) -> Params:
-    """Joins adapters of `training.fit` to the reference; leaves whole networks as they are."""
+    """Adds the adapters of `training.fit` to the reference; returns whole networks unchanged."""
     from alignjax.stages import adapters
 
     if "embed" in params:
@@ -29,7 +29,7 @@ def whole_network(setting: Setting, params: Params) -> Params:
 
 
 def merged_network(setting: Setting, params: Params) -> Params:
-    """Adds adapters into the reference's weights, which samples quicker than beside them."""
+    """Merges adapters into the reference's weights, which samples faster than unmerged ones."""
     from alignjax.models import lora
 
     config = setting.run.config.lora

@@ -19,7 +19,7 @@ from alignjax.recipes.multi_objective.method import Setting
 
 
 def train(setting: Setting, *, expert: Callable[..., Any]) -> Policies:
-    """Trains an expert per objective; the policy of a preference is their average.
+    """Trains one expert per objective; a preference's policy is their weighted average.
 
     Args:
       expert: ``(setting, preference) -> Network``, called with each unit preference, such as

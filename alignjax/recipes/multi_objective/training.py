@@ -30,7 +30,7 @@ def stage_config(
     learning_rate: float | None = None,
     reference: bool | None = None,
 ) -> Config:
-    """Makes the config of one training inside a method; what is None stays as in the run's.
+    """Makes the config of one training inside a method; None keeps the run's setting.
 
     Args:
       config: of the run.
