@@ -19,6 +19,8 @@ from alignjax.runtime.metrics import read
 Round = tuple[int, float, float]  # round, value, half-width of its 95% interval
 Front = dict[str, Any]  # what ``front.json`` holds
 
+_MARGINS = (0.9, 0.15, 0.5, 0.35)  # inches of a panel to the left, to the right, below, above
+
 
 @dataclasses.dataclass(frozen=True)
 class _Panel:
@@ -80,7 +82,7 @@ def training_figures(lines: Sequence[dict[str, Any]]) -> list[Any]:
     """Draws each training curve of a run as a figure of its own, for its report."""
     figures = []
     for panel in _panels(lines):
-        figure, axes = _figure(1, 1, (5.2, 3.4), layout="constrained")
+        figure, axes = _figure(1, 1, (5.2, 3.4))
         _draw(axes[0][0], panel, lines)
         figures.append(figure)
     return figures
@@ -266,19 +268,32 @@ def _parallel(axis: Any, named: dict[str, Front], low: np.ndarray, high: np.ndar
 def _figure(
     rows: int, columns: int, size: tuple[float, float], *, layout: Any = None
 ) -> tuple[Any, Any]:
-    """Makes a figure and its axes ``[rows, columns]``, each of a size in inches."""
+    """Makes a figure and its axes ``[rows, columns]``, each of a size in inches.
+
+    Without a layout every panel has the same room for its labels: to measure them takes as long as
+    to draw them.
+    """
     from matplotlib.figure import Figure  # by itself it needs no display and keeps no global state
 
     width, height = size
     figure = Figure(figsize=(width * columns, height * rows), layout=layout)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    if layout is None:
+        left, right, below, above = _MARGINS
+        figure.subplots_adjust(
+            left=left / (width * columns),
+            right=1 - right / (width * columns),
+            bottom=below / (height * rows),
+            top=1 - above / (height * rows),
+            wspace=(left + right) / (width - left - right),
+            hspace=(below + above) / (height - below - above),
+        )
+    return figure, axes
 
 
 def _save(figure: Any, path: pathlib.Path) -> Any:
     """Writes a figure, and returns it for tests to look at."""
     if distributed.is_main():
-        if figure.get_layout_engine() is None:
-            figure.tight_layout()
         with naming_file(path):
             figure.savefig(path, dpi=120)
     return figure

@@ -194,10 +194,11 @@ def in_parts(function: Callable[[Batch], Any], batch: Batch) -> Any:
     def one(i: Array) -> Any:
         return function(dataclasses.replace(only(batch, number == i), room=room))
 
-    one = jax.jit(one, inline=True)  # traced once, for its shapes and for the loop
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jnp.int32(0)))
+    # Traced once, for its shapes and for the loop: both give it an int32 that is not weak.
+    one, first = jax.jit(one, inline=True), jnp.int32(0)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
     return jax.lax.fori_loop(
-        0, (used > 0).sum(), lambda i, sums: jax.tree.map(jnp.add, sums, one(i)), zeros
+        first, (used > 0).sum(), lambda i, sums: jax.tree.map(jnp.add, sums, one(i)), zeros
     )
 
 

@@ -136,15 +136,16 @@ def _with_room(function: Callable[[Batch], Any], size: int, rows: Batch) -> Any:
 
 def _loop(count: int | Array, one: Callable[[Array], Any]) -> Any:
     """Adds up ``one(0), ..., one(count - 1)``."""
-    one = jax.jit(one, inline=True)  # traced once, for its shapes and for the loop
-    shapes = jax.eval_shape(one, jnp.int32(0))
+    # Traced once, for its shapes and for the loop: both give it an int32 that is not weak.
+    one, first = jax.jit(one, inline=True), jnp.int32(0)
+    shapes = jax.eval_shape(one, first)
     # float32 even for bfloat16 parameters: a small gradient added to a large sum would vanish.
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, "f4")), shapes)
 
     def body(i: Array, sums: Any) -> Any:
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, one(i))
 
-    return jax.lax.fori_loop(0, count, body, zeros)
+    return jax.lax.fori_loop(first, jnp.int32(count), body, zeros)
 
 
 def add_gradients(

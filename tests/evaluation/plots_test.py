@@ -71,6 +71,25 @@ def test_a_picture_with_every_panel(tmp_path):
     assert bars == 6
 
 
+def test_every_panel_has_room_for_its_labels(tmp_path, monkeypatch):
+    """Of numbers of many digits, too; and no panel reaches into another."""
+    monkeypatch.setattr(distributed, "is_main", lambda: False)  # measured here, not written
+    wide = -54321.5
+    write_metrics(tmp_path, lines := [{"step": 9000 + i, "loss": wide / (i + 1)} for i in range(3)])
+    history = [{"step": i, "kl": i, "a": wide / (i + 1), "b": 0.12345 * i} for i in range(3)]
+    for figure in (
+        *plots.training_figures(lines),
+        plots.plot_training(tmp_path, tmp_path, [[wide], [2 * wide]], "true_score"),
+        plots.plot_histories({"run": history}, ("a", "b"), tmp_path),
+    ):
+        figure.draw_without_rendering()
+        boxes = [axis.get_tightbbox() for axis in figure.axes]
+        for i, box in enumerate(boxes):
+            assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+            assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
+            assert not any(box.overlaps(other) for other in boxes[:i])
+
+
 @pytest.mark.parametrize("scores", [None, [[0.5], [0.5]]])
 def test_a_run_without_rewards_has_fewer_panels(scores, tmp_path):
     write_metrics(tmp_path, [{"step": 1, "loss": 2.0, "nll": 2.0}])

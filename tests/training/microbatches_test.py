@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 import pytest
 
@@ -71,6 +72,21 @@ def test_a_loss_that_compares_rows_gets_the_whole_batch():
     assert learner.update.rooms.whole
     learner = learners.policy(runs.get_config(), make_mesh(1, 1, 1), 1, load_reference=lambda: None)
     assert not learner.update.rooms.whole
+
+
+@pytest.mark.parametrize("rooms", [Rooms(sizes=(448,)), Rooms(given=400, padded=True)])
+def test_what_is_added_up_over_parts_is_traced_once(rooms):
+    """Tracing a network and its gradient takes longer than a small one's step."""
+    traced = []
+
+    def total(rows):
+        traced.append(rows)
+        return rows.response_length.sum()
+
+    batch = tiny.ragged(2, b=4, p=100, r=150)
+    found = jax.jit(lambda b: microbatches.add_up(total, b, rooms))(batch)
+    assert found == batch.response_length.sum()
+    assert len(traced) == 1
 
 
 @pytest.mark.parametrize(("tokens", "parts"), [(0, 1), (1600, 1), (1599, 2), (400, 4), (64, 4)])
