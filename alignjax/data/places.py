@@ -1,4 +1,4 @@
-"""Where data are: files, globs, folders with splits, and data sets of the Hugging Face Hub."""
+"""Locates data: files, globs, folders with splits, and data sets on the Hugging Face Hub."""
 
 import glob
 import json

@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
 
 @functools.cache
 def methods() -> dict[str, str]:
-    """Says what each method is, by its name: the modules with a ``loss``; imports none of them.
+    """Describes the methods by name: the modules with a ``loss``, without importing them.
 
     A module whose loss only a recipe of several stages trains is none. It has a line
     ``RECIPE = "configs/..."``, the config that shows it.

@@ -25,7 +25,7 @@ def loss(
     label_smoothing: float = 0.0,
     implicit: Implicit = implicit,
 ) -> tuple[Array, Metrics]:
-    """Asks the chosen response for a larger reward than the rejected one, by a margin.
+    """Raises the reward of the chosen response above the rejected one's, by a margin.
 
     With the reward r of the paper, pi(y|x)^(1/|y|) the probability per token::
 

@@ -29,7 +29,7 @@ from alignjax.types import Array, Batch, Implicit, Logps, Metrics, compares_rows
 def loss(
     logps: Logps, batch: Batch, *, beta: float = 0.1, label_smoothing: float = 0.0
 ) -> tuple[Array, Metrics]:
-    """Lifts the policy's margins of all pairs, as a distribution, above the reference's.
+    """Raises the policy's sorted margins of all pairs above the reference's.
 
     Paired AOT, (i) the i-th smallest of the batch, e the smoothing::
 
@@ -76,7 +76,7 @@ def loss_unpaired(
     label_smoothing: float = 0.0,
     implicit: Implicit = dpo.implicit,
 ) -> tuple[Array, Metrics]:
-    """Lifts the rewards of the chosen responses, as a distribution, above the rejected ones'.
+    """Raises the sorted rewards of the chosen responses above those of the rejected ones.
 
     Unpaired AOT, u the chosen and v the rejected responses' log-ratios, whatever the prompt::
 

@@ -38,7 +38,7 @@ from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 def loss(
     logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = dpo.implicit
 ) -> tuple[Array, Metrics]:
-    """Fits the implicit reward to every comparison that a list holds.
+    """Fits the implicit reward to all comparisons in a list.
 
     Eq. 1 over implicit rewards r, P the ordered pairs of the list::
 
@@ -81,7 +81,7 @@ def reward_loss(
     score_margin: float = 0.0,
     center_weight: float = 0.0,
 ) -> tuple[Array, Metrics]:
-    """Fits a reward model to every comparison that a list holds.
+    """Fits a reward model to all comparisons in a list.
 
     Eq. 1, P the ordered pairs of the list and s their external scores, with a margin and a pull of
     each pair's rewards towards a mean of 0::
@@ -150,7 +150,7 @@ def select(key: Array, batch: Batch) -> Batch:
 
 
 def select_random(key: Array, batch: Batch) -> Batch:
-    """Draws one of the ordered pairs of every list, each as likely as the others.
+    """Draws one ordered pair of every list, uniformly.
 
     The draw depends on ``key`` and the row's ``prompt_id`` alone.
 

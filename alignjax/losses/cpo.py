@@ -21,7 +21,7 @@ def loss(
     nll_weight: float = 1.0,
     label_smoothing: float = 0.0,
 ) -> tuple[Array, Metrics]:
-    """Prefers the chosen response by its probability alone, and imitates it.
+    """Prefers the chosen response by its log-probability, with a supervised term on it.
 
     The paper's L_prefer + L_NLL, s = log pi_theta(y|x) summed over the tokens, e = 0::
 
@@ -92,7 +92,7 @@ def loss_simpo(
     label_smoothing: float = 0.0,
     implicit: Implicit = simpo.implicit,
 ) -> tuple[Array, Metrics]:
-    """Prefers the chosen response per token, by a margin, and imitates it: CPO-SimPO.
+    """CPO-SimPO: prefers the chosen response per token, by a margin, with a supervised term.
 
     SimPO's comparison with CPO's imitation, s / |y| the log-probability per token::
 

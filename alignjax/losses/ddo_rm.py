@@ -15,7 +15,7 @@ def loss(
     temperature: float = 1.0,
     implicit: Implicit = cpo.implicit,
 ) -> tuple[Array, Metrics]:
-    """Fits how a list divides its probability to the same division, tilted by the scores.
+    """Fits the policy's distribution over a list to the same distribution, tilted by the scores.
 
     p the policy's probabilities within the list, r the scores; the target q has no gradient::
 

@@ -16,7 +16,7 @@ def loss(
     losses: tuple[Loss, ...] = (dpo.loss, bco.loss_pairs, sft.loss_chosen),
     weights: tuple[float, ...] = (0.8, 0.2, 1.0),
 ) -> tuple[Array, Metrics]:
-    """Adds losses up. The defaults are MPO's: which is preferred, how good each is, and imitation.
+    """Adds weighted losses. The defaults are MPO's: preference, quality and supervised terms.
 
     Eq. 3 of MPO, for any losses and weights::
 

@@ -42,7 +42,7 @@ def loss(
     main: int = 0,
     implicit: Implicit = dpo.implicit,
 ) -> tuple[Array, Metrics]:
-    """Fits what a policy adds to the other objectives to the pairs of one, by Bradley-Terry.
+    """Fits the pairs of one objective by Bradley-Terry, with the other objectives as a margin.
 
     The paper's L_MODPO, m the rewards of the objectives but k::
 

@@ -75,7 +75,7 @@ def loss_list(
     alpha: float = 1.0,
     implicit: Implicit = dpo.implicit,
 ) -> tuple[Array, Metrics]:
-    """Moves each response of a list to the height over the reference that its reward asks for.
+    """Moves the log-ratio of each response to the target that its reward sets.
 
     The NCA loss, w the softmax of the rewards over the K responses::
 
@@ -121,7 +121,7 @@ def loss_info(
     alpha: float = 1.0,
     implicit: Implicit = dpo.implicit,
 ) -> tuple[Array, Metrics]:
-    """Fits how a list divides its probability to its rewards, by the cross-entropy.
+    """Fits the policy's distribution over a list to the rewards, by cross-entropy.
 
     The InfoNCA loss, w the softmax of the rewards over the K responses::
 

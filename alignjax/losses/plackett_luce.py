@@ -105,7 +105,7 @@ def _ranking(reward: Array, batch: Batch) -> Array:
 def loss_top1(
     logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = dpo.implicit
 ) -> tuple[Array, Metrics]:
-    """Fits the implicit reward to which response is the best of its list.
+    """Fits the implicit reward to the best response of each list.
 
     HPS Eq. 6, y_1 the response of the largest score::
 

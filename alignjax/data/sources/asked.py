@@ -1,4 +1,4 @@
-"""What a row asks, its prompt, and what answers it."""
+"""Reads the prompt of a row, and its answers."""
 
 from dataclasses import dataclass, replace
 from typing import Any

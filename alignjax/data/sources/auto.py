@@ -1,4 +1,4 @@
-"""Reads rows of any published kind: the columns say which, and the receipt says what they said."""
+"""Reads rows of all published kinds, recognised by their columns; the data report names them."""
 
 import dataclasses
 import itertools

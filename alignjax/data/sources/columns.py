@@ -1,4 +1,4 @@
-"""Which column of a row holds what, by the names and types that published sets use.
+"""Finds the role of each column of a row, by the names and types in published data sets.
 
 `find` decides for one row. Where two columns fit and do not say the same, it asks, by an error
 that names the field of the config that answers.

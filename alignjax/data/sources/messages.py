@@ -21,7 +21,7 @@ _TURNS = (("input", "output"), ("user", "assistant"), ("human", "gpt"), ("questi
 
 
 class DroppedRowError(DataError):
-    """A well-formed row that cannot be used; ``reason`` is the receipt's word for it."""
+    """A well-formed row that cannot be used; ``reason`` is its name in the data report."""
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)

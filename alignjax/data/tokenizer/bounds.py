@@ -1,4 +1,4 @@
-"""What a chat template may take: counted while it renders, refused before it is built.
+"""Limits of chat templates: counted during rendering, refused before a value is built.
 
 A rendering has a budget of seconds, rounds and characters. What reads a value through (its text, a
 comparison) is refused where that is too much: lists that hold one list many times, and so on, are

@@ -1,4 +1,4 @@
-"""Renders chat templates with jinja2, sandboxed and bounded: they come with models, from strangers.
+"""Renders chat templates with jinja2, sandboxed and bounded, because models bring their own.
 
 A template sees what Hugging Face's do: ``messages``, ``tools`` and ``documents`` (None: there are
 none), ``add_generation_prompt``, the special tokens by name (``bos_token``, ...),
