@@ -7,7 +7,7 @@
 
 A cell is a whole game of `configs/demo/apo.py`, smaller, in a folder of its own. A finished cell is
 not run again; a killed one resumes. The cells of a seed begin with one supervised policy and
-one reward model of the pairs alone, both made once; those of one adversary share its first move,
+one reward model of pairs only, both made once; those of one adversary share its first move,
 which the policy's method does not change. Two processes can split the work once --prepare has made
 what all share: by the adversary, as in the third line, or by --seeds. A seed changes the split, the
 initial weights, the order of the rows and every draw. In ``golden-sft`` the policy is trained on
@@ -173,7 +173,7 @@ def prepare(seed: int, shared: pathlib.Path) -> Config:
 
 
 def begin(config: Config, shared: pathlib.Path) -> Config:
-    """Changes a config to the seed's supervised policy and its reward model of the pairs alone."""
+    """Changes a config to the seed's supervised policy and its reward model of pairs only."""
     return dataclasses.replace(
         config,
         sft=None,

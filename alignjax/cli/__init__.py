@@ -32,7 +32,7 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def run_verb(argv: Sequence[str]) -> int:
-    """Does what a command line asks for, once the flags are read; returns the exit code."""
+    """Runs the command, after the flags are parsed; returns the exit code."""
     verb = _chosen(argv)
     if verb.computes:
         _join_processes()
@@ -43,7 +43,7 @@ def run_verb(argv: Sequence[str]) -> int:
 
 
 def _chosen(argv: Sequence[str]) -> Verb:
-    """Finds the command; it takes all flags on the command line, and has those that it needs."""
+    """Finds the command, and checks that it takes the given flags and has the required ones."""
     if len(argv) > 1 and argv[1] not in VERBS:
         raise UserError(help.unknown(argv[1]))
     if len(argv) != 2:

@@ -1,4 +1,4 @@
-"""What each command does. Heavy imports happen inside, so that help and mistakes are quick."""
+"""The commands. Heavy imports happen inside, so that help and errors are fast."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ def run(path: str = "", workdir: str = "") -> None:
 def _run(
     config: Any, path: str, overrides: list[str], files: dict[str, bytes], workdir: str
 ) -> None:
-    """Runs a config, and keeps the files that it was made of."""
+    """Runs a config, and stores copies of its files."""
     _more_threads(config)
     from alignjax import recipes
     from alignjax.commands import finished_run

@@ -60,14 +60,14 @@ def say() -> None:
 
 
 def _folder() -> pathlib.Path:
-    """The user's folder for what can be made again, as freedesktop.org specifies it."""
+    """The user's cache folder, as freedesktop.org specifies it."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     top = pathlib.Path(base) if os.path.isabs(base) else pathlib.Path.home() / ".cache"
     return top / "alignjax" / "compiled"
 
 
 def _make(folder: pathlib.Path) -> None:
-    """Makes the folder, for this user alone, as its content is run; raises if it takes no files."""
+    """Makes the folder, for this user only, because its content is executed."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     probe = folder / f".probe-{secrets.token_hex(8)}"
     probe.touch()

@@ -86,7 +86,7 @@ for _flag in TABLE:
 
 
 def reset() -> None:
-    """Forgets what was given: for a program that parses several command lines."""
+    """Resets all flags, for a program that parses several command lines."""
     for name in BY_NAME:
         VALUES[name].unparse()
 

@@ -1,4 +1,4 @@
-"""A conversation in a terminal, with one network or with two side by side: the command ``chat``."""
+"""The command ``chat``: a conversation in a terminal, with one model or two side by side."""
 
 import dataclasses
 import sys
@@ -109,7 +109,7 @@ def converse(
 
 
 def _answers(talk: Conversation, key: Array, respond: Respond, width: int) -> str:
-    """Lets every network respond; the responses join its conversation."""
+    """Samples a response from every model, and adds it to that model's conversation."""
     said = []
     for voice, turns in zip(talk.voices, talk.turns, strict=True):
         draw = jax.random.fold_in(key, talk.draws)
@@ -122,7 +122,7 @@ def _answers(talk: Conversation, key: Array, respond: Respond, width: int) -> st
 
 
 def _command(talk: Conversation, word: str, value: str, load: Callable[[str], Voice]) -> str:
-    """Does what a line that begins with a slash asks for; returns what to say of it."""
+    """Runs a line that begins with a slash; returns what to print."""
     names = [name.split()[0] for name in COMMANDS]
     if word == "/reset":
         talk.turns = [[] for _ in talk.voices]
@@ -149,7 +149,7 @@ def _command(talk: Conversation, word: str, value: str, load: Callable[[str], Vo
 
 
 def beside(names: Sequence[str], texts: Sequence[str], width: int) -> str:
-    """Writes two texts in two columns, or below each other where there is no room for them."""
+    """Writes two texts in two columns, or below each other if the terminal is narrow."""
     if width < 60:
         return "\n".join(f"[{name}] {text}" for name, text in zip(names, texts, strict=True))
     half = (width - 3) // 2

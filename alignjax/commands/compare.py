@@ -1,4 +1,4 @@
-"""Runs side by side, at equal steps and at equal KL: the verb ``compare``.
+"""Runs side by side, at equal steps and at equal KL: the command ``compare``.
 
 A loss may only look better because it has moved further from the reference by the same step; at
 equal KL that advantage is gone.

@@ -274,7 +274,7 @@ def _check_kind(
 
 
 def _outputs(run: pathlib.Path) -> tuple[str, ...]:
-    """Names of a reward model's outputs."""
+    """Returns the names of a reward model's outputs."""
     if not (run / "summary.json").is_file():
         raise UserError(f"--workdir: {run} holds an unfinished run: finish it with run")
     return tuple(read_json(run / "summary.json")["reward_model"]["objectives"]) or ("reward",)

@@ -1,4 +1,4 @@
-"""Fronts side by side: one table, one picture. For the verb ``front``, and a run's own end."""
+"""Fronts side by side: one table, one picture. For the command ``front``, and a run's own end."""
 
 import dataclasses
 import pathlib

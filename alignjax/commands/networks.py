@@ -1,4 +1,4 @@
-"""Loads the networks of a run of several objectives, and samples from them: see `policies`."""
+"""Loads the networks of a multi-objective run, and samples from them: see `policies`."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

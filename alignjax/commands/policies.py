@@ -53,7 +53,7 @@ class Policies:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What responds to a preference."""
+    """The network, or the networks, that respond for a preference."""
 
     way: str
     networks: tuple[Network, ...]
@@ -63,7 +63,7 @@ class Choice:
 
 
 def find(workdir: pathlib.Path, description: dict[str, Any]) -> Policies | None:
-    """Reads what a run trained; None where it is none of several objectives.
+    """Reads the policies of a multi-objective run; None for other runs.
 
     Args:
       workdir: the run's folder.

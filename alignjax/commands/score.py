@@ -1,4 +1,4 @@
-"""Files of responses scored by reward models: the verb ``score``.
+"""Files of responses scored by reward models: the command ``score``.
 
 Read it downwards: `run` is the order of events. It writes ``OUT``, JSON lines that `sources.lists`
 reads, and ``OUT.made_of.json``, which says of what; the same command again then has nothing to do.

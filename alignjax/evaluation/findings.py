@@ -1,4 +1,4 @@
-"""What about a run is suspicious: one sentence each, for its log and for the top of its report."""
+"""Finds what is suspicious about a run: sentences for its log and the top of its report."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ FAR = 25.0  # nats of KL to the reference, per response
 
 
 def of_data(settings: Mapping[str, Any], receipt: Mapping[str, Any]) -> list[str]:
-    """Looks at what is known before training.
+    """Checks settings and data before training.
 
     Args:
       settings: the config as in config.json.
@@ -42,7 +42,7 @@ def of_data(settings: Mapping[str, Any], receipt: Mapping[str, Any]) -> list[str
 
 
 def of_result(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Looks at what came of a run.
+    """Checks the results of a run.
 
     Args:
       summary: as in summary.json.
@@ -104,7 +104,7 @@ def _of_table(after: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def side(pair: Any, name: str) -> Any:
-    """Takes one side of a row of a summary's table; a reward model's row has one side only."""
+    """Returns one side of a row of a summary's table; a reward model's row has only one side."""
     if isinstance(pair, dict) and "mean" in pair:
         return pair if name == "after" else None
     return pair.get(name)

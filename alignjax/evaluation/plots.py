@@ -54,13 +54,13 @@ _PANELS = (
 
 
 def _panels(lines: Sequence[dict[str, Any]]) -> list[_Panel]:
-    """Finds the panels that have something to show."""
+    """Returns the panels for which there are numbers."""
     there = {name for line in lines for name, value in line.items() if value is not None}
     return [x for x in _PANELS if there & x.names.keys()]
 
 
 def _draw(axis: Any, panel: _Panel, lines: Sequence[dict[str, Any]]) -> None:
-    """Draws the lines of a panel; what was measured on samples with its 95% interval."""
+    """Draws the lines of a panel; metrics of samples with their 95% intervals."""
     for name, label in panel.names.items():
         some = [line for line in lines if line.get(name) is not None]
         if not some:

@@ -1,6 +1,6 @@
-"""A run's report as one HTML file that needs nothing else: no script, font or picture elsewhere.
+"""A run's report as one self-contained HTML file, without external scripts or pictures.
 
-It is made of the files of the run's folder alone, so that it can be made again at any time.
+It is made only from files in the run's folder, so it can be written again at any time.
 """
 
 import base64
@@ -64,7 +64,7 @@ def write(workdir: pathlib.Path) -> None:
     """Writes ``report.html`` into a run's folder.
 
     Raises:
-      UserError: the folder holds no run that has ended.
+      UserError: the folder holds no finished run.
     """
     if not (workdir / "summary.json").is_file() or not (workdir / "config.json").is_file():
         raise UserError(f"--workdir: {workdir} holds no finished run (no summary.json)")
@@ -72,7 +72,7 @@ def write(workdir: pathlib.Path) -> None:
 
 
 def page(workdir: pathlib.Path) -> str:
-    """Makes the page of a run that has ended."""
+    """Makes the page of a finished run."""
     settings, summary = (storage.read_json(workdir / f"{x}.json") for x in ("config", "summary"))
     metrics = workdir / "metrics.jsonl"
     lines = read(metrics) if metrics.is_file() else []
@@ -111,7 +111,7 @@ def _findings(found: Sequence[str]) -> str:
 
 
 def _rows(rows: Iterable[tuple[Any, ...]], head: Sequence[str] = ()) -> str:
-    """Writes a table; cells after the first stand to the right where they are numbers."""
+    """Writes a table; cells after the first are right-aligned if there are several."""
 
     def cell(value: Any, tag: str, number: bool) -> str:
         return f"<{tag}{' class=n' * number}>{html.escape(str(value))}</{tag}>"
@@ -134,7 +134,7 @@ def interval(value: Any) -> str:
 
 
 def _table(table: dict[str, Any]) -> str:
-    """Writes what was measured before and after training, held out."""
+    """Writes the held-out metrics before and after training."""
     if not table:
         return ""
     rows = [

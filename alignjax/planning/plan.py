@@ -1,4 +1,4 @@
-"""The verb ``plan``: tells whether a run fits a machine, what it does there, and how long it takes.
+"""The command ``plan``: whether a run fits a machine, what it does there, and how long it takes.
 
 The programs are those of a run (`planning.programs`), compiled for machines that need not be there
 (`planning.chips`, `planning.measure`).

@@ -75,7 +75,7 @@ def _starts(run: Run) -> tuple[Callable[[], Params], Callable[[], Params] | None
             f"model.path: {config.model.path} has {outputs} outputs, and the data have {wanted} "
             "objectives"
         )
-    log.info("training goes on from the reward model of %s", config.model.path)
+    log.info("continuing to train the reward model of %s", config.model.path)
     found = dataclasses.replace(found, model=config.model)
     load = functools.partial(reward_models.load_params, found, run.mesh)
     quantize = config.lora.quantize if config.lora is not None else ""

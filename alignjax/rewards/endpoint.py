@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible address: which of two responses is better, in both orders.
+"""A judge with an OpenAI-compatible endpoint: compares two responses, in both orders.
 
 The address and the key are those of the environment: ``OPENAI_BASE_URL`` (by default OpenAI's own)
 and ``OPENAI_API_KEY``. Every answer is kept in a file, so that a judgement that was asked for is
@@ -44,7 +44,7 @@ relevance; length by itself is no merit. Reply with one letter: A, B, or T for a
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """What a judge said of pairs of responses."""
+    """A judge's answers about pairs of responses."""
 
     wins: np.ndarray  # [N] share that ours has won over both orders: 0, 0.25, 0.5, 0.75 or 1
     consistent: float  # share of the pairs on which both orders agree

@@ -1,4 +1,4 @@
-"""Reward models: what a finished run of the reward recipe left, and scores by it."""
+"""Loads trained reward models, and scores responses with them."""
 
 import dataclasses
 import functools
@@ -122,7 +122,7 @@ def with_limits(
 
 
 def find(path: str) -> RewardModel:
-    """Reads what a reward model's folder says of itself.
+    """Reads the description in a reward model's folder.
 
     Raises:
       UserError: it holds no finished reward model, or another tokenizer than the model was trained

@@ -1,4 +1,4 @@
-"""Scores of responses: by a trained reward model, a judge, or a function of the user's own.
+"""Scores responses with a trained reward model, a judge, or a custom function.
 
 A config names a function of records and binds its keywords with `functools.partial`:
 

@@ -1,4 +1,4 @@
-"""Files and folders that a run makes once and reuses: under a key, verified, never half.
+"""Stores files and folders that a run makes once and reuses: keyed, verified, atomic.
 
 An artifact is a file or a folder. Its key is JSON data that changes whenever the content would.
 Beside it lies what belongs to it:

@@ -1,4 +1,4 @@
-"""Detects the processes that the environment announces: plain addresses, Slurm, or a Cloud TPU.
+"""Detects the processes of a run from the environment: plain addresses, Slurm, or Cloud TPU.
 
 The sources are read in this order; without any of them the process runs alone:
 

@@ -1,4 +1,4 @@
-"""Several processes that run one program: how they start, wait for each other and exchange values.
+"""Coordinates several processes of one program: start, barriers and exchange of values.
 
 With one process all of this does nothing. Strings travel through the key-value store of JAX's
 coordination service, which process 0 serves: no device is used and nothing is compiled, a waiting

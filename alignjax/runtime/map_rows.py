@@ -1,4 +1,4 @@
-"""A compiled function over all rows of a dataset, batch by batch, fetched one batch late."""
+"""Applies a compiled function to a dataset, batch by batch, fetching results one batch late."""
 
 from collections.abc import Callable
 

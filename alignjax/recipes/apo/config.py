@@ -82,7 +82,7 @@ class RoundsConfig(GameConfig):
     )
     # the policy's: previous (of the round before) | supervised
     reference: str = setting("previous", one_of("previous", "supervised"))
-    adversarial: bool = True  # False: one reward model, of the pairs alone, in all rounds
+    adversarial: bool = True  # False: one reward model, of pairs only, in all rounds
     sequential: bool = False  # a round's reward model goes on from the one before, not from base
 
     def rules_of_run(self, config: Any) -> Iterator[Rule]:
@@ -97,7 +97,7 @@ class StepsConfig(GameConfig):
     """A game step by step, in one loop: in turns ``reward_steps`` and ``policy_steps``.
 
     The reference is the supervised policy. Of ``train`` the loop reads the batch size; the rest is
-    of the reward model of the pairs alone, from which the loop's goes on.
+    of the reward model of pairs only, from which the loop's goes on.
     """
 
     reward_steps: int = setting(1, STEPS)  # of a cycle; 0: the reward model stays as it is

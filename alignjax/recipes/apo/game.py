@@ -20,7 +20,7 @@ from alignjax.stages import sft
 from alignjax.stages.check import check_game
 from alignjax.stages.reference import Reference
 
-WHO = {"reward_model": "of the round", "base": "of the pairs alone"}
+WHO = {"reward_model": "of the round", "base": "of pairs only"}
 
 
 @contextlib.contextmanager
@@ -33,7 +33,7 @@ def open_game(
     """Opens a run and trains both players before the game starts.
 
     Yields:
-      The game, the supervised policy, and the reward model of the pairs alone.
+      The game, the supervised policy, and the reward model of pairs only.
     """
     check = functools.partial(check_game, samples=settings.sampling.samples)
     with open_run(config, workdir, allow_config_change, check=check) as run:

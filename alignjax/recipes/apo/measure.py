@@ -1,7 +1,7 @@
 """Measures a round on held-out prompts: the policy's samples, and how reward models rank them.
 
 A reward model is measured on humans' comparisons and on the policy's own samples, to which the
-distribution has shifted; the reward model of the pairs alone is measured beside it, on the same.
+distribution has shifted; the reward model of pairs only is measured beside it, on the same.
 The true order of samples is the judge's first score, or without a judge the mean of
 ``evaluate.scorers``; without either the samples say nothing of reward models.
 """
@@ -37,7 +37,7 @@ class Players:
     policy: Reference  # of the round
     before: Reference  # the policy whose samples the reward model was trained on
     reward: RewardModel  # of the round
-    base: RewardModel  # the reward model of the pairs alone
+    base: RewardModel  # the reward model of pairs only
     supervised: Reference  # the policy's KL is measured to it
 
 

@@ -3,7 +3,7 @@
 Read it downwards: `run` is the order of events. What is written into the workdir, besides what
 `recipes.align` writes of config, data and the supervised stage:
 
-    base/                                   the reward model of the pairs alone
+    base/                                   the reward model of pairs only
     round-0/                                what is measured before the first round
     round-1/reward_lists/                   golden answers and the policy's samples beside them
     round-1/reward/                         the round's reward model, for `score`

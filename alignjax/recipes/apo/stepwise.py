@@ -5,7 +5,7 @@ policy as it is at that turn (`training.on_policy_game`). Read it downwards: `ru
 events. What is written into the workdir, besides what `recipes.align` writes of config, data and
 the supervised stage:
 
-    base/                                the reward model of the pairs alone; the loop's goes on
+    base/                                the reward model of pairs only; the loop's goes on
     metrics.jsonl  checkpoints/          the loop: turns of both players
     policy/  reward/  players.json       what it ended with; `score` takes reward
     round-0/  round-1/                   what was measured before the loop and after it
@@ -16,7 +16,7 @@ the supervised stage:
 Of the config, ``train`` and ``optim`` are the policy's: its steps are counted in its own turns, and
 so is its learning rate. Of ``game.train`` the batch size is read: a turn of the reward model has so
 many golden answers against samples, and as many comparisons. ``reward_steps=0`` is the control: the
-reward model of the pairs alone stays as it is. The reference is the supervised
+reward model of pairs only stays as it is. The reference is the supervised
 policy, which stays: the loop settles between it and the golden answers, see docs/papers/apo.md.
 """
 

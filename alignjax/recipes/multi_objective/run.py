@@ -9,7 +9,7 @@ Read it downwards: `run` is the order of events. What each stage writes into the
     policies.json                                    what was trained, for generate and export
     rows.json  seconds/  and what the method keeps   see `rows`, `cost`, and the method
     samples/                                         sampled responses, a file a preference
-    front.json                                       their scores: what the verb front compares
+    front.json                                       their scores, which the command front compares
     summary.json  front.png                          the results
     .artifacts/                                      digests of what is reused, unfinished parts
 """

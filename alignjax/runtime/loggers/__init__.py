@@ -1,4 +1,4 @@
-"""Where a training's numbers go beside metrics.jsonl: TensorBoard, W&B, Trackio, MLflow.
+"""Loggers of a training's metrics: TensorBoard, W&B, Trackio, MLflow.
 
 Each is a function that opens one for a run's folder; its package is imported there. Numbers are
 grouped: ``train/loss``, ``eval/loss``. The settings of the run (its config.json) go along.

@@ -1,4 +1,4 @@
-"""Shows how far work is: a bar in a terminal, and a line now and then where there is none.
+"""Shows progress: a bar in a terminal, occasional lines elsewhere.
 
 Without a terminal (a job's log, a notebook, a pipe) a training writes a line whenever it has
 numbers, and any other work one line at its end, or one every `EVERY` seconds.
@@ -94,7 +94,7 @@ def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
 
 
 def texts(numbers: dict[str, Any]) -> list[str]:
-    """Writes the numbers that are worth a place: ``loss 0.48``, and those of a line's `SHOWN`."""
+    """Formats the numbers to show: ``loss 0.48``, and those of a line's `SHOWN`."""
     found = []
     for name, (short, form) in SHOWN.items():
         for key, value in numbers.items():
