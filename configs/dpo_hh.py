@@ -3,7 +3,7 @@
 Command:   python -m alignjax run --config=configs/dpo_hh.py --workdir=runs/hh \
                --set data.path='/data/hh/*.jsonl.gz'
 Hardware:  2 CPU cores
-Time:      8 minutes, with other work on the machine
+Time:      8 minutes, on a shared machine
 Expect:    on the 2,312 pairs of harmless-base/test, 1,834 to train on and 469 held out by prompt:
            held-out reward accuracy 0.610 ± 0.044 (one seed; ± is the 95% interval)
 """

@@ -3,7 +3,7 @@
 Command:   python -m alignjax run --config=configs/dpo_persona.py --workdir=runs/persona \
                --set data.path='/data/persona/*.jsonl.gz'
 Hardware:  2 CPU cores
-Time:      4.5 minutes, with other work on the machine
+Time:      4.5 minutes, on a shared machine
 Expect:    18,018 items to train on and 1,982 held out by prompt: held-out reward accuracy
            0.839 ± 0.016 (one seed; ± is the 95% interval)
 """

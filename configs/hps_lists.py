@@ -6,7 +6,7 @@ counted. The order in the file correlates with length and score, so it is shuffl
 Command:   python -m alignjax run --config=configs/hps_lists.py --workdir=runs/hps \
                --set data.path=/data/bon16.jsonl.gz
 Hardware:  2 CPU cores
-Time:      3 minutes, with other work on the machine
+Time:      3 minutes, on a shared machine
 Expect:    with --set select.score_sd=1.0 --set train.steps=64,
            513 lists to train on and 130 held out: the reward orders 0.516 ± 0.025 of the held-out
            pairs like the judge, which is not above chance (one seed; ± is the 95% interval)

@@ -1,7 +1,7 @@
 """The baselines of ParetoHqD with their published settings: helpful against harmless.
 
 Data, reward models, preferences and evaluation are those of `paretohqd.py`; the method is chosen
-behind the colon. MORLHF trains a policy for each of 5 preferences by policy gradient, not by the
+after a colon. MORLHF trains a policy for each of 5 preferences by policy gradient, not by the
 published PPO; soups and MOD train one for each objective and serve any preference, as does
 Rewards-in-Context with one policy; MODPO trains one for each of 11 preferences. MORLHF and the
 experts of soups and MOD sample and score in every step: their reward models have the policy's

@@ -9,7 +9,7 @@ Command:   python -m alignjax run --config=configs/rm_unieval.py --workdir=runs/
                --workdir=runs/paretohqd_unieval --set data.path=/data/unieval/sfres.json \
                --set recipe.objectives.scorer.path=runs/rm_unieval
 Hardware:  2 CPU cores
-Time:      5.4 minutes of processor time after the reward model, both cores together
+Time:      5.4 minutes of CPU time after the reward model, both cores together
 Expect:    fronts that this reward model cannot tell apart: mean scores between -0.16 and 0.20
            (informativeness) and 0.13 and 0.38 (naturalness), in no order of the preferences (10 of
            20 comparisons the wrong way round), 0.9% collapsed (one seed)

@@ -8,7 +8,7 @@ batch, as in its code: what is expected below is measured here, not quoted.
 Command:   python -m alignjax run --config=configs/rdro_halueval.py --workdir=runs/halueval \
                --set data.path=/data/halueval/general_data.jsonl.gz
 Hardware:  2 CPU cores
-Time:      16 minutes beside a dozen other programs, 2.4 minutes of processor time
+Time:      2.4 minutes of CPU time (16 minutes elapsed on a busy machine)
 Expect:    3,286 desirable and 729 undesirable responses to train on, class weights 1.2219 and
            5.5075; 126 steps, none skipped, gradient norm 11 to 18 (averages over 10 steps), loss
            1.38 to 1.51; on 492 held-out rows the log-ratio is 0.076 ± 0.051 where desirable and

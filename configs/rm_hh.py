@@ -3,7 +3,7 @@
 Command:   python -m alignjax run --config=configs/rm_hh.py --workdir=runs/rm_hh \
                --set data.path='/data/hh/*.jsonl.gz'
 Hardware:  2 CPU cores
-Time:      5 minutes of CPU time; 24 by the clock on a machine with much other work
+Time:      5 minutes of CPU time (24 minutes elapsed on a busy machine)
 Expect:    on the 2,312 pairs of harmless-base/test, 1,834 to train on and 469 held out by prompt:
            held-out accuracy 0.563 ± 0.045; temperature 0.98, ECE 0.041, where chance alone makes
            0.038 of 234 pairs (seed 0; ± is the 95% interval over prompts)

@@ -6,7 +6,7 @@ naturalness. The scorer of `paretohqd_unieval.py`.
 Command:   python -m alignjax run --config=configs/rm_unieval.py --workdir=runs/rm_unieval \
                --set data.path=/data/unieval/sfres.json
 Hardware:  2 CPU cores
-Time:      1.7 minutes of processor time, both cores together
+Time:      1.7 minutes of CPU time, both cores together
 Expect:    held-out reward accuracy 0.570 ± 0.131 for informativeness and 0.629 ± 0.121 for
            naturalness: 71 held-out prompts tell neither much from chance (one seed)
 """

@@ -6,10 +6,10 @@ samples; the policy is then trained on the best of 4 samples that it ranks.
 
 Command:   python -m alignjax run --config=configs/demo/apo.py --workdir=runs/apo
 Hardware:  2 CPU cores
-Time:      11 minutes of processor time, both cores together
+Time:      11 minutes of CPU time, both cores together
 Expect:    true score of samples from 0.582 ± 0.022 to 0.651, 0.643 and 0.656 ± 0.030 in the three
            rounds, of the best of 4 from 0.768 ± 0.015 to 0.831 ± 0.014, at a KL of 1.30 ± 0.12. The
-           reward model gets no better: accuracy on held-out pairs 0.725 ± 0.062 with the pairs
+           reward model does not improve: accuracy on held-out pairs 0.725 ± 0.062 with the pairs
            alone, then 0.720, 0.655 and 0.700, and on the policy's samples 0.565 ± 0.046 at the end
            beside 0.669 ± 0.043 (one seed, measured when samples that repeat were removed; ± is
            the 95% interval over prompts)
@@ -19,7 +19,7 @@ The paper's ablations, with --set:
     no APO (one reward model, of the pairs alone)    recipe.game.adversarial=False
     AB (no samples)                                  reward_loss.sample_weight=0
     GAIL (no pairs)                                  reward_loss.pair_weight=0
-    a reward model that goes on                      recipe.game.sequential=True
+    a reward model trained further in every round     recipe.game.sequential=True
 
 Another policy is another ``loss`` and ``select``, as the docstring of `losses.apo` lists them.
 """

@@ -6,7 +6,7 @@ step; then one step of the policy, by policy gradient on samples drawn at that s
 
 Command:   python -m alignjax run --config=configs/demo/apo_stepwise.py --workdir=runs/apo_steps
 Hardware:  2 CPU cores
-Time:      8 minutes of processor time, both cores together
+Time:      8 minutes of CPU time, both cores together
 Expect:    true score of samples from 0.629 ± 0.021 to 0.711 ± 0.020 after 120 turns, of the best
            of 4 from 0.798 ± 0.016 to 0.831 ± 0.014, at a KL of 0.67 ± 0.04; the reward model's
            accuracy on held-out pairs from 0.728 ± 0.044 to 0.723 ± 0.044 (one seed; ± is the 95%

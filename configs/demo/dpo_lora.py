@@ -2,7 +2,7 @@
 
 Command:   python -m alignjax run --config=configs/demo/dpo_lora.py --workdir=runs/dpo_lora
 Hardware:  2 CPU cores
-Time:      6.8 minutes of processor time, both cores together
+Time:      6.8 minutes of CPU time, both cores together
 Expect:    reward accuracy 0.719 ± 0.037; true score of sampled responses from 0.655 ± 0.018 to
            0.725 ± 0.018 at a KL of 0.53 ± 0.07 (one seed; ± is the 95% interval over prompts).
            At 5e-4 the accuracy is higher, 0.765 ± 0.035, and the text falls apart: a KL of 22 nats,

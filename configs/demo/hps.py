@@ -5,7 +5,7 @@ trains on the lists. The best of 5 samples to held-out prompts is reported, as i
 
 Command:   python -m alignjax run --config=configs/demo/hps.py --workdir=runs/hps_world
 Hardware:  2 CPU cores
-Time:      5.5 minutes of processor time
+Time:      5.5 minutes of CPU time
 Expect:    753 lists to train on, 97 held out; RM_DPO from 0 to 9.63 ± 1.75 at a KL of 2.76 ± 0.16;
            true score of samples from 0.615 ± 0.025 to 0.790 ± 0.027, of the best of 5 from
            0.784 ± 0.020 to 0.861 ± 0.017; BLEU of the best from 36.0 ± 4.9 to 46.5 ± 5.9; drawn

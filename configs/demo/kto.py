@@ -2,7 +2,7 @@
 
 Command:   python -m alignjax run --config=configs/demo/kto.py --workdir=runs/kto
 Hardware:  2 CPU cores
-Time:      5.3 minutes of processor time
+Time:      5.3 minutes of CPU time
 Expect:    log-ratios -8.4 ± 2.8 desirable, -40.6 ± 2.3 undesirable, ordered correctly 0.877 ±
            0.032; true score of samples from 0.598 ± 0.019 to 0.745 ± 0.021 at a KL of 1.89 ± 0.18
            (one seed; ± is the 95% interval over prompts)

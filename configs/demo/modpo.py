@@ -5,7 +5,7 @@ by the objective with the larger weight; the exact scores of the other one are t
 
 Command:   python -m alignjax run --config=configs/demo/modpo.py --workdir=runs/modpo
 Hardware:  2 CPU cores
-Time:      5.5 minutes of processor time, both cores together
+Time:      5.5 minutes of CPU time, both cores together
 Expect:    mean (helpful, concise) of the five preferences from (0.43, 0.82) for concise alone over
            (0.55, 0.68) to (0.59, 0.57) for helpful alone; hypervolume 0.459 [0.423, 0.500] of the
            box from 0 to 1, faithfulness 1, nothing collapsed (one seed; 95% intervals over prompts)

@@ -2,7 +2,7 @@
 
 Command:   python -m alignjax run --config=configs/demo/paretohqd.py --workdir=runs/paretohqd
 Hardware:  2 CPU cores
-Time:      3.6 minutes of processor time, both cores together
+Time:      3.6 minutes of CPU time, both cores together
 Expect:    hypervolume 0.576 [0.532, 0.623] of the box from 0 to 1; mean (helpful, concise) from
            (0.57, 0.86) for concise alone over (0.67, 0.76) for both alike to (0.80, 0.08) for
            helpful alone; faithfulness 0.80; 0.3% collapsed (one seed)

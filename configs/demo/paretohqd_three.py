@@ -6,7 +6,7 @@ best layers would otherwise consist mostly of the other prompts.
 
 Command:   python -m alignjax run --config=configs/demo/paretohqd_three.py --workdir=runs/paretohqd3
 Hardware:  2 CPU cores
-Time:      4.3 minutes of processor time, both cores together
+Time:      4.3 minutes of CPU time, both cores together
 Expect:    hypervolume 0.380 [0.344, 0.440] of the box from 0 to 1, faithfulness 0.53 (12 of 51
            comparisons of two preferences reversed), 0.7% collapsed; mean (helpful,
            harmless, concise) (0.65, 0.63, 0.53) for helpful alone, (0.48, 0.75, 0.67) for harmless,

@@ -5,7 +5,7 @@ The supervised stage imitates *all* responses (no ``sft.select``), so the refere
 
 Command:   python -m alignjax run --config=configs/demo/rdro.py --workdir=runs/rdro
 Hardware:  2 CPU cores
-Time:      4.6 minutes of processor time
+Time:      4.6 minutes of CPU time
 Expect:    held-out loss of the supervised stage 7.36 nats per response (the truth: 7.11);
            log-ratios 0.50 ± 0.16 desirable, -2.04 ± 0.17 undesirable, ordered correctly 0.906 ±
            0.020; true score of samples from 0.598 ± 0.019 to 0.715 ± 0.018 at a KL of 0.63 ± 0.04

@@ -6,7 +6,7 @@ bounded, and prompts that ask for 4 deviations would ask for what was never seen
 
 Command:   python -m alignjax run --config=configs/demo/rewards_in_context.py --workdir=runs/ric
 Hardware:  2 CPU cores
-Time:      2.5 minutes of processor time after the supervised stage
+Time:      2.5 minutes of CPU time after the supervised stage
 Expect:    352 and 432 of 500 samples kept; mean (helpful, concise) of the five preferences
            (0.15, 0.88), (0.33, 0.66), (0.64, 0.65), (0.71, 0.15), (0.70, 0.13), each within 0.04;
            hypervolume 0.466 [0.432, 0.500] of the box, nothing collapsed, 1 of 20 comparisons of
