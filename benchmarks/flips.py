@@ -54,7 +54,7 @@ RECIPES: dict[str, list[str]] = {
     "front_modpo": ["--preference=all"],
 }
 FLIPS = "flips.jsonl"
-RESULTS = ("summary", "receipt", "before", "after", "front", "history", "policies")
+RESULTS = ("summary", "data_report", "before", "after", "front", "history", "policies")
 TIMED = re.compile(r"(^|_)(seconds|second|versions|compiles|resumed_from|wait|crc32)(_|$)")
 
 

@@ -207,7 +207,7 @@ def test_too_many_dropped_rows_stop_the_run_and_are_in_the_receipt(files, tmp_pa
         r"empty_response 9 \(.*41.*\), identical_pair 1 \("
     )
     fails(*arguments, message=message)
-    receipt = json.loads((tmp_path / "w" / "receipt.json").read_text())
+    receipt = json.loads((tmp_path / "w" / "data_report.json").read_text())
     assert receipt["train"]["dropped"] == {"empty_response": 9, "identical_pair": 1}
     assert receipt["train"]["rows_in"] == 50
     assert len(receipt["train"]["ids"]["empty_response"]) == 3

@@ -57,7 +57,7 @@ def samples(workdir: pathlib.Path) -> list:
 def result(workdir: pathlib.Path) -> dict:
     """What a run came to, without what tells how often it was started."""
     summary = json.loads((workdir / "summary.json").read_text())
-    return {k: summary[k] for k in ("table", "steps", "skipped_steps", "receipt")}
+    return {k: summary[k] for k in ("table", "steps", "skipped_steps", "data_report")}
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_a_complete_run_started_again_changes_nothing(clean, compiled):
     def content(path):
         return {p: p.read_bytes() for p in path.rglob("*") if p.is_file() and p.name in kept}
 
-    kept = ("metrics.jsonl", "before.json", "after.json", "config.json", "receipt.json", "d")
+    kept = ("metrics.jsonl", "before.json", "after.json", "config.json", "data_report.json", "d")
     before, arrays = content(clean), leaves(clean)
     done = run(clean, compiled)
     assert done.returncode == 0, done.stderr

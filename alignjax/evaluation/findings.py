@@ -13,7 +13,7 @@ def of_data(settings: Mapping[str, Any], receipt: Mapping[str, Any]) -> list[str
 
     Args:
       settings: the config as in config.json.
-      receipt: the data report as in receipt.json.
+      receipt: the data report as in data_report.json.
     """
     found = []
     if not settings["model"]["path"] and settings["sft"] is None and settings["loss"] is not None:

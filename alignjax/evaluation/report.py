@@ -76,7 +76,7 @@ def page(workdir: pathlib.Path) -> str:
     settings, summary = (storage.read_json(workdir / f"{x}.json") for x in ("config", "summary"))
     metrics = workdir / "metrics.jsonl"
     lines = read(metrics) if metrics.is_file() else []
-    receipt = summary.get("receipt", {})
+    receipt = summary.get("data_report", {})
     title = html.escape(workdir.resolve().name)
     found = findings.of_data(settings, receipt) + findings.of_result(summary, lines)
     parts = [

@@ -97,7 +97,7 @@ def train(
         policy=load(folder) if config.loss is not None else None,
         metrics=_lines(folder),
         summary=summary,
-        data_report=summary["receipt"],
+        data_report=summary["data_report"],
         workdir=folder,
     )
 

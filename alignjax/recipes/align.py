@@ -2,7 +2,7 @@
 
 Read it downwards: `run` is the order of events. What each stage writes into the workdir:
 
-    config.json  receipt.json  tokenizer.model       what the run is made of
+    config.json  data_report.json  tokenizer.model   what the run is made of
     pretrained/                                      what came with the model of model.path
     sft/                                             the stage that makes the reference
     candidates/                                      sampled and scored lists, where asked for

@@ -2,7 +2,7 @@
 
 Read it downwards: `run` is the order of events. What each stage writes into the workdir:
 
-    config.json  receipt.json  tokenizer.model       what the run is made of
+    config.json  data_report.json  tokenizer.model   what the run is made of
     pretrained/                                      what came with the model of model.path
     sft/                                             the language model it starts from
     cache/  prepared.json  held_out.jsonl            prepared rows
@@ -211,7 +211,7 @@ def _measure(
             "params": digest,
         },
         **counts,
-        "receipt": run.data.receipt,
+        "data_report": run.data.receipt,
         "versions": workdirs.versions(),
     }
     storage.keep_json(run.workdir / "summary.json", summary)

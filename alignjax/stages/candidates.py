@@ -124,7 +124,7 @@ def _open(run: Run, settings: CandidatesConfig, record: dict[str, Any]) -> Run:
             field="candidates.max_drop_fraction",
         )
     receipt_of_all = {**run.data.receipt, "candidates": receipts}
-    storage.keep_json(run.workdir / "receipt.json", receipt_of_all)
+    storage.keep_json(run.workdir / "data_report.json", receipt_of_all)
     data = dataclasses.replace(
         run.data, train=sides["train"], held_out=sides["held_out"], receipt=receipt_of_all
     )

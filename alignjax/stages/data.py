@@ -43,7 +43,7 @@ class Prepared:
     originals: Bucketed
     original_records: dict[str, Record]  # the same as text, by id
     tokenizer: Tokenizer
-    receipt: dict[str, Any]  # what receipt.json says
+    receipt: dict[str, Any]  # what data_report.json says
 
 
 def read_source(
@@ -178,7 +178,7 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
     tokenizer = load_tokenizer(config, workdir, train)
     sides = _sides(config, workdir, {"train": train, "held_out": held_out}, receipts, tokenizer)
     receipt = {side: r.as_dict() | kept_counts(sides[side]) for side, r in receipts.items()}
-    _write_receipt(workdir / "receipt.json", receipt)
+    _write_receipt(workdir / "data_report.json", receipt)
     for r in receipts.values():
         enforce(r, max_drop_fraction=config.data.max_drop_fraction)
     for side, rows in sides.items():
@@ -223,7 +223,7 @@ def _kept_rows(config: Config, workdir: pathlib.Path) -> Prepared | None:
         raise DataError(f"{path}: has changed since it was written, and its data no longer exist")
     held_out = kept.read(path.read_bytes())
     tokenizer = load_tokenizer(config, workdir, [])
-    return _prepared(sides, held_out, tokenizer, storage.read_json(workdir / "receipt.json"))
+    return _prepared(sides, held_out, tokenizer, storage.read_json(workdir / "data_report.json"))
 
 
 def survey(
@@ -330,7 +330,7 @@ def _write_receipt(path: pathlib.Path, receipt: dict[str, Any]) -> None:
         if not isinstance(known, dict) or wanted != {side: known.get(side) for side in wanted}:
             storage.keep_here(path, receipt)
 
-    run_on_main("receipt.json", write)
+    run_on_main("data_report.json", write)
 
 
 def rows_of(

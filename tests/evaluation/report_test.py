@@ -45,7 +45,7 @@ def sample(prompt, response, ended=True):
 
 @pytest.fixture
 def run(tmp_path):
-    summary = {"table": TABLE, "steps": 5, "skipped_steps": 0, "receipt": RECEIPT}
+    summary = {"table": TABLE, "steps": 5, "skipped_steps": 0, "data_report": RECEIPT}
     before = [sample("Hi <you>", "one"), sample("Hi <you>", "two"), sample("Bye", "same")]
     after = [sample("Hi <you>", "<script>x", False), sample("Bye", "same")]
     files = {

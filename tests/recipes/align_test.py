@@ -81,7 +81,7 @@ def test_every_line_holds_the_numbers_that_dashboards_know(base):
             *("logps/rejected", "tokens_per_second", "prompts_per_second", "skipped"),
         } <= set(line)
     assert column(base[0], "epoch")[-1] == pytest.approx(
-        STEPS * 8 / base[1]["receipt"]["train"]["kept"]
+        STEPS * 8 / base[1]["data_report"]["train"]["kept"]
     )
     schedule = optim.learning_rate(config().optim, STEPS)
     wanted = [float(schedule(step)) for step in range(STEPS)]
@@ -99,14 +99,14 @@ def test_the_summary_says_what_came_of_it(base):
     assert summary["skipped_steps"] == summary["resumed_from"] == 0
     assert summary["reference"]["mode"] == "cache"
     assert summary["versions"]["jax"] == jax.__version__
-    assert summary["receipt"] == json.loads((workdir / "receipt.json").read_text())
+    assert summary["data_report"] == json.loads((workdir / "data_report.json").read_text())
     table = summary["table"]
     for name in ("rewards/accuracies", "rewards/margins", "true_score", "KL to reference, nats"):
         assert set(table[name]["after"]) == {"mean", "half_width", "count"}
     assert table["rewards/accuracies"]["before"] is None  # all tie
     assert table["true_score"]["after"]["count"] == 2  # prompts
     assert table["response tokens"]["after"]["mean"] <= 4
-    rows = summary["receipt"]["held_out"]["kept"]
+    rows = summary["data_report"]["held_out"]["kept"]
     assert 1 < table["rewards/margins"]["after"]["count"] <= rows
 
 
@@ -292,7 +292,7 @@ def test_held_out_rows_of_ones_own(tmp_path):
         settings, tokenizer=dataclasses.replace(settings.tokenizer, vocab_size=300)
     )
     found = align.run(settings, tmp_path / "w")
-    assert found["receipt"]["held_out"]["rows_in"] == 6
+    assert found["data_report"]["held_out"]["rows_in"] == 6
     assert found["table"]["rewards/accuracies"]["after"]["count"] == 6
 
 

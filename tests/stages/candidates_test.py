@@ -55,7 +55,7 @@ def base(tmp_path_factory, whole_run):
     """One whole run."""
     workdir = tmp_path_factory.mktemp("candidates")
     summary = align.run(config(), workdir)
-    assert summary["receipt"] == json.loads((workdir / "receipt.json").read_text())
+    assert summary["data_report"] == json.loads((workdir / "data_report.json").read_text())
     return workdir, summary
 
 
@@ -72,7 +72,7 @@ def rows(workdir, side="train"):
 def test_every_prompt_has_a_list_of_distinct_scored_responses(base):
     workdir, summary = base
     data = prepare_data(config(), workdir)  # as generate does
-    assert summary["receipt"] == json.loads((workdir / "receipt.json").read_text())
+    assert summary["data_report"] == json.loads((workdir / "data_report.json").read_text())
     for side, own in (("train", data.train), ("held_out", data.held_out)):
         found = rows(workdir, side)
         prompts = {own.dataset[i].prompt for i in range(len(own.dataset))}
@@ -84,7 +84,7 @@ def test_every_prompt_has_a_list_of_distinct_scored_responses(base):
             assert len(set(row["responses"])) == len(row["responses"]) == len(row["scores"])
             assert row["scores"] == [float(len(text)) for text in row["responses"]]
             assert all(text.strip() for text in row["responses"])
-    counts = summary["receipt"]["candidates"]["train"]["responses"]
+    counts = summary["data_report"]["candidates"]["train"]["responses"]
     found = rows(workdir)
     assert counts["prompts"] == len(found)
     assert counts["sampled"] == 3 * len(found)
@@ -96,7 +96,7 @@ def test_every_prompt_has_a_list_of_distinct_scored_responses(base):
 
 def test_the_alignment_trains_on_the_lists_and_asks_the_held_out_prompts(base):
     workdir, summary = base
-    receipt = summary["receipt"]["candidates"]["train"]
+    receipt = summary["data_report"]["candidates"]["train"]
     usable = [row for row in rows(workdir) if len(set(row["scores"])) > 1]
     assert receipt["kept"] == len(usable)
     assert receipt["rows_in"] - receipt["kept"] == sum(receipt["dropped"].values())

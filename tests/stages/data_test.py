@@ -47,7 +47,7 @@ def test_the_split_is_by_prompt_and_every_row_is_accounted_for(tmp_path):
     assert train["held_out"] == held_out["rows_in"] == held_out["kept"]
     assert train["kept"] + train["held_out"] == 80
     assert 8 <= held_out["kept"] <= 32
-    assert json.loads((tmp_path / "receipt.json").read_text()) == data.receipt
+    assert json.loads((tmp_path / "data_report.json").read_text()) == data.receipt
 
 
 def test_rows_given_as_held_out_are_all_of_them(tmp_path):

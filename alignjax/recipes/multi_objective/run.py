@@ -2,7 +2,7 @@
 
 Read it downwards: `run` is the order of events. What each stage writes into the workdir:
 
-    config.json  receipt.json  tokenizer.model       what the run is made of
+    config.json  data_report.json  tokenizer.model   what the run is made of
     pretrained/                                      what came with the model of model.path
     sft/                                             the policy that methods start from
     cache/                                           prepared rows, reference log-probabilities
@@ -110,7 +110,7 @@ def _report(setting: Setting, measured: dict[str, Any]) -> dict[str, Any]:
         "method": describe(setting.objectives.method),
         **front.compare({workdir.resolve().name: measured}, workdir / "front.png"),
         "seconds_by_part": measured["seconds_by_part"],
-        "receipt": storage.read_json(workdir / "receipt.json"),
+        "data_report": storage.read_json(workdir / "data_report.json"),
         "versions": workdirs.versions(),
     }
     storage.keep_json(workdir / "summary.json", summary)

@@ -93,7 +93,7 @@ def test_it_writes_what_its_docstring_lists(base):
     listed = rounds.__doc__.split("\n\n")[2]
     for path in workdir.iterdir():
         if path.name[:5] not in ("round", ".lock") and path.name not in (
-            *("config.json", "receipt.json", "tokenizer.model", "sft", "cache"),
+            *("config.json", "data_report.json", "tokenizer.model", "sft", "cache"),
         ):
             assert path.name in listed, f"{path.name} is written and not listed"
     in_round = {path.name for path in (workdir / "round-2").glob("[!.]*")}
