@@ -182,7 +182,7 @@ def main() -> None:
         compare(pathlib.Path(aligned), pathlib.Path(run) / "candidates" / "held_out.jsonl")
     else:
         print("not compared with transformers: `make test-parity` makes its environment")
-    print(f"talk with it: {BIN} -m alignjax chat --model={aligned} --against={imported}")
+    print(f"chat with it: {BIN} -m alignjax chat --model={aligned} --against={imported}")
 
 
 if __name__ == "__main__":

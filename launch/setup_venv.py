@@ -65,7 +65,7 @@ def set_up(folder: pathlib.Path) -> None:
         return
     start = time.monotonic()
     if unfinished.exists() or ((folder / "pyvenv.cfg").exists() and not python.exists()):
-        say(f"{folder} was left half made, or its Python is gone: starting afresh")
+        say(f"{folder} is incomplete, or its Python no longer exists: starting again")
         shutil.rmtree(folder)
     elif python.exists() and version_of(python) != dotted(sys.version_info[:2]):
         sys.exit(
@@ -93,7 +93,7 @@ def set_up(folder: pathlib.Path) -> None:
 
 
 def say(text: str) -> None:
-    print(f"set-up: {text}", flush=True)
+    print(f"setup: {text}", flush=True)
 
 
 def dotted(version: tuple[int, ...]) -> str:
@@ -130,7 +130,7 @@ def pip(python: pathlib.Path, *arguments: str) -> None:
     # setuptools warns about every editable installation, at length.
     code = subprocess.run(command, env=os.environ | {"PYTHONWARNINGS": "ignore"}).returncode
     if code:
-        sys.exit(f"set-up: pip stopped with exit code {code}; its last lines above say why")
+        sys.exit(f"setup: pip stopped with exit code {code}; its last lines above say why")
 
 
 def install_pip(python: pathlib.Path) -> None:
@@ -156,7 +156,7 @@ def install_pip(python: pathlib.Path) -> None:
             raise OSError(f"{PIP_WHEEL} has sha256 {found}, wanted {PIP_SHA256}")
     except OSError as error:
         sys.exit(
-            f"set-up: cannot fetch pip from {without_password(page)}: {error}. "
+            f"setup: cannot fetch pip from {without_password(page)}: {error}. "
             "Check the network and PIP_INDEX_URL, or install Debian's package python3-venv"
         )
     with tempfile.TemporaryDirectory() as temporary:
@@ -164,7 +164,7 @@ def install_pip(python: pathlib.Path) -> None:
         path.write_bytes(wheel)
         code = [str(python), str(path / "pip"), "install", "--quiet", "--no-index", str(path)]
         if subprocess.run(code).returncode:
-            sys.exit("set-up: pip could not install itself; its last lines above say why")
+            sys.exit("setup: pip could not install itself; its last lines above say why")
 
 
 class Links(html.parser.HTMLParser):
@@ -220,4 +220,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\nset-up: interrupted; the next call starts again")
+        sys.exit("\nsetup: interrupted; the next call starts again")
