@@ -92,6 +92,10 @@ def _of_table(after: Mapping[str, Mapping[str, Any]]) -> list[str]:
         found.append(
             f"the KL to the reference is {kl:.1f} nats per response: the policy is far away"
         )
+    for name, rate in after.items():
+        if name.startswith("win rate/") and rate.get("high", 1.0) < 0.5:
+            text = f"{rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
+            found.append(f"{name} is {text}: the responses got worse by this score")
     accuracy = after.get("rewards/accuracies")
     if accuracy is not None and "half_width" in accuracy:
         low, high = (accuracy["mean"] + s * accuracy["half_width"] for s in (-1, 1))

@@ -25,6 +25,7 @@ TABLE = {
     "unfinished": {"before": half(0.0), "after": half(0.81)},
     "KL to reference, nats": {"before": half(0.0), "after": half(40.0)},
     "win rate/<b>": {"before": None, "after": {"mean": 0.8, "low": 0.7, "high": 0.9}},
+    "win rate/kind": {"before": None, "after": {"mean": 0.4, "low": 0.3, "high": 0.49}},
 }
 RECEIPT = {
     "train": {
@@ -115,10 +116,12 @@ def test_what_is_suspicious_stands_at_its_top(run):
         "81% of the sampled responses were cut",
         "40.0 nats",
         "0.550 ± 0.100, is not distinguishable from chance",
+        "win rate/kind is 0.400 [0.300, 0.490]: the responses got worse by this score",
         "the held-out loss rose from 0.62 to 0.7",
     ):
         assert sentence in top
     assert "prompt:" not in top  # 9% is below the limit
+    assert "&lt;b&gt;" not in top  # responses got better by it
 
 
 def test_a_good_run_says_so():
