@@ -53,7 +53,8 @@ def align(method: str) -> None:
     if VALUES.print_config:
         print(text, end="")
         return
-    logging.getLogger("alignjax").info("%s\nthe run is in %s", short.say(method, config), workdir)
+    said = short.say(method, config, VALUES.set)
+    logging.getLogger("alignjax").info("%s\nthe run is in %s", said, workdir)
     _run(config, "config.py", [], {"config.py": text.encode()}, workdir)
 
 

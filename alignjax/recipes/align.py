@@ -91,16 +91,19 @@ def _align(
     def during(params: Params) -> dict[str, float]:
         # A reference that was put away is read again for the moment: the KL needs it.
         of = reference.load() if live is None and watched.config.evaluate.during else live
-        whole = adapters.whole(run.config, live, params)
-        return evaluation.history_line(watched, whole, of, start.held_out, steps=len(batches))
+        whole, steps = adapters.whole(run.config, live, params), len(batches)
+        policy = scored.keep(params, held_out.logps(watched, whole, "  held-out rows"))
+        return evaluation.history_line(
+            watched, whole, of, start.held_out, steps=steps, policy=policy
+        )
 
-    batches = start.feed.batches
+    batches, scored = start.feed.batches, held_out.LastScored()
     evaluation.require_metric(run, start.before, start.held_out)
     watched = evaluation.paced(run, batches.row_count, len(batches))
     job = watched.job("alignment", reference.digest, more, extendable=True)
     key = jax.random.key(run.config.train.seed)
     state, counts = offline.fit(job, start.learner, start.feed, key, during)
-    return _finish(run, start, state.params, counts)
+    return _finish(run, start, state.params, counts, scored.of(state.params))
 
 
 def _start(run: Run, load_reference: Callable[[], Params]) -> _Start:
@@ -131,8 +134,13 @@ def _start(run: Run, load_reference: Callable[[], Params]) -> _Start:
     return _Start(reference, learner, feed, choice, before, on_held_out, samples)
 
 
-def _finish(run: Run, start: _Start, trained: Params, counts: dict[str, int]) -> dict[str, Any]:
-    """Evaluates policy and reference, and writes the report."""
+def _finish(
+    run: Run, start: _Start, trained: Params, counts: dict[str, int], policy: np.ndarray | None
+) -> dict[str, Any]:
+    """Evaluates policy and reference, and writes the report.
+
+    ``policy`` are nats of the held-out responses, where the last evaluation was of ``trained``.
+    """
     reference, live = start.reference, start.learner.ref_params
     ref_params = reference.load() if live is None else live
     params = adapters.whole(run.config, ref_params, trained)
@@ -143,7 +151,8 @@ def _finish(run: Run, start: _Start, trained: Params, counts: dict[str, int]) ->
         raise AssertionError("the reference's parameters changed during the run")
     table: tables.Table = {}
     if start.before is not None:
-        policy = held_out.logps(run, params, "  held-out rows")
+        if policy is None:
+            policy = held_out.logps(run, params, "  held-out rows")
         table = _held_out(run, start, start.before, policy)
     if samples:
         table |= evaluation.compare_samples(run, start.samples, samples)

@@ -37,6 +37,7 @@ from alignjax.rewards import reward_models
 from alignjax.runtime import checkpoint, storage, workdirs
 from alignjax.runtime.map_rows import map_rows
 from alignjax.stages import adapters, learners, pretrained, sft
+from alignjax.stages.held_out import LastScored
 from alignjax.stages.run import Run
 from alignjax.training import offline
 from alignjax.training.job import Feed
@@ -139,16 +140,17 @@ def fit(
     better = _better(run.data.held_out)
 
     def during(params: Params) -> dict[str, float]:
-        table = _rewards(run, adapters.whole(config, base, params), count)
+        table = scored.keep(params, _rewards(run, adapters.whole(config, base, params), count))
         return statistics.means(_preferences(run, table, better))
 
-    feed = Feed(run.data.train.dataset, batches)
+    feed, scored = Feed(run.data.train.dataset, batches), LastScored()
     state, counts = offline.fit(job, learner, feed, jax.random.key(config.train.seed), during)
-    params = state.params
+    params, table = state.params, scored.of(state.params)
     if config.lora is not None:
-        params = lora.merge(with_head(base), params, config.lora)
+        params, table = lora.merge(with_head(base), params, config.lora), None  # rounds otherwise
+    table = _rewards(run, params, count) if table is None else table
     digest = pretrained.keep_params(run.workdir / "params", params)
-    return _measure(run, params, digest, better, {**counts, "identity": job.identity})
+    return _measure(run, table, digest, better, {**counts, "identity": job.identity})
 
 
 def _objectives(run: Run) -> tuple[str, ...]:
@@ -187,11 +189,10 @@ def _preferences(run: Run, table: np.ndarray, better: np.ndarray) -> dict[str, n
 
 
 def _measure(
-    run: Run, params: Params, digest: str, better: np.ndarray, counts: dict[str, Any]
+    run: Run, table: np.ndarray, digest: str, better: np.ndarray, counts: dict[str, Any]
 ) -> Fitted:
-    """Measures and calibrates the trained reward model; writes ``summary.json``."""
+    """Measures and calibrates the reward model by its `_rewards`; writes ``summary.json``."""
     dataset = run.data.held_out.dataset
-    table = _rewards(run, params, better.shape[-1])
     prompts = [dataset[i].prompt for i in range(len(dataset))]
     measured = {
         name: evaluate.over_prompts(name, values, prompts)

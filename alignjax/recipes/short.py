@@ -40,6 +40,8 @@ REWARD = "reward"  # the method that trains a reward model
 LOOKED_AT = 500  # rows whose lengths are counted
 LONGEST = 512  # tokens of a prompt, and of a response, at most
 MOST_HELD_OUT = 64  # rows, about
+FEWEST_SAMPLED, MOST_SAMPLED = 2, 8  # prompts, before and after; one for every `STEPS_PER_PROMPT`
+STEPS_PER_PROMPT = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +111,7 @@ def about(method: str, config: Config, workdir: str) -> str:
     )
 
 
-def say(method: str, config: Config) -> str:
+def say(method: str, config: Config, overrides: list[str]) -> str:
     """Describes the settings in a few lines, and how to change them."""
     thin = config.lora is not None
     train, data, optimizer = config.train, config.data, config.optim
@@ -122,7 +124,31 @@ def say(method: str, config: Config) -> str:
         f"{data.max_response_tokens} tokens, {config.model.dtype}"
         + ("; --set lora=none trains all parameters" if thin else "")
         + ". Change settings with --set field=value; --print_config writes all of them"
+        + _say_samples(config, overrides)
     )
+
+
+def _say_samples(config: Config, overrides: list[str]) -> str:
+    """Says in a line how many responses are sampled, and of which length, where that was chosen."""
+    settings = config.evaluate
+    if config.reward_loss is not None or not settings.prompts:
+        return ""
+    fewer = settings.prompts < MOST_SAMPLED and not _sets(overrides, "prompts")
+    short = settings.max_new_tokens < 64 and not _sets(overrides, "max_new_tokens")
+    return (
+        f"\nsamples before and after: {settings.prompts} prompts"
+        + (" (few, as the run is short; --set evaluate.prompts=8)" if fewer else "")
+        + f", up to {settings.max_new_tokens} tokens"
+        + (
+            " (the responses of the data are short; --set evaluate.max_new_tokens=128)"
+            if short
+            else ""
+        )
+    )
+
+
+def _sets(overrides: list[str], name: str) -> bool:
+    return any(x.partition("=")[0].strip() == f"evaluate.{name}" for x in overrides)
 
 
 def _start(method: str, model: str, data: str) -> Config:
@@ -180,7 +206,9 @@ def _fitted(method: str, start: Config, rows: list[Record], tokenizer: Tokenizer
         train=dataclasses.replace(train, eval_every=max(10, steps // 4)),
         reference=ReferenceConfig(mode="auto" if _reads_reference(start, rows[0]) else "none"),
         evaluate=dataclasses.replace(
-            start.evaluate, max_new_tokens=min(128, _limit(int(np.quantile(responses, 0.9))))
+            start.evaluate,
+            prompts=min(MOST_SAMPLED, max(FEWEST_SAMPLED, steps // STEPS_PER_PROMPT)),
+            max_new_tokens=min(128, _limit(int(np.quantile(responses, 0.9)))),
         ),
     )
 

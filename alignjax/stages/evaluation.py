@@ -121,17 +121,20 @@ def history_line(
     reference: np.ndarray | None,
     *,
     steps: int = 0,
+    policy: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Measures a line of the run's history: means over held-out rows and over samples.
 
     With the ``steps`` of the run it has the loss of the held-out rows; a game trains on others.
+    ``policy`` are ``[N, K]`` nats of the held-out responses under ``params``; None: computed here.
 
     The samples, at temperature 1 and of the first ``evaluate.during`` prompts, give ``kl`` with the
     half-width of its 95% interval, the share that was cut, and the judge's scores. Every evaluation
     draws with the same random numbers.
     """
     judge = run.config.evaluate.judge
-    policy = held_out.logps(run, params, "  held-out rows")
+    if policy is None:
+        policy = held_out.logps(run, params, "  held-out rows")
     metrics = statistics.means(held_out_metrics(run, policy, reference))
     losses = held_out.losses(run, policy, reference, steps=steps) if steps else None
     if losses is not None:
@@ -372,6 +375,13 @@ def write_report(
         firsts.setdefault(old.prompt, (old.response, new.response))
     shown = dict(list(firsts.items())[:TEXTS])
     loggers.show_samples(run.config.train.loggers, workdir, rest["steps"], shown)
-    tables.print_table(table, f"{workdir}: {rest['steps']} steps")
+    _print_result(table, f"{workdir}: {rest['steps']} steps")
     tables.say(f"plot: {picture}\nnumbers: {workdir / 'summary.json'}")
     return summary
+
+
+def _print_result(table: tables.Table, title: str) -> None:
+    if table:
+        tables.print_table(table, title)
+    else:
+        tables.say(f"{title}; nothing was measured (evaluate.held_out=False, evaluate.prompts=0)")

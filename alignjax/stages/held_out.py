@@ -26,6 +26,31 @@ def logps(run: Run, params: Params, title: str) -> np.ndarray:
     )
 
 
+@dataclasses.dataclass
+class LastScored:
+    """What the newest evaluation of a training found; the end reads it and need not find it again.
+
+    The parameters are told apart by one of their arrays, the smallest: every step makes new ones,
+    and the others' memory is not held.
+    """
+
+    array: Any = None
+    table: np.ndarray | None = None
+
+    def keep(self, params: Params, table: np.ndarray) -> np.ndarray:
+        """Keeps the held-out responses' table under these parameters, and gives it back."""
+        self.array, self.table = _smallest(params), table
+        return table
+
+    def of(self, params: Params) -> np.ndarray | None:
+        """The table of these very parameters; None: the newest evaluation was of others."""
+        return self.table if self.array is _smallest(params) else None
+
+
+def _smallest(params: Params) -> Any:
+    return min(jax.tree.leaves(params), key=lambda x: x.size)
+
+
 def order(rows: Bucketed) -> np.ndarray | None:
     """``[N, K]`` scores that order the held-out responses; None where index 0 is the chosen one.
 

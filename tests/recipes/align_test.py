@@ -29,6 +29,7 @@ from alignjax.world import sources as world
 from tests import runs
 
 STEPS = 8
+score, passes = align.held_out.logps, []  # the passes over held-out rows of `base`, by title
 
 
 def config(*overrides: str, **changes) -> Config:
@@ -51,7 +52,9 @@ def test_rows_are_shown_with_the_names_of_their_scores(capsys):
 def base(tmp_path_factory):
     """One run with the reference's table on disk: its folder and what it returned."""
     workdir = tmp_path_factory.mktemp("base")
-    return workdir, align.run(config("train.keep_best=eval/loss"), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(align.held_out, "logps", lambda *args: passes.append(args[2]) or score(*args))
+        return workdir, align.run(config("train.keep_best=eval/loss"), workdir)
 
 
 def column(workdir, name):
@@ -108,6 +111,14 @@ def test_the_summary_says_what_came_of_it(base):
     assert table["response tokens"]["after"]["mean"] <= 4
     rows = summary["data_report"]["held_out"]["kept"]
     assert 1 < table["rewards/margins"]["after"]["count"] <= rows
+
+
+def test_the_last_evaluation_is_the_result_and_is_not_made_twice(base):
+    lines = [x for x in metrics.read(base[0] / "metrics.jsonl") if "eval_loss" in x]
+    assert lines[-1]["step"] == STEPS
+    assert passes == ["supervised, held out", *["  held-out rows"] * len(lines)]
+    for name in ("rewards/margins", "rewards/accuracies", "RM_DPO"):
+        assert base[1]["table"][name]["after"]["mean"] == lines[-1][f"eval_{name}"]
 
 
 def test_it_writes_what_its_docstring_lists(base):

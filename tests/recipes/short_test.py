@@ -87,6 +87,25 @@ def test_what_is_chosen_follows_the_data_and_gives_way_to_changes(files):
     assert describe(other)["data"]["source"]["chat"] is False
 
 
+def test_short_runs_sample_less_and_say_what_they_sample(files):
+    path = str(files["pairs"])
+
+    def of(*overrides):
+        changes = [THIN, *overrides]
+        config = short.config("dpo", MODEL, path, changes)
+        return config.evaluate.prompts, short.say("dpo", config, changes).splitlines()[1:]
+
+    cut = "up to 16 tokens (the responses of the data are short; --set evaluate.max_new_tokens=128)"
+    few = "(few, as the run is short; --set evaluate.prompts=8)"
+    sampled = "samples before and after:"
+    assert of("train.steps=2") == (2, [f"{sampled} 2 prompts {few}, {cut}"])
+    assert of("train.steps=20") == (5, [f"{sampled} 5 prompts {few}, {cut}"])
+    assert of("train.steps=400") == (8, [f"{sampled} 8 prompts, {cut}"])
+    given = ("train.steps=2", "evaluate.prompts=3", "evaluate.max_new_tokens=9")
+    assert of(*given) == (3, [f"{sampled} 3 prompts, up to 9 tokens"])
+    assert of("train.steps=2", "evaluate=none") == (0, [])
+
+
 def test_rows_that_the_template_refuses_are_left_to_the_run(files, tmp_path):
     turns = [{"role": "user", "content": "Hm?"}, {"role": "user", "content": "Hm?"}]
     row = {"prompt": turns, "chosen": [{"role": "assistant", "content": "A"}], "rejected": "B"}

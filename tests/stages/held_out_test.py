@@ -13,6 +13,7 @@ from alignjax.data import store
 from alignjax.data.batching import bucket
 from alignjax.data.encode import Row
 from alignjax.data.records import Record
+from alignjax.evaluation.statistics import Interval
 from alignjax.losses import dpo
 from alignjax.stages import evaluation, held_out
 from alignjax.stages.run import Run
@@ -78,3 +79,23 @@ def test_evaluations_cost_a_tenth_of_the_training_at_most(held, size, steps, eve
     asked = dataclasses.replace(run.config.train, eval_every=3)
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, train=asked))
     assert evaluation.paced(run, 1, 1) is run
+
+
+def test_what_was_scored_last_is_known_by_its_very_parameters():
+    table, params = np.ones((3, 2)), {"a": np.zeros(4), "b": np.zeros(2)}
+    last = held_out.LastScored()
+    assert last.of(params) is None
+    assert last.keep(params, table) is table
+    assert last.of({**params, "a": np.ones(4)}) is table  # the smallest array is the sign of all
+    assert last.of({**params, "b": np.zeros(2)}) is None
+    last.keep({"b": np.zeros(2)}, table + 1)
+    assert last.of(params) is None
+
+
+def test_a_run_that_measured_nothing_says_so_and_prints_no_table(capsys):
+    evaluation._print_result({}, "runs/x: 2 steps")
+    assert capsys.readouterr().out == (
+        "runs/x: 2 steps; nothing was measured (evaluate.held_out=False, evaluate.prompts=0)\n"
+    )
+    evaluation._print_result({"loss": (None, Interval(0.5, 0.1, 3))}, "runs/x: 2 steps")
+    assert "│ loss     │      - │ 0.500 ± 0.100 │" in capsys.readouterr().out
