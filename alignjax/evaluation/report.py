@@ -82,7 +82,7 @@ def page(workdir: pathlib.Path) -> str:
     parts = [
         f"<h1>{title}</h1>",
         _findings(found),
-        _section("Result", _table(summary.get("table", {})) + _fronts(summary)),
+        _section("Result", _table(summary.get("table")) + _fronts(summary)),
         _section("Rounds", _rounds(workdir, summary.get("rounds", []))),
         _section("Curves", _curves(lines)),
         *(_section(name, _picture(workdir / file)) for file, name in PICTURES.items()),
@@ -133,10 +133,10 @@ def interval(value: Any) -> str:
     return f"{value['mean']:.3f} ± {value['half_width']:.3f}"
 
 
-def _table(table: dict[str, Any]) -> str:
-    """Writes the held-out metrics before and after training."""
+def _table(table: dict[str, Any] | None) -> str:
+    """Writes the held-out metrics before and after training; None: a recipe that has none."""
     if not table:
-        return ""
+        return "" if table is None else "<p>Nothing was measured.</p>"
     rows = [
         (name, *(interval(findings.side(pair, side)) for side in ("before", "after")))
         for name, pair in table.items()

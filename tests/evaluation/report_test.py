@@ -135,6 +135,11 @@ def test_a_good_run_says_so():
     assert "margin is 0 at every step" in findings.of_result({"skipped_steps": 2}, still)[1]
 
 
+def test_a_run_that_measured_nothing_says_so():
+    assert report._table({}) == "<p>Nothing was measured.</p>"
+    assert report._table(None) == ""
+
+
 def test_a_folder_without_a_finished_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no finished run"):
         report.write(tmp_path)
