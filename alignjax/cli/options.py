@@ -33,7 +33,7 @@ TABLE = (
     Flag("reward_model", "workdir of a reward model", "texts"),
     Flag("max_prompt_tokens", "longer prompts lose their beginning", "int", None, 2),
     Flag("max_response_tokens", "longer responses lose their end", "int", None, 2),
-    Flag("out", "what to write"),
+    Flag("out", "output file"),
     Flag("format", "of --out: jsonl | alpaca_eval, which alpaca_eval reads", default="jsonl"),
     Flag("against", "responses to the same prompts as --records"),
     Flag("judge", "model at $OPENAI_BASE_URL that compares responses, e.g. gpt-4.1-mini"),
@@ -46,7 +46,7 @@ TABLE = (
     Flag("samples", "responses per prompt", "int", None, 1),
     Flag("temperature", "sampling temperature; 0: greedy", "float", None, 0.0),
     Flag("preference", "weights of the objectives, e.g. 0.3,0.7; for export also: all"),
-    Flag("checkpoint", "last, or best (kept by train.keep_best)", default="last"),
+    Flag("checkpoint", "which checkpoint: last, or best (train.keep_best)", default="last"),
     Flag("runs", "workdirs, separated by commas", "list", ()),
     Flag(
         "from", "model folder saved by transformers, or a GGUF file; export: or an imported folder"

@@ -28,7 +28,7 @@ _SAMPLE = "It's 12,345 o'clock.\n\n  Où? Grüße  naïve:\tfoo_bar(x) <b>語</b
 
 
 def import_model(source: str, to: str) -> None:
-    """Reads a folder as transformers saves it and writes an imported one.
+    """Reads a folder saved by transformers and writes an imported one.
 
     Args:
       source: config.json, safetensors, tokenizer files; or a GGUF file.
@@ -55,7 +55,7 @@ def export_model(source: str, to: str, *, dtype: str = "") -> None:
     """Writes a model that was not trained here, as it is: the reverse of `import_model`.
 
     Args:
-      source: an imported folder, one as transformers saves it, or a GGUF file.
+      source: an imported folder, one saved by transformers, or a GGUF file.
       to: a folder, or a name that ends in ``.gguf``, that does not exist yet.
       dtype: of the stored tensors; empty: as they are stored there, or in a GGUF file ``f16``.
 

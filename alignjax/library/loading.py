@@ -160,7 +160,7 @@ def load(
     """Loads a policy onto the first device.
 
     Args:
-      path: a folder as transformers saves it, an imported one, a GGUF file, or a run's workdir.
+      path: a folder saved by transformers, an imported one, a GGUF file, or a run's workdir.
       dtype: of matrix products, float32 or bfloat16; of a run: its own.
       preference: of a run of several objectives, such as ``"0.3,0.7"``.
       checkpoint: of a run: ``"last"``, or ``"best"``, which ``train.keep_best`` keeps.

@@ -168,7 +168,7 @@ def find(path: str) -> RewardModel:
 
 
 def _from_elsewhere(folder: pathlib.Path, config: dict[str, Any]) -> RewardModel:
-    """Reads a reward model's folder as transformers saves it.
+    """Reads a reward model's folder saved by transformers.
 
     One that was exported here says in ``reward_model.json`` which limits it was trained with.
     """

@@ -87,7 +87,7 @@ def reward_model(
     Args:
       records: prompts as the model was trained on, with any number of responses.
       path: the workdir of a finished run whose config has a ``reward_loss``, or a folder of a
-        ``...ForSequenceClassification`` as transformers saves it.
+        ``...ForSequenceClassification`` saved by transformers.
       batch_size: prompts at a time, or as many more as the mesh's ``data * fsdp`` divides.
       mesh: what the parameters and the rows are split over. Inside a run it is the run's; None:
         one device, or with several processes all of them along ``fsdp``.

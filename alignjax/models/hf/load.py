@@ -38,7 +38,7 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 def is_classifier(path: str) -> bool:
-    """Whether a path names a reward model's folder, as transformers saves it."""
+    """Whether a path names a reward model's folder, saved by transformers."""
     if not path or gguf_files.is_gguf(path):
         return False
     file = pathlib.Path(path) / "config.json"
@@ -97,7 +97,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     """
     if not file.is_file():
         near = "" if file.parent.is_dir() else f" (no folder {file.parent})"
-        raise UserError(f"{file}: no such file{near}; wanted a folder as transformers saves it")
+        raise UserError(f"{file}: no such file{near}; wanted a folder saved by transformers")
     if file.stat().st_size > MAX_JSON:
         raise UserError(f"{file}: wanted at most {MAX_JSON // 2**20} MiB")
     try:
