@@ -137,7 +137,7 @@ def test_data_without_a_usable_row_are_refused_with_the_reasons(tmp_path):
 
 def test_data_of_another_kind_are_refused_with_the_methods_that_they_are_for(files):
     message = r"kto learns from single labelled responses, and .*pairs\.jsonl holds pairs \(.*:1\)"
-    with pytest.raises(UserError, match=message + ".*learn: .*cpo, .*, dpo, .*, reward$"):
+    with pytest.raises(UserError, match=message + ".*for these data: .*cpo, .*, dpo, .*, reward$"):
         short.config("kto", MODEL, str(files["pairs"]), [THIN])
 
 
