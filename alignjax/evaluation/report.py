@@ -125,12 +125,13 @@ def _rows(rows: Iterable[tuple[Any, ...]], head: Sequence[str] = ()) -> str:
 
 
 def interval(value: Any) -> str:
-    """Writes a number of a summary with its 95% interval."""
-    if value is None:
+    """Writes a number of a summary with its 95% interval, which needs two prompts or more."""
+    if value is None or value["mean"] is None:
         return "-"
     if "low" in value:
         return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-    return f"{value['mean']:.3f} ± {value['half_width']:.3f}"
+    width = value["half_width"]
+    return f"{value['mean']:.3f}{'' if width is None else f' ± {width:.3f}'}"
 
 
 def _table(table: dict[str, Any] | None) -> str:

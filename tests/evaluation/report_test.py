@@ -140,6 +140,13 @@ def test_a_run_that_measured_nothing_says_so():
     assert report._table(None) == ""
 
 
+def test_a_number_without_an_interval_or_without_rows_is_written():
+    """In a summary NaN is null: of one prompt there is no interval, of none no mean."""
+    assert report.interval(half(0.25)) == "0.250 ± 0.100"
+    assert report.interval(half(0.25, None)) == "0.250"
+    assert report.interval(half(None, None)) == report.interval(None) == "-"
+
+
 def test_a_folder_without_a_finished_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no finished run"):
         report.write(tmp_path)
