@@ -1,7 +1,6 @@
 """Whole runs at the smallest size, in this process and in others."""
 
 import dataclasses
-import gc
 import json
 import os
 import pathlib
@@ -40,9 +39,6 @@ from alignjax.types import TrainState
 from alignjax.world import sources as world
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-
-# As in conftest, for the programs that tests start: their configs come from here.
-gc.set_threshold(50_000, 10, 10)
 
 TIMED = (
     "prompts_per_second",

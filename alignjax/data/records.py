@@ -91,6 +91,7 @@ class Record:
     domain: str = ""
     origin: str = ""  # "file:line" for messages; "" where the row is not from a file
     more: tuple[str, ...] = ()  # K texts, `Message.more` of the responses as messages; or ()
+    answers: tuple[str, ...] = ()  # the data's, where ``responses`` are a policy's samples
     root: Prompt = ""  # what is held out together, where it is not the prompt: its first turns
 
 

@@ -35,7 +35,7 @@ from alignjax.losses import cpo
 from alignjax.losses.plackett_luce import ranking_scores
 from alignjax.types import Array, Batch, Logps, Metrics
 
-RECIPE = "configs/demo/apo_stepwise.py"  # with loss=grpo.loss: it wants the policy's own samples
+RECIPE = "configs/demo/grpo.py"  # it learns from the policy's own samples
 SCALES = ("std", "none", "loo")
 LENGTHS = ("response", "sum", "group")
 EPSILON = 1e-4  # added to the standard deviation, as in TRL

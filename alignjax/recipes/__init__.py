@@ -25,6 +25,7 @@ __all__ = [
     "play_steps",
     "run_config",
     "trace_front",
+    "train_online",
     "train_reward_model",
 ]
 
@@ -70,6 +71,17 @@ def train_reward_model(
     from alignjax.recipes import reward_model
 
     return reward_model.run(config, workdir, allow_config_change)
+
+
+def train_online(
+    config: Config, workdir: str | pathlib.Path, allow_config_change: bool = False
+) -> dict[str, Any]:
+    """Trains a policy on samples that it draws at every step, see `recipes.online`."""
+    if config.loss is None:
+        raise UserError("loss: wanted one with train_online, such as grpo.loss; found none")
+    from alignjax.recipes import online
+
+    return online.run(config, workdir, allow_config_change)
 
 
 def play_rounds(

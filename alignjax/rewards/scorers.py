@@ -4,6 +4,7 @@ A config names a function of records and binds its keywords with `functools.part
 
     scorer=partial(scorers.reward_model, path="runs/rm")
     scorer=partial(scorers.judged, judge=world.judge, name="true_score")
+    scorer=partial(scorers.checked, check=my_check)
     scorer=partial(scorers.several, scorers=(one, another))
     scorer=my_function
 
@@ -65,6 +66,29 @@ def judged(
         scores = np.array([[row[n] for n in names] for row in rows], np.float32)
         scores = scores.reshape(len(rows), len(names))
         out.append(scores[:, 0] if isinstance(name, str) else scores)
+    return out
+
+
+def checked(records: Sequence[Record], *, check: Callable[[str, str], float]) -> list[np.ndarray]:
+    """Scores a policy's samples by comparing them with the answer that the data give.
+
+    Args:
+      records: with ``answers``; of several the first one counts, which in pairs is the chosen one.
+      check: ``(response, answer) -> score``, larger is better; such as
+        ``lambda response, answer: float(response.strip() == answer.strip())``.
+
+    Returns:
+      For each record ``[k]`` float32.
+
+    Raises:
+      DataError: a record has no answer.
+    """
+    out = []
+    for record in records:
+        if not record.answers:
+            raise DataError(f"{record.origin or record.id}: has no answer to compare with")
+        answer = record.answers[0]
+        out.append(np.array([check(x, answer) for x in record.responses], np.float32))
     return out
 
 

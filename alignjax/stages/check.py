@@ -312,6 +312,7 @@ def check_scorers(config: Config, data: Prepared) -> None:
         *open_scorers(config.evaluate.scorers, "evaluate.scorers", config),
     ):
         if not scorer.reward_models:
-            scorer.means([data.original_records[example.id]])
+            record = data.original_records[example.id]
+            scorer.means([dataclasses.replace(record, answers=record.responses)])
     if config.evaluate.judge is not None:
         judgements(config.evaluate.judge, [(example.prompt, example.responses[0])])

@@ -226,6 +226,7 @@ def records_of(
                 prompt=original.prompt,
                 responses=responses,
                 domain=original.domain,
+                answers=original.responses,
             )
         )
     return out

@@ -1,22 +1,26 @@
 """Training on fresh samples, for recipes: the policy, its prompts, scores of token ids."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from alignjax.config import Config, SamplingConfig
+from alignjax.data.records import Record
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
 from alignjax.models import reward_head
 from alignjax.rewards import reward_models
 from alignjax.rewards.reward_models import RewardModel
+from alignjax.rewards.scorers import Scorer, mean_scores
 from alignjax.runtime import distributed
 from alignjax.sampling import decode
 from alignjax.sampling.generate import Question
 from alignjax.stages import adapters, learners
+from alignjax.stages.data import Prepared
+from alignjax.stages.run import Run
 from alignjax.training import on_policy
 from alignjax.training.job import Learner
 from alignjax.training.on_policy import Prompts
@@ -117,6 +121,65 @@ def _by_reward_model(
 
 def _score_ids(params: Params, batch: Batch, *, config: object) -> Array:
     return reward_head.score_responses(params, batch, config=config)
+
+
+def score_by(
+    scorers: Sequence[Scorer], run: Run, originals: Mapping[str, Record]
+) -> Callable[[Batch], Array | np.ndarray]:
+    """Makes the score of a step's samples, ``[B, K]``: the mean of several scorers.
+
+    Reward models score the sampled ids on the devices, which hold all of them at once. Where any
+    scorer reads text, all of them do, and a reward model among them is loaded at every step.
+
+    Args:
+      scorers: of a policy's samples.
+      run: its data and devices.
+      originals: the training records by id, for their prompts and answers as text.
+    """
+    if all(scorer.only_reward_models for scorer in scorers):
+        tables = [by_reward_models(x.reward_models, run.data.tokenizer, run.mesh) for x in scorers]
+        return lambda batch: jnp.mean(jnp.stack([x(batch).mean(axis=-1) for x in tables]), axis=0)
+
+    def score(records: list[Record]) -> list[np.ndarray]:
+        return mean_scores(scorers, records)
+
+    return functools.partial(score_texts, run.data, originals, score)
+
+
+def score_texts(
+    data: Prepared,
+    originals: Mapping[str, Record],
+    score: Callable[[list[Record]], list[np.ndarray]],
+    batch: Batch,
+) -> np.ndarray:
+    """Scores a batch's samples as text.
+
+    Args:
+      data: whose training rows the batch's prompts are.
+      originals: records of prompts as the data have them, by id; a prompt that is not among them
+        is scored as the network reads it.
+      score: gives ``[K]`` for each record.
+
+    Returns:
+      ``[B, K]``; rows that only fill the batch have 0.
+    """
+    records = []
+    for number, responses in texts(batch, data.tokenizer):
+        example = data.train.dataset[number]
+        found = originals.get(example.id)
+        records.append(
+            Record(
+                id=example.id,
+                prompt=example.prompt if found is None else found.prompt,
+                responses=tuple(responses),
+                answers=example.responses if found is None else found.responses,
+            )
+        )
+    table = np.zeros(batch.response_length.shape)
+    real = np.flatnonzero(distributed.fetch(batch.weight) > 0)
+    for row, scores in zip(real, score(records), strict=True):
+        table[row] = scores
+    return table
 
 
 def texts(batch: Batch, tokenizer: Tokenizer) -> list[tuple[int, list[str]]]:

@@ -37,13 +37,11 @@ import numpy as np
 
 from alignjax.commands.policies import TRAINED, Network, Policies, Preference
 from alignjax.config import CandidatesConfig, SamplingConfig
-from alignjax.data.records import Prompt, Record
+from alignjax.data.records import Record
 from alignjax.errors import UserError
 from alignjax.recipes.multi_objective import cost, rows
 from alignjax.recipes.multi_objective.method import Rows, Setting
-from alignjax.runtime import distributed
 from alignjax.sampling.generate import take_questions
-from alignjax.stages.data import Prepared
 from alignjax.types import Array, Batch
 
 log = logging.getLogger("alignjax")
@@ -210,33 +208,13 @@ def scalar_score(
     names, run = setting.objectives.names, setting.run
     scorer = rows.objectives_scorer(setting.objectives, run.config)
     if not scorer.only_reward_models:
+        asked = zip(scored.ids, scored.prompts, strict=True)
         return functools.partial(
-            _score_texts,
+            fresh_samples.score_texts,
             run.data,
-            dict(zip(scored.ids, scored.prompts, strict=True)),
+            {id: Record(id=id, prompt=prompt, responses=()) for id, prompt in asked},
             lambda records: [(x - shift) @ weights for x in scorer.tables(records, names)],
         )
     score_ids = fresh_samples.by_reward_models(scorer.reward_models, run.data.tokenizer, run.mesh)
     columns = np.array(scorer.columns(names))
     return lambda batch: (score_ids(batch)[..., columns] - shift) @ weights
-
-
-def _score_texts(
-    data: Prepared,
-    prompts: dict[str, Prompt],
-    score: Callable[[list[Record]], list[np.ndarray]],
-    batch: Batch,
-) -> np.ndarray:
-    """Scores a batch's samples as text, under the prompts as the data have them."""
-    from alignjax.stages import fresh_samples
-
-    records = []
-    for number, responses in fresh_samples.texts(batch, data.tokenizer):
-        example = data.train.dataset[number]
-        prompt = prompts.get(example.id, example.prompt)
-        records.append(Record(id=example.id, prompt=prompt, responses=tuple(responses)))
-    table = np.zeros(batch.response_length.shape)
-    real = np.flatnonzero(distributed.fetch(batch.weight) > 0)  # the other rows are padding
-    for row, scores in zip(real, score(records), strict=True):
-        table[row] = scores
-    return table

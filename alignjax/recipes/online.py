@@ -1,0 +1,149 @@
+"""Trains a policy on its own samples: GRPO, RLOO, online DPO, or any loss of scored responses.
+
+Read it downwards: `run` is the order of events. It writes what `recipes.align` writes, except for
+``candidates/`` and the held-out rows' part of ``summary.json``.
+
+Of the config, ``candidates`` says how many responses the policy gives to each prompt, how they are
+sampled, and which scorers score them. `recipes.align` samples them once, from the supervised
+policy; here every step samples anew from the policy as it is at that step. ``loss`` reads the
+scores:
+
+    grpo.loss             GRPO, Dr. GRPO and RLOO by its arguments
+    apo.loss              REINFORCE with the other samples' mean as baseline, and a KL penalty
+    bradley_terry.loss    online DPO: the best of the samples against the worst
+
+The prompts are the distinct ones of the training data. The data's own responses are not trained on;
+scorers see them as ``Record.answers``, so that `scorers.checked` can compare samples with them.
+"""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from alignjax.config import Config
+from alignjax.config.fields import describe
+from alignjax.data.records import Receipt
+from alignjax.errors import UserError
+from alignjax.evaluation import tables
+from alignjax.evaluation.statistics import Interval
+from alignjax.recipes.run import open_run
+from alignjax.rewards.scorers import Scorer, digests, open_scorers
+from alignjax.runtime import checkpoint
+from alignjax.sampling.generate import Sample, take_questions
+from alignjax.stages import adapters, evaluation, fresh_samples, sft
+from alignjax.stages.data import split
+from alignjax.stages.reference import Reference
+from alignjax.stages.run import Run
+from alignjax.training import on_policy
+from alignjax.training.job import Job, Learner
+from alignjax.training.on_policy import Prompts
+from alignjax.types import Params
+
+log = logging.getLogger("alignjax")
+
+MAX_EMPTY = 0.9  # stop when a larger share of a step's responses is empty
+
+
+def run(
+    config: Config, workdir: str | pathlib.Path, allow_config_change: bool = False
+) -> dict[str, Any]:
+    """Trains and measures the policy; see `alignjax.recipes.run_config`.
+
+    Raises:
+      UserError: there are no ``candidates``, or they keep the data's own responses; a scorer fails;
+        or as `recipes.align.run`.
+    """
+    settings = config.candidates
+    if settings is None:
+        raise UserError(
+            "candidates: wanted CandidatesConfig(scorers=..., samples=...) with "
+            "recipes.train_online, found none"
+        )
+    if settings.keep_own:
+        raise UserError("candidates.keep_own: wanted False with recipes.train_online, found True")
+    with open_run(config, workdir, allow_config_change) as run:
+        scorers = open_scorers(settings.scorers, "candidates.scorers", config)
+        run = _measured(run, settings.scorers)
+        load_reference = sft.run_stage(run)
+        reference = Reference(load_reference, checkpoint.tree_digest(load_reference()))
+        samples = evaluation.held_out_samples(
+            "before", run, reference.digest, lambda: (load_reference(), None)
+        )
+        learner, prompts = _learner(run, reference)
+        job = run.job("online", reference.digest, {"scorers": digests(scorers)}, extendable=True)
+        trained, counts = _train(run, job, learner, prompts, scorers)
+        return _finish(run, reference, learner, samples, trained, counts)
+
+
+def _measured(run: Run, scorers: tuple[Callable[..., Any], ...]) -> Run:
+    """The run, evaluated by the scorers that it learns from where ``evaluate.scorers`` has none."""
+    evaluate = run.config.evaluate
+    if evaluate.scorers:
+        return run
+    evaluate = dataclasses.replace(evaluate, scorers=scorers)
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, evaluate=evaluate))
+
+
+def _learner(run: Run, reference: Reference) -> tuple[Learner, Prompts]:
+    """Makes the policy and the prompts of its steps."""
+    config, data = run.config, run.data
+    assert config.candidates is not None  # see `run`
+    questions = take_questions(data.train, len(data.train.dataset))
+    return fresh_samples.make_policy(
+        config,
+        run.mesh,
+        questions,
+        data.tokenizer,
+        reference.load,
+        sampling=config.candidates,
+        steps=fresh_samples.steps_of(config, questions),
+        max_empty_fraction=MAX_EMPTY,
+    )
+
+
+def _train(
+    run: Run, job: Job, learner: Learner, prompts: Prompts, scorers: list[Scorer]
+) -> tuple[Params, dict[str, int]]:
+    """Trains the policy: its parameters (with ``lora`` the adapters), and counts."""
+    config = run.config
+    records, _ = split(config, {side: Receipt() for side in ("train", "held_out")})
+    originals = {record.id: record for record in records}
+
+    def during(params: Params) -> dict[str, float]:
+        policy = adapters.whole(config, learner.ref_params, params)
+        return evaluation.history_line(run, policy, learner.ref_params, None)
+
+    state, counts = on_policy.fit(
+        job,
+        learner,
+        prompts,
+        fresh_samples.score_by(scorers, run, originals),
+        jax.random.key(config.train.seed),
+        during,
+    )
+    return state.params, counts
+
+
+def _finish(
+    run: Run,
+    reference: Reference,
+    learner: Learner,
+    before: list[Sample],
+    trained: Params,
+    counts: dict[str, int],
+) -> dict[str, Any]:
+    """Measures the policy beside the reference, and writes the report."""
+    ref_params = learner.ref_params
+    params = adapters.whole(run.config, ref_params, trained)
+    digest = checkpoint.tree_digest(params)
+    after = evaluation.held_out_samples("after", run, digest, lambda: (params, ref_params))
+    table: tables.Table = evaluation.compare_samples(run, before, after) if after else {}
+    divergence = evaluation.policy_kl(run, params, ref_params, after)
+    if divergence is not None:
+        table[evaluation.KL] = (Interval(0.0, 0.0, 0), divergence)
+    rest = {"reference": {"mode": "live"}, "loss": describe(run.config.loss)}
+    return evaluation.write_report(run, table, before, after, rest | counts)

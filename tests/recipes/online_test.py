@@ -1,0 +1,113 @@
+"""The recipe of a policy's own samples: what it learns from, leaves, resumes from and refuses."""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alignjax import recipes
+from alignjax.commands import export
+from alignjax.config import CandidatesConfig
+from alignjax.data.records import DataError, Record
+from alignjax.errors import UserError
+from alignjax.losses import bradley_terry, grpo
+from alignjax.rewards import scorers
+from alignjax.rewards.scorers import Scorer
+from alignjax.runtime import metrics
+from alignjax.runtime.faults import FaultError
+from alignjax.stages import fresh_samples
+from tests import runs, tiny, used
+
+STEPS = 3
+
+
+def longest(response, answer):
+    """A rule by which the texts of a network of few steps differ."""
+    return float(len(response)) - 0.01 * len(answer)
+
+
+def config(**changes):
+    base = runs.changed("data.source.size=60", "sft.steps=2", f"train.steps={STEPS}")
+    rule = functools.partial(scorers.checked, check=longest)
+    parts = dict(
+        recipe=recipes.train_online,
+        loss=functools.partial(grpo.loss, beta=0.01),
+        candidates=CandidatesConfig(scorers=(rule,), samples=3, max_new_tokens=4),
+        train=dataclasses.replace(base.train, batch_size=4, save_every=1, log_every=1),
+        evaluate=dataclasses.replace(base.evaluate, judge=None, prompts=4),
+    )
+    return dataclasses.replace(base, **{**parts, **changes})
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory, whole_run):
+    workdir = tmp_path_factory.mktemp("online")
+    return workdir, recipes.run_config(config(), workdir)
+
+
+def test_every_step_is_scored_by_the_answers_of_its_prompts(clean):
+    workdir, summary = clean
+    lines = metrics.read(workdir / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert all(line["scores"] > -1 and line["scores/std"] > 0 for line in lines)
+    assert {"reward", "win rate/reward", "KL to reference, nats"} <= set(summary["table"])
+
+
+def test_what_it_leaves_is_exported_and_sampled_from(clean, tmp_path):
+    workdir, _ = clean
+    export.export(str(workdir), str(tmp_path / "exported"))
+    said = used.samples(used.run_of(config(), workdir), used.exported(tmp_path / "exported"))
+    assert used.texts_and_nats(said) == used.texts_and_nats(workdir / "after.json")
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_bits(clean, tmp_path, monkeypatch):
+    wanted, summary = clean
+    monkeypatch.setenv("ALIGNJAX_FAULT", "step:online-2=raise")
+    with pytest.raises(FaultError):
+        recipes.run_config(config(), tmp_path)
+    found = recipes.run_config(config(), tmp_path)
+    assert found["resumed_from"] == 1
+    assert (tmp_path / "after.json").read_bytes() == (wanted / "after.json").read_bytes()
+    assert runs.lines(tmp_path) == runs.lines(wanted)
+    assert found["table"] == summary["table"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"candidates": None}, r"^candidates: wanted CandidatesConfig.*, found none$"),
+        (
+            {"loss": None, "reward_loss": bradley_terry.loss, "candidates": None},
+            r"^loss: wanted one with train_online",
+        ),
+        (
+            {"candidates": dataclasses.replace(config().candidates, keep_own=True)},
+            r"^candidates.keep_own: wanted False",
+        ),
+    ],
+)
+def test_a_config_that_it_cannot_do_is_refused(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        recipes.run_config(config(**changes), tmp_path)
+
+
+def test_a_rule_compares_with_the_first_answer():
+    record = Record(id="a", prompt="1 + 1 =", responses=("2", "3", "2"), answers=("2", "3"))
+    found = scorers.checked([record], check=lambda x, answer: float(x == answer))
+    np.testing.assert_array_equal(found, [[1.0, 0.0, 1.0]])
+    with pytest.raises(DataError, match=r"^a: has no answer to compare with$"):
+        scorers.checked([dataclasses.replace(record, answers=())], check=lambda x, y: 0.0)
+
+
+def test_several_reward_models_count_alike_whatever_their_objectives(monkeypatch):
+    """One of one objective and one of two: the mean of their means, not of all three scores."""
+    tables = {"a": jnp.full((2, 2, 1), 4.0), "b": jnp.asarray([0.0, 2.0]) * jnp.ones((2, 2, 2))}
+    monkeypatch.setattr(
+        fresh_samples, "by_reward_models", lambda models, *rest: lambda batch: tables[models[0]]
+    )
+    one, two = (Scorer(name, list, reward_models=(name,), only_reward_models=True) for name in "ab")
+    run = type("Run", (), {"data": type("Data", (), {"tokenizer": None}), "mesh": None})
+    found = fresh_samples.score_by([one, two], run, {})(tiny.ragged(k=2, b=2))
+    np.testing.assert_array_equal(found, np.full((2, 2), 2.5))
