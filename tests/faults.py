@@ -32,6 +32,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import resource
 import shutil
 import signal
@@ -254,7 +255,7 @@ def judge(kind: str, code: int | None, log: str) -> str:
     if code in (-15, 130, 143):
         return ""
     lines = text.strip().splitlines() or [""]
-    last = lines[-1]
+    last = re.sub(r"^\[\d+\] ", "", lines[-1])  # the launcher says whose line it is
     if not last.startswith("alignjax: ") or (str(folder()) not in last and "/" not in last):
         raise BadError("UNNAMED", f"exit code {code} after {kind}: {text[-1500:]}")
     return last

@@ -27,6 +27,7 @@ def told(log, text):
         ("kill", -9, "half a li", ""),
         ("term", 143, "alignjax: SIGTERM: saved step 3 in /w", ""),
         ("flip", 3, "a line\nalignjax: /w/x.json: damaged\n", "alignjax: /w/x.json: damaged"),
+        ("full", 2, "[1] alignjax: /w: cannot be written\n", "alignjax: /w: cannot be written"),
         ("flip", None, "Thread 0x1\n", "HANG"),
         ("kill", -9, "Traceback (most recent call last):\n", "TRACEBACK"),
         ("flip", 1, "ValueError: x\n", "TRACEBACK"),
