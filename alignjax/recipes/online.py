@@ -1,7 +1,7 @@
 """Trains a policy on its own samples: GRPO, RLOO, online DPO, or any loss of scored responses.
 
 Read it downwards: `run` is the order of events. It writes what `recipes.align` writes, except for
-``candidates/`` and the held-out rows' part of ``summary.json``.
+``candidates/`` and the held-out rows in the table of ``summary.json``.
 
 Of the config, ``candidates`` says how many responses the policy gives to each prompt, how they are
 sampled, and which scorers score them. `recipes.align` samples them once, from the supervised
@@ -35,11 +35,12 @@ from alignjax.rewards.scorers import Scorer, digests, open_scorers
 from alignjax.runtime import checkpoint
 from alignjax.sampling.generate import Sample, take_questions
 from alignjax.stages import adapters, evaluation, fresh_samples, sft
+from alignjax.stages import reference as references
 from alignjax.stages.data import split
 from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
 from alignjax.training import on_policy
-from alignjax.training.job import Job, Learner
+from alignjax.training.job import Learner
 from alignjax.training.on_policy import Prompts
 from alignjax.types import Params
 
@@ -74,8 +75,7 @@ def run(
             "before", run, reference.digest, lambda: (load_reference(), None)
         )
         learner, prompts = _learner(run, reference)
-        job = run.job("online", reference.digest, {"scorers": digests(scorers)}, extendable=True)
-        trained, counts = _train(run, job, learner, prompts, scorers)
+        trained, counts = _train(run, reference, learner, prompts, scorers)
         return _finish(run, reference, learner, samples, trained, counts)
 
 
@@ -106,16 +106,23 @@ def _learner(run: Run, reference: Reference) -> tuple[Learner, Prompts]:
 
 
 def _train(
-    run: Run, job: Job, learner: Learner, prompts: Prompts, scorers: list[Scorer]
+    run: Run, reference: Reference, learner: Learner, prompts: Prompts, scorers: list[Scorer]
 ) -> tuple[Params, dict[str, int]]:
     """Trains the policy: its parameters (with ``lora`` the adapters), and counts."""
-    config = run.config
+    config, steps, on_held_out = run.config, len(prompts.batches), None
+    if config.evaluate.held_out or config.train.keep_best:
+        title = "reference, held out"
+        on_held_out = references.table(run, run.data.held_out, reference, title)
+    evaluation.require_metric(run, on_held_out, on_held_out)
+    watched = evaluation.paced(run, prompts.batches.row_count, steps)
+    made_of = {"scorers": digests(scorers)}
+    job = watched.job("online", reference.digest, made_of, extendable=True)
     records, _ = split(config, {side: Receipt() for side in ("train", "held_out")})
     originals = {record.id: record for record in records}
 
     def during(params: Params) -> dict[str, float]:
         policy = adapters.whole(config, learner.ref_params, params)
-        return evaluation.history_line(run, policy, learner.ref_params, None)
+        return evaluation.history_line(watched, policy, learner.ref_params, on_held_out)
 
     state, counts = on_policy.fit(
         job,
