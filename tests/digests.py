@@ -535,8 +535,16 @@ def digests_of(workdir: pathlib.Path) -> dict[str, dict[str, str]]:
             for inner, parts in digests_of(path).items():
                 several_of_a_name(found, f"{name}/{inner}", parts)
         else:
-            several_of_a_name(found, name, of_file(path))
+            several_of_a_name(found, name, of_file_or_damage(path))
     return found
+
+
+def of_file_or_damage(path: pathlib.Path) -> dict[str, str]:
+    """As `of_file`; of a JSON file that is none, a digest of its bytes."""
+    try:
+        return of_file(path)
+    except ValueError:
+        return {"": sha(path.read_bytes())}
 
 
 def several_of_a_name(found: dict[str, Any], name: str, parts: dict[str, str]) -> None:

@@ -18,6 +18,7 @@ looks, locks, and moves files.
 import concurrent.futures
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import logging
@@ -36,6 +37,7 @@ from alignjax.runtime.faults import fault_point
 log = logging.getLogger("alignjax")
 T = TypeVar("T")
 
+WRITING = ".writing"  # how hidden folders of unfinished work end
 HASHING = 8  # files read at once; one is read no faster than its digest is computed
 
 
@@ -128,14 +130,11 @@ def new_folder(path: str) -> Iterator[pathlib.Path]:
         raise UserError(f"{path}: exists already; name a new folder")
     with _errors_of(path):
         final.parent.mkdir(parents=True, exist_ok=True)
-        made = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
-        try:
+        with _hidden_folder(final) as made:
             made.chmod(0o755)
             yield made
             _sync(made)
             made.replace(final)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)  # gone, unless something failed
 
 
 @contextlib.contextmanager
@@ -152,11 +151,39 @@ def new_file(path: str) -> Iterator[pathlib.Path]:
         raise UserError(f"{path}: exists already; name a new file")
     with _errors_of(path):
         final.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as scratch:
-            made = pathlib.Path(scratch) / final.name
+        with _hidden_folder(final) as scratch:
+            made = scratch / final.name
             yield made
             _sync(made)
             made.replace(final)
+
+
+@contextlib.contextmanager
+def _hidden_folder(final: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Makes a folder beside a new file or folder; removes it, and those that killed programs left.
+
+    A folder that a living program works in is locked.
+    """
+    for left in final.parent.glob(f".{glob.escape(final.name)}.*{WRITING}"):
+        with contextlib.suppress(OSError), _locked_folder(left):
+            shutil.rmtree(left)
+    made = pathlib.Path(tempfile.mkdtemp(WRITING, f".{final.name}.", final.parent))
+    try:
+        with _locked_folder(made):
+            yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)  # gone, unless something failed
+
+
+@contextlib.contextmanager
+def _locked_folder(path: pathlib.Path) -> Iterator[None]:
+    """Locks a folder; raises OSError where another program has the lock."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(number)
 
 
 def _beside(path: pathlib.Path, end: str) -> pathlib.Path:

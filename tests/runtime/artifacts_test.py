@@ -368,6 +368,25 @@ def test_a_stage_that_was_begun_under_another_key_begins_again(tmp_path, caplog)
     assert "was started with another config" in caplog.text
 
 
+@pytest.mark.parametrize("new", [artifacts.new_folder, artifacts.new_file])
+def test_what_a_killed_program_left_beside_a_new_file_is_removed(tmp_path, new):
+    def act():
+        with new(str(tmp_path / "[a]")) as made:
+            (made / "x" if new is artifacts.new_folder else made).write_bytes(b"x")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = os.fork()
+    if not pid:
+        act()
+    os.waitpid(pid, 0)
+    assert len(os.listdir(tmp_path)) == 1
+    with new(str(tmp_path / "[a]")) as made:  # this one is alive: nobody else removes its folder
+        (made / "x" if new is artifacts.new_folder else made).write_bytes(b"x")
+        with pytest.raises(KeyError), new(str(tmp_path / "[a]")):
+            raise KeyError
+    assert os.listdir(tmp_path) == ["[a]"]
+
+
 def test_a_new_folder_appears_when_it_is_full(tmp_path):
     def fail(to):
         with artifacts.new_folder(str(to)) as made:
