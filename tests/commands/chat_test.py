@@ -50,7 +50,7 @@ def test_a_conversation_is_remembered_and_begun_again():
 def test_a_response_is_drawn_again_by_another_key():
     lines = ["/regenerate", "Hi.", "/regenerate", "/temperature 0", "/regenerate", "/temperature x"]
     shown, given, _ = talked(lines)
-    assert shown[:3] == ["nothing has been said yet", "one 1", "one 2"]
+    assert shown[:3] == ["there is no message yet", "one 1", "one 2"]
     assert [x[1] for x in given] == [["Hi."], ["Hi."]]
     assert (given[0][3] != given[1][3]).all()
     assert shown[3] == "temperature 0"

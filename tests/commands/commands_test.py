@@ -260,7 +260,7 @@ def test_win_rates_of_two_files(tmp_path, capsys):
     assert (found.wins.mean, found.losses.mean, found.ties.mean) == (0.25, 0.25, 0.5)
     assert found.prompts == 2
     out = capsys.readouterr().out
-    assert "scores that differ by at most 0 tie" in " ".join(out.split())
+    assert "Scores that differ by at most 0 are ties" in " ".join(out.split())
     assert "a.jsonl: 3 responses were cut at the token limit" in out
     assert out.count("were cut at the token limit") == 1
     numbers = json.loads((tmp_path / "n.json").read_text())
@@ -299,7 +299,7 @@ def test_files_are_scored_by_a_config_s_judge_and_scorers(base, tmp_path):
         ({"scores": [1.0, math.nan]}, r"b\.jsonl:1: .*wanted a finite number.*found nan"),
         ({"prompt": "z"}, r"b\.jsonl: wanted the prompts of .*; 1 are missing, .*a\.jsonl:1"),
         ({"prompt": "q"}, r"b\.jsonl:2: the prompt is that of .*b\.jsonl:1"),
-        ("no scores", r"b\.jsonl:1: field 'scores' is missing: score the file first"),
+        ("no scores", r"b\.jsonl:1: field 'scores' is missing: score it first"),
         ("more", r"a\.jsonl: wanted the prompts of .*; 1 are missing, .*b\.jsonl:3"),
         ("names", r"b\.jsonl: scores odd, .*a\.jsonl has scores"),
     ],

@@ -176,7 +176,7 @@ def test_a_classifier_scores_dialogues_as_transformers_does(labels, reference, t
     outputs = np.array([row["outputs"] for row in rows])
     wanted = outputs[:, 0] if labels == 1 else outputs[:, 1] - outputs[:, 0]
     np.testing.assert_allclose(found, wanted, **CLOSE)
-    said = "a score is how far it prefers 'LABEL_1' to 'LABEL_0'"
+    said = "a score is the logit of 'LABEL_1' minus that of 'LABEL_0'"
     assert (said in caplog.text) == (labels == 2)
     if not PYTHON or labels == 2:
         return

@@ -228,7 +228,7 @@ def test_lists_with_a_draw_from_a_curriculum(tmp_path):
     assert lines[0]["negatives/p_hardest"] < 0.2 < 0.5 < lines[-1]["negatives/p_hardest"]
     # 43 rows x 2 drawn passes against all rows x 4 responses.
     assert found["reference"]["mode"] == "live"
-    assert "86 live" in found["reference"]["reason"]
+    assert "86 on the fly" in found["reference"]["reason"]
     described = json.loads((tmp_path / "config.json").read_text())["select"]
     assert described["gamma"]["start"] == -5.0
     assert 0 <= found["table"]["rewards/accuracies"]["after"]["mean"] <= 1

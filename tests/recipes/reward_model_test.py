@@ -90,7 +90,9 @@ def test_training_goes_on_from_a_classifier_s_folder(tmp_path):
     trained, start = (reward_models.load_params(x, make_mesh(1, 1, 1)) for x in (found, given))
     jax.tree.map(np.testing.assert_array_equal, trained, start)
     assert trained["reward"]["kernel"].shape == (16, 1)
-    with pytest.raises(UserError, match=r"sft: .*labels2 holds a reward model, which has no voc"):
+    with pytest.raises(
+        UserError, match=r"sft: .*labels2 is a reward model, which has no language-model head"
+    ):
         reward_model.run(dataclasses.replace(settings, sft=config().sft), tmp_path / "no")
 
 

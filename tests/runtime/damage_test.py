@@ -120,7 +120,7 @@ def test_with_fallback_the_newest_good_step_is_read_and_said(copied, caplog):
     chex.assert_trees_all_equal(found, state(1))
     (line,) = [x.getMessage() for x in caplog.records if "DAMAGED" in x.getMessage()]
     assert "STEP 3 IS DAMAGED (state/d/" in line
-    assert "going on from step 1" in line
+    assert "resuming from step 1" in line
     flip(files(copied / "1" / "state" / "d")[0])
     with pytest.raises(CheckpointError, match="every step is damaged"):
         read(copied, allowed=True)

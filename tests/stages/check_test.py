@@ -83,7 +83,7 @@ def branching(logps, batch):
         (scalar, r"loss: .*scalar: wanted one value per prompt, \[B\], found shapes .*\(\)"),
         (scalar_metric, r"wanted one value per prompt, \[B\], found shapes \{'x': \(\)\}"),
         (no_metrics, r"no_metrics must return \(losses, metrics\)"),
-        (taken, r"returns a metric 'weight', a name that the step uses itself"),
+        (taken, r"returns a metric 'weight', a name that is reserved for the step"),
         (mistaken, r"check_test\.py:\d+: AttributeError: .*'polcy'"),
         (misshapen, r"loss: .*misshapen on this data: "),
         (branching, r"check_test\.py:\d+: TracerBoolConversionError: "),
