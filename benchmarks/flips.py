@@ -39,6 +39,7 @@ from alignjax.cli import options
 from alignjax.errors import UserError
 from alignjax.runtime import metrics
 from tests import digests
+from tests.faults import is_told
 
 # One of each recipe; and what an export of it needs besides.
 RECIPES: dict[str, list[str]] = {
@@ -94,9 +95,10 @@ def results(workdir: pathlib.Path, *exported: pathlib.Path) -> dict[str, str]:
     found: dict[str, bytes] = {}
     for path in sorted(workdir.rglob("*.json")):
         if path.stem in RESULTS and ".artifacts" not in path.parts:
-            content = json.dumps(plain(json.loads(path.read_text(encoding="utf-8"))))
-            content = content.replace(str(workdir), "")
-            found[str(path.relative_to(workdir))] = content.encode()
+            text = path.read_text(encoding="utf-8", errors="replace")
+            with contextlib.suppress(ValueError):  # damaged: it differs
+                text = json.dumps(plain(json.loads(text)))
+            found[str(path.relative_to(workdir))] = text.replace(str(workdir), "").encode()
     for path in sorted(workdir.rglob("metrics.jsonl")):
         lines = [plain(line) for line in metrics.read(path)]
         found[str(path.relative_to(workdir))] = json.dumps(lines).encode()
@@ -160,6 +162,8 @@ def flips(
             named = any(pathlib.Path(name).name in line for line in refused)
             outcome = f"refused, {'named' if named else 'not named'}"
             yield flip | {"outcome": outcome, "line": refused[0]}
+        elif other == [name] and is_told(copy / name):  # no command above reads this file
+            yield flip | {"outcome": "unread", "line": "whoever reads it is told"}
         elif other:
             outcome = "said, other" if told else "SILENT"
             yield flip | {"outcome": outcome, "line": f"{other} {told}"}
