@@ -148,6 +148,9 @@ def _finish(
     params = adapters.whole(run.config, ref_params, trained)
     digest = checkpoint.tree_digest(params)
     after = evaluation.held_out_samples("after", run, digest, lambda: (params, ref_params))
+    # Steps donate their buffers: had one donated the reference's, all that is below would be wrong.
+    if checkpoint.tree_digest(ref_params) != reference.digest:
+        raise AssertionError("the reference's parameters changed during the run")
     table: tables.Table = evaluation.compare_samples(run, before, after) if after else {}
     divergence = evaluation.policy_kl(run, params, ref_params, after)
     if divergence is not None:
