@@ -370,15 +370,14 @@ def test_a_stage_that_was_begun_under_another_key_begins_again(tmp_path, caplog)
 
 @pytest.mark.parametrize("new", [artifacts.new_folder, artifacts.new_file])
 def test_what_a_killed_program_left_beside_a_new_file_is_removed(tmp_path, new):
-    def act():
-        with new(str(tmp_path / "[a]")) as made:
-            (made / "x" if new is artifacts.new_folder else made).write_bytes(b"x")
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    pid = os.fork()
-    if not pid:
-        act()
-    os.waitpid(pid, 0)
+    killed = f"""
+import os, signal
+from alignjax.runtime import artifacts
+with artifacts.{new.__name__}({str(tmp_path / "[a]")!r}):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", killed], cwd=runs.ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
     assert len(os.listdir(tmp_path)) == 1
     with new(str(tmp_path / "[a]")) as made:  # this one is alive: nobody else removes its folder
         (made / "x" if new is artifacts.new_folder else made).write_bytes(b"x")
