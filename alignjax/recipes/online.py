@@ -17,7 +17,6 @@ scorers see them as ``Record.answers``, so that `scorers.checked` can compare sa
 """
 
 import dataclasses
-import logging
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -43,8 +42,6 @@ from alignjax.training import on_policy
 from alignjax.training.job import Learner
 from alignjax.training.on_policy import Prompts
 from alignjax.types import Params
-
-log = logging.getLogger("alignjax")
 
 MAX_EMPTY = 0.9  # stop when a larger share of a step's responses is empty
 

@@ -162,14 +162,17 @@ def new_file(path: str) -> Iterator[pathlib.Path]:
 def _hidden_folder(final: pathlib.Path) -> Iterator[pathlib.Path]:
     """Makes a folder beside a new file or folder; removes it, and those that killed programs left.
 
-    A folder that a living program works in is locked.
+    A folder that a living program works in is locked, and one that cannot be locked is not removed:
+    some network file systems lock no folders.
     """
     for left in final.parent.glob(f".{glob.escape(final.name)}.*{WRITING}"):
         with contextlib.suppress(OSError), _locked_folder(left):
             shutil.rmtree(left)
     made = pathlib.Path(tempfile.mkdtemp(WRITING, f".{final.name}.", final.parent))
     try:
-        with _locked_folder(made):
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError):
+                held.enter_context(_locked_folder(made))
             yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)  # gone, unless something failed
