@@ -31,7 +31,7 @@ from alignjax import recipes
 from alignjax.commands import export
 from alignjax.config import Config, load
 from alignjax.config.validate import get
-from alignjax.data.records import Receipt, Record
+from alignjax.data.records import DataReport, Record
 from alignjax.data.splits import split_by_prompt
 from alignjax.evaluation.statistics import Z95
 from alignjax.losses import apo, bradley_terry, dpo, rrhf, sft
@@ -105,14 +105,14 @@ def cell(name: str, seed: int, shared: pathlib.Path) -> Config:
 
 
 def of_reward_side(
-    receipt: Receipt, *, records: Any, seed: int, eval_fraction: float, policy_fraction: float
+    report: DataReport, *, records: Any, seed: int, eval_fraction: float, policy_fraction: float
 ) -> Iterator[Record]:
     """Selects the rows of a source that the game gives its reward model, and the held-out rows."""
-    rows = list(records(Receipt()))
+    rows = list(records(DataReport()))
     train, held_out = split_by_prompt(rows, seed=seed, eval_fraction=eval_fraction)
     mine, _ = split_by_prompt(train, seed=seed + 2**31, eval_fraction=policy_fraction)
     for record in (*mine, *held_out):
-        receipt.rows_in += 1
+        report.rows_in += 1
         yield record
 
 

@@ -36,7 +36,7 @@ from alignjax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from alignjax.data.records import Receipt, Record
+from alignjax.data.records import DataReport, Record
 from alignjax.losses import bco, ddro, dpo, kto, rdro, sft
 from alignjax.models.config import ModelConfig
 from alignjax.models.logps import score_responses
@@ -91,13 +91,13 @@ def responses(prompt: grammar.Prompt) -> list[str]:
     return [grammar.render(prompt, grammar.LATENTS[i]) for i in SAID]
 
 
-def labelled_pairs(receipt: Receipt, *, size: int, seed: int) -> Iterator[Record]:
+def labelled_pairs(report: DataReport, *, size: int, seed: int) -> Iterator[Record]:
     """Makes pairs for `PROMPTS`, the preferred response first, each response with its label."""
     key = np.random.default_rng(seed)
     cumulative = {risk: np.cumsum(pairs(risk)) for risk in range(len(grammar.RISKS))}
     said = {prompt: responses(prompt) for prompt in PROMPTS}
     for i in range(size):
-        receipt.rows_in += 1
+        report.rows_in += 1
         prompt = PROMPTS[key.integers(len(PROMPTS))]
         place = np.searchsorted(cumulative[prompt.risk], key.random(), side="right")
         preferred, rejected = divmod(int(place), len(SAID))

@@ -31,7 +31,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from alignjax.data import sources
 from alignjax.data.encode import encode_all
-from alignjax.data.records import Receipt, check
+from alignjax.data.records import DataReport, check
 from alignjax.data.tokenizer.load import load as load_tokenizer
 from alignjax.errors import UserError
 from benchmarks.peers_steps import Row, draw_rows
@@ -51,14 +51,14 @@ MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 
 def encode_pairs(path: str, model: str) -> list[Row]:
     """Reads pairs of any form that docs/data.md lists, and encodes them for a model, whole."""
-    receipt = Receipt()
-    records = list(check(sources.auto(receipt, path=path), receipt))
+    report = DataReport()
+    records = list(check(sources.auto(report, path=path), report))
     rows = encode_all(
         records,
         load_tokenizer(model, model=model),
         max_prompt_tokens=10**6,
         max_response_tokens=10**6,
-        receipt=receipt,
+        report=report,
     )
     return [
         {

@@ -30,7 +30,7 @@ import optax
 from alignjax.data import sources, store
 from alignjax.data.batching import Shape, assemble, bucket, deal_batches
 from alignjax.data.encode import encode
-from alignjax.data.records import Receipt, Record, check
+from alignjax.data.records import DataReport, Record, check
 from alignjax.data.tokenizer.load import load
 from alignjax.data.tokenizer.training import train_sentencepiece
 from alignjax.losses import dpo
@@ -100,9 +100,9 @@ def records_like_hh(count: int, seed: int = 0) -> Iterator[Record]:
 
 def ragged(path: str, batches: int) -> tuple[list[Any], list[Any], str]:
     """Draws batches of an epoch: bucketed for one path, padded to their longest for the other."""
-    receipt = Receipt()
-    source = sources.hh(receipt, path=path) if path else records_like_hh(2000)
-    records = list(check(source, receipt))
+    report = DataReport()
+    source = sources.hh(report, path=path) if path else records_like_hh(2000)
+    records = list(check(source, report))
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         model = f"{folder}/tokenizer.model"
@@ -113,9 +113,9 @@ def ragged(path: str, batches: int) -> tuple[list[Any], list[Any], str]:
             load(model),
             max_prompt_tokens=LONGEST.prompt,
             max_response_tokens=LONGEST.response,
-            receipt=receipt,
+            report=report,
         )
-        store.write(encoded, f"{folder}/rows", receipt)
+        store.write(encoded, f"{folder}/rows", report)
         dataset = store.open_dataset(f"{folder}/rows")
         rows = rng.permutation(len(dataset))
         data = bucket(dataset, count=BUCKETS, multiple=16)

@@ -200,17 +200,17 @@ def with_faulty_rows(count):
     return "\n".join([*rows(), *map(json.dumps, [*bad, same])]).encode()
 
 
-def test_too_many_dropped_rows_stop_the_run_and_are_in_the_receipt(files, tmp_path):
+def test_too_many_dropped_rows_stop_the_run_and_are_in_the_data_report(files, tmp_path):
     arguments = files("d.jsonl", with_faulty_rows(9), "data.max_drop_fraction=0.1")
     message = (
         r"10 of \d+ rows dropped \(.*%\), more than data\.max_drop_fraction = 0\.1 allows: "
         r"empty_response 9 \(.*41.*\), identical_pair 1 \("
     )
     fails(*arguments, message=message)
-    receipt = json.loads((tmp_path / "w" / "data_report.json").read_text())
-    assert receipt["train"]["dropped"] == {"empty_response": 9, "identical_pair": 1}
-    assert receipt["train"]["rows_in"] == 50
-    assert len(receipt["train"]["ids"]["empty_response"]) == 3
+    report = json.loads((tmp_path / "w" / "data_report.json").read_text())
+    assert report["train"]["dropped"] == {"empty_response": 9, "identical_pair": 1}
+    assert report["train"]["rows_in"] == 50
+    assert len(report["train"]["ids"]["empty_response"]) == 3
 
 
 def test_a_mended_config_goes_on_in_the_same_folder(files, tmp_path):
@@ -283,7 +283,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     fails(*runs.run_arguments(tmp_path / "file" / "w"), message=r"--workdir: .*file/w cannot be wr")
 
 
-def test_data_shows_the_receipt_and_trains_nothing(tmp_path, files):
+def test_data_shows_the_report_and_trains_nothing(tmp_path, files):
     _, config, _, *sets = files("d.jsonl", with_faulty_rows(1))
     done = runs.start("data", config, *sets)
     assert done.returncode == 0, done.stderr

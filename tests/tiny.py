@@ -161,7 +161,7 @@ def dataset(
         objectives=tuple(f"score{m}" for m in range(objectives)),
         labels=_labels(kept),
         digest=f"digest of {rows} rows, seed {seed}",
-        receipt={},
+        report={},
         path="memory",
         _rows=kept,
     )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from alignjax.data.files import Row, fingerprint, read_rows
-from alignjax.data.records import DataError, Message, Receipt, Record, prompt_as_json
+from alignjax.data.records import DataError, DataReport, Message, Record, prompt_as_json
 from alignjax.data.sources.auto import read_row
 from alignjax.data.sources.messages import read_responses
 from alignjax.errors import NumericalError, UserError
@@ -122,7 +122,7 @@ def _read(row: Row) -> list[tuple[dict[str, Any], Record, Order]]:
     if {"prompt", "responses"} <= set(row.fields):
         record = read_responses(row)
         return [({"id": row.id, **row.fields}, record, _order_beside(row, record))]
-    found, records = read_row(Receipt(), row)
+    found, records = read_row(DataReport(), row)
     rest = {name: x for name, x in row.fields.items() if name not in found.columns}
     return [
         (
@@ -142,7 +142,7 @@ def _read(row: Row) -> list[tuple[dict[str, Any], Record, Order]]:
 def _order_beside(row: Row, record: Record) -> Order:
     """Reads the ranks, ratings or labels beside ``responses``; none where that is not clear."""
     try:
-        _, read = read_row(Receipt(), row)
+        _, read = read_row(DataReport(), row)
     except DataError:
         return [], ""
     same = len(read) == 1 and read[0].responses == record.responses

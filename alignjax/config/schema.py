@@ -40,7 +40,7 @@ MOST_ROWS = 2**28  # that the steps of a training see: which are whose is a tabl
 class DataConfig:
     """Where records come from and how they become rows."""
 
-    # (receipt, ...) -> records: a function of data.sources or .world; by default the columns decide
+    # (report, ...) -> records: a function of data.sources or .world; by default the columns decide
     source: Callable[..., Any] = setting(sources.auto, later=("path", "columns"))
     # for sources that read files: file, glob, folder of a data set, or its id on the Hub
     path: str = ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from alignjax.data.records import DataError, Receipt, Record, take_responses
+from alignjax.data.records import DataError, DataReport, Record, take_responses
 from alignjax.data.tokenizer import chat
 from alignjax.data.tokenizer.chat import RefusedDialogueError
 from alignjax.data.tokenizer.load import Encoded, Tokenizer
@@ -40,7 +40,7 @@ def encode(
     *,
     max_prompt_tokens: int,
     max_response_tokens: int,
-    receipt: Receipt,
+    report: DataReport,
 ) -> Iterator[Row]:
     """Tokenises and cuts records to train or to measure on.
 
@@ -63,7 +63,7 @@ def encode(
       tokenizer: from ``tokenizer.load``.
       max_prompt_tokens: limit of a prompt, BOS included; at least 2.
       max_response_tokens: limit of a response, EOS included; at least 1.
-      receipt: gets the counts.
+      report: gets the counts.
 
     Raises:
       DataError: the chat template renders a prompt differently when a response follows.
@@ -77,36 +77,36 @@ def encode(
     for record in records:
         lacks = _unread(record, tokenizer)
         if lacks:
-            receipt.drop(lacks, record.id)
+            report.drop(lacks, record.id)
             continue
         try:
             encoded = _tokenise(record, tokenizer)
         except RefusedDialogueError as error:
-            if "template_refused" not in receipt.dropped:
+            if "template_refused" not in report.dropped:
                 log.warning("%s: dropped: %s", record.origin or record.id, error)
-            receipt.drop("template_refused", record.id)
+            report.drop("template_refused", record.id)
             continue
         if _has_reasoning(record) and not chat.reads_reasoning(tokenizer.chat_template):
-            receipt.warn("ignored_reasoning", record.id)
+            report.warn("ignored_reasoning", record.id)
         if encoded.special_text:
-            receipt.warn("special_token_text", record.id)
+            report.warn("special_token_text", record.id)
         if isinstance(record.prompt, str) and not _lossless(tokenizer, record, encoded):
-            receipt.warn("lossy_encoding", record.id)
+            report.warn("lossy_encoding", record.id)
         if len(encoded.prompt_ids) > max_prompt_tokens:
-            receipt.warn("truncated_prompt", record.id)
+            report.warn("truncated_prompt", record.id)
         prompt_ids, response_ids = _cut(encoded, tokenizer, max_prompt_tokens, max_response_tokens)
         keep = _distinct(record, response_ids)
         if keep is None:
             cut = any(len(ids) > max_response_tokens for ids in encoded.response_ids)
-            receipt.drop(f"identical_{'after_truncation' if cut else 'tokens'}", record.id)
+            report.drop(f"identical_{'after_truncation' if cut else 'tokens'}", record.id)
             continue
         if any(len(ids) > max_response_tokens for ids in encoded.response_ids):
-            receipt.warn("truncated_response", record.id)
+            report.warn("truncated_response", record.id)
         if len(keep) < len(response_ids):
-            receipt.warn("removed_identical_after_truncation", record.id)
+            report.warn("removed_identical_after_truncation", record.id)
             record = take_responses(record, keep)
             response_ids = [response_ids[index] for index in keep]
-        receipt.kept += 1
+        report.kept += 1
         yield Row(record, tokenizer.render(record.prompt), prompt_ids, response_ids)
 
 
@@ -116,7 +116,7 @@ def encode_all(
     *,
     max_prompt_tokens: int,
     max_response_tokens: int,
-    receipt: Receipt,
+    report: DataReport,
     reading: Reading | None = None,
 ) -> Iterator[Row]:
     """Tokenises and cuts records as `encode` does, and keeps all of them, to be scored.
@@ -125,7 +125,7 @@ def encode_all(
 
     Args:
       records, tokenizer, max_prompt_tokens, max_response_tokens: as of `encode`.
-      receipt: gets the counts; ``truncated_response`` counts responses, not rows.
+      report: gets the counts; ``truncated_response`` counts responses, not rows.
       reading: of a reward model from elsewhere; None: as `encode` reads.
 
     Raises:
@@ -141,13 +141,13 @@ def encode_all(
             longest_response = min(longest_response, reading.longest - 2)
             response = min(longest_response, max(map(len, encoded.response_ids)))
             longest_prompt = min(longest_prompt, reading.longest - response)
-        receipt.rows_in += 1
-        receipt.kept += 1
+        report.rows_in += 1
+        report.kept += 1
         if len(encoded.prompt_ids) > longest_prompt:
-            receipt.warn("truncated_prompt", record.id)
+            report.warn("truncated_prompt", record.id)
         for ids in encoded.response_ids:
             if len(ids) > longest_response:
-                receipt.warn("truncated_response", record.id)
+                report.warn("truncated_response", record.id)
         plain = replace(record, scores=(), objectives=(), desirable=())
         cut = _cut(encoded, tokenizer, longest_prompt, longest_response)
         yield Row(plain, tokenizer.render(record.prompt), *cut)
@@ -233,35 +233,35 @@ def _distinct(record: Record, response_ids: list[np.ndarray]) -> list[int] | Non
 
 
 def enforce(
-    receipt: Receipt, *, max_drop_fraction: float, field: str = "data.max_drop_fraction"
+    report: DataReport, *, max_drop_fraction: float, field: str = "data.max_drop_fraction"
 ) -> None:
     """Refuses to train on what is left of a dataset that lost too many rows.
 
     Args:
-      receipt: counts after `encode`.
+      report: counts after `encode`.
       max_drop_fraction: largest share of the rows read that may be dropped, in [0, 1].
       field: the config field that says so, for the message.
 
     Raises:
       DataError: with every reason, its count and first ids; or rows that no count explains.
     """
-    if receipt.unaccounted:
+    if report.unaccounted:
         raise DataError(
-            f"{receipt.unaccounted} of {receipt.rows_in} rows were neither kept, held out nor "
+            f"{report.unaccounted} of {report.rows_in} rows were neither kept, held out nor "
             "dropped with a reason: a source or filter loses rows without counting them"
         )
-    dropped, total = receipt.dropped_total, receipt.records_in
+    dropped, total = report.dropped_total, report.records_in
     if dropped > max_drop_fraction * total:
         raise DataError(
             f"{dropped} of {total} rows dropped ({dropped / total:.1%}), more than "
-            f"{field} = {max_drop_fraction:g} allows: {reasons(receipt)}"
+            f"{field} = {max_drop_fraction:g} allows: {reasons(report)}"
         )
 
 
-def reasons(receipt: Receipt) -> str:
+def reasons(report: DataReport) -> str:
     """Lists why rows were dropped, with counts and first ids, in one line."""
     return ", ".join(
-        f"{reason} {count} ({', '.join(receipt.ids.get(reason, []))}"
-        f"{', ...' if count > len(receipt.ids.get(reason, [])) else ''})"
-        for reason, count in sorted(receipt.dropped.items(), key=lambda item: -item[1])
+        f"{reason} {count} ({', '.join(report.ids.get(reason, []))}"
+        f"{', ...' if count > len(report.ids.get(reason, [])) else ''})"
+        for reason, count in sorted(report.dropped.items(), key=lambda item: -item[1])
     )

@@ -1,7 +1,7 @@
-"""Records, one row of preference data each; the rules they obey; the receipt that counts them.
+"""Records, one row of preference data each; the rules they obey; the data report that counts them.
 
 Every source, real or synthetic, yields ``Record``; ``check`` applies the rules that hold for all
-of them; ``Receipt`` counts how many rows came in, how many were kept, and where the rest went.
+of them; ``DataReport`` counts how many rows came in, how many were kept, and where the rest went.
 
 Rows that teach nothing are dropped and counted: empty or identical responses, exact duplicates,
 tied or single scores. Errors that would make the numbers wrong stop the run: scores that are not
@@ -20,7 +20,7 @@ from typing import Any
 from alignjax.errors import UserError
 
 LARGEST_SCORE = 1e18  # float32 holds the square of such a number, and of differences of them
-IDS_KEPT = 3  # how many ids a receipt remembers per reason
+IDS_KEPT = 3  # how many ids a data report remembers per reason
 
 
 class DataError(UserError):
@@ -96,7 +96,7 @@ class Record:
 
 
 @dataclass
-class Receipt:
+class DataReport:
     """Counts where the rows of a dataset went.
 
     ``rows_in`` is counted where rows are read (a source adds one per row), ``kept`` where they are
@@ -199,7 +199,7 @@ class Receipt:
         return "\n".join(lines)
 
 
-def check(records: Iterable[Record], receipt: Receipt) -> Iterator[Record]:
+def check(records: Iterable[Record], report: DataReport) -> Iterator[Record]:
     """Applies the rules common to every source; yields what is fit for training, in order.
 
     Dropped and counted: ``empty_prompt``, ``empty_turn`` (a user's or assistant's, in the prompt),
@@ -226,23 +226,23 @@ def check(records: Iterable[Record], receipt: Receipt) -> Iterator[Record]:
         record = _with_own_id(record, seen_ids)
         answers = (record.responses, record.more) if record.more else record.responses
         identity = digest(_prompt_key(record.prompt), answers)
-        kept, reason = _usable(record, receipt)
+        kept, reason = _usable(record, report)
         if kept is None:
-            receipt.drop(reason, record.id)
+            report.drop(reason, record.id)
             continue
         judgement = (kept.scores, kept.objectives, kept.desirable, kept.adversarial)
         row = digest(identity, *judgement, kept.domain)
         if row in seen_rows:
-            receipt.drop("duplicate", record.id)
+            report.drop("duplicate", record.id)
             continue
         seen_rows.add(row)
-        _note_contradiction(kept, preferred, receipt)
+        _note_contradiction(kept, preferred, report)
         for label in kept.desirable:
             name = "desirable" if label else "undesirable"
-            receipt.labels[name] = receipt.labels.get(name, 0) + 1
+            report.labels[name] = report.labels.get(name, 0) + 1
         yield kept
-    if len(receipt.labels) == 1:
-        ((name, count),) = receipt.labels.items()
+    if len(report.labels) == 1:
+        ((name, count),) = report.labels.items()
         raise DataError(
             f"all {count} labelled responses are {name}: unpaired data need both classes"
         )
@@ -293,7 +293,7 @@ def _check_shape(record: Record) -> None:
                 )
 
 
-def _usable(record: Record, receipt: Receipt) -> tuple[Record | None, str]:
+def _usable(record: Record, report: DataReport) -> tuple[Record | None, str]:
     """Returns the record to keep, or None and the reason to drop it."""
     empty_turns = isinstance(record.prompt, tuple) and not record.prompt
     if empty_turns or (isinstance(record.prompt, str) and not record.prompt.strip()):
@@ -301,7 +301,7 @@ def _usable(record: Record, receipt: Receipt) -> tuple[Record | None, str]:
     if isinstance(record.prompt, tuple) and any(map(_is_empty, record.prompt)):
         return None, "empty_turn"
     if record.scores:
-        return _usable_list(record, receipt)
+        return _usable_list(record, report)
     if not record.responses or any(not text.strip() for text in record.responses):
         return None, "empty_response"
     answers = set(itertools.zip_longest(record.responses, record.more))
@@ -315,7 +315,7 @@ def _is_empty(turn: Message) -> bool:
     return asks and not turn.content.strip() and "tool_calls" not in turn.fields()
 
 
-def _usable_list(record: Record, receipt: Receipt) -> tuple[Record | None, str]:
+def _usable_list(record: Record, report: DataReport) -> tuple[Record | None, str]:
     """Does the same for a scored list, which can lose single responses and stay a list."""
     keep, empty, repeated = [], False, False
     seen: set[str] = set()
@@ -334,9 +334,9 @@ def _usable_list(record: Record, receipt: Receipt) -> tuple[Record | None, str]:
     if len({record.scores[index] for index in keep}) == 1:
         return None, "tied_scores"
     if empty:
-        receipt.warn("removed_empty_responses", record.id)
+        report.warn("removed_empty_responses", record.id)
     if repeated and not record.repeats:
-        receipt.warn("removed_repeated_responses", record.id)
+        report.warn("removed_repeated_responses", record.id)
     return (take_responses(record, keep) if len(keep) < len(record.responses) else record), ""
 
 
@@ -352,7 +352,7 @@ def take_responses(record: Record, index: Sequence[int]) -> Record:
 
 
 def _note_contradiction(
-    record: Record, preferred: dict[bytes, tuple[bytes, str]], receipt: Receipt
+    record: Record, preferred: dict[bytes, tuple[bytes, str]], report: DataReport
 ) -> None:
     """Counts two rows of one domain that say the opposite of each other."""
     if record.desirable and len(record.responses) == 1:
@@ -364,8 +364,8 @@ def _note_contradiction(
     question = digest(_prompt_key(record.prompt), sorted(record.responses), record.domain)
     first = preferred.setdefault(question, (verdict, record.id))
     if first[0] != verdict:
-        receipt.warn("contradiction", first[1])
-        receipt.warn("contradiction", record.id)
+        report.warn("contradiction", first[1])
+        report.warn("contradiction", record.id)
 
 
 def _prompt_key(prompt: Prompt) -> Any:

@@ -4,7 +4,7 @@ import math
 import unicodedata
 from collections.abc import Iterable
 
-from alignjax.data.records import IDS_KEPT, DataError, Message, Prompt, Receipt, Record, digest
+from alignjax.data.records import IDS_KEPT, DataError, DataReport, Message, Prompt, Record, digest
 
 
 def prompt_digest(prompt: Prompt) -> str:
@@ -24,7 +24,7 @@ def split_by_prompt(
     seed: int,
     eval_fraction: float = 0.0,
     eval_size: int = 0,
-    receipt: Receipt | None = None,
+    report: DataReport | None = None,
 ) -> tuple[list[Record], list[Record]]:
     """Splits into (train, eval) so that no prompt, up to ``prompt_digest``, is on both sides.
 
@@ -39,7 +39,7 @@ def split_by_prompt(
       eval_fraction: expected share of the prompts to hold out, in [0, 1).
       eval_size: rows to hold out; set exactly one of the two. The prompt that crosses it is
         held out whole.
-      receipt: counts the held-out rows, if given.
+      report: counts the held-out rows, if given.
 
     Raises:
       DataError: both or none of the two given, out of range, or nothing left to train on.
@@ -61,8 +61,8 @@ def split_by_prompt(
     held_out = [record for record, rank in zip(records, ranks, strict=True) if rank < threshold]
     if not train:
         raise DataError(f"split: all {len(records)} rows were held out, nothing left to train on")
-    if receipt is not None:
-        receipt.held_out += len(held_out)
+    if report is not None:
+        report.held_out += len(held_out)
     return train, held_out
 
 

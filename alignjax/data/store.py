@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from alignjax.data.encode import Row, reasons
-from alignjax.data.records import DataError, Receipt
+from alignjax.data.records import DataError, DataReport
 from alignjax.errors import UserError
 
 FORMAT = 3  # raise it when the same rows are written differently
@@ -47,7 +47,7 @@ class Dataset:
     objectives: tuple[str, ...]  # names of the M scores; () without scores
     labels: tuple[int, int]  # desirable and undesirable responses; (0, 0) without labels
     digest: str  # hex sha256 of all ids, scores, labels and row ids
-    receipt: Mapping[str, Any]  # Receipt.as_dict()
+    report: Mapping[str, Any]  # DataReport.as_dict()
     path: str
     _rows: Any = field(repr=False)  # TFDS's random-access source
     adversarial: np.ndarray | None = None  # [N] bool, see `types.Batch`; None: no row is
@@ -79,12 +79,12 @@ class Dataset:
         )
 
 
-def write(rows: Iterable[Row], folder: str | os.PathLike[str], receipt: Receipt) -> None:
+def write(rows: Iterable[Row], folder: str | os.PathLike[str], report: DataReport) -> None:
     """Writes rows to a new folder: array_record files, and the columns that batching reads.
 
     Args:
       rows: all of one kind (scores, labels).
-      receipt: complete when the last row has come; it is kept with them.
+      report: complete when the last row has come; it is kept with them.
 
     Raises:
       DataError: no row, or rows of different kinds.
@@ -92,7 +92,7 @@ def write(rows: Iterable[Row], folder: str | os.PathLike[str], receipt: Receipt)
     folder, rows = os.fspath(folder), iter(rows)
     first = next(rows, None)
     if first is None:
-        raise DataError(f"all {receipt.dropped_total} rows were dropped: {reasons(receipt)}")
+        raise DataError(f"all {report.dropped_total} rows were dropped: {reasons(report)}")
     os.makedirs(folder)
     columns = _Columns(objectives=first.record.objectives)
     location = _write_rows(columns.through(itertools.chain([first], rows)), folder)
@@ -111,7 +111,7 @@ def write(rows: Iterable[Row], folder: str | os.PathLike[str], receipt: Receipt)
         "score_sd": columns.score_sd(),
         "adversarial": any(columns.adversarial),
         "digest": columns.digest.hexdigest(),
-        "receipt": receipt.as_dict(),
+        "receipt": report.as_dict(),  # as earlier versions named it
     }
     with open(os.path.join(folder, "meta.json"), "w", encoding="utf-8") as file:
         json.dump(meta, file, indent=1)
@@ -156,7 +156,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
             adversarial=adversarial,
             score_sd=tuple(meta["score_sd"]),
             digest=meta["digest"],
-            receipt=meta["receipt"],
+            report=meta["receipt"],
             path=path,
             _rows=rows,
         )
@@ -184,7 +184,7 @@ def in_memory(rows: Iterable[Row]) -> Dataset:
         objectives=(),
         labels=(0, 0),
         digest=columns.digest.hexdigest(),
-        receipt={},
+        report={},
         path="memory",
         _rows=kept,
     )

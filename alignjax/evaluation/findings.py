@@ -8,12 +8,12 @@ SOME = 0.1  # the same of prompts
 FAR = 25.0  # nats of KL to the reference, per response
 
 
-def of_data(settings: Mapping[str, Any], receipt: Mapping[str, Any]) -> list[str]:
+def of_data(settings: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
     """Checks settings and data before training.
 
     Args:
       settings: the config as in config.json.
-      receipt: the data report as in data_report.json.
+      report: the data report as in data_report.json.
     """
     found = []
     if not settings["model"]["path"] and settings["sft"] is None and settings["loss"] is not None:
@@ -21,7 +21,7 @@ def of_data(settings: Mapping[str, Any], receipt: Mapping[str, Any]) -> list[str
             "the policy starts from random weights, and there is no supervised stage: set "
             "model.path or sft"
         )
-    for side, counts in receipt.items():
+    for side, counts in report.items():
         kept, warned = counts.get("kept", 0), counts.get("warned", {})
         where = "training" if side == "train" else side.replace("_", "-")
         for reason, what, limit, field in (
@@ -33,7 +33,7 @@ def of_data(settings: Mapping[str, Any], receipt: Mapping[str, Any]) -> list[str
             )  # some are dropped later
             if share >= limit:
                 found.append(f"{share:.0%} of the {where} rows {what}: raise data.{field}")
-    labels = receipt.get("train", {}).get("kept_labels")
+    labels = report.get("train", {}).get("kept_labels")
     if labels:
         share = labels["desirable_fraction"]
         if min(share, 1 - share) < 0.05:

@@ -76,9 +76,9 @@ def page(workdir: pathlib.Path) -> str:
     settings, summary = (storage.read_json(workdir / f"{x}.json") for x in ("config", "summary"))
     metrics = workdir / "metrics.jsonl"
     lines = read(metrics) if metrics.is_file() else []
-    receipt = summary.get("data_report", {})
+    report = summary.get("data_report", {})
     title = html.escape(workdir.resolve().name)
-    found = findings.of_data(settings, receipt) + findings.of_result(summary, lines)
+    found = findings.of_data(settings, report) + findings.of_result(summary, lines)
     parts = [
         f"<h1>{title}</h1>",
         _findings(found),
@@ -88,7 +88,7 @@ def page(workdir: pathlib.Path) -> str:
         *(_section(name, _picture(workdir / file)) for file, name in PICTURES.items()),
         _section("Calibration", _calibration(summary.get("calibration", {}))),
         _section("Samples", _samples(workdir)),
-        _section("Data report", "".join(_receipt(side, x) for side, x in receipt.items())),
+        _section("Data report", "".join(_report(side, x) for side, x in report.items())),
         _section("Settings", _settings(settings)),
         _section("Versions", _rows(summary.get("versions", {}).items())),
     ]
@@ -296,7 +296,7 @@ def _sample(prompt: str, sides: dict[str, Any]) -> str:
     )
 
 
-def _receipt(side: str, counts: dict[str, Any]) -> str:
+def _report(side: str, counts: dict[str, Any]) -> str:
     names = {"rows_in": "rows read", "kept": "kept", "held_out": "held out"}
     rows = [(name, counts.get(key, 0), "") for key, name in names.items() if key in counts]
     for kind, name in (("dropped", "dropped"), ("warned", "noted")):

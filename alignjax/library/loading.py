@@ -15,7 +15,7 @@ from alignjax.data import store
 from alignjax.data.batching import bucket
 from alignjax.data.encode import encode_all
 from alignjax.data.files import Row
-from alignjax.data.records import Prompt, Receipt, Record
+from alignjax.data.records import DataReport, Prompt, Record
 from alignjax.data.sources.messages import read_prompt
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.data.tokenizer.load import Tokenizer
@@ -80,7 +80,7 @@ class Policy:
             self.tokenizer,
             max_prompt_tokens=LONGEST,
             max_response_tokens=LONGEST,
-            receipt=Receipt(),
+            report=DataReport(),
         )
         data = bucket(store.in_memory(rows), count=4, multiple=16)
         table = map_rows.map_rows(

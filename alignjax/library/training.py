@@ -15,7 +15,7 @@ from alignjax.config import Config, DataConfig, EvaluateConfig, OptimConfig, Tra
 from alignjax.config.fields import keywords, plain
 from alignjax.config.load import override
 from alignjax.data import sources
-from alignjax.data.records import Receipt
+from alignjax.data.records import DataReport
 from alignjax.errors import UserError
 from alignjax.library.loading import Policy, is_run, load
 from alignjax.models.config import ModelConfig
@@ -132,7 +132,7 @@ def _config(policy: Policy, data: Data | None, loss: Loss | None, folder: pathli
 
 def _for_chat(data: DataConfig, policy: Policy) -> DataConfig:
     """Reads prompts of plain text as the commands do: a chat model's as a user's messages."""
-    first = next(read_source(data, data.path, Receipt()), None)
+    first = next(read_source(data, data.path, DataReport()), None)
     return data if first is None else short.as_messages(data, first, policy.tokenizer)
 
 

@@ -46,7 +46,7 @@ def loss(
         responses count for nothing, and a row costs the sum over its responses.
       beta: risk aversion per nat; > 0.
       desirable_weight: lambda_D. The paper wants lambda_D N / (lambda_U M) within [1, 4/3] for N
-        desirable and M undesirable responses; the receipt prints both counts.
+        desirable and M undesirable responses; the data report prints both counts.
       undesirable_weight: lambda_U.
 
     Returns:

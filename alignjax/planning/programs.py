@@ -384,7 +384,7 @@ def _two_rows(
         objectives=("score",) if scored else (),
         labels=(k, k) if labels else (0, 0),
         digest="",
-        receipt={},
+        report={},
         path="",
         _rows=[row, other],
         adversarial=np.ones(2, bool) if adversarial else None,

@@ -25,7 +25,7 @@ import jax
 
 from alignjax.config import Config
 from alignjax.config.fields import describe
-from alignjax.data.records import Receipt
+from alignjax.data.records import DataReport
 from alignjax.errors import UserError
 from alignjax.evaluation import tables
 from alignjax.evaluation.statistics import Interval
@@ -114,7 +114,7 @@ def _train(
     watched = evaluation.paced(run, prompts.batches.row_count, steps)
     made_of = {"scorers": digests(scorers)}
     job = watched.job("online", reference.digest, made_of, extendable=True)
-    records, _ = split(config, {side: Receipt() for side in ("train", "held_out")})
+    records, _ = split(config, {side: DataReport() for side in ("train", "held_out")})
     originals = {record.id: record for record in records}
 
     def during(params: Params) -> dict[str, float]:

@@ -212,7 +212,7 @@ def _measure(
             "params": digest,
         },
         **counts,
-        "data_report": run.data.receipt,
+        "data_report": run.data.report,
         "versions": workdirs.versions(),
     }
     storage.keep_json(run.workdir / "summary.json", summary)

@@ -59,7 +59,7 @@ def open_run(
         check_scorers(config, data)
         if config.select is None:  # else the responses that a step scores are not known yet
             compiled.check_longest(data.train.dataset, config.train.microbatch_tokens)
-        for sentence in findings.of_data(describe(config), data.receipt):
+        for sentence in findings.of_data(describe(config), data.report):
             if is_main():
                 log.warning("look at this: %s", sentence)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)

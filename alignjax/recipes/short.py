@@ -24,7 +24,7 @@ from alignjax.config import (
 from alignjax.config.fields import keywords, plain
 from alignjax.data import sources
 from alignjax.data.encode import encode, reasons
-from alignjax.data.records import Receipt, Record
+from alignjax.data.records import DataReport, Record
 from alignjax.data.tokenizer import chat
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.data.tokenizer.load import Tokenizer
@@ -77,14 +77,14 @@ def config(method: str, model: str, data: str, overrides: list[str]) -> Config:
     """
     start = load.override(_start(method, model, data), overrides)
     tokenizer = _tokenizer(start)
-    receipt = Receipt()
-    first = next(read_source(start.data, start.data.path, receipt), None)
+    report = DataReport()
+    first = next(read_source(start.data, start.data.path, report), None)
     if first is None:
-        why = f": all {receipt.rows_in} were dropped: {reasons(receipt)}" if receipt.rows_in else ""
+        why = f": all {report.rows_in} were dropped: {reasons(report)}" if report.rows_in else ""
         raise UserError(f"data.path: {start.data.path} has no row that can be used{why}")
     _check_kind(method, start, first)
     start = dataclasses.replace(start, data=as_messages(start.data, first, tokenizer))
-    rows = list(read_source(start.data, start.data.path, Receipt()))
+    rows = list(read_source(start.data, start.data.path, DataReport()))
     return load.override(_fitted(method, start, rows, tokenizer), overrides)
 
 
@@ -189,7 +189,7 @@ def _fitted(method: str, start: Config, rows: list[Record], tokenizer: Tokenizer
     """Fills in what depends on the model, the loss and the data."""
     looked_at = rows[:: max(1, len(rows) // LOOKED_AT)]
     no_limit = dict(max_prompt_tokens=2**30, max_response_tokens=2**30)
-    encoded = list(encode(looked_at, tokenizer, **no_limit, receipt=Receipt()))
+    encoded = list(encode(looked_at, tokenizer, **no_limit, report=DataReport()))
     prompts = [len(x.prompt_ids) for x in encoded] or [0]  # none: the run says why
     responses = [len(ids) for x in encoded for ids in x.response_ids] or [0]
     train, count = start.train, len(rows)

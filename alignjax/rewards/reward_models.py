@@ -17,7 +17,7 @@ from alignjax.config import DataConfig, MeshConfig
 from alignjax.data.batching import bucket
 from alignjax.data.encode import Reading, encode_all
 from alignjax.data.files import fingerprint
-from alignjax.data.records import Receipt, Record
+from alignjax.data.records import DataReport, Record
 from alignjax.data.store import in_memory
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.data.tokenizer.load import Tokenizer
@@ -61,13 +61,13 @@ def score(
     params = load_params(reward, devices)
     if not records:
         return []
-    receipt = Receipt()
+    report = DataReport()
     encoded = encode_all(
         records,
         reward.tokenizer,
         max_prompt_tokens=reward.data["max_prompt_tokens"],
         max_response_tokens=reward.data["max_response_tokens"],
-        receipt=receipt,
+        report=report,
         reading=reward.reading,
     )
     rows = mesh.data * mesh.fsdp
@@ -85,16 +85,16 @@ def score(
             "scoring, %s: two labels: a score is the logit of %r minus that of %r",
             *(reward.path.name, reward.labels[1], reward.labels[0]),
         )
-    _log_cuts(reward, receipt, sum(len(record.responses) for record in records))
+    _log_cuts(reward, report, sum(len(record.responses) for record in records))
     return [table[i, : len(record.responses)] for i, record in enumerate(records)]
 
 
-def _log_cuts(reward: RewardModel, receipt: Receipt, responses: int) -> None:
+def _log_cuts(reward: RewardModel, report: DataReport, responses: int) -> None:
     for what, total, loses in (
-        ("prompt", receipt.kept, "beginning"),
+        ("prompt", report.kept, "beginning"),
         ("response", responses, "end"),
     ):
-        if cut := receipt.warned.get(f"truncated_{what}"):
+        if cut := report.warned.get(f"truncated_{what}"):
             limit = reward.data[f"max_{what}_tokens"]
             to = f"max_{what}_tokens = {limit}"
             if reward.reading is not None and limit >= reward.reading.longest:

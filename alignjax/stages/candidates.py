@@ -20,7 +20,7 @@ from alignjax.config import CandidatesConfig, Config
 from alignjax.config.fields import identity
 from alignjax.data.batching import Bucketed
 from alignjax.data.encode import enforce
-from alignjax.data.records import Receipt, Record
+from alignjax.data.records import DataReport, Record
 from alignjax.rewards.scorers import digests, mean_scores, open_scorers
 from alignjax.runtime import checkpoint, storage
 from alignjax.sampling.generate import take_questions
@@ -76,7 +76,7 @@ def make(run: Run, load_policy: Callable[[], Params]) -> Run:
 
 
 def sides(config: Config, settings: CandidatesConfig, data: Prepared) -> list[sample_lists.Side]:
-    train, held_out = split(config, {side: Receipt() for side in SIDES})
+    train, held_out = split(config, {side: DataReport() for side in SIDES})
     texts = {record.id: record for record in (*train, *held_out)}
     return [
         _side(name, rows, texts, keep_own=settings.keep_own, seed=config.train.seed)
@@ -105,27 +105,27 @@ def _side(
 
 def _open(run: Run, settings: CandidatesConfig, record: dict[str, Any]) -> Run:
     """Prepares the lists like any other data; extends the data report."""
-    sides, receipts = {}, {}
+    sides, reports = {}, {}
     for side in SIDES:
-        receipt = Receipt()
+        report = DataReport()
         sides[side] = sample_lists.open_lists(
             run,
             run.workdir / "candidates" / f"{side}.jsonl",
-            receipt,
+            report,
             {"candidates": record["sha256"][side], "side": side},
         )
         counts = record["counts"][side]
         listed = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-        log.info("candidates, %s: %s\n%s", side.replace("_", " "), listed, receipt.render())
-        receipts[side] = {**receipt.as_dict(), **kept_counts(sides[side]), "responses": counts}
+        log.info("candidates, %s: %s\n%s", side.replace("_", " "), listed, report.render())
+        reports[side] = {**report.as_dict(), **kept_counts(sides[side]), "responses": counts}
         enforce(
-            receipt,
+            report,
             max_drop_fraction=settings.max_drop_fraction,
             field="candidates.max_drop_fraction",
         )
-    receipt_of_all = {**run.data.receipt, "candidates": receipts}
-    storage.keep_json(run.workdir / "data_report.json", receipt_of_all)
+    report_of_all = {**run.data.report, "candidates": reports}
+    storage.keep_json(run.workdir / "data_report.json", report_of_all)
     data = dataclasses.replace(
-        run.data, train=sides["train"], held_out=sides["held_out"], receipt=receipt_of_all
+        run.data, train=sides["train"], held_out=sides["held_out"], report=report_of_all
     )
     return dataclasses.replace(run, data=data)

@@ -16,7 +16,7 @@ from alignjax.data.batching import Bucketed, bucket
 from alignjax.data.encode import encode, enforce, reasons
 from alignjax.data.files import fingerprint
 from alignjax.data.places import is_missing, resolve
-from alignjax.data.records import DataError, Receipt, Record, check
+from alignjax.data.records import DataError, DataReport, Record, check
 from alignjax.data.sources import Columns
 from alignjax.data.splits import check_no_overlap, split_by_prompt
 from alignjax.data.store import Dataset, Example
@@ -43,18 +43,18 @@ class Prepared:
     originals: Bucketed
     original_records: dict[str, Record]  # the same as text, by id
     tokenizer: Tokenizer
-    receipt: dict[str, Any]  # what data_report.json says
+    report: dict[str, Any]  # what data_report.json says
 
 
 def read_source(
-    data: DataConfig, path: str, receipt: Receipt, field: str = "data.path"
+    data: DataConfig, path: str, report: DataReport, field: str = "data.path"
 ) -> Iterator[Record]:
     """Reads the records of a source as they come, without checking them.
 
     Args:
       data: its ``source`` is read.
       path: what the source is given, if it reads files.
-      receipt: counts the rows.
+      report: counts the rows.
       field: the config field that has the path, for messages.
 
     Raises:
@@ -75,17 +75,17 @@ def read_source(
                 "takes none"
             )
         bound["columns"] = data.columns
-    rows: Iterator[Record] = data.source(receipt, **bound)
+    rows: Iterator[Record] = data.source(report, **bound)
     return itertools.islice(rows, data.limit) if data.limit else rows
 
 
 def read_records(
-    data: DataConfig, path: str, receipt: Receipt, field: str = "data.path"
+    data: DataConfig, path: str, report: DataReport, field: str = "data.path"
 ) -> list[Record]:
     """Reads and checks every record of a source; see `read_source`."""
     with watchdog.phase(f"{field}: reading rows") as moved:
-        rows = (moved() or row for row in read_source(data, path, receipt, field))
-        return list(check(rows, receipt))
+        rows = (moved() or row for row in read_source(data, path, report, field))
+        return list(check(rows, report))
 
 
 def _located(data: DataConfig, path: str, field: str) -> str:
@@ -93,21 +93,21 @@ def _located(data: DataConfig, path: str, field: str) -> str:
     return resolve(path, data.split if field == "data.path" else "", field)
 
 
-def split(config: Config, receipts: dict[str, Receipt]) -> tuple[list[Record], list[Record]]:
+def split(config: Config, reports: dict[str, DataReport]) -> tuple[list[Record], list[Record]]:
     """Training and held-out records; no prompt is on both sides."""
     data = config.data
-    records = _read_some(config, data.path, receipts["train"])
+    records = _read_some(config, data.path, reports["train"])
     if data.eval_path:
-        held_out = _read_some(config, data.eval_path, receipts["held_out"])
+        held_out = _read_some(config, data.eval_path, reports["held_out"])
         check_no_overlap(records, held_out)
         return records, held_out
-    train, held_out = split_records(config, records, receipts["train"])
-    receipts["held_out"].rows_in = len(held_out)
+    train, held_out = split_records(config, records, reports["train"])
+    reports["held_out"].rows_in = len(held_out)
     return train, held_out
 
 
 def split_records(
-    config: Config, records: list[Record], receipt: Receipt | None
+    config: Config, records: list[Record], report: DataReport | None
 ) -> tuple[list[Record], list[Record]]:
     """Holds out records by their prompts.
 
@@ -116,7 +116,7 @@ def split_records(
     """
     fraction = config.data.eval_fraction
     train, held_out = split_by_prompt(
-        records, seed=config.train.seed, eval_fraction=fraction, receipt=receipt
+        records, seed=config.train.seed, eval_fraction=fraction, report=report
     )
     if not held_out:
         raise UserError(f"data.eval_fraction: {fraction} of {len(records)} rows holds out none")
@@ -154,7 +154,7 @@ def _texts(record: Record) -> list[str]:
 
 
 def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
-    """Reads, checks, splits, tokenises and buckets the data; writes and prints the receipt.
+    """Reads, checks, splits, tokenises and buckets the data; writes and prints the data report.
 
     Where the files are gone, the rows that an earlier start has prepared are taken.
 
@@ -164,8 +164,8 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
     kept_rows = _kept_rows(config, workdir)
     if kept_rows is not None:
         return kept_rows
-    receipts = {"train": Receipt(), "held_out": Receipt()}
-    train, held_out = split(config, receipts)
+    reports = {"train": DataReport(), "held_out": DataReport()}
+    train, held_out = split(config, reports)
     if several():  # every process reads by itself, from disks of its own perhaps
         check_same(
             {
@@ -176,23 +176,23 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
     if config.data.cache_dir:
         check_shared_folder(pathlib.Path(config.data.cache_dir), "data.cache_dir")
     tokenizer = load_tokenizer(config, workdir, train)
-    sides = _sides(config, workdir, {"train": train, "held_out": held_out}, receipts, tokenizer)
-    receipt = {side: r.as_dict() | kept_counts(sides[side]) for side, r in receipts.items()}
-    _write_receipt(workdir / "data_report.json", receipt)
-    for r in receipts.values():
+    sides = _sides(config, workdir, {"train": train, "held_out": held_out}, reports, tokenizer)
+    report = {side: r.as_dict() | kept_counts(sides[side]) for side, r in reports.items()}
+    _write_report(workdir / "data_report.json", report)
+    for r in reports.values():
         enforce(r, max_drop_fraction=config.data.max_drop_fraction)
     for side, rows in sides.items():
         log.info("%s shapes (prompt + K x response tokens): %s", side, _shapes(rows))
     _keep_rows(config, workdir, sides, held_out)
-    return _prepared(sides, held_out, tokenizer, receipt)
+    return _prepared(sides, held_out, tokenizer, report)
 
 
 def _prepared(
-    sides: dict[str, Bucketed], records: list[Record], tokenizer: Tokenizer, receipt: Any
+    sides: dict[str, Bucketed], records: list[Record], tokenizer: Tokenizer, report: Any
 ) -> Prepared:
     train, held_out = sides["train"], sides["held_out"]
     by_id = {record.id: record for record in records}
-    return Prepared(train, held_out, held_out, by_id, tokenizer, receipt)
+    return Prepared(train, held_out, held_out, by_id, tokenizer, report)
 
 
 def _keep_rows(
@@ -237,16 +237,16 @@ def survey(
     Raises:
       UserError: bad data, or every row dropped.
     """
-    data, given, receipts = config.data, {}, {}
+    data, given, reports = config.data, {}, {}
     for side, path in (("train", data.path), ("held_out", data.eval_path)):
         if side == "train" or path:
-            receipts[side] = Receipt()
-            given[side] = _read_some(config, path, receipts[side])
+            reports[side] = DataReport()
+            given[side] = _read_some(config, path, reports[side])
     tokenizer = load_tokenizer(config, folder, given["train"])
-    sides = _sides(config, folder, given, receipts, tokenizer)
+    sides = _sides(config, folder, given, reports, tokenizer)
     try:
-        for receipt in receipts.values():
-            enforce(receipt, max_drop_fraction=data.max_drop_fraction)
+        for report in reports.values():
+            enforce(report, max_drop_fraction=data.max_drop_fraction)
         if "held_out" in given:
             check_no_overlap(given["train"], given["held_out"])
         else:
@@ -257,15 +257,15 @@ def survey(
     return [rows[i] for i in range(min(SHOWN, len(rows)))], rows.objectives, tokenizer
 
 
-def _read_some(config: Config, path: str, receipt: Receipt) -> list[Record]:
+def _read_some(config: Config, path: str, report: DataReport) -> list[Record]:
     """Reads the records of a path; raises with the reasons where every row was dropped."""
     field = "data.path" if path == config.data.path else "data.eval_path"
-    records = read_records(config.data, path, receipt, field)
+    records = read_records(config.data, path, report, field)
     if not records:
-        _log_receipts({field: receipt})
+        _log_reports({field: report})
         raise DataError(
-            f"{field}: all {receipt.dropped_total} rows of {path or 'the source'} were dropped: "
-            f"{reasons(receipt)}"
+            f"{field}: all {report.dropped_total} rows of {path or 'the source'} were dropped: "
+            f"{reasons(report)}"
         )
     return records
 
@@ -274,7 +274,7 @@ def _sides(
     config: Config,
     workdir: pathlib.Path,
     given: dict[str, list[Record]],
-    receipts: dict[str, Receipt],
+    reports: dict[str, DataReport],
     tokenizer: Tokenizer,
 ) -> dict[str, Bucketed]:
     """Prepares the rows of each side, and prints the data reports even if this fails."""
@@ -288,22 +288,22 @@ def _sides(
                 "side": side,
                 # Who edits a source keeps its name; what it drops is in no record, but here.
                 "records": kept.digest(records),
-                "read": receipts[side].as_dict(),
+                "read": reports[side].as_dict(),
                 "source": describe(data.source),
                 "files": files,
                 "split": [data.eval_fraction, config.train.seed, bool(data.eval_path)],
             }
             identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-            sides[side] = rows_of(config, workdir, records, tokenizer, receipts[side], identity)
+            sides[side] = rows_of(config, workdir, records, tokenizer, reports[side], identity)
     finally:
-        _log_receipts({side: receipts[side] for side in given})
+        _log_reports({side: reports[side] for side in given})
         _note_plain_prompts(given["train"], tokenizer)
     return sides
 
 
-def _log_receipts(receipts: dict[str, Receipt]) -> None:
-    for side, receipt in receipts.items():
-        log.info("data, %s:\n%s", side.replace("_", " "), receipt.render())
+def _log_reports(reports: dict[str, DataReport]) -> None:
+    for side, report in reports.items():
+        log.info("data, %s:\n%s", side.replace("_", " "), report.render())
 
 
 def _note_plain_prompts(records: list[Record], tokenizer: Tokenizer) -> None:
@@ -318,7 +318,7 @@ def _note_plain_prompts(records: list[Record], tokenizer: Tokenizer) -> None:
         )
 
 
-def _write_receipt(path: pathlib.Path, receipt: dict[str, Any]) -> None:
+def _write_report(path: pathlib.Path, report: dict[str, Any]) -> None:
     """Writes the data report, unless it exists: later stages add their counts to it."""
 
     def write() -> None:
@@ -326,9 +326,9 @@ def _write_receipt(path: pathlib.Path, receipt: dict[str, Any]) -> None:
             known = storage.read_here(path) if path.is_file() else {}
         except UserError:  # damaged
             known = {}
-        wanted = json.loads(storage.as_json(receipt))
+        wanted = json.loads(storage.as_json(report))
         if not isinstance(known, dict) or wanted != {side: known.get(side) for side in wanted}:
-            storage.keep_here(path, receipt)
+            storage.keep_here(path, report)
 
     run_on_main("data_report.json", write)
 
@@ -338,16 +338,16 @@ def rows_of(
     workdir: pathlib.Path,
     records: Iterable[Record],
     tokenizer: Tokenizer,
-    receipt: Receipt,
+    report: DataReport,
     identity: Any,
 ) -> Bucketed:
     """Encodes records as rows to train or to measure on, as the config says; buckets them.
 
-    Rows that were made of the same records are only opened, and their receipt restored.
+    Rows that were made of the same records are only opened, and their report restored.
 
     Args:
       records: checked; not touched where the rows are there already.
-      receipt: gets the counts.
+      report: gets the counts.
       identity: JSON data that changes whenever the records would.
     """
     data = config.data
@@ -362,12 +362,12 @@ def rows_of(
             tokenizer,
             max_prompt_tokens=data.max_prompt_tokens,
             max_response_tokens=data.max_response_tokens,
-            receipt=receipt,
+            report=report,
         )
-        run_on_main("prepared rows", lambda: store.write(rows, scratch / name, receipt))
+        run_on_main("prepared rows", lambda: store.write(rows, scratch / name, report))
 
     dataset = artifacts.reuse(path, key, write, store.open_dataset)
-    receipt.restore(dict(dataset.receipt))
+    report.restore(dict(dataset.report))
     return _bucketed(data, dataset)
 
 

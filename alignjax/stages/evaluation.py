@@ -364,7 +364,7 @@ def write_report(
         },
         "best_of": run.config.evaluate.best_of or run.config.evaluate.samples,
         **rest,
-        "data_report": run.data.receipt,
+        "data_report": run.data.report,
         "versions": workdirs.versions(),
     }
     storage.keep_json(workdir / "summary.json", summary)

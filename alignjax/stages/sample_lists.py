@@ -23,7 +23,7 @@ import numpy as np
 
 from alignjax.config import SamplingConfig
 from alignjax.data.batching import Bucketed
-from alignjax.data.records import Receipt, Record, check, prompt_as_json
+from alignjax.data.records import DataReport, Record, check, prompt_as_json
 from alignjax.data.sources import lists
 from alignjax.runtime import artifacts, storage
 from alignjax.sampling.generate import Question, Sample
@@ -169,16 +169,16 @@ def _scores(
 
 
 def open_lists(
-    run: Run, path: pathlib.Path, receipt: Receipt, identity: Any, *, repeats: bool = False
+    run: Run, path: pathlib.Path, report: DataReport, identity: Any, *, repeats: bool = False
 ) -> Bucketed:
     """Opens one side's lists as rows to train on, prepared like any other data.
 
     Args:
       repeats: of the side.
     """
-    records = lists(receipt, path=str(path), domain="domain")
-    checked = check((dataclasses.replace(r, repeats=repeats) for r in records), receipt)
-    return rows_of(run.config, run.workdir, checked, run.data.tokenizer, receipt, identity)
+    records = lists(report, path=str(path), domain="domain")
+    checked = check((dataclasses.replace(r, repeats=repeats) for r in records), report)
+    return rows_of(run.config, run.workdir, checked, run.data.tokenizer, report, identity)
 
 
 def line(

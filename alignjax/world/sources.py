@@ -23,7 +23,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from alignjax.data.records import Receipt, Record
+from alignjax.data.records import DataReport, Record
 from alignjax.errors import UserError, did_you_mean
 from alignjax.world import grammar as text
 from alignjax.world.grammar import PROMPT_COUNT
@@ -173,11 +173,11 @@ def _check_columns(objectives: tuple[str, ...]) -> list[int]:
 
 
 def _rows(
-    receipt: Receipt, kind: str, size: int, seed: int, start: int
+    report: DataReport, kind: str, size: int, seed: int, start: int
 ) -> Iterator[tuple[str, text.Prompt, np.random.Generator]]:
     """Counts each row, and yields its id, its prompt and its own random numbers."""
     for index in range(start, start + size):
-        receipt.rows_in += 1
+        report.rows_in += 1
         yield f"{kind}-{seed}-{index}", _prompt(seed, index), _generator(kind, seed, index)
 
 
@@ -202,7 +202,7 @@ def _record(
 
 
 def pairs(
-    receipt: Receipt,
+    report: DataReport,
     *,
     size: int,
     seed: int,
@@ -215,12 +215,12 @@ def pairs(
     """Generates pairs, the preferred response first.
 
     Two responses are drawn independently from ``alpha p+ + (1 - alpha) p-`` until they differ
-    (``receipt.warned["redrawn_identical_pair"]`` counts the rows that took more than one draw), and
+    (``report.warned["redrawn_identical_pair"]`` counts the rows that took more than one draw), and
     one is preferred with the probability in ``preference_matrix``. ``pair_marginals`` gives the
     exact distributions of the chosen and the rejected response.
 
     Args:
-      receipt: counts the rows.
+      report: counts the rows.
       size: number of rows.
       seed: of the order of prompts and of every draw.
       start: index of the first row.
@@ -236,11 +236,11 @@ def pairs(
     """
     _check_rows(size, seed, start)
     preference_at(world, 0, 0, 1, temperature=temperature, cycle=cycle)  # refuses bad settings
-    for id, prompt, rng in _rows(receipt, "pairs", size, seed, start):
+    for id, prompt, rng in _rows(report, "pairs", size, seed, start):
         cumulative = _cumulative(world, prompt.risk, alpha, None)
         first, second = _draw(rng, cumulative), _draw(rng, cumulative)
         if first == second:
-            receipt.warn("redrawn_identical_pair", id)
+            report.warn("redrawn_identical_pair", id)
         while first == second:
             first, second = _draw(rng, cumulative), _draw(rng, cumulative)
         preferred = preference_at(
@@ -251,7 +251,7 @@ def pairs(
 
 
 def unpaired(
-    receipt: Receipt,
+    report: DataReport,
     *,
     size: int,
     seed: int,
@@ -275,14 +275,14 @@ def unpaired(
         "a number inside (0, 1): unpaired data need both classes",
         desirable_fraction,
     )
-    for id, prompt, rng in _rows(receipt, "unpaired", size, seed, start):
+    for id, prompt, rng in _rows(report, "unpaired", size, seed, start):
         label = bool(rng.random() < desirable_fraction)
         place = _draw(rng, _cumulative(world, prompt.risk, float(label), None))
         yield _record(id, prompt, [place], desirable=(label,))
 
 
 def lists(
-    receipt: Receipt,
+    report: DataReport,
     *,
     size: int,
     seed: int,
@@ -323,7 +323,7 @@ def lists(
     require(-1 <= hardness <= 8, "hardness", "a number in [-1, 8]", hardness)
     require(0 <= noise < float("inf"), "noise", "a finite number >= 0", noise)
     tilts = np.linspace(-1.0, hardness, responses).tolist()
-    for id, prompt, rng in _rows(receipt, "lists", size, seed, start):
+    for id, prompt, rng in _rows(report, "lists", size, seed, start):
         places: list[int] = []
         for tilt in tilts:
             places.append(_draw_another(rng, world, prompt.risk, tilt, places))
@@ -335,7 +335,7 @@ def lists(
 
 
 def golden(
-    receipt: Receipt,
+    report: DataReport,
     *,
     size: int,
     seed: int,
@@ -349,11 +349,11 @@ def golden(
     Raises:
       UserError: a setting is out of its range.
     """
-    return _single("golden", receipt, size, seed, start, world, 1.0)
+    return _single("golden", report, size, seed, start, world, 1.0)
 
 
 def mixture(
-    receipt: Receipt,
+    report: DataReport,
     *,
     size: int,
     seed: int,
@@ -368,12 +368,12 @@ def mixture(
     Raises:
       UserError: a setting is out of its range.
     """
-    return _single("mixture", receipt, size, seed, start, world, alpha)
+    return _single("mixture", report, size, seed, start, world, alpha)
 
 
 def _single(
-    kind: str, receipt: Receipt, size: int, seed: int, start: int, world: World, alpha: float
+    kind: str, report: DataReport, size: int, seed: int, start: int, world: World, alpha: float
 ) -> Iterator[Record]:
     _check_rows(size, seed, start)
-    for id, prompt, rng in _rows(receipt, kind, size, seed, start):
+    for id, prompt, rng in _rows(report, kind, size, seed, start):
         yield _record(id, prompt, [_draw(rng, _cumulative(world, prompt.risk, alpha, None))])

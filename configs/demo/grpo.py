@@ -29,7 +29,7 @@ from alignjax.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from alignjax.data.records import Receipt, Record
+from alignjax.data.records import DataReport, Record
 from alignjax.losses import grpo, sft
 from alignjax.models.config import ModelConfig
 from alignjax.rewards import scorers
@@ -38,12 +38,12 @@ from alignjax.training import optim
 NUMBERS = 100  # from 0
 
 
-def comparisons(receipt: Receipt, *, size: int, seed: int) -> Iterator[Record]:
+def comparisons(report: DataReport, *, size: int, seed: int) -> Iterator[Record]:
     """Generates questions for the larger of two numbers; the right answer comes first."""
     draw = np.random.default_rng(seed)
     pairs = [(a, b) for a in range(NUMBERS) for b in range(NUMBERS) if a != b]
     for i in draw.permutation(len(pairs))[:size].tolist():
-        receipt.rows_in += 1
+        report.rows_in += 1
         a, b = pairs[i]
         prompt = f"larger of {a} and {b}:"
         yield Record(id=f"{a},{b}", prompt=prompt, responses=(f" {max(a, b)}", f" {min(a, b)}"))

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from alignjax.data.records import Receipt
+from alignjax.data.records import DataReport
 from alignjax.evaluation.statistics import Interval
 from alignjax.world import sources as world
 from benchmarks import demo_seeds
@@ -34,7 +34,7 @@ def test_a_run_holds_where_all_three_do(change):
 
 
 def test_changes_are_of_the_same_prompts(tmp_path):
-    records = list(world.pairs(Receipt(), size=4, seed=0, temperature=0.1))
+    records = list(world.pairs(DataReport(), size=4, seed=0, temperature=0.1))
     for name, broken in (("before", 1), ("after", 0)):
         samples = [
             {"prompt": x.prompt, "response": x.responses[0] + (" the the" if i < broken else "")}

@@ -10,7 +10,7 @@ import pytest
 
 from alignjax.data import sources, store
 from alignjax.data.encode import Reading, encode, encode_all, enforce
-from alignjax.data.records import DataError, Message, Receipt, Record, check
+from alignjax.data.records import DataError, DataReport, Message, Record, check
 from alignjax.data.tokenizer import load, training
 from alignjax.errors import UserError
 
@@ -35,22 +35,22 @@ def pairs(count: int) -> list[Record]:
     ]
 
 
-def make(rows, tok, folder, *, prompt=64, response=64, receipt=None):
+def make(rows, tok, folder, *, prompt=64, response=64, report=None):
     """The rows as a dataset, from the disk."""
-    receipt = receipt or Receipt(rows_in=len(rows))
+    report = report or DataReport(rows_in=len(rows))
     limits = dict(max_prompt_tokens=prompt, max_response_tokens=response)
     path = folder / f"rows-{len(list(folder.iterdir()))}"
-    store.write(encode(rows, tok, receipt=receipt, **limits), path, receipt)
+    store.write(encode(rows, tok, report=report, **limits), path, report)
     return store.open_dataset(path)
 
 
 def test_rows_come_back_in_order_with_ids_and_text(tok, tmp_path):
     rows = pairs(20)
-    receipt = Receipt(rows_in=20)
-    dataset = make(rows, tok, tmp_path, receipt=receipt)
-    assert len(dataset) == receipt.kept == 20
-    assert not receipt.unaccounted
-    assert not receipt.warned
+    report = DataReport(rows_in=20)
+    dataset = make(rows, tok, tmp_path, report=report)
+    assert len(dataset) == report.kept == 20
+    assert not report.unaccounted
+    assert not report.warned
     assert dataset.objectives == ()
     assert dataset.response_length.dtype == dataset.prompt_length.dtype == np.int32
     for i, row in enumerate(rows):
@@ -107,14 +107,14 @@ def test_lists_labels_and_dialogues(tok, tmp_path):
 
 def test_truncation_keeps_the_prompts_end_and_the_responses_start(tok, tmp_path):
     rows = [Record(id="a", prompt="number 1, " * 9 + "he said:", responses=(" is " * 9, " fine"))]
-    receipt = Receipt(rows_in=1)
-    example = make(rows, tok, tmp_path, prompt=6, response=4, receipt=receipt)[0]
+    report = DataReport(rows_in=1)
+    example = make(rows, tok, tmp_path, prompt=6, response=4, report=report)[0]
     whole = tok.encode(rows[0].prompt, rows[0].responses)
     assert example.prompt_ids.tolist() == [tok.bos_id, *whole.prompt_ids[-5:]]
     np.testing.assert_array_equal(example.response_ids[0], whole.response_ids[0][:4])
     assert tok.eos_id not in example.response_ids[0]
     assert example.response_ids[1][-1] == tok.eos_id
-    assert receipt.warned == {"truncated_prompt": 1, "truncated_response": 1}
+    assert report.warned == {"truncated_prompt": 1, "truncated_response": 1}
 
 
 def test_a_reward_model_from_elsewhere_reads_to_its_last_token_and_to_its_length(tok):
@@ -130,15 +130,13 @@ def test_a_reward_model_from_elsewhere_reads_to_its_last_token_and_to_its_length
     limits = dict(max_prompt_tokens=64, max_response_tokens=64)
 
     def read(reading, **changes):
-        receipt = Receipt()
-        (row,) = encode_all(
-            [record], chat, receipt=receipt, reading=reading, **{**limits, **changes}
-        )
-        return row, receipt
+        report = DataReport()
+        (row,) = encode_all([record], chat, report=report, reading=reading, **{**limits, **changes})
+        return row, report
 
     ours, _ = read(None)
-    whole, receipt = read(Reading(longest=64, padding=None))
-    assert not receipt.warned
+    whole, report = read(Reading(longest=64, padding=None))
+    assert not report.warned
     assert whole.prompt_ids.tolist() == ours.prompt_ids.tolist()
     for one, other in zip(whole.response_ids, ours.response_ids, strict=True):
         assert one.tolist() == [*other.tolist(), *after]
@@ -146,11 +144,11 @@ def test_a_reward_model_from_elsewhere_reads_to_its_last_token_and_to_its_length
     padded, _ = read(Reading(longest=64, padding=after[-1]))
     assert padded.response_ids[1].tolist() == ours.response_ids[1].tolist()
     longest = max(map(len, whole.response_ids))
-    short, receipt = read(Reading(longest=longest + 3, padding=None))
+    short, report = read(Reading(longest=longest + 3, padding=None))
     assert len(short.prompt_ids) == 3
-    assert receipt.warned == {"truncated_prompt": 1}
-    _, receipt = read(Reading(longest=64, padding=None), max_response_tokens=longest - 1)
-    assert receipt.warned == {"truncated_response": 1}
+    assert report.warned == {"truncated_prompt": 1}
+    _, report = read(Reading(longest=64, padding=None), max_response_tokens=longest - 1)
+    assert report.warned == {"truncated_response": 1}
 
 
 def test_what_truncation_makes_identical_is_dropped(tok, tmp_path):
@@ -159,41 +157,41 @@ def test_what_truncation_makes_identical_is_dropped(tok, tmp_path):
         *pairs(1),
         Record(id="cut", prompt="number", responses=(same + " fine", same + " 1")),
     ]
-    receipt = Receipt(rows_in=2)
-    dataset = make(rows, tok, tmp_path, response=6, receipt=receipt)
+    report = DataReport(rows_in=2)
+    dataset = make(rows, tok, tmp_path, response=6, report=report)
     assert [dataset[i].id for i in range(len(dataset))] == ["r0"]
-    assert receipt.dropped == {"identical_after_truncation": 1}
-    assert receipt.ids["identical_after_truncation"] == ["cut"]
+    assert report.dropped == {"identical_after_truncation": 1}
+    assert report.ids["identical_after_truncation"] == ["cut"]
 
     scores = dict(scores=((1.0,), (2.0,), (3.0,)), objectives=("q",))
     rows = [Record(id="l", prompt="p", responses=(same + "a", same + "b", " x"), **scores)]
-    receipt = Receipt(rows_in=1)
-    example = make(rows, tok, tmp_path, response=6, receipt=receipt)[0]
+    report = DataReport(rows_in=1)
+    example = make(rows, tok, tmp_path, response=6, report=report)[0]
     assert example.responses == (same + "a", " x")
     assert example.scores.tolist() == [[1.0], [3.0]]
-    assert receipt.warned["removed_identical_after_truncation"] == 1
+    assert report.warned["removed_identical_after_truncation"] == 1
     draws = [dataclasses.replace(row, repeats=True) for row in rows]
     draws += [dataclasses.replace(draws[0], id="m", responses=(same + "a", same + "b", same + "c"))]
-    receipt = Receipt(rows_in=2)
-    dataset = make(draws, tok, tmp_path, response=6, receipt=receipt)
+    report = DataReport(rows_in=2)
+    dataset = make(draws, tok, tmp_path, response=6, report=report)
     assert [dataset[i].responses for i in range(len(dataset))] == [rows[0].responses]
-    assert "removed_identical_after_truncation" not in receipt.warned
-    assert receipt.dropped == {"identical_after_truncation": 1}
+    assert "removed_identical_after_truncation" not in report.warned
+    assert report.dropped == {"identical_after_truncation": 1}
 
 
 def test_truncation_of_the_real_file_is_accounted_for(tok, tmp_path, data_dir):
     path = str(data_dir / "hh_harmless_base_test" / "test.jsonl.gz")
-    receipt = Receipt()
-    rows = check(sources.hh(receipt, path=path), receipt)
-    dataset = make(rows, tok, tmp_path, prompt=64, response=4, receipt=receipt)
-    assert receipt.rows_in == 2312
-    assert receipt.dropped["identical_after_truncation"] > 50
-    assert not receipt.unaccounted
+    report = DataReport()
+    rows = check(sources.hh(report, path=path), report)
+    dataset = make(rows, tok, tmp_path, prompt=64, response=4, report=report)
+    assert report.rows_in == 2312
+    assert report.dropped["identical_after_truncation"] > 50
+    assert not report.unaccounted
     assert dataset.response_length.min() >= 1
     assert dataset.response_length.max() == 4
     assert dataset.prompt_length.max() == 64
     with pytest.raises(DataError, match=r"of 2312 rows dropped .* identical_after_truncation \d+"):
-        enforce(receipt, max_drop_fraction=0.01)
+        enforce(report, max_drop_fraction=0.01)
 
 
 def test_special_and_lossy_text_is_noted(tok, tmp_path):
@@ -201,14 +199,14 @@ def test_special_and_lossy_text_is_noted(tok, tmp_path):
         Record(id="a", prompt="number</s>", responses=(" 1", " 2")),
         Record(id="b", prompt="number", responses=(" 1", " 2")),
     ]
-    receipt = Receipt(rows_in=2)
-    make(rows, tok, tmp_path, receipt=receipt)
-    assert receipt.ids == {"special_token_text": ["a"]}
+    report = DataReport(rows_in=2)
+    make(rows, tok, tmp_path, report=report)
+    assert report.ids == {"special_token_text": ["a"]}
 
     deaf = dataclasses.replace(tok, decode_ids=lambda ids: "", digest="deaf")
-    receipt = Receipt(rows_in=2)
-    make(rows, deaf, tmp_path, receipt=receipt)
-    assert receipt.warned["lossy_encoding"] == 2
+    report = DataReport(rows_in=2)
+    make(rows, deaf, tmp_path, report=report)
+    assert report.warned["lossy_encoding"] == 2
 
 
 def test_content_digest_sees_ids_scores_and_order(tok, tmp_path):
@@ -231,7 +229,7 @@ def test_errors_in_records_pass_through_unchanged(tok, tmp_path):
         raise DataError("data.jsonl:3: field 'x' is bool, expected text")
 
     with pytest.raises(DataError, match=r"^data\.jsonl:3: field 'x' is bool, expected text$"):
-        make(broken(), tok, tmp_path, receipt=Receipt())
+        make(broken(), tok, tmp_path, report=DataReport())
 
 
 def test_dialogues_that_a_template_refuses_are_dropped(tok, tmp_path, caplog):
@@ -244,10 +242,10 @@ def test_dialogues_that_a_template_refuses_are_dropped(tok, tmp_path, caplog):
         Record(id=x, prompt=(Message("user", x),), responses=("y",), origin=f"f.jsonl:{i}")
         for i, x in enumerate(("yes", "no"), 1)
     ]
-    receipt = Receipt(rows_in=2)
-    dataset = make(rows, refusing, tmp_path, receipt=receipt)
-    assert (len(dataset), receipt.dropped) == (1, {"template_refused": 1})
-    assert receipt.ids["template_refused"] == ["no"]
+    report = DataReport(rows_in=2)
+    dataset = make(rows, refusing, tmp_path, report=report)
+    assert (len(dataset), report.dropped) == (1, {"template_refused": 1})
+    assert report.ids["template_refused"] == ["no"]
     assert re.search(r"f\.jsonl:2: .* chat template refuses the dialogue: why", caplog.text)
 
 
@@ -264,11 +262,11 @@ def test_templates_see_tools_calls_and_reasoning_or_the_row_says_so(tok, tmp_pat
             more=('{"reasoning_content": "he said"}',),
         ),
     ]
-    receipt = Receipt(rows_in=3)
-    dataset = make(rows, tok, tmp_path, receipt=receipt)  # the plain template
+    report = DataReport(rows_in=3)
+    dataset = make(rows, tok, tmp_path, report=report)  # the plain template
     assert [dataset[i].id for i in range(len(dataset))] == ["thought"]
-    assert receipt.dropped == {"template_without_tools": 1, "template_without_tool_calls": 1}
-    assert receipt.warned == {"ignored_reasoning": 1}
+    assert report.dropped == {"template_without_tools": 1, "template_without_tool_calls": 1}
+    assert report.warned == {"ignored_reasoning": 1}
 
     template = (
         "{% if tools %}{{ tools[0].function.name }}:{% endif %}{% for m in messages %}"
@@ -276,21 +274,21 @@ def test_templates_see_tools_calls_and_reasoning_or_the_row_says_so(tok, tmp_pat
         "{{ 'none' if m.content is none else m.content }};{% endfor %}"
     )
     reads = dataclasses.replace(tok, chat_template=template, digest="reads")
-    receipt = Receipt(rows_in=3)
+    report = DataReport(rows_in=3)
     (tmp_path / "read").mkdir()
-    dataset = make(rows, reads, tmp_path / "read", receipt=receipt)
-    assert (receipt.dropped, receipt.warned) == ({}, {})
+    dataset = make(rows, reads, tmp_path / "read", report=report)
+    assert (report.dropped, report.warned) == ({}, {})
     said = [
         dataset[i].prompt + reads.decode(dataset[i].response_ids[0]) for i in range(len(dataset))
     ]
     assert said == ["f:1;2;", "3;CALLnone;", "5;(he said)6;"]
 
 
-def test_no_rows_left_is_an_error_with_the_receipt(tok, tmp_path):
-    receipt = Receipt(rows_in=1)
-    receipt.drop("empty_response", "f:1")
+def test_no_rows_left_is_an_error_with_the_data_report(tok, tmp_path):
+    report = DataReport(rows_in=1)
+    report.drop("empty_response", "f:1")
     with pytest.raises(DataError, match=r"all 1 rows were dropped: empty_response 1 \(f:1\)"):
-        make([], tok, tmp_path, receipt=receipt)
+        make([], tok, tmp_path, report=report)
 
 
 @pytest.mark.parametrize("limits", [dict(prompt=1), dict(response=0)])
@@ -348,16 +346,16 @@ def test_threads_read_the_same_rows(tok, tmp_path):
 
 
 def test_enforce():
-    receipt = Receipt(rows_in=100, kept=94, held_out=2)
+    report = DataReport(rows_in=100, kept=94, held_out=2)
     for i in range(4):
-        receipt.drop("empty_response", f"f:{i}")
-    enforce(receipt, max_drop_fraction=0.04)
+        report.drop("empty_response", f"f:{i}")
+    enforce(report, max_drop_fraction=0.04)
     message = (
         r"4 of 100 rows dropped \(4.0%\), more than data.max_drop_fraction = 0.03 allows: "
         r"empty_response 4 \(f:0, f:1, f:2, \.\.\.\)"
     )
     with pytest.raises(DataError, match=message):
-        enforce(receipt, max_drop_fraction=0.03)
-    receipt.kept -= 1
+        enforce(report, max_drop_fraction=0.03)
+    report.kept -= 1
     with pytest.raises(DataError, match="1 of 100 rows were neither kept, held out nor dropped"):
-        enforce(receipt, max_drop_fraction=1.0)
+        enforce(report, max_drop_fraction=1.0)

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from alignjax.data import sources
-from alignjax.data.records import DataError, Message, Receipt, check
+from alignjax.data.records import DataError, DataReport, Message, check
 
 U, A = "user", "assistant"
 
@@ -25,11 +25,11 @@ def said(prompt):
 def read(tmp_path, rows, name="d.jsonl", **keywords):
     path = tmp_path / name
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    receipt = Receipt()
-    records = list(check(sources.auto(receipt, path=str(path), **keywords), receipt))
-    receipt.kept = len(records)
-    assert not receipt.unaccounted
-    return records, receipt
+    report = DataReport()
+    records = list(check(sources.auto(report, path=str(path), **keywords), report))
+    report.kept = len(records)
+    assert not report.unaccounted
+    return records, report
 
 
 PAIRS = {
@@ -165,10 +165,10 @@ PAIRS = {
 @pytest.mark.parametrize("name", PAIRS)
 def test_pairs(tmp_path, name):
     row, prompt = PAIRS[name]
-    (record,), receipt = read(tmp_path, [row])
+    (record,), report = read(tmp_path, [row])
     assert (said(record.prompt), record.responses) == (prompt, ("a", "b"))
-    assert (record.scores, record.desirable, receipt.warned) == ((), (), {})
-    assert "a" not in receipt.unread
+    assert (record.scores, record.desirable, report.warned) == ((), (), {})
+    assert "a" not in report.unread
 
 
 LISTS = {
@@ -223,10 +223,10 @@ LISTS = {
 @pytest.mark.parametrize("name", LISTS)
 def test_lists(tmp_path, name):
     rows, prompt, scores, objectives = LISTS[name]
-    (record,), receipt = read(tmp_path, rows)
+    (record,), report = read(tmp_path, rows)
     assert (said(record.prompt), record.responses) == (prompt, ("a", "b", "c")[: len(scores)])
     assert (record.scores, record.objectives) == (scores, objectives)
-    assert receipt.added == 1 - len(rows)
+    assert report.added == 1 - len(rows)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_dialogues_train_every_turn(tmp_path):
         {"conversations": [{"from": "gpt", "value": "Hey"}, {"from": "human", "value": "10"},
                            {"from": "gpt", "value": "j"}, {"from": "human", "value": "bye"}]},
     ]  # fmt: skip
-    records, receipt = read(tmp_path, rows)
+    records, report = read(tmp_path, rows)
     assert [(said(r.prompt), *r.responses) for r in records] == [
         ("u: 1", "a"),
         ("u: 1 | a: a | u: 2", "b"),
@@ -265,13 +265,13 @@ def test_dialogues_train_every_turn(tmp_path):
         ("a: Hey | u: 10", "j"),
     ]
     assert records[1].root == records[0].prompt  # both are held out, or neither
-    assert (receipt.rows_in, receipt.added) == (7, 2)
-    assert receipt.warned == {"untrained_opening": 1, "unanswered_turn": 1}
+    assert (report.rows_in, report.added) == (7, 2)
+    assert report.warned == {"untrained_opening": 1, "unanswered_turn": 1}
     records, _ = read(tmp_path, rows[:2], turns="last")
     assert [r.responses for r in records] == [("b",), ("d",)]
     all_zero = {"messages": [m(U, "1"), m(A, "a", loss=False)]}
-    _, receipt = read(tmp_path, [*rows[:1], all_zero])
-    assert receipt.dropped == {"no_trained_turn": 1}
+    _, report = read(tmp_path, [*rows[:1], all_zero])
+    assert report.dropped == {"no_trained_turn": 1}
 
 
 TOOL = {"name": "weather", "parameters": {"type": "object"}}
@@ -331,9 +331,9 @@ def test_reasoning(tmp_path, name):
 def test_names_given_in_the_config(tmp_path):
     rows = [{"a": "Hi", "b": "x", "c": "y", "d": {"e": "S"}}]
     given = sources.Columns(prompt="a", chosen="b", rejected="c", system="d.e")
-    (record,), receipt = read(tmp_path, rows, columns=given)
+    (record,), report = read(tmp_path, rows, columns=given)
     assert (said(record.prompt), record.responses) == ("s: S | u: Hi", ("x", "y"))
-    assert list(receipt.readings) == [
+    assert list(report.readings) == [
         "read as pair: prompt from 'a', system from 'd.e', chosen from 'b', rejected from 'c'"
     ]
     rows = [{"chosen": {"text": "Hi\na"}, "rejected": {"text": "Hi\nb"}, "d": "maths"}]
@@ -341,9 +341,9 @@ def test_names_given_in_the_config(tmp_path):
     assert (record.prompt, record.responses, record.domain) == ("Hi\n", ("a", "b"), "maths")
     given = sources.Columns(prompt="a", response="b", label="ok")
     rows = [{"a": "Hi", "b": "x", "ok": 1, "note": "!"}, {"a": "Ho", "b": "x", "ok": 0}]
-    records, receipt = read(tmp_path, rows, columns=given)
+    records, report = read(tmp_path, rows, columns=given)
     assert [r.desirable for r in records] == [(True,), (False,)]
-    assert receipt.unread == {"note": 1}
+    assert report.unread == {"note": 1}
     rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "better": "c", "all": ["a", "b"],
              "rating": [1, 2]}]  # fmt: skip
     (record,), _ = read(tmp_path, rows, columns=sources.Columns(chosen="better"))
@@ -424,9 +424,9 @@ def test_rows_that_cannot_be_used_have_reasons(tmp_path):
         {"prompt": "y", "chosen": "\n\nHuman: x\n\nAssistant: a",
          "rejected": "\n\nHuman: x\n\nAssistant: b"},
     ]  # fmt: skip
-    records, receipt = read(tmp_path, rows)
+    records, report = read(tmp_path, rows)
     assert len(records) == 1
-    assert receipt.dropped == {
+    assert report.dropped == {
         "empty_turn": 1,
         "empty_response": 1,
         "no_assistant_turn": 2,
@@ -435,7 +435,7 @@ def test_rows_that_cannot_be_used_have_reasons(tmp_path):
         "tie": 1,
         "context_mismatch": 1,
     }
-    assert receipt.ids["image"] == ["d.jsonl:4", "d.jsonl:5"]
+    assert report.ids["image"] == ["d.jsonl:4", "d.jsonl:5"]
 
 
 def test_pairs_of_one_id_have_ids_of_their_own(tmp_path):
@@ -451,7 +451,7 @@ def test_rows_of_a_json_list_have_ids_of_their_own(tmp_path, indent):
     rows = [{"prompt": f"{i}", "chosen": "a", "rejected": "b"} for i in range(3)]
     path = tmp_path / "d.json"
     path.write_text(json.dumps(rows, indent=indent))
-    records = list(sources.auto(Receipt(), path=str(path)))
+    records = list(sources.auto(DataReport(), path=str(path)))
     assert len({r.id for r in records}) == len({r.origin for r in records}) == 3
     assert [r.prompt for r in records] == ["0", "1", "2"]
 
@@ -491,9 +491,9 @@ def test_shared_cases(data_dir):
     if not folder.is_dir():
         pytest.skip(f"needs the shared cases: no folder {folder}")
     for name, (kept, dropped, added) in SHARED.items():
-        receipt = Receipt()
-        records = list(check(sources.auto(receipt, path=str(folder / name)), receipt))
-        assert (len(records), receipt.dropped, receipt.added) == (kept, dropped, added), name
+        report = DataReport()
+        records = list(check(sources.auto(report, path=str(folder / name)), report))
+        assert (len(records), report.dropped, report.added) == (kept, dropped, added), name
 
 
 @pytest.mark.parametrize(
@@ -513,8 +513,8 @@ def test_shared_cases(data_dir):
     ],
 )
 def test_real_sets_need_no_source(data_dir, pattern, kept, reading):
-    receipt = Receipt()
-    records = list(check(sources.auto(receipt, path=str(data_dir / pattern)), receipt))
-    (sentence,) = receipt.readings
-    assert len(records) == receipt.records_in - receipt.dropped_total == kept
+    report = DataReport()
+    records = list(check(sources.auto(report, path=str(data_dir / pattern)), report))
+    (sentence,) = report.readings
+    assert len(records) == report.records_in - report.dropped_total == kept
     assert re.search(reading, sentence), sentence

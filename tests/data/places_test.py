@@ -8,7 +8,7 @@ from pyarrow import parquet
 
 from alignjax.data import places, sources
 from alignjax.data.files import read_rows
-from alignjax.data.records import DataError, Receipt, check
+from alignjax.data.records import DataError, DataReport, check
 
 ROWS = [
     {"prompt": f"p{i}", "chosen": [{"role": "assistant", "content": "é\n"}], "rejected": f"b{i}"}
@@ -57,11 +57,11 @@ def test_tables_of_text(tmp_path, name, comma):
              ["p", "c", "2"]]  # fmt: skip
     path.write_text("﻿" + "\r\n".join(comma.join(x) for x in cells), encoding="utf-8")
     assert [row.origin for row in read_rows(str(path))] == [f"{path}:{i}" for i in (2, 4, 5)]
-    receipt = Receipt()
-    (record,) = check(sources.auto(receipt, path=str(path)), receipt)
+    report = DataReport()
+    (record,) = check(sources.auto(report, path=str(path)), report)
     assert (record.prompt, record.scores) == ("p", ((1.5,), (2.0,)))
     assert record.responses == ('say "é",\nthen', "c")
-    assert receipt.dropped == {"no_scores": 1}
+    assert report.dropped == {"no_scores": 1}
     path.write_text(f"prompt{comma}response\np{comma}a{comma}b\n")
     with pytest.raises(DataError, match=rf"{name}:2: has 3 cells, the first line names 2"):
         list(read_rows(str(path)))
@@ -88,7 +88,7 @@ def test_tables_do_not_add_arguments(tmp_path):
             for call in calls]  # fmt: skip
     path = str(tmp_path / "d.parquet")
     parquet.write_table(pa.Table.from_pylist(rows), path)
-    records = list(sources.auto(Receipt(), path=path))
+    records = list(sources.auto(DataReport(), path=path))
     found = [json.loads(record.responses[0])["arguments"] for record in records]
     assert found == [{"a": 1}, {"b": {"c": [2]}}]
 

@@ -1,4 +1,4 @@
-"""The checks common to every source, the receipt, and splitting by prompt."""
+"""The checks common to every source, the data report, and splitting by prompt."""
 
 import math
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from alignjax.data import splits
-from alignjax.data.records import DataError, Message, Receipt, Record, check
+from alignjax.data.records import DataError, DataReport, Message, Record, check
 
 
 def pair(id: str, chosen: str = "good", rejected: str = "bad", **fields) -> Record:
@@ -22,12 +22,12 @@ def labelled(id: str, response: str, label: bool) -> Record:
     return Record(id=id, prompt="ask", responses=(response,), desirable=(label,))
 
 
-def run(*rows: Record) -> tuple[list[Record], Receipt]:
-    receipt = Receipt(rows_in=len(rows))
-    kept = list(check(rows, receipt))
-    receipt.kept = len(kept)
-    assert not receipt.unaccounted
-    return kept, receipt
+def run(*rows: Record) -> tuple[list[Record], DataReport]:
+    report = DataReport(rows_in=len(rows))
+    kept = list(check(rows, report))
+    report.kept = len(kept)
+    assert not report.unaccounted
+    return kept, report
 
 
 @pytest.mark.parametrize(
@@ -46,37 +46,37 @@ def run(*rows: Record) -> tuple[list[Record], Receipt]:
     ],
 )
 def test_useless_rows_are_dropped_by_reason(row, reason):
-    kept, receipt = run(pair("before"), row)
+    kept, report = run(pair("before"), row)
     assert [r.id for r in kept] == ["before"]
-    assert receipt.dropped == {reason: 1}
-    assert receipt.ids[reason] == ["x"]
+    assert report.dropped == {reason: 1}
+    assert report.ids[reason] == ["x"]
 
 
 def test_lists_lose_single_responses_and_stay_lists():
-    kept, receipt = run(scored("x", ("a", "", "b", "a"), (1.0, 2.0, 3.0, 4.0)))
+    kept, report = run(scored("x", ("a", "", "b", "a"), (1.0, 2.0, 3.0, 4.0)))
     assert kept[0].responses == ("a", "b")
     assert kept[0].scores == ((1.0,), (3.0,))
-    assert receipt.warned == {"removed_empty_responses": 1, "removed_repeated_responses": 1}
+    assert report.warned == {"removed_empty_responses": 1, "removed_repeated_responses": 1}
 
 
 def test_lists_of_draws_keep_what_repeats_unless_all_are_the_same():
     row = scored("x", ("a", "", "b", "a"), (1.0, 2.0, 3.0, 1.0))
     same = scored("y", ("a", "a", ""), (1.0, 2.0, 0.0))
-    kept, receipt = run(replace(row, repeats=True), replace(same, repeats=True))
+    kept, report = run(replace(row, repeats=True), replace(same, repeats=True))
     assert [r.responses for r in kept] == [("a", "b", "a")]
     assert kept[0].scores == ((1.0,), (3.0,), (1.0,))
-    assert receipt.warned == {"removed_empty_responses": 1}
-    assert receipt.dropped == {"identical_pair": 1}
+    assert report.warned == {"removed_empty_responses": 1}
+    assert report.dropped == {"identical_pair": 1}
 
 
 def test_duplicates_keep_the_first_and_contradictions_report_both():
-    kept, receipt = run(pair("a"), pair("b"), pair("c", "bad", "good"), pair("d", domain="other"))
+    kept, report = run(pair("a"), pair("b"), pair("c", "bad", "good"), pair("d", domain="other"))
     assert [row.id for row in kept] == ["a", "c", "d"]
-    assert receipt.dropped == {"duplicate": 1}
-    assert receipt.ids["contradiction"] == ["a", "c"]
+    assert report.dropped == {"duplicate": 1}
+    assert report.ids["contradiction"] == ["a", "c"]
 
-    _, receipt = run(labelled("a", "x", True), labelled("b", "x", False))
-    assert receipt.ids["contradiction"] == ["a", "b"]
+    _, report = run(labelled("a", "x", True), labelled("b", "x", False))
+    assert report.ids["contradiction"] == ["a", "b"]
 
 
 def test_one_id_for_two_prompts_is_an_error_that_names_both_places():
@@ -105,20 +105,20 @@ def test_unpaired_data_need_both_classes_and_imbalance_is_shown():
     with pytest.raises(DataError, match="all 3 labelled responses are desirable"):
         run(*(labelled(str(i), f"r{i}", True) for i in range(3)))
     rows = [labelled(str(i), f"r{i}", i > 0) for i in range(10)]
-    _, receipt = run(*rows)
-    assert "9 desirable, 1 undesirable (9.0 to 1)" in receipt.render()
-    assert "a weight of 9.00 on the undesirable ones" in receipt.render()
+    _, report = run(*rows)
+    assert "9 desirable, 1 undesirable (9.0 to 1)" in report.render()
+    assert "a weight of 9.00 on the undesirable ones" in report.render()
 
 
-def test_receipt_round_trips_and_reads_well():
-    receipt = Receipt(rows_in=1000, kept=994)
+def test_report_round_trips_and_reads_well():
+    report = DataReport(rows_in=1000, kept=994)
     for i in range(5):
-        receipt.drop("empty_response", f"f:{i}")
-    receipt.warn("truncated_prompt", "f:9")
-    other = Receipt(rows_in=7)
-    other.restore(receipt.as_dict())
-    assert other == receipt
-    assert receipt.render().splitlines() == [
+        report.drop("empty_response", f"f:{i}")
+    report.warn("truncated_prompt", "f:9")
+    other = DataReport(rows_in=7)
+    other.restore(report.as_dict())
+    assert other == report
+    assert report.render().splitlines() == [
         "rows read                 1,000  100.00%",
         "kept                        994   99.40%",
         "UNACCOUNTED                   1    0.10%",
@@ -133,10 +133,10 @@ def prompts(count: int) -> list[Record]:
 
 def test_split_keeps_prompts_together_and_is_stable_under_appending():
     rows = prompts(200)
-    receipt = Receipt()
-    train, held_out = splits.split_by_prompt(rows, seed=1, eval_fraction=0.2, receipt=receipt)
+    report = DataReport()
+    train, held_out = splits.split_by_prompt(rows, seed=1, eval_fraction=0.2, report=report)
     assert len(train) + len(held_out) == len(rows)
-    assert receipt.held_out == len(held_out)
+    assert report.held_out == len(held_out)
     assert 40 < len(held_out) < 130
     splits.check_no_overlap(train, held_out)
     _, more = splits.split_by_prompt(prompts(300), seed=1, eval_fraction=0.2)

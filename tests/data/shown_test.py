@@ -4,7 +4,7 @@ import json
 
 from alignjax.data import shown, sources
 from alignjax.data.encode import encode
-from alignjax.data.records import Receipt, check
+from alignjax.data.records import DataReport, check
 from alignjax.data.tokenizer import load
 from tests import runs
 
@@ -15,10 +15,10 @@ HELLO = {"role": "user", "content": "Hi"}
 def told(path, rows, **options):
     """Every response of the rows that are kept, as `data --show=tokens` shows it, by id."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tokenizer, receipt = load.load(str(STORY)), Receipt()
-    records = check(sources.auto(receipt, path=str(path), **options), receipt)
+    tokenizer, report = load.load(str(STORY)), DataReport()
+    records = check(sources.auto(report, path=str(path), **options), report)
     encoded = encode(
-        records, tokenizer, max_prompt_tokens=99, max_response_tokens=99, receipt=receipt
+        records, tokenizer, max_prompt_tokens=99, max_response_tokens=99, report=report
     )
     return [
         (row.record.id.rpartition(":")[2], shown.tokens(tokenizer, row.prompt_ids, x, colour=False))

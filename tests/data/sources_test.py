@@ -5,7 +5,7 @@ import json
 import pytest
 
 from alignjax.data import records, sources
-from alignjax.data.records import DataError, Message, Receipt, check
+from alignjax.data.records import DataError, DataReport, Message, check
 
 HUMAN = "\n\nHuman: "
 
@@ -21,11 +21,11 @@ def write(tmp_path):
 
 
 def read(source, path: str, **keywords):
-    receipt = Receipt()
-    rows = list(check(source(receipt, path=path, **keywords), receipt))
-    receipt.kept = len(rows)
-    assert not receipt.unaccounted
-    return rows, receipt
+    report = DataReport()
+    rows = list(check(source(report, path=path, **keywords), report))
+    report.kept = len(rows)
+    assert not report.unaccounted
+    return rows, report
 
 
 def user(text: str) -> dict:
@@ -40,11 +40,11 @@ class TestHH:
     def test_splits_at_the_last_turn(self, write):
         start = f"{HUMAN}Hi\n\nAssistant: Yes.{HUMAN}Sure? Human: hm\n\nAssistant:"
         path = write({"chosen": f"{start} Yes, I am", "rejected": f"{start} Yes"})
-        (row,), receipt = read(sources.hh, path)
+        (row,), report = read(sources.hh, path)
         assert row.prompt == start
         assert row.responses == (" Yes, I am", " Yes")  # one is a prefix of the other
         assert row.id == "d.jsonl:1"
-        assert receipt.warned == {"inline_marker": 1}
+        assert report.warned == {"inline_marker": 1}
 
     def test_faulty_rows_are_counted(self, write):
         ask = f"{HUMAN}Hi\n\nAssistant:"
@@ -53,9 +53,9 @@ class TestHH:
             {"chosen": f"{ask} ", "rejected": f"{ask} b"},
             {"chosen": f"{HUMAN}Ho\n\nAssistant: a", "rejected": f"{ask} b"},
         )
-        rows, receipt = read(sources.hh, path)
+        rows, report = read(sources.hh, path)
         assert len(rows) == 1
-        assert receipt.dropped == {"empty_response": 1, "context_mismatch": 1}
+        assert report.dropped == {"empty_response": 1, "context_mismatch": 1}
 
     def test_text_without_turns_is_an_error(self, write):
         with pytest.raises(DataError, match=r"d\.jsonl:1: field 'rejected' has no turn"):
@@ -64,14 +64,14 @@ class TestHH:
     def test_dialogues_become_messages(self, write):
         start = f"{HUMAN}Hi {HUMAN} there\n\nAssistant: Yes.\n\n1. a{HUMAN}Human: hm\n\nAssistant:"
         path = write({"chosen": f"{start} Yes, I am ", "rejected": f"{start}  Yes"})
-        (row,), receipt = read(sources.hh, path, chat=True)
+        (row,), report = read(sources.hh, path, chat=True)
         assert row.prompt == (
             Message("user", "Hi\n\nthere"),
             Message("assistant", "Yes.\n\n1. a"),
             Message("user", "Human: hm"),
         )
         assert row.responses == ("Yes, I am", "Yes")
-        assert receipt.warned == {"inline_marker": 1, "joined_turns": 1}
+        assert report.warned == {"inline_marker": 1, "joined_turns": 1}
 
     def test_dialogues_that_are_no_messages(self, write):
         ask = f"{HUMAN}Hi\n\nAssistant:"
@@ -82,9 +82,9 @@ class TestHH:
             {"chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant: b"},
             {"chosen": f"{ask} a", "rejected": f"{ask}  a"},
         )
-        rows, receipt = read(sources.hh, path, chat=True)
+        rows, report = read(sources.hh, path, chat=True)
         assert [row.responses for row in rows] == [("a", "b")]
-        assert receipt.dropped == {"unanswered_turn": 2, "empty_prompt": 1, "identical_pair": 1}
+        assert report.dropped == {"unanswered_turn": 2, "empty_prompt": 1, "identical_pair": 1}
         path = write(
             {"chosen": f"{ask} a", "rejected": f"{ask} b"},
             {"chosen": f"Once {ask} a", "rejected": f"Once {ask} b"},
@@ -97,35 +97,35 @@ class TestHH:
         monkeypatch.setattr(records, "IDS_KEPT", 100)
         path = str(data_dir / "hh_harmless_base_test" / "test.jsonl.gz")
         plain, _ = read(sources.hh, path)
-        chats, receipt = read(sources.hh, path, chat=True)
-        assert receipt.dropped == {"empty_response": 4, "context_mismatch": 5}
-        assert receipt.warned == {"inline_marker": 44, "joined_turns": 4}
+        chats, report = read(sources.hh, path, chat=True)
+        assert report.dropped == {"empty_response": 4, "context_mismatch": 5}
+        assert report.warned == {"inline_marker": 44, "joined_turns": 4}
         names = {"user": "Human", "assistant": "Assistant"}
         for text, chat in zip(plain, chats, strict=True):
             roles = [turn.role for turn in chat.prompt]
             assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
             said = "".join(f"\n\n{names[t.role]}: {t.content}" for t in chat.prompt)
             words = f"{said}\n\nAssistant:".split()
-            if text.id not in receipt.ids["joined_turns"]:
+            if text.id not in report.ids["joined_turns"]:
                 assert words == text.prompt.split()
             assert chat.responses == tuple(y.strip() for y in text.responses)
 
     def test_real_file(self, data_dir, monkeypatch):
         monkeypatch.setattr(records, "IDS_KEPT", 100)
         path = str(data_dir / "hh_harmless_base_test" / "test.jsonl.gz")
-        receipt = Receipt()
-        rows = {row.id: row for row in check(sources.hh(receipt, path=path), receipt)}
-        assert receipt.rows_in == 2312
-        assert receipt.dropped == {"empty_response": 4, "context_mismatch": 5}
+        report = DataReport()
+        rows = {row.id: row for row in check(sources.hh(report, path=path), report)}
+        assert report.rows_in == 2312
+        assert report.dropped == {"empty_response": 4, "context_mismatch": 5}
 
         def ids(*zero_based: int) -> list[str]:
             return [f"test.jsonl.gz:{row + 1}" for row in zero_based]
 
-        assert receipt.ids["empty_response"] == ids(86, 516, 925, 1103)
-        assert receipt.ids["context_mismatch"] == ids(1254, 1688, 1950, 1952, 2036)
+        assert report.ids["empty_response"] == ids(86, 516, 925, 1103)
+        assert report.ids["context_mismatch"] == ids(1254, 1688, 1950, 1952, 2036)
         # 39 rows hold an inline "Human:" on the chosen side, 48 on either; 4 of these 48 are among
         # the rows with different contexts.
-        assert receipt.warned == {"inline_marker": 44}
+        assert report.warned == {"inline_marker": 44}
         prefix = rows[ids(1609)[0]]  # the one row whose sides are prefixes and not empty
         assert prefix.responses[0].startswith(prefix.responses[1]) or prefix.responses[
             1
@@ -168,9 +168,9 @@ class TestTRL:
 
     @pytest.mark.parametrize("sides", [("Paris ", "London"), ("Yes", "Yesterday"), ("a", "a")])
     def test_no_implicit_prompt_is_made_up(self, write, sides):
-        rows, receipt = read(sources.trl, write({"chosen": sides[0], "rejected": sides[1]}))
+        rows, report = read(sources.trl, write({"chosen": sides[0], "rejected": sides[1]}))
         assert not rows
-        assert receipt.dropped == {"no_common_prompt": 1}
+        assert report.dropped == {"no_common_prompt": 1}
 
     def test_explicit_formats(self, write):
         path = write(
@@ -181,15 +181,15 @@ class TestTRL:
             {"chosen": [user("r"), assistant("a")], "rejected": [user("r"), assistant("b")]},
             {"chosen": [user("s"), assistant("a")], "rejected": [user("t"), assistant("b")]},
         )  # fmt: skip
-        rows, receipt = read(sources.trl, path)
+        rows, report = read(sources.trl, path)
         assert [row.prompt for row in rows] == [
             "p",
             *((Message("user", name),) for name in "pqr"),
         ]
         assert rows[0].responses == (" a", " b")
         assert all(row.responses == ("a", "b") for row in rows[1:])
-        assert receipt.dropped == {"context_mismatch": 1}
-        assert receipt.warned == {"ignored_margin": 1}
+        assert report.dropped == {"context_mismatch": 1}
+        assert report.warned == {"ignored_margin": 1}
 
     def test_unpaired_supervised_and_messages(self, write):
         path = write(
@@ -224,8 +224,8 @@ class TestTRL:
 
     def test_real_kto_file(self, data_dir):
         path = str(data_dir / "llamafactory_demos" / "kto_en_demo.json")
-        _, receipt = read(sources.trl, path)
-        assert receipt.labels == {"desirable": 150, "undesirable": 150}
+        _, report = read(sources.trl, path)
+        assert report.labels == {"desirable": 150, "undesirable": 150}
 
 
 class TestLists:
@@ -234,11 +234,11 @@ class TestLists:
             {"prompt": "p", "responses": ["a", "b", "c"], "scores": [1, None, 0.5]},
             {"prompt": "q", "responses": ["a", "b"], "scores": [None, None]},
         )
-        (row,), receipt = read(sources.lists, path)
+        (row,), report = read(sources.lists, path)
         assert (row.responses, row.scores) == (("a", "c"), ((1.0,), (0.5,)))
         assert row.objectives == ("scores",)
-        assert receipt.warned == {"removed_null_scores": 1}
-        assert receipt.dropped == {"no_scores": 1}
+        assert report.warned == {"removed_null_scores": 1}
+        assert report.dropped == {"no_scores": 1}
 
         path = write({"q": "p", "completions": ["a", "b"], "ranks": [1, 2], "kind": "k"})
         (row,), _ = read(
@@ -290,10 +290,10 @@ class TestLists:
     def test_real_best_of_16_file(self, data_dir):
         path = str(data_dir / "alpacaeval_bon16_tulu2" / "bon16.jsonl.gz")
         keywords = dict(scores="judge_preference", domain="dataset", chat=True)
-        rows, receipt = read(sources.lists, path, order_seed=0, **keywords)
-        assert receipt.rows_in == 648
-        assert receipt.dropped == {"identical_pair": 5}  # all sixteen responses are the same
-        assert receipt.warned == {"removed_null_scores": 648, "removed_repeated_responses": 21}
+        rows, report = read(sources.lists, path, order_seed=0, **keywords)
+        assert report.rows_in == 648
+        assert report.dropped == {"identical_pair": 5}  # all sixteen responses are the same
+        assert report.warned == {"removed_null_scores": 648, "removed_repeated_responses": 21}
         assert {row.domain for row in rows} == {"helpful_base", "oasst", "selfinstruct", "vicuna"}
 
         def length_of_place(rows, place):
@@ -318,8 +318,8 @@ def test_pku(write):
 
 def test_persona_real_files(data_dir):
     folder = data_dir / "model_written_evals_persona"
-    rows, receipt = read(sources.persona, str(folder / "risk-*.jsonl.gz"))
-    assert receipt.rows_in == len(rows) == 2000
+    rows, report = read(sources.persona, str(folder / "risk-*.jsonl.gz"))
+    assert report.rows_in == len(rows) == 2000
     assert {row.domain for row in rows} == {"risk-averse", "risk-seeking"}
     assert {row.responses for row in rows} == {(" Yes", " No"), (" No", " Yes")}
 
@@ -327,12 +327,12 @@ def test_persona_real_files(data_dir):
 def test_unpaired_real_file(data_dir):
     path = str(data_dir / "halueval_general" / "general_data.jsonl.gz")
     keywords = dict(prompt="user_query", response="chatgpt_response", label="hallucination")
-    rows, receipt = read(
+    rows, report = read(
         sources.unpaired, path, desirable="no", undesirable="yes", chat=True, **keywords
     )
     assert len(rows) == 4507
-    assert receipt.labels == {"desirable": 3692, "undesirable": 815}
-    assert "4.5 to 1" in receipt.render()
+    assert report.labels == {"desirable": 3692, "undesirable": 815}
+    assert "4.5 to 1" in report.render()
     with pytest.raises(DataError, match=r"'hallucination' is 'no', expected True \(desirable\)"):
         read(sources.unpaired, path, **keywords)
 
@@ -350,9 +350,9 @@ def test_unpaired_labels_may_be_numbers(write):
 @pytest.mark.parametrize(("language", "kept", "doubled"), [("en", 294, 5), ("zh", 289, 11)])
 def test_sharegpt_real_files(data_dir, language, kept, doubled):
     path = str(data_dir / "llamafactory_demos" / f"dpo_{language}_demo.json")
-    rows, receipt = read(sources.sharegpt, path)
+    rows, report = read(sources.sharegpt, path)
     assert len(rows) == kept
-    assert receipt.dropped == {"duplicate": doubled}
+    assert report.dropped == {"duplicate": doubled}
     assert all(row.prompt[-1].role == "user" for row in rows)
     assert any(row.prompt[0].role == "system" for row in rows)
 
@@ -363,8 +363,8 @@ def test_sharegpt_needs_assistants_on_both_sides(write):
         "chosen": {"from": "gpt", "value": "a"},
         "rejected": {"from": "human", "value": "b"},
     }
-    _, receipt = read(sources.sharegpt, write(row))
-    assert receipt.dropped == {"no_assistant_turn": 1}
+    _, report = read(sources.sharegpt, write(row))
+    assert report.dropped == {"no_assistant_turn": 1}
 
 
 class TestRated:
@@ -378,14 +378,14 @@ class TestRated:
             {"source": "c", "said": "y", "scores": {"good": None, "short": 2, "other": 0}},
         )
         names = dict(prompt="source", response="said", before="Say: ", after="\n")
-        (a, b), receipt = read(sources.rated, path, objectives=("short", "good"), **names)
+        (a, b), report = read(sources.rated, path, objectives=("short", "good"), **names)
         assert (a.id, a.prompt, a.responses) == ("d.jsonl:1", "Say: a\n", ("x", "y"))
         assert a.scores == ((2.5, 1.0), (1.0, 3.0))
         assert b.scores == ((1.0, 0.0), (2.0, 0.0))
         assert a.objectives == ("short", "good")
-        assert receipt.rows_in == 3
-        assert receipt.warned == {"removed_null_scores": 1}
-        assert receipt.dropped == {"no_scores": 1}
+        assert report.rows_in == 3
+        assert report.warned == {"removed_null_scores": 1}
+        assert report.dropped == {"no_scores": 1}
 
     def test_an_objective_that_is_missing_is_named(self, write):
         path = write({"prompt": "a", "response": "x", "scores": {"good": 1}})
@@ -395,7 +395,7 @@ class TestRated:
     def test_the_restaurants_of_unieval(self, data_dir):
         path = str(data_dir / "unieval_multidim" / "sfres.json")
         names = dict(prompt="source", response="system_output")
-        rows, receipt = read(sources.rated, path, **names)
-        assert receipt.rows_in == 580
+        rows, report = read(sources.rated, path, **names)
+        assert report.rows_in == 580
         assert rows[0].objectives == ("informativeness", "naturalness", "overall")
-        assert sum(len(row.responses) for row in rows) + sum(receipt.dropped.values()) > 1000
+        assert sum(len(row.responses) for row in rows) + sum(report.dropped.values()) > 1000

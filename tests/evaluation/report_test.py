@@ -27,7 +27,7 @@ TABLE = {
     "win rate/<b>": {"before": None, "after": {"mean": 0.8, "low": 0.7, "high": 0.9}},
     "win rate/kind": {"before": None, "after": {"mean": 0.4, "low": 0.3, "high": 0.49}},
 }
-RECEIPT = {
+DATA_REPORT = {
     "train": {
         "rows_in": 120,
         "kept": 100,
@@ -46,7 +46,7 @@ def sample(prompt, response, ended=True):
 
 @pytest.fixture
 def run(tmp_path):
-    summary = {"table": TABLE, "steps": 5, "skipped_steps": 0, "data_report": RECEIPT}
+    summary = {"table": TABLE, "steps": 5, "skipped_steps": 0, "data_report": DATA_REPORT}
     before = [sample("Hi <you>", "one"), sample("Hi <you>", "two"), sample("Bye", "same")]
     after = [sample("Hi <you>", "<script>x", False), sample("Bye", "same")]
     files = {

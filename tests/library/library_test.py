@@ -16,7 +16,7 @@ import pytest
 
 import alignjax as aj
 from alignjax.config import DataConfig
-from alignjax.data.records import Message, Receipt
+from alignjax.data.records import DataReport, Message
 from alignjax.data.tokenizer import chat
 from alignjax.errors import UserError
 from alignjax.library.training import _file, _for_chat
@@ -93,7 +93,7 @@ def test_plain_prompts_are_read_as_the_commands_read_them(template, messages, po
     tokenizer = dataclasses.replace(policy.tokenizer, chat_template=template)
     start = dataclasses.replace(policy, tokenizer=tokenizer)
     data = _for_chat(DataConfig(path=path), start)
-    (row,) = read_source(data, path, Receipt())
+    (row,) = read_source(data, path, DataReport())
     assert row.prompt == ((Message("user", "Hi"),) if messages else "Hi")
 
 

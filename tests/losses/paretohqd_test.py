@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from alignjax.data.records import Receipt
+from alignjax.data.records import DataReport
 from alignjax.losses import paretohqd
 from alignjax.world import sources as world
 
@@ -149,7 +149,7 @@ def test_too_few_rows_are_refused_with_their_number_and_preference():
 def test_prompts_without_a_conflict_fill_the_best_layers():
     """The world's helpful and harmless scores: only risky prompts make them be at odds."""
     names = ("helpful", "harmless")
-    rows = list(world.lists(Receipt(), size=6000, seed=0, responses=4, objectives=names))
+    rows = list(world.lists(DataReport(), size=6000, seed=0, responses=4, objectives=names))
     scores = np.array([x for row in rows for x in row.scores])
     domain = np.repeat([row.domain for row in rows], 4)
     found = paretohqd.curate(scores, [(i / 4, 1 - i / 4) for i in range(5)], 100)

@@ -14,9 +14,9 @@ CONFIG = """
     from alignjax.world import sources as world
     from tests import runs
 
-    def pairs(receipt, *, seed):
+    def pairs(report, *, seed):
         count = int(os.environ.get("ROWS", "40"))
-        return world.pairs(receipt, size=count, seed=seed)
+        return world.pairs(report, size=count, seed=seed)
 
     def get_config():
         from functools import partial

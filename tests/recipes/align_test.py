@@ -14,7 +14,7 @@ import pytest
 from alignjax.commands import export, finished_run
 from alignjax.config import Config, EvaluateConfig, MeshConfig
 from alignjax.data import sources
-from alignjax.data.records import Receipt
+from alignjax.data.records import DataReport
 from alignjax.errors import CheckpointError, UserError
 from alignjax.losses import dpo, hps, sft
 from alignjax.models import logps
@@ -41,7 +41,7 @@ def test_rows_are_shown_with_the_names_of_their_scores(capsys):
     source = partial(world.lists, size=9, seed=0, responses=2, objectives=("helpful", "concise"))
     data = dataclasses.replace(made.data, source=source)
     show_data(dataclasses.replace(made, data=data))
-    record = next(source(Receipt()))
+    record = next(source(DataReport()))
     helpful, concise = np.float32(record.scores[0])
     shown = f"  [0 helpful={helpful:.7g}, concise={concise:.7g}]{record.responses[0]}\n"
     assert shown in capsys.readouterr().out

@@ -14,7 +14,7 @@ import pytest
 from alignjax import recipes
 from alignjax.commands import export, score, win_rates
 from alignjax.config import MeshConfig
-from alignjax.data.records import Receipt
+from alignjax.data.records import DataReport
 from alignjax.errors import CheckpointError, UserError
 from alignjax.evaluation import calibration
 from alignjax.losses import bradley_terry
@@ -54,7 +54,7 @@ def base(tmp_path_factory, whole_run):
 
 
 def records(size=3, responses=4):
-    return list(world.lists(Receipt(), size=size, seed=3, responses=responses))
+    return list(world.lists(DataReport(), size=size, seed=3, responses=responses))
 
 
 def test_every_response_scores_0_before_the_first_step_and_then_learns(base):
@@ -353,8 +353,8 @@ def test_the_program_writes_lists_that_sources_read(base, compiled, tmp_path):
     for row, given, scores in zip(written, unscored(), wanted, strict=True):
         np.testing.assert_allclose(row["scores"], scores, rtol=1e-5, atol=1e-6)
         assert {k: row[k] for k in given} == given
-    receipt = Receipt()
-    read = list(sources.lists(receipt, path=str(out)))
+    report = DataReport()
+    read = list(sources.lists(report, path=str(out)))
     assert [r.id for r in read] == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:3"]
     assert not list(out.parent.glob("*.tmp"))
 

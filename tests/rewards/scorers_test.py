@@ -5,14 +5,14 @@ from functools import partial
 import numpy as np
 import pytest
 
-from alignjax.data.records import DataError, Message, Receipt, Record
+from alignjax.data.records import DataError, DataReport, Message, Record
 from alignjax.errors import UserError
 from alignjax.rewards import scorers
 from alignjax.world import sources as world
 
 
 def test_a_judge_scores_every_response():
-    records = list(world.lists(Receipt(), size=3, seed=0, responses=4))
+    records = list(world.lists(DataReport(), size=3, seed=0, responses=4))
     found = scorers.judged(records, judge=world.judge, name="true_score")
     for record, scores in zip(records, found, strict=True):
         assert scores.dtype == np.float32
@@ -23,7 +23,7 @@ def test_a_judge_scores_every_response():
 
 
 def test_what_a_judge_cannot_score_is_one_line():
-    record = next(world.pairs(Receipt(), size=1, seed=0))
+    record = next(world.pairs(DataReport(), size=1, seed=0))
     with pytest.raises(DataError, match=r"no score 'helpfull' \(did you mean 'helpful'"):
         scorers.judged([record], judge=world.judge, name="helpfull")
     talk = type(record)(id="a", prompt=(Message("user", "Hi"),), responses=("Yes",))

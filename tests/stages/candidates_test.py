@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from alignjax.config import CandidatesConfig, EvaluateConfig
-from alignjax.data.records import Message, Receipt, Record, check
+from alignjax.data.records import DataReport, Message, Record, check
 from alignjax.data.sources import lists
 from alignjax.errors import UserError
 from alignjax.losses import hps
@@ -96,14 +96,14 @@ def test_every_prompt_has_a_list_of_distinct_scored_responses(base):
 
 def test_the_alignment_trains_on_the_lists_and_asks_the_held_out_prompts(base):
     workdir, summary = base
-    receipt = summary["data_report"]["candidates"]["train"]
+    report = summary["data_report"]["candidates"]["train"]
     usable = [row for row in rows(workdir) if len(set(row["scores"])) > 1]
-    assert receipt["kept"] == len(usable)
-    assert receipt["rows_in"] - receipt["kept"] == sum(receipt["dropped"].values())
+    assert report["kept"] == len(usable)
+    assert report["rows_in"] - report["kept"] == sum(report["dropped"].values())
     lists = [np.array(row["scores"]) for row in usable]
     squares = sum(((scores - scores.mean()) ** 2).sum() for scores in lists)
     sd = np.sqrt(squares / sum(len(scores) - 1 for scores in lists))
-    assert list(receipt["score_sd"].values()) == [pytest.approx(sd, rel=1e-6)]
+    assert list(report["score_sd"].values()) == [pytest.approx(sd, rel=1e-6)]
     line = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])
     assert 1 <= line["negatives/effective"] <= 2
     assert line["rewards/accuracies"] == 0
@@ -204,7 +204,7 @@ def test_the_data_s_own_responses_come_first(base, tmp_path):
             length, first = judge("", text).values()
             assert given == pytest.approx((length + (length + first) / 2) / 2)
     assert found.train.dataset.response_length.shape[1] >= 5
-    counts = found.receipt["candidates"]["train"]["responses"]
+    counts = found.report["candidates"]["train"]["responses"]
     assert counts["own"] == 2 * len(data.train.dataset)
 
 
@@ -221,7 +221,7 @@ def fake(texts, monkeypatch):
 
 def test_every_response_is_accounted_for(base, tmp_path, monkeypatch):
     fake([(" a", True), ("  ", True), (" a", False), (" b\0", True), (" bc", True)], monkeypatch)
-    counts = again(base, tmp_path).receipt["candidates"]["held_out"]["responses"]
+    counts = again(base, tmp_path).report["candidates"]["held_out"]["responses"]
     n = counts["prompts"]
     wanted = dict(own=0, sampled=5, empty=1, duplicate=1, unwritable=1, unfinished=1, kept=2)
     assert {k: v for k, v in counts.items() if k != "prompts"} == {
@@ -259,7 +259,7 @@ def test_prompts_without_a_list_are_counted_and_too_many_of_them_refused(
         again(base, tmp_path, config(max_drop_fraction=0.1))
     shutil.rmtree(tmp_path / "candidates")
     found = again(base, tmp_path, config(max_drop_fraction=0.6))
-    assert found.receipt["candidates"]["train"]["dropped"][reason] > 0
+    assert found.report["candidates"]["train"]["dropped"][reason] > 0
 
 
 def three(records, *, give):
@@ -270,9 +270,9 @@ def test_a_conversation_is_written_so_that_it_can_be_read_back(tmp_path):
     prompt = (Message("user", "Hello\u2028there"), Message("assistant", "x"), Message("user", "y"))
     record = Record(id="a:1", prompt=prompt, responses=(" b", " c"), domain="d")
     (tmp_path / "l.jsonl").write_text(sampled.line(record, [1.0, 0.1]), encoding="utf-8")
-    receipt = Receipt()
-    source = lists(receipt, path=str(tmp_path / "l.jsonl"), domain="domain")
-    (found,) = check(source, receipt)
+    report = DataReport()
+    source = lists(report, path=str(tmp_path / "l.jsonl"), domain="domain")
+    (found,) = check(source, report)
     assert (found.id, found.prompt, found.responses) == ("a:1", prompt, (" b", " c"))
     assert (found.scores, found.domain) == (((1.0,), (0.1,)), "d")
 

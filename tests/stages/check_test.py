@@ -169,7 +169,7 @@ def test_the_desirable_fraction_is_that_of_the_training_responses(unpaired, capl
     assert found.loss.keywords == {"desirable_fraction": wanted}
     assert found.baseline.keywords == {"desirable_fraction": wanted, "reduction": "batch_mean"}
     assert f"class weights {1 / wanted:.4f} and {1 / (1 - wanted):.4f}" in caplog.text
-    assert unpaired.receipt["train"]["kept_labels"]["desirable_fraction"] == wanted
+    assert unpaired.report["train"]["kept_labels"]["desirable_fraction"] == wanted
     assert wanted != share(unpaired.held_out)
     bound = partial(rdro.loss, desirable_fraction=0.25, alpha=0.4)
     assert check.bind_fraction(runs.get_config(loss=bound), rows).loss == bound
@@ -184,9 +184,9 @@ def test_what_takes_no_fraction_is_left_alone(unpaired, pairs):
         check.check_losses(config, pairs)
 
 
-def rescaled(receipt, *, unit):
+def rescaled(report, *, unit):
     """The lists of `LISTS`, with scores in another unit and from another zero."""
-    for record in LISTS.source(receipt):
+    for record in LISTS.source(report):
         scores = tuple((unit * (score - 0.5),) for (score,) in record.scores)
         yield dataclasses.replace(record, scores=scores)
 
@@ -225,7 +225,7 @@ def test_hardness_does_not_depend_on_the_unit_of_the_scores(lists, tmp_path, cap
     assert sd == pytest.approx(64 * run.config.select.keywords["score_sd"], rel=1e-5)
     assert f"std within a list {sd:.4g}" in caplog.text
     # The training rows', wherever it is read; another start of the run opens the same rows.
-    assert sd == prepared.receipt["train"]["score_sd"]["true_score"]
+    assert sd == prepared.report["train"]["score_sd"]["true_score"]
     assert sd != prepared.held_out.dataset.score_sd[0]
     again = prepare_data(runs.get_config(data=data), tmp_path)
     assert again.train.dataset.score_sd == prepared.train.dataset.score_sd == (sd,)

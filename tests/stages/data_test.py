@@ -1,4 +1,4 @@
-"""From records to bucketed rows: splits, tokenizers, receipts."""
+"""From records to bucketed rows: splits, tokenizers, reports."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from alignjax.data import kept, sources
-from alignjax.data.records import DataError, Message, Receipt, Record
+from alignjax.data.records import DataError, DataReport, Message, Record
 from alignjax.errors import UserError
 from alignjax.stages import data as prepared
 from alignjax.world import sources as world
@@ -41,13 +41,13 @@ def test_the_split_is_by_prompt_and_every_row_is_accounted_for(tmp_path):
     rows = [pair(i // 2, chosen=f" Yes, {i}.") for i in range(80)]
     data = prepared.prepare_data(config(tmp_path, rows, eval_fraction=0.25), tmp_path)
     assert not texts(data.train) & texts(data.held_out)
-    train, held_out = data.receipt["train"], data.receipt["held_out"]
+    train, held_out = data.report["train"], data.report["held_out"]
     assert train["rows_in"] == 80
     assert train["kept"] == len(data.train.dataset)
     assert train["held_out"] == held_out["rows_in"] == held_out["kept"]
     assert train["kept"] + train["held_out"] == 80
     assert 8 <= held_out["kept"] <= 32
-    assert json.loads((tmp_path / "data_report.json").read_text()) == data.receipt
+    assert json.loads((tmp_path / "data_report.json").read_text()) == data.report
 
 
 def test_rows_given_as_held_out_are_all_of_them(tmp_path):
@@ -55,7 +55,7 @@ def test_rows_given_as_held_out_are_all_of_them(tmp_path):
     data = prepared.prepare_data(made, tmp_path)
     assert len(data.train.dataset) == 30
     assert texts(data.held_out) == {f"Question {i}?" for i in range(30, 36)}
-    assert data.receipt["train"]["held_out"] == 0
+    assert data.report["train"]["held_out"] == 0
 
 
 def test_prompts_on_both_sides_are_refused(tmp_path, monkeypatch):
@@ -75,7 +75,7 @@ def test_dropped_rows_are_counted_and_too_many_refused(tmp_path, monkeypatch):
         prepared.prepare_data(made, tmp_path)
     monkeypatch.setattr(prepared, "enforce", lambda *a, **k: None)
     data = prepared.prepare_data(made, tmp_path)
-    assert data.receipt["train"]["dropped"] == {"empty_response": 10}
+    assert data.report["train"]["dropped"] == {"empty_response": 10}
 
 
 def test_nothing_held_out_is_an_error(tmp_path):
@@ -149,7 +149,7 @@ def test_lists_keep_their_scores(tmp_path):
         assert example.scores.shape == (len(example.response_ids), 1)
 
 
-def test_rows_are_prepared_once_and_their_receipt_is_restored(tmp_path):
+def test_rows_are_prepared_once_and_their_report_is_restored(tmp_path):
     made = config(tmp_path, [pair(i) for i in range(30)])
     data = prepared.prepare_data(made, tmp_path)
 
@@ -157,27 +157,27 @@ def test_rows_are_prepared_once_and_their_receipt_is_restored(tmp_path):
         pytest.fail("records were read although the rows are there")
         yield
 
-    def rows(records, receipt, **limits):
+    def rows(records, report, **limits):
         changed = dataclasses.replace(made, data=dataclasses.replace(made.data, **limits))
-        return prepared.rows_of(changed, tmp_path, records, data.tokenizer, receipt, "identity")
+        return prepared.rows_of(changed, tmp_path, records, data.tokenizer, report, "identity")
 
-    records, receipts = list(data.original_records.values()), [Receipt(), Receipt()]
-    first = rows(records, receipts[0])
-    again = rows(unread(), receipts[1])
-    assert receipts[0] == receipts[1]
+    records, reports = list(data.original_records.values()), [DataReport(), DataReport()]
+    first = rows(records, reports[0])
+    again = rows(unread(), reports[1])
+    assert reports[0] == reports[1]
     assert first.dataset.digest == again.dataset.digest
-    assert rows(records, Receipt(), max_response_tokens=3).dataset.digest != first.dataset.digest
+    assert rows(records, DataReport(), max_response_tokens=3).dataset.digest != first.dataset.digest
 
 
-def edited_source(receipt, answer):
+def edited_source(report, answer):
     for i in range(30):
-        receipt.rows_in += 1
+        report.rows_in += 1
         yield Record(id=str(i), prompt=f"Question {i}?", responses=(f" {answer}, {i}.", " Well."))
 
 
 def test_rows_of_an_edited_source_are_prepared_again(tmp_path, monkeypatch):
-    def source(receipt):
-        return edited_source(receipt, answer)
+    def source(report):
+        return edited_source(report, answer)
 
     base = runs.get_config()
     shared = dataclasses.replace(base.data, source=source, cache_dir=str(tmp_path / "shared"))
@@ -204,7 +204,7 @@ def test_a_run_whose_data_are_gone_has_its_rows(tmp_path, caplog):
     assert "path.jsonl: no longer exists" in caplog.text
     assert again.original_records == first.original_records
     assert any(isinstance(x.prompt, tuple) for x in again.original_records.values())
-    assert again.receipt == first.receipt
+    assert again.report == first.report
     for side in ("train", "held_out"):
         ours, theirs = getattr(again, side), getattr(first, side)
         assert (ours.dataset.digest, ours.shapes) == (theirs.dataset.digest, theirs.shapes)

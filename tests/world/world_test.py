@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from alignjax.data.records import Receipt, check
+from alignjax.data.records import DataReport, check
 from alignjax.errors import UserError
 from alignjax.world import grammar
 from alignjax.world import sources as world
@@ -26,7 +26,7 @@ WORLDS = (
 
 
 def rows(source, **settings):
-    return list(source(Receipt(), **settings))
+    return list(source(DataReport(), **settings))
 
 
 def place(prompt, response):
@@ -417,9 +417,9 @@ def test_a_row_depends_on_seed_and_index_alone(source, settings):
 
 @pytest.mark.parametrize(("source", "settings"), SOURCES)
 def test_rows_are_clean_counted_and_well_formed(source, settings):
-    receipt, counted = Receipt(), Receipt()
-    records = list(source(receipt, size=800, seed=0, **settings))
-    assert receipt.rows_in == len(records) == 800
+    report, counted = DataReport(), DataReport()
+    records = list(source(report, size=800, seed=0, **settings))
+    assert report.rows_in == len(records) == 800
     assert list(check(records, counted)) == records
     assert not counted.dropped
     assert not counted.warned
@@ -441,12 +441,12 @@ def test_parts_of_one_seed_share_no_prompt_until_all_are_used():
 def test_identical_pairs_are_redrawn_and_counted():
     # One greeting and one stance are all that is left to differ: almost every fourth draw ties.
     sharp = world.World(temperature=0.002)
-    receipt = Receipt()
-    records = list(world.pairs(receipt, size=300, seed=0, world=sharp, alpha=1.0))
+    report = DataReport()
+    records = list(world.pairs(report, size=300, seed=0, world=sharp, alpha=1.0))
     assert all(row.responses[0] != row.responses[1] for row in records)
-    assert receipt.warned["redrawn_identical_pair"] > 30
-    assert receipt.rows_in == 300
-    assert not receipt.dropped
+    assert report.warned["redrawn_identical_pair"] > 30
+    assert report.rows_in == 300
+    assert not report.dropped
 
 
 def test_unpaired_labels_come_first():

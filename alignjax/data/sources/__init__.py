@@ -1,6 +1,6 @@
 """Readers of preference data files. Each yields ``Record``s and counts what it leaves out.
 
-Every source has the signature ``(receipt, *, path, ...) -> Iterator[Record]``. ``path`` is a file
+Every source has the signature ``(report, *, path, ...) -> Iterator[Record]``. ``path`` is a file
 or a glob of ``.jsonl``, ``.jsonl.gz``, ``.json`` or ``.json.gz`` files. A config binds the other
 keywords with ``functools.partial``. A malformed row (field missing, null, of the wrong type) stops
 the run with ``file:line`` and the field; a well-formed row of no use is dropped and counted.

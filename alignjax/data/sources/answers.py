@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from alignjax.data.files import Row
-from alignjax.data.records import DataError, Message, Receipt, Record
+from alignjax.data.records import DataError, DataReport, Message, Record
 from alignjax.data.sources.asked import (
     Options,
     join,
@@ -41,7 +41,7 @@ _SCORES = (
 Answer = tuple[tuple[Message, ...] | None, Message]  # turns before, None for a text; and the turn
 
 
-def read(receipt: Receipt, row: Row, found: Found, options: Options) -> list[Record]:
+def read(report: DataReport, row: Row, found: Found, options: Options) -> list[Record]:
     """Reads a flat row: one record, or one for each trained turn of a dialogue.
 
     Raises:
@@ -50,12 +50,12 @@ def read(receipt: Receipt, row: Row, found: Found, options: Options) -> list[Rec
     """
     kinds = {"pair": _pair, "choice": _choice, "list": _list, "response": _response}
     if found.kind == "dialogue":
-        return _dialogue(receipt, row, found, options)
-    return kinds[found.kind](receipt, row, found, options)
+        return _dialogue(report, row, found, options)
+    return kinds[found.kind](report, row, found, options)
 
 
 def _record(
-    receipt: Receipt,
+    report: DataReport,
     row: Row,
     found: Found,
     options: Options,
@@ -65,7 +65,7 @@ def _record(
     """The record of responses to what the row's prompt columns and the answers' contexts hold."""
     contexts = [context for context, _ in answers if context]
     as_message = any(context is not None for context, _ in answers)
-    asked = read_asked(receipt, row, found, options, as_message=as_message)
+    asked = read_asked(report, row, found, options, as_message=as_message)
     turns = [turn for _, turn in answers]
     asked = prompt = without_answer(row, found, asked, turns)
     for context in contexts:
@@ -87,7 +87,7 @@ def _record(
     )
 
 
-def _pair(receipt: Receipt, row: Row, found: Found, options: Options) -> list[Record]:
+def _pair(report: DataReport, row: Row, found: Found, options: Options) -> list[Record]:
     names = found.names
     if "chosen" not in names:  # the dialogue's own last turn
         turns = read_messages(row, names["dialogue"])
@@ -99,24 +99,24 @@ def _pair(receipt: Receipt, row: Row, found: Found, options: Options) -> list[Re
                 "context_mismatch", f"{row.origin}: the sides differ before the last"
             )
         found = replace(found, names={r: n for r, n in names.items() if r != "dialogue"})
-        return [_record(receipt, row, found, options, [(before, last), (None, other)])]
+        return [_record(report, row, found, options, [(before, last), (None, other)])]
     sides = [row.fields[names[side]] for side in ("chosen", "rejected")]
     if any(isinstance(side, list) and side and isinstance(side[0], str) for side in sides):
-        return _several(receipt, row, found, options)
+        return _several(report, row, found, options)
     answers = [read_answer(row, names[side]) for side in ("chosen", "rejected")]
     if all(context is None for context, _ in answers):
         texts = [turn.content for _, turn in answers]
         whole = all(x.startswith(HUMAN) and options.marker in x for x in texts)
         if not {"prompt", "dialogue"} & set(names) or (whole and _is_plain(row, found)):
             _check_repeated(row, found, texts[0])
-            record = split_texts(receipt, row, texts, options.marker, chat=bool(options.chat))
+            record = split_texts(report, row, texts, options.marker, chat=bool(options.chat))
             named = row.text(names["domain"]) if "domain" in names else ""
             return [replace(record, domain=named)] if record else []
     domain = {"domain": row.stem} if "matching_behavior" in plain_name(names["chosen"]) else {}
-    return [_record(receipt, row, found, options, answers, **domain)]
+    return [_record(report, row, found, options, answers, **domain)]
 
 
-def _several(receipt: Receipt, row: Row, found: Found, options: Options) -> list[Record]:
+def _several(report: DataReport, row: Row, found: Found, options: Options) -> list[Record]:
     """Reads lists of preferred and of other texts: a pair of one each, else a list of 1s and 0s."""
     answers: list[Answer] = []
     values = []
@@ -127,7 +127,7 @@ def _several(receipt: Receipt, row: Row, found: Found, options: Options) -> list
         values += [int(side == "chosen")] * len(texts)
         if not texts:
             raise DroppedRowError("empty_response", f"{row.origin}: field {key!r} is an empty list")
-    return _ordered(receipt, row, found, options, answers, values, "chosen")
+    return _ordered(report, row, found, options, answers, values, "chosen")
 
 
 def _is_plain(row: Row, found: Found) -> bool:
@@ -148,7 +148,7 @@ def _spoken(turns: Sequence[Message]) -> list[Message]:
     return [turn for turn in turns if turn.role not in ("system", "tools")]
 
 
-def _choice(receipt: Receipt, row: Row, found: Found, options: Options) -> list[Record]:
+def _choice(report: DataReport, row: Row, found: Found, options: Options) -> list[Record]:
     """Reads responses in columns of their own, and the column that says which is better."""
     key = found.names["preferred"]
     value = parse_json(row, key, row.fields[key]) if str(row.fields[key])[:1] == "[" else ""
@@ -156,11 +156,11 @@ def _choice(receipt: Receipt, row: Row, found: Found, options: Options) -> list[
     if isinstance(value or row.fields[key], list):
         wins = _wins(row, key, value or row.fields[key], len(answers))
         scores = tuple((float(x),) for x in wins)
-        return [_record(receipt, row, found, options, answers, scores=scores, objectives=(key,))]
+        return [_record(report, row, found, options, answers, scores=scores, objectives=(key,))]
     if len(answers) != 2:
         raise row.wrong(key, row.fields[key], f"a list, for {len(answers)} responses")
     first = _preferred(row, key, found.numbered)
-    return [_record(receipt, row, found, options, [answers[first], answers[1 - first]])]
+    return [_record(report, row, found, options, [answers[first], answers[1 - first]])]
 
 
 def _preferred(row: Row, key: str, columns: Sequence[str]) -> int:
@@ -209,13 +209,13 @@ def _wins(row: Row, key: str, labels: Sequence[Any], count: int) -> list[int]:
     return wins
 
 
-def _list(receipt: Receipt, row: Row, found: Found, options: Options) -> list[Record]:
+def _list(report: DataReport, row: Row, found: Found, options: Options) -> list[Record]:
     """Reads a list of responses with scores, ranks or labels, in columns or within its entries."""
     names = found.names
     if found.numbered:
         answers = [read_answer(row, name) for name in found.numbered]
         values = [row.fields[name] for name in found.attributes]
-        return _scored(receipt, row, found, options, answers, values, "score")
+        return _scored(report, row, found, options, answers, values, "score")
     key = names["responses"]
     items = parse_json(row, key, row.fields[key])
     if not isinstance(items, list):
@@ -227,24 +227,24 @@ def _list(receipt: Receipt, row: Row, found: Found, options: Options) -> list[Re
             if not isinstance(values, list):
                 raise row.wrong(names[role], values, "a list")
             sign = 1 if role == "scores" else -1
-            return _scored(receipt, row, found, options, answers, values, names[role], sign)
+            return _scored(report, row, found, options, answers, values, names[role], sign)
     if "label" in names:
         labels = tuple(_label(row, names["label"], x) for x in row.items(names["label"]))
-        return [_record(receipt, row, found, options, answers, desirable=labels)]
+        return [_record(report, row, found, options, answers, desirable=labels)]
     if "preferred" in names:
         best = row.fields[names["preferred"]]
         if best not in range(len(answers)):
             raise DataError(f"{row.origin}: field {names['preferred']!r} is {best!r}, expected the "
                             f"index of one of {len(answers)} responses")  # fmt: skip
         values = [int(i == best) for i in range(len(answers))]
-        return _ordered(receipt, row, found, options, answers, values, names["preferred"])
+        return _ordered(report, row, found, options, answers, values, names["preferred"])
     for name, sign in _SCORES if items else ():
         if all(isinstance(item, dict) and name in item for item in items):
             values = [item[name] for item in items]
-            return _scored(receipt, row, found, options, answers, values, name, sign)
+            return _scored(report, row, found, options, answers, values, name, sign)
     if plain_name(key) in ("output", "response", "completion", "answer"):  # best first
         values = [-i for i in range(len(answers))]
-        return _ordered(receipt, row, found, options, answers, values, "place")
+        return _ordered(report, row, found, options, answers, values, "place")
     raise DataError(
         f"{row.origin}: column {key!r} holds responses, and no column scores or ranks them; name "
         "one: --set data.columns.scores=... or data.columns.ranks=..."
@@ -257,18 +257,18 @@ def _entry(row: Row, key: str, item: Any) -> Answer:
 
 
 def _ordered(
-    receipt: Receipt, row: Row, found: Found, options: Options,
+    report: DataReport, row: Row, found: Found, options: Options,
     answers: list[Answer], values: list[int], name: str,
 ) -> list[Record]:  # fmt: skip
     """A pair of two ordered responses, a list of more, a supervised row of one."""
     if len(answers) > 2:
-        return _scored(receipt, row, found, options, answers, values, name)
+        return _scored(report, row, found, options, answers, values, name)
     order = sorted(range(len(answers)), key=lambda i: -values[i])
-    return [_record(receipt, row, found, options, [answers[i] for i in order])]
+    return [_record(report, row, found, options, [answers[i] for i in order])]
 
 
 def _scored(
-    receipt: Receipt, row: Row, found: Found, options: Options,
+    report: DataReport, row: Row, found: Found, options: Options,
     answers: list[Answer], values: list[Any], name: str, sign: int = 1,
 ) -> list[Record]:  # fmt: skip
     """A list with a score for each response; those without a score are left out and counted."""
@@ -281,10 +281,10 @@ def _scored(
     if not kept:
         raise DroppedRowError("no_scores", f"{row.origin}: no response has a score")
     if len(kept) < len(answers):
-        receipt.warn("removed_null_scores", row.id)
+        report.warn("removed_null_scores", row.id)
     scores = tuple(tuple(sign * x for x in table[i] or ()) for i in kept)
     chosen = [answers[i] for i in kept]
-    return [_record(receipt, row, found, options, chosen, scores=scores, objectives=objectives)]
+    return [_record(report, row, found, options, chosen, scores=scores, objectives=objectives)]
 
 
 def _as_number(value: Any) -> Any:
@@ -299,7 +299,7 @@ def _as_number(value: Any) -> Any:
         return value
 
 
-def _response(receipt: Receipt, row: Row, found: Found, options: Options) -> list[Record]:
+def _response(report: DataReport, row: Row, found: Found, options: Options) -> list[Record]:
     """Reads one response: labelled, scored or supervised."""
     names, key = found.names, found.names["response"]
     answer = read_answer(row, key)
@@ -317,7 +317,7 @@ def _response(receipt: Receipt, row: Row, found: Found, options: Options) -> lis
             names = found.names
     if "label" in names:
         label = _label(row, names["label"], row.fields[names["label"]])
-        return [_record(receipt, row, found, options, [answer], desirable=(label,))]
+        return [_record(report, row, found, options, [answer], desirable=(label,))]
     values: Any = {name: row.fields[name] for name in found.attributes}
     if "scores" in names:
         values = _as_number(row.fields[names["scores"]])
@@ -326,31 +326,31 @@ def _response(receipt: Receipt, row: Row, found: Found, options: Options) -> lis
         if numbers is None:
             raise DroppedRowError("no_scores", f"{row.origin}: the response has no score")
         scored: dict[str, Any] = dict(scores=(numbers,), objectives=objectives)
-        return [_record(receipt, row, found, options, [answer], **scored)]
-    record = _record(receipt, row, found, options, [answer])
+        return [_record(report, row, found, options, [answer], **scored)]
+    record = _record(report, row, found, options, [answer])
     if "history" in names and isinstance(record.prompt, tuple):
         last = Message("assistant", *record.responses, *record.more)
-        return _supervised(receipt, row, (*record.prompt, last), options, record)
+        return _supervised(report, row, (*record.prompt, last), options, record)
     return [record]
 
 
-def _dialogue(receipt: Receipt, row: Row, found: Found, options: Options) -> list[Record]:
+def _dialogue(report: DataReport, row: Row, found: Found, options: Options) -> list[Record]:
     """Reads a dialogue: its last turn is labelled, or all turns of the assistant are trained."""
-    turns = read_asked(receipt, row, found, options, as_message=True)
+    turns = read_asked(report, row, found, options, as_message=True)
     assert isinstance(turns, tuple)
     key = found.names["dialogue"]
     if "label" in found.names:
         before, last = split_last(row, key, turns)
         label = _label(row, found.names["label"], row.fields[found.names["label"]])
         bare = replace(found, names={r: n for r, n in found.names.items() if r == "domain"})
-        return [_record(receipt, row, bare, options, [(before, last)], desirable=(label,))]
+        return [_record(report, row, bare, options, [(before, last)], desirable=(label,))]
     domain = row.text(found.names["domain"]) if "domain" in found.names else ""
     like = Record(id=row.id, origin=row.origin, prompt="", responses=(), domain=domain)
-    return _supervised(receipt, row, turns, options, like)
+    return _supervised(report, row, turns, options, like)
 
 
 def _supervised(
-    receipt: Receipt, row: Row, turns: tuple[Message, ...], options: Options, like: Record
+    report: DataReport, row: Row, turns: tuple[Message, ...], options: Options, like: Record
 ) -> list[Record]:
     """One record for each assistant turn that is trained, with all turns before it as prompt."""
     spoken = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
@@ -362,9 +362,9 @@ def _supervised(
     if not places:
         raise DroppedRowError("no_trained_turn", f"{row.origin}: no turn after a user's is trained")
     if len(places) < len(trained):
-        receipt.warn("untrained_opening", row.id)
+        report.warn("untrained_opening", row.id)
     if turns[-1].role != "assistant":
-        receipt.warn("unanswered_turn", row.id)
+        report.warn("unanswered_turn", row.id)
     records = []
     for count, i in enumerate(places, 1):
         more = turns[i].more

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from alignjax.data.files import Row
-from alignjax.data.records import DataError, Message, Prompt, Receipt
+from alignjax.data.records import DataError, DataReport, Message, Prompt
 from alignjax.data.sources.columns import PLAIN_PROMPTS, Found, plain_name
 from alignjax.data.sources.dialogues import ASSISTANT, HUMAN, text_turns
 from alignjax.data.sources.messages import (
@@ -51,12 +51,12 @@ def read_answer(row: Row, key: str) -> tuple[tuple[Message, ...] | None, Message
 
 
 def read_asked(
-    receipt: Receipt, row: Row, found: Found, options: Options, *, as_message: bool
+    report: DataReport, row: Row, found: Found, options: Options, *, as_message: bool
 ) -> Prompt:
     """Reads the prompt of a row; "" where its columns hold none.
 
     Args:
-      receipt: counts.
+      report: counts.
       row: flat.
       found: its columns.
       options: see `auto`.
@@ -75,7 +75,7 @@ def read_asked(
         if not as_message and not around and not _is_chat(names, key, body, options):
             return body
         dialogue = body.startswith(HUMAN) and ASSISTANT in body
-        turns = text_turns(receipt, row, body) if dialogue else (Message("user", body),)
+        turns = text_turns(report, row, body) if dialogue else (Message("user", body),)
     elif not around:
         return ""
     if "history" in names:

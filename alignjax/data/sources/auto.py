@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from alignjax.data.files import Row, read_rows
-from alignjax.data.records import DataError, Message, Prompt, Receipt, Record
+from alignjax.data.records import DataError, DataReport, Message, Prompt, Record
 from alignjax.data.sources import answers
 from alignjax.data.sources.asked import Options
 from alignjax.data.sources.columns import Columns, Found, find, flatten
@@ -17,7 +17,7 @@ from alignjax.errors import UserError
 
 
 def auto(
-    receipt: Receipt,
+    report: DataReport,
     *,
     path: str,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
@@ -29,7 +29,7 @@ def auto(
     """Reads rows of any kind of docs/data.md's table, told apart by names and types of columns.
 
     Args:
-      receipt: counts; its ``readings`` say which columns were read as what, and which were not.
+      report: counts; its ``readings`` say which columns were read as what, and which were not.
       path: file or glob.
       columns: names of columns, where their own names do not say what they hold.
       chat: whether a prompt of plain text is a user's message. None: it is where the column is
@@ -48,25 +48,25 @@ def auto(
     options = Options(chat=chat, marker=marker, all_turns=turns == "all")
     rated: dict[Prompt, list[Record]] = {}
     for raw in read_rows(path):
-        receipt.rows_in += 1
+        report.rows_in += 1
         try:
-            found, records = read_row(receipt, raw, columns, options)
+            found, records = read_row(report, raw, columns, options)
         except DroppedRowError as error:
-            receipt.drop(error.reason, raw.id)
+            report.drop(error.reason, raw.id)
             continue
         if inline_reasoning:
             records = [_inline(record) for record in records]
-        receipt.added += max(len(records) - 1, 0)
+        report.added += max(len(records) - 1, 0)
         for record in records:
             if found.kind == "response" and record.scores:
                 rated.setdefault(record.prompt, []).append(record)
             else:
                 yield record
-    yield from _grouped(receipt, rated)
+    yield from _grouped(report, rated)
 
 
 def read_row(
-    receipt: Receipt,
+    report: DataReport,
     raw: Row,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     options: Options = Options(),  # noqa: B008 (frozen)
@@ -80,21 +80,21 @@ def read_row(
     row = flatten(raw, columns)
     _refuse_columns(row)
     found = find(row, columns)
-    _note_reading(receipt, raw, found)
+    _note_reading(report, raw, found)
     if row.fields.get("margin") is not None:
-        receipt.warn("ignored_margin", row.id)
+        report.warn("ignored_margin", row.id)
     _refuse_media(row)
     _refuse_printed(row, found)
-    return found, answers.read(receipt, row, found, options)
+    return found, answers.read(report, row, found, options)
 
 
-def _note_reading(receipt: Receipt, raw: Row, found: Found) -> None:
+def _note_reading(report: DataReport, raw: Row, found: Found) -> None:
     """Counts how the row is read, and its columns that are not."""
     sentence = f"read as {found}"
-    receipt.readings[sentence] = receipt.readings.get(sentence, 0) + 1
+    report.readings[sentence] = report.readings.get(sentence, 0) + 1
     for name, value in raw.fields.items():
         if name not in found.columns and name != "id" and value not in (None, "", [], {}):
-            receipt.unread[name] = receipt.unread.get(name, 0) + 1
+            report.unread[name] = report.unread.get(name, 0) + 1
 
 
 # Columns that would change what is trained, and that are not supported.
@@ -166,7 +166,7 @@ def _inline(record: Record) -> Record:
     )
 
 
-def _grouped(receipt: Receipt, rated: Mapping[Prompt, list[Record]]) -> Iterator[Record]:
+def _grouped(report: DataReport, rated: Mapping[Prompt, list[Record]]) -> Iterator[Record]:
     """One list of each prompt's scored responses."""
     for prompt, records in rated.items():
         first = records[0]
@@ -176,7 +176,7 @@ def _grouped(receipt: Receipt, rated: Mapping[Prompt, list[Record]]) -> Iterator
                     f"{other.origin}: scores {', '.join(other.objectives)}, and "
                     f"{first.origin} {', '.join(first.objectives)}"
                 )
-        receipt.added -= len(records) - 1
+        report.added -= len(records) - 1
         more = tuple(x for record in records for x in record.more or ("",))
         yield dataclasses.replace(
             first,

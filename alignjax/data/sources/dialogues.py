@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from alignjax.data.files import Row
-from alignjax.data.records import DataError, Message, Prompt, Receipt, Record
+from alignjax.data.records import DataError, DataReport, Message, Prompt, Record
 from alignjax.data.sources.messages import DroppedRowError
 
 ASSISTANT = "\n\nAssistant:"  # what starts the assistant's turns in HH-RLHF's dialogues
@@ -13,7 +13,7 @@ _TURN = re.compile(f"({HUMAN}|{ASSISTANT})")
 
 
 def split_texts(
-    receipt: Receipt, row: Row, sides: Sequence[str], marker: str, *, chat: bool = False
+    report: DataReport, row: Row, sides: Sequence[str], marker: str, *, chat: bool = False
 ) -> Record | None:
     """Splits two texts with a common start, at the marker where both have it, see `split_dialogue`.
 
@@ -21,7 +21,7 @@ def split_texts(
       DroppedRowError: they have no common start.
     """
     if all(marker in side for side in sides):
-        return split_dialogue(receipt, row, sides, marker, chat=chat)
+        return split_dialogue(report, row, sides, marker, chat=chat)
     cut = common_prompt(*sides)
     if not cut:
         raise DroppedRowError("no_common_prompt", f"{row.origin}: the texts share no beginning")
@@ -34,7 +34,7 @@ def split_texts(
 
 
 def split_dialogue(
-    receipt: Receipt, row: Row, sides: Sequence[str], marker: str, *, chat: bool = False
+    report: DataReport, row: Row, sides: Sequence[str], marker: str, *, chat: bool = False
 ) -> Record | None:
     """Splits plain-text dialogues at the last marker; drops rows whose contexts differ (None).
 
@@ -45,20 +45,20 @@ def split_dialogue(
     cuts = [side.rindex(marker) + len(marker) for side in sides]
     prompts = [side[:cut] for side, cut in zip(sides, cuts, strict=True)]
     if len(set(prompts)) > 1:
-        receipt.drop("context_mismatch", row.id)
+        report.drop("context_mismatch", row.id)
         return None
     responses = tuple(side[cut:] for side, cut in zip(sides, cuts, strict=True))
     prompt: Prompt = prompts[0]
     if chat:
-        prompt = text_turns(receipt, row, prompts[0])
+        prompt = text_turns(report, row, prompts[0])
         if (prompt and prompt[-1].role != "user") or any(HUMAN in text for text in responses):
-            receipt.drop("unanswered_turn", row.id)
+            report.drop("unanswered_turn", row.id)
             return None
         responses = tuple(text.strip() for text in responses)
     return Record(id=row.id, origin=row.origin, prompt=prompt, responses=responses)
 
 
-def text_turns(receipt: Receipt, row: Row, dialogue: str) -> tuple[Message, ...]:
+def text_turns(report: DataReport, row: Row, dialogue: str) -> tuple[Message, ...]:
     r"""Reads the turns of a text with ``\n\nHuman:`` and ``\n\nAssistant:``; the last may be empty.
 
     Turns of one speaker in a row become one message, and the row is noted as ``joined_turns``.
@@ -78,7 +78,7 @@ def text_turns(receipt: Receipt, row: Row, dialogue: str) -> tuple[Message, ...]
             content = f"{turns.pop().content}\n\n{content}"
         turns.append(Message(role, content))
     if len(turns) < len(parts) // 2:
-        receipt.warn("joined_turns", row.id)
+        report.warn("joined_turns", row.id)
     return tuple(turns)
 
 

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from alignjax.data.files import read_rows
-from alignjax.data.records import DataError, Receipt, Record
+from alignjax.data.records import DataError, DataReport, Record
 from alignjax.data.sources.messages import read_prompt
 
 
 def unpaired(
-    receipt: Receipt,
+    report: DataReport,
     *,
     path: str,
     prompt: str = "prompt",
@@ -22,7 +22,7 @@ def unpaired(
     """Reads one labelled response per row, under any field names.
 
     Args:
-      receipt: counts.
+      report: counts.
       path: file or glob.
       prompt: the field of the prompt, text or a list of messages.
       response: the field of the response.
@@ -32,7 +32,7 @@ def unpaired(
       chat: the prompt is a user's message.
     """
     for row in read_rows(path):
-        receipt.rows_in += 1
+        report.rows_in += 1
         value = row.get(label)
         matches = [_says(value, wanted) for wanted in (desirable, undesirable)]
         if not any(matches):

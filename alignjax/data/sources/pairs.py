@@ -4,14 +4,14 @@ import re
 from collections.abc import Iterator
 
 from alignjax.data.files import read_rows
-from alignjax.data.records import DataError, Receipt, Record
+from alignjax.data.records import DataError, DataReport, Record
 from alignjax.data.sources.dialogues import ASSISTANT, split_dialogue
 from alignjax.data.sources.messages import read_prompt
 
 _INLINE_HUMAN = re.compile(r"(?<!\n\n)Human:")
 
 
-def hh(receipt: Receipt, *, path: str, chat: bool = False) -> Iterator[Record]:
+def hh(report: DataReport, *, path: str, chat: bool = False) -> Iterator[Record]:
     r"""Reads HH-RLHF: ``{chosen, rejected}``, whole dialogues with turns ``\n\nHuman:`` and so on.
 
     Each side is split at its **last** ``\n\nAssistant:``, which stays at the prompt's end; the
@@ -22,34 +22,34 @@ def hh(receipt: Receipt, *, path: str, chat: bool = False) -> Iterator[Record]:
     literal ``Human:`` within a turn; never split at).
 
     Args:
-      receipt: counts.
+      report: counts.
       path: file or glob.
       chat: for models with a chat template: turns become messages of the user and the assistant,
         the responses the assistant's next, all without white space around them; see
         `split_dialogue` for what else is dropped and noted.
     """
     for row in read_rows(path):
-        receipt.rows_in += 1
+        report.rows_in += 1
         sides = [row.text("chosen"), row.text("rejected")]
         for key, side in zip(("chosen", "rejected"), sides, strict=True):
             if ASSISTANT not in side:
                 raise DataError(f"{row.origin}: field {key!r} has no turn '\\n\\nAssistant:'")
-        record = split_dialogue(receipt, row, sides, ASSISTANT, chat=chat)
+        record = split_dialogue(report, row, sides, ASSISTANT, chat=chat)
         if record is not None:
             if any(_INLINE_HUMAN.search(side) for side in sides):
-                receipt.warn("inline_marker", row.id)
+                report.warn("inline_marker", row.id)
             yield record
 
 
 def pku(
-    receipt: Receipt, *, path: str, preference: str = "better", chat: bool = True
+    report: DataReport, *, path: str, preference: str = "better", chat: bool = True
 ) -> Iterator[Record]:
     """Reads PKU-SafeRLHF: a prompt, two responses, and which one is better and which safer.
 
     Columns: ``prompt, response_0, response_1, better_response_id, safer_response_id``.
 
     Args:
-      receipt: counts.
+      report: counts.
       path: file or glob.
       preference: which label makes the pair: ``"better"`` (helpfulness) or ``"safer"``.
       chat: the prompt is a user's message. False joins prompt and response as they are.
@@ -58,7 +58,7 @@ def pku(
         raise DataError(f"source pku: preference is {preference!r}, expected 'better' or 'safer'")
     key = f"{preference}_response_id"
     for row in read_rows(path):
-        receipt.rows_in += 1
+        report.rows_in += 1
         chosen = row.get(key)
         if isinstance(chosen, bool) or chosen not in (0, 1):
             raise DataError(f"{row.origin}: field {key!r} is {chosen!r}, expected 0 or 1")
@@ -71,7 +71,7 @@ def pku(
         )
 
 
-def persona(receipt: Receipt, *, path: str, chat: bool = False) -> Iterator[Record]:
+def persona(report: DataReport, *, path: str, chat: bool = False) -> Iterator[Record]:
     """Reads model-written evaluations: a question, the answer that shows a behaviour, the other.
 
     The chosen response is ``answer_matching_behavior``; the domain is the file's name without
@@ -79,7 +79,7 @@ def persona(receipt: Receipt, *, path: str, chat: bool = False) -> Iterator[Reco
     a user's message.
     """
     for row in read_rows(path):
-        receipt.rows_in += 1
+        report.rows_in += 1
         yield Record(
             id=row.id,
             origin=row.origin,

@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from alignjax.data.files import Row, read_rows
-from alignjax.data.records import DataError, Prompt, Receipt, Record
+from alignjax.data.records import DataError, DataReport, Prompt, Record
 from alignjax.data.sources.messages import read_prompt, read_texts
 from alignjax.errors import did_you_mean
 
 
 def lists(
-    receipt: Receipt,
+    report: DataReport,
     *,
     path: str,
     prompt: str = "prompt",
@@ -26,7 +26,7 @@ def lists(
     """Reads lists of scored responses: ``{prompt, responses: [text], scores: [number]}``.
 
     Args:
-      receipt: counts. A response whose score is null is left out, and its row noted as
+      report: counts. A response whose score is null is left out, and its row noted as
         ``removed_null_scores``; a row without any score is dropped as ``no_scores``.
       path: file or glob.
       prompt: the field of the prompt, text or a list of messages.
@@ -41,7 +41,7 @@ def lists(
       domain: the field whose text becomes ``Record.domain``; "" for none.
     """
     for row in read_rows(path):
-        receipt.rows_in += 1
+        report.rows_in += 1
         texts, values = read_texts(row, responses), row.items(scores)
         if len(values) != len(texts):
             raise DataError(
@@ -51,10 +51,10 @@ def lists(
         names, table = read_scores(row, scores, values, objectives)
         scored = [index for index, numbers in enumerate(table) if numbers is not None]
         if not scored:
-            receipt.drop("no_scores", row.id)
+            report.drop("no_scores", row.id)
             continue
         if len(scored) < len(texts):
-            receipt.warn("removed_null_scores", row.id)
+            report.warn("removed_null_scores", row.id)
         if order_seed is not None:
             scored.sort(key=lambda index: _place(order_seed, row.id, index))
         sign = 1.0 if larger_is_better else -1.0
@@ -70,7 +70,7 @@ def lists(
 
 
 def rated(
-    receipt: Receipt,
+    report: DataReport,
     *,
     path: str,
     prompt: str = "prompt",
@@ -84,7 +84,7 @@ def rated(
     """Reads one scored response per row; those to one prompt become a list, as of `lists`.
 
     Args:
-      receipt: counts prompts, not rows. A response of which a score is null is left out, and its
+      report: counts prompts, not rows. A response of which a score is null is left out, and its
         list noted as ``removed_null_scores``; a list without any score is dropped as ``no_scores``.
       path: file or glob.
       prompt: the field of the prompt, text or a list of messages.
@@ -98,7 +98,7 @@ def rated(
     for row in read_rows(path):
         groups.setdefault(read_prompt(row, prompt, chat=chat), []).append(row)
     for asked, rows in groups.items():
-        receipt.rows_in += 1
+        report.rows_in += 1
         first, texts, table = rows[0], [], []
         names: tuple[str, ...] = objectives
         for row in rows:
@@ -107,10 +107,10 @@ def rated(
                 texts.append(row.text(response))
                 table.append(numbers)
         if not texts:
-            receipt.drop("no_scores", first.id)
+            report.drop("no_scores", first.id)
             continue
         if len(texts) < len(rows):
-            receipt.warn("removed_null_scores", first.id)
+            report.warn("removed_null_scores", first.id)
         yield Record(
             id=first.id,
             origin=first.origin,

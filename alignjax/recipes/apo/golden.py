@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from alignjax.config import DataConfig
 from alignjax.data.encode import enforce
-from alignjax.data.records import DataError, Receipt, Record
+from alignjax.data.records import DataError, DataReport, Record
 from alignjax.data.splits import prompt_digest, split_by_prompt
 from alignjax.errors import UserError
 from alignjax.recipes.apo.config import GameConfig
@@ -42,7 +42,7 @@ def split_sides(
 
 def find_answers(
     data: DataConfig, settings: GameConfig, records: Sequence[Record]
-) -> tuple[dict[str, str], Receipt]:
+) -> tuple[dict[str, str], DataReport]:
     """Finds golden answers to the prompts of these records.
 
     Args:
@@ -51,7 +51,7 @@ def find_answers(
       records: of the reward model's side.
 
     Returns:
-      The answer by `prompt_digest`, of the first golden row of the prompt; and a receipt of the
+      The answer by `prompt_digest`, of the first golden row of the prompt; and a report of the
       prompts: those without an answer are dropped from it as ``no_golden_answer``.
 
     Raises:
@@ -63,7 +63,7 @@ def find_answers(
         rows = read_records(
             dataclasses.replace(data, source=settings.golden),
             settings.golden_path,
-            Receipt(),
+            DataReport(),
             "recipe.game.golden_path",
         )
     elif settings.golden_path:
@@ -76,28 +76,28 @@ def find_answers(
         answer = preferred_response(record)
         if answer is not None:
             best.setdefault(prompt_digest(record.prompt), answer)
-    receipt, answers = Receipt(), {}
+    report, answers = DataReport(), {}
     first: dict[str, Record] = {}
     for record in records:
         first.setdefault(prompt_digest(record.prompt), record)
     for digest, record in first.items():
-        receipt.rows_in += 1
+        report.rows_in += 1
         if digest in best:
-            receipt.kept += 1
+            report.kept += 1
             answers[digest] = best[digest]
         else:
-            receipt.drop("no_golden_answer", record.id)
-    log.info("golden answers:\n%s", receipt.render())
+            report.drop("no_golden_answer", record.id)
+    log.info("golden answers:\n%s", report.render())
     try:
         enforce(
-            receipt,
+            report,
             max_drop_fraction=settings.max_missing_fraction,
             field="recipe.game.max_missing_fraction",
         )
     except DataError as error:
         missing = [record for digest, record in first.items() if digest not in answers]
         raise DataError(f"{error}{_other_form(missing, rows)}") from None
-    return answers, receipt
+    return answers, report
 
 
 def _other_form(missing: Sequence[Record], golden: Sequence[Record]) -> str:

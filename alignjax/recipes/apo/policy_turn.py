@@ -12,7 +12,7 @@ import numpy as np
 from alignjax.config import Config
 from alignjax.config.fields import describe
 from alignjax.data.batching import Bucketed
-from alignjax.data.records import Receipt, Record
+from alignjax.data.records import DataReport, Record
 from alignjax.recipes.apo import setup
 from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.rewards.scorers import open_scorer, reward_model
@@ -88,10 +88,10 @@ def train(
 
 def open_lists(game: Game, number: int, file: pathlib.Path, digest: str) -> Bucketed:
     """Opens the round's scored samples as rows to train on."""
-    receipt = Receipt()
+    report = DataReport()
     made_of = {"lists": digest}
-    rows = sample_lists.open_lists(game.run, file, receipt, made_of, repeats=True)
-    setup.enforce_drops(game, receipt, f"round {number}, lists")
+    rows = sample_lists.open_lists(game.run, file, report, made_of, repeats=True)
+    setup.enforce_drops(game, report, f"round {number}, lists")
     return rows
 
 

@@ -15,7 +15,7 @@ from alignjax.config import Config
 from alignjax.config.fields import describe, identity
 from alignjax.data.batching import Bucketed
 from alignjax.data.encode import enforce
-from alignjax.data.records import DataError, Receipt, Record, check
+from alignjax.data.records import DataError, DataReport, Record, check
 from alignjax.data.splits import prompt_digest
 from alignjax.errors import CheckpointError, UserError
 from alignjax.recipes.apo import golden
@@ -97,7 +97,7 @@ def set_up(run: Run, settings: GameConfig) -> Game:
         golden answer.
     """
     config, data = run.config, run.data
-    train, held_out = split(config, {side: Receipt() for side in ("train", "held_out")})
+    train, held_out = split(config, {side: DataReport() for side in ("train", "held_out")})
     mine, others = golden.split_sides(
         train, policy_fraction=settings.policy_fraction, seed=config.train.seed
     )
@@ -142,25 +142,25 @@ def prepare_rows(game: Game, records: Sequence[Record], made_of: Any, name: str)
     Raises:
       UserError: a larger share than ``game.max_drop_fraction`` says nothing.
     """
-    receipt = Receipt(rows_in=len(records))
+    report = DataReport(rows_in=len(records))
     rows = rows_of(
         game.config,
         game.workdir,
-        check(records, receipt),
+        check(records, report),
         game.data.tokenizer,
-        receipt,
+        report,
         {**game.made_of, "rows": name, "of": made_of},
     )
-    log.info("%s:\n%s", name, receipt.render())
-    enforce_drops(game, receipt, name)
+    log.info("%s:\n%s", name, report.render())
+    enforce_drops(game, report, name)
     return rows
 
 
-def enforce_drops(game: Game, receipt: Receipt, name: str) -> None:
+def enforce_drops(game: Game, report: DataReport, name: str) -> None:
     """Stops if more than ``game.max_drop_fraction`` of the rows were dropped."""
     field = "recipe.game.max_drop_fraction"
     try:
-        enforce(receipt, max_drop_fraction=game.settings.max_drop_fraction, field=field)
+        enforce(report, max_drop_fraction=game.settings.max_drop_fraction, field=field)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
 

@@ -15,7 +15,7 @@ from alignjax.config import Config
 from alignjax.config.fields import describe
 from alignjax.data.batching import Bucketed
 from alignjax.data.encode import enforce
-from alignjax.data.records import Receipt, Record
+from alignjax.data.records import DataReport, Record
 from alignjax.errors import UserError
 from alignjax.recipes.multi_objective import ObjectivesConfig
 from alignjax.recipes.multi_objective.method import Rows, Setting
@@ -74,8 +74,8 @@ def scored_rows(setting: Setting) -> Rows:
       UserError: more of them lack one than ``objectives.max_missing_fraction``; a name that neither
         the data nor the scorer has; scores of another shape.
     """
-    receipt = Receipt()
-    records, _ = split(setting.run.config, {"train": receipt, "held_out": Receipt()})
+    report = DataReport()
+    records, _ = split(setting.run.config, {"train": report, "held_out": DataReport()})
     names, present = setting.objectives.names, records[0].objectives
     if set(names) <= set(present):
         columns = [present.index(name) for name in names]
@@ -83,7 +83,7 @@ def scored_rows(setting: Setting) -> Rows:
     else:
         tables = score_records(setting, records, "rows")
     # Reading the data has left out the responses with a null score: they lack an objective, too.
-    left_out = receipt.warned.get("removed_null_scores", 0)
+    left_out = report.warned.get("removed_null_scores", 0)
     return join_scores(setting.objectives, records, tables, left_out=left_out)
 
 
@@ -149,10 +149,10 @@ def prepare_rows(setting: Setting, records: Sequence[Record], name: str) -> Buck
     Raises:
       UserError: no record, or too many that cannot be used (``data.max_drop_fraction``).
     """
-    run, receipt = setting.run, Receipt(rows_in=len(records))
+    run, report = setting.run, DataReport(rows_in=len(records))
     plain = [dataclasses.asdict(dataclasses.replace(r, origin="")) for r in records]
     identity = {"records": hashlib.sha256(json.dumps(plain).encode()).hexdigest()}
-    rows = rows_of(run.config, run.workdir, records, run.data.tokenizer, receipt, identity)
-    log.info("%s:\n%s", name, receipt.render())
-    enforce(receipt, max_drop_fraction=run.config.data.max_drop_fraction)
+    rows = rows_of(run.config, run.workdir, records, run.data.tokenizer, report, identity)
+    log.info("%s:\n%s", name, report.render())
+    enforce(report, max_drop_fraction=run.config.data.max_drop_fraction)
     return rows

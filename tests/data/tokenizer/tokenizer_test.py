@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alignjax.data import sources
-from alignjax.data.records import DataError, Message, Receipt, check
+from alignjax.data.records import DataError, DataReport, Message, check
 from alignjax.data.tokenizer import files, load, training
 from alignjax.errors import UserError
 
@@ -108,8 +108,8 @@ def test_one_bos_one_eos_and_the_text_comes_back(all_kinds):
 
 def test_every_real_dialogue_comes_back(data_dir, tmp_path):
     path = str(data_dir / "hh_harmless_base_test" / "test.jsonl.gz")
-    receipt = Receipt()
-    rows = list(check(sources.hh(receipt, path=path), receipt))
+    report = DataReport()
+    rows = list(check(sources.hh(report, path=path), report))
     model = str(tmp_path / "hh.model")
     training.train_sentencepiece((row.prompt for row in rows), vocab_size=1000, path=model)
     tok = load.load(model)

@@ -13,7 +13,7 @@ from alignjax.config.validate import get
 from alignjax.data import sources, store
 from alignjax.data.batching import assemble, bucket, read
 from alignjax.data.encode import encode
-from alignjax.data.records import Receipt, Record, check
+from alignjax.data.records import DataReport, Record, check
 from alignjax.data.sources import trl
 from alignjax.data.splits import prompt_digest, split_by_prompt
 from alignjax.data.tokenizer import load as tokenizers
@@ -42,7 +42,7 @@ def game(**changes):
 
 @pytest.fixture(scope="module")
 def records():
-    return list(world.pairs(Receipt(), size=SIZE, seed=0))
+    return list(world.pairs(DataReport(), size=SIZE, seed=0))
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +67,10 @@ def test_every_prompt_is_on_one_side(records):
 
 
 def test_an_answer_is_the_source_s_or_what_the_data_prefer(records):
-    found, receipt = golden.find_answers(DATA, game(), records)
-    wanted = {r.prompt: r.responses[0] for r in world.golden(Receipt(), size=SIZE, seed=0)}
+    found, report = golden.find_answers(DATA, game(), records)
+    wanted = {r.prompt: r.responses[0] for r in world.golden(DataReport(), size=SIZE, seed=0)}
     assert found == {prompt_digest(p): y for p, y in wanted.items()}
-    assert (receipt.rows_in, receipt.kept) == (SIZE, SIZE)
+    assert (report.rows_in, report.kept) == (SIZE, SIZE)
     settings = game(golden=None)
     own, _ = golden.find_answers(DATA, settings, records)
     assert own == {prompt_digest(r.prompt): r.responses[0] for r in records}
@@ -79,8 +79,8 @@ def test_an_answer_is_the_source_s_or_what_the_data_prefer(records):
 def test_missing_answers_are_counted_and_too_many_refused(records):
     few = partial(world.golden, size=SIZE - 4, seed=0)
     settings = game(golden=few, max_missing_fraction=0.1)
-    found, receipt = golden.find_answers(DATA, settings, records)
-    assert receipt.dropped == {"no_golden_answer": 4}
+    found, report = golden.find_answers(DATA, settings, records)
+    assert report.dropped == {"no_golden_answer": 4}
     assert len(found) == SIZE - 4
     settings = dataclasses.replace(settings, max_missing_fraction=0.09)
     message = (
@@ -111,12 +111,12 @@ def test_golden_answers_of_the_config_match_its_pairs(tmp_path):
         [f"data.path={paths[0]}", f"recipe.game.golden_path={paths[1]}"],
     )
     settings = get(loaded, "recipe.game")
-    rows = read_records(loaded.data, loaded.data.path, Receipt())
+    rows = read_records(loaded.data, loaded.data.path, DataReport())
     found, _ = golden.find_answers(loaded.data, settings, rows)
     assert [found[prompt_digest(r.prompt)] for r in rows] == ["Golden 1", "Golden 3"]
 
     text = read_records(
-        dataclasses.replace(loaded.data, source=sources.hh), str(paths[0]), Receipt()
+        dataclasses.replace(loaded.data, source=sources.hh), str(paths[0]), DataReport()
     )
     with pytest.raises(
         UserError,
@@ -170,19 +170,19 @@ def mixed(records):
     return [*map(golden.score_comparison, records), *rows]
 
 
-def stored(records, tokenizer, folder, receipt):
+def stored(records, tokenizer, folder, report):
     """The records as a dataset, from the disk."""
     limits = dict(max_prompt_tokens=64, max_response_tokens=64)
-    store.write(encode(records, tokenizer, receipt=receipt, **limits), folder, receipt)
+    store.write(encode(records, tokenizer, report=report, **limits), folder, report)
     return store.open_dataset(folder)
 
 
 def test_rows_of_both_kinds_share_batches(records, tokenizer, tmp_path):
-    receipt = Receipt(rows_in=12)
-    data = stored(check(mixed(records[:6]), receipt), tokenizer, tmp_path / "mixed", receipt)
-    assert receipt.kept == 12
-    assert "removed_repeated_responses" not in receipt.warned
-    assert receipt.warned["removed_empty_responses"] == 6
+    report = DataReport(rows_in=12)
+    data = stored(check(mixed(records[:6]), report), tokenizer, tmp_path / "mixed", report)
+    assert report.kept == 12
+    assert "removed_repeated_responses" not in report.warned
+    assert report.warned["removed_empty_responses"] == 6
     assert data.adversarial.tolist() == [False] * 6 + [True] * 6
     rows = bucket(data, count=1, multiple=8)
     batch = assemble(data, np.array([0, 7, 6, -1]), rows.shapes[0])
@@ -217,7 +217,7 @@ def test_data_without_such_rows_are_prepared_as_before(records, tokenizer, tmp_p
         rows = [
             dataclasses.replace(golden.score_comparison(r), adversarial=flag) for r in records[:3]
         ]
-        made[name] = stored(rows, tokenizer, tmp_path / name, Receipt())
+        made[name] = stored(rows, tokenizer, tmp_path / name, DataReport())
     assert made["plain"].adversarial is None
     shapes = bucket(made["plain"], count=1, multiple=8).shapes
     assert assemble(made["plain"], np.arange(2), shapes[0]).adversarial is None

@@ -11,7 +11,7 @@ import pytest
 
 from alignjax import recipes
 from alignjax.commands import export, policies
-from alignjax.data.records import Message, Receipt
+from alignjax.data.records import DataReport, Message
 from alignjax.data.tokenizer import load
 from alignjax.errors import UserError
 from alignjax.losses import rewards_in_context as ric
@@ -105,8 +105,8 @@ def numbers(text):
 @pytest.fixture(scope="module")
 def rows():
     """(prompt, response, scores) of every training response."""
-    receipts = {side: Receipt() for side in ("train", "held_out")}
-    records, _ = data.split(config(), receipts)
+    reports = {side: DataReport() for side in ("train", "held_out")}
+    records, _ = data.split(config(), reports)
     return [(r.prompt, y, [judge("", y)[n] for n in NAMES]) for r in records for y in r.responses]
 
 
