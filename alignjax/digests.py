@@ -2,30 +2,37 @@
 
 A folder that is sealed holds ``digests.json``: the digest of every file in it, and one of that list
 itself, written last. Reading a file here compares it with its digest. The digest is XXH3 of 128
-bits: several times as fast as SHA-256; it detects damage, not forgery.
+bits: several times as fast as SHA-256; it detects damage, not forgery. That of a large file is of
+the digests of its pieces, which several threads read at once.
 """
 
 import concurrent.futures
 import contextlib
 import contextvars
+import errno
 import json
 import mmap
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import xxhash
 
 from alignjax.errors import CheckpointError, naming_file
 
 NAME = "digests.json"
-HASHING = 4  # files read at once
+HASHING = 4  # pieces read at once
+PIECE = 2**26  # bytes; below that a file is one piece
+IN_PIECES = f"pieces of {PIECE}: "  # how the digest of a larger one begins
 
 
 def seal(folder: pathlib.Path) -> None:
     """Writes the digests of all files of a folder that is complete; this process alone.
 
     Of a folder in it that is sealed already nothing more is said.
+
+    Raises:
+      OSError: a file cannot be read, or the digests cannot be written.
     """
     sealed = [path.parent for path in folder.glob(f"*/{NAME}")]
     names = sorted(
@@ -33,7 +40,7 @@ def seal(folder: pathlib.Path) -> None:
         for path in folder.rglob("*")
         if path.is_file() and path.name != NAME and not any(x in path.parents for x in sealed)
     )
-    _write(folder, dict(zip(names, _digests(folder, names), strict=True)))
+    _write(folder, dict(zip(names, of_files([folder / x for x in names]), strict=True)))
 
 
 def forget(folder: pathlib.Path, part: str) -> None:
@@ -72,8 +79,22 @@ def find_damage(folder: pathlib.Path, *, share: int = 0, shares: int = 1) -> str
     except CheckpointError:
         return NAME
     names = sorted(wanted)[share::shares]
-    found = _digests(folder, names)
+    whole = [folder / x for x in names if not wanted[x].startswith(IN_PIECES)]
+    found = _digests([folder / x for x in names], whole)
     return next((x for x, is_now in zip(names, found, strict=True) if is_now != wanted[x]), "")
+
+
+def of_files(files: Sequence[pathlib.Path]) -> list[str]:
+    """Computes the digests of files.
+
+    Raises:
+      OSError: one cannot be read.
+    """
+    found = _digests(files)
+    for file, digest in zip(files, found, strict=True):
+        if not digest:
+            raise OSError(errno.EIO, "cannot be read", str(file))
+    return found
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
@@ -88,7 +109,7 @@ def read(path: str | os.PathLike[str]) -> bytes:
     for folder in (file.parent, file.parent.parent):
         if (folder / NAME).is_file():
             wanted = of(folder).get(str(file.relative_to(folder)))
-            if wanted is not None and xxhash.xxh3_128_hexdigest(content) != wanted:
+            if wanted is not None and _joined(_pieces_of(content, wanted)) != wanted:
                 raise CheckpointError(f"{file}: damaged, it has changed since it was written")
     return content
 
@@ -123,18 +144,52 @@ def _of_list(files: dict[str, str]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(files, sort_keys=True).encode())
 
 
-def _digests(folder: pathlib.Path, names: list[str]) -> list[str]:
+def _digests(files: Sequence[pathlib.Path], whole: Collection[pathlib.Path] = ()) -> list[str]:
+    """The digests of files; empty for one that cannot be read.
+
+    Args:
+      whole: the files that are taken as one piece each, as earlier versions did.
+    """
+    one_each = set(whole)
     with concurrent.futures.ThreadPoolExecutor(HASHING) as pool:
-        return list(pool.map(_digest, (folder / name for name in names)))
+        pieces = [
+            [pool.submit(_piece, file, *cut) for cut in _cuts(file, file in one_each)]
+            for file in files
+        ]
+        return [_joined([x.result() for x in of_file]) for of_file in pieces]
 
 
-def _digest(file: pathlib.Path) -> str:
-    """The digest of a file; empty where it cannot be read."""
+def _cuts(file: pathlib.Path, is_whole: bool) -> list[tuple[int, int]]:
+    """Where the pieces of a file begin, and their sizes."""
+    with contextlib.suppress(OSError):
+        size = file.stat().st_size
+        step = max(size, 1) if is_whole else PIECE
+        return [(at, min(step, size - at)) for at in range(0, max(size, 1), step)]
+    return [(0, 1)]
+
+
+def _piece(file: pathlib.Path, begin: int, size: int) -> str:
+    """The digest of a piece of a file; empty where it cannot be read."""
     try:
         with file.open("rb") as opened:
-            if not os.fstat(opened.fileno()).st_size:
+            if not size:
                 return str(xxhash.xxh3_128_hexdigest(b""))
-            with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            with mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ, offset=begin) as content:
                 return str(xxhash.xxh3_128_hexdigest(content))
-    except OSError:
+    except (OSError, ValueError):  # it is shorter than it was a moment ago
         return ""
+
+
+def _pieces_of(content: bytes, wanted: str) -> list[str]:
+    """The digests of the pieces of a file that has been read."""
+    step = PIECE if wanted.startswith(IN_PIECES) else max(len(content), 1)
+    view = memoryview(content)
+    cuts = range(0, max(len(content), 1), step)
+    return [str(xxhash.xxh3_128_hexdigest(view[at : at + step])) for at in cuts]
+
+
+def _joined(pieces: list[str]) -> str:
+    """The digest of a file of these pieces; empty where one of them is."""
+    if len(pieces) == 1 or not all(pieces):
+        return pieces[0] if all(pieces) else ""
+    return IN_PIECES + str(xxhash.xxh3_128_hexdigest("".join(pieces).encode()))

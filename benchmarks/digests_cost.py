@@ -3,11 +3,13 @@
     python benchmarks/digests_cost.py --mebibytes=1024 --rounds=7
 
 Random float32 parameters are saved and loaded with digests and without, in turn, in a temporary
-folder. The times are of the clock; what is loaded is in the page cache. Prints the medians, the
-smallest and the largest time of each, and the median of the rounds' ratios. Use an idle machine.
+folder; what is loaded is in the page cache. Prints the medians, the smallest and the largest time
+of each, by the clock and of all processors together, and the median of the rounds' ratios; then
+what comparing the digests alone takes. Use an idle machine: on a shared one only that tells much.
 """
 
 import argparse
+import functools
 import logging
 import pathlib
 import shutil
@@ -29,14 +31,14 @@ from alignjax.runtime import checkpoint
 PIECE = 4  # MiB of an array
 
 
-def seconds(act: Callable[[], Any]) -> float:
-    """Times a call."""
-    begin = time.perf_counter()
+def seconds(act: Callable[[], Any]) -> tuple[float, float]:
+    """Times a call: by the clock, and of all processors."""
+    begin = time.perf_counter(), time.process_time()
     act()
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin[0], time.process_time() - begin[1]
 
 
-def save(path: pathlib.Path, params: Any, *, sealed: bool) -> float:
+def save(path: pathlib.Path, params: Any, *, sealed: bool) -> tuple[float, float]:
     """Times a save; without digests the folder is left without its list."""
     kept = digests.seal
     if not sealed:
@@ -47,7 +49,7 @@ def save(path: pathlib.Path, params: Any, *, sealed: bool) -> float:
         digests.seal = kept
 
 
-def load(path: pathlib.Path, target: Any) -> float:
+def load(path: pathlib.Path, target: Any) -> tuple[float, float]:
     """Times a load; parameters without digests are read as they are."""
     return seconds(lambda: jax.block_until_ready(checkpoint.load_params(path, target)))
 
@@ -66,25 +68,31 @@ def main() -> None:
     }
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), params)
-    times: dict[tuple[str, bool], list[float]] = {}
+    alone: list[tuple[float, float]] = []
+    times: dict[tuple[str, bool], list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as top:
         for number in range(args.rounds + 1):
             for sealed in (True, False) if number % 2 else (False, True):
                 path = pathlib.Path(top) / "params"
                 shutil.rmtree(path, ignore_errors=True)
                 found = {"save": save(path, params, sealed=sealed), "load": load(path, target)}
+                if sealed:
+                    alone.append(seconds(functools.partial(digests.find_damage, path)))
                 if number:  # the first round warms up
                     for name, value in found.items():
                         times.setdefault((name, sealed), []).append(value)
     print(f"{count * PIECE} MiB in {count} arrays, {args.rounds} rounds")
     print("seconds, median [smallest, largest]")
-    for name in ("save", "load"):
-        with_, without = times[name, True], times[name, False]
-        for title, found in (("with digests", with_), ("without", without)):
-            low, high = min(found), max(found)
-            print(f"{name}, {title:12}  {statistics.median(found):.3f} [{low:.3f}, {high:.3f}]")
-        ratio = statistics.median(a / b for a, b in zip(with_, without, strict=True))
-        print(f"{name}: {100 * (ratio - 1):+.1f}%")
+    for kind, title in enumerate(("by the clock", "of all processors")):
+        for name in ("save", "load"):
+            with_, without = ([x[kind] for x in times[name, sealed]] for sealed in (True, False))
+            for which, found in (("with digests", with_), ("without", without)):
+                shown = f"{statistics.median(found):.3f} [{min(found):.3f}, {max(found):.3f}]"
+                print(f"{name} {title}, {which:12}  {shown}")
+            ratio = statistics.median(a / b for a, b in zip(with_, without, strict=True))
+            print(f"{name} {title}: {100 * (ratio - 1):+.1f}%")
+        shown = statistics.median(x[kind] for x in alone)
+        print(f"digests alone, {title}: {shown:.3f}")
 
 
 if __name__ == "__main__":

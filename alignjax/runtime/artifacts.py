@@ -15,7 +15,6 @@ Of several processes of a run all call these functions alike, and all make; the 
 looks, locks, and moves files.
 """
 
-import concurrent.futures
 import contextlib
 import fcntl
 import glob
@@ -29,6 +28,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from alignjax import digests
 from alignjax.errors import FULL, CheckpointError, UserError
 from alignjax.runtime import storage
 from alignjax.runtime.distributed import broadcast, run_on_main
@@ -38,7 +38,6 @@ log = logging.getLogger("alignjax")
 T = TypeVar("T")
 
 WRITING = ".writing"  # how hidden folders of unfinished work end
-HASHING = 8  # files read at once; one is read no faster than its digest is computed
 
 
 def reuse(
@@ -227,7 +226,7 @@ def _seal(scratch: pathlib.Path, path: pathlib.Path, key: Any) -> None:
     """Writes the manifest of complete content, once all of it is on the disk."""
     with _errors_of(path):
         _sync(scratch / path.name)
-        manifest = {"key": key, "sha256": _digests(scratch / path.name)}
+        manifest = {"key": key, "xxh3": _digests(scratch / path.name)}
         storage.write_here(scratch / "manifest.json", storage.as_json(manifest))
     fault_point("sealed", path.name)
 
@@ -253,7 +252,11 @@ def _damaged(path: pathlib.Path, key: Any) -> str | None:
     manifest = _read(_beside(path, "manifest.json"))
     if not isinstance(manifest, dict) or not _same(manifest.get("key"), key):
         return None
-    wanted, found = manifest.get("sha256") or {}, _digests(path)
+    if "xxh3" in manifest:
+        wanted, found = manifest["xxh3"] or {}, _digests(path)
+    else:  # an earlier version
+        wanted = manifest.get("sha256") or {}
+        found = {str(f.relative_to(path)): _sha256(f) for f in _files(path)}
     names = sorted(set(wanted) | set(found))
     return next((str(path / n) for n in names if wanted.get(n) != found.get(n)), "")
 
@@ -278,14 +281,13 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _digests(path: pathlib.Path) -> dict[str, str]:
-    """SHA-256 of every file of an artifact, by its place in it."""
+    """The digest of every file of an artifact, by its place in it."""
     files = _files(path)
-    with concurrent.futures.ThreadPoolExecutor(HASHING) as pool:
-        digests = pool.map(_digest, files)
-        return {str(f.relative_to(path)): d for f, d in zip(files, digests, strict=True)}
+    names = (str(file.relative_to(path)) for file in files)
+    return dict(zip(names, digests.of_files(files), strict=True))
 
 
-def _digest(file: pathlib.Path) -> str:
+def _sha256(file: pathlib.Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

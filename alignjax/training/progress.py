@@ -206,9 +206,10 @@ def read_best(job: Job, step: int) -> tuple[int, float] | None:
         return None
     with stores.open_store(job.workdir / BEST, keep=1) as store:
         found = stores.list_steps(store)
-        best = stores.record_of(store, found[-1])["best"] if found else None
-        if best is None or (found[-1] <= step and best["metric"] == best_name(job.train)):
-            return None if best is None else (found[-1], float(best["value"]))
+        if found and found[-1] <= step:
+            best = checkpoint.read_record(store, found[-1])["best"]
+            if best["metric"] == best_name(job.train):
+                return found[-1], float(best["value"])
         stores.drop(store, but=None)
     return None
 

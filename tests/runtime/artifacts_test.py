@@ -6,6 +6,7 @@ Here is tested for all of them what a kill at any line, damage or a full disk ma
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import inspect
 import json
 import logging
@@ -227,6 +228,17 @@ def test_without_digests_damage_gets_through(tmp_path, monkeypatch):
     folder(tmp_path, "other")
     (tmp_path / "folder" / "all.json").write_bytes(b"damaged")
     assert folder(tmp_path, "other", unasked)["all.json"] == b"damaged"
+
+
+def test_the_digests_of_an_earlier_version_are_compared_too(tmp_path, caplog):
+    whole = folder(tmp_path)
+    manifest = tmp_path / ".artifacts" / "folder.manifest.json"
+    older = {n: hashlib.sha256(x).hexdigest() for n, x in whole.items()}
+    manifest.write_text(json.dumps({"key": KEY, "sha256": older}))
+    assert folder(tmp_path, make=unasked) == whole
+    (tmp_path / "folder" / "all.json").write_bytes(b"damaged")
+    assert folder(tmp_path) == whole
+    assert "all.json has changed since it was written" in caplog.text
 
 
 def full_disk(scratch):

@@ -171,6 +171,32 @@ def test_a_file_of_a_sealed_folder_is_compared_when_it_is_read(tmp_path):
         digests.read(file)
 
 
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 10_000, 12_288])
+def test_a_large_file_is_compared_in_pieces(tmp_path, monkeypatch, size):
+    file = tmp_path / "large"
+    file.write_bytes(content := random.Random(0).randbytes(size))
+    digests.seal(tmp_path)
+    as_one = digests.of(tmp_path)["large"]  # as earlier versions wrote it
+    assert digests.find_damage(tmp_path) == ""
+    monkeypatch.setattr(digests, "PIECE", 4096)
+    for _ in range(2):
+        assert digests.find_damage(tmp_path) == ""
+        assert digests.read(file) == content
+        for place in range(0, size, 1000):
+            changed = bytearray(content)
+            changed[place] ^= 1
+            file.write_bytes(changed)
+            assert digests.find_damage(tmp_path) == "large"
+            with pytest.raises(CheckpointError, match="damaged"):
+                digests.read(file)
+        for other in (content[:-1], content + b"x", content[4096:] + content[:4096]):
+            file.write_bytes(other)
+            assert digests.find_damage(tmp_path) == ("" if other == content else "large")
+        file.write_bytes(content)
+        digests.seal(tmp_path)
+    assert (digests.of(tmp_path)["large"] == as_one) == (size <= 4096)
+
+
 def test_small_files_of_a_run_are_compared(tmp_path):
     path, content = tmp_path / "summary.json", {"steps": 4, "table": {"kl": 1.25}}
     storage.keep_json(path, {"steps": 3})

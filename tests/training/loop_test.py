@@ -410,6 +410,25 @@ def test_a_best_evaluation_after_the_step_that_a_run_goes_on_from_is_found_again
     assert np.array_equal(params, seen[4])
 
 
+def test_a_run_does_not_go_on_from_a_best_evaluation_that_is_damaged(tmp_path):
+    values = iter([0.3, 0.2, 0.1])
+
+    def evaluate(params):
+        return {"x": next(values)}
+
+    with pytest.raises(StopHereError):
+        fit(job(tmp_path, feed=make_feed(see=stop_after(7)), eval_every=2, keep_best="x"), evaluate)
+    kept = tmp_path / progress.BEST / "2" / "record"
+    file = max((p for p in kept.rglob("*") if p.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(
+        CheckpointError, match=f"best/checkpoints: step 2 is damaged: .*{file.name}"
+    ):
+        fit(job(tmp_path, eval_every=2, keep_best="x"), evaluate)
+
+
 def test_how_often_it_saves_and_evaluates_changes_nothing_trained(clean, tmp_path):
     calls = []
 
