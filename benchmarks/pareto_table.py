@@ -159,6 +159,10 @@ def methods(case: str) -> dict[str, tuple[Callable[..., Any], Callable[..., Any]
         paretohqd_recipe.train, size=100, prompts=250, max_new_tokens=LONGEST, at_once=p
     )
     linear = functools.partial(curated, curate=paretohqd.curate_linear)
+    one_stage = functools.partial(curated, two_stages=False)
+    # The nearest of all the data, not of its best layers alone.
+    all_layers = functools.partial(paretohqd.curate, depth=1_000_000)
+    full_data = functools.partial(curated, curate=all_layers)
     conditional = functools.partial(
         ric_recipe.train,
         limits=rewards_in_context.data_limits,
@@ -176,6 +180,8 @@ def methods(case: str) -> dict[str, tuple[Callable[..., Any], Callable[..., Any]
         "SFT": (supervised.train, sft.loss, 1, 0.0),
         "ParetoHqD": (curated, paretohqd.loss, ROW // (2 * p), 2e-3),
         "linear curation": (linear, paretohqd.loss, ROW // (2 * p), 2e-3),
+        "one stage": (one_stage, paretohqd.loss, ROW // p, 2e-3),
+        "full data": (full_data, paretohqd.loss, ROW // (2 * p), 2e-3),
         "RiC": (conditional, rewards_in_context.loss, 3 * ROW // 5, 2e-3),
         "MODPO": (modpo_recipe.train, functools.partial(modpo.loss, beta=0.1), PAIR // p, 3e-4),
         "MORLHF": (drawn, gradient, DRAWN // p, 2e-3),
