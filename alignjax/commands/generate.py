@@ -11,6 +11,7 @@ import json
 import logging
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -18,16 +19,18 @@ import jax
 from alignjax.commands import finished_run, networks, policies, voices
 from alignjax.config import Config, SamplingConfig
 from alignjax.config.fields import describe
+from alignjax.data import kept
 from alignjax.data.files import Row, read_rows
-from alignjax.data.records import Prompt, Record
+from alignjax.data.records import DataError, Prompt, Receipt, Record
+from alignjax.data.sources.auto import read_row
 from alignjax.data.sources.messages import read_prompt
 from alignjax.data.tokenizer import chat
+from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
 from alignjax.evaluation import tables
 from alignjax.runtime import sharding, storage, workdirs
 from alignjax.sampling.generate import Question, Sample, Sampling, ask, respond, take_questions
-from alignjax.stages.data import Prepared, prepare_data
-from alignjax.stages.run import Run
+from alignjax.stages.data import Prepared, load_tokenizer, prepare_data
 from alignjax.stages.sample_lists import line
 
 log = logging.getLogger("alignjax")
@@ -78,15 +81,24 @@ def run(
     choice = policies.choose_for(made, workdir, preference)
     finished_run.at_checkpoint(finished_run.trained_in(folder, describe(config)), checkpoint)
     with workdirs.owned(folder):
-        data = prepare_data(config, folder)
-        records, questions = (
-            read_prompts(prompts, config, data) if prompts else _held_out(config, data)
-        )
+        if prompts:
+            tokenizer, known = _kept(config, folder)
+            records, questions = read_prompts(prompts, config, tokenizer, known)
+        else:
+            data = prepare_data(config, folder)
+            tokenizer, (records, questions) = data.tokenizer, _held_out(config, data)
         if not questions:
             raise UserError("generate: no prompt to respond to (evaluate.prompts is 0)")
         _check_records(records, format)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-        sampling = Run(config, folder, data, mesh).sampling(settings, "sampling")
+        sampling = Sampling(
+            model=config.model,
+            tokenizer=tokenizer,
+            settings=settings,
+            key=jax.random.key(config.train.seed),
+            mesh=mesh,
+            title="sampling",
+        )
         if made is None or choice is None:
             params = finished_run.load_policy(config, workdir, checkpoint)
             responses = respond(sampling, params, questions)
@@ -124,7 +136,7 @@ def of_folder(
       UserError: no such model, or as `run`.
     """
     _check_target(out, overwrite, format, settings.samples)
-    records = [_record(row) for row in _rows(prompts)]
+    records = [record for row in _rows(prompts) for record in _records(row)]
     _check_records(records, format)
     voice = voices.load(path)
     if voice.tokenizer.chat_template != chat.PLAIN_TEMPLATE:
@@ -195,19 +207,29 @@ def _held_out(config: Config, data: Prepared) -> tuple[list[Record], list[Questi
     return [dataclasses.replace(data.original_records[i], responses=()) for i in ids], questions
 
 
-def read_prompts(path: str, config: Config, data: Prepared) -> tuple[list[Record], list[Question]]:
+def _kept(config: Config, folder: pathlib.Path) -> tuple[Tokenizer, list[Record]]:
+    """A run's tokenizer, and its held-out records as it kept them: its data are not read."""
+    file = folder / "held_out.jsonl"
+    known = kept.read(file.read_bytes()) if file.is_file() else []
+    return load_tokenizer(config, folder, []), known
+
+
+def read_prompts(
+    path: str, config: Config, tokenizer: Tokenizer, known: Sequence[Record]
+) -> tuple[list[Record], list[Question]]:
     """Reads prompts; says so where they are texts and the data's conversations.
 
     Args:
-      path: rows with ``prompt``, text or messages; or a ``.txt``, or ``-`` for standard input,
-        whose lines are messages of a user, or such rows.
-      config, data: of the run.
+      path: rows with ``prompt``, text or messages, or of any kind that `sources.auto` reads; or a
+        ``.txt``, or ``-`` for standard input, whose lines are messages of a user, or such rows.
+      config, tokenizer: of the run.
+      known: some of its data.
     """
-    records = [_record(row) for row in _rows(path)]
+    records = [record for row in _rows(path) for record in _records(row)]
     prompts, longest = [record.prompt for record in records], config.data.max_prompt_tokens
-    if all(isinstance(r.prompt, tuple) for r in data.original_records.values()):
+    if known and all(isinstance(record.prompt, tuple) for record in known):
         _note_plain(path, prompts, "those of the run's data are conversations")
-    return records, ask(prompts, range(len(prompts)), data.tokenizer, longest)
+    return records, ask(prompts, range(len(prompts)), tokenizer, longest)
 
 
 def _note_plain(path: str, prompts: list[Prompt], why: str) -> None:
@@ -302,19 +324,29 @@ def _alpaca_eval(records: list[Record], texts: list[str], name: str) -> str:
     return json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
 
 
-def _record(row: Row) -> Record:
+def _records(row: Row) -> list[Record]:
     """Makes a record of a row's ``prompt``, or of its ``instruction``, which a user says.
 
-    AlpacaEval's rows have the latter, and a ``dataset``, which becomes the domain.
+    AlpacaEval's rows have the latter, and a ``dataset``, which becomes the domain. A row with
+    neither, such as a pair of dialogues, is asked what the responses in it respond to.
     """
+    if not {"prompt", "instruction"} & set(row.fields):
+        try:
+            _, found = read_row(Receipt(), row)
+        except DataError:
+            row.get("prompt")  # tells that it is missing
+            raise
+        return [dataclasses.replace(r, responses=(), more=()) for r in found]
     dataset = row.fields.get("dataset")
-    return Record(
-        id=row.id,
-        prompt=_prompt_of(row),
-        responses=(),
-        domain=dataset if isinstance(dataset, str) else "",
-        origin=row.origin,
-    )
+    return [
+        Record(
+            id=row.id,
+            prompt=_prompt_of(row),
+            responses=(),
+            domain=dataset if isinstance(dataset, str) else "",
+            origin=row.origin,
+        )
+    ]
 
 
 def _prompt_of(row: Row) -> Prompt:

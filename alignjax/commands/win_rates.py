@@ -1,5 +1,6 @@
 """Win rates between two files of responses: ``evaluate --records=A --against=B``."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -37,7 +38,7 @@ def run(
 
     Args:
       records: rows with ``prompt``, ``responses`` and, unless the next two give them, ``scores``:
-        a number per response, or an object of numbers by name.
+        a number per response, or an object of numbers by name. Rows of one prompt are joined.
       against: the same for the other policy; prompts may come in another order.
       reward_models: workdirs of reward models that score both files.
       config: its ``evaluate.judge`` and ``evaluate.scorers`` score both files.
@@ -166,16 +167,38 @@ def _pair(records: str, against: str) -> list[tuple[Row, Row]]:
 
 
 def _read(path: str) -> dict[str, Row]:
-    """Reads rows, by their prompt."""
+    """Reads rows, by their prompt; the responses of several rows of one prompt are joined."""
     out: dict[str, Row] = {}
     for row in read_rows(path):
         if not row.items("responses"):
             raise DataError(f"{row.origin}: field 'responses' is empty")
         prompt = json.dumps(row.get("prompt"), sort_keys=True)
-        if prompt in out:
-            raise DataError(f"{row.origin}: the prompt is that of {out[prompt].origin}")
-        out[prompt] = row
+        out[prompt] = _joined(out[prompt], row) if prompt in out else row
     return out
+
+
+def _joined(first: Row, second: Row) -> Row:
+    """Joins the responses of two rows, with the scores and counts that both have."""
+    fields = {**first.fields, "responses": first.items("responses") + second.items("responses")}
+    if all(_check_scores(row) for row in (first, second)):
+        fields["scores"] = first.items("scores") + second.items("scores")
+    else:
+        fields.pop("scores", None)
+    counts = [row.fields.get("unfinished") for row in (first, second)]
+    fields["unfinished"] = sum(counts) if all(isinstance(x, int) for x in counts) else None
+    return dataclasses.replace(first, fields=fields)
+
+
+def _check_scores(row: Row) -> bool:
+    """Whether a row has scores; refuses those that are not one for each response."""
+    if "scores" not in row.fields:
+        return False
+    values, responses = row.items("scores"), row.items("responses")
+    if len(values) != len(responses):
+        raise DataError(
+            f"{row.origin}: field 'scores' has {len(values)} entries for {len(responses)} responses"
+        )
+    return True
 
 
 def _unfinished(rows: list[Row]) -> int | None:
@@ -212,18 +235,12 @@ def _own_scores(rows: list[Row]) -> Scores:
     out: Scores = {}
     names: tuple[str, ...] = ()
     for row in rows:
-        if "scores" not in row.fields:
+        if not _check_scores(row):
             raise DataError(
                 f"{row.origin}: field 'scores' is missing: score it first (command score), or "
                 "give --reward_model or --config"
             )
-        values, responses = row.items("scores"), row.items("responses")
-        if len(values) != len(responses):
-            raise DataError(
-                f"{row.origin}: field 'scores' has {len(values)} entries for {len(responses)} "
-                "responses"
-            )
-        entries = [x if isinstance(x, dict) else {"scores": x} for x in values]
+        entries = [x if isinstance(x, dict) else {"scores": x} for x in row.items("scores")]
         names = names or tuple(entries[0])
         for name in names:
             numbers = [_number(entry.get(name), name, row) for entry in entries]

@@ -247,7 +247,9 @@ def _smaller_steps(config: Config, tokens: int) -> Iterator[list[str]]:
 
 def _smaller_sampling(config: Config) -> Iterator[list[str]]:
     """Yields such overrides for sampling."""
-    field = programs.sampling_field(config)
+    field = resolved.sampling_field(config)
+    if field == "train":
+        return  # its batch is the step's
     settings = get(config, field)
     if settings.gather_weights:
         yield [f"{field}.gather_weights=False"]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from alignjax.config import Config, SamplingConfig
+from alignjax.config import Config
 from alignjax.config.fields import keywords
 from alignjax.config.validate import get
 from alignjax.data.batching import Batches, Bucketed, assemble, bucket
@@ -282,18 +282,11 @@ def _part_of(config: Config, part: str) -> Config:
     return config if game is None else dataclasses.replace(config, recipe=None, reward_loss=None)
 
 
-def sampling_field(config: Config) -> str:
-    """Names the field of a run's sampling settings: of training if it samples, or evaluation."""
-    if config.candidates is not None:
-        return "candidates"
-    return "evaluate" if get(config, "recipe.game") is None else "recipe.game.sampling"
-
-
 def _inference(config: Config, mesh: Mesh, part: str, responses: int) -> Program:
     """Builds scoring as for the reference's table, or sampling as in training or evaluation."""
     rows = _two_rows(config, responses or 2)
     params = pretrained.target(config.model, mesh)
-    settings: SamplingConfig = get(config, sampling_field(config))
+    settings = resolved.sampling_settings(config)
     b, shape = (settings if part == "sample" else config.evaluate).batch_size, rows.shapes[0]
     batch = assemble(rows.dataset, np.arange(b) % len(rows.dataset), shape)
     holds = {"params": bytes_per_device(params)}

@@ -1,6 +1,6 @@
-"""Settles what a plan needs to know beforehand: the model's shape and how steps see the reference.
+"""Settles what a plan needs to know beforehand: the model's shape, the reference, the sampling.
 
-Both are decided as the run decides them; what only the data tell is said, and taken at its worst.
+All is decided as the run decides it; what only the data tell is said, and taken at its worst.
 """
 
 import dataclasses
@@ -8,10 +8,14 @@ import functools
 import logging
 import math
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
-from alignjax.config import Config
+from alignjax.config import Config, SamplingConfig
+from alignjax.config.fields import keywords
+from alignjax.config.validate import get
 from alignjax.errors import UserError
 from alignjax.models.config import ModelConfig
 from alignjax.models.hf import configjson
@@ -88,3 +92,41 @@ def choose_reference(config: Config, *, responses: int, scored: int, cacheable: 
         f"forward passes per row: {responses} to precompute, {train.epochs * scored:g} on the fly"
     )
     return dataclasses.replace(choice, reason=passes)
+
+
+def sampling_field(config: Config) -> str:
+    """Names the field of a run's sampling settings: of training if it samples, or evaluation."""
+    if config.candidates is not None:
+        return "candidates"
+    if "samples" in _sampled_by(config):
+        return "train"  # so many prompts in a step
+    return "evaluate" if get(config, "recipe.game") is None else "recipe.game.sampling"
+
+
+def sampling_settings(config: Config) -> SamplingConfig:
+    """A run's sampling settings: of training if it samples, or evaluation."""
+    field, own = sampling_field(config), _sampled_by(config)
+    if not own:
+        settings: SamplingConfig = get(config, field)
+        return settings
+    drawn = {name: own[name] for name in ("temperature", "top_p") if name in own}
+    return SamplingConfig(
+        samples=own.get("samples", 1),
+        max_new_tokens=own["max_new_tokens"],
+        batch_size=get(config, field).batch_size,
+        gather_weights=config.evaluate.gather_weights,
+        **drawn,
+    )
+
+
+def _sampled_by(config: Config) -> dict[str, Any]:
+    """The settings of a method for several objectives that samples to train; else none."""
+    several = get(config, "recipe.objectives")
+    own = {} if several is None else _values(several.method)
+    if "expert" in own:  # of soups and MOD
+        own = _values(own["expert"])
+    return own if "max_new_tokens" in own else {}
+
+
+def _values(function: Callable[..., Any]) -> dict[str, Any]:
+    return {name: x.default for name, x in keywords(function).items()}  # what is bound, too

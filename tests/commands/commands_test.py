@@ -13,6 +13,7 @@ from absl import flags
 
 from alignjax.commands import compare, export, finished_run, generate, win_rates
 from alignjax.config import load
+from alignjax.data import sources
 from alignjax.data.records import Message
 from alignjax.errors import UserError
 from alignjax.evaluation import plots
@@ -114,7 +115,7 @@ def test_best_of_n_and_bleu_by_hand(base):
         evaluate = dataclasses.replace(settings.evaluate, **changes)
         config = dataclasses.replace(settings, evaluate=evaluate)
         run = Run(config, workdir, data, make_mesh(1, 1, 1))
-        return evaluation.sample_metrics(run, evaluation.score_samples(run, samples))
+        return evaluation.sample_metrics(run, evaluation.score_samples(run, samples, "samples"))
 
     found = sampled(judge=judge, scorers=(vowels,))
     assert found["reward"].mean == pytest.approx(np.mean([2, 4, 0, 0, 3, 0, 1, 1, 3]))
@@ -224,17 +225,31 @@ def test_prompts_as_text_are_told_where_the_data_are_conversations(base, tmp_pat
     workdir, _ = base
     config = finished_run.config_of(str(workdir), "", [])
     data = prepare_data(config, workdir)
-    talks = {
-        name: dataclasses.replace(record, prompt=(Message("user", "Hi"),))
-        for name, record in data.original_records.items()
-    }
+    texts = list(data.original_records.values())
+    talks = [dataclasses.replace(record, prompt=(Message("user", "Hi"),)) for record in texts]
     talk = [{"role": "user", "content": "Hi"}]
     path = write(tmp_path / "p.jsonl", [{"prompt": "Hi"}, {"prompt": talk}])
     caplog.set_level("WARNING", "alignjax")
-    generate.read_prompts(path, config, data)
+    generate.read_prompts(path, config, data.tokenizer, texts)
     assert "--prompts" not in caplog.text
-    generate.read_prompts(path, config, dataclasses.replace(data, original_records=talks))
+    generate.read_prompts(path, config, data.tokenizer, talks)
     assert re.search(r"--prompts: 1 prompts of .*p\.jsonl are plain text", caplog.text)
+
+
+def test_prompts_want_no_data_of_the_run_and_may_be_in_rows_of_any_kind(base, tmp_path):
+    """Its files, and what was prepared of them, are gone; HH-RLHF's rows have no ``prompt``."""
+    workdir = shutil.copytree(base[0], tmp_path / "w")
+    shutil.rmtree(workdir / "cache")
+    config = finished_run.config_of(str(workdir), "", [])
+    elsewhere = dataclasses.replace(config.data, source=sources.hh, path=str(tmp_path / "gone"))
+    config = dataclasses.replace(config, data=elsewhere)
+    talk = "\n\nHuman: How do I move a mirror?\n\nAssistant:"
+    rows = [{"chosen": f"{talk} Slowly.", "rejected": f"{talk} No."}]
+    path = write(tmp_path / "p.jsonl", rows)
+    generate.run(config, str(workdir), str(tmp_path / "o.jsonl"), prompts=path, samples=2)
+    (row,) = read(tmp_path / "o.jsonl")
+    assert row["prompt"] == talk
+    assert len(row["responses"]) == 2
 
 
 # --- win rates
@@ -269,6 +284,16 @@ def test_win_rates_of_two_files(tmp_path, capsys):
     assert win_rates.run(a, b, tie=1.0)["scores"].ties.mean == 1
 
 
+def test_rows_of_one_prompt_are_joined(tmp_path):
+    """As `score` writes them of a file of pairs that has two of a prompt."""
+    a = write(tmp_path / "a.jsonl", rows((1.0, 2.0), (5.0,)))
+    b = write(tmp_path / "b.jsonl", rows((2.0,), (5.0, 4.0)))
+    apart = rows((1.0,), (2.0,), (5.0,), prompts=("p", "p", "q"))
+    both = write(tmp_path / "both.jsonl", apart)
+    assert win_rates.run(both, b)["scores"] == win_rates.run(a, b)["scores"]
+    assert win_rates.run(b, both)["scores"] == win_rates.run(b, a)["scores"]
+
+
 def test_files_are_scored_by_a_config_s_judge_and_scorers(base, tmp_path):
     plain = [{"prompt": p, "responses": r} for p, r in (("p", ["aaa", "x"]), ("q", ["oo"]))]
     other = [{"prompt": p, "responses": r} for p, r in (("p", ["bb"]), ("q", ["u"]))]
@@ -298,7 +323,8 @@ def test_files_are_scored_by_a_config_s_judge_and_scorers(base, tmp_path):
         ({"scores": [1.0, None]}, r"b\.jsonl:1: .*wanted a finite number 'scores'.*found None"),
         ({"scores": [1.0, math.nan]}, r"b\.jsonl:1: .*wanted a finite number.*found nan"),
         ({"prompt": "z"}, r"b\.jsonl: wanted the prompts of .*; 1 are missing, .*a\.jsonl:1"),
-        ({"prompt": "q"}, r"b\.jsonl:2: the prompt is that of .*b\.jsonl:1"),
+        ({"prompt": "q"}, r"b\.jsonl: wanted the prompts of .*; 1 are missing, .*a\.jsonl:1"),
+        ("twice", r"b\.jsonl:3: field 'scores' has 1 entries for 2 responses"),
         ("no scores", r"b\.jsonl:1: field 'scores' is missing: score it first"),
         ("more", r"a\.jsonl: wanted the prompts of .*; 1 are missing, .*b\.jsonl:3"),
         ("names", r"b\.jsonl: scores odd, .*a\.jsonl has scores"),
@@ -307,7 +333,9 @@ def test_files_are_scored_by_a_config_s_judge_and_scorers(base, tmp_path):
 def test_files_that_cannot_be_compared_are_refused(change, message, tmp_path):
     a = write(tmp_path / "a.jsonl", rows((1.0, 2.0), (5.0,)))
     found = rows((1.0, 2.0), (5.0,), name="odd" if change == "names" else None)
-    if change == "more":
+    if change == "twice":
+        found += [{**found[0], "scores": [1.0]}]
+    elif change == "more":
         found += rows((1.0,), prompts=("r",))
     elif change == "no scores":
         del found[0]["scores"]

@@ -291,6 +291,30 @@ def test_sampling_is_that_of_training_where_there_is_one(file, field):
     assert made.tokens == 6 * (16 + 3 * 5)
 
 
+@pytest.mark.parametrize(
+    ("file", "size", "samples", "temperature"),
+    [
+        ("configs/demo/paretohqd.py", "evaluate.batch_size=6", 1, 0.5),
+        ("configs/multi_objective.py:morlhf", "train.batch_size=6", 3, 1.0),
+        ("configs/multi_objective.py:soups", "train.batch_size=6", 3, 1.0),
+    ],
+)
+def test_sampling_for_several_objectives_is_that_of_the_method(file, size, samples, temperature):
+    """Not that of evaluation, which has a length and a number of samples of its own."""
+    of = "recipe.objectives.method" + (".expert" if file.endswith("soups") else "")
+    own = [f"{of}.max_new_tokens=5", "evaluate.max_new_tokens=9", "evaluate.samples=2"]
+    if samples == 1:
+        own.append(f"{of}.temperature={temperature}")
+    else:
+        own.append(f"{of}.samples={samples}")
+    limits = ["data.max_prompt_tokens=16", "data.max_response_tokens=16"]
+    made = programs.make(load(file, [*limits, *own, size]), make_mesh(1, 1, 1), "sample")
+    settings = made.static["settings"]
+    assert made.args[1].shape == (6, 16)
+    assert (settings.samples, settings.max_new_tokens) == (samples, 5)
+    assert settings.temperature == temperature
+
+
 def folder(tmp_path, **shape):
     """A model's folder with a config.json alone: nothing else may be read of it."""
     content = dict(
