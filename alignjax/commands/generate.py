@@ -21,7 +21,7 @@ from alignjax.config import Config, SamplingConfig
 from alignjax.config.fields import describe
 from alignjax.data import kept
 from alignjax.data.files import Row, read_rows
-from alignjax.data.records import DataError, Prompt, Receipt, Record
+from alignjax.data.records import DataError, DataReport, Prompt, Record
 from alignjax.data.sources.auto import read_row
 from alignjax.data.sources.messages import read_prompt
 from alignjax.data.tokenizer import chat
@@ -332,7 +332,7 @@ def _records(row: Row) -> list[Record]:
     """
     if not {"prompt", "instruction"} & set(row.fields):
         try:
-            _, found = read_row(Receipt(), row)
+            _, found = read_row(DataReport(), row)
         except DataError:
             row.get("prompt")  # tells that it is missing
             raise

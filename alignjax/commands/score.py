@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import pathlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,12 +71,14 @@ def run(
     if _is_done(target, made_of):
         log.info("%s: complete, nothing to do", target)
         return
+    cuts: scorers.Cuts = Counter()
     columns = [
         scorers.reward_model(  # [k] or [k, M] for each record
             unscored,
             path=str(model.path),
             max_prompt_tokens=limits[0],
             max_response_tokens=limits[1],
+            cuts=cuts,
         )
         for model in models
     ]
@@ -87,7 +90,7 @@ def run(
         if not np.isfinite(scores).all():
             raise NumericalError(f"{record.origin}: a score is not finite: {scores.tolist()}")
     scored = [_line(fields, x, names) for (fields, _, _), x in zip(lines, table, strict=True)]
-    _write(target, scored, made_of)
+    _write(target, scored, {"made_of": made_of, "cuts": cuts})
     _summarise(unscored, table, names, str(target))
     _measure([order for _, _, order in lines], unscored, table, names)
 
@@ -197,12 +200,12 @@ def _is_done(target: pathlib.Path, made_of: dict[str, Any]) -> bool:
     return True
 
 
-def _write(target: pathlib.Path, lines: list[str], made_of: dict[str, Any]) -> None:
+def _write(target: pathlib.Path, lines: list[str], about: dict[str, Any]) -> None:
     """First what the file will be, then the file in one step: a kill leaves no half of it."""
     content = "".join(lines).encode()
     digest = hashlib.sha256(content).hexdigest()
     try:
-        storage.write_json(_about(target), {"made_of": made_of, "sha256": digest})
+        storage.write_json(_about(target), about | {"sha256": digest})
         storage.write(target, content)
     except OSError as error:
         raise UserError(f"--out: {target} cannot be written: {error.strerror}") from error

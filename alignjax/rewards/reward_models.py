@@ -6,6 +6,7 @@ import glob
 import logging
 import os
 import pathlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,7 +53,12 @@ class RewardModel:
 
 
 def score(
-    reward: RewardModel, records: Sequence[Record], *, batch_size: int, mesh: MeshConfig | None
+    reward: RewardModel,
+    records: Sequence[Record],
+    *,
+    batch_size: int,
+    mesh: MeshConfig | None,
+    cuts: Counter[str] | None = None,
 ) -> list[np.ndarray]:
     """Scores responses; see `scorers.reward_model`, which is this for a folder."""
     if mesh is None:
@@ -85,16 +91,23 @@ def score(
             "scoring, %s: two labels: a score is the logit of %r minus that of %r",
             *(reward.path.name, reward.labels[1], reward.labels[0]),
         )
-    _log_cuts(reward, report, sum(len(record.responses) for record in records))
+    _count_cuts(reward, report, sum(len(record.responses) for record in records), cuts)
     return [table[i, : len(record.responses)] for i, record in enumerate(records)]
 
 
-def _log_cuts(reward: RewardModel, report: DataReport, responses: int) -> None:
+def _count_cuts(
+    reward: RewardModel, report: DataReport, responses: int, cuts: Counter[str] | None
+) -> None:
+    """Logs how many texts were cut, and adds that and how many there were to ``cuts``."""
     for what, total, loses in (
         ("prompt", report.kept, "beginning"),
         ("response", responses, "end"),
     ):
-        if cut := report.warned.get(f"truncated_{what}"):
+        cut = report.warned.get(f"truncated_{what}", 0)
+        if cuts is not None:
+            cuts.update({f"{reward.path.name}: {what}s": total})
+            cuts.update({f"{reward.path.name}: {what}s cut": cut})
+        if cut:
             limit = reward.data[f"max_{what}_tokens"]
             to = f"max_{what}_tokens = {limit}"
             if reward.reading is not None and limit >= reward.reading.longest:

@@ -14,6 +14,7 @@ returns is checked in one place.
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ from alignjax.rewards.reward_models import RewardModel
 from alignjax.runtime.distributed import broadcast
 
 Score = Callable[[Sequence[Record]], list[np.ndarray]]  # for each record [k] or [k, M]
+# What reward models cut: "NAME: responses cut", of "NAME: responses"; the same of prompts.
+Cuts = Counter[str]
 Judge = Callable[[str, str], dict[str, float]]  # (prompt, response) -> {name: score}
 
 
@@ -100,13 +103,15 @@ def reward_model(
     mesh: MeshConfig | None = None,
     max_prompt_tokens: int | None = None,
     max_response_tokens: int | None = None,
+    cuts: Cuts | None = None,
 ) -> list[np.ndarray]:
     """Scores by a trained reward model, with a progress bar; one compile per padded shape.
 
     Texts over the token limits are cut as in training: prompts lose their beginning, responses
-    their end. How many were cut is logged. A model that was not trained here reads what its chat
-    template writes, to the end, and scores at the last token that is not its padding, as in
-    transformers. Where it chooses between two labels, its score is how far it prefers the second.
+    their end. How many were cut is logged, and in a run counted in its data report. A model that
+    was not trained here reads what its chat template writes, to the end, and scores at the last
+    token that is not its padding, as in transformers. Where it chooses between two labels, its
+    score is how far it prefers the second.
 
     Args:
       records: prompts as the model was trained on, with any number of responses.
@@ -118,6 +123,7 @@ def reward_model(
       max_prompt_tokens, max_response_tokens: limits in the model's own tokens, above 1. None: of
         the run that trained it, which an exported folder keeps; of a model that was not trained
         here its own length, for prompt and response together.
+      cuts: gets the counts, where someone wants them.
 
     Returns:
       For each record ``[k]`` float32, or ``[k, M]`` where the model has M > 1 objectives.
@@ -131,11 +137,14 @@ def reward_model(
         raise UserError(f"batch_size: wanted a positive number, found {batch_size}")
     found = reward_models.find(path)
     reward = reward_models.with_limits(found, max_prompt_tokens, max_response_tokens)
-    return reward_models.score(reward, records, batch_size=batch_size, mesh=mesh)
+    return reward_models.score(reward, records, batch_size=batch_size, mesh=mesh, cuts=cuts)
 
 
 def several(
-    records: Sequence[Record], *, scorers: tuple[Callable[..., list[np.ndarray]], ...]
+    records: Sequence[Record],
+    *,
+    scorers: tuple[Callable[..., list[np.ndarray]], ...],
+    cuts: Cuts | None = None,
 ) -> list[np.ndarray]:
     """Scores by M scorers of one score each: an objective each, in their order.
 
@@ -151,7 +160,7 @@ def several(
         raise UserError("scorers: wanted at least one, found none")
     columns = []
     for i, scorer in enumerate(scorers):
-        column = [np.asarray(x, np.float32) for x in scorer(records)]
+        column = [np.asarray(x, np.float32) for x in _score(scorer, records, cuts)]
         for record, scores in zip(records, column, strict=True):
             k = len(record.responses)
             if scores.shape not in ((k,), (k, 1)):
@@ -161,6 +170,12 @@ def several(
                 )
         columns.append([scores.reshape(-1) for scores in column])
     return [np.stack(scores, axis=1) for scores in zip(*columns, strict=True)]
+
+
+def _score(function: Callable[..., Any], records: Sequence[Record], cuts: Cuts | None) -> Any:
+    """Calls a scorer; those that are or have reward models count what these cut."""
+    counts = cuts is not None and plain(function) in (reward_model, several)
+    return function(records, cuts=cuts) if counts else function(records)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -186,7 +201,7 @@ class Scorer:
                 parts += (str(reward.data[f"max_{x}_tokens"]) for x in ("prompt", "response"))
         return ":".join(parts)
 
-    def means(self, records: Sequence[Record]) -> list[np.ndarray]:
+    def means(self, records: Sequence[Record], cuts: Cuts | None = None) -> list[np.ndarray]:
         """Scores responses, each by the mean of its M scores.
 
         Returns:
@@ -196,7 +211,7 @@ class Scorer:
           UserError: the scorer fails, an array has another shape, or a score is not finite.
         """
         out = []
-        for record, scores in self._call(records):
+        for record, scores in self._call(records, cuts):
             k = len(record.responses)
             if scores.ndim not in (1, 2) or len(scores) != k or not scores.size:
                 raise self._misshapen(record, scores, f"[{k}] or [{k}, M]")
@@ -205,7 +220,9 @@ class Scorer:
             out.append(scores if scores.ndim == 1 else scores.mean(axis=1))
         return _of_the_first_process(out)
 
-    def tables(self, records: Sequence[Record], names: Sequence[str]) -> list[np.ndarray]:
+    def tables(
+        self, records: Sequence[Record], names: Sequence[str], cuts: Cuts | None = None
+    ) -> list[np.ndarray]:
         """Scores responses on M objectives.
 
         Args:
@@ -221,7 +238,7 @@ class Scorer:
         """
         columns = self.columns(names)
         out = []
-        for record, scores in self._call(records):
+        for record, scores in self._call(records, cuts):
             if self.names is not None and scores.ndim == 2:
                 scores = scores[:, columns]
             wanted = (len(record.responses), len(names))
@@ -232,8 +249,10 @@ class Scorer:
             out.append(scores)
         return _of_the_first_process(out)
 
-    def _call(self, records: Sequence[Record]) -> list[tuple[Record, np.ndarray]]:
-        scores = _named(self.label, self.function, records)
+    def _call(
+        self, records: Sequence[Record], cuts: Cuts | None
+    ) -> list[tuple[Record, np.ndarray]]:
+        scores = _named(self.label, _score, self.function, records, cuts)
         if len(scores) != len(records):
             raise UserError(
                 f"{self.label}: wanted scores of {len(records)} records, found {len(scores)}"
@@ -317,9 +336,11 @@ def digests(scorers: Sequence[Scorer]) -> list[str]:
     return [scorer.digest for scorer in scorers if scorer.digest]
 
 
-def mean_scores(scorers: Sequence[Scorer], records: Sequence[Record]) -> list[np.ndarray]:
+def mean_scores(
+    scorers: Sequence[Scorer], records: Sequence[Record], cuts: Cuts | None = None
+) -> list[np.ndarray]:
     """Scores responses by the mean of several scorers, ``[k]`` for each record."""
-    by_scorer = [scorer.means(records) for scorer in scorers]
+    by_scorer = [scorer.means(records, cuts) for scorer in scorers]
     return [np.mean(rows, axis=0) for rows in zip(*by_scorer, strict=True)]
 
 

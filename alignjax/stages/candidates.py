@@ -6,7 +6,8 @@ What it writes into the workdir:
     candidates/record.json                    what they are made of, digests, counts
 
 Responses are drawn from the supervised policy, with randomness that depends on the seed and the
-prompt alone. A stage that was killed goes on with the batch that it was at.
+prompt alone. A stage that was killed goes on with the batch that it was at. A list holds different
+responses, as losses that rank them want it (docs/papers/hps.md): repeats are removed and counted.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from alignjax.data.batching import Bucketed
 from alignjax.data.encode import enforce
 from alignjax.data.records import DataReport, Record
 from alignjax.rewards.scorers import digests, mean_scores, open_scorers
-from alignjax.runtime import checkpoint, storage
+from alignjax.runtime import checkpoint
 from alignjax.sampling.generate import take_questions
 from alignjax.stages import sample_lists
 from alignjax.stages.data import Prepared, kept_counts, split
@@ -70,7 +71,7 @@ def make(run: Run, load_policy: Callable[[], Params]) -> Run:
         sides(config, settings, data),
         load_policy,
         settings,
-        lambda records: mean_scores(scorers, records),
+        lambda records, cuts: mean_scores(scorers, records, cuts),
     )
     return _open(run, settings, record)
 
@@ -124,7 +125,9 @@ def _open(run: Run, settings: CandidatesConfig, record: dict[str, Any]) -> Run:
             field="candidates.max_drop_fraction",
         )
     report_of_all = {**run.data.report, "candidates": reports}
-    storage.keep_json(run.workdir / "data_report.json", report_of_all)
+    run.add_to_report("candidates", reports)
+    for side, cuts in record.get("cuts", {}).items():  # lists of earlier versions have none
+        run.note_cuts(f"candidates/{side}", cuts)
     data = dataclasses.replace(
         run.data, train=sides["train"], held_out=sides["held_out"], report=report_of_all
     )

@@ -6,6 +6,7 @@
 import dataclasses
 import logging
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from alignjax.errors import UserError
 from alignjax.evaluation import plots, preferences, statistics, tables, text
 from alignjax.evaluation.statistics import Interval
 from alignjax.evaluation.win_rate import compare
-from alignjax.rewards.scorers import judgements, open_scorers
+from alignjax.rewards.scorers import Cuts, judgements, open_scorers
 from alignjax.runtime import loggers, storage, workdirs
 from alignjax.sampling.generate import Question, Sample, respond, take_questions, undistorted
 from alignjax.stages import held_out
@@ -260,7 +261,10 @@ class Scored:
 
 def compare_samples(run: Run, before: list[Sample], after: list[Sample]) -> tables.Table:
     """Measures the samples of two policies, and the second's win rate by each score."""
-    scored = [score_samples(run, samples) for samples in (before, after)]
+    scored = [
+        score_samples(run, samples, f"samples {when}")
+        for when, samples in (("before", before), ("after", after))
+    ]
     old, new = (sample_metrics(run, x) for x in scored)
     table: tables.Table = {name: (old[name], new[name]) for name in new}
     for name, ours in scored[1].scores.items():
@@ -297,8 +301,12 @@ def sample_metrics(run: Run, scored: Scored) -> dict[str, Interval]:
     return metrics
 
 
-def score_samples(run: Run, samples: list[Sample]) -> Scored:
-    """Scores the samples of one policy by the judge and the scorers of ``evaluate``."""
+def score_samples(run: Run, samples: list[Sample], where: str) -> Scored:
+    """Scores the samples of one policy by the judge and the scorers of ``evaluate``.
+
+    Args:
+      where: what the samples are called in the data report.
+    """
     settings, n = run.config.evaluate, run.config.evaluate.samples
     questions = take_questions(run.data.originals, settings.prompts)
     scores: dict[str, np.ndarray] = {}
@@ -309,7 +317,9 @@ def score_samples(run: Run, samples: list[Sample]) -> Scored:
         return Scored(samples, scores, next(iter(scores.values()), None))
     records = records_of(run.data, questions, samples)
     scorers = open_scorers(settings.scorers, "evaluate.scorers", run.config)
-    by_scorer = [np.stack(scorer.means(records)) for scorer in scorers]
+    cuts: Cuts = Counter()
+    by_scorer = [np.stack(scorer.means(records, cuts)) for scorer in scorers]
+    run.note_cuts(where, cuts)
     one = len(by_scorer) == 1
     names = ["reward"] if one else [f"reward_{i}" for i in range(len(by_scorer))]
     scores |= dict(zip(names, by_scorer, strict=True))
@@ -364,7 +374,7 @@ def write_report(
         },
         "best_of": run.config.evaluate.best_of or run.config.evaluate.samples,
         **rest,
-        "data_report": run.data.report,
+        "data_report": storage.read_json(workdir / "data_report.json"),
         "versions": workdirs.versions(),
     }
     storage.keep_json(workdir / "summary.json", summary)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,6 +10,8 @@ from jax.sharding import Mesh
 
 from alignjax.config import Config, SamplingConfig
 from alignjax.data.batching import Batches, Bucketed, deal_batches, shuffled
+from alignjax.runtime import storage
+from alignjax.runtime.distributed import run_on_main
 from alignjax.runtime.metrics import NOBODY, Watch
 from alignjax.sampling.generate import Sampling
 from alignjax.stages.data import Prepared
@@ -32,6 +35,23 @@ class Run:
     def on(self, rows: Bucketed) -> "Run":
         """Returns the same run with other training rows."""
         return dataclasses.replace(self, data=dataclasses.replace(self.data, train=rows))
+
+    def add_to_report(self, section: str, content: Mapping[str, Any]) -> None:
+        """Adds to a section of data_report.json."""
+        path = self.workdir / "data_report.json"
+
+        def write() -> None:
+            known = storage.read_here(path) if path.is_file() else {}
+            wanted = known | {section: {**known.get(section, {}), **content}}
+            if wanted != known:
+                storage.keep_here(path, wanted)
+
+        run_on_main("data_report.json", write)
+
+    def note_cuts(self, where: str, cuts: Mapping[str, int]) -> None:
+        """Adds to data_report.json what reward models cut of what they scored; see `Cuts`."""
+        if cuts:
+            self.add_to_report("scored", {where: dict(cuts)})
 
     def batches(self) -> Batches:
         """Schedules all batches: a function of the rows' lengths, the sizes and the seed."""

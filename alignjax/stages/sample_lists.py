@@ -25,6 +25,7 @@ from alignjax.config import SamplingConfig
 from alignjax.data.batching import Bucketed
 from alignjax.data.records import DataReport, Record, check, prompt_as_json
 from alignjax.data.sources import lists
+from alignjax.rewards.scorers import Cuts
 from alignjax.runtime import artifacts, storage
 from alignjax.sampling.generate import Question, Sample
 from alignjax.stages.data import rows_of
@@ -57,7 +58,7 @@ def make(
     sides: Sequence[Side],
     load_policy: Callable[[], Params],
     settings: SamplingConfig,
-    score: Callable[[list[Record]], list[np.ndarray]],
+    score: Callable[[list[Record], Cuts], list[np.ndarray]],
 ) -> dict[str, Any]:
     """Samples, scores and writes the lists, unless they are there.
 
@@ -66,26 +67,27 @@ def make(
       key: JSON data that changes whenever the lists would.
       load_policy: gives the parameters to sample from.
       settings: how many responses to each prompt, and how to draw them.
-      score: gives ``[k]`` for every record of k >= 1 responses.
+      score: gives ``[k]`` for every record of k >= 1 responses; adds what reward models cut.
 
     Returns:
       The record: ``key``; ``sha256`` of each side's file; ``counts`` of each side's prompts and of
       what became of their responses: own, sampled, unfinished, empty, unwritable, duplicate, kept
-      (with the duplicates where the side ``repeats``).
+      (with the duplicates where the side ``repeats``); ``cuts`` of each side, see `scorers.Cuts`.
     """
     if artifacts.is_whole(folder, key):
         log.info("%s: complete, nothing to do", folder.name)
 
     def write(scratch: pathlib.Path) -> None:
         samples = _sample(run, scratch, sides, load_policy, settings)
-        record: dict[str, Any] = {"key": key, "sha256": {}, "counts": {}}
+        record: dict[str, Any] = {"key": key, "sha256": {}, "counts": {}, "cuts": {}}
         for side in sides:
             records, counts = collect(side, samples[side.name])
-            scores = _score(scratch, side, records, score)
+            scores, cuts = _score(scratch, side, records, score)
             content = "".join(line(r, scores.get(r.id, [])) for r in records).encode()
             storage.write(scratch / folder.name / f"{side.name}.jsonl", content)
             record["sha256"][side.name] = hashlib.sha256(content).hexdigest()
             record["counts"][side.name] = counts
+            record["cuts"][side.name] = dict(cuts)
         storage.write_json(scratch / folder.name / "record.json", record)
 
     record: dict[str, Any] = artifacts.reuse(
@@ -149,23 +151,29 @@ def _score(
     scratch: pathlib.Path,
     side: Side,
     records: list[Record],
-    score: Callable[[list[Record]], list[np.ndarray]],
-) -> dict[str, list[float]]:
-    """Scores of every response by the record's id; prompts without a response have none."""
+    score: Callable[[list[Record], Cuts], list[np.ndarray]],
+) -> tuple[dict[str, list[float]], Cuts]:
+    """Scores of every response by the record's id, and what reward models cut for them.
+
+    Prompts without a response have no scores.
+    """
     scorable = [record for record in records if record.responses]
     scores: dict[str, list[float]] = {}
+    cuts: Cuts = Counter()
     for start in range(0, len(scorable), AT_ONCE):
         chunk = scorable[start : start + AT_ONCE]
-        name = f"scores-{side.name}-{start // AT_ONCE:06d}"
-        lists = artifacts.part(scratch, name, functools.partial(_scores, score, chunk))
-        scores |= {record.id: x for record, x in zip(chunk, lists, strict=True)}
-    return scores
+        name = f"scored-{side.name}-{start // AT_ONCE:06d}"
+        part = artifacts.part(scratch, name, functools.partial(_scores, score, chunk))
+        scores |= {record.id: x for record, x in zip(chunk, part["scores"], strict=True)}
+        cuts.update(part["cuts"])
+    return scores, cuts
 
 
 def _scores(
-    score: Callable[[list[Record]], list[np.ndarray]], records: list[Record]
-) -> list[list[float]]:
-    return [scores.tolist() for scores in score(records)]
+    score: Callable[[list[Record], Cuts], list[np.ndarray]], records: list[Record]
+) -> dict[str, Any]:
+    cuts: Cuts = Counter()
+    return {"scores": [scores.tolist() for scores in score(records, cuts)], "cuts": cuts}
 
 
 def open_lists(

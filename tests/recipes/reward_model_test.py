@@ -13,14 +13,14 @@ import pytest
 
 from alignjax import recipes
 from alignjax.commands import export, score, win_rates
-from alignjax.config import MeshConfig
+from alignjax.config import CandidatesConfig, MeshConfig
 from alignjax.data.records import DataReport
 from alignjax.errors import CheckpointError, UserError
 from alignjax.evaluation import calibration
 from alignjax.losses import bradley_terry
 from alignjax.models import reward_head
 from alignjax.models.config import ModelConfig
-from alignjax.recipes import reward_model
+from alignjax.recipes import align, reward_model
 from alignjax.rewards import reward_models, scorers
 from alignjax.runtime import checkpoint, metrics, storage
 from alignjax.runtime.sharding import make_mesh
@@ -276,6 +276,35 @@ def test_texts_over_a_limit_lose_one_end_and_are_counted(base, caplog):
         scorers.reward_model(rows, path=path, max_response_tokens=1)
 
 
+def test_a_run_counts_what_its_reward_models_cut_in_its_data_report(base, tmp_path):
+    """Of the lists that it trains on, and of the samples that it is measured by."""
+    by_model = (partial(scorers.reward_model, path=str(base[0]), max_response_tokens=3),)
+    policy = runs.changed("data.source.size=60", "train.steps=1", "sft.steps=2")
+    settings = dataclasses.replace(
+        policy,
+        candidates=CandidatesConfig(
+            scorers=by_model, samples=3, max_new_tokens=5, max_drop_fraction=0.9
+        ),
+        select=bradley_terry.select,
+        evaluate=dataclasses.replace(policy.evaluate, judge=None, scorers=by_model, during=0),
+    )
+    summary = align.run(settings, tmp_path)
+    report = json.loads((tmp_path / "data_report.json").read_text())
+    assert summary["data_report"] == report
+    sides = ("candidates/train", "candidates/held_out")
+    assert list(report["scored"]) == [*sides, "samples before", "samples after"]
+    tokenizer = reward_models.find(str(base[0])).tokenizer
+    for side in sides:
+        lines = (tmp_path / f"{side}.jsonl").read_text().splitlines()
+        texts = [text for line in lines for text in json.loads(line)["responses"]]
+        long = sum(len(ids) > 3 for ids in tokenizer.encode("", texts).response_ids)
+        wanted = {"base: responses": len(texts), "base: responses cut": long}
+        assert wanted.items() <= report["scored"][side].items()
+        assert long > 0
+    after = report["scored"]["samples after"]
+    assert (after["base: prompts"], after["base: responses"]) == (2, 4)
+
+
 def test_one_compile_for_each_shape(base):
     before = reward_head.score_responses._cache_size()
     for _ in range(2):
@@ -349,6 +378,8 @@ def test_the_program_writes_lists_that_sources_read(base, compiled, tmp_path):
     assert "12 responses to 3 prompts" in " ".join(done.stdout.split())  # a long path wraps
     written = [json.loads(line) for line in out.read_text().splitlines()]
     assert "base: 3 of 3 prompts cut to max_prompt_tokens = 6, their beginning" in done.stderr
+    about = json.loads(out.with_name("scored.jsonl.made_of.json").read_text())
+    assert (about["cuts"]["base: prompts"], about["cuts"]["base: prompts cut"]) == (3, 3)
     wanted = scorers.reward_model(records(), path=str(base[0]), max_prompt_tokens=6)
     for row, given, scores in zip(written, unscored(), wanted, strict=True):
         np.testing.assert_allclose(row["scores"], scores, rtol=1e-5, atol=1e-6)

@@ -157,7 +157,7 @@ def content(folder):
 
 
 def test_killed_it_goes_on_and_nothing_is_done_twice(base, tmp_path, counted):
-    for place in ("part:train-000001", "part:scores-held_out-000000"):
+    for place in ("part:train-000001", "part:scored-held_out-000000"):
         runs.end_at(place, lambda: again(base, tmp_path))
     again(base, tmp_path)
     assert counted == {"sampled": 5, "scored": 2}  # 4 + 1 batches, one chunk on each side

@@ -67,7 +67,7 @@ def report_game(
         **counts,
         "loss": describe(config.loss),
         "reward_loss": describe(config.reward_loss),
-        "data_report": game.data.report,
+        "data_report": storage.read_json(workdir / "data_report.json"),
         "versions": workdirs.versions(),
     }
     policy = {

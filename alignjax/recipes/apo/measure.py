@@ -9,6 +9,7 @@ The true order of samples is the judge's first score, or without a judge the mea
 import dataclasses
 import functools
 import pathlib
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from alignjax.evaluation.statistics import Interval
 from alignjax.models import lora
 from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.rewards import scorers
+from alignjax.rewards.scorers import Cuts
 from alignjax.runtime import artifacts
 from alignjax.sampling.generate import Sample, take_questions
 from alignjax.stages import evaluation
@@ -63,12 +65,14 @@ def measure(game: Game, number: int, players: Players) -> dict[str, Any]:
         "reward_models": scorers.digests(_scorers(game)),  # a path is not what is there
     }
 
+    name = f"round-{number}"
+
     def make(scratch: pathlib.Path) -> dict[str, Any]:
         del scratch  # what takes long, the samples, is kept by itself
         policy, sets = _measure_policy(game, number, players)
-        return {"round": number, "policy": policy, **_measure_rewards(game, players, sets)}
+        return {"round": number, "policy": policy, **_measure_rewards(game, name, players, sets)}
 
-    file = game.workdir / f"round-{number}" / "measured.json"
+    file = game.workdir / name / "measured.json"
     line = artifacts.reuse_json(file, key, make)
     return {name: x for name, x in line.items() if name != "key"}
 
@@ -83,7 +87,8 @@ def _measure_policy(
         params, ref = _load_with_supervised(game, players.policy, players.supervised)
         name, digest = f"round-{number}/samples", players.policy.digest
         samples = evaluation.held_out_samples(name, game.run, digest, lambda: (params, ref))
-        metrics = evaluation.sample_metrics(game.run, evaluation.score_samples(game.run, samples))
+        scored = evaluation.score_samples(game.run, samples, name)
+        metrics = evaluation.sample_metrics(game.run, scored)
         kl = evaluation.policy_kl(game.run, params, ref, samples)
         metrics |= {} if kl is None else {evaluation.KL: kl}
         del params, ref  # reward models come next
@@ -95,22 +100,24 @@ def _measure_policy(
 
 
 def _measure_rewards(
-    game: Game, players: Players, sets: dict[str, Ordered]
+    game: Game, name: str, players: Players, sets: dict[str, Ordered]
 ) -> dict[str, dict[str, Any]]:
     """Measures how the round's reward model and the base order each set, and the difference."""
+    cuts: Cuts = Counter()
     out: dict[str, dict[str, Any]] = {"reward_model": {}, "base": {}, "ahead": {}}
-    for name, (records, better) in sets.items():
-        mine = _rank(game, players.reward, records, better)
+    for where, (records, better) in sets.items():
+        mine = _rank(game, players.reward, records, better, cuts)
         same = players.base == players.reward
-        theirs = mine if same else _rank(game, players.base, records, better)
+        theirs = mine if same else _rank(game, players.base, records, better, cuts)
         prompts = [record.prompt for record in records]
         for who, (right, ece) in (("reward_model", mine), ("base", theirs)):
             mean = statistics.mean_over_prompts(right, prompts)
             if mean.count:  # else no prompt has two responses of which one is better
-                out[who][name] = {ACCURACY: mean.as_dict(), ECE: ece}
+                out[who][where] = {ACCURACY: mean.as_dict(), ECE: ece}
         ahead = statistics.mean_over_prompts(mine[0] - theirs[0], prompts)
         if ahead.count:
-            out["ahead"][name] = ahead.as_dict()
+            out["ahead"][where] = ahead.as_dict()
+    game.run.note_cuts(f"{name}/ranked", cuts)
     return out
 
 
@@ -154,7 +161,7 @@ def _scorers(game: Game) -> list[scorers.Scorer]:
 
 
 def _rank(
-    game: Game, reward: RewardModel, records: list[Record], better: np.ndarray
+    game: Game, reward: RewardModel, records: list[Record], better: np.ndarray, cuts: Cuts
 ) -> tuple[np.ndarray, float | None]:
     """Ranks responses by a reward model: ``[N]`` share of pairs ordered rightly, and its ECE."""
     lists = scorers.reward_model(
@@ -162,6 +169,7 @@ def _rank(
         path=str(reward.folder),
         batch_size=game.config.evaluate.batch_size,
         mesh=game.config.mesh,
+        cuts=cuts,
     )
     scores = preferences.padded([x.tolist() for x in lists])
     length = (~np.isnan(better)).astype(np.int64)

@@ -15,7 +15,7 @@ from alignjax.data.batching import Bucketed
 from alignjax.data.records import DataReport, Record
 from alignjax.recipes.apo import setup
 from alignjax.recipes.apo.setup import Game, RewardModel
-from alignjax.rewards.scorers import open_scorer, reward_model
+from alignjax.rewards.scorers import Cuts, open_scorer, reward_model
 from alignjax.runtime import artifacts, checkpoint
 from alignjax.stages import adapters, evaluation, learners, sample_lists
 from alignjax.stages.check import bind_score_sd
@@ -96,12 +96,12 @@ def open_lists(game: Game, number: int, file: pathlib.Path, digest: str) -> Buck
 
 
 def score_once(
-    score: Callable[[list[Record]], list[np.ndarray]], records: list[Record]
+    score: Callable[[list[Record], Cuts], list[np.ndarray]], records: list[Record], cuts: Cuts
 ) -> list[np.ndarray]:
     """Scores each distinct response of a record once, so that repeated ones tie exactly."""
     different = [tuple(dict.fromkeys(record.responses)) for record in records]
     found = score(
-        [dataclasses.replace(r, responses=y) for r, y in zip(records, different, strict=True)]
+        [dataclasses.replace(r, responses=y) for r, y in zip(records, different, strict=True)], cuts
     )
     return [
         scores[[texts.index(response) for response in record.responses]]

@@ -18,7 +18,8 @@ from alignjax.recipes import reward_model
 from alignjax.recipes.apo import golden, setup
 from alignjax.recipes.apo.setup import Game, RewardModel
 from alignjax.rewards import reward_models
-from alignjax.runtime import artifacts, checkpoint, storage
+from alignjax.rewards.scorers import Cuts
+from alignjax.runtime import artifacts, checkpoint, storage, stores
 from alignjax.stages import pretrained
 from alignjax.stages.reference import Reference
 
@@ -104,7 +105,8 @@ def adversarial_rows(game: Game, file: pathlib.Path) -> list[Record]:
     ]
 
 
-def _golden_first(records: list[Record]) -> list[np.ndarray]:
+def _golden_first(records: list[Record], cuts: Cuts) -> list[np.ndarray]:
+    del cuts  # no reward model scores them
     return [(np.arange(len(record.responses)) == 0).astype(np.float64) for record in records]
 
 
@@ -150,6 +152,7 @@ def _fit(
             digest,
             functools.partial(setup.load_trained, config, folder, game.mesh, objectives=1),
         )
+    stores.drop_state(folder / "checkpoints")  # its parameters are in params/ as well
     target = pretrained.target(config.model, game.mesh, objectives=1)
     load: Any = functools.partial(checkpoint.load_params, folder / "params", target)
     return RewardModel(folder, digest, load)

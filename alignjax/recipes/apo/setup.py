@@ -20,6 +20,7 @@ from alignjax.data.splits import prompt_digest
 from alignjax.errors import CheckpointError, UserError
 from alignjax.recipes.apo import golden
 from alignjax.recipes.apo.config import GameConfig
+from alignjax.rewards.scorers import Cuts
 from alignjax.runtime import checkpoint, stores
 from alignjax.sampling.generate import Question, take_questions
 from alignjax.stages import adapters, pretrained, sample_lists
@@ -188,7 +189,7 @@ def respond(
     name: str,
     policy: Reference,
     own: Sequence[Sequence[str]],
-    score: Callable[[list[Record]], Any],
+    score: Callable[[list[Record], Cuts], Any],
     made_of: dict[str, Any],
 ) -> tuple[pathlib.Path, str]:
     """Samples from the policy to one side's prompts, into a folder of the round; resumes.
@@ -214,6 +215,7 @@ def respond(
     key |= {"repeats": True}  # lists of games that began earlier have none
     side = make_side(game, number, name, own)
     record = sample_lists.make(game.run, folder, key, [side], policy.load, settings.sampling, score)
+    game.run.note_cuts(f"round-{number}/{name}_lists", record.get("cuts", {}).get("lists", {}))
     counts = record["counts"]["lists"]
     log.info(
         "round %d, samples to the %s prompts: %s",

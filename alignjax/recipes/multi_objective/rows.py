@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import pathlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from alignjax.data.records import DataReport, Record
 from alignjax.errors import UserError
 from alignjax.recipes.multi_objective import ObjectivesConfig
 from alignjax.recipes.multi_objective.method import Rows, Setting
-from alignjax.rewards.scorers import Scorer, open_scorer
+from alignjax.rewards.scorers import Cuts, Scorer, open_scorer
 from alignjax.stages.data import rows_of, split
 
 log = logging.getLogger("alignjax")
@@ -50,17 +51,24 @@ def score_records(setting: Setting, records: Sequence[Record], name: str) -> lis
         "digest": scorer.digest,
     }
 
-    def score(chunk: Sequence[Record]) -> list[list[list[float]]]:
-        return [table.tolist() for table in scorer.tables(chunk, objectives.names)]
+    def score(chunk: Sequence[Record]) -> dict[str, Any]:
+        cuts: Cuts = Counter()
+        tables = scorer.tables(chunk, objectives.names, cuts)
+        return {"scores": [table.tolist() for table in tables], "cuts": cuts}
 
     def score_all(scratch: pathlib.Path) -> dict[str, Any]:
-        tables = []
+        tables: list[Any] = []
+        cuts: Cuts = Counter()
         for start in range(0, len(records), AT_ONCE):
             chunk = functools.partial(score, records[start : start + AT_ONCE])
-            tables += artifacts.part(scratch, f"scores-{start:06d}", chunk)
-        return {"scores": tables}
+            part = artifacts.part(scratch, f"scored-{start:06d}", chunk)
+            tables += part["scores"]
+            cuts.update(part["cuts"])
+        return {"scores": tables, "cuts": cuts}
 
-    tables = artifacts.reuse_json(setting.run.workdir / f"{name}.json", key, score_all)["scores"]
+    found = artifacts.reuse_json(setting.run.workdir / f"{name}.json", key, score_all)
+    setting.run.note_cuts(name, found.get("cuts", {}))
+    tables = found["scores"]
     return [np.array(table, np.float64).reshape(-1, len(objectives.names)) for table in tables]
 
 

@@ -17,6 +17,7 @@ Read it downwards: `run` is the order of events. What each stage writes into the
 import dataclasses
 import logging
 import pathlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ from alignjax.recipes.multi_objective import ObjectivesConfig, cost, sampling
 from alignjax.recipes.multi_objective.method import Setting
 from alignjax.recipes.multi_objective.rows import objectives_scorer
 from alignjax.recipes.run import open_run
+from alignjax.rewards.scorers import Cuts
 from alignjax.runtime import storage, workdirs
 from alignjax.sampling.generate import Question, Sample, take_questions
 from alignjax.stages import evaluation, sft
@@ -76,13 +78,15 @@ def _measure(setting: Setting, trained: Policies) -> dict[str, Any]:
     questions = take_questions(run.data.originals, run.config.evaluate.prompts)
     scorer = objectives_scorer(objectives, run.config)
     scores, collapsed, unfinished = [], [], []
+    cuts: Cuts = Counter()
     for i, preference in enumerate(setting.preferences):
         samples = _sample(setting, trained, questions, i, preference)
         records = evaluation.records_of(run.data, questions, samples)
-        tables = scorer.tables(records, objectives.names)
+        tables = scorer.tables(records, objectives.names, cuts)
         scores.append([table.mean(axis=0).tolist() for table in tables])
         collapsed.append(_collapsed_share(run.data.tokenizer, samples))
         unfinished.append(preferences.unfinished(samples).mean)
+    run.note_cuts("front", cuts)
     seconds = cost.read_seconds(run.workdir)
     return {
         "method": name_of(objectives.method).removeprefix("alignjax.recipes.multi_objective."),

@@ -52,7 +52,9 @@ def listed(game, name, draws, own, score):
         for r, ys in zip(originals, draws, strict=True)
     ]
     records, _ = sample_lists.collect(setup.make_side(game, 1, name, own), samples)
-    lines = [sample_lists.line(r, x.tolist()) for r, x in zip(records, score(records), strict=True)]
+    lines = [
+        sample_lists.line(r, x.tolist()) for r, x in zip(records, score(records, {}), strict=True)
+    ]
     file = game.workdir / f"{name}.jsonl"
     file.write_text("".join(lines), encoding="utf-8")
     return game, file
@@ -73,7 +75,7 @@ def adversarial_gradient(game, **changes):
     """Of the expected loss of the reward model's rows, by its three rewards, where all are 0."""
     draws = np.array(list(itertools.product(range(3), repeat=1 + K)))  # golden, samples
     answers = [TEXTS[g] for g in draws[:, 0]]
-    golden_first = lambda records: [np.eye(len(r.responses))[0] for r in records]  # noqa: E731
+    golden_first = lambda records, cuts: [np.eye(len(r.responses))[0] for r in records]  # noqa: E731
     game, file = listed(game, "reward", draws[:, 1:], [(y,) for y in answers], golden_first)
     game = dataclasses.replace(game, answers=answers)
     rows = [dataclasses.replace(r, **changes) for r in reward_turn.adversarial_rows(game, file)]
@@ -98,7 +100,7 @@ def test_policy_gradient_of_a_rounds_rows_is_that_of_its_objective(game):
     reward, beta = np.array([1.0, -0.5, 0.4]), 0.3
     draws = np.array(list(itertools.product(range(3), repeat=1 + K)))  # some repeat, in part
 
-    def score(records):
+    def score(records, cuts):
         return [np.array([reward[TEXTS.index(y)] for y in r.responses]) for r in records]
 
     once = functools.partial(policy_turn.score_once, score)
@@ -124,12 +126,12 @@ def test_a_repeated_response_is_scored_once():
     """A reward model's last bit may depend on the place in a batch; a tie must stay one."""
     seen = []
 
-    def score(records):
+    def score(records, cuts):
         seen.extend(r.responses for r in records)
         return [np.arange(len(r.responses)) + 0.5 for r in records]
 
     records = [Record(id=y, prompt="p", responses=tuple(y)) for y in ("abab", "c")]
-    found = [x.tolist() for x in policy_turn.score_once(score, records)]
+    found = [x.tolist() for x in policy_turn.score_once(score, records, {})]
     assert found == [[0.5, 1.5, 0.5, 1.5], [0.5]]
     assert seen == [("a", "b"), ("c",)]
 

@@ -103,6 +103,9 @@ def test_it_writes_what_its_docstring_lists(base):
     assert all(name in listed for name in in_round)
     assert (workdir / "report.png").read_bytes()[:4] == b"\x89PNG"
     assert summary == read(workdir / "summary.json")
+    for folder in (workdir / "base", workdir / "round-2" / "reward"):  # parameters are kept once
+        assert (folder / "params").is_dir()
+        assert not list((folder / "checkpoints").glob("*/state"))
 
 
 def test_each_player_starts_where_the_paper_says(base):
