@@ -9,6 +9,7 @@ longer or write more than the limits below allow.
 
 import datetime
 import functools
+import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
+import jinja2.runtime
 import jinja2.sandbox
 
 from alignjax.data.records import DataError, Message
@@ -35,19 +37,24 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 def _guarded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    takes_context = hasattr(function, "jinja_pass_arg")
+    first = int(hasattr(function, "jinja_pass_arg"))  # where the value is, after jinja's context
 
     @functools.wraps(function)  # keeps the mark that asks jinja for its context
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        value, *rest = args[1:] if takes_context else args
+        bounds.check_time()
+        if name in bounds.READING:
+            args = (*args[:first], bounds.listed(args[first]), *args[first + 1 :])
+        value, *rest = args[first:]
         rest = [bounds.held(x) for x in (*rest, *kwargs.values())]
-        bounds.refuse_growth(value, rest, name)
+        bounds.refuse_numbers(rest)
         if name in bounds.COMPARING:
             bounds.held(value)
         elif name in ("string", "tojson", "join", "e", "escape", "forceescape") or (
             isinstance(value, bounds.HOLDERS) and not bounds.SHALLOW.fullmatch(name)
         ):
             bounds.written(value)
+        if name in bounds.GROWING:
+            bounds.refuse_filter(name, inspect.signature(function).bind(*args, **kwargs).arguments)
         if name in ("batch", "slice", "groupby"):  # their lists hold it all again
             numbers = [x for x in rest if isinstance(x, int)]
             bounds.charge(
@@ -62,7 +69,9 @@ def _guarded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
 def _guarded_test(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def guarded(*args: Any) -> Any:
-        return function(*(bounds.held(x) for x in args))
+        bounds.check_time()
+        first, *rest = args  # of which an iterator stays as it is: it may be read later
+        return function(bounds.held(first), *(bounds.listed(x) for x in rest))
 
     return guarded
 
@@ -73,6 +82,7 @@ class _Extension(jinja2.ext.Extension):
     tags = {"generation"}  # noqa: RUF012 (the name jinja looks for)
     tick = staticmethod(bounds.tick)
     held, cut = staticmethod(bounds.held), staticmethod(bounds.cut)
+    listed, built = staticmethod(bounds.listed), staticmethod(bounds.built)
     joined = staticmethod(lambda *parts: "".join(str(bounds.written(part)) for part in parts))
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node | list[jinja2.nodes.Node]:
@@ -96,14 +106,18 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         for node in tree.find_all(bodies):
             call = jinja2.nodes.Call(attribute("tick"), [], [], None, None)
             node.body.insert(0, jinja2.nodes.ExprStmt(call).set_lineno(node.lineno))
+            if isinstance(node, jinja2.nodes.For) and node.test is not None:
+                node.test = jinja2.nodes.Or(call, node.test).set_lineno(node.lineno)
         return _replace(tree, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
+        bounds.check_time()
         return super().getitem(obj, bounds.held(argument))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        bounds.check_time()
         if operator == "**":
-            bounds.refuse_growth(None, [left, right])
+            bounds.refuse_numbers([left, right])
             if isinstance(right, int) and right > 1000:
                 raise bounds.LimitError("raises to a power above 1000")
         if operator == "*":
@@ -123,21 +137,31 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return None
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        if __obj is bounds.held:  # of our own making: a comparison
-            return bounds.held(*args)
+        if __obj in (bounds.held, bounds.listed, bounds.built):  # of our own making
+            return __obj(*args)
+        owner = None
         if __obj is not range and __obj is not __self.globals["range"]:
+            bounds.check_time()
             owner = getattr(__obj, "__self__", None)
             name = getattr(__obj, "__name__", "")
             if isinstance(owner, str | int | float) and not bounds.METHODS.fullmatch(name):
                 raise bounds.LimitError(f"calls {type(owner).__name__}.{name}")
+            if not isinstance(__obj, jinja2.runtime.Macro):
+                args = tuple(bounds.listed(x) for x in args)
             given = [bounds.held(x) for x in (owner, *args, *kwargs.values())]
             bounds.charge(len(given))
-            bounds.refuse_growth(owner, given[1:], name)
-        return bounds.built(super().call(__context, __obj, *args, **kwargs))
+            bounds.refuse_numbers(given[1:])
+            if isinstance(owner, str):
+                bounds.refuse_method(name, owner, args)
+        result = bounds.built(super().call(__context, __obj, *args, **kwargs))
+        return bounds.pieces(result) if isinstance(owner, str) else result
 
 
 def _replace(tree: Any, attribute: Callable[[str], Any]) -> Any:
-    """Makes calls of what no hook of jinja's sees: ``a ~ b``, ``a == b``, ``{a: b}``, ``a[:b]``."""
+    """Makes calls of what no hook of jinja's sees.
+
+    That is ``a ~ b``, ``a == b``, ``a in b``, ``{a: b}``, ``[a]``, ``a[:b]`` and blocks of text.
+    """
     for name, value in tree.iter_fields():
         if isinstance(value, list):
             value[:] = [
@@ -153,8 +177,16 @@ def _replace(tree: Any, attribute: Callable[[str], Any]) -> Any:
 
     if isinstance(tree, jinja2.nodes.Concat):
         return call("joined", *tree.nodes)
-    if isinstance(tree, jinja2.nodes.Compare | jinja2.nodes.Operand):
+    if isinstance(tree, jinja2.nodes.Compare):
         tree.expr = call("held", tree.expr)
+    if isinstance(tree, jinja2.nodes.Operand):
+        tree.expr = call("listed" if tree.op in ("in", "notin") else "held", tree.expr)
+    if isinstance(tree, jinja2.nodes.AssignBlock) and tree.filter is None:
+        tree.filter = jinja2.nodes.Filter(None, "default", [], [], None, None)  # which is counted
+    if isinstance(tree, jinja2.nodes.List | jinja2.nodes.Dict) or (
+        isinstance(tree, jinja2.nodes.Tuple) and tree.ctx == "load"
+    ):
+        return call("built", tree)
     if isinstance(tree, jinja2.nodes.Pair):
         tree.key = call("held", tree.key)
     if isinstance(tree, jinja2.nodes.Getitem) and isinstance(tree.arg, jinja2.nodes.Slice):
@@ -175,6 +207,17 @@ def _raise(message: str) -> None:
     raise _TemplateError(message)
 
 
+def _now(form: str) -> str:
+    if len(form) > 1000:  # the C library takes many times as much memory
+        raise bounds.LimitError("writes a date of more than 1000 characters")
+    return datetime.datetime.now().strftime(form)
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, in one line of a length that can be read."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
     if indent is not None and not (isinstance(indent, int) and indent <= 16):
         raise bounds.LimitError("indents by more than 16")
@@ -187,11 +230,7 @@ def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) 
 
 
 @functools.cache
-def _compile(source: str, name: str) -> jinja2.Template:
-    if len(source) > bounds.MAX_TEMPLATE:
-        raise UserError(
-            f"{name}: chat template: it has {len(source)} characters, of {bounds.MAX_TEMPLATE}"
-        )
+def _environment() -> _Environment:
     environment = _Environment(
         trim_blocks=True,
         lstrip_blocks=True,
@@ -210,13 +249,24 @@ def _compile(source: str, name: str) -> jinja2.Template:
     tests: dict[str, Any] = environment.tests  # as jinja has typed them, they take nothing
     environment.tests = {key: _guarded_test(test) for key, test in tests.items()}
     environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    environment.globals["strftime_now"] = _now
+    return environment
+
+
+@functools.cache
+def _compile(source: str, name: str) -> jinja2.Template:
+    if len(source) > bounds.MAX_TEMPLATE:
+        raise UserError(
+            f"{name}: chat template: it has {len(source)} characters, of {bounds.MAX_TEMPLATE}"
+        )
     try:
-        return environment.from_string(source)
+        return _environment().from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"{name}:{error.lineno}: chat template: {error.message}") from None
-    except RecursionError:
+    except (RecursionError, MemoryError):
         raise UserError(f"{name}: chat template: nested too deeply") from None
+    except Exception as error:  # the Python that it becomes may be wrong in many ways
+        raise UserError(f"{name}: chat template: {_reason(error)}") from None
 
 
 def check_template(source: str, name: str) -> None:
@@ -281,14 +331,15 @@ def render(
             if size > limit:
                 raise bounds.LimitError("writes too much text")
             parts.append(part)
+        text = "".join(parts)
+        text.encode()  # a half of a character, which no tokenizer takes
+        return text
     except _TemplateError as error:
-        raise RefusedDialogueError(f"{name}: chat template refuses the dialogue: {error}") from None
+        said = f"{name}: chat template refuses the dialogue: {_reason(error)}"
+        raise RefusedDialogueError(said) from None
     except bounds.LimitError as error:
         raise UserError(f"{name}: chat template stopped: it {error}") from None
     except jinja2.sandbox.SecurityError as error:
-        raise UserError(f"{name}: chat template is not safe: {error}") from None
-    except (jinja2.TemplateError, RecursionError, OverflowError, MemoryError, ArithmeticError) as e:
-        raise UserError(f"{name}: chat template failed: {str(e) or type(e).__name__}") from None
-    except (TypeError, ValueError, AttributeError, LookupError) as error:
-        raise UserError(f"{name}: chat template failed: {error}") from None
-    return "".join(parts)
+        raise UserError(f"{name}: chat template is not safe: {_reason(error)}") from None
+    except Exception as error:  # whatever Python says of what the template does
+        raise UserError(f"{name}: chat template failed: {_reason(error)}") from None
