@@ -125,10 +125,7 @@ def data(tmp_path_factory):
         "lists": [dict(responses=ANSWERS, scores=[3.0, 1.0, 0.0, 2.0])] * ROWS,
         "unscored": [dict(responses=ANSWERS)] * ROWS,
         "labels": [dict(completion=ANSWERS[i % 2], label=i % 2 == 0) for i in range(ROWS)],
-        "rated": [
-            dict(responses=ANSWERS, scores={n: [judge("", x)[n] for x in ANSWERS] for n in NAMES})
-        ]
-        * ROWS,
+        "rated": [dict(responses=ANSWERS, scores=[judge("", x) for x in ANSWERS])] * ROWS,
     }
     for name, fields in rows.items():
         lines = [json.dumps({"prompt": p} | x) for p, x in zip(prompts, fields, strict=True)]
