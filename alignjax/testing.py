@@ -18,6 +18,7 @@ def loss_inputs(
     baseline: float | None = None,
     running_baseline: float | None = None,
     adversarial: Any = None,
+    drawn_logps: Any = None,
 ) -> tuple[Logps, Batch]:
     """Makes the two arguments of a loss, ``loss(*loss_inputs(...))``, from plain numbers.
 
@@ -30,6 +31,7 @@ def loss_inputs(
       drawn_from: ``[B]``.
       baseline, running_baseline: one number, repeated in every row.
       adversarial: ``[B]`` bool.
+      drawn_logps: ``[B, K]`` nats under the policy that drew the responses.
 
     Returns:
       Logps, and a batch whose every token is id 0: a loss never reads tokens.
@@ -54,5 +56,6 @@ def loss_inputs(
         baseline=None if baseline is None else jnp.full(b, baseline, float),
         running_baseline=None if running_baseline is None else jnp.full(b, running_baseline, float),
         adversarial=array(adversarial, bool),
+        drawn_logps=array(drawn_logps, float),
     )
     return Logps(policy=policy, reference=array(reference, float), length=length), batch

@@ -48,6 +48,8 @@ class Batch:
     scores: Array | None = None  # [B, K] or [B, K, M] float32, larger is better; None: no scores
     desirable: Array | None = None  # [B, K] bool, unpaired label; None: no labels
     ref_logps: Array | None = None  # [B, K] nats, from the cache; None: the reference is run
+    # Of samples: nats under the policy that drew them; None: it is the policy as it is now.
+    drawn_logps: Array | None = None  # [B, K]
     # Set by a `Select`: how many responses index 1 was drawn from.
     drawn_from: Array | None = None  # [B] int32
     select_metrics: Metrics | None = None  # what it says of its choice; logged beside the loss's
@@ -182,6 +184,12 @@ def compares_rows(function: Function) -> Function:
     return function
 
 
+def corrects_for_older(function: Function) -> Function:
+    """Says that the loss below may see samples of an older policy: it reads ``drawn_logps``."""
+    setattr(function, "corrects_for_older", True)  # noqa: B010  (as above)
+    return function
+
+
 def check_shapes(batch: Batch) -> None:
     """Asserts that the arrays of a batch have the axes written beside them in `Batch`.
 
@@ -196,7 +204,7 @@ def check_shapes(batch: Batch) -> None:
     means = [batch.baseline, batch.running_baseline, batch.adversarial]
     chex.assert_shape([x for x in per_prompt + means if x is not None], (b,))
     chex.assert_axis_dimension(batch.prompt, 0, b)
-    per_response = [batch.response_length, batch.ref_logps]
+    per_response = [batch.response_length, batch.ref_logps, batch.drawn_logps]
     chex.assert_shape([x for x in per_response if x is not None], (b, k))
     if batch.scores is not None:
         chex.assert_shape(batch.scores, (b, k, ...))
@@ -223,4 +231,5 @@ def take_responses(batch: Batch, index: Array) -> Batch:
         scores=None if batch.scores is None else take(batch.scores),
         desirable=None if batch.desirable is None else take(batch.desirable),
         ref_logps=None if batch.ref_logps is None else take(batch.ref_logps),
+        drawn_logps=None if batch.drawn_logps is None else take(batch.drawn_logps),
     )

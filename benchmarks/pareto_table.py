@@ -55,7 +55,7 @@ from alignjax.config import (
 )
 from alignjax.config.validate import get
 from alignjax.evaluation import fronts, pareto
-from alignjax.losses import apo, modpo, paretohqd, rewards_in_context, sft
+from alignjax.losses import apo, grpo, modpo, paretohqd, rewards_in_context, sft
 from alignjax.models.config import LoraConfig, ModelConfig
 from alignjax.recipes.multi_objective import mod, morlhf, soups, supervised
 from alignjax.recipes.multi_objective import modpo as modpo_recipe
@@ -185,6 +185,12 @@ def methods(case: str) -> dict[str, tuple[Callable[..., Any], Callable[..., Any]
         "RiC": (conditional, rewards_in_context.loss, 3 * ROW // 5, 2e-3),
         "MODPO": (modpo_recipe.train, functools.partial(modpo.loss, beta=0.1), PAIR // p, 3e-4),
         "MORLHF": (drawn, gradient, DRAWN // p, 2e-3),
+        "MORLHF by PPO": (
+            functools.partial(drawn, updates=4),
+            functools.partial(grpo.loss_clipped, beta=0.1),
+            DRAWN // (2 * p),
+            2e-3,
+        ),
         "MORLHF x5": (drawn, gradient, 5 * DRAWN // p, 2e-3),
         "soups": (functools.partial(soups.train, expert=expert), gradient, DRAWN // m, 2e-3),
         "MOD": (functools.partial(mod.train, expert=expert), gradient, DRAWN // m, 2e-3),

@@ -1,11 +1,10 @@
 """The baselines of ParetoHqD with their published settings: helpful against harmless.
 
 Data, reward models, preferences and evaluation are those of `paretohqd.py`; the method is chosen
-after a colon. MORLHF trains a policy for each of 5 preferences by policy gradient, not by the
-published PPO; soups and MOD train one for each objective and serve any preference, as does
-Rewards-in-Context with one policy; MODPO trains one for each of 11 preferences. MORLHF and the
-experts of soups and MOD sample and score in every step: their reward models have the policy's
-tokenizer, and stay in memory.
+after a colon. MORLHF trains a policy for each of 5 preferences by policy gradient; `ppo`, the same
+with TRL's 4 clipped updates and no value network. Soups, MOD and Rewards-in-Context serve any
+preference; MODPO trains 11 policies. MORLHF and the experts of soups and MOD score in every step:
+their reward models have the policy's tokenizer, and stay in memory.
 
 Command:   python -m alignjax run --config=configs/multi_objective.py:soups \
                --workdir=runs/soups_8b --set data.path='/data/hh/*/train.jsonl.gz' \
@@ -25,7 +24,7 @@ from typing import Any, Literal
 from alignjax import recipes
 from alignjax.config import Config, DataConfig, EvaluateConfig, OptimConfig, TrainConfig
 from alignjax.data import sources
-from alignjax.losses import apo
+from alignjax.losses import apo, grpo
 from alignjax.losses import modpo as modpo_loss
 from alignjax.losses import rewards_in_context as ric_loss
 from alignjax.models import presets
@@ -39,21 +38,22 @@ REWARD_MODELS = ("/models/hh-helpful", "/models/hh-harmless")
 
 
 def get_config(
-    method: Literal["morlhf", "soups", "mod", "modpo", "rewards_in_context"] = "soups",
+    method: Literal["morlhf", "ppo", "soups", "mod", "modpo", "rewards_in_context"] = "soups",
 ) -> Config:
     expert = partial(morlhf.policy, max_new_tokens=128)
     methods: dict[str, Callable[..., Any]] = {
         "morlhf": partial(morlhf.train, max_new_tokens=128),
+        "ppo": partial(morlhf.train, max_new_tokens=128, updates=4),
         "soups": partial(soups.train, expert=expert),
         "mod": partial(mod.train, expert=expert),
         "modpo": modpo.train,
         "rewards_in_context": partial(rewards_in_context.train, max_new_tokens=128),  # RiC's code
     }
     # beta: the initial KL coefficient of RiC's PPO, which adapts there; rewards are z-scores.
-    loss = partial(apo.loss, beta=0.2)
+    loss = partial(grpo.loss_clipped if method == "ppo" else apo.loss, beta=0.2)
     settings = OptimConfig(learning_rate=1e-5, schedule=optim.constant, warmup_fraction=0.0)
     train = TrainConfig(epochs=1.0, batch_size=64, microbatch_tokens=6144)
-    lora = LoraConfig(rank=64, alpha=128.0, dropout=0.05)
+    lora = LoraConfig(rank=64, alpha=128.0, dropout=0.0 if method == "ppo" else 0.05)
     if method == "modpo":  # beta, learning rate, adapters, epochs: the defaults of MODPO's code
         loss = partial(modpo_loss.loss, beta=0.1)
         settings = OptimConfig(learning_rate=1e-4, schedule=optim.cosine)
@@ -63,7 +63,7 @@ def get_config(
         loss = partial(ric_loss.loss)
         settings = OptimConfig(learning_rate=1.414e-4, schedule=optim.linear)
         train = TrainConfig(steps=20_000, batch_size=8)
-    weights = [i / 4 for i in range(5)] if method == "morlhf" else [i / 10 for i in range(11)]
+    parts = 4 if method in ("morlhf", "ppo") else 10
     chats = partial(sources.hh, chat=True)
     each = tuple(partial(scorers.reward_model, path=path) for path in REWARD_MODELS)
     return Config(
@@ -73,7 +73,7 @@ def get_config(
                 method=methods[method],
                 scorer=partial(scorers.several, scorers=each),
                 names=("helpful", "harmless"),
-                preferences=tuple((w, 1 - w) for w in weights),
+                preferences=tuple((i / parts, 1 - i / parts) for i in range(parts + 1)),
             ),
         ),
         data=DataConfig(source=chats, max_prompt_tokens=512, max_response_tokens=128),

@@ -13,19 +13,20 @@ beta, D_KL[pi_theta || pi_ref]    ``beta``, in the score: r_i - beta log pi_thet
 A group is a prompt and its samples, which is a row of a batch here. `alignjax.training.on_policy`
 samples anew for every step, so the ratio of new to old policy is 1: the gradient is that of GRPO
 with one update a batch, whatever its clipping range is (clip-higher too), and that of GSPO, whose
-ratio is of the whole sequence. Several updates on one batch want the old policy's probabilities,
-token by token, which a loss here does not see.
+ratio is of the whole sequence. `loss_clipped` is for several updates on a step's samples; its ratio
+is of whole responses, since a loss here does not see tokens.
 
 ::
 
     GRPO       partial(grpo.loss, scale="std", length="response")
     Dr. GRPO   partial(grpo.loss, scale="none", length="sum")
     DAPO       partial(grpo.loss, scale="std", length="group"), with a mean over a batch's tokens
+    PPO        loss_clipped, of whole responses and without a value network
     RLOO       apo.loss, or partial(grpo.loss, scale="loo", length="sum", beta=0.1): the same
 
 Reference: Shao et al., DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language
 Models, arXiv 2402.03300. Dr. GRPO: Liu et al., arXiv 2503.20783. DAPO: Yu et al., arXiv 2503.14476.
-RLOO: Ahmadian et al., arXiv 2402.14740.
+RLOO: Ahmadian et al., arXiv 2402.14740. PPO: Schulman et al., arXiv 1707.06347.
 """
 
 import jax
@@ -33,11 +34,12 @@ import jax.numpy as jnp
 
 from alignjax.losses import cpo
 from alignjax.losses.plackett_luce import ranking_scores
-from alignjax.types import Array, Batch, Logps, Metrics
+from alignjax.types import Array, Batch, Logps, Metrics, corrects_for_older
 
 RECIPE = "configs/demo/grpo.py"  # it learns from the policy's own samples
 SCALES = ("std", "none", "loo")
 LENGTHS = ("response", "sum", "group")
+LARGEST = 20.0  # nats of a ratio, whose exponential stays finite
 EPSILON = 1e-4  # added to the standard deviation, as in TRL
 
 
@@ -118,3 +120,63 @@ def loss(
     score = policy - jax.lax.stop_gradient(policy)  # 0 in value, log pi in gradient
     losses = -(mean(value) + mean(advantage * score))[:, 0]
     return losses, metrics | {"scores/std": spread[:, 0]}
+
+
+@corrects_for_older
+def loss_clipped(
+    logps: Logps, batch: Batch, *, beta: float = 0.1, clip: float = 0.2
+) -> tuple[Array, Metrics]:
+    """Learns from samples of a policy some updates ago: PPO, where a whole response is an action.
+
+    ::
+
+        R_i = r_i - beta log pi_old(o_i) / pi_ref(o_i),    A_i = R_i - mean_{j != i} R_j
+        rho_i = pi_theta(o_i) / pi_old(o_i)
+        loss = -(1/G) sum_i min(rho_i A_i, clip(rho_i, 1 - clip, 1 + clip) A_i)
+
+    Where pi_old is pi_theta the gradient is that of `apo.loss`.
+
+    Args:
+      logps: ``[B, K]`` nats, K >= 2, and the reference's.
+      batch: ``scores [B, K]``; ``drawn_logps``, log pi_old. A sample that is absent, or whose score
+        is not finite, takes no part; where a single one is left there is no gradient.
+      beta: reward per nat; > 0.
+      clip: how far a ratio may move before its sample has no more gradient; > 0.
+
+    Returns:
+      ``[B]`` losses; ``scores``, the mean r; ``kl``, the mean log-ratio of the old policy; and
+      ``clipped``, the share of samples without gradient.
+
+    Raises:
+      ValueError: see `plackett_luce.ranking_scores`; or there is no reference.
+
+    Differs from the paper: ratios, rewards and clipping are of whole responses, not of tokens, and
+    the baseline is the mean of the other samples, not a value network (which TRL's PPO, that
+    published MORLHF runs use, puts on the policy, with its own clipped loss).
+    From the authors' code: not compared. TRL's former RLOOTrainer has this loss.
+
+    >>> from alignjax.testing import loss_inputs
+    >>> logps, batch = loss_inputs(
+    ...     [[-2.0, -5.0]], [[-2.0, -5.0]], scores=[[1.0, 0.0]], drawn_logps=[[-2.1, -4.0]]
+    ... )
+    >>> losses, metrics = loss_clipped(logps, batch)  # A = 1.11 and -1.11, rho = 1.105 and 0.368
+    >>> print(f"{losses[0]:.4f} {metrics['clipped'][0]:.1f}")
+    -0.1694 0.5
+    """
+    scores = ranking_scores(batch)
+    ranked = scores > -jnp.inf
+    n = ranked.sum(axis=1, keepdims=True)
+    policy = cpo.implicit(logps)
+    old = jax.lax.stop_gradient(policy) if batch.drawn_logps is None else batch.drawn_logps
+    log_ratio = jnp.where(ranked, jax.lax.stop_gradient(logps.log_ratio - policy) + old, 0.0)
+    value = jnp.where(ranked, scores, 0.0) - beta * log_ratio
+    total = value.sum(axis=1, keepdims=True)
+    advantage = jnp.where(ranked, n * value - total, 0.0) / jnp.maximum(n - 1, 1)
+    rho = jnp.exp(jnp.clip(jnp.where(ranked, policy - old, 0.0), -LARGEST, LARGEST))
+    free, held = rho * advantage, jnp.clip(rho, 1 - clip, 1 + clip) * advantage
+    some = jnp.maximum(n[:, 0], 1)
+    return -jnp.minimum(free, held).sum(axis=1) / some, {
+        "scores": jnp.where(ranked, scores, 0.0).sum(axis=1) / some,
+        "kl": log_ratio.sum(axis=1) / some,
+        "clipped": (held < free).sum(axis=1) / some,
+    }

@@ -37,6 +37,7 @@ def make_policy(
     sampling: SamplingConfig,
     steps: int,
     max_empty_fraction: float,
+    updates: int = 1,
 ) -> tuple[Learner, Prompts]:
     """Makes a policy that learns from its own samples; the reference is scored in every step.
 
@@ -46,8 +47,8 @@ def make_policy(
       questions: the prompts.
       load_reference: gives the reference, which the policy starts from.
       sampling: how the policy responds.
-      steps: of the policy.
-      max_empty_fraction: see `on_policy.Prompts`.
+      steps: of the policy, each on samples of its own.
+      max_empty_fraction, updates: see `on_policy.Prompts`.
 
     Raises:
       UserError: ``sampling`` asks for a beam search, which draws nothing.
@@ -57,7 +58,9 @@ def make_policy(
             "sampling.num_beams: wanted 1, a policy learns from samples, found "
             f"{sampling.num_beams}"
         )
-    learner = learners.policy(config, mesh, steps, load_reference=load_reference, live=True)
+    learner = learners.policy(
+        config, mesh, steps * updates, load_reference=load_reference, live=True
+    )
     eos = tuple(tokenizer.ends)
     return learner, Prompts(
         questions=questions,
@@ -72,6 +75,7 @@ def make_policy(
         sample=functools.partial(decode.sample, config=config.model, settings=sampling, eos=eos),
         eos=eos,
         max_empty_fraction=max_empty_fraction,
+        updates=updates,
         network=lambda params, base: adapters.whole(config, base, params),
     )
 

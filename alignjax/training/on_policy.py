@@ -46,6 +46,7 @@ class Prompts:
     sample: Sampler  # `decode.sample` with its keywords bound
     eos: tuple[int, ...]
     max_empty_fraction: float  # stop when more of a step's responses are empty; in [0, 1)
+    updates: int = 1  # of the optimizer on each step's samples
     # (trained parameters, learner.ref_params) -> the network to sample from
     network: Callable[[Params, Params | None], Params] = lambda params, base: params
 
@@ -113,7 +114,9 @@ def fit(
         state: TrainState, ref_params: Params | None, batch: Batch, nats: Array
     ) -> tuple[TrainState, dict[str, Array]]:
         traced.append("policy")
-        state, scalars = train_step(state, ref_params, batch, learner.update)
+        if prompts.updates > 1:
+            batch = dataclasses.replace(batch, drawn_logps=nats)
+        state, scalars = _update(state, ref_params, batch, learner, prompts.updates)
         assert batch.scores is not None
         scores = {"scores": jnp.nan_to_num(batch.scores)}
         return state, {**sample_means(batch, prompts, nats, scores), **scalars}
@@ -136,6 +139,21 @@ def fit(
         watch=lambda step, values: refuse_empty(job, prompts, step, values),
     )
     return loop(job, turns, None if evaluate is None else lambda state: evaluate(state.params))
+
+
+def _update(
+    state: TrainState, ref_params: Params | None, batch: Batch, learner: Learner, updates: int
+) -> tuple[TrainState, dict[str, Array]]:
+    """Takes so many optimizer steps on a batch; its scalars are means over them."""
+    if updates == 1:
+        return train_step(state, ref_params, batch, learner.update)
+
+    def once(state: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
+        return train_step(state, ref_params, batch, learner.update)
+
+    state, scalars = jax.lax.scan(once, state, length=updates)
+    whole: dict[str, Callable[[Array], Array]] = {"num_tokens": jnp.sum, "skipped": jnp.max}
+    return state, {name: whole.get(name, jnp.mean)(x) for name, x in scalars.items()}
 
 
 def _on_mesh(scores: Array | np.ndarray, mesh: Mesh) -> Array:
@@ -210,7 +228,7 @@ def sample_means(
 def policy_line(learner: Learner, prompts: Prompts, turns: int) -> dict[str, float]:
     """Makes the policy's numbers for a line of the metrics, after so many of its turns."""
     rows = int((prompts.batches.rows[:turns] >= 0).sum())
-    rate = float(learner.learning_rate(max(turns - 1, 0)))
+    rate = float(learner.learning_rate(max(turns * prompts.updates - 1, 0)))
     return {"learning_rate": rate, "epoch": rows / len(prompts.questions)}
 
 

@@ -1,6 +1,7 @@
 """GRPO: its gradient by hand, as other estimators, and what it learns from a rule that checks."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,47 @@ def test_leaving_one_out_is_policy_gradient():
     np.testing.assert_allclose(found.gradient, wanted.gradient, rtol=1e-4, atol=1e-6)
 
 
+def clipped(row, beta=0.3, clip=0.2):
+    """One row of `grpo.loss_clipped`, in NumPy."""
+    value = row.scores - beta * (row.drawn_logps - row.reference)
+    ahead = value - (value.sum() - value) / (len(value) - 1)
+    rho = np.exp(row.policy - row.drawn_logps)
+    held = np.clip(rho, 1 - clip, 1 + clip) * ahead
+    return -np.minimum(rho * ahead, held).mean(), {
+        "scores": row.scores.mean(),
+        "kl": (row.drawn_logps - row.reference).mean(),
+        "clipped": (held < rho * ahead).mean(),
+    }
+
+
+def test_clipped_ratios_by_hand():
+    case = golden.rows(4)
+    case["drawn_logps"] = case["policy"] + np.random.default_rng(1).uniform(-0.4, 0.4, (8, 4))
+    shares = [clipped(SimpleNamespace(**{k: x[i] for k, x in case.items()}))[1]["clipped"]
+              for i in range(8)]  # fmt: skip
+    assert 0 < np.mean(shares) < 1
+    golden.check(partial(grpo.loss_clipped, beta=0.3), clipped, case)
+
+
+def test_on_samples_of_the_policy_as_it_is_clipping_is_policy_gradient():
+    case = golden.rows(5)
+    case["length"][2, 1] = 0
+    case["scores"][3, 0] = np.nan
+    now = [None, case["policy"]]
+    wanted = checks.compiled(partial(apo.loss, beta=0.2))(*loss_inputs(**case))
+    for drawn in now:
+        loss = checks.compiled(partial(grpo.loss_clipped, beta=0.2))
+        found = loss(*loss_inputs(**case, drawn_logps=drawn))
+        np.testing.assert_allclose(found.gradient, wanted.gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_ratios_beyond_all_numbers_give_numbers():
+    case = golden.rows(3, drawn_logps=np.full((8, 3), -500.0))
+    found = checks.compiled(grpo.loss_clipped)(*loss_inputs(**case))
+    assert np.isfinite(found.losses).all()
+    assert np.isfinite(found.gradient).all()
+
+
 def test_a_group_of_equal_scores_teaches_nothing():
     case = golden.rows(4, scores=np.ones((8, 4)), reference=None)
     result = checks.compiled(grpo.loss)(*loss_inputs(**case))
@@ -82,3 +124,33 @@ def test_sums_are_learnt_from_a_rule_that_checks_them():
     for loss in (grpo.loss, partial(grpo.loss, scale="none", length="sum")):
         found = [float(rate(seed, loss)) for seed in range(3)]
         assert min(found) > 0.9, found  # 1/9 before
+
+
+def test_more_updates_on_the_same_samples_learn_more():
+    """Three answers of which one is right; 12 times 8 samples, on each 1 or 4 updates."""
+
+    def step(logits, key, updates):
+        answer = jax.random.categorical(key, logits, shape=(1, 8))
+        logps, batch = loss_inputs(
+            jnp.zeros((1, 8)), jnp.zeros((1, 8)), scores=(answer == 0).astype(float)
+        )
+        drawn = jax.nn.log_softmax(logits)[answer]
+        batch = batch.replace(drawn_logps=drawn)
+
+        def objective(logits):
+            policy = jax.nn.log_softmax(logits)[answer]
+            return grpo.loss_clipped(logps.replace(policy=policy), batch, beta=0.0)[0].sum()
+
+        for _ in range(updates):
+            logits -= 0.5 * jax.grad(objective)(logits)
+        return logits
+
+    def right(updates, seed):
+        logits = jnp.zeros(3)
+        for key in jax.random.split(jax.random.key(seed), 12):
+            logits = taken(logits, key, updates)
+        return float(jax.nn.softmax(logits)[0])
+
+    taken = jax.jit(step, static_argnums=2)
+    for seed in range(3):
+        assert right(4, seed) > right(1, seed) + 0.05 > 0.5

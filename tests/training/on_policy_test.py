@@ -12,7 +12,7 @@ import pytest
 from alignjax.config import SamplingConfig, TrainConfig
 from alignjax.data.batching import Batches, bucket, deal_batches, shuffled
 from alignjax.errors import NumericalError, UserError
-from alignjax.losses import apo
+from alignjax.losses import apo, grpo
 from alignjax.models import lora, reward_head, transformer
 from alignjax.models.config import LoraConfig
 from alignjax.models.logps import response_logps
@@ -22,7 +22,14 @@ from alignjax.sampling import decode
 from alignjax.sampling.generate import Question
 from alignjax.training import game, on_policy, on_policy_game
 from alignjax.training.job import Feed, Job, Learner
-from alignjax.training.step import Update, init_state, reward_scores, score, with_adapters
+from alignjax.training.step import (
+    Update,
+    init_state,
+    reward_scores,
+    score,
+    train_step,
+    with_adapters,
+)
 from alignjax.types import Batch, GameState
 from tests import runs, tiny
 from tests.tiny import bits, same_bits
@@ -181,6 +188,33 @@ def test_what_a_step_is_trained_on_is_sampled_from_the_policy_as_it_then_is(clea
         False,
         True,
     )  # the control: the policy of the start would give others
+
+
+def test_several_updates_are_steps_on_the_same_samples(tmp_path):
+    """One step of three updates, taken again one by one; the first sees the policy that drew."""
+    settings, learner = job(tmp_path)
+    loss = functools.partial(grpo.loss_clipped, beta=0.1, clip=0.05)
+    learner = dataclasses.replace(learner, update=dataclasses.replace(learner.update, loss=loss))
+    seen = []
+
+    def noted(batch):
+        seen.append(jax.device_get(batch))
+        return liked(batch)
+
+    state, counts = fit((settings, learner), score=noted, updates=3)
+    assert (int(state.step), counts["steps"], counts["compiles"]) == (3 * STEPS, STEPS, 2)
+    wanted = init_state(learner.load_start(), OPTIMIZER, KEY)
+    once = jax.jit(functools.partial(train_step, update=learner.update))
+    for step, batch in enumerate(seen):
+        key = jax.random.fold_in(jax.random.fold_in(KEY, on_policy.SAMPLES), step)
+        asked = batch.prompt, batch.prompt_length, batch.prompt_id
+        nats = SAMPLE(wanted.params, *asked, key)[2]
+        scores = jnp.asarray(liked(batch), jnp.float32)
+        batch = dataclasses.replace(batch, scores=scores, drawn_logps=nats)
+        for _ in range(3):
+            wanted, _ = once(wanted, learner.ref_params, batch)
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-4)
+    jax.tree.map(close, state.params, wanted.params)
 
 
 @pytest.mark.parametrize("name", LOOPS)

@@ -18,10 +18,12 @@ A step samples responses of the current policy (`training.on_policy`), scores th
 The prompts are the distinct ones of the training data, shuffled anew in every pass; the data's own
 responses only set the scale of the scores.
 
-Differs from the paper: other papers run this baseline with PPO, a value network, clipped ratios
-and several passes over each batch. Here each sample is used once, in REINFORCE, with the mean of
-the prompt's other samples as its baseline (`apo.loss`). The optimum is the same. In ParetoHqD's
-and RiC's code the KL coefficient adapts (initially 0.2); here beta is constant.
+Differs from the paper: other papers run this baseline with PPO, a value network, ratios clipped
+token by token and several passes over each batch. Here each sample is used once, in REINFORCE, with
+the mean of the prompt's other samples as its baseline (`apo.loss`). The optimum is the same. PPO's
+passes and clipping are ``updates=4`` and ``loss=partial(grpo.loss_clipped, beta=0.2)``: its ratios
+are of whole responses, and its baseline is the same mean. In RiC's code the KL coefficient adapts
+(initially 0.2); here beta is constant.
 
 Reference: the baseline of Rewards-in-Context, arXiv 2402.10207 (code YangRui2015/RiC,
 ppo/morlhf.py), and of ParetoHqD, arXiv 2504.16628.
@@ -36,7 +38,8 @@ import jax
 import numpy as np
 
 from alignjax.commands.policies import TRAINED, Network, Policies, Preference
-from alignjax.config import CandidatesConfig, SamplingConfig
+from alignjax.config import CandidatesConfig, Config, SamplingConfig
+from alignjax.config.fields import name_of, plain
 from alignjax.data.records import Record
 from alignjax.errors import UserError
 from alignjax.recipes.multi_objective import cost, rows
@@ -57,12 +60,13 @@ def train(
     max_new_tokens: int = 64,
     normalise: str = "zscore",
     max_empty_fraction: float = 0.9,
+    updates: int = 1,
 ) -> Policies:
     """Trains a policy for each of ``objectives.preferences``, one after the other.
 
     Args:
       setting: the run; its ``config.loss`` reads scores and a reference.
-      steps, samples, max_new_tokens, normalise, max_empty_fraction: see `policy`.
+      steps, samples, max_new_tokens, normalise, max_empty_fraction, updates: see `policy`.
 
     Raises:
       UserError: see `policy`.
@@ -76,6 +80,7 @@ def train(
             max_new_tokens=max_new_tokens,
             normalise=normalise,
             max_empty_fraction=max_empty_fraction,
+            updates=updates,
         )
         for preference in setting.preferences
     ]
@@ -91,18 +96,20 @@ def policy(
     max_new_tokens: int = 64,
     normalise: str = "zscore",
     max_empty_fraction: float = 0.9,
+    updates: int = 1,
 ) -> Network:
     """Trains the policy of one preference in ``workdir/morlhf/...``, unless it is there.
 
     Args:
       setting: the run. Batch size, learning rate and adapters are the config's.
       preference: M weights that sum to 1.
-      steps: of the optimizer; None: ``train.steps``, or ``train.epochs`` over the distinct prompts.
+      steps: of sampling; None: ``train.steps``, or ``train.epochs`` over the distinct prompts.
       samples: K responses per prompt and step, 2 at least; drawn at temperature 1 from all tokens.
       max_new_tokens: of a response; a longer one is cut, and learned from as it is.
       normalise: of each objective over the training responses: "zscore" (less the mean, over the
         standard deviation), "minmax" (to [0, 1]) or "none". beta is in units of the result.
       max_empty_fraction: stop when more of a step's responses are empty; in [0, 1).
+      updates: of the optimizer on a step's samples; more than 1 want a loss that corrects for it.
 
     Returns:
       Where it is; there are adapters alone where the config has ``lora``.
@@ -114,7 +121,8 @@ def policy(
     from alignjax.stages import check, fresh_samples
     from alignjax.training import on_policy
 
-    _check(samples, max_new_tokens, normalise, max_empty_fraction)
+    _check(samples, max_new_tokens, normalise, max_empty_fraction, updates)
+    _check_loss(setting.run.config, updates)
     data = setting.run.data
     config = dataclasses.replace(setting.run.config, sft=None, recipe=None)
     lists = CandidatesConfig(scorers=(setting.objectives.scorer,), samples=samples)
@@ -129,6 +137,7 @@ def policy(
         sampling=SamplingConfig(samples=samples, max_new_tokens=max_new_tokens),
         steps=fresh_samples.steps_of(config, questions) if steps is None else steps,
         max_empty_fraction=max_empty_fraction,
+        updates=updates,
     )
     name = "morlhf/" + "-".join(f"{w:.4f}" for w in preference)
     scored = rows.scored_rows(setting)
@@ -139,6 +148,7 @@ def policy(
         "scale": scale.tolist(),
         "samples": samples,
         "max_new_tokens": max_new_tokens,
+        **({"updates": updates} if updates > 1 else {}),
     }
     run = setting.stage(config, data.train)
     own = dataclasses.replace(run, workdir=run.workdir / name)
@@ -153,7 +163,19 @@ def policy(
     return Network(preference, name)
 
 
-def _check(samples: int, max_new_tokens: int, normalise: str, max_empty_fraction: float) -> None:
+def _check_loss(config: Config, updates: int) -> None:
+    loss = plain(config.trained_loss)
+    if updates > 1 and not getattr(loss, "corrects_for_older", False):
+        raise UserError(
+            f"recipe.objectives.method.updates: {updates} updates on a step's samples want a loss "
+            f"that corrects for samples of an older policy, such as grpo.loss_clipped; "
+            f"found {name_of(loss)}"
+        )
+
+
+def _check(
+    samples: int, max_new_tokens: int, normalise: str, max_empty_fraction: float, updates: int
+) -> None:
     for ok, field, wanted, value in (
         (samples >= 2, "samples", "2 at least", samples),
         (max_new_tokens > 0, "max_new_tokens", "a positive number", max_new_tokens),
@@ -164,6 +186,7 @@ def _check(samples: int, max_new_tokens: int, normalise: str, max_empty_fraction
             "a number in [0, 1)",
             max_empty_fraction,
         ),
+        (updates > 0, "updates", "a positive number", updates),
     ):
         if not ok:
             raise UserError(f"recipe.objectives.method.{field}: wanted {wanted}, found {value!r}")

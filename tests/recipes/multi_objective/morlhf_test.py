@@ -14,7 +14,7 @@ from alignjax.commands.policies import Network
 from alignjax.config import EvaluateConfig
 from alignjax.config.fields import describe
 from alignjax.errors import UserError
-from alignjax.losses import apo
+from alignjax.losses import apo, grpo
 from alignjax.models import reward_head
 from alignjax.models.config import LoraConfig
 from alignjax.recipes import ObjectivesConfig
@@ -115,6 +115,22 @@ def test_only_adapters_are_trained_where_the_config_has_them(front, tmp_path):
     assert max(line["response_tokens"] for line in lines) <= 3  # not evaluate's 6
     assert set(params) == {"layers"}
     assert any(np.abs(x["lora_b"]).max() > 0 for x in params["layers"].values())
+
+
+def test_ppo_takes_several_updates_on_the_samples_of_a_step(front, tmp_path):
+    _, setting = front
+    loss = functools.partial(grpo.loss_clipped, beta=0.05)
+    run = dataclasses.replace(
+        setting.run,
+        config=dataclasses.replace(setting.run.config, loss=loss),
+        workdir=tmp_path,
+    )
+    setting = dataclasses.replace(setting, run=run)
+    network = morlhf.policy(setting, (0.5, 0.5), steps=2, updates=3, max_new_tokens=6)
+    lines = metrics.read(tmp_path / network.folder / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2]
+    assert abs(lines[0]["kl"]) < 1e-3 < abs(lines[1]["kl"])  # of the policy that drew the samples
+    assert all(0 < line["clipped"] < 1 for line in lines)
 
 
 def batch_of(setting, k=3):
@@ -225,6 +241,8 @@ def test_a_reward_model_of_another_tokenizer_is_refused(two_headed, monkeypatch)
         ({"max_new_tokens": 0}, r"method.max_new_tokens: wanted a positive number, found 0"),
         ({"normalise": "z"}, r"normalise: wanted zscore, minmax, none, found 'z'"),
         ({"max_empty_fraction": 1.0}, r"max_empty_fraction: wanted a number in \[0, 1\)"),
+        ({"updates": 0}, r"method.updates: wanted a positive number, found 0"),
+        ({"updates": 2}, r"method.updates: 2 updates .* such as grpo.loss_clipped; found .*apo"),
     ],
 )
 def test_hyperparameters_out_of_range_are_refused(settings, message, front):
