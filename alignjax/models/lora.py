@@ -48,11 +48,11 @@ def init(config: LoraConfig, base: Params, key: Array) -> Params:
     layers = {}
     for i, name in enumerate(sorted(config.targets)):
         count, rows, columns = base["layers"][name]["kernel"].shape
-        bound = rows**-0.5
-        shape = (count, rows, config.rank)
+        of_target, size = jax.random.fold_in(key, i), count * rows * config.rank
+        # Drawn flat: the same numbers, and much quicker to compile.
+        drawn = jax.random.uniform(of_target, (size,), jnp.float32, -1, 1)
         layers[name] = {
-            "lora_a": jax.random.uniform(jax.random.fold_in(key, i), shape, jnp.float32, -1, 1)
-            * bound,
+            "lora_a": drawn.reshape(count, rows, config.rank) * rows**-0.5,
             "lora_b": jnp.zeros((count, config.rank, columns), jnp.float32),
         }
     return {"layers": layers}

@@ -38,7 +38,7 @@ def print_one(plan: dict[str, Any], on: Machine) -> None:
         print_rows(rows, ("per device", ""), title)
         return
     known = not math.isnan(plan["seconds"]["estimate"])
-    rows |= _memory(plan, on) | _work(plan) | (_speed(plan) if known else {})
+    rows |= _memory(plan, on) | _work(plan, on) | (_speed(plan) if known else {})
     rows["compiled in, s"] = [f"{measured['compile_seconds']:.0f}"]
     if plan["reference"]:
         say(f"reference log-probs: {plan['reference']}")
@@ -46,10 +46,13 @@ def print_one(plan: dict[str, Any], on: Machine) -> None:
     say(f"times: {measure.ASSUMPTION}." if known else "times: no peaks are published for CPUs.")
 
 
+def _memory_name(on: Machine) -> str:
+    return "memory" if on.process else "HBM"  # a CPU has no other memory
+
+
 def _memory(plan: dict[str, Any], on: Machine) -> dict[str, list[str]]:
     measured, held = plan["measured"], plan["holds"]
-    name = "memory, GiB" if on.process else "HBM, GiB"  # a CPU has no other memory
-    rows = {name: [f"{_gib(measured['total'])} of {_gib(measured['limit'])}"]}
+    rows = {f"{_memory_name(on)}, GiB": [f"{_gib(measured['total'])} of {_gib(measured['limit'])}"]}
     rows |= {f"  {name}": [_gib(size_)] for name, size_ in held.items() if size_}
     rows["  batch"] = [_gib(max(0.0, measured["arguments"] - sum(held.values())))]
     rows["  temporary (activations, gradients, gathered weights)"] = [_gib(measured["temporary"])]
@@ -59,13 +62,15 @@ def _memory(plan: dict[str, Any], on: Machine) -> dict[str, list[str]]:
     return rows
 
 
-def _work(plan: dict[str, Any]) -> dict[str, list[str]]:
+def _work(plan: dict[str, Any], on: Machine) -> dict[str, list[str]]:
     measured = plan["measured"]
     rows = {"FLOPs of the model": [f"{plan['model_flops']:.3g}"]}
-    rows["FLOPs as compiled"] = [f"{measured['flops']:.3g}"]
+    # How often those over a stream's tokens run depends on its rows, which no compiler knows.
+    loops = ", loops of unknown length once" if plan["attention"] == "tiles" else ""
+    rows[f"FLOPs as compiled{loops}"] = [f"{measured['flops']:.3g}"]
     if measured["uncounted"]:
         rows["  without those of kernels"] = [", ".join(measured["uncounted"])]
-    rows["HBM traffic, GiB"] = [_gib(measured["moved"])]
+    rows[f"{_memory_name(on)} traffic, GiB"] = [_gib(measured["moved"])]
     for kind, numbers in sorted(measured["collectives"].items()):
         rows[f"{kind}, GiB of results"] = [f"{_gib(numbers['bytes'])} in {numbers['times']:,.0f}"]
     return rows
@@ -99,5 +104,12 @@ def print_ranked(plans: list[dict[str, Any]], on: Machine) -> None:
         ]
         for plan in plans
     }
-    columns = ("mesh, remat", "fits", "HBM GiB", "FLOPs", "collectives GiB", "step")
+    columns = (
+        "mesh, remat",
+        "fits",
+        f"{_memory_name(on)}, GiB",
+        "FLOPs",
+        "collectives GiB",
+        "step",
+    )
     print_rows(rows, columns, f"{on.topology}, {len(on.devices)} devices")

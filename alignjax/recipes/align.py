@@ -114,14 +114,6 @@ def _start(run: Run, load_reference: Callable[[], Params]) -> _Start:
     batches = run.batches()
     title, rows = "reference, train", batches.row_count
     ref_logps, choice = references.attach(run, reference, title, trained_rows=rows, params=params)
-    if not config.evaluate.held_out:
-        before = on_held_out = None
-    elif choice.mode == "none":
-        before, on_held_out = held_out.logps(run, params, "held-out rows, before"), None
-    else:
-        title = "reference, held out"
-        before = on_held_out = references.table(run, data.held_out, reference, title, params=params)
-    samples = evaluation.held_out_samples("before", run, reference.digest, lambda: (params, None))
     learner = learners.policy(
         config,
         run.mesh,
@@ -130,6 +122,21 @@ def _start(run: Run, load_reference: Callable[[], Params]) -> _Start:
         base=params,
         live=choice.mode == "live",
     )
+
+    def first() -> Params:
+        # With adapters, which change no bit yet: the programs are then those of the evaluations.
+        return (
+            params if config.lora is None else adapters.whole(config, params, learner.load_start())
+        )
+
+    if not config.evaluate.held_out:
+        before = on_held_out = None
+    elif choice.mode == "none":
+        before, on_held_out = held_out.logps(run, first(), "held-out rows, before"), None
+    else:
+        title, policy = "reference, held out", dataclasses.replace(reference, load=first)
+        before = on_held_out = references.table(run, data.held_out, policy, title)
+    samples = evaluation.held_out_samples("before", run, reference.digest, lambda: (first(), None))
     feed = Feed(data.train.dataset, batches, ref_logps)
     return _Start(reference, learner, feed, choice, before, on_held_out, samples)
 

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from alignjax.data.batching import Bucketed, read
 from alignjax.runtime import distributed
 from alignjax.runtime.loggers.bars import progress
-from alignjax.runtime.sharding import own_rows, put_rows
+from alignjax.runtime.sharding import fitting, own_rows, put_rows
 from alignjax.types import Array, Batch
 
 
@@ -20,7 +20,7 @@ def map_rows(
     Args:
       function: ``batch -> [B, K]``, or ``[B, K, M]``.
       data: N >= 1 rows.
-      batch_size: prompts at a time.
+      batch_size: prompts at a time, at most.
       mesh: where the batches go.
       title: of the progress bar.
 
@@ -28,6 +28,7 @@ def map_rows(
       ``[N, K]`` or ``[N, K, M]`` float32.
     """
     table: np.ndarray | None = None
+    batch_size = min(batch_size, fitting(len(data.dataset), mesh))
     batches = data.in_order(batch_size)
     mine = batches.only(own_rows(mesh, batch_size))
     # One batch waits: while the device computes the next one, the host fetches this one.

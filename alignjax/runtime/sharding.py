@@ -189,6 +189,12 @@ def own_rows(mesh: Mesh, rows: int) -> np.ndarray:
     return (_own_shards(mesh)[:, None] * size + np.arange(size)).reshape(-1)
 
 
+def fitting(rows: int, mesh: Mesh) -> int:
+    """Returns the smallest batch that holds so many rows and that the devices divide."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-rows // devices) * devices
+
+
 def _divided(rows: int, parts: int) -> int:
     if rows % parts:
         raise ValueError(f"{rows} rows cannot be partitioned {parts} times")

@@ -20,7 +20,7 @@ from alignjax.models.logps import exact_kl
 from alignjax.models.mixture import Mixture
 from alignjax.runtime import distributed
 from alignjax.runtime.loggers.bars import progress
-from alignjax.runtime.sharding import own_rows, put_rows
+from alignjax.runtime.sharding import fitting, own_rows, put_rows
 from alignjax.sampling.beam import beam_search
 from alignjax.sampling.decode import sample
 from alignjax.types import Array, Batch, Params
@@ -141,26 +141,31 @@ def respond_in_batches(
 ) -> Iterator[tuple[int, dict[int, list[Sample]]]]:
     """Samples responses as `respond` does, batch by batch, for work that is kept as it goes.
 
-    Which prompts batch i holds depends on ``questions`` and ``settings.batch_size`` alone. At the
-    end the speed is logged: tokens of responses, end-of-sequence included, per second of decoding.
+    Which prompts batch i holds depends on ``questions`` and ``settings.batch_size`` alone; prompts
+    that fit into one batch are one, of no more rows than they need. At the end the speed is logged:
+    tokens of responses, end-of-sequence included, per second of decoding.
 
     Args:
-      done: numbers of batches to leave out.
+      done: indices into ``questions``; a batch of these alone is left out.
 
     Yields:
       The number of a batch, and the samples of each of its prompts by index into ``questions``.
     """
     lengths = np.array([len(q.ids) for q in questions], np.int64)
-    shapes, assignment = choose_shapes(
-        lengths, np.ones((len(questions), 1), np.int64), count=2, multiple=16
-    )
     size, mesh, tokenizer = sampling.settings.batch_size, sampling.mesh, sampling.tokenizer
+    size = min(size, fitting(len(questions), mesh))
+    shapes, assignment = choose_shapes(
+        lengths,
+        np.ones((len(questions), 1), np.int64),
+        count=1 if len(questions) <= size else 2,  # each is compiled
+        multiple=16,
+    )
     batches = deal_batches(shapes, assignment, batch_size=size, order=range(len(questions)))
     timed: list[tuple[int, int, float]] = []  # of every batch: shape, tokens, seconds
     with progress(sampling.title, len(questions)) as advance:
         for number, (shape, rows) in enumerate(zip(batches.shape, batches.rows, strict=True)):
             real = rows >= 0
-            if number not in done:
+            if not all(int(row) in done for row in rows[real]):
                 mine = rows[own_rows(mesh, len(rows))]
                 batch = put_rows(prompts_only(questions, mine, shapes[shape].prompt), mesh)
                 since = time.perf_counter()

@@ -158,12 +158,8 @@ def _undistorted_samples(
     settings = run.config.evaluate
     if not settings.during:
         return []
-    # No larger batch than there are prompts, but one that the devices divide.
-    rows = run.config.mesh.data * run.config.mesh.fsdp
-    fitting = -(-min(settings.during, settings.batch_size) // rows) * rows
-    sampling = run.sampling(dataclasses.replace(undistorted(settings), batch_size=fitting), title)
     questions = take_questions(run.data.originals, settings.during)
-    return respond(sampling, params, questions, ref_params)
+    return respond(run.sampling(undistorted(settings), title), params, questions, ref_params)
 
 
 def held_out_samples(

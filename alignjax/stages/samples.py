@@ -46,8 +46,8 @@ def draw_samples(
     Returns:
       The samples of each prompt, in the order of ``questions``; and how many seconds all took.
     """
-    files = storage.names(scratch, f"{name}-*.json")
-    done = {int(file.removesuffix(".json").rpartition("-")[2]) for file in files}
+    parts = _parts(scratch, name)
+    done = {int(i) for part in parts for i in part["samples"]}
     batches = respond_in_batches(sampling, params, questions, ref_params, done=done)
     while True:
         with timed() as took:
@@ -60,12 +60,15 @@ def draw_samples(
         artifacts.write_part(scratch, f"{name}-{number:06d}", part)
     samples: dict[int, list[Sample]] = {}
     seconds = 0.0
-    for file in storage.names(scratch, f"{name}-*.json"):
-        part = storage.read_json(scratch / file)
+    for part in _parts(scratch, name):
         seconds += part["seconds"]
         for i, fields in part["samples"].items():
             samples[int(i)] = [Sample(prompt=questions[int(i)].prompt, **x) for x in fields]
     return [samples[i] for i in range(len(questions))], seconds
+
+
+def _parts(scratch: pathlib.Path, name: str) -> list[dict[str, Any]]:
+    return [storage.read_json(scratch / x) for x in storage.names(scratch, f"{name}-*.json")]
 
 
 def _without_prompt(sample: Sample) -> dict[str, Any]:

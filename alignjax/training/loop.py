@@ -72,13 +72,13 @@ def loop(
                 if due:  # what follows is about this very step, and waits for it
                     with at.timed(), limited(f"{job.name}, step {at.step}"):
                         at.numbers.read()
-                advance(1)
+                line: dict[str, float] = {}
                 if "line" in due:
                     line = at.numbers.line(at.step, at.seconds)
                     line |= {"data_wait_seconds": rows.take_seconds(), "train_seconds": at.seconds}
                     writer.write(at.step, line)
                     job.watch.line(at.step, line)
-                    advance(0, **line)
+                advance(1, **line)
                 if "evaluation" in due and evaluate is not None:
                     progress.note_evaluation(job, at, evaluate(at.state), writer)
                     fault_point("evaluated", f"{job.name}-{at.step}")

@@ -26,6 +26,7 @@ from alignjax.config import TrainConfig
 from alignjax.data.batching import Batches, Bucketed, choose_shapes, deal_batches, shuffled
 from alignjax.errors import CheckpointError, NumericalError, UserError
 from alignjax.runtime import checkpoint, metrics, sharding, stores
+from alignjax.runtime.loggers import bars
 from alignjax.runtime.metrics import Meter
 from alignjax.training import loop, offline, progress
 from alignjax.training.job import Feed, Job, Learner
@@ -251,6 +252,17 @@ def test_the_run_covers_what_resuming_has_to_get_right(clean):
     assert len(make_feed().batches.shapes) == 2
     assert (make_feed().batches.rows == -1).any()  # batches that are filled up
     assert [float.fromhex(line["step"]) for line in lines][:5] == [1, 3, 6, 9, 12]
+
+
+def test_slow_steps_say_one_line_each(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(bars, "EVERY", 0.0)  # every step is slow
+    with caplog.at_level("INFO", logger="alignjax"):
+        fit(job(tmp_path, log_every=2))
+    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("alignment ")]
+    counts = [int(line.split()[1].partition("/")[0]) for line in said]
+    assert counts == list(range(1, TOTAL + 1))
+    assert "loss" in said[1]
+    assert "loss" not in said[2]
 
 
 def test_it_compiles_once_for_every_shape(clean, tmp_path):
