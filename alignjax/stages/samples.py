@@ -46,8 +46,7 @@ def draw_samples(
     Returns:
       The samples of each prompt, in the order of ``questions``; and how many seconds all took.
     """
-    parts = _parts(scratch, name)
-    done = {int(i) for part in parts for i in part["samples"]}
+    done = {int(i) for part in _parts(scratch, name) for i in part["samples"]}
     batches = respond_in_batches(sampling, params, questions, ref_params, done=done)
     while True:
         with timed() as took:
@@ -56,8 +55,8 @@ def draw_samples(
             break
         number, by_prompt = batch
         texts = {i: [_without_prompt(x) for x in samples] for i, samples in by_prompt.items()}
-        part = {"seconds": took[0], "samples": texts}
-        artifacts.write_part(scratch, f"{name}-{number:06d}", part)
+        drawn = {"seconds": took[0], "samples": texts}
+        artifacts.write_part(scratch, f"{name}-{number:06d}", drawn)
     samples: dict[int, list[Sample]] = {}
     seconds = 0.0
     for part in _parts(scratch, name):
