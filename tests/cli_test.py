@@ -316,6 +316,26 @@ def test_the_check_sees_tracebacks_and_second_lines():
 # --- errors of a full disk
 
 
+def _write_nothing(how, path):
+    """Writes to a device that is always full, as a library may that names no file."""
+    if how == "pathlib":
+        path.write_bytes(b"x" * 99)
+    else:
+        with open(path, "wb", buffering=4096 if how == "buffered" else 0) as file:
+            file.write(b"x" * 99)
+
+
+@pytest.mark.parametrize("how", ["pathlib", "buffered", "unbuffered"])
+def test_a_full_disk_s_line_names_the_file_that_was_open(how, tmp_path):
+    path = tmp_path / "results"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        _write_nothing(how, path)
+    assert caught.value.filename is None
+    line = f"{path}: cannot be written: No space left on device"
+    assert cli.full_disk(caught.value) == line
+
+
 def test_a_full_disk_is_told_by_whichever_library_met_it():
     assert cli.full_disk(OSError(errno.ENOSPC, "x", "/w/a")) == "/w/a: cannot be written: x"
     native = RuntimeError("Failed to finalize:\nwrite() failed: No space left on device; at /w/b")

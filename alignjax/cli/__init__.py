@@ -3,7 +3,9 @@
 Heavy imports happen inside `actions`, so that help and mistakes in a config are quick.
 """
 
+import io
 import os
+import pathlib
 import sys
 import traceback
 from collections.abc import Sequence
@@ -97,11 +99,26 @@ def full_disk(error: BaseException | None) -> str:
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
-            where = error.filename or "standard output, or a file"
+            where = error.filename or _open_file(error) or "standard output, or a file"
             return f"{where}: cannot be written: {error.strerror}"
         if any(os.strerror(number) in str(error) for number in FULL):
             return f"cannot be written: {' '.join(str(error).split())}"
         error = error.__cause__ or error.__context__
+    return ""
+
+
+def _open_file(error: OSError) -> str:
+    """The file that was being written, of which the system's error says nothing; or nothing.
+
+    It is the one that the innermost function has open, or the path that `pathlib` writes to.
+    """
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        of_pathlib = str(frame.f_globals.get("__name__", "")).startswith("pathlib")
+        for value in frame.f_locals.values():
+            if isinstance(value, io.IOBase) and isinstance(getattr(value, "name", 0), str):
+                return str(getattr(value, "name"))  # noqa: B009 (not all streams have one)
+            if of_pathlib and isinstance(value, pathlib.Path):
+                return str(value)
     return ""
 
 
