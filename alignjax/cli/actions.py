@@ -48,7 +48,7 @@ def align(method: str) -> None:
     from alignjax.config import write
     from alignjax.recipes import short
 
-    config = short.config(method, VALUES.model, VALUES.data, VALUES.set)
+    config = short.config(method, VALUES.model, VALUES.data, VALUES.set, VALUES.reward_model or ())
     text = write.source(config, short.about(method, config, workdir))
     if VALUES.print_config:
         print(text, end="")

@@ -48,8 +48,18 @@ def _method(name: str, about: str) -> Verb:
 
 
 CONFIG = ("config", "set")
+_GRPO = _method("grpo", "GRPO: trains on the policy's own samples, which a rule or a model scores")
 METHODS = {
     **{name: _method(name, about) for name, about in losses.methods().items()},
+    "grpo": dataclasses.replace(
+        _GRPO,
+        reads=(*_GRPO.reads, "reward_model"),
+        notes={
+            **_GRPO.notes,
+            "data": "prompts with the right answers, which a rule compares with the samples",
+            "reward_model": "workdir of a reward model that scores the samples instead",
+        },
+    ),
     "reward": _method("reward", "Bradley-Terry reward model, from pairs or scored lists"),
 }
 VERBS = {

@@ -171,7 +171,8 @@ def check_keywords(function: Callable[..., Any], field: str, later: tuple[str, .
         is_schedule = isinstance(value, Schedule | RunSchedule) and not takes_function(wanted)
         if not is_schedule and fits(value, float):
             allowed = KEYWORDS.get(name, WHOLE if isinstance(value, int) else FINITE)
-            if not allowed.holds(value):
+            # A function's own default is allowed: grpo.loss has beta=0.0, no KL term.
+            if not allowed.holds(value) and value != known[name].default:
                 raise UserError(f"{field}.{name}: wanted {allowed.wanted}, found {value!r}")
         if not is_schedule and not fits(value, wanted):
             hint = "; a schedule is bound as types.Schedule(schedule)" if callable(value) else ""

@@ -56,6 +56,13 @@ def of_result(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) ->
     rewards = [x["rewards/margins"] for x in lines if x.get("rewards/margins") is not None]
     if len(rewards) > 2 and max(map(abs, rewards)) < 1e-6:
         found.append("the reward margin is 0 at every step: nothing is learned")
+    spreads = [x["scores/std"] for x in lines if x.get("scores/std") is not None]
+    equal = sum(spread == 0 for spread in spreads)
+    if equal > len(spreads) / 2:
+        found.append(
+            f"in {equal} of {len(spreads)} logged steps every prompt's samples had equal scores, and "
+            "nothing was learned: prompts of another difficulty, or more samples, may help"
+        )
     losses = [x["eval_loss"] for x in lines if x.get("eval_loss") is not None]
     if len(losses) > 2 and losses[-1] > min(losses) + 0.05 * abs(min(losses)):
         found.append(

@@ -7,12 +7,14 @@ everything else is recomputed where it can be; the lengths, and what is held out
 import dataclasses
 import functools
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from alignjax import losses, recipes
 from alignjax.config import (
+    CandidatesConfig,
     Config,
     DataConfig,
     EvaluateConfig,
@@ -29,14 +31,17 @@ from alignjax.data.tokenizer import chat
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
-from alignjax.losses import bradley_terry
+from alignjax.losses import bradley_terry, grpo
 from alignjax.models.config import LoraConfig, ModelConfig
+from alignjax.rewards import answers, scorers
 from alignjax.stages import check, pretrained
 from alignjax.stages.data import read_source
 from alignjax.training import optim
 from alignjax.types import Batch
 
 REWARD = "reward"  # the method that trains a reward model
+ONLINE = "grpo"  # the method that trains a policy on its own samples
+SAMPLED = 128  # tokens of such a sample at most: it may reason before it answers
 LOOKED_AT = 500  # rows whose lengths are counted
 LONGEST = 512  # tokens of a prompt, and of a response, at most
 MOST_HELD_OUT = 64  # rows, about
@@ -63,7 +68,13 @@ KINDS = (
 )
 
 
-def config(method: str, model: str, data: str, overrides: list[str]) -> Config:
+def config(
+    method: str,
+    model: str,
+    data: str,
+    overrides: list[str],
+    reward_models: Sequence[str] = (),
+) -> Config:
     """Makes the config that a command like ``dpo`` runs.
 
     Args:
@@ -71,18 +82,21 @@ def config(method: str, model: str, data: str, overrides: list[str]) -> Config:
       model: folder, or GGUF file, of the model to start from.
       data: file, glob, folder or id of a data set.
       overrides: ``field=value`` changes; what they do not set follows from the data.
+      reward_models: of ``grpo``: folders of reward models, whose mean scores the policy's samples;
+        none: a rule compares the samples with the data's answers.
 
     Raises:
       UserError: the model or the data cannot be read, or the method does not learn from such data.
     """
-    start = load.override(_start(method, model, data), overrides)
+    start = load.override(_start(method, model, data, reward_models), overrides)
     tokenizer = _tokenizer(start)
     report = DataReport()
     first = next(read_source(start.data, start.data.path, report), None)
     if first is None:
         why = f": all {report.rows_in} were dropped: {reasons(report)}" if report.rows_in else ""
         raise UserError(f"data.path: {start.data.path} has no row that can be used{why}")
-    _check_kind(method, start, first)
+    if method != ONLINE:  # which takes any rows: their prompts, and their first responses
+        _check_kind(method, start, first)
     start = dataclasses.replace(start, data=as_messages(start.data, first, tokenizer))
     rows = list(read_source(start.data, start.data.path, DataReport()))
     return load.override(_fitted(method, start, rows, tokenizer), overrides)
@@ -124,7 +138,28 @@ def say(method: str, config: Config, overrides: list[str]) -> str:
         f"{data.max_response_tokens} tokens, {config.model.dtype}"
         + ("; --set lora=none trains all parameters" if thin else "")
         + ". Change settings with --set field=value; --print_config writes all of them"
+        + _say_online(config)
         + _say_samples(config, overrides)
+    )
+
+
+def _say_online(config: Config) -> str:
+    """Says how the policy's samples are drawn and scored."""
+    settings = config.candidates
+    if settings is None:
+        return ""
+    bound = [getattr(score, "keywords", {}) for score in settings.scorers]
+    rules = {
+        answers.same_number: "1 if the last number of the response is the last one of the answer",
+        answers.same_text: "1 if the response is the answer, apart from case and spaces",
+    }
+    if "check" in bound[0]:
+        by = f"score: {rules[bound[0]['check']]}, else 0"
+    else:
+        by = f"scored by {', '.join(x['path'] for x in bound)}"
+    return (
+        f"\nevery step samples {settings.samples} responses to each prompt, of up to "
+        f"{settings.max_new_tokens} tokens; {by}"
     )
 
 
@@ -134,7 +169,11 @@ def _say_samples(config: Config, overrides: list[str]) -> str:
     if config.reward_loss is not None or not settings.prompts:
         return ""
     fewer = settings.prompts < MOST_SAMPLED and not _sets(overrides, "prompts")
-    short = settings.max_new_tokens < 64 and not _sets(overrides, "max_new_tokens")
+    short = (
+        settings.max_new_tokens < 64
+        and config.candidates is None
+        and not _sets(overrides, "max_new_tokens")
+    )
     return (
         f"\nsamples before and after: {settings.prompts} prompts"
         + (" (few, as the run is short; --set evaluate.prompts=8)" if fewer else "")
@@ -151,8 +190,11 @@ def _sets(overrides: list[str], name: str) -> bool:
     return any(x.partition("=")[0].strip() == f"evaluate.{name}" for x in overrides)
 
 
-def _start(method: str, model: str, data: str) -> Config:
-    trained = _reward_model() if method == REWARD else _policy(method)
+def _start(method: str, model: str, data: str, reward_models: Sequence[str] = ()) -> Config:
+    if method == ONLINE:
+        trained = _online(reward_models)
+    else:
+        trained = _reward_model() if method == REWARD else _policy(method)
     return Config(
         data=DataConfig(path=data, max_drop_fraction=0.1),
         model=ModelConfig(path=model, remat="full"),
@@ -166,6 +208,17 @@ def _start(method: str, model: str, data: str) -> Config:
 
 def _reward_model() -> dict[str, Any]:
     return {"recipe": recipes.train_reward_model, "reward_loss": bradley_terry.reward_loss}
+
+
+def _online(paths: Sequence[str]) -> dict[str, Any]:
+    """GRPO without a KL term, as DAPO and Dr. GRPO have it; `_fitted` chooses the rule."""
+    rule = functools.partial(scorers.checked, check=answers.same_text)
+    models = [functools.partial(scorers.reward_model, path=path) for path in paths]
+    return {
+        "recipe": recipes.train_online,
+        "loss": functools.partial(grpo.loss, beta=0.0, scale="std", length="response"),
+        "candidates": CandidatesConfig(scorers=tuple(models) or (rule,), max_new_tokens=SAMPLED),
+    }
 
 
 def _policy(method: str) -> dict[str, Any]:
@@ -194,8 +247,12 @@ def _fitted(method: str, start: Config, rows: list[Record], tokenizer: Tokenizer
     responses = [len(ids) for x in encoded for ids in x.response_ids] or [0]
     train, count = start.train, len(rows)
     steps = train.steps or int(train.epochs * count / train.batch_size)
+    candidates, longest = start.candidates, min(128, _limit(int(np.quantile(responses, 0.9))))
+    if candidates is not None:
+        candidates, longest = _by_rule(candidates, looked_at), candidates.max_new_tokens
     return dataclasses.replace(
         start,
+        candidates=candidates,
         data=dataclasses.replace(
             start.data,
             max_prompt_tokens=_limit(max(prompts)),
@@ -208,9 +265,18 @@ def _fitted(method: str, start: Config, rows: list[Record], tokenizer: Tokenizer
         evaluate=dataclasses.replace(
             start.evaluate,
             prompts=min(MOST_SAMPLED, max(FEWEST_SAMPLED, steps // STEPS_PER_PROMPT)),
-            max_new_tokens=min(128, _limit(int(np.quantile(responses, 0.9)))),
+            max_new_tokens=longest,
         ),
     )
+
+
+def _by_rule(candidates: CandidatesConfig, rows: list[Record]) -> CandidatesConfig:
+    """Compares numbers if every answer has one; reward models stay."""
+    numbers = all(answers.last_number(row.responses[0]) is not None for row in rows)
+    if plain(candidates.scorers[0]) is not scorers.checked or not numbers:
+        return candidates
+    rule = functools.partial(scorers.checked, check=answers.same_number)
+    return dataclasses.replace(candidates, scorers=(rule,))
 
 
 def _limit(longest: int) -> int:
@@ -247,7 +313,7 @@ def _check_kind(method: str, start: Config, first: Record) -> None:
 
 
 def _reads_reference(start: Config, first: Record) -> bool:
-    if start.reward_loss is not None:
+    if start.reward_loss is not None or start.candidates is not None:
         return True
     without = dataclasses.replace(start, reference=ReferenceConfig(mode="none"))
     return not _takes(without, _kind(first))

@@ -30,7 +30,7 @@ from alignjax.config.fields import describe, differences, fits, parse, sections
 from alignjax.config.validate import check_keywords
 from alignjax.data import sources
 from alignjax.errors import UserError
-from alignjax.losses import apo, bradley_terry, dpo, hps, ipo, kto
+from alignjax.losses import apo, bradley_terry, dpo, grpo, hps, ipo, kto
 from alignjax.models.config import LoraConfig, RopeScaling
 from alignjax.recipes.multi_objective import supervised
 from alignjax.rewards import scorers as score
@@ -369,6 +369,13 @@ def test_without_the_ranges_such_values_would_be_taken(monkeypatch):
 def test_a_keyword_of_a_loss_has_a_range_too(value):
     with pytest.raises(UserError, match=r"loss\.beta: wanted a positive number"):
         load.override(runs.get_config(), [f"loss.beta={value}"])
+
+
+def test_a_loss_s_own_default_is_in_its_range():
+    config = runs.get_config(loss=functools.partial(grpo.loss, beta=0.0))
+    assert config.loss.keywords == {"beta": 0.0}
+    with pytest.raises(UserError, match=r"loss\.beta: wanted a positive number"):
+        load.override(config, ["loss.beta=-1"])
 
 
 def test_tables_that_do_not_fit_in_memory_are_refused():

@@ -132,6 +132,9 @@ def test_a_good_run_says_so():
     assert findings.of_data(settings, counts) == []
     assert findings.of_result({"table": table}, lines) == []
     still = [{"rewards/margins": 0.0}] * 3
+    alike = [{"scores/std": 0.0}, {"scores/std": 0.0}, {"scores/std": 0.3}]
+    assert "in 2 of 3 logged steps every" in findings.of_result({}, alike)[0]
+    assert findings.of_result({}, [*alike, {"scores/std": 0.1}]) == []
     assert "margin is 0 at every step" in findings.of_result({"skipped_steps": 2}, still)[1]
 
 

@@ -6,11 +6,12 @@ import re
 
 import pytest
 
-from alignjax import cli, losses
+from alignjax import cli, losses, recipes
 from alignjax.config import load, write
 from alignjax.config.fields import describe
 from alignjax.errors import UserError
 from alignjax.recipes import short
+from alignjax.rewards import answers
 from tests import runs
 
 THIN = "lora.rank=4"  # the model has few dimensions
@@ -158,3 +159,32 @@ def test_a_recipe_of_a_loss_is_there():
     assert {"apo", "grpo", "modpo"} <= losses.recipes().keys()
     assert all((runs.ROOT / path).is_file() for path in losses.recipes().values())
     assert not losses.recipes().keys() & losses.methods().keys()
+
+
+def test_grpo_compares_samples_with_the_answers_of_the_data(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    rows = [{"question": f"What follows {i}?", "answer": f"It is #### {i + 1}"} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = short.config("grpo", MODEL, str(path), [THIN, "candidates.samples=4", "loss.beta=0"])
+    (rule,), loss = config.candidates.scorers, config.loss
+    assert (rule.keywords, loss.keywords["beta"]) == ({"check": answers.same_number}, 0)
+    assert config.recipe is recipes.train_online
+    assert "1 if the last number of the response" in short.say("grpo", config, [])
+    # A single answer without a number: texts are compared.
+    rows.append({"question": "Who?", "answer": "Nobody."})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = short.config("grpo", MODEL, str(path), [THIN])
+    assert config.candidates.scorers[0].keywords == {"check": answers.same_text}
+    mine = tmp_path / "mine.py"
+    mine.write_text(write.source(config, short.about("grpo", config, "runs/x")))
+    assert describe(load.load(str(mine), [])) == describe(config)
+
+
+def test_grpo_with_reward_models_scores_by_them(files):
+    path = str(files["single responses"])
+    config = short.config("grpo", MODEL, path, [THIN], ["runs/rm", "runs/other"])
+    assert [s.keywords for s in config.candidates.scorers] == [
+        {"path": "runs/rm"},
+        {"path": "runs/other"},
+    ]
+    assert "scored by runs/rm, runs/other" in short.say("grpo", config, [])
