@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 
 import optax
 
-from alignjax import recipes
 from alignjax.config import Config
 from alignjax.config.fields import describe
 from alignjax.data.batching import Bucketed
@@ -68,7 +67,8 @@ def open_run(
         if (workdir / "summary.json").is_file():
             run_on_main("report.html", lambda: report.write(workdir))
             tables.say(f"report: {workdir / 'report.html'}")
-        if config.loss is not None and config.recipe in (None, recipes.train_online):
+        # What `align` and `online` leave is one policy.
+        if config.loss is not None and (config.recipe is None or config.candidates is not None):
             named = shlex.quote(str(workdir))
             tables.say(f"chat with it: python -m alignjax chat --model={named}")
             tables.say(f"export it: python -m alignjax export --workdir={named} --to=FOLDER")
