@@ -195,7 +195,7 @@ def _is_done(target: pathlib.Path, made_of: dict[str, Any]) -> bool:
     if about.get("made_of") != made_of:
         what = "of other records, reward models or limits" if about else "no output of this command"
         raise UserError(f"--out: {target} exists and is {what}; delete it or choose another name")
-    if about["sha256"] != digest:
+    if about.get("sha256") != digest:
         raise UserError(f"--out: {target} was changed after it was written; delete it or rename it")
     return True
 

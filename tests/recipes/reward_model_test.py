@@ -452,6 +452,27 @@ def scored(base, tmp_path):
     return arguments, (tmp_path / "scored.jsonl")
 
 
+def test_a_bit_of_a_finished_scoring_is_missed_by_nobody(tmp_path):
+    out, made_of = tmp_path / "scored.jsonl", {"records": "ab", "limits": [6, None]}
+    score._write(out, ['{"scores": [1.5, -2.0]}\n'], {"made_of": made_of, "command": "score"})
+    assert score._is_done(out, made_of)
+    for file in (out, score._about(out)):
+        content = file.read_bytes()
+        for place in range(0, 8 * len(content), 3):
+            changed = bytearray(content)
+            changed[place // 8] ^= 1 << place % 8
+            file.write_bytes(changed)
+            refused = ""
+            try:
+                score._is_done(out, made_of)
+            except UserError as error:
+                refused = str(error)
+            # A blank or the command's name may change: neither is read.
+            assert str(out) in refused or json.loads(changed)["made_of"] == made_of
+            assert refused or file != out
+        file.write_bytes(content)
+
+
 def test_done_work_is_not_done_again_and_nothing_is_overwritten(scored, monkeypatch, caplog):
     arguments, out = scored
     content = out.read_bytes()
