@@ -60,8 +60,8 @@ def of_result(summary: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) ->
     equal = sum(spread == 0 for spread in spreads)
     if equal > len(spreads) / 2:
         found.append(
-            f"in {equal} of {len(spreads)} logged steps every prompt's samples had equal scores, and "
-            "nothing was learned: prompts of another difficulty, or more samples, may help"
+            f"in {equal} of {len(spreads)} logged steps every prompt's samples had equal scores, "
+            "and nothing was learned: prompts of another difficulty, or more samples, may help"
         )
     losses = [x["eval_loss"] for x in lines if x.get("eval_loss") is not None]
     if len(losses) > 2 and losses[-1] > min(losses) + 0.05 * abs(min(losses)):
