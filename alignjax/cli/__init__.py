@@ -145,7 +145,8 @@ def main() -> None:
         watchdog.fail(1, "its output was closed")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("alignjax: stopped; run the same command again to resume", file=sys.stderr)
+        words = "stopped, once what is being computed ends; run the same command again to resume"
+        print(f"alignjax: {words}", file=sys.stderr)
         watchdog.fail(130, "stopped")
         raise SystemExit(130) from None
     except Exception as error:

@@ -170,7 +170,7 @@ def respond_in_batches(
                 batch = put_rows(prompts_only(questions, mine, shapes[shape].prompt), mesh)
                 since = time.perf_counter()
                 # Waited for: so the seconds are right, and memory holds the cache of one batch.
-                responses = jax.block_until_ready(_decode(sampling, params, batch))
+                responses = _wait(_decode(sampling, params, batch))
                 seconds = time.perf_counter() - since
                 numbers = _fetch(responses, batch, params, ref_params, sampling.model)
                 timed.append((int(shape), int(numbers.length[real].sum()), seconds))
@@ -186,6 +186,13 @@ def respond_in_batches(
             advance(int(real.sum()))
     if timed:
         log.info("%s: %s", sampling.title.strip(), speed(timed))
+
+
+def _wait(computed: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    """Waits for arrays in Python, where Ctrl-C is heard, rather than in JAX."""
+    while not all(x.is_ready() for x in computed):
+        time.sleep(0.001)
+    return jax.block_until_ready(computed)
 
 
 class _Numbers(NamedTuple):

@@ -1,6 +1,8 @@
 """From prompts to samples: whom is asked, what comes back as text, and how fast it was."""
 
+import _thread
 import dataclasses
+import threading
 
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ from alignjax.config import EvaluateConfig
 from alignjax.data.batching import bucket
 from alignjax.models.mixture import mix
 from alignjax.runtime.sharding import make_mesh
+from alignjax.sampling import generate
 from alignjax.sampling.generate import (
     Sampling,
     first_of_each_prompt,
@@ -86,3 +89,36 @@ def test_a_beam_search_and_a_mixture_respond():
         assert (one.response, one.logps) == (other.response, other.logps)
         assert other.kl == pytest.approx(0, abs=1e-4)
         assert other.reference == pytest.approx(one.logps, abs=1e-4)
+
+
+def test_ctrl_c_is_heard_while_a_batch_is_computed():
+    class Never:
+        def is_ready(self):
+            return False
+
+    threading.Timer(0.2, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        generate._wait((Never(),))
+
+
+def test_prompts_that_fit_into_one_batch_are_one_without_more_padding_than_devices_want(
+    monkeypatch,
+):
+    seen = []
+
+    def decode(sampling, params, batch):
+        b, n = len(batch.prompt), sampling.settings.samples
+        seen.append(b)
+        ids = np.full((b, n, 6), EOS, np.int32)
+        return tuple(jax.numpy.asarray(x) for x in (ids, ids[..., 0] * 0 + 1, ids[..., 0] * 0.0))
+
+    monkeypatch.setattr(generate, "_decode", decode)
+    data = tiny.dataset(14, longest=(40, 6))
+    found = respond_to(None, None, data, batch_size=16)
+    assert seen == [6]  # 5 prompts on 2 devices
+    seen.clear()
+    assert [s.prompt for s in respond_to(None, None, data, batch_size=2)] == [
+        s.prompt for s in found
+    ]
+    assert set(seen) == {2}
+    assert len(seen) >= 3
