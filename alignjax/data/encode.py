@@ -218,7 +218,7 @@ def _lossless(tokenizer: Tokenizer, record: Record, encoded: Encoded) -> bool:
 
 
 def _distinct(record: Record, response_ids: list[np.ndarray]) -> list[int] | None:
-    """The responses that still differ; None if the row has nothing to say any more."""
+    """The responses that still differ; None if nothing is left to compare."""
     first: dict[bytes, int] = {}
     for index, ids in enumerate(response_ids):
         first.setdefault(ids.tobytes(), index)
@@ -259,7 +259,7 @@ def enforce(
 
 
 def reasons(report: DataReport) -> str:
-    """Lists why rows were dropped, with counts and first ids, in one line."""
+    """Lists in one line why rows were dropped, with counts and the first ids."""
     return ", ".join(
         f"{reason} {count} ({', '.join(report.ids.get(reason, []))}"
         f"{', ...' if count > len(report.ids.get(reason, [])) else ''})"

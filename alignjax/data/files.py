@@ -41,7 +41,7 @@ class Row:
     stem: str  # file name without folder and suffix
 
     def get(self, key: str) -> Any:
-        """The value of a field that must be there and must not be null."""
+        """The value of a field that must be present and not null."""
         if key not in self.fields:
             known = ", ".join(map(repr, self.fields)) or "no fields"
             hint = did_you_mean(key, self.fields)
@@ -134,7 +134,7 @@ def expand(path: str) -> list[str]:
 def _unreadable(path: str) -> DataError:
     if not os.path.exists(path):
         return DataError(f"{path}: is a link to {os.readlink(path)}, which is not there")
-    return DataError(f"{path}: is no regular file (a pipe, socket or device); copy it to a file")
+    return DataError(f"{path}: is not a regular file (a pipe, socket or device); copy it to a file")
 
 
 def fingerprint(path: str) -> str:
@@ -313,7 +313,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {twice!r} is there twice")
+        raise ValueError(f"key {twice!r} appears twice")
     return fields
 
 
@@ -327,7 +327,7 @@ def _parse(path: str, line: int, content: str, ended: bool) -> Any:
         raise _json_error(path, line, error, content, last=not ended) from None
     except RecursionError:
         raise DataError(f"{path}:{line}: JSON is nested too deeply") from None
-    except ValueError as error:  # an integer of thousands of digits, a key that is there twice
+    except ValueError as error:  # an integer of thousands of digits, a key that appears twice
         raise DataError(f"{path}:{line}: not usable JSON ({error})") from None
 
 

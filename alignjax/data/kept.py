@@ -1,4 +1,4 @@
-"""Records as lines of a file, whole, for a run that has lost its data; and their digest."""
+"""Writes whole records as lines of a file, for a run whose data are gone; and digests them."""
 
 import dataclasses
 import hashlib
@@ -16,13 +16,13 @@ def write(records: Iterable[Record]) -> bytes:
 
 
 def read(content: bytes) -> list[Record]:
-    """Reads the records that `write` has written: equal to those."""
+    """Reads the records that `write` wrote."""
     lines = content.decode(errors="surrogatepass").split("\n")[:-1]
     return [_record(json.loads(line)) for line in lines]
 
 
 def digest(records: list[Record]) -> str:
-    """Names the content of records: all that decides about rows that are made of them."""
+    """Digests records: all that the rows made from them depend on."""
     total = hashlib.sha256()
     for r in records:
         told = (r.id, r.prompt, r.responses, r.scores, r.objectives, r.desirable)

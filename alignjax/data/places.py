@@ -17,7 +17,7 @@ def resolve(path: str, split: str, field: str = "data.path") -> str:
     """Finds the file or glob that a path stands for.
 
     Args:
-      path: a file or glob, which is returned as it is; a folder that `datasets` saved, or of data
+      path: a file or glob, which is returned unchanged; a folder that `datasets` saved, or of data
         files, as a clone of a data set is; or the id of a data set of the Hub, which is fetched.
       split: the part of a folder; "" where it has one only.
       field: the config's field, for messages.
@@ -27,7 +27,7 @@ def resolve(path: str, split: str, field: str = "data.path") -> str:
     """
     if os.path.isfile(path) or (glob.has_magic(path) and not os.path.isdir(path)):
         if split:
-            raise DataError(f"data.split: {path} is a file, it has no splits; found {split!r}")
+            raise DataError(f"data.split: {path} is a file and has no splits; found {split!r}")
         return path
     if not os.path.isdir(path) and _HUB.fullmatch(path) and not path.endswith(SUFFIXES):
         path = _fetch(path, field)
@@ -89,7 +89,7 @@ def _files_by_split(path: str) -> dict[str, list[str]]:
 
 
 def _fetch(id: str, field: str) -> str:
-    """Fetches a data set of the Hub, or finds it in its cache; returns its folder."""
+    """Fetches a data set from the Hub, or finds it in the cache; returns its folder."""
     by_hand = f"hf download {id} --repo-type dataset --local-dir DIR, and --set {field}=DIR"
     import huggingface_hub
 

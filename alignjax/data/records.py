@@ -112,7 +112,7 @@ class DataReport:
     warned: dict[str, int] = field(default_factory=dict)  # reason -> rows kept in spite of it
     ids: dict[str, list[str]] = field(default_factory=dict)  # reason -> first ids
     labels: dict[str, int] = field(default_factory=dict)  # desirable/undesirable responses
-    added: int = 0  # records beyond one a row: further turns of dialogues, less responses joined
+    added: int = 0  # records beyond one per row: further turns, minus responses that were joined
     readings: dict[str, int] = field(default_factory=dict)  # how columns were read -> rows
     unread: dict[str, int] = field(default_factory=dict)  # column that is not read -> rows
 
@@ -136,7 +136,7 @@ class DataReport:
 
     @property
     def records_in(self) -> int:
-        """Records that the rows read have made: more than rows, or fewer."""
+        """Records made from the rows read; they may be more than the rows, or fewer."""
         return self.rows_in + self.added
 
     @property

@@ -41,7 +41,7 @@ def attend(
       shared_mask: ``[B, P]`` or ``[B, T, P]`` bool, True where a query may look at a prefix token.
         All three or none.
       scale: what scores are multiplied by; None: ``D ** -0.5``.
-      softcap: c in ``c * tanh(score / c)``; None: scores as they are.
+      softcap: c in ``c * tanh(score / c)``; None: scores unchanged.
 
     Returns:
       ``[B, K, T, H, D]``. Scores and softmax are float32 whatever the input type.

@@ -24,7 +24,7 @@ TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # a layer's projections
 def _free(default: Any) -> Any:
     """A field that decides how, not what, is computed; see `config.fields.identity`.
 
-    A path says nothing of what is there: the digest of the parameters does.
+    A path does not say what lies there; the digest of the parameters does.
     """
     field: Any = dataclasses.field(default=default, metadata={"identity": False})
     return field
@@ -34,7 +34,8 @@ def _free(default: Any) -> Any:
 class RopeScaling:
     """Frequency scaling for contexts longer than those trained on.
 
-    ``low_freq_factor`` and ``high_freq_factor`` are llama3's, ``original_length`` not linear's.
+    Only llama3 reads ``low_freq_factor`` and ``high_freq_factor``; linear ignores
+    ``original_length``.
     """
 
     # llama3: slow frequencies only | linear: all of them alike | dynamic: none within
@@ -187,7 +188,7 @@ def model_from(run: dict[str, Any], file: str) -> ModelConfig:
 
 
 def check_adapters(lora: LoraConfig, model: ModelConfig) -> None:
-    """Sees that every adapter is smaller than what it is beside, and that codes go in pairs.
+    """Checks that every adapter is smaller than its projection, and that 4-bit codes pair up.
 
     Raises:
       UserError: names the target whose smaller dimension the rank exceeds, or the odd size.

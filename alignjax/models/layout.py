@@ -1,4 +1,4 @@
-"""States where arrays lie on the mesh while a program runs; else the compiler chooses.
+"""Says where arrays lie on the mesh while a program runs; otherwise the compiler chooses.
 
 Left alone, the compiler spreads the result of a lookup or a product like its weights, and so
 computes all rows on every device. An array knows the mesh of the program it is traced in; where

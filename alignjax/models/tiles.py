@@ -80,7 +80,7 @@ def attend(
       full: bool scalar, whether the window does not count.
       window: tokens that a token sees, itself included; None: all.
       scale: what scores are multiplied by; None: ``D ** -0.5``.
-      softcap: c in ``c * tanh(score / c)``; None: scores as they are.
+      softcap: c in ``c * tanh(score / c)``; None: scores unchanged.
 
     Returns:
       ``[T, H, D]``; 0 where there is no token. Scores and softmax are float32.

@@ -111,7 +111,7 @@ def _pairs(
 
 
 def bytes_moved(program: Program) -> float:
-    """Counts bytes that instructions read and write in memory, not inside of fusions.
+    """Counts bytes that instructions read from and write to memory; what stays in a fusion is free.
 
     Where a fusion reads a slice of an operand, or updates a part of one, only that part counts.
     A collective that is spread over fusions counts in the first and the last: those between only

@@ -94,8 +94,8 @@ def run(
 def _without_kernels(config: Config, topology: str) -> Config:
     """Takes XLA's attention: the CPU compiler of an estimate has no kernels of GPUs."""
     say(
-        f"{topology}: no compiler for it without one; memory, products and collectives are "
-        "those of XLA's compiler for CPUs, with its attention: an estimate"
+        f"{topology}: its compiler runs only where one is; memory, products and collectives are "
+        "an estimate by XLA's compiler for CPUs, with its attention"
     )
     kernels.choose(config.model, "gpu", config.mesh.tensor)  # refuses what a GPU would refuse
     return dataclasses.replace(config, model=dataclasses.replace(config.model, attention="xla"))
@@ -139,8 +139,8 @@ def _meshes(config: Config, count: int) -> Iterator[MeshConfig]:
             yield MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
     if not some:
         raise UserError(
-            f"train.batch_size: {rows} rows divide over no mesh of {count} devices; name one with "
-            "--mesh, or change it"
+            f"train.batch_size: no mesh of {count} devices divides {rows} rows; name a mesh with "
+            "--mesh, or change the batch size"
         )
 
 

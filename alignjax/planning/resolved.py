@@ -1,6 +1,6 @@
 """Settles what a plan needs to know beforehand: the model's shape, the reference, the sampling.
 
-All is decided as the run decides it; what only the data tell is said, and taken at its worst.
+All is decided as a run decides it. What only the data can tell is reported at its worst.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ def resolve(config: Config) -> Config:
 
 
 def say_parameters(config: Config) -> str:
-    """Writes how many parameters the model has, and where its shape is from."""
+    """Writes how many parameters the model has, and where its shape comes from."""
     init = functools.partial(init_params, config.model)
     leaves = jax.tree.leaves(jax.eval_shape(init, jax.random.key(0)))
     count = sum(math.prod(leaf.shape) for leaf in leaves)

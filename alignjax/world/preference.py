@@ -39,7 +39,7 @@ def preference_matrix(
       cycle: log-odds, any sign.
 
     Raises:
-      UserError: a setting is out of its range, or the prompt is none of the world's.
+      UserError: a setting is out of its range, or the prompt is not from the world.
     """
     scores = risk_scores(world, find_prompt(prompt).risk)[0]
     odds = _log_odds(

@@ -91,7 +91,7 @@ def sample(world: World, prompt: str, *, alpha: float, size: int, seed: int) -> 
     """Draws ``size`` independent responses from ``alpha p+ + (1 - alpha) p-`` by a seed.
 
     Raises:
-      UserError: a setting is out of its range, or the prompt is none of the world's.
+      UserError: a setting is out of its range, or the prompt is not from the world.
     """
     request = find_prompt(prompt)
     _check_rows(size, seed, 0)

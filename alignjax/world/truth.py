@@ -181,7 +181,7 @@ def scores(world: World, prompt: str) -> dict[str, FloatArray]:
     """The scores of every response: ``{name: [n]}`` for SCORES, over ``enumerate_responses``.
 
     Raises:
-      UserError: the prompt is none of the world's.
+      UserError: the prompt is not from the world.
     """
     return dict(zip(SCORES, risk_scores(world, find_prompt(prompt).risk), strict=True))
 
@@ -225,7 +225,7 @@ def log_probs(world: World, prompt: str, *, alpha: float) -> FloatArray:
     """``[n]`` nats over :func:`enumerate_responses`: p+ at ``alpha = 1``, p- at ``alpha = 0``.
 
     Raises:
-      UserError: ``alpha`` is outside [0, 1], or the prompt is none of the world's.
+      UserError: ``alpha`` is outside [0, 1], or the prompt is not from the world.
     """
     return mixture_log_probs(world, find_prompt(prompt).risk, alpha)
 

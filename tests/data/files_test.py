@@ -49,9 +49,9 @@ def read(path: str) -> list[str]:
         (
             "d.jsonl",
             GOOD + b'{"a": "x", "b": {"c": 1, "c": 2}}',
-            r"d\.jsonl:3: .*'c' is there twice",
+            r"d\.jsonl:3: .*'c' appears twice",
         ),
-        ("d.json", b'[{"a": "x", "a": "y"}]', r"d\.json:1: .*key 'a' is there twice"),
+        ("d.json", b'[{"a": "x", "a": "y"}]', r"d\.json:1: .*key 'a' appears twice"),
         ("d.json", b'[{"a": "x"},\n {"a": "y"}', r"d\.json:2: JSON ends early"),
         ("d.json", b'[{"a": "x"},\n {"a": "y', r"d\.json:2: JSON ends early"),
         ("d.json", b'[{"a": "x"},\n]', r"d\.json:2: not valid JSON"),
@@ -160,7 +160,10 @@ def test_names_that_look_like_patterns_are_names_where_they_are_there(tmp_path, 
 def test_what_is_no_file_is_said(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     os.symlink("gone", tmp_path / "link.jsonl")
-    for name, said in (("pipe", "is no regular file"), ("link", "is a link to gone, which is not")):
+    for name, said in (
+        ("pipe", "is not a regular file"),
+        ("link", "is a link to gone, which is not"),
+    ):
         for path in (tmp_path / f"{name}.jsonl", tmp_path / f"{name}*"):
             with pytest.raises(DataError, match=f"{name}.jsonl: {said}"):
                 read(str(path))

@@ -125,7 +125,7 @@ def test_folders_of_files(tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="none: holds no data files"):
         prompts(tmp_path / "none")
-    with pytest.raises(DataError, match="is a file, it has no splits"):
+    with pytest.raises(DataError, match="is a file and has no splits"):
         places.resolve(written(tmp_path, "d.jsonl"), "train")
 
 

@@ -82,7 +82,7 @@ def test_flops_of_the_model_by_hand():
         ("v5e:four", "", [], r"wanted v5e:SHAPE; known"),
         ("h100:4", "fsdp=3", [], r"fsdp=3 x tensor=1 is 3, h100:4 has 4 devices"),
         ("h100:4", "rows=4", [], r"wanted data=..,fsdp=..,tensor=.. with positive numbers, found"),
-        ("h100:3", "", [], r"train.batch_size: 8 rows divide over no mesh of 3"),
+        ("h100:3", "", [], r"train.batch_size: no mesh of 3 devices divides 8 rows"),
         ("h100:4", "tensor=4", ["model.vocab_size=63"], r"mesh.tensor=4 does not divide 63"),
         (
             *("h100:4", "tensor=4", ["model.heads=6", "model.kv_heads=6"]),

@@ -194,7 +194,7 @@ def _preferred(row: Row, key: str, columns: Sequence[str]) -> int:
 
 
 def _wins(row: Row, key: str, labels: Sequence[Any], count: int) -> list[int]:
-    """Comparisons won less those lost, of labels for (1, 2), (1, 3), ...: 0 a tie, 1, 2."""
+    """Comparisons won minus comparisons lost, of labels for (1, 2), (1, 3), ...: 0 a tie, 1, 2."""
     pairs = list(itertools.combinations(range(count), 2))
     if len(labels) != len(pairs) or any(label not in (0, 1, 2) for label in labels):
         raise DataError(
@@ -360,7 +360,9 @@ def _supervised(
     trained = trained if options.all_turns else [i for i in trained if i == len(turns) - 1]
     places = [i for i in trained if any(turn.role == "user" for turn in turns[:i])]
     if not places:
-        raise DroppedRowError("no_trained_turn", f"{row.origin}: no turn after a user's is trained")
+        raise DroppedRowError(
+            "no_trained_turn", f"{row.origin}: no assistant turn that follows a user's is trained"
+        )
     if len(places) < len(trained):
         report.warn("untrained_opening", row.id)
     if turns[-1].role != "assistant":

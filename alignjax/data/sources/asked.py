@@ -118,7 +118,7 @@ def without_answer(row: Row, found: Found, asked: Prompt, answers: list[Message]
     if "dialogue" in found.names:
         key = found.names["dialogue"]
         raise DroppedRowError(
-            "prompt_mismatch", f"{row.origin}: {key!r} ends in an answer that is no response"
+            "prompt_mismatch", f"{row.origin}: {key!r} ends in a turn that is none of the responses"
         )
     return asked
 

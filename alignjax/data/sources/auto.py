@@ -109,8 +109,8 @@ def _refuse_columns(row: Row) -> None:
     for key in _REFUSED:
         if row.fields.get(key) is not None:
             raise DataError(
-                f"{row.origin}: column {key!r} is not supported; remove it if the run may do "
-                "without"
+                f"{row.origin}: column {key!r} is not supported; remove it if the run can do "
+                "without it"
             )
 
 
@@ -118,10 +118,10 @@ def _refuse_media(row: Row) -> None:
     for name in ("image", "audio", "video"):
         for key in (name, f"{name}s"):
             if row.fields.get(key):
-                raise DroppedRowError(name, f"{row.origin}: column {key!r} is no text")
+                raise DroppedRowError(name, f"{row.origin}: column {key!r} is not text")
 
 
-# What Python and numpy print of a list of messages, which is no JSON.
+# What Python and numpy print for a list of messages, which is not JSON.
 _PRINTED = re.compile(r"\s*(array\()?\[?\s*\{'(role|content|from|value)': ")
 
 

@@ -30,7 +30,7 @@ METHODS = re.compile(
     r"lower|title|capitalize|casefold|swapcase|count|join|replace|center|[lr]just|zfill|is[a-z]+"
 )
 MAX_TEMPLATE = 100_000  # characters of a template: parsing and compiling take seconds above that
-# What holds values, whose text and comparison read all of them, as often as they occur.
+# What holds values, whose text and comparison read all values, each time they occur.
 HOLDERS = (list, tuple, dict, MappingView, jinja2.utils.Namespace)
 # Filters that read no further than the first level of what they get.
 SHALLOW = re.compile(
@@ -132,7 +132,7 @@ def held(value: Any) -> Any:
         if not below:
             return value
         level = below
-    raise LimitError(f"holds more than {MAX_DEPTH} lists in one another")
+    raise LimitError(f"holds more than {MAX_DEPTH} lists inside each other")
 
 
 def listed(value: Any) -> Any:
