@@ -88,5 +88,5 @@ def _kept(workdir: pathlib.Path) -> str:
     listed = ", ".join(f"{name} {sizes[name] / 2**20:,.1f}" for name in largest)
     line = f"kept in {workdir}: {sum(sizes.values()) / 2**20:,.1f} MiB ({listed})"
     if "checkpoints" in sizes:
-        line += "; to train longer, run it again with more train.steps"
+        line += "; to train longer, run it again with more train.steps and --allow_config_change"
     return line

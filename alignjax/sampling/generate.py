@@ -190,7 +190,7 @@ def respond_in_batches(
 
 def _wait(computed: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
     """Waits for arrays in Python, where Ctrl-C is heard, rather than in JAX."""
-    while not all(x.is_ready() for x in computed):
+    while not all(x.is_ready() for x in computed):  # type: ignore[attr-defined]
         time.sleep(0.001)
     return jax.block_until_ready(computed)
 

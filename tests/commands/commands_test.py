@@ -153,7 +153,9 @@ def test_evaluate_measures_again_and_trains_nothing(base, tmp_path, capsys):
     assert (workdir / "metrics.jsonl").read_bytes() == metrics
     last = capsys.readouterr().out.splitlines()[-1]  # what a run leaves, evaluated again or not
     assert re.match(rf"kept in {workdir}: [\d.]+ MiB \(checkpoints [\d.]+, ", last)
-    assert last.endswith("; to train longer, run it again with more train.steps")
+    assert last.endswith(
+        "; to train longer, run it again with more train.steps and --allow_config_change"
+    )
     assert found["best_of"] == 1
     for name, sides in base[1]["table"].items():
         if not name.startswith(("best/", "bleu")):
