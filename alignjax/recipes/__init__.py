@@ -74,14 +74,18 @@ def train_reward_model(
 
 
 def train_online(
-    config: Config, workdir: str | pathlib.Path, allow_config_change: bool = False
+    config: Config,
+    workdir: str | pathlib.Path,
+    allow_config_change: bool = False,
+    *,
+    updates: int = 1,
 ) -> dict[str, Any]:
     """Trains a policy on samples that it draws at every step, see `recipes.online`."""
     if config.loss is None:
         raise UserError("loss: wanted one with train_online, such as grpo.loss; found none")
     from alignjax.recipes import online
 
-    return online.run(config, workdir, allow_config_change)
+    return online.run(config, workdir, allow_config_change, updates=updates)
 
 
 def play_rounds(

@@ -9,6 +9,7 @@ policy; here every step samples anew from the policy as it is at that step. ``lo
 scores:
 
     grpo.loss             GRPO, Dr. GRPO and RLOO by its arguments
+    grpo.loss_clipped     PPO of whole responses: several ``updates`` on each step's samples
     apo.loss              REINFORCE with the other samples' mean as baseline, and a KL penalty
     bradley_terry.loss    online DPO: the best of the samples against the worst
 
@@ -47,15 +48,23 @@ MAX_EMPTY = 0.9  # stop when a larger share of a step's responses is empty
 
 
 def run(
-    config: Config, workdir: str | pathlib.Path, allow_config_change: bool = False
+    config: Config,
+    workdir: str | pathlib.Path,
+    allow_config_change: bool = False,
+    *,
+    updates: int = 1,
 ) -> dict[str, Any]:
     """Trains and measures the policy; see `alignjax.recipes.run_config`.
 
+    Args:
+      updates: of the optimizer on each step's samples; several want a loss that corrects for it.
+
     Raises:
       UserError: there are no ``candidates``, or they keep the data's own responses; a scorer fails;
-        or as `recipes.align.run`.
+        the loss does not fit ``updates``; or as `recipes.align.run`.
     """
     settings = config.candidates
+    fresh_samples.check_updates(config, updates)
     if settings is None:
         raise UserError(
             "candidates: wanted CandidatesConfig(scorers=..., samples=...) with "
@@ -71,7 +80,7 @@ def run(
         samples = evaluation.held_out_samples(
             "before", run, reference.digest, lambda: (load_reference(), None)
         )
-        learner, prompts = _learner(run, reference)
+        learner, prompts = _learner(run, reference, updates)
         trained, counts = _train(run, reference, learner, prompts, scorers)
         return _finish(run, reference, learner, samples, trained, counts)
 
@@ -85,7 +94,7 @@ def _measured(run: Run, scorers: tuple[Callable[..., Any], ...]) -> Run:
     return dataclasses.replace(run, config=dataclasses.replace(run.config, evaluate=evaluate))
 
 
-def _learner(run: Run, reference: Reference) -> tuple[Learner, Prompts]:
+def _learner(run: Run, reference: Reference, updates: int) -> tuple[Learner, Prompts]:
     """Makes the policy and the prompts of its steps."""
     config, data = run.config, run.data
     assert config.candidates is not None  # see `run`
@@ -99,6 +108,7 @@ def _learner(run: Run, reference: Reference) -> tuple[Learner, Prompts]:
         sampling=config.candidates,
         steps=fresh_samples.steps_of(config, questions),
         max_empty_fraction=MAX_EMPTY,
+        updates=updates,
     )
 
 
@@ -112,7 +122,9 @@ def _train(
         on_held_out = references.table(run, run.data.held_out, reference, title)
     evaluation.require_metric(run, on_held_out, on_held_out)
     watched = evaluation.paced(run, prompts.batches.row_count, steps)
-    made_of = {"scorers": digests(scorers)}
+    made_of: dict[str, Any] = {"scorers": digests(scorers)}
+    if prompts.updates > 1:
+        made_of["updates"] = prompts.updates
     job = watched.job("online", reference.digest, made_of, extendable=True)
     records, _ = split(config, {side: DataReport() for side in ("train", "held_out")})
     originals = {record.id: record for record in records}

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alignjax.config import Config, SamplingConfig
+from alignjax.config.fields import name_of, plain
 from alignjax.data.records import Record
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
@@ -25,6 +26,22 @@ from alignjax.training import on_policy
 from alignjax.training.job import Learner
 from alignjax.training.on_policy import Prompts
 from alignjax.types import Array, Batch, Params
+
+
+def check_updates(config: Config, updates: int) -> None:
+    """Refuses several updates on a step's samples with a loss for samples of the policy as it is.
+
+    Raises:
+      UserError: names the loss; or ``updates`` is not positive.
+    """
+    if updates < 1:
+        raise UserError(f"updates: wanted a positive number, found {updates}")
+    loss = plain(config.trained_loss)
+    if updates > 1 and not getattr(loss, "corrects_for_older", False):
+        raise UserError(
+            f"updates: {updates} updates on a step's samples want a loss that corrects for samples "
+            f"of an older policy, such as grpo.loss_clipped; found {name_of(loss)}"
+        )
 
 
 def make_policy(

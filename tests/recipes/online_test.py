@@ -88,6 +88,14 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(clean, tmp_path, monkeyp
             r"^loss: wanted one with train_online",
         ),
         (
+            {"recipe": functools.partial(recipes.train_online, updates=2)},
+            r"^updates: 2 updates .* such as grpo.loss_clipped; found .*bradley_terry.loss$",
+        ),
+        (
+            {"recipe": functools.partial(recipes.train_online, updates=0)},
+            r"^updates: wanted a positive number, found 0$",
+        ),
+        (
             {"candidates": dataclasses.replace(config().candidates, keep_own=True)},
             r"^candidates.keep_own: wanted False",
         ),

@@ -38,8 +38,7 @@ import jax
 import numpy as np
 
 from alignjax.commands.policies import TRAINED, Network, Policies, Preference
-from alignjax.config import CandidatesConfig, Config, SamplingConfig
-from alignjax.config.fields import name_of, plain
+from alignjax.config import CandidatesConfig, SamplingConfig
 from alignjax.data.records import Record
 from alignjax.errors import UserError
 from alignjax.recipes.multi_objective import cost, rows
@@ -121,8 +120,8 @@ def policy(
     from alignjax.stages import check, fresh_samples
     from alignjax.training import on_policy
 
-    _check(samples, max_new_tokens, normalise, max_empty_fraction, updates)
-    _check_loss(setting.run.config, updates)
+    _check(samples, max_new_tokens, normalise, max_empty_fraction)
+    fresh_samples.check_updates(setting.run.config, updates)
     data = setting.run.data
     config = dataclasses.replace(setting.run.config, sft=None, recipe=None)
     lists = CandidatesConfig(scorers=(setting.objectives.scorer,), samples=samples)
@@ -163,19 +162,7 @@ def policy(
     return Network(preference, name)
 
 
-def _check_loss(config: Config, updates: int) -> None:
-    loss = plain(config.trained_loss)
-    if updates > 1 and not getattr(loss, "corrects_for_older", False):
-        raise UserError(
-            f"recipe.objectives.method.updates: {updates} updates on a step's samples want a loss "
-            f"that corrects for samples of an older policy, such as grpo.loss_clipped; "
-            f"found {name_of(loss)}"
-        )
-
-
-def _check(
-    samples: int, max_new_tokens: int, normalise: str, max_empty_fraction: float, updates: int
-) -> None:
+def _check(samples: int, max_new_tokens: int, normalise: str, max_empty_fraction: float) -> None:
     for ok, field, wanted, value in (
         (samples >= 2, "samples", "2 at least", samples),
         (max_new_tokens > 0, "max_new_tokens", "a positive number", max_new_tokens),
@@ -186,7 +173,6 @@ def _check(
             "a number in [0, 1)",
             max_empty_fraction,
         ),
-        (updates > 0, "updates", "a positive number", updates),
     ):
         if not ok:
             raise UserError(f"recipe.objectives.method.{field}: wanted {wanted}, found {value!r}")

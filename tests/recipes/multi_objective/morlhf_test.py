@@ -241,8 +241,8 @@ def test_a_reward_model_of_another_tokenizer_is_refused(two_headed, monkeypatch)
         ({"max_new_tokens": 0}, r"method.max_new_tokens: wanted a positive number, found 0"),
         ({"normalise": "z"}, r"normalise: wanted zscore, minmax, none, found 'z'"),
         ({"max_empty_fraction": 1.0}, r"max_empty_fraction: wanted a number in \[0, 1\)"),
-        ({"updates": 0}, r"method.updates: wanted a positive number, found 0"),
-        ({"updates": 2}, r"method.updates: 2 updates .* such as grpo.loss_clipped; found .*apo"),
+        ({"updates": 0}, r"updates: wanted a positive number, found 0"),
+        ({"updates": 2}, r"updates: 2 updates .* such as grpo.loss_clipped; found .*apo"),
     ],
 )
 def test_hyperparameters_out_of_range_are_refused(settings, message, front):
