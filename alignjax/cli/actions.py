@@ -152,7 +152,9 @@ def chat() -> None:
     overrides = [  # of a run's config
         x for x in VALUES.set if "." in x.partition("=")[0] and not x.startswith("evaluate.")
     ]
-    settings = _sampling({"samples": 1, "batch_size": 1}, how, without=overrides)
+    # At temperature 1, that of evaluations, small models ramble.
+    defaults = {"samples": 1, "batch_size": 1, "temperature": 0.7}
+    settings = _sampling(defaults, how, without=overrides)
     more = given("against", "checkpoint")
     chat.run(VALUES.model, settings=settings, overrides=overrides, **more)
 

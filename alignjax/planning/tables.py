@@ -12,6 +12,10 @@ def _gib(size: float) -> str:
     return f"{size / GIB:,.2f}"
 
 
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
 def size(plan: dict[str, Any]) -> str:
     """Formats the memory that a program needs, and what there is."""
     measured = plan["measured"]
@@ -29,9 +33,9 @@ def print_one(plan: dict[str, Any], on: Machine) -> None:
     measured = plan["measured"]
     mesh = ", ".join(f"{k} {v}" for k, v in plan["mesh"].items())
     title = (
-        f"{plan['name']} on {on.topology}: {len(on.devices)} devices, {mesh}; batch "
-        f"{plan['batch_size']} in {plan['parts']} parts, remat {plan['remat']}, attention "
-        f"{plan['attention']}"
+        f"{plan['name']} on {on.topology}: {_count(len(on.devices), 'device')}, {mesh}; batch "
+        f"{plan['batch_size']} in {_count(plan['parts'], 'part')}, remat {plan['remat']}, "
+        f"attention {plan['attention']}"
     )
     rows = {"fits": ["yes" if measured["fits"] else f"no: {measured['note'] or size(plan)}"]}
     if measured["note"]:  # the compiler refused the program, and nothing else is known
@@ -112,4 +116,4 @@ def print_ranked(plans: list[dict[str, Any]], on: Machine) -> None:
         "collectives GiB",
         "step",
     )
-    print_rows(rows, columns, f"{on.topology}, {len(on.devices)} devices")
+    print_rows(rows, columns, f"{on.topology}, {_count(len(on.devices), 'device')}")
