@@ -2,9 +2,9 @@
 
 Data, reward models, preferences and evaluation are those of `paretohqd.py`; the method is chosen
 after a colon. MORLHF trains a policy for each of 5 preferences by policy gradient; `ppo`, the same
-with TRL's 4 clipped updates and no value network. Soups, MOD and Rewards-in-Context serve any
-preference; MODPO trains 11 policies. MORLHF and the experts of soups and MOD score in every step:
-their reward models have the policy's tokenizer, and stay in memory.
+with TRL's 4 clipped updates, no value network, and no dropout, which ratios would see. Soups, MOD
+and Rewards-in-Context serve any preference; MODPO trains 11 policies. MORLHF and the experts of
+soups and MOD score in every step: reward models have the policy's tokenizer, and stay in memory.
 
 Command:   python -m alignjax run --config=configs/multi_objective.py:soups \
                --workdir=runs/soups_8b --set data.path='/data/hh/*/train.jsonl.gz' \
