@@ -81,12 +81,20 @@ def quiet_libraries() -> None:
 
 def show_lines() -> None:
     """Shows our lines in a program or notebook that has set up no logging of its own."""
-    ours = logging.getLogger("alignjax")
-    if not ours.hasHandlers():
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        ours.addHandler(handler)
-        ours.setLevel(logging.INFO)
+    ours, root = logging.getLogger("alignjax"), logging.getLogger()
+    if ours.handlers or (ours.propagate and root.handlers and not _is_bare(root)):
+        return
+    ours.propagate = ours.propagate and not root.handlers
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+
+
+def _is_bare(root: logging.Logger) -> bool:
+    """Whether logging is as a bare ``basicConfig()`` leaves it, which absl calls for a library."""
+    kinds = {(type(x), x.level) for x in root.handlers}
+    return root.level == logging.WARNING and kinds == {(logging.StreamHandler, logging.NOTSET)}
 
 
 def warn_only(process: int) -> None:

@@ -141,6 +141,35 @@ def test_the_notebook_runs_in_fifteen_lines(tmp_path, monkeypatch):
     assert not same(names["result"].policy, names["policy"])
 
 
+@pytest.mark.parametrize(
+    ("setup", "shown"),
+    [
+        ("pass", 1),  # absl calls a bare basicConfig() when a library that uses it is imported
+        ("logging.basicConfig(level='INFO', format='mine: %(message)s')", 1),
+        ("logging.basicConfig(filename='log.txt')", 0),
+    ],
+)
+def test_a_program_shows_lines_once_unless_its_own_logging_does_not(setup, shown, tmp_path):
+    program = f"""
+import logging
+{setup}
+import alignjax as aj
+aj.load({str(STORY)!r})
+logging.getLogger("alignjax").info("a line")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=runs.environment(PYTHONPATH=str(runs.ROOT)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "a line" in line]
+    assert len(lines) == shown, done.stderr
+    assert all(line.startswith("mine: ") == ("mine" in setup) for line in lines)
+
+
 def test_lines_are_shown_where_nobody_has_set_up_logging(monkeypatch, capsys):
     ours = logging.getLogger("alignjax")
     monkeypatch.setattr(ours, "propagate", False)
