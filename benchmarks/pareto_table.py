@@ -3,6 +3,7 @@
     python benchmarks/pareto_table.py --out=runs/pareto_table
     python benchmarks/pareto_table.py --out=runs/pareto_table --cells='*-seed0,2-convex/*-seed2'
     python benchmarks/pareto_table.py --out=runs/pareto_table --report
+    python benchmarks/pareto_table.py --out=runs/pareto_table --methods='ParetoHqD,one stage'
     python benchmarks/pareto_table.py --out=runs/pareto_table --cases=ratings --path=sfres.json
 
 A cell is a whole run of one method, case and seed in a folder of its own: a finished cell is not
@@ -198,7 +199,9 @@ def methods(case: str) -> dict[str, tuple[Callable[..., Any], Callable[..., Any]
 
 
 METHODS = tuple(methods("2-concave"))
-USUAL = tuple(name for name in METHODS if name != "MORLHF x5")  # it has five times the others' time
+# By default not: ParetoHqD without one of its parts, MORLHF in another form or five times the time.
+EXTRA = ("one stage", "full data", "MORLHF by PPO", "MORLHF x5")
+USUAL = tuple(name for name in METHODS if name not in EXTRA)
 EXPERTS = ("soups", "MOD")
 
 
