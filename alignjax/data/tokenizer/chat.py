@@ -234,8 +234,9 @@ def _environment() -> _Environment:
     environment = _Environment(
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=bounds.written,
-        optimized=False,  # constant expressions must not run at compile time, before any budget
+        # Constant expressions must not run at compile time, before any budget: nor what is printed.
+        finalize=jinja2.pass_eval_context(lambda _, value: bounds.written(value)),
+        optimized=False,
         extensions=["jinja2.ext.loopcontrols", _Extension],
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
