@@ -22,11 +22,14 @@ from alignjax.data.sources.messages import read_responses
 from alignjax.errors import NumericalError, UserError
 from alignjax.evaluation import preferences, tables
 from alignjax.evaluation.statistics import bootstrap_over_prompts, mean_over_prompts
-from alignjax.rewards import reward_models, scorers
+from alignjax.rewards import reward_models, scorers, transformers_models
 from alignjax.rewards.reward_models import RewardModel
+from alignjax.rewards.transformers_models import Classifier
 from alignjax.runtime import storage
 
 log = logging.getLogger("alignjax")
+
+Limits = tuple[int | None, int | None]  # tokens of prompts and of responses
 
 FORMAT = 1  # raised when the same inputs are written differently
 
@@ -35,7 +38,7 @@ def run(
     records: str,
     paths: Sequence[str],
     out: str,
-    limits: tuple[int | None, int | None] = (None, None),
+    limits: Limits = (None, None),
 ) -> None:
     """Scores every response of a file and prints a summary of each score.
 
@@ -44,7 +47,7 @@ def run(
     Args:
       records: a file or a glob of rows of any kind that `sources.auto` reads. Scores and labels
         do not change what is written. Other fields are kept as they are.
-      paths: workdirs of finished reward runs.
+      paths: workdirs of finished reward runs, or folders of classifiers saved by transformers.
       out: the ``.jsonl`` to write: each row with an ``id``, ``prompt``, ``responses`` and
         ``scores``, one number per response;
         where there are several scores, one object of them by name.
@@ -55,16 +58,14 @@ def run(
       UserError: a row cannot be read or has ``scores`` already; the workdir of a
         reward model holds none; or ``out`` exists and is not what this very command wrote.
     """
-    models = [reward_models.with_limits(reward_models.find(path), *limits) for path in paths]
+    models = [_find(path, limits) for path in paths]
     names = _names(models)
     lines = [line for row in read_rows(records) for line in _read(row)]
     unscored = [record for _, record, _ in lines]
     made_of = {
         "format": FORMAT,
         "records": fingerprint(records),
-        "reward_models": {
-            model.path.name: [model.digest, model.tokenizer.digest] for model in models
-        },
+        "reward_models": {model.path.name: _digests(model) for model in models},
         **({} if limits == (None, None) else {"limits": list(limits)}),
     }
     target = pathlib.Path(out)
@@ -72,16 +73,7 @@ def run(
         log.info("%s: complete, nothing to do", target)
         return
     cuts: scorers.Cuts = Counter()
-    columns = [
-        scorers.reward_model(  # [k] or [k, M] for each record
-            unscored,
-            path=str(model.path),
-            max_prompt_tokens=limits[0],
-            max_response_tokens=limits[1],
-            cuts=cuts,
-        )
-        for model in models
-    ]
+    columns = [_score(model, unscored, limits, cuts) for model in models]  # [k] or [k, M] each
     table = [
         np.concatenate([x.reshape(len(x), -1) for x in scores], axis=1)
         for scores in zip(*columns, strict=True)
@@ -95,7 +87,39 @@ def run(
     _measure([order for _, _, order in lines], unscored, table, names)
 
 
-def _names(models: Sequence[RewardModel]) -> list[str]:
+def _find(path: str, limits: Limits) -> RewardModel | Classifier:
+    """Reads the description of a reward model, whoever runs it."""
+    found = transformers_models.find(path)
+    if found is None:
+        return reward_models.with_limits(reward_models.find(path), *limits)
+    if limits != (None, None):
+        raise UserError(
+            f"{path}: transformers runs it, at its own length: wanted no --max_prompt_tokens and "
+            "no --max_response_tokens"
+        )
+    return found
+
+
+def _digests(model: RewardModel | Classifier) -> list[str]:
+    return [model.digest] + ([model.tokenizer.digest] if isinstance(model, RewardModel) else [])
+
+
+def _score(
+    model: RewardModel | Classifier, records: list[Record], limits: Limits, cuts: scorers.Cuts
+) -> list[np.ndarray]:
+    if isinstance(model, Classifier):
+        return transformers_models.score(model, records, cuts)
+    prompt, response = limits
+    return scorers.reward_model(
+        records,
+        path=str(model.path),
+        max_prompt_tokens=prompt,
+        max_response_tokens=response,
+        cuts=cuts,
+    )
+
+
+def _names(models: Sequence[RewardModel | Classifier]) -> list[str]:
     """One name per score: the workdir's, the objectives' where there is one model, or both."""
     names = []
     for model in models:

@@ -1,0 +1,207 @@
+"""Scores by classifiers of other architectures, which transformers runs: DeBERTa, GPT-2 and others.
+
+They are for the command ``score``, offline: the networks that run in JAX are `reward_models`.
+Only weights in safetensors are read, from the folder alone, and no code of the folder is run.
+"""
+
+import dataclasses
+import glob
+import hashlib
+import importlib.util
+import json
+import logging
+import pathlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from alignjax.data.files import fingerprint
+from alignjax.data.records import Message, Prompt, Record
+from alignjax.errors import UserError
+from alignjax.models.hf import configjson
+from alignjax.models.hf.families import FAMILIES
+from alignjax.runtime import storage
+from alignjax.runtime.loggers.bars import progress
+
+log = logging.getLogger("alignjax")
+
+BATCH = 16  # responses at a time
+CLASSIFIER = "ForSequenceClassification"
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A classifier that transformers can run."""
+
+    path: pathlib.Path  # its folder
+    objectives: tuple[str, ...]  # names of its scores; () for one score without a name
+    labels: tuple[str, str] | None  # a score is how far it prefers the second to the first
+    digest: str  # of its weights, settings and tokenizer
+
+
+def find(path: str) -> Classifier | None:
+    """Reads what a folder holds, if it is a classifier of a family that does not run in JAX.
+
+    Raises:
+      UserError: torch or transformers are not installed, or there are no safetensors.
+    """
+    folder = pathlib.Path(path)
+    file = folder / "config.json"
+    content = dict(storage.read_here(file)) if file.is_file() else {}
+    kind, classes = content.get("model_type"), content.get("architectures") or [""]
+    if kind is None or kind in FAMILIES or not str(classes[0]).endswith(CLASSIFIER):
+        return None
+    missing = [x for x in ("torch", "transformers") if importlib.util.find_spec(x) is None]
+    if missing:
+        raise UserError(
+            f"{file}: model_type: {kind!r:.80} is scored through transformers, and "
+            f"{' and '.join(missing)} cannot be imported: pip install torch transformers"
+        )
+    weights = glob.glob(str(pathlib.Path(glob.escape(path)) / "*.safetensors"))
+    if not weights:
+        raise UserError(f"{folder}: holds no .safetensors; pickled weights are never opened")
+    names = configjson.labels(content, str(file))
+    labels = configjson.two_labels(content, names)
+    texts = sorted(x for x in folder.iterdir() if x.suffix in (".json", ".jinja", ".model", ".txt"))
+    parts = [fingerprint(glob.escape(x)) for x in sorted(weights)]
+    parts += [hashlib.sha256(x.read_bytes()).hexdigest() for x in texts]
+    digest = hashlib.sha256(":".join(parts).encode()).hexdigest()
+    return Classifier(folder, names if len(names) > 1 and labels is None else (), labels, digest)
+
+
+def score(
+    classifier: Classifier, records: Sequence[Record], cuts: Counter[str]
+) -> list[np.ndarray]:
+    """Scores responses in float32, on the CPU.
+
+    A tokenizer with a chat template reads the conversation that it writes; one without it reads the
+    pair (prompt, response), as such models are trained. A longer text than the model takes loses
+    its beginning, of a pair that of the prompt; how many did is logged and counted.
+
+    Args:
+      records: prompts, with any number of responses.
+      cuts: where the number of texts and of those that were cut is added.
+
+    Returns:
+      For each record ``[k]`` float32, or ``[k, M]`` where the model has M > 1 objectives.
+
+    Raises:
+      UserError: transformers cannot load the folder, or a response alone is longer than the model
+        takes.
+    """
+    tokenizer, model = _load(classifier.path)
+    name, longest = classifier.path.resolve().name, _longest(tokenizer, model.config)
+    texts = [_text(tokenizer, r, i) for r in records for i in range(len(r.responses))]
+    encoded = [_encode(tokenizer, text, longest, name) for text in texts]
+    cut = sum(was_cut for _, was_cut in encoded)
+    cuts.update({f"{name}: texts": len(texts), f"{name}: texts cut": cut})
+    if cut:
+        log.info(
+            "scoring, %s: %s of %s texts cut to the model's maximum length, %s tokens, their "
+            "beginning is lost",
+            *(name, f"{cut:,}", f"{len(texts):,}", longest),
+        )
+    out = _logits(tokenizer, model, [row for row, _ in encoded], f"scoring, {name}")
+    if classifier.labels is not None:
+        log.info(
+            "scoring, %s: two labels: a score is the logit of %r minus that of %r",
+            *(name, classifier.labels[1], classifier.labels[0]),
+        )
+        out = out[:, 1:] - out[:, :1]
+    if out.shape[1] == 1:
+        out = out[:, 0]
+    ends = np.cumsum([len(record.responses) for record in records])[:-1]
+    return np.split(out, ends) if records else []
+
+
+def _load(folder: pathlib.Path) -> tuple[Any, Any]:
+    """Loads the tokenizer and the network."""
+    import torch
+    import transformers
+
+    own: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    network = transformers.AutoModelForSequenceClassification
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **own)
+        model = network.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **own)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise UserError(f"{folder}: transformers cannot load it: {said}") from error
+    return tokenizer, model.eval()
+
+
+def _logits(tokenizer: Any, model: Any, rows: list[dict[str, list[int]]], title: str) -> np.ndarray:
+    """Runs the network on rows of token ids, shortest first: ``[N, outputs]``."""
+    import torch
+
+    # Without a padding token a row is alone in its batch: such models read at the last token that
+    # is not padding.
+    at_once = BATCH if tokenizer.pad_token_id is not None else 1
+    out = np.zeros((len(rows), model.config.num_labels), np.float32)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    with torch.no_grad(), progress(title, len(rows)) as advance:
+        for start in range(0, len(order), at_once):
+            some = order[start : start + at_once]
+            longest = max(len(rows[i]["input_ids"]) for i in some)
+            fill = {"input_ids": tokenizer.pad_token_id}
+            batch = {
+                name: torch.tensor(
+                    [
+                        x + [fill.get(name, 0)] * (longest - len(x))
+                        for x in (rows[i][name] for i in some)
+                    ]
+                )
+                for name in rows[some[0]]
+            }
+            out[some] = model(**batch).logits.float().numpy()
+            advance(len(some))
+    return out
+
+
+def _longest(tokenizer: Any, config: Any) -> int:
+    """The most tokens that the model takes; where nothing says so, there is no limit."""
+    given = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
+    return min((x for x in given if isinstance(x, int) and 2 < x < 10**9), default=10**9)
+
+
+def _text(tokenizer: Any, record: Record, i: int) -> tuple[str, ...]:
+    """What is read of a response: one text by the chat template, or prompt and response."""
+    prompt, response = record.prompt, record.responses[i]
+    if getattr(tokenizer, "chat_template", None):
+        turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+        messages = [x.fields() for x in (*turns, Message("assistant", response))]
+        tools = None  # of the first message, if it has that role
+        if messages[0]["role"] == "tools":
+            tools, messages = json.loads(messages[0]["content"]), messages[1:]
+        written = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+        return (str(written),)
+    return (_plain(prompt), response)
+
+
+def _plain(prompt: Prompt) -> str:
+    """A prompt as text; of several messages, a line for each."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return prompt[0].content
+    return "\n".join(f"{message.role}: {message.content}" for message in prompt)
+
+
+def _encode(
+    tokenizer: Any, text: tuple[str, ...], longest: int, name: str
+) -> tuple[dict[str, list[int]], bool]:
+    """The token ids of a text within the limit, and whether it was cut."""
+    special = len(text) > 1  # a template has written its own
+    row = tokenizer(*text, add_special_tokens=special)
+    if len(row["input_ids"]) <= longest:
+        return dict(row), False
+    tokenizer.truncation_side = "left"
+    limited = {"truncation": "only_first", "max_length": longest}
+    if len(text) > 1 and len(tokenizer("", text[1])["input_ids"]) >= longest:
+        raise UserError(
+            f"{name}: a response of {len(tokenizer(text[1])['input_ids']):,} tokens, and the model "
+            f"takes {longest:,} with its prompt"
+        )
+    return dict(tokenizer(*text, add_special_tokens=special, **limited)), True
