@@ -1,6 +1,6 @@
 """Writes questions with answers for the command `grpo`: sums of two numbers from 2 to 24.
 
-    python benchmarks/sums.py --out=sums.jsonl
+python benchmarks/sums.py --out=sums.jsonl
 """
 
 import argparse
