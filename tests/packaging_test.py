@@ -73,7 +73,9 @@ def test_the_lock_names_the_public_index_only():
 
 PARITY = ROOT / "tests" / "parity"
 # Run in environments of their own, see their docstrings: torch and TRL are declared nowhere.
-APART = {PARITY / f"{name}.py" for name in ("trl_values", "trl_settings", "reference")}
+APART = {
+    PARITY / f"{name}.py" for name in ("classifiers", "trl_values", "trl_settings", "reference")
+}
 APART |= {ROOT / f"benchmarks/{name}.py" for name in ("peers_torch", "peers_trl")}
 
 

@@ -7,6 +7,7 @@ Only weights in safetensors are read, from the folder alone, and no code of the 
 import dataclasses
 import glob
 import hashlib
+import importlib
 import importlib.util
 import json
 import logging
@@ -28,6 +29,8 @@ from alignjax.runtime.loggers.bars import progress
 log = logging.getLogger("alignjax")
 
 BATCH = 16  # responses at a time
+# No extra of ours: torch is installed by its own instructions, for the machine that there is.
+NEEDED = ("torch", "transformers")
 CLASSIFIER = "ForSequenceClassification"
 
 
@@ -53,7 +56,7 @@ def find(path: str) -> Classifier | None:
     kind, classes = content.get("model_type"), content.get("architectures") or [""]
     if kind is None or kind in FAMILIES or not str(classes[0]).endswith(CLASSIFIER):
         return None
-    missing = [x for x in ("torch", "transformers") if importlib.util.find_spec(x) is None]
+    missing = [x for x in NEEDED if importlib.util.find_spec(x) is None]
     if missing:
         raise UserError(
             f"{file}: model_type: {kind!r:.80} is scored through transformers, and "
@@ -118,9 +121,7 @@ def score(
 
 def _load(folder: pathlib.Path) -> tuple[Any, Any]:
     """Loads the tokenizer and the network."""
-    import torch
-    import transformers
-
+    torch, transformers = map(importlib.import_module, NEEDED)
     own: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     network = transformers.AutoModelForSequenceClassification
     try:
@@ -134,8 +135,7 @@ def _load(folder: pathlib.Path) -> tuple[Any, Any]:
 
 def _logits(tokenizer: Any, model: Any, rows: list[dict[str, list[int]]], title: str) -> np.ndarray:
     """Runs the network on rows of token ids, shortest first: ``[N, outputs]``."""
-    import torch
-
+    torch = importlib.import_module("torch")
     # Without a padding token a row is alone in its batch: such models read at the last token that
     # is not padding.
     at_once = BATCH if tokenizer.pad_token_id is not None else 1
