@@ -130,9 +130,10 @@ def loss_clipped(
 
     ::
 
-        R_i = r_i - beta log pi_old(o_i) / pi_ref(o_i),    A_i = R_i - mean_{j != i} R_j
-        rho_i = pi_theta(o_i) / pi_old(o_i)
         loss = -(1/G) sum_i min(rho_i A_i, clip(rho_i, 1 - clip, 1 + clip) A_i)
+
+        rho_i = pi_theta(o_i) / pi_old(o_i)
+        R_i = r_i - beta log pi_old(o_i) / pi_ref(o_i),    A_i = R_i - mean_{j != i} R_j
 
     Where pi_old is pi_theta the gradient is that of `apo.loss`.
 
