@@ -43,7 +43,7 @@ img, svg { max-width: 100%; height: auto; }
 .prompt { color: #555; } .who { font-size: .8rem; color: #555; }
 input { font: inherit; padding: .3rem; width: 100%; max-width: 24rem; box-sizing: border-box; }
 @media (max-width: 40rem) {
-  th, td { padding: .2rem .3rem; } table { font-size: .75rem; }
+  th, td { padding: .2rem; } table { font-size: .72rem; } td:first-child { min-width: 0; }
 }
 """
 FILTER = """
