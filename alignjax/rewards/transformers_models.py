@@ -106,7 +106,7 @@ def score(
             "beginning is lost",
             *(name, f"{cut:,}", f"{len(texts):,}", longest),
         )
-    out = _logits(tokenizer, model, [row for row, _ in encoded], f"scoring, {name}")
+    out = _logits(model, [row for row, _ in encoded], f"scoring, {name}")
     if classifier.labels is not None:
         log.info(
             "scoring, %s: two labels: a score is the logit of %r minus that of %r",
@@ -127,25 +127,25 @@ def _load(folder: pathlib.Path) -> tuple[Any, Any]:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **own)
         model = network.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **own)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         said = str(error).strip().splitlines()[0]
         raise UserError(f"{folder}: transformers cannot load it: {said}") from error
     return tokenizer, model.eval()
 
 
-def _logits(tokenizer: Any, model: Any, rows: list[dict[str, list[int]]], title: str) -> np.ndarray:
+def _logits(model: Any, rows: list[dict[str, list[int]]], title: str) -> np.ndarray:
     """Runs the network on rows of token ids, shortest first: ``[N, outputs]``."""
     torch = importlib.import_module("torch")
-    # Without a padding token a row is alone in its batch: such models read at the last token that
-    # is not padding.
-    at_once = BATCH if tokenizer.pad_token_id is not None else 1
+    # A network that knows no padding token gets rows alone: it reads at the last other token.
+    padding = getattr(model.config, "pad_token_id", None)
+    at_once = 1 if padding is None else BATCH
     out = np.zeros((len(rows), model.config.num_labels), np.float32)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     with torch.no_grad(), progress(title, len(rows)) as advance:
         for start in range(0, len(order), at_once):
             some = order[start : start + at_once]
             longest = max(len(rows[i]["input_ids"]) for i in some)
-            fill = {"input_ids": tokenizer.pad_token_id}
+            fill = {"input_ids": padding}
             batch = {
                 name: torch.tensor(
                     [

@@ -21,20 +21,20 @@ LONGEST = 24
 
 
 def tokenizer(pair: bool) -> transformers.PreTrainedTokenizerFast:
-    """A word-level tokenizer; ``pair``: with marks around the two texts, and a padding token."""
+    """A word-level tokenizer; ``pair``: with marks around the two texts."""
     core = tokenizers.Tokenizer(models.WordLevel(unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     special = ["[UNK]", "[PAD]", "[CLS]", "[SEP]"]
     texts = [*PROMPTS, *(y for some in RESPONSES for y in some), "user : assistant"]
     core.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=special))
-    marks = {}
+    marks = {"pad_token": "[PAD]"}  # which GPT-2's config does not have
     if pair:
         core.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]",
             pair="[CLS] $A [SEP] $B:1 [SEP]:1",
             special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
         )
-        marks = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+        marks |= {"cls_token": "[CLS]", "sep_token": "[SEP]"}
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token="[UNK]", model_max_length=LONGEST, **marks
     )
