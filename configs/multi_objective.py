@@ -2,7 +2,7 @@
 
 Data, reward models, preferences and evaluation are those of `paretohqd.py`; the method is chosen
 after a colon. MORLHF trains a policy for each of 5 preferences by policy gradient; `ppo`, the same
-with TRL's 4 clipped updates, no value network, and no dropout, which ratios would see. Soups, MOD
+with 4 clipped updates, no value network, and no dropout, which ratios would see. Soups, MOD
 and Rewards-in-Context serve any preference; MODPO trains 11 policies. MORLHF and the experts of
 soups and MOD score in every step: reward models have the policy's tokenizer, and stay in memory.
 

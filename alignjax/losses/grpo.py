@@ -154,7 +154,7 @@ def loss_clipped(
     Differs from the paper: ratios, rewards and clipping are of whole responses, not of tokens, and
     the baseline is the mean of the other samples, not a value network (which TRL's PPO, that
     published MORLHF runs use, puts on the policy, with its own clipped loss).
-    From the authors' code: not compared. TRL's former RLOOTrainer has this loss.
+    From the authors' code: not compared.
 
     >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs(
