@@ -4,9 +4,11 @@ A stream that cannot be written (a full disk, a closed pipe) ends no run: what i
 is lost, and the run goes on. One that has no letter for a character shows its number.
 """
 
+import functools
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, TextIO
 
 log = logging.getLogger("alignjax")
@@ -77,6 +79,19 @@ def quiet_libraries() -> None:
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)
     ours.propagate = False
+    sys.unraisablehook = functools.partial(_show_unraisable, sys.unraisablehook)
+
+
+def _show_unraisable(show: Callable[[Any], None], unraisable: Any) -> None:
+    """Shows an error that no code can catch, except one that is a consequence of a failed save.
+
+    When one array of a checkpoint cannot be written, orbax closes its event loop while the other
+    arrays are still being written; tensorstore's threads then report each of them to a loop that
+    is gone. The save's own error is raised where the save is waited for.
+    """
+    if unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed":
+        return
+    show(unraisable)
 
 
 def show_lines() -> None:

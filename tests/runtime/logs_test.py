@@ -65,3 +65,58 @@ def test_errors_of_the_checkpoint_library_s_threads_are_left_to_our_line():
     )
     assert "/x/grain/y.py" in done.stderr
     assert "orbax" not in done.stderr
+
+
+# A checkpoint of many arrays on a full disk (here: a limit on the size of files), many times, for
+# it depends on the threads' timing which arrays are still being written when the first one fails.
+FULL_DISK = """
+import pathlib, resource, signal, sys
+
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from alignjax.runtime import logs
+
+if "control" not in sys.argv:
+    logs.quiet_libraries()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+arrays = {str(i): jnp.arange(20_000.0 * (i % 5 + 1)) for i in range(60)}
+for save in range(5):
+    with ocp.CheckpointManager(pathlib.Path(sys.argv[1]) / str(save)) as manager:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000 + 3_000 * save, hard))
+        try:
+            manager.save(0, args=ocp.args.StandardSave(arrays))
+            manager.wait_until_finished()
+        except Exception as error:
+            print("failed:", error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
+"""
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_a_failed_save_shows_no_tracebacks_of_threads(tmp_path, control):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path), *(["control"] if control else [])],
+        capture_output=True,
+        text=True,
+        cwd=runs.ROOT,
+        check=True,
+    )
+    assert done.stdout.count("failed:") == 5
+    assert ("Event loop is closed" in done.stderr) == control
+    assert ("Traceback" in done.stderr) == control
+
+
+def test_other_errors_that_no_code_can_catch_are_shown():
+    program = (
+        "from alignjax.runtime import logs\n"
+        "class Bad:\n"
+        "    def __del__(self):\n"
+        "        raise RuntimeError('a finalizer failed')\n"
+        "logs.quiet_libraries()\n"
+        "Bad()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=runs.ROOT, check=True
+    )
+    assert "a finalizer failed" in done.stderr
