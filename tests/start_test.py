@@ -24,7 +24,7 @@ def blocks(kind):
 
 
 @pytest.mark.slow
-def test_the_page_runs_as_pasted_and_fits_two_screens(tmp_path, monkeypatch, capsys):
+def test_the_page_runs_as_pasted_and_fits_two_screens(tmp_path, monkeypatch, capsys, caplog):
     text = PAGE.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 100
     shutil.copytree(runs.ROOT / "tests" / "parity" / "data" / "story", tmp_path / "my-model")
@@ -49,3 +49,5 @@ def test_the_page_runs_as_pasted_and_fits_two_screens(tmp_path, monkeypatch, cap
     assert max(json.loads(x)["step"] for x in lines) == 4
     for made in ("runs/mine/report.html", "responses.jsonl", "my-model-aligned/model.safetensors"):
         assert (tmp_path / made).is_file(), made
+    # What report.html says at its top stands in the terminal, too.
+    assert "look at this: 100% of the sampled responses were cut at the token limit" in caplog.text

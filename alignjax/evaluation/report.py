@@ -60,8 +60,8 @@ field.addEventListener("input", filter); changed.addEventListener("change", filt
 """
 
 
-def write(workdir: pathlib.Path) -> None:
-    """Writes ``report.html`` into a run's folder.
+def write(workdir: pathlib.Path) -> list[str]:
+    """Writes ``report.html`` into a run's folder; returns what is suspicious about its result.
 
     Raises:
       UserError: the folder holds no finished run.
@@ -69,13 +69,13 @@ def write(workdir: pathlib.Path) -> None:
     if not (workdir / "summary.json").is_file() or not (workdir / "config.json").is_file():
         raise UserError(f"--workdir: {workdir} holds no finished run (no summary.json)")
     storage.write(workdir / "report.html", page(workdir).encode())
+    return findings.of_result(storage.read_json(workdir / "summary.json"), _metrics(workdir))
 
 
 def page(workdir: pathlib.Path) -> str:
     """Makes the page of a finished run."""
     settings, summary = (storage.read_json(workdir / f"{x}.json") for x in ("config", "summary"))
-    metrics = workdir / "metrics.jsonl"
-    lines = read(metrics) if metrics.is_file() else []
+    lines = _metrics(workdir)
     report = summary.get("data_report", {})
     title = html.escape(workdir.resolve().name)
     found = findings.of_data(settings, report) + findings.of_result(summary, lines)
@@ -97,6 +97,11 @@ def page(workdir: pathlib.Path) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
+
+
+def _metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    path = workdir / "metrics.jsonl"
+    return read(path) if path.is_file() else []
 
 
 def _section(title: str, content: str) -> str:

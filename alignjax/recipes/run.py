@@ -6,7 +6,7 @@ import logging
 import math
 import pathlib
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import optax
 
@@ -15,7 +15,7 @@ from alignjax.config.fields import describe
 from alignjax.data.batching import Bucketed
 from alignjax.evaluation import findings, report, tables
 from alignjax.runtime import loggers, sharding, storage, watchdog, workdirs
-from alignjax.runtime.distributed import is_main, run_on_main
+from alignjax.runtime.distributed import broadcast, is_main
 from alignjax.stages import pretrained
 from alignjax.stages.check import bind_fraction, check_losses, check_scorers
 from alignjax.stages.data import prepare_data
@@ -59,13 +59,11 @@ def open_run(
         check_scorers(config, data)
         if config.select is None:  # else the responses that a step scores are not known yet
             compiled.check_longest(data.train.dataset, config.train.microbatch_tokens)
-        for sentence in findings.of_data(describe(config), data.report):
-            if is_main():
-                log.warning("look at this: %s", sentence)
+        _warn(findings.of_data(describe(config), data.report))
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         yield Run(config, workdir, data, mesh)
         if (workdir / "summary.json").is_file():
-            run_on_main("report.html", lambda: report.write(workdir))
+            _warn(broadcast("report.html", lambda: report.write(workdir)))
             tables.say(f"report: {workdir / 'report.html'}")
         # What `align` and `online` leave is one policy.
         if config.loss is not None and (config.recipe is None or config.candidates is not None):
@@ -73,6 +71,11 @@ def open_run(
             tables.say(f"chat with it: python -m alignjax chat --model={named}")
             tables.say(f"export it: python -m alignjax export --workdir={named} --to=FOLDER")
         tables.say(_kept(workdir))
+
+
+def _warn(sentences: Sequence[str]) -> None:
+    for sentence in sentences if is_main() else ():
+        log.warning("look at this: %s", sentence)
 
 
 def optimized(learner: Learner, optimizer: optax.GradientTransformation) -> Learner:
