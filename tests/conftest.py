@@ -84,7 +84,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "whole_run" in getattr(item, "fixturenames", ()):
+        whole = "whole_run" in getattr(item, "fixturenames", ())
+        if whole or item.get_closest_marker("long"):
             item.add_marker(pytest.mark.slow)
     items.sort(
         key=lambda item: next((i for i, x in enumerate(FIRST) if item.nodeid.startswith(x)), 9)

@@ -76,7 +76,7 @@ PARITY = ROOT / "tests" / "parity"
 APART = {
     PARITY / f"{name}.py" for name in ("classifiers", "trl_values", "trl_settings", "reference")
 }
-APART |= {ROOT / f"benchmarks/{name}.py" for name in ("peers_torch", "peers_trl")}
+APART |= {ROOT / f"benchmarks/{name}.py" for name in ("peers_torch", "peers_trl", "sums_trl")}
 
 
 def test_the_parity_script_has_its_packages_pinned():
@@ -190,8 +190,34 @@ def test_such_a_folder_is_recognised(folder):
     assert not LOCAL_PATH.search(f"https://example.org/{folder}/a.txt")
 
 
-def test_ci_runs_the_linters_and_every_test():
-    script = ROOT / ".ci" / "run"
-    assert os.access(script, os.X_OK)
-    targets = re.search(r"for target in (.*);", script.read_text())[1].split()
-    assert targets[-3:] == ["lint", "test", "test-tpu"]
+@pytest.mark.parametrize(
+    ("setting", "targets"),
+    [
+        ({}, ["setup", "lint", "test"]),
+        ({"ALL": "1"}, ["setup", "lint", "test-all", "test-tpu"]),
+        ({"PARITY": "1"}, ["setup", "test-parity", "lint", "test"]),
+    ],
+)
+def test_ci_makes_these_targets_and_stops_at_the_first_that_fails(setting, targets, tmp_path):
+    make = tmp_path / "make"
+    make.write_text('#!/bin/sh\necho "$1" >> "$MADE"\ntest "$1" != "$FAILS"\n')
+    make.chmod(0o755)
+    made = tmp_path / "made"
+    plain = {name: x for name, x in os.environ.items() if name not in ("ALL", "PARITY")}
+    env = {**plain, "PATH": f"{tmp_path}:{os.environ['PATH']}", "MADE": str(made), **setting}
+    for fails, wanted in (("", targets), ("lint", targets[: targets.index("lint") + 1])):
+        made.unlink(missing_ok=True)
+        script = [str(ROOT / ".ci" / "run")]
+        done = subprocess.run(script, env={**env, "FAILS": fails}, stdout=subprocess.DEVNULL)
+        assert made.read_text().split() == wanted
+        assert (done.returncode == 0) == (not fails)
+
+
+def test_make_test_leaves_out_the_long_tests_alone():
+    text = (ROOT / "Makefile").read_text()
+    commands = dict(re.findall(r"^(test|test-all|check): setup\n\t.*pytest (.*)$", text, re.M))
+    assert commands == {
+        "test": '$(PARALLEL) -m "not long"',
+        "test-all": "$(PARALLEL)",
+        "check": '$(PARALLEL) -m "not slow"',
+    }

@@ -100,6 +100,7 @@ def test_however_it_was_ended_it_ends_with_the_same_bits(clean, compiled, tmp_pa
     assert_same(tmp_path, clean)
 
 
+@pytest.mark.long
 def test_asked_twice_while_it_compiles_it_still_saves(compiled, tmp_path):
     """Signals from outside, the first as soon as the loop listens."""
     program = subprocess.Popen(
@@ -127,6 +128,7 @@ def test_asked_twice_while_it_compiles_it_still_saves(compiled, tmp_path):
     assert (tmp_path / "sft" / "checkpoints" / saved[1]).is_dir()
 
 
+@pytest.mark.long
 def test_a_complete_run_started_again_changes_nothing(clean, compiled):
     def content(path):
         return {p: p.read_bytes() for p in path.rglob("*") if p.is_file() and p.name in kept}

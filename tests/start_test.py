@@ -23,7 +23,7 @@ def blocks(kind):
     return [text for given, text in found if given == kind]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_runs_as_pasted_and_fits_two_screens(tmp_path, monkeypatch, capsys, caplog):
     text = PAGE.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 100

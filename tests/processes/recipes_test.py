@@ -26,7 +26,7 @@ from tests.processes.runs_test import read
 from tests.recipes import reward_model_test
 from tests.recipes.multi_objective import morlhf_test, paretohqd_test
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 # Both processes do all recipes one after the other: most of what a run costs them is to begin.
 SCRIPT = """

@@ -12,7 +12,7 @@ import pytest
 
 from tests import runs
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 CONFIG = pathlib.Path(__file__).with_name("noted.py")
 STAGES = ("supervised", "alignment")

@@ -55,7 +55,7 @@ def test_without_agreement_a_signal_to_one_does_not_stop_all(monkeypatch, tmp_pa
     assert counts["steps"] == int(state.step) == 12
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_that_dies_before_its_part_is_saved(clean, compiled, tmp_path):
     """Nothing of that step counts; the others end with 5; started again, the run ends the same."""
     rows, w = clean

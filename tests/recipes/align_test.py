@@ -135,7 +135,7 @@ def test_one_compile_for_each_shape(base):
     assert json.loads((base[0] / "sft" / "summary.json").read_text())["compiles"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_scoring_compiles_once_for_each_shape(tmp_path):
     settings = config("data.buckets=2", "data.pad_multiple=8", "model.layers=2")
     data = prepare_data(settings, tmp_path).train
@@ -154,7 +154,7 @@ def test_scoring_compiles_once_for_each_shape(tmp_path):
     assert logps.score_responses._cache_size() - before == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_supervised_stage_starts_the_policy_and_is_its_reference(base, tmp_path):
     """Zero learning rate: whatever was trained before stays, and no reward ever appears."""
     workdir = tmp_path / "still"
@@ -172,7 +172,7 @@ def test_the_supervised_stage_starts_the_policy_and_is_its_reference(base, tmp_p
 LIVE = "reference.mode=live"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -201,7 +201,7 @@ def hps_with_gamma(logps, batch, *, gamma):
     return losses, metrics | {"gamma": jnp.full(len(losses), gamma)}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_lists_with_a_draw_from_a_curriculum(tmp_path):
     """HPS end to end; gamma ramps over the run's steps, and live passes are the cheaper ones."""
     data = dataclasses.replace(
@@ -238,7 +238,7 @@ def test_lists_with_a_draw_from_a_curriculum(tmp_path):
     assert 0 <= held_out["eval_rewards/best_accuracies"] <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_stages_that_nobody_asked_for(tmp_path):
     """Supervised only, no reference, no judge, no samples."""
     settings = config(
@@ -423,7 +423,7 @@ def test_other_data_or_another_tokenizer_are_refused(stopped, monkeypatch):
     assert align.run(config("evaluate.prompts=0"), stopped) == "went on"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_more_steps_of_the_first_stage_make_another_reference(stopped, monkeypatch, tmp_path):
     monkeypatch.setattr(align, "_align", lambda *a: None)
     before = checkpoint.tree_digest(runs.supervised(stopped, config()))

@@ -67,6 +67,7 @@ def test_what_it_leaves_is_exported_and_sampled_from(clean, tmp_path):
     assert used.texts_and_nats(said) == used.texts_and_nats(workdir / "after.json")
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_ends_with_the_same_bits(clean, tmp_path, monkeypatch):
     wanted, summary = clean
     monkeypatch.setenv("ALIGNJAX_FAULT", "step:online-2=raise")

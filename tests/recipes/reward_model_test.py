@@ -167,7 +167,7 @@ def test_it_starts_from_the_supervised_stage(copy, monkeypatch):
     assert trained != wanted
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_objectives_have_a_head_each(tmp_path):
     names = ("helpful", "harmless")
     source = partial(world.lists, size=60, seed=0, responses=4, objectives=names)
@@ -276,6 +276,7 @@ def test_texts_over_a_limit_lose_one_end_and_are_counted(base, caplog):
         scorers.reward_model(rows, path=path, max_response_tokens=1)
 
 
+@pytest.mark.long
 def test_a_run_counts_what_its_reward_models_cut_in_its_data_report(base, tmp_path):
     """Of the lists that it trains on, and of the samples that it is measured by."""
     by_model = (partial(scorers.reward_model, path=str(base[0]), max_response_tokens=3),)

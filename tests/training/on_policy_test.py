@@ -224,7 +224,7 @@ def test_programs_are_compiled_once(name, clean):
     assert counts["steps"] == {"fit": STEPS, "play": 3 * STEPS}[name]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "stop"), [("fit", 2), ("play", 2), ("play", 5)])
 def test_resuming_after_a_turn_of_either_gives_the_same_bits(
     name, stop, clean, tmp_path, monkeypatch
@@ -279,7 +279,7 @@ def test_bad_steps_of_one_player_in_a_row_end_the_game(tmp_path):
         play(job(tmp_path), reward_steps=1, loss=broken)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", LOOPS)
 def test_several_devices_give_what_one_gives(name, clean, tmp_path):
     mesh = sharding.make_mesh(2, 2, 1)

@@ -25,7 +25,7 @@ from alignjax.stages import pretrained
 from tests import runs
 from tests.recipes.apo import rounds_test, stepwise_test
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 LORA = LoraConfig(rank=2, alpha=8.0)
 THIN = LoraConfig(rank=2, alpha=8.0, dropout=0.1, quantize="nf4")

@@ -191,6 +191,7 @@ def test_a_game_that_has_ended_is_left_as_it_is(base):
     assert runs.stamps(workdir) == before
 
 
+@pytest.mark.long
 def test_other_measures_train_nothing(base, tmp_path):
     workdir = pathlib.Path(shutil.copytree(base[0], tmp_path / "copy"))
     steps = {x: t for x, t in runs.stamps(workdir).items() if "checkpoints" in x}
@@ -209,6 +210,7 @@ def begun(base, tmp_path):
     return tmp_path
 
 
+@pytest.mark.long
 def test_without_an_adversary_one_reward_model_stays(begun):
     pair = dict(select=bradley_terry.select, loss=partial(dpo.loss, beta=0.1))
     settings = config(
@@ -241,6 +243,7 @@ def test_too_few_golden_answers_are_refused_before_anything_is_trained(tmp_path)
     assert not (tmp_path / "sft").exists()
 
 
+@pytest.mark.long
 def test_a_policy_of_empty_responses_is_stopped_with_round_and_share(begun, monkeypatch):
     real = samples.respond_in_batches
 
@@ -309,6 +312,7 @@ def test_a_reward_model_of_another_size_or_tokenizer_is_refused(base, tmp_path):
     refused(config(game=dict(reward_model="none")), tmp_path / "c", r"game\.reward_model: none hol")
 
 
+@pytest.mark.long
 def test_a_reward_model_that_is_given_stands_for_the_pairs_own(base, begun):
     shutil.rmtree(begun / "base")
     given = str(base[0] / "base")
@@ -336,6 +340,7 @@ def of_pairs(scores, batch, *, size: int):
 # --- afterwards
 
 
+@pytest.mark.long
 def test_the_last_policy_is_what_the_verbs_take(base, tmp_path):
     workdir = base[0]
     params = finished_run.load_policy(config(), str(workdir))

@@ -100,6 +100,7 @@ def test_what_it_leaves_can_be_used(clean, tmp_path):
     assert f"{3 * STEPS} steps" in (tmp_path / "exportedreward" / "README.md").read_text()
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_ends_with_the_same_bits(clean, tmp_path, monkeypatch):
     """After turn 4, in the middle of the reward model's two; on_policy_test stops at every turn."""
     wanted, summary = clean

@@ -102,6 +102,7 @@ def test_its_policies_are_exported_and_sampled(front, tmp_path):
     assert texts == used.written(said)
 
 
+@pytest.mark.long
 def test_only_adapters_are_trained_where_the_config_has_them(front, tmp_path):
     _, setting = front
     lora = dataclasses.replace(setting.run.config, lora=LoraConfig(rank=2, targets=("q", "v")))
@@ -117,6 +118,7 @@ def test_only_adapters_are_trained_where_the_config_has_them(front, tmp_path):
     assert any(np.abs(x["lora_b"]).max() > 0 for x in params["layers"].values())
 
 
+@pytest.mark.long
 def test_ppo_takes_several_updates_on_the_samples_of_a_step(front, tmp_path):
     _, setting = front
     loss = functools.partial(grpo.loss_clipped, beta=0.05)

@@ -125,6 +125,7 @@ def test_what_the_representatives_say_is_cleaned_and_counted(base, setting):
     assert faults
 
 
+@pytest.mark.long
 def test_one_after_the_other_gives_what_side_by_side_gives(base, setting):
     rows = rows_of.scored_rows(setting)
     chosen = paretohqd.curate(rows.scores, PREFERENCES, 8)
@@ -155,6 +156,7 @@ def test_its_policies_are_exported_and_sampled(base, tmp_path, caplog):
         export.export(str(base), str(tmp_path / "out"), preference="1,0")
 
 
+@pytest.mark.long
 def test_killed_in_its_second_stage_it_ends_the_same(base, tmp_path):
     workdir = shutil.copytree(base, tmp_path / base.name)
     for name in ("stage2", "samples"):
@@ -169,6 +171,7 @@ def test_killed_in_its_second_stage_it_ends_the_same(base, tmp_path):
     assert before.items() <= runs.stamps(workdir).items()  # what is done is not done again
 
 
+@pytest.mark.long
 def test_stage_1_alone_and_linear_curation_are_the_ablations(base, setting):
     trained = method.train(setting, size=8, at_once=2, two_stages=False)
     questions = take_questions(setting.run.data.originals, 2)
@@ -188,6 +191,7 @@ def test_stage_1_alone_and_linear_curation_are_the_ablations(base, setting):
     assert [x["ids"] for x in told] == [[rows.ids[i] for i in own] for own in chosen]
 
 
+@pytest.mark.long
 def test_whole_networks_are_trained_where_there_are_no_adapters(setting, tmp_path):
     config = dataclasses.replace(setting.run.config, lora=None)
     run = dataclasses.replace(setting.run, config=config, workdir=tmp_path)

@@ -230,6 +230,7 @@ def test_scores_that_a_function_of_ones_own_asks_for_are_known_of_the_trained_pr
         policies.choose(own, (0.25, 0.75))
 
 
+@pytest.mark.long
 def test_killed_in_its_first_round_it_ends_the_same(base, tmp_path):
     workdir = shutil.copytree(base[0], tmp_path / base[0].name)
     later = (

@@ -179,6 +179,7 @@ def test_started_again_it_trains_and_samples_nothing(base, tmp_path):
     assert runs.stamps(workdir) == before
 
 
+@pytest.mark.long
 def test_killed_while_a_policy_is_trained_it_ends_the_same(base, tmp_path):
     workdir = shutil.copytree(base[0], tmp_path / base[0].name)
     for name in ("nearest/0", "nearest/1", "samples"):
@@ -312,6 +313,7 @@ def test_a_missing_objective_is_counted_and_refused_above_the_limit(setting, cap
         scored.scored_rows(with_limit(0.0))
 
 
+@pytest.mark.long
 def test_adapters_are_trained_from_the_reference_or_from_others(setting):
     config = dataclasses.replace(setting.run.config, lora=LoraConfig(rank=2))
     rank2 = changed(setting, config=config)
@@ -385,6 +387,7 @@ def one_objective(setting, preference, *, rate: float = 0.05):
     return Network(preference, name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 2])
 def test_soups_and_mixtures_of_experts_while_they_run_and_afterwards(
     base, setting, tmp_path, rank, caplog
