@@ -90,7 +90,7 @@ def test_frequencies_of_llama_3_are_found(tmp_path):
     read = load.read_config(write(tmp_path / "a.gguf", "llama", fields, divisors))
     assert (read.rope_scaling, read.rope_theta, read.head_dim) == (scaling, 5e5, 64)
     divisors = {"rope_freqs.weight": np.linspace(1, 4, 32)}
-    with pytest.raises(UserError, match=r"rope_freqs\.weight': not a scaling of Llama 3's"):
+    with pytest.raises(UserError, match=r"rope_freqs\.weight': wanted a scaling as Llama 3's"):
         load.read_config(write(tmp_path / "b.gguf", "llama", fields, divisors))
 
 

@@ -1,4 +1,4 @@
-"""Reads config.json into a ModelConfig and back; refuses what is not supported by its name."""
+"""Converts config.json to a ModelConfig and back; an error names an unsupported field."""
 
 import dataclasses
 from typing import Any
@@ -28,7 +28,7 @@ _READ = {
     *("rope_scaling", "rope_parameters", "layer_types", "original_max_position_embeddings"),
     "_sliding_window_pattern",
 }
-_SHAPE = [  # what config.json decides; the rest is how the network is run
+_SHAPE = [  # the fields that config.json sets; the others say how the network is run
     f.name
     for f in dataclasses.fields(ModelConfig)
     if f.name not in ("path", "dtype", "param_dtype", "remat", "attention", "logits_chunk")
@@ -36,20 +36,20 @@ _SHAPE = [  # what config.json decides; the rest is how the network is run
 
 
 def shape_fields(config: ModelConfig) -> Json:
-    """The fields that describe the network itself, by name."""
+    """Returns the fields that describe the network itself, by name."""
     return {name: getattr(config, name) for name in _SHAPE}
 
 
 def labels(content: Json, file: str) -> tuple[str, ...]:
-    """The names of a reward model's outputs, empty for a language model.
+    """Returns the names of a reward model's outputs, empty for a language model.
 
     Raises:
-      UserError: its outputs are not numbered from 0.
+      UserError: the outputs are not numbered from 0.
     """
     architectures = content.get("architectures")
     if not str(architectures).endswith("ForSequenceClassification']"):
         return ()
-    names = content.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # left out by transformers
+    names = content.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # transformers' default
     numbered = isinstance(names, dict) and list(names) == [str(i) for i in range(len(names))]
     if not numbered or not 0 < len(names) <= 1024:
         raise UserError(f"{file}: id2label: wanted names of outputs 0, 1, ..., found {names!r:.80}")
@@ -57,20 +57,20 @@ def labels(content: Json, file: str) -> tuple[str, ...]:
 
 
 def two_labels(content: Json, names: tuple[str, ...]) -> tuple[str, str] | None:
-    """The two labels of a classifier that chooses one of them, else None.
+    """Returns the two labels of a classifier that chooses one of them, else None.
 
-    Two outputs that were trained as numbers of their own are two objectives.
+    Two outputs trained by regression or as independent labels are two objectives, not a choice.
     """
-    several = content.get("problem_type") in ("regression", "multi_label_classification")
-    return None if len(names) != 2 or several else (names[0], names[1])
+    independent = content.get("problem_type") in ("regression", "multi_label_classification")
+    return None if len(names) != 2 or independent else (names[0], names[1])
 
 
 def read(content: Json, file: str, *, reward: bool = False) -> ModelConfig:
-    """Reads the network that a config.json describes; how it is run stays at the defaults.
+    """Reads the network that a config.json describes; other fields keep their defaults.
 
     Args:
-      content, file: the JSON object, and where it is from.
-      reward: a reward model's is wanted, not a policy's.
+      content, file: the JSON object, and its file for messages.
+      reward: expect a reward model instead of a policy.
 
     Raises:
       UserError: the family or an option is not supported, or a field is missing or of a wrong type.
@@ -107,7 +107,7 @@ def read(content: Json, file: str, *, reward: bool = False) -> ModelConfig:
 
 
 def _family(content: Json, file: str, reward: bool) -> Family:
-    """The family of ``model_type``, for a model of the right kind, a policy or a reward model."""
+    """Returns the family of ``model_type``, and checks the architecture: policy or reward model."""
     kind = content.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         near = did_you_mean(str(kind), FAMILIES)
@@ -123,7 +123,7 @@ def _family(content: Json, file: str, reward: bool) -> Family:
 
 
 def _check_options(content: Json, family: Family, file: str) -> None:
-    """Refuses every option that could change what the network computes and is not supported."""
+    """Refuses unsupported options that could change what the network computes."""
     for key, value in content.items():
         allowed = family.only.get(key)
         if allowed is None and key not in family.biases:
@@ -137,15 +137,15 @@ def _check_options(content: Json, family: Family, file: str) -> None:
 
 
 def _is_note(key: str, value: Any, family: Family) -> bool:
-    """Whether a field that no code of the family reads has no effect."""
-    # None and false switch an option off, also one that is newer than this code.
+    """Whether a field that is not read has no effect on the computation."""
+    # None and false switch an option off, even an option that is newer than this code.
     off = value is None or value is False
     named = key.startswith(NOTE_PREFIXES) or key.endswith(NOTE_SUFFIXES)
     return off or named or key in NOTES or key in family.unread
 
 
 def _is_off(key: str, value: Any) -> bool:
-    """Whether a description of quantised weights is of weights that are not."""
+    """Whether a ``quantization_config`` says that the weights are not quantised."""
     if key != "quantization_config" or not isinstance(value, dict):
         return False
     bits = [value.get("load_in_4bit"), value.get("load_in_8bit")]
@@ -153,7 +153,7 @@ def _is_off(key: str, value: Any) -> bool:
 
 
 def notes(content: Json) -> list[str]:
-    """The fields of a config.json that could be read, and that no number depends on.
+    """Lists the fields of a config.json that have no effect, for the log.
 
     Fields that transformers writes for every model are left out.
     """
@@ -170,7 +170,7 @@ def _flag(fields: Json, key: str, file: str) -> bool:
 
 
 def _window(own: Json, family: Family, layers: int, file: str) -> Json:
-    """Reads which layers have a window: all, none, or all but every n-th."""
+    """Reads ``window`` and ``full_every``: a window in all, none, or all but every n-th."""
     types = own.get("layer_types")
     known = isinstance(types, list) and all(t in (FULL, WINDOW) for t in types)
     if types is not None and (not known or len(types) != layers):
@@ -181,7 +181,7 @@ def _window(own: Json, family: Family, layers: int, file: str) -> Json:
             raise UserError(f"{file}: layer_types: wanted {FULL} alone where no window is set")
         return {}
     window: Json = {"window": size(own, "sliding_window", file)}
-    if types is None and own.get("max_window_layers"):  # these first ones have none
+    if types is None and own.get("max_window_layers"):  # the first layers have no window
         full = min(layers, size(own, "max_window_layers", file))
         types = [FULL] * full + [WINDOW] * (layers - full)
     if types is None:
@@ -197,8 +197,8 @@ def _window(own: Json, family: Family, layers: int, file: str) -> Json:
         return {}
     if not uniform or any((t == FULL) != ((i + 1) % every == 0) for i, t in enumerate(types)):
         raise UserError(
-            f"{file}: layer_types: these windows are not supported; in all layers, in none, or in "
-            "all but every n-th"
+            f"{file}: layer_types: this order is not supported; wanted a window in all layers, in "
+            "none, or in all but every n-th"
         )
     return {**window, "full_every": every}
 
@@ -208,8 +208,8 @@ def write(config: ModelConfig, family: str = "", outputs: tuple[str, ...] = ()) 
 
     Args:
       config: the network.
-      family: the ``model_type`` to prefer; some networks are of several.
-      outputs: the names of a reward model's outputs; empty: it is a policy's.
+      family: the ``model_type`` to prefer; several families can describe some networks.
+      outputs: the names of a reward model's outputs; empty for a policy.
 
     Raises:
       UserError: no family has this combination of options.
@@ -231,7 +231,10 @@ def write(config: ModelConfig, family: str = "", outputs: tuple[str, ...] = ()) 
 
 
 def _fields(config: ModelConfig, kind: str) -> Json:
-    """The config.json of a network as one of a family; `write` checks that it says everything."""
+    """Makes the config.json of a network as one family writes it.
+
+    `write` reads it back, to check that the family can express the network.
+    """
     c, family = config, FAMILIES[kind]
     content: Json = {
         "architectures": [family.architecture],
@@ -257,8 +260,8 @@ def _fields(config: ModelConfig, kind: str) -> Json:
         full = [c.full_every > 0 and (i + 1) % c.full_every == 0 for i in range(c.layers)]
         content["layer_types"] = [FULL if x or c.window is None else WINDOW for x in full]
         scalar = c.query_scalar
-        whole = scalar is not None and scalar == int(scalar)  # transformers wants it so
-        content["query_pre_attn_scalar"] = int(scalar) if scalar and whole else scalar
+        integral = scalar is not None and scalar == int(scalar)  # transformers wants an int
+        content["query_pre_attn_scalar"] = int(scalar) if scalar and integral else scalar
         content["final_logit_softcapping"] = c.logit_softcap
         if c.full_every:
             content["sliding_window_pattern"] = c.full_every

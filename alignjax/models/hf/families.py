@@ -12,15 +12,13 @@ class Family:
     """The properties that all models of one ``model_type`` share.
 
     Attributes:
-      architecture: the class of a policy that config.json names.
-      classifier: the class of a reward model.
-      fixed: fields of ModelConfig that every model of the family has with this value.
-      optional: fields of config.json that only some families have, with what holds where one is
-        left out.
-      only: fields of config.json that would change the computation, with the values that are
-        supported.
-      biases: fields of config.json that give projections biases, with the ModelConfig's fields.
-      unread: fields of config.json that this family does not read, though others do.
+      architecture: transformers' class of a policy, as config.json names it.
+      classifier: transformers' class of a reward model.
+      fixed: fields of ModelConfig that have the same value in every model of the family.
+      optional: fields of config.json that only some families read, with their defaults.
+      only: fields of config.json that would change the computation, with their supported values.
+      biases: fields of config.json that switch biases on -> the ModelConfig fields they set.
+      unread: fields of config.json that other families read and this one ignores.
     """
 
     architecture: str
@@ -122,8 +120,7 @@ SIZES = {  # fields of config.json that every family has -> fields of ModelConfi
     "num_attention_heads": "heads",
     "intermediate_size": "mlp_width",
 }
-# Fields that say nothing about what the network computes from its tokens, as transformers 4 and 5
-# write them for every model.
+# Fields that do not affect the computation, and that transformers 4 and 5 write for every model.
 ASIDE = {
     *("architectures", "model_type", "transformers_version", "torch_dtype", "dtype"),
     *("_name_or_path", "auto_map", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache"),
@@ -132,7 +129,7 @@ ASIDE = {
     *("_attn_implementation", "attn_implementation", "output_attentions", "output_hidden_states"),
     *("chunk_size_feed_forward", "is_encoder_decoder"),
 }
-# The same, of one version or of other programs; one line names those that a file has.
+# Fields that do not affect the computation, of some versions or other programs; they are logged.
 NOTES = {
     *("num_labels", "tokenizer_class", "prefix", "finetuning_task", "task_specific_params"),
     *("_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash"),
@@ -141,7 +138,7 @@ NOTES = {
     *("torchscript", "use_bfloat16", "tf_legacy_loss", "xla_device", "gradient_checkpointing"),
     *("is_decoder", "use_return_dict", "use_flash_attn", "use_flash_attention", "base_model"),
     *("is_llama_config", "max_sequence_length", "model_max_length", "neftune_noise_alpha"),
-    # How to sample, which older versions kept here.
+    # Sampling options, which older versions kept in config.json.
     *("assistant_confidence_threshold", "assistant_lookbehind", "bad_words_ids", "do_sample"),
     *("begin_suppress_tokens", "diversity_penalty", "early_stopping", "epsilon_cutoff"),
     *("encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "eta_cutoff", "min_p"),
@@ -154,7 +151,7 @@ NOTES = {
 }
 NOTE_PREFIXES = ("transformers.", "transformers_", "unsloth_", "onnx")
 NOTE_SUFFIXES = ("name_or_path", "_token", "_token_id", "_version")
-# Fields that change what is computed, unless they have one of these values.
+# Fields that change the computation, unless they have one of these values.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
@@ -178,7 +175,7 @@ LAYER_TENSORS = {  # path below ``layers`` -> name below ``model.layers.N``; ker
     **{f"{x}/kernel": f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")},
     **{f"{x}/bias": f"mlp.{x}_proj.bias" for x in ("gate", "up", "down")},
 }
-SANDWICH_TENSORS = {  # where a layer has norms after attention and feed-forward too
+SANDWICH_TENSORS = {  # of layers with norms after attention and feed-forward too
     **LAYER_TENSORS,
     "attention_out_norm/scale": "post_attention_layernorm.weight",
     "mlp_norm/scale": "pre_feedforward_layernorm.weight",
@@ -193,7 +190,7 @@ OTHER_TENSORS = {
 
 
 def tensor_name(path: str, config: ModelConfig) -> str:
-    """The tensor of a parameter; for a stacked one with ``{}`` in place of the layer's number."""
+    """Returns the name of a parameter's tensor; ``{}`` stands for a layer's number."""
     if not path.startswith("layers/"):
         return OTHER_TENSORS[path]
     names = SANDWICH_TENSORS if config.sandwich_norms else LAYER_TENSORS

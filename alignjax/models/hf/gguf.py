@@ -1,8 +1,8 @@
-"""Reads a GGUF file as a folder of transformers': its config.json, its tensors by their names.
+"""Converts GGUF files to transformers' config.json and tensor names, and back.
 
-Files of the families in `families`, with any quantisation that the package ``gguf`` decodes.
-llama.cpp turns Llama's query and key rows about, and adds 1 to Gemma's norms; both are undone.
-And the reverse: what a file of a folder's network holds.
+Supports the families in `families`, with any quantisation that the package ``gguf`` decodes.
+llama.cpp permutes the rows of Llama's queries and keys, and adds 1 to Gemma's norms; reading undoes
+both.
 """
 
 import functools
@@ -65,19 +65,19 @@ _SANDWICH = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-_WHOLE = {
+_OUTSIDE = {  # of tensors outside the layers
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
 }
-FREQUENCIES = "rope_freqs.weight"  # what Llama 3's frequencies are divided by
+FREQUENCIES = "rope_freqs.weight"  # divisors of Llama 3's rotary frequencies
 
 
 def config(path: str) -> Json:
-    """The config.json that a file's metadata amount to.
+    """Makes a config.json from a file's metadata.
 
     Raises:
-      UserError: another architecture, or a field that is not supported.
+      UserError: the architecture or a field is not supported.
     """
     fields, tensors = gguf_files.read(path)
     kind = fields.get("general.architecture")
@@ -111,7 +111,7 @@ def config(path: str) -> Json:
 
 
 def _head(path: str, kind: str, own: Json, content: Json) -> Json:
-    """The size of a head, and what scores are divided by the root of."""
+    """Reads ``head_dim``, and derives Gemma's ``query_pre_attn_scalar``, which is not stored."""
     width, heads = content.get("hidden_size", 0), content.get("num_attention_heads", 1)
     size = own.get("attention.key_length", own.get("rope.dimension_count", width // heads))
     for key, wanted in (
@@ -124,13 +124,13 @@ def _head(path: str, kind: str, own: Json, content: Json) -> Json:
             raise UserError(f"{path}: {kind}.{key}: wanted {wanted!r}, found {own[key]!r:.80}")
     if not kind.startswith("gemma"):
         return {"head_dim": size}
-    # Files do not say it; the 27B models alone have another than the head's size.
+    # It is the head's size, except in the 27B models, which are known by their layers.
     large = content.get("num_hidden_layers") == {"gemma2": 46, "gemma3": 62}[kind]
     return {"head_dim": size, "query_pre_attn_scalar": width // heads if large else size}
 
 
 def _rope(path: str, kind: str, own: Json, names: Json) -> Json:
-    """The scaling of rotary frequencies."""
+    """Reads ``rope_scaling``."""
     form = own.get("rope.scaling.type", "none")
     if FREQUENCIES in names:
         size = own.get("attention.key_length", own.get("rope.dimension_count"))
@@ -142,15 +142,17 @@ def _rope(path: str, kind: str, own: Json, names: Json) -> Json:
 
 
 def _llama3(path: str, divisors: np.ndarray, theta: float, size: Any) -> Json:
-    """Finds Llama 3's options from what its frequencies are divided by.
+    """Recovers Llama 3's options from the divisors of its frequencies.
+
+    Only ``factor`` varies between models: the file is checked against the usual other options.
 
     Raises:
-      UserError: no such options give these numbers.
+      UserError: these options do not give the file's divisors.
     """
     scaling = RopeScaling(factor=float(divisors.max()))
-    wanted = 1.0 / _kept(scaling, theta, size or 2 * len(divisors))
+    wanted = 1.0 / _frequency_scale(scaling, theta, size or 2 * len(divisors))
     if wanted.shape != divisors.shape or not np.allclose(divisors, wanted, rtol=1e-3):
-        raise UserError(f"{path}: tensor {FREQUENCIES!r}: not a scaling of Llama 3's kind")
+        raise UserError(f"{path}: tensor {FREQUENCIES!r}: wanted a scaling as Llama 3's")
     return {
         "rope_type": "llama3",
         "factor": scaling.factor,
@@ -160,8 +162,8 @@ def _llama3(path: str, divisors: np.ndarray, theta: float, size: Any) -> Json:
     }
 
 
-def _kept(scaling: RopeScaling, theta: float, size: int) -> np.ndarray:
-    """What Llama 3's scaling multiplies each frequency of a head of ``size`` numbers by."""
+def _frequency_scale(scaling: RopeScaling, theta: float, size: int) -> np.ndarray:
+    """Returns the factor of each frequency under Llama 3's scaling, ``[head_dim / 2]``."""
     turns = scaling.original_length / (2 * math.pi * theta ** (np.arange(0, size, 2) / size))
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
@@ -169,64 +171,65 @@ def _kept(scaling: RopeScaling, theta: float, size: int) -> np.ndarray:
 
 
 def tensors(path: str) -> dict[str, Tensor]:
-    """Every tensor by the name that transformers gives it; decoded when it is opened."""
-    fields, found = gguf_files.read(path)
+    """Lists every tensor under the name that transformers gives it; opening one decodes it."""
+    fields, entries = gguf_files.read(path)
     kind = fields.get("general.architecture")
     content = config(path)
     sandwich = kind in ("gemma2", "gemma3")
     all_heads = content["num_attention_heads"]
     paired = {"attn_q": all_heads, "attn_k": content.get("num_key_value_heads", all_heads)}
-    named = {}
-    for tensor in found:
+    tensors = {}
+    for tensor in entries:
         if tensor.name == FREQUENCIES:
             continue
         name = _name(tensor.name, _SANDWICH if sandwich else _LAYER)
         part = tensor.name.split(".")[-2]
         heads = paired.get(part, 0) if kind == "llama" else 0
-        lowered = sandwich and "norm" in tensor.name
-        decode: Callable[[], np.ndarray] = functools.partial(_decode, path, tensor, heads, lowered)
-        if part in _WHOLE:  # these are asked for some rows at a time
+        plus_one = sandwich and "norm" in tensor.name
+        decode: Callable[[], np.ndarray] = functools.partial(_decode, path, tensor, heads, plus_one)
+        if part in _OUTSIDE:  # the loader opens these once for every few rows
             decode = functools.cache(decode)
         shape = tuple(int(x) for x in tensor.shape[::-1])
-        named[name] = Tensor(pathlib.Path(path), "F32", shape, 0, decode)
-    return named
+        tensors[name] = Tensor(pathlib.Path(path), "F32", shape, 0, decode)
+    return tensors
 
 
 def _name(name: str, layer: dict[str, str]) -> str:
-    """The name in transformers, or the file's own where there is none."""
+    """Returns the name in transformers, or the file's own name if transformers has none."""
     stem, _, suffix = name.rpartition(".")
-    if stem in _WHOLE:
-        return f"{_WHOLE[stem]}.{suffix}"
+    if stem in _OUTSIDE:
+        return f"{_OUTSIDE[stem]}.{suffix}"
     block, _, part = stem.removeprefix("blk.").partition(".")
     if stem.startswith("blk.") and part in layer:
         return f"model.layers.{block}.{layer[part]}.{suffix}"
     return name
 
 
-def _decode(path: str, tensor: Any, heads: int, lowered: bool) -> np.ndarray:
-    """A tensor as transformers stores it.
+def _decode(path: str, tensor: Any, heads: int, plus_one: bool) -> np.ndarray:
+    """Decodes a tensor, in the layout of transformers.
 
     Args:
       path, tensor: the file and its entry.
-      heads: rows come in pairs within each of so many heads, not in halves; 0: they do not.
-      lowered: 1 was added.
+      heads: in each of this many heads, the rows of a rotary pair are adjacent, where transformers
+        has them half a head apart; 0: the rows are in transformers' order.
+      plus_one: the file stores the values + 1.
     """
     values: np.ndarray = gguf_files.dequantize(path, tensor)
     if heads:
         pairs = values.reshape(heads, len(values) // heads // 2, 2, *values.shape[1:])
         values = pairs.swapaxes(1, 2).reshape(values.shape)
-    return values - 1 if lowered else values
+    return values - 1 if plus_one else values
 
 
 def fields_of(content: Json, family: str) -> Json:
-    """The metadata that describe a network.
+    """Makes the metadata that describe a network.
 
     Args:
-      content: of its config.json, as `configjson.write` makes it.
+      content: the network's config.json, from `configjson.write`.
       family: its ``model_type``.
 
     Raises:
-      UserError: llama.cpp has no such rotary scaling.
+      UserError: GGUF has no such rotary scaling.
     """
     kind = next((k for k, name in ARCHITECTURES.items() if name == family), "llama")
     own = {ours: content[theirs] for ours, theirs in _FIELDS.items() if theirs in content}
@@ -238,7 +241,7 @@ def fields_of(content: Json, family: str) -> Json:
     form = scaling.get("rope_type", "none")
     if form == "linear":
         own |= {"rope.scaling.type": form, "rope.scaling.factor": scaling["factor"]}
-    elif form not in ("none", "llama3"):  # the latter's frequencies are a tensor
+    elif form not in ("none", "llama3"):  # Llama 3's scaling is stored as a tensor
         raise UserError(f"rope_scaling: GGUF files have no kind {form!r:.80}")
     named = {f"{kind}.{key}": value for key, value in own.items() if value is not None}
     return {"general.architecture": kind, **named}
@@ -247,41 +250,41 @@ def fields_of(content: Json, family: str) -> Json:
 def sources_of(
     tensors: dict[str, Tensor], fields: Json, scaling: RopeScaling | None
 ) -> list[gguf_files.Source]:
-    """The tensors of a file, from those of a folder.
+    """Converts a folder's tensors to those of a GGUF file.
 
     Args:
-      tensors: by the names of transformers.
-      fields: of `fields_of`.
-      scaling: of the network.
+      tensors: by their names in transformers.
+      fields: the metadata, from `fields_of`.
+      scaling: the network's rotary scaling.
     """
     kind = fields["general.architecture"]
     own = {key.removeprefix(f"{kind}."): value for key, value in fields.items()}
     sandwich = kind in ("gemma2", "gemma3")
     parts = {theirs: ours for ours, theirs in (_SANDWICH if sandwich else _LAYER).items()}
-    whole = {theirs: ours for ours, theirs in _WHOLE.items()}
+    outside = {theirs: ours for ours, theirs in _OUTSIDE.items()}
     all_heads = own["attention.head_count"]
     paired = {"attn_q": all_heads, "attn_k": own.get("attention.head_count_kv", all_heads)}
     sources: list[gguf_files.Source] = []
     if scaling is not None and scaling.kind == "llama3":
-        divisors = 1 / _kept(scaling, own["rope.freq_base"], own["rope.dimension_count"])
+        divisors = 1 / _frequency_scale(scaling, own["rope.freq_base"], own["rope.dimension_count"])
         sources.append((FREQUENCIES, divisors.shape, lambda: divisors))
     for name, tensor in tensors.items():
         stem, _, suffix = name.rpartition(".")
-        part = whole.get(stem, "")
+        part = outside.get(stem, "")
         if not part:
             block, _, rest = stem.removeprefix("model.layers.").partition(".")
             part = f"blk.{block}.{parts[rest]}"
         heads = paired.get(part.rpartition(".")[2], 0) if kind == "llama" else 0
-        raised = sandwich and "norm" in part
-        get = functools.partial(_encode, tensor, heads, raised)
+        plus_one = sandwich and "norm" in part
+        get = functools.partial(_encode, tensor, heads, plus_one)
         sources.append((f"{part}.{suffix}", tensor.shape, get))
     return sources
 
 
-def _encode(tensor: Tensor, heads: int, raised: bool) -> np.ndarray:
-    """A tensor as llama.cpp stores it: the reverse of `_decode`."""
+def _encode(tensor: Tensor, heads: int, plus_one: bool) -> np.ndarray:
+    """Converts a tensor to llama.cpp's layout: the reverse of `_decode`."""
     values = np.asarray(tensor.open(), np.float32)
     if heads:
         halves = values.reshape(heads, 2, len(values) // heads // 2, *values.shape[1:])
         values = halves.swapaxes(1, 2).reshape(values.shape)
-    return values + 1 if raised else values
+    return values + 1 if plus_one else values

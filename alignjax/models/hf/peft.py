@@ -1,4 +1,4 @@
-"""Saves adapters as PEFT loads them: adapter_config.json and adapter_model.safetensors."""
+"""Saves adapters in PEFT's format: adapter_config.json and adapter_model.safetensors."""
 
 import functools
 import pathlib
@@ -17,14 +17,14 @@ PREFIX = "base_model.model."
 def save_adapters(
     folder: pathlib.Path, adapters: Params, lora: LoraConfig, model: ModelConfig, base: str
 ) -> None:
-    """Writes adapters, and a reward model's head where there is one.
+    """Writes trained adapters, and a reward model's head if there is one.
 
     Args:
-      folder: exists; the caller renames it when all is there.
-      adapters: of `lora.init`, trained; on any devices of this process.
+      folder: exists; the caller renames it when it is complete.
+      adapters: in the tree of `lora.init`, on any devices of this process.
       lora: their rank, alpha and targets.
-      model: the base.
-      base: its name on a hub, or its folder.
+      model: the base model.
+      base: the base model's name on a hub, or its folder.
     """
     tensors: dict[str, np.ndarray] = {}
     modules = []

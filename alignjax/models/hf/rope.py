@@ -1,7 +1,7 @@
-"""The rotary options of config.json, in the forms of transformers 4 and 5.
+"""Reads and writes the rotary options of config.json, in the forms of transformers 4 and 5.
 
-Version 4 writes ``rope_theta`` and ``rope_scaling``, version 5 ``rope_parameters``, for Gemma 3 one
-object for each kind of layer. Files that have both forms are read if these agree.
+Version 4 writes ``rope_theta`` and ``rope_scaling``. Version 5 writes ``rope_parameters``, with one
+object for each kind of layer in Gemma 3. A file may have both forms if they agree.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from alignjax.models.hf.values import positive, size
 Json = dict[str, Any]
 
 FULL, WINDOW = "full_attention", "sliding_attention"
-_KNOWN = {  # those that a kind of scaling does not read have no effect on it
+_KNOWN = {  # options that transformers ignores where a kind of scaling does not read them
     *("rope_theta", "rope_type", "type", "factor", "low_freq_factor", "high_freq_factor"),
     *("original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale"),
     *("mscale_all_dim", "truncate", "short_factor", "long_factor", "partial_rotary_factor"),
@@ -22,29 +22,29 @@ _KNOWN = {  # those that a kind of scaling does not read have no effect on it
 
 
 def read(content: Json, optional: Mapping[str, Any], file: str) -> Json:
-    """The rotary fields of ModelConfig.
+    """Reads the rotary fields of ModelConfig.
 
     Args:
-      content: of config.json.
-      optional: `Family.optional`, what holds where a field is left out.
+      content: the config.json.
+      optional: `Family.optional`, the defaults.
       file: its name, for messages.
 
     Raises:
-      UserError: a kind of scaling that is not supported; fields of both forms that differ.
+      UserError: the kind of scaling is not supported, or the two forms differ.
     """
     scaling, windowed = _by_layer(content, "rope_scaling", file)
     parameters, new_windowed = _by_layer(content, "rope_parameters", file)
-    own = _agreed(file, rope_scaling=scaling, rope_parameters=parameters)
-    windowed = _agreed(file, rope_scaling=windowed, rope_parameters=new_windowed)
+    own = _join(file, rope_scaling=scaling, rope_parameters=parameters)
+    windowed = _join(file, rope_scaling=windowed, rope_parameters=new_windowed)
     top = {k: content[k] for k in ("rope_theta",) if content.get(k) is not None}
-    theta = _agreed(file, config=top, rope_parameters={k: own[k] for k in own if k in top})
+    theta = _join(file, config=top, rope_parameters={k: own[k] for k in own if k in top})
     default = optional.get("rope_theta", 1e4)
     fields: Json = {"rope_theta": positive({**own, **theta}, "rope_theta", file, default)}
     if "rope_local_base_freq" in optional:
         local = content.get("rope_local_base_freq")
         given = {} if local is None else {"rope_theta": local}
         named = {k: v for k, v in windowed.items() if k == "rope_theta"}
-        local = _agreed(file, rope_local_base_freq=given, sliding_attention=named)
+        local = _join(file, rope_local_base_freq=given, sliding_attention=named)
         default = optional["rope_local_base_freq"]
         fields["window_rope_theta"] = positive(local, "rope_theta", file, default)
     if windowed.get("rope_type", "default") != "default":
@@ -68,14 +68,14 @@ def _scaling(kind: Any, own: Json, content: Json, file: str) -> RopeScaling:
             options[key] = positive(own, key, file)
         key = "original_max_position_embeddings"
         lengths = [{key: x[key]} for x in (content, own) if x.get(key) is not None]
-        agreed = _agreed(file, config=lengths[0], rope_scaling=lengths[-1]) if lengths else {}
+        joined = _join(file, config=lengths[0], rope_scaling=lengths[-1]) if lengths else {}
         default = content.get("max_position_embeddings")
-        options["original_length"] = size(agreed, key, file, default)
+        options["original_length"] = size(joined, key, file, default)
     return RopeScaling(**options)
 
 
 def _by_layer(content: Json, key: str, file: str) -> tuple[Json, Json]:
-    """An object's options for layers that see everything, and for those with a window."""
+    """Returns the options of layers with full attention, and those of layers with a window."""
     given = content.get(key) or {}
     if not isinstance(given, dict):
         raise UserError(f"{file}: {key}: wanted an object, found {given!r:.80}")
@@ -85,21 +85,21 @@ def _by_layer(content: Json, key: str, file: str) -> tuple[Json, Json]:
         if not isinstance(part, dict):
             raise UserError(f"{file}: {key}: wanted objects for each kind of layer")
         for name, value in part.items():
-            on = value is not None and value is not False
-            if on and (name not in _KNOWN or (name == "partial_rotary_factor" and value != 1)):
+            is_set = value is not None and value is not False
+            if is_set and (name not in _KNOWN or (name == "partial_rotary_factor" and value != 1)):
                 raise UserError(
                     f"{file}: {key}.{name}: this option is not supported (found {value!r:.80})"
                 )
-    return _renamed(parts[0]), _renamed(parts[1])
+    return _set_options(parts[0]), _set_options(parts[1])
 
 
-def _renamed(part: Json) -> Json:
-    """The options that are set, with the kind under its newer name."""
+def _set_options(part: Json) -> Json:
+    """Returns the options that are set, with ``type`` under its newer name ``rope_type``."""
     named = {"rope_type": part.get("type"), **part}
     return {k: v for k, v in named.items() if v is not None and k != "type"}
 
 
-def _agreed(file: str, **forms: Json) -> Json:
+def _join(file: str, **forms: Json) -> Json:
     """Joins two forms of the same options.
 
     Raises:
@@ -110,13 +110,13 @@ def _agreed(file: str, **forms: Json) -> Json:
         if old[key] != new[key]:
             raise UserError(
                 f"{file}: {key}: {first} says {old[key]!r:.80}, {second} says {new[key]!r:.80}; "
-                "wanted one of them"
+                "wanted the same value"
             )
     return {**old, **new}
 
 
 def write(scaling: RopeScaling | None) -> Json | None:
-    """The ``rope_scaling`` of config.json."""
+    """Makes the ``rope_scaling`` of config.json."""
     if scaling is None:
         return None
     fields: Json = {"rope_type": scaling.kind, "factor": scaling.factor}

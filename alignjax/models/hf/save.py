@@ -1,4 +1,4 @@
-"""Saves parameters as transformers loads them: config.json, sharded safetensors, an index."""
+"""Saves parameters in transformers' format: config.json, sharded safetensors, an index."""
 
 import functools
 import json
@@ -16,9 +16,9 @@ from alignjax.models.hf.families import ASIDE, tensor_name
 from alignjax.models.hf.load import INDEX
 from alignjax.types import Array, Params
 
-SHARD_BYTES = 5 * 10**9  # of one file, at most, unless one tensor is larger
+SHARD_BYTES = 5 * 10**9  # the most in one file, unless a single tensor is larger
 
-_DROPPED = ("dtype", "auto_map", "transformers_version", "_name_or_path")  # not true any more
+_DROPPED = ("dtype", "auto_map", "transformers_version", "_name_or_path")  # no longer true
 
 
 def save_model(
@@ -34,15 +34,15 @@ def save_model(
     """Writes config.json, then the tensors, one at a time, then the index.
 
     Args:
-      folder: exists; the caller renames it when all is there.
-      params: the tree of ``init_params``, a policy's or a reward model's, on any devices of this
+      folder: exists; the caller renames it when it is complete.
+      params: of a policy or a reward model, in the tree of ``init_params``, on any devices of this
         process.
       config: the network.
       dtype: of the stored tensors: float32 | bfloat16.
-      original: the config.json the network came with, for its family and for fields that do not
-        change the computation (token ids, the context's length); empty: none.
+      original: the config.json of the model that training started from, empty if none. Its family
+        and its fields that do not change the computation (token ids, context length) are kept.
       outputs: the names of a reward model's outputs.
-      shard_bytes: largest file.
+      shard_bytes: the most bytes in one file.
 
     Raises:
       UserError: no family has this combination of options.
@@ -74,31 +74,33 @@ def save_model(
 
 
 def _sources(params: Params, config: ModelConfig, dtype: np.dtype) -> list[tensorfile.Source]:
-    """Every tensor in the files' orientation, in the order of the layers."""
+    """Lists every tensor, ordered by layer; kernels are transposed, as in files."""
     take = jax.jit(functools.partial(jax.lax.dynamic_index_in_dim, axis=0, keepdims=False))
-    whole, layers = [], []
+    outside, layers = [], []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        tensor, turn = tensor_name(name, config), name.endswith("kernel")
+        tensor, transposed = tensor_name(name, config), name.endswith("kernel")
         shape = leaf.shape[1:] if "{}" in tensor else leaf.shape
-        shape = tuple(shape[::-1] if turn else shape)
+        shape = tuple(shape[::-1] if transposed else shape)
 
-        def get(leaf: Array = leaf, turn: bool = turn, i: int | None = None) -> np.ndarray:
+        def get(
+            leaf: Array = leaf, transposed: bool = transposed, i: int | None = None
+        ) -> np.ndarray:
             array = np.asarray(leaf if i is None else take(leaf, i))
-            return array.T if turn else array
+            return array.T if transposed else array
 
         if "{}" not in tensor:
-            whole.append((tensor, dtype, shape, get))
+            outside.append((tensor, dtype, shape, get))
             continue
         layers += [
             (i, (tensor.format(i), dtype, shape, functools.partial(get, i=i)))
             for i in range(leaf.shape[0])
         ]
-    return whole + [source for _, source in sorted(layers, key=lambda x: (x[0], x[1][0]))]
+    return outside + [source for _, source in sorted(layers, key=lambda x: (x[0], x[1][0]))]
 
 
 def write_json(file: pathlib.Path, content: dict[str, Any]) -> None:
-    """Writes a JSON object as transformers does."""
+    """Writes a JSON object, indented as transformers does."""
     try:
         file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as error:

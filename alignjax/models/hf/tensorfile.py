@@ -1,11 +1,11 @@
-"""Safetensors files: a header checked before anything is allocated, tensors read one at a time.
+"""Reads and writes safetensors files, one tensor at a time.
 
 The format: 8 bytes, little-endian, the length of the header; the header, a JSON object of tensor
 names with ``dtype``, ``shape`` and ``data_offsets`` (begin and end within what follows); the
 tensors' bytes, row-major, without gaps. https://github.com/huggingface/safetensors#format
 
-Files come from strangers. Nothing a header claims is believed: sizes are compared with the file's,
-offsets have to cover it exactly, and no name occurs twice.
+Files are not trusted. A header is checked before anything is allocated: sizes must match the
+file's, offsets must cover it exactly, and no name may occur twice.
 """
 
 import dataclasses
@@ -43,24 +43,24 @@ class Tensor:
     dtype: str  # a key of DTYPES
     shape: tuple[int, ...]
     offset: int  # bytes from the start of the file
-    decode: Callable[[], np.ndarray] | None = None  # of a file that stores something else
+    decode: Callable[[], np.ndarray] | None = None  # for files that are not safetensors: GGUF
 
     def open(self) -> np.ndarray:
-        """The tensor as a view of the file: only what is copied from it is read; or decoded."""
+        """Maps the tensor (only the parts that are copied are read), or decodes it."""
         if self.decode is not None:
             return self.decode()
         dtype, count = DTYPES[self.dtype], math.prod(self.shape)
-        if not count:  # nothing can be mapped
+        if not count:  # an empty range cannot be mapped
             return np.zeros(self.shape, dtype)
         view = np.memmap(self.file, dtype, "r", offset=self.offset, shape=(count,))
         return view.reshape(self.shape)
 
 
 def read_header(file: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, each known to lie within it.
+    """Reads the places of a file's tensors, and checks that each lies within the file.
 
     Raises:
-      UserError: names the file, and the tensor where it is one tensor's fault.
+      UserError: the header is damaged, or an entry does not fit the file.
     """
     try:
         size = file.stat().st_size
@@ -89,7 +89,7 @@ def read_header(file: pathlib.Path) -> dict[str, Tensor]:
     covered = 0
     for begin, end, name in sorted(places):
         if begin != covered or end > data:
-            fault = "overlaps another" if begin < covered else "leaves a gap before it"
+            fault = "overlaps another tensor" if begin < covered else "leaves a gap before it"
             fault = "ends after the file" if end > data else fault
             raise UserError(
                 f"{file}: tensor {name!r}: bytes {begin} to {end} of {data}: {fault}; wanted it "
@@ -103,16 +103,16 @@ def read_header(file: pathlib.Path) -> dict[str, Tensor]:
 
 
 def _parse(file: pathlib.Path, text: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entries: dict[str, Any] = {}
         for key, value in pairs:
-            if key in found:
+            if key in entries:
                 raise UserError(f"{file}: tensor {key!r}: is in the header twice")
-            found[key] = value
-        return found
+            entries[key] = value
+        return entries
 
     try:
-        content = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=to_dict)
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: header: invalid UTF-8 at byte {8 + error.start}") from None
     except (ValueError, RecursionError) as error:
@@ -123,12 +123,12 @@ def _parse(file: pathlib.Path, text: bytes) -> dict[str, Any]:
 
 
 def _entry(where: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
-    """dtype, shape, begin and end of a header's entry, each of the right type and in agreement."""
+    """Checks an entry of the header; returns its dtype, shape, begin and end."""
 
-    def sizes(value: Any, most: int) -> bool:
-        # By type: a bool is an int to Python.
-        few = isinstance(value, list) and len(value) <= most
-        return few and all(type(x) is int and x >= 0 for x in value)
+    def are_sizes(value: Any, most: int) -> bool:
+        # ``type``, because isinstance(True, int) holds.
+        short = isinstance(value, list) and len(value) <= most
+        return short and all(type(x) is int and x >= 0 for x in value)
 
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         found = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
@@ -136,36 +136,36 @@ def _entry(where: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise UserError(f"{where}: dtype: wanted one of {', '.join(DTYPES)}, found {_short(dtype)}")
-    if not sizes(shape, 8):
-        raise UserError(f"{where}: shape: wanted sizes of 8 axes at most, found {_short(shape)}")
-    if not sizes(offsets, 2) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    if not are_sizes(shape, 8):
+        raise UserError(f"{where}: shape: wanted at most 8 sizes, found {_short(shape)}")
+    if not are_sizes(offsets, 2) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise UserError(f"{where}: data_offsets: wanted begin <= end, found {_short(offsets)}")
     wanted = DTYPES[dtype].itemsize * math.prod(shape)
     begin, end = offsets
     if end - begin != wanted:
         raise UserError(
-            f"{where}: {dtype} {shape} takes {wanted} bytes, data_offsets have {end - begin}"
+            f"{where}: {dtype} {shape} takes {wanted} bytes, data_offsets span {end - begin}"
         )
     return dtype, tuple(shape), begin, end
 
 
 def _short(value: Any) -> str:
-    return reprlib.repr(value)  # what a header holds may be long
+    return reprlib.repr(value)  # values of a header may be very long
 
 
 Source = tuple[str, np.dtype, tuple[int, ...], Callable[[], np.ndarray]]  # name, dtype, shape, get
 
 
 def write(file: pathlib.Path, sources: Iterable[Source]) -> None:
-    """Writes a file; each tensor is asked for when it is its turn, so that one is held at a time.
+    """Writes a file; calls each ``get`` in turn, so that memory holds one tensor at a time.
 
     Args:
-      file: written in place; the caller renames.
-      sources: dtypes are those of `DTYPES`.
+      file: written in place; the caller renames it.
+      sources: with dtypes of `DTYPES`.
     """
     sources = list(sources)
     code = {dtype: name for name, dtype in DTYPES.items()}
-    # transformers refuses a file that does not say which framework's layout it has.
+    # transformers refuses a file without the framework of its layout.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, dtype, shape, _ in sources:

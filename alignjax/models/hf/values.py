@@ -1,4 +1,4 @@
-"""Reads numbers from config.json, which comes from strangers."""
+"""Reads numbers from config.json, which is not trusted."""
 
 import math
 from collections.abc import Mapping
@@ -6,11 +6,11 @@ from typing import Any
 
 from alignjax.errors import UserError
 
-LARGEST = 2**24  # no size is larger: a hostile config costs neither time nor memory
+LARGEST = 2**24  # larger sizes are refused before they cost time or memory
 
 
 def positive(fields: Mapping[str, Any], key: str, file: str, default: Any = None) -> float:
-    """The number of a field, ``default`` where it is missing or null.
+    """Reads a number, ``default`` if the field is missing or null.
 
     Raises:
       UserError: it is not a finite number above 0.
@@ -23,8 +23,8 @@ def positive(fields: Mapping[str, Any], key: str, file: str, default: Any = None
 
 
 def size(fields: Mapping[str, Any], key: str, file: str, default: Any = None) -> int:
-    """The whole number of a field, see `positive`; `LARGEST` at most."""
+    """Reads an integer from 1 to `LARGEST`, ``default`` if the field is missing or null."""
     value = positive(fields, key, file, default)
     if value != int(value) or value > LARGEST:
-        raise UserError(f"{file}: {key}: wanted a whole number to {LARGEST}, found {value:g}")
+        raise UserError(f"{file}: {key}: wanted an integer of at most {LARGEST}, found {value:g}")
     return int(value)

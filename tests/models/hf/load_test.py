@@ -162,10 +162,10 @@ def test_pickles_are_not_opened(folder, name):
     canary = folder.parent / "canary"
     (folder / "model.safetensors").unlink()
     (folder / name).write_bytes(f"cos\nsystem\n(S'touch {canary}'\ntR.".encode())
-    refused(folder, f"{folder}: {name} is a pickle, which can run code, and is not opened; convert")
+    refused(folder, f"{folder}: {name} is a pickle, which can run code, and is not opened")
     assert not canary.exists()
     (folder / name).unlink()
-    refused(folder, "holds neither model.safetensors nor model.safetensors.index.json")
+    refused(folder, "wanted model.safetensors or model.safetensors.index.json, found neither")
 
 
 def index(folder, weight_map):
@@ -211,18 +211,18 @@ def test_a_single_file_beside_an_index_is_read_as_transformers_does(folder, capl
         jax.tree.map(np.testing.assert_array_equal, read(folder), wanted)
     assert f"{folder}: read model.safetensors, not the files that {load.INDEX} nam" in caplog.text
     shard(folder)
-    refused(folder, "'an-older-one.safetensors': the index names this file, and it is missing")
+    refused(folder, "'an-older-one.safetensors': the index names this file, but it is missing")
 
 
 def test_an_index_agrees_with_its_files(folder):
     shard(folder)
     index(folder, {**names(folder), "model.more": SHARD})
-    refused(folder, f"'model.more': named in {SHARD}, found in none: the index is not of these")
+    refused(folder, f"'model.more': wanted in {SHARD}, found in none: the index does not match")
     shutil.copy(folder / SHARD, folder / "second.safetensors")
     index(folder, {**names(folder), "model.norm.weight": "second.safetensors"})
     refused(folder, "second.safetensors: tensor", "is in", "too")
     index(folder, ["model.safetensors"])
-    refused(folder, "weight_map: wanted tensor names with file names")
+    refused(folder, "weight_map: wanted a file name for each tensor")
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_the_shape_comes_from_the_folder_and_is_not_contradicted(folder):
     found = load.resolve(ModelConfig(path=str(folder), remat="full", dtype="bfloat16"))
     assert (found.width, found.heads, found.remat, found.dtype) == (16, 4, "full", "bfloat16")
     assert load.resolve(found) == found
-    with pytest.raises(UserError, match=r"^model\.width: wanted nothing or 16, as .*found 64$"):
+    with pytest.raises(UserError, match=r"^model\.width: wanted it unset or 16, as .*found 64$"):
         load.resolve(ModelConfig(path=str(folder), width=64))
     with pytest.raises(UserError, match=r"config\.json: no such file \(no folder "):
         load.resolve(ModelConfig(path=str(folder / "none")))

@@ -50,7 +50,7 @@ HOSTILE = {  # name -> (bytes, what the message says of it)
     ),
     "wrong size for the type": (
         raw({"x": entry("F64")}, b"\0" * 8),
-        "tensor 'x': F64 \\[2\\] takes 16 bytes, data_offsets have 8",
+        "tensor 'x': F64 \\[2\\] takes 16 bytes, data_offsets span 8",
     ),
     "shape whose product overflows": (
         raw({"x": entry(shape=(BIG, BIG), end=0)}),
