@@ -204,7 +204,7 @@ def test_adapters_learn_with_every_kind_of_objective(name):
     assert all(x["lora_b"] > 0 for x in moved.values())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_step_with_dropout_is_the_same_on_a_mesh_in_parts_and_recomputed():
     config = LoraConfig(rank=4, dropout=0.5)
     loss = functools.partial(dpo.loss, beta=0.5)
@@ -231,7 +231,7 @@ def test_a_step_with_dropout_is_the_same_on_a_mesh_in_parts_and_recomputed():
 # --- several networks side by side
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_adapters_side_by_side_learn_what_each_learns_alone():
     """Three sets with dropout on rows of their own; in step 1 one of them has to skip."""
     config, count = LoraConfig(rank=2, dropout=0.3), 3

@@ -138,6 +138,7 @@ def test_merged_weights_and_adapters_are_exported(base, tmp_path):
         np.testing.assert_allclose(after[name].open(), wanted, atol=1e-7)
 
 
+@pytest.mark.long
 def test_a_reward_model_s_adapters_and_head_are_trained(tmp_path):
     evaluate = dataclasses.replace(config().evaluate, judge=None)
     settings = config(loss=None, reward_loss=bradley_terry.reward_loss, evaluate=evaluate)
@@ -163,6 +164,7 @@ def test_a_rank_too_large_for_the_model_is_refused_before_anything_is_read():
         pretrained.resolve(config(lora=LoraConfig(rank=33)))
 
 
+@pytest.mark.long
 def test_a_quantised_base_is_sampled_trained_beside_and_merged(tmp_path):
     """The policy is the decoded base with its adapters; the export is that network."""
     quantize = dataclasses.replace(LORA, quantize="nf4")
