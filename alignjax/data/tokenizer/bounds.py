@@ -1,8 +1,9 @@
-"""Limits of chat templates: counted during rendering, refused before a value is built.
+"""Limits the time and memory that a chat template can use.
 
-A rendering has a budget of seconds, rounds and characters. What reads a value through (its text, a
-comparison) is refused where that is too much: lists that hold one list many times, and so on, are
-small in memory and endless to read.
+A rendering has a budget of seconds, loop rounds and characters. An operation is refused before it
+builds a value that is too large. Printing and comparing read a value to its depth, and are refused
+where that is too much: a list that holds one list many times, and so on, is small in memory and
+endless to read.
 """
 
 import re
@@ -17,36 +18,36 @@ import jinja2.utils
 
 MAX_SECONDS = 10.0  # for one rendering
 MAX_STEPS = 1_000_000  # loop rounds and macro calls in one rendering
-MAX_TIMES = 10  # a rendering may write or build so many times its input,
-MAX_EXTRA = 1_000_000  # and so many characters more
+MAX_TIMES = 10  # a rendering may write or build MAX_TIMES its input ...
+MAX_EXTRA = 1_000_000  # ... plus so many characters
 MAX_NUMBER = 100_000  # the largest integer a template may pass to a function or filter
-MAX_INTEGER = 2**63  # in size, of what a template computes
-MAX_DEPTH = 500  # lists in lists that are compared or hashed, which Python does on its own stack
-MAX_WORK = 10**9  # steps of a search whose time grows with the text and with what is searched
-# What a template may call of texts. Others build much from little (translate, expandtabs), or what
-# is not counted here (encode).
+MAX_INTEGER = 2**63  # the largest absolute value of an integer that a template computes
+MAX_DEPTH = 500  # levels of nested lists; Python compares and hashes them recursively
+MAX_WORK = 10**9  # steps of a search: length of the text times length of the searched text
+# Methods of strings that a template may call. The others can build much from little (translate,
+# expandtabs), or values that are not counted here (encode).
 METHODS = re.compile(
     r"[lr]?strip|r?(find|index|partition|split)|splitlines|(starts|ends)with|remove(pre|suf)fix|upper|"
     r"lower|title|capitalize|casefold|swapcase|count|join|replace|center|[lr]just|zfill|is[a-z]+"
 )
-MAX_TEMPLATE = 100_000  # characters of a template: parsing and compiling take seconds above that
-# What holds values, whose text and comparison read all values, each time they occur.
+MAX_TEMPLATE = 100_000  # characters of a template; longer ones take seconds to compile
+# Containers. Printing or comparing one reads all its values, each as often as it occurs.
 HOLDERS = (list, tuple, dict, MappingView, jinja2.utils.Namespace)
-# Filters that read no further than the first level of what they get.
+# Filters that read only the first level of their input.
 SHALLOW = re.compile(
     r"list|length|count|first|last|map|(select|reject)(attr)?|items|d|default|reverse|batch|slice|attr"
 )
-SIZED = (list, tuple, dict)  # of these, what tells its length without being read
+SIZED = (list, tuple, dict)  # containers whose length is known without reading them
 COMPARING = ("sort", "unique", "min", "max", "groupby", "dictsort", "sum")
-READING = (*COMPARING, "join", "urlencode")  # all values of an iterator
-GROWING = ("replace", "join", "indent", "sum", "trim")  # what they are given decides the size
-SEARCHES = re.compile(r"[lr]?strip|r(find|index|partition|split)")  # of texts, by pairs of letters
+READING = (*COMPARING, "join", "urlencode")  # filters that read an iterator to its end
+GROWING = ("replace", "join", "indent", "sum", "trim")  # see `refuse_filter`
+SEARCHES = re.compile(r"[lr]?strip|r(find|index|partition|split)")  # quadratic
 # Filters that chat templates do not use, and whose work is hard to bound.
 REFUSED = ("format", "xmlattr", "wordwrap", "urlize", "striptags", "pprint")
 
 
 class Budget(threading.local):
-    """What is left of a rendering's limits; one for each thread."""
+    """The rest of a rendering's limits; one for each thread."""
 
     steps = 0
     most = 0  # characters and values that may be read at once
@@ -63,11 +64,11 @@ budget = Budget()
 
 
 class LimitError(jinja2.sandbox.SecurityError):
-    """A template that asks for too much."""
+    """A template that exceeds a limit; the message follows "it"."""
 
 
 def tick() -> str:
-    """Runs once per loop round and macro call."""
+    """Counts a loop round or a macro call."""
     budget.steps -= 1
     if budget.steps < 0:
         raise LimitError(f"loops more than {MAX_STEPS} times")
@@ -76,47 +77,47 @@ def tick() -> str:
 
 
 def check_time() -> None:
-    """Runs before whatever may take long."""
+    """Refuses to go on after `MAX_SECONDS`; called before anything that may take long."""
     if time.monotonic() > budget.deadline:
         raise LimitError(f"runs longer than {MAX_SECONDS:g} seconds")
 
 
-def built(value: Any) -> Any:
-    """Charges the text or list an operation has built, and refuses a number that is too long."""
+def charge_value(value: Any) -> Any:
+    """Charges a text or list that an operation has built, and refuses too large an integer."""
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
         raise LimitError("computes with integers beyond 64 bits")
     if isinstance(value, str | bytes | list | tuple | dict):
         charge(len(value))
-    elif isinstance(value, Iterator):  # which has a frame of its own
+    elif isinstance(value, Iterator):  # it keeps a frame in memory
         charge(8)
     return value
 
 
-def pieces(value: Any) -> Any:
-    """Charges the parts that a text was cut into."""
+def charge_parts(value: Any) -> Any:
+    """Charges the parts that a text was split into."""
     if isinstance(value, list | tuple):
         charge(sum(map(len, value)) // 2)
     return value
 
 
 def charge(characters: int) -> None:
-    """Takes so many characters from the budget, or refuses to go on."""
+    """Takes characters from the budget; refuses to go on when it is used up."""
     budget.characters -= characters
     if budget.characters < 0:
         raise LimitError("writes too much text")
 
 
-def _inner(value: Any) -> list[Any] | tuple[Any, ...]:
-    """What a value of `HOLDERS` holds, keys included."""
+def _items(value: Any) -> list[Any] | tuple[Any, ...]:
+    """Returns the values in one of `HOLDERS`, keys included."""
     if isinstance(value, jinja2.utils.Namespace):
-        value = value._Namespace__attrs  # as its text has them
+        value = value._Namespace__attrs  # printing shows them
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]
     return value if isinstance(value, list | tuple) else list(value)
 
 
-def held(value: Any) -> Any:
-    """Refuses what would take too long to compare: a list in a list in a list, each many times."""
+def check_nested(value: Any) -> Any:
+    """Refuses values that would take too long to compare: lists nested many times over."""
     if not isinstance(value, HOLDERS):
         return value
     check_time()
@@ -124,7 +125,7 @@ def held(value: Any) -> Any:
     for _ in range(MAX_DEPTH):
         below: list[Any] = []
         for holder in level:
-            items = _inner(holder)
+            items = _items(holder)
             left -= len(items) + sum(len(x) for x in items if isinstance(x, str))
             if left < 0:
                 raise LimitError("holds too much")
@@ -135,8 +136,8 @@ def held(value: Any) -> Any:
     raise LimitError(f"holds more than {MAX_DEPTH} lists inside each other")
 
 
-def listed(value: Any) -> Any:
-    """A list in the place of an iterator, whose values nothing could count; and `held`."""
+def to_list(value: Any) -> Any:
+    """Reads an iterator into a list, which counts its values; then applies `check_nested`."""
     if isinstance(value, Iterator) and not isinstance(value, jinja2.runtime.LoopContext):
         items = []
         for item in value:
@@ -144,34 +145,34 @@ def listed(value: Any) -> Any:
             charge(1)
             items.append(item)
         value = items
-    return held(value)
+    return check_nested(value)
 
 
-def cut(value: Any, start: Any, stop: Any, step: Any) -> Any:
-    """Slices a text or a list, and charges what that builds."""
-    return built(value[start:stop:step])
+def take_slice(value: Any, start: Any, stop: Any, step: Any) -> Any:
+    """Slices a text or a list, and charges the result."""
+    return charge_value(value[start:stop:step])
 
 
-def written(value: Any) -> Any:
-    """Charges the text a value turns into: nested lists may be far larger written than held."""
+def charge_text(value: Any) -> Any:
+    """Charges the text of a value: nested lists may be far larger as text than in memory."""
     pending = [value]
     while pending:
         item = pending.pop()
         if isinstance(item, HOLDERS):
-            item = _inner(item)
+            item = _items(item)
             pending.extend(item)
         charge(len(item) if isinstance(item, str | list | tuple) else 1)
     return value
 
 
 def refuse_numbers(args: Sequence[Any]) -> None:
-    """Refuses to pass on a number that is far larger than templates need."""
+    """Refuses arguments that are far larger numbers than templates need."""
     if any(isinstance(arg, int) and abs(arg) > MAX_NUMBER for arg in args):
         raise LimitError(f"uses a number above {MAX_NUMBER}")
 
 
 def refuse_method(name: str, text: Any, args: Sequence[Any]) -> None:
-    """Refuses methods of texts whose result is far larger than what goes in, or that take long."""
+    """Refuses a call of a string's method that would build a large result or take long."""
     if name == "replace" and len(args) >= 2:
         _refuse_replace(text, str(args[0]), str(args[1]))
     elif name == "join" and args:
@@ -180,24 +181,20 @@ def refuse_method(name: str, text: Any, args: Sequence[Any]) -> None:
         _refuse_search(text, args[0])
 
 
-def refuse_filter(name: str, given: Mapping[str, Any]) -> None:
-    """As `refuse_method`, of the filters in `GROWING`.
-
-    Args:
-      given: the filter's arguments, by the names that jinja has for them.
-    """
+def refuse_filter(name: str, args: Mapping[str, Any]) -> None:
+    """Does the same for the filters in `GROWING`; ``args`` by jinja's names for them."""
     if name == "replace":
-        _refuse_replace(str(given["s"]), str(given["old"]), str(given["new"]))
+        _refuse_replace(str(args["s"]), str(args["old"]), str(args["new"]))
     elif name == "join":
-        _refuse_join(str(given.get("d", "")), given["value"])
+        _refuse_join(str(args.get("d", "")), args["value"])
     elif name == "trim":
-        _refuse_search(str(given["value"]), given.get("chars"))
-    elif name == "sum" and isinstance(given.get("start"), SIZED):
-        raise LimitError("adds lists up")
-    elif name == "indent" and isinstance(given["s"], str):
-        width = given.get("width", 4)
+        _refuse_search(str(args["value"]), args.get("chars"))
+    elif name == "sum" and isinstance(args.get("start"), SIZED):
+        raise LimitError("sums lists")
+    elif name == "indent" and isinstance(args["s"], str):
+        width = args.get("width", 4)
         size = len(width) if isinstance(width, str) else int(width)
-        _refuse_size((len(given["s"].splitlines()) + 1) * size)
+        _refuse_size((len(args["s"].splitlines()) + 1) * size)
 
 
 def _refuse_size(characters: int) -> None:
@@ -214,6 +211,6 @@ def _refuse_join(glue: str, items: Any) -> None:
         _refuse_size(len(glue) * len(items) + sum(len(x) for x in items if isinstance(x, str)))
 
 
-def _refuse_search(text: str, wanted: Any) -> None:
-    if isinstance(wanted, str) and len(wanted) > 64 and len(text) * len(wanted) > MAX_WORK:
+def _refuse_search(text: str, part: Any) -> None:
+    if isinstance(part, str) and len(part) > 64 and len(text) * len(part) > MAX_WORK:
         raise LimitError("searches a long text for a long text")

@@ -1,7 +1,7 @@
-"""Renders chat templates with jinja2, sandboxed and bounded, because models bring their own.
+"""Renders chat templates with jinja2, sandboxed and bounded: they are not trusted.
 
-A template sees what Hugging Face's do: ``messages``, ``tools`` and ``documents`` (None: there are
-none), ``add_generation_prompt``, the special tokens by name (``bos_token``, ...),
+A template sees the same names as in transformers: ``messages``, ``tools`` and ``documents`` (None
+if there are none), ``add_generation_prompt``, the special tokens by name (``bos_token``, ...),
 ``raise_exception``, ``strftime_now``, the filter ``tojson``, the statements ``break`` and
 ``continue``, and the block ``{% generation %}``. It can neither reach Python's attributes nor run
 longer or write more than the limits below allow.
@@ -26,7 +26,7 @@ from alignjax.data.records import DataError, Message
 from alignjax.data.tokenizer import bounds
 from alignjax.errors import UserError
 
-# For conversational data where the tokenizer brings no template.
+# For conversational data with a tokenizer that has no template.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ '' if loop.first else '\n' }}"
     "{{ message.role | capitalize }}: {{ message.content }}{% endfor %}"
@@ -37,31 +37,31 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 def _guarded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    first = int(hasattr(function, "jinja_pass_arg"))  # where the value is, after jinja's context
+    first = int(hasattr(function, "jinja_pass_arg"))  # the filtered value follows jinja's context
 
     @functools.wraps(function)  # keeps the mark that asks jinja for its context
     def guarded(*args: Any, **kwargs: Any) -> Any:
         bounds.check_time()
         if name in bounds.READING:
-            args = (*args[:first], bounds.listed(args[first]), *args[first + 1 :])
+            args = (*args[:first], bounds.to_list(args[first]), *args[first + 1 :])
         value, *rest = args[first:]
-        rest = [bounds.held(x) for x in (*rest, *kwargs.values())]
+        rest = [bounds.check_nested(x) for x in (*rest, *kwargs.values())]
         bounds.refuse_numbers(rest)
         if name in bounds.COMPARING:
-            bounds.held(value)
+            bounds.check_nested(value)
         elif name in ("string", "tojson", "join", "e", "escape", "forceescape") or (
             isinstance(value, bounds.HOLDERS) and not bounds.SHALLOW.fullmatch(name)
         ):
-            bounds.written(value)
+            bounds.charge_text(value)
         if name in bounds.GROWING:
             bounds.refuse_filter(name, inspect.signature(function).bind(*args, **kwargs).arguments)
-        if name in ("batch", "slice", "groupby"):  # their lists hold it all again
+        if name in ("batch", "slice", "groupby"):  # they copy the values into new lists
             numbers = [x for x in rest if isinstance(x, int)]
             bounds.charge(
                 sum(numbers)
                 + (len(value) if isinstance(value, bounds.SIZED) else bounds.MAX_NUMBER)
             )
-        return bounds.built(function(*args, **kwargs))
+        return bounds.charge_value(function(*args, **kwargs))
 
     return guarded
 
@@ -70,20 +70,20 @@ def _guarded_test(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def guarded(*args: Any) -> Any:
         bounds.check_time()
-        first, *rest = args  # of which an iterator stays as it is: it may be read later
-        return function(bounds.held(first), *(bounds.listed(x) for x in rest))
+        first, *rest = args  # the tested value may be an iterator that is read later: leave it
+        return function(bounds.check_nested(first), *(bounds.to_list(x) for x in rest))
 
     return guarded
 
 
 class _Extension(jinja2.ext.Extension):
-    """``{% generation %}...{% endgeneration %}``, rendered as its content; and the loop counter."""
+    """Renders ``{% generation %}`` blocks as their content; holds the functions of `bounds`."""
 
     tags = {"generation"}  # noqa: RUF012 (the name jinja looks for)
-    tick = staticmethod(bounds.tick)
-    held, cut = staticmethod(bounds.held), staticmethod(bounds.cut)
-    listed, built = staticmethod(bounds.listed), staticmethod(bounds.built)
-    joined = staticmethod(lambda *parts: "".join(str(bounds.written(part)) for part in parts))
+    tick, take_slice = staticmethod(bounds.tick), staticmethod(bounds.take_slice)
+    check_nested, to_list = staticmethod(bounds.check_nested), staticmethod(bounds.to_list)
+    charge_value = staticmethod(bounds.charge_value)
+    concat = staticmethod(lambda *parts: "".join(str(bounds.charge_text(x)) for x in parts))
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node | list[jinja2.nodes.Node]:
         next(parser.stream)
@@ -91,7 +91,7 @@ class _Extension(jinja2.ext.Extension):
 
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Counts loop rounds, and checks operators, calls and filters that can blow up memory."""
+    """Counts loop rounds, and checks operators, calls and filters that could use much memory."""
 
     intercepted_binops = frozenset(["*", "**", "+", "%", "//"])
 
@@ -112,7 +112,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         bounds.check_time()
-        return super().getitem(obj, bounds.held(argument))
+        return super().getitem(obj, bounds.check_nested(argument))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         bounds.check_time()
@@ -127,7 +127,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
                     raise bounds.LimitError("writes too much text")
         if operator == "%" and isinstance(left, str):
             raise bounds.LimitError("formats text with '%'")
-        return bounds.built(super().call_binop(context, operator, left, right))
+        return bounds.charge_value(super().call_binop(context, operator, left, right))
 
     def wrap_str_format(self, value: Any) -> Any:
         if isinstance(getattr(value, "__self__", None), str) and value.__name__.startswith(
@@ -137,7 +137,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return None
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        if __obj in (bounds.held, bounds.listed, bounds.built):  # of our own making
+        if __obj in (bounds.check_nested, bounds.to_list, bounds.charge_value):  # from `_replace`
             return __obj(*args)
         owner = None
         if __obj is not range and __obj is not __self.globals["range"]:
@@ -147,20 +147,20 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             if isinstance(owner, str | int | float) and not bounds.METHODS.fullmatch(name):
                 raise bounds.LimitError(f"calls {type(owner).__name__}.{name}")
             if not isinstance(__obj, jinja2.runtime.Macro):
-                args = tuple(bounds.listed(x) for x in args)
-            given = [bounds.held(x) for x in (owner, *args, *kwargs.values())]
-            bounds.charge(len(given))
-            bounds.refuse_numbers(given[1:])
+                args = tuple(bounds.to_list(x) for x in args)
+            values = [bounds.check_nested(x) for x in (owner, *args, *kwargs.values())]
+            bounds.charge(len(values))
+            bounds.refuse_numbers(values[1:])
             if isinstance(owner, str):
                 bounds.refuse_method(name, owner, args)
-        result = bounds.built(super().call(__context, __obj, *args, **kwargs))
-        return bounds.pieces(result) if isinstance(owner, str) else result
+        result = bounds.charge_value(super().call(__context, __obj, *args, **kwargs))
+        return bounds.charge_parts(result) if isinstance(owner, str) else result
 
 
 def _replace(tree: Any, attribute: Callable[[str], Any]) -> Any:
-    """Makes calls of what no hook of jinja's sees.
+    """Replaces expressions that jinja's sandbox does not intercept by calls that check them.
 
-    That is ``a ~ b``, ``a == b``, ``a in b``, ``{a: b}``, ``[a]``, ``a[:b]`` and blocks of text.
+    These are ``a ~ b``, ``a == b``, ``a in b``, ``{a: b}``, ``[a]``, ``a[:b]`` and ``set`` blocks.
     """
     for name, value in tree.iter_fields():
         if isinstance(value, list):
@@ -172,35 +172,38 @@ def _replace(tree: Any, attribute: Callable[[str], Any]) -> Any:
             setattr(tree, name, _replace(value, attribute))
 
     def call(name: str, *parts: Any) -> Any:
-        made = jinja2.nodes.Call(attribute(name), list(parts), [], None, None)
-        return made.set_lineno(tree.lineno)
+        node = jinja2.nodes.Call(attribute(name), list(parts), [], None, None)
+        return node.set_lineno(tree.lineno)
 
     if isinstance(tree, jinja2.nodes.Concat):
-        return call("joined", *tree.nodes)
+        return call("concat", *tree.nodes)
     if isinstance(tree, jinja2.nodes.Compare):
-        tree.expr = call("held", tree.expr)
+        tree.expr = call("check_nested", tree.expr)
     if isinstance(tree, jinja2.nodes.Operand):
-        tree.expr = call("listed" if tree.op in ("in", "notin") else "held", tree.expr)
+        check = "to_list" if tree.op in ("in", "notin") else "check_nested"
+        tree.expr = call(check, tree.expr)
     if isinstance(tree, jinja2.nodes.AssignBlock) and tree.filter is None:
-        tree.filter = jinja2.nodes.Filter(None, "default", [], [], None, None)  # which is counted
+        tree.filter = jinja2.nodes.Filter(
+            None, "default", [], [], None, None
+        )  # filters are charged
     if isinstance(tree, jinja2.nodes.List | jinja2.nodes.Dict) or (
         isinstance(tree, jinja2.nodes.Tuple) and tree.ctx == "load"
     ):
-        return call("built", tree)
+        return call("charge_value", tree)
     if isinstance(tree, jinja2.nodes.Pair):
-        tree.key = call("held", tree.key)
+        tree.key = call("check_nested", tree.key)
     if isinstance(tree, jinja2.nodes.Getitem) and isinstance(tree.arg, jinja2.nodes.Slice):
         ends = (tree.arg.start, tree.arg.stop, tree.arg.step)
-        return call("cut", tree.node, *(x or jinja2.nodes.Const(None) for x in ends))
+        return call("take_slice", tree.node, *(x or jinja2.nodes.Const(None) for x in ends))
     return tree
 
 
 class _TemplateError(UserError):
-    """An error that a template raises about a row through ``raise_exception``."""
+    """An error that a template raises through ``raise_exception``."""
 
 
 class RefusedDialogueError(DataError):
-    """A dialogue that the chat template does not take."""
+    """A dialogue that the chat template refuses."""
 
 
 def _raise(message: str) -> None:
@@ -208,20 +211,20 @@ def _raise(message: str) -> None:
 
 
 def _now(form: str) -> str:
-    if len(form) > 1000:  # the C library takes many times as much memory
+    if len(form) > 1000:  # strftime needs many times the length in memory
         raise bounds.LimitError("writes a date of more than 1000 characters")
     return datetime.datetime.now().strftime(form)
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, in one line of a length that can be read."""
+    """Returns an error's message as one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
     if indent is not None and not (isinstance(indent, int) and indent <= 16):
         raise bounds.LimitError("indents by more than 16")
-    parts = []  # one by one: an indented list is far larger than what it holds
+    parts = []  # charged one by one: indentation makes the text far larger than the value
     for part in json.JSONEncoder(indent=indent, ensure_ascii=ensure_ascii).iterencode(value):
         if indent is not None:
             bounds.charge(len(part))
@@ -234,8 +237,9 @@ def _environment() -> _Environment:
     environment = _Environment(
         trim_blocks=True,
         lstrip_blocks=True,
-        # Constant expressions must not run at compile time, before any budget: nor what is printed.
-        finalize=jinja2.pass_eval_context(lambda _, value: bounds.written(value)),
+        # Nothing may run at compile time, before there is a budget: neither constant expressions
+        # (optimized=False) nor constant output (a pass_eval_context function runs later).
+        finalize=jinja2.pass_eval_context(lambda _, value: bounds.charge_text(value)),
         optimized=False,
         extensions=["jinja2.ext.loopcontrols", _Extension],
     )
@@ -247,7 +251,7 @@ def _environment() -> _Environment:
         key: _guarded_filter(key, function) for key, function in environment.filters.items()
     }
     del environment.globals["lipsum"]
-    tests: dict[str, Any] = environment.tests  # as jinja has typed them, they take nothing
+    tests: dict[str, Any] = environment.tests  # jinja's types are too narrow
     environment.tests = {key: _guarded_test(test) for key, test in tests.items()}
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = _now
@@ -258,7 +262,8 @@ def _environment() -> _Environment:
 def _compile(source: str, name: str) -> jinja2.Template:
     if len(source) > bounds.MAX_TEMPLATE:
         raise UserError(
-            f"{name}: chat template: it has {len(source)} characters, of {bounds.MAX_TEMPLATE}"
+            f"{name}: chat template: wanted at most {bounds.MAX_TEMPLATE} characters, found "
+            f"{len(source)}"
         )
     try:
         return _environment().from_string(source)
@@ -266,27 +271,27 @@ def _compile(source: str, name: str) -> jinja2.Template:
         raise UserError(f"{name}:{error.lineno}: chat template: {error.message}") from None
     except (RecursionError, MemoryError):
         raise UserError(f"{name}: chat template: nested too deeply") from None
-    except Exception as error:  # the Python that it becomes may be wrong in many ways
+    except Exception as error:  # the generated Python may be invalid in many ways
         raise UserError(f"{name}: chat template: {_reason(error)}") from None
 
 
 def check_template(source: str, name: str) -> None:
-    """Raises UserError, naming ``name`` and the line, if a template has a syntax error."""
+    """Raises UserError, with ``name`` and the line, if a template has a syntax error."""
     _compile(source, name)
 
 
 def reads(source: str, field: str) -> bool:
-    """Tells whether a template mentions a variable or a field of messages, ``tools`` say."""
+    """Whether a template mentions a variable or a field of messages, e.g. ``tools``."""
     return re.search(rf"\b{field}\b", source) is not None
 
 
 def reads_reasoning(source: str) -> bool:
-    """Tells whether a template renders the reasoning of a message, under any of its names."""
+    """Whether a template renders the reasoning of a message, under any of its names."""
     return any(reads(source, field) for field in REASONING)
 
 
 def _fields(turn: Message) -> dict[str, Any]:
-    """What a template sees of a turn; reasoning under every name that templates look for."""
+    """Returns the fields of a turn, with reasoning under every name that templates read."""
     fields = turn.fields()
     if "reasoning_content" in fields:
         fields |= dict.fromkeys(REASONING, fields["reasoning_content"])
@@ -306,7 +311,7 @@ def render(
     Args:
       source: the template's text.
       messages: the turns.
-      add_generation_prompt: whether to end with what introduces the assistant's next turn.
+      add_generation_prompt: whether to end with the beginning of the assistant's next turn.
       special_tokens: e.g. ``{"bos_token": "<s>"}``, visible to the template by these names.
       name: the file of the template, for messages.
 
@@ -333,14 +338,14 @@ def render(
                 raise bounds.LimitError("writes too much text")
             parts.append(part)
         text = "".join(parts)
-        text.encode()  # a half of a character, which no tokenizer takes
+        text.encode()  # fails on half of a surrogate pair, which no tokenizer accepts
         return text
     except _TemplateError as error:
-        said = f"{name}: chat template refuses the dialogue: {_reason(error)}"
-        raise RefusedDialogueError(said) from None
+        message = f"{name}: chat template refuses the dialogue: {_reason(error)}"
+        raise RefusedDialogueError(message) from None
     except bounds.LimitError as error:
         raise UserError(f"{name}: chat template stopped: it {error}") from None
     except jinja2.sandbox.SecurityError as error:
         raise UserError(f"{name}: chat template is not safe: {_reason(error)}") from None
-    except Exception as error:  # whatever Python says of what the template does
+    except Exception as error:  # a template can raise any Python error
         raise UserError(f"{name}: chat template failed: {_reason(error)}") from None

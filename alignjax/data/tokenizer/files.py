@@ -1,8 +1,8 @@
-"""The files that say how a tokenizer is used, as Hugging Face's libraries write them.
+"""Reads the files beside a tokenizer that say how it is used, in Hugging Face's formats.
 
 Beside ``tokenizer.json`` or a sentencepiece ``.model`` lie ``tokenizer_config.json``,
 ``special_tokens_map.json``, ``added_tokens.json``, the chat templates, and a model's
-``generation_config.json`` or ``config.json``. All of them are optional, and come from strangers.
+``generation_config.json`` or ``config.json``. All of them are optional, and none is trusted.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from alignjax import digests, gguf_files
 from alignjax.data.tokenizer import chat, gguf
 from alignjax.errors import UserError, did_you_mean
 
-# Bytes of a tokenizer file; a tokenizer.json takes 20 times as much memory. The largest that is
-# published, Gemma 3's, has 33 MB.
+# Bytes of a tokenizer file; a tokenizer.json takes 20 times as much memory. The largest published
+# one, Gemma 3's, has 33 MB.
 MAX_FILE = 48 * 2**20
 MORE_TEMPLATES = "additional_chat_templates"  # a folder of NAME.jinja
 
@@ -25,16 +25,16 @@ Added = dict[str, dict[str, Any]]  # a token's text -> its id, whether it is spe
 
 @dataclasses.dataclass(frozen=True)
 class Beside:
-    """What the files beside a tokenizer say.
+    """The settings in the files beside a tokenizer.
 
     Attributes:
       tokens: special tokens by name (``eos_token``).
-      add_bos: whether prompts start with BOS; None: nothing is said.
+      add_bos: whether prompts start with BOS; None if no file says.
       added: tokens beside the vocabulary, see `Added`.
-      templates: chat templates by name; the one without a name is ``default``.
-      template_files: where each is from.
-      ends: ids that end a response, of the model that lies in the same folder.
-      ends_file: the file that says so.
+      templates: chat templates by name; an unnamed one is ``default``.
+      template_files: the file of each template.
+      ends: ids that end a response, from the model in the same folder.
+      ends_file: the file that lists them.
     """
 
     tokens: Mapping[str, str]
@@ -47,16 +47,16 @@ class Beside:
 
 
 def model_file(path: str) -> str:
-    """The tokenizer's file: the path itself, or the one in a folder.
+    """Finds the tokenizer's file: the path itself, or the file in a folder.
 
     Raises:
-      UserError: there is none, or it is of another kind.
+      UserError: there is no such file, or it is of another kind.
     """
     if os.path.isdir(path):
         for name in ("tokenizer.json", "tokenizer.model", "spiece.model"):
             if os.path.isfile(os.path.join(path, name)):
                 return os.path.join(path, name)
-        raise UserError(f"{path}: holds neither tokenizer.json nor tokenizer.model")
+        raise UserError(f"{path}: wanted tokenizer.json or tokenizer.model, found neither")
     if not os.path.isfile(path):
         folder, name = os.path.split(path)
         beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
@@ -67,9 +67,9 @@ def model_file(path: str) -> str:
 
 
 def read(path: str) -> bytes:
-    """A file of bounded size."""
+    """Reads a file of at most `MAX_FILE` bytes."""
     if os.path.getsize(path) > MAX_FILE:
-        raise UserError(f"{path}: is larger than {MAX_FILE // 2**20} MiB")
+        raise UserError(f"{path}: wanted at most {MAX_FILE // 2**20} MiB, found more")
     try:
         return digests.read(path)
     except OSError as error:
@@ -89,7 +89,7 @@ def _read_json(path: str) -> dict[str, Any]:
 
 
 def read_beside(file: str, model: str = "") -> Beside:
-    """Reads what lies beside a tokenizer's file; the ends from a model's folder, where it is given.
+    """Reads the files beside a tokenizer's; ``ends`` from a model's folder, if it is given.
 
     Raises:
       UserError: a file is damaged, or a field is of a wrong type.
@@ -117,16 +117,18 @@ def read_beside(file: str, model: str = "") -> Beside:
 
 
 def _templates(folder: str, given: Any, file: str) -> tuple[dict[str, str], dict[str, str]]:
-    """The chat templates by name, and the file of each: later forms of them go first."""
-    found: dict[str, tuple[str, str]] = {}
+    """Reads the chat templates by name, and the file of each; newer forms override older ones."""
+    templates: dict[str, tuple[str, str]] = {}
     if isinstance(given, str):
-        found["default"] = given, file
+        templates["default"] = given, file
     elif isinstance(given, list):
         for entry in given:
             name, text = (entry.get(x) if isinstance(entry, dict) else None for x in _NAMED)
             if not isinstance(name, str) or not isinstance(text, str):
-                raise UserError(f"{file}: chat_template: wanted text, or names with templates")
-            found[name] = text, file
+                raise UserError(
+                    f"{file}: chat_template: wanted text, or objects of a name and a template"
+                )
+            templates[name] = text, file
     elif given is not None:
         raise UserError(f"{file}: field 'chat_template' is not text")
     more = os.path.join(folder, MORE_TEMPLATES)
@@ -134,18 +136,20 @@ def _templates(folder: str, given: Any, file: str) -> tuple[dict[str, str], dict
         for name in sorted(os.listdir(more)):
             if name.endswith(".jinja"):
                 path = os.path.join(more, name)
-                found[name.removesuffix(".jinja")] = read_template(path), path
+                templates[name.removesuffix(".jinja")] = read_template(path), path
     beside = os.path.join(folder, "chat_template.jinja")
     if os.path.isfile(beside):
-        found["default"] = read_template(beside), beside
-    return {k: text for k, (text, _) in found.items()}, {k: path for k, (_, path) in found.items()}
+        templates["default"] = read_template(beside), beside
+    return {k: text for k, (text, _) in templates.items()}, {
+        k: path for k, (_, path) in templates.items()
+    }
 
 
 _NAMED = ("name", "template")
 
 
 def read_template(path: str) -> str:
-    """The text of a ``.jinja`` file."""
+    """Reads a ``.jinja`` file."""
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such chat template")
     try:
@@ -158,12 +162,12 @@ def choose_template(given: str, beside: Beside, file: str) -> tuple[str, str]:
     """Chooses the chat template, and the file to name in messages about it.
 
     Args:
-      given: a template, its file, the name of one of the tokenizer's, or nothing: the default one.
-      beside: of the tokenizer.
-      file: of the tokenizer.
+      given: a template, its file, or the name of one of the tokenizer's; "" for the default one.
+      beside: the tokenizer's settings.
+      file: the tokenizer's file.
 
     Raises:
-      UserError: no such template; or there are several, and none is the default one.
+      UserError: no such template, or there are several and none is the default.
     """
     if "{" in given:
         return given, "chat_template"
@@ -179,14 +183,14 @@ def choose_template(given: str, beside: Beside, file: str) -> tuple[str, str]:
     if beside.templates:
         some = next(iter(beside.template_files.values()))
         raise UserError(
-            f"{some}: has the chat templates {names}, and no default: name one in "
+            f"{some}: has the chat templates {names} and no default; name one with "
             "tokenizer.chat_template"
         )
     return chat.PLAIN_TEMPLATE, file
 
 
 def _ends(folder: str) -> tuple[tuple[int, ...], str]:
-    """The ids that end a response of the model in the same folder, and the file they are from."""
+    """Reads the ids that end a model's response, and the name of the file that has them."""
     if gguf_files.is_gguf(folder):
         return gguf.ends_of(folder), "GGUF"
     for name in ("generation_config.json", "config.json"):
@@ -197,30 +201,30 @@ def _ends(folder: str) -> tuple[tuple[int, ...], str]:
         ids = given if isinstance(given, list) else [] if given is None else [given]
         if not all(type(i) is int for i in ids):
             raise UserError(f"{path}: eos_token_id: wanted ids of tokens, found {given!r:.80}")
-        return tuple(i for i in ids if i >= 0), name  # -1: none, in some files
+        return tuple(i for i in ids if i >= 0), name  # some files have -1 for none
     return (), ""
 
 
 def _added(folder: str, config: dict[str, Any], file: str, tokens: dict[str, str]) -> Added:
-    """The tokens that tokenizer_config.json and added_tokens.json add to the vocabulary."""
+    """Reads the tokens that tokenizer_config.json and added_tokens.json add to the vocabulary."""
     path = os.path.join(folder, "added_tokens.json")
     named = set(tokens.values())
-    found: Added = {}
+    added: Added = {}
     for text, index in _read_json(path).items():
         if type(index) is not int or index < 0:
             raise UserError(f"{path}: {text!r}: wanted an id, found {index!r:.80}")
         special = text in named
-        found[text] = {"id": index, "special": special, "normalized": not special, "file": path}
+        added[text] = {"id": index, "special": special, "normalized": not special, "file": path}
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
-        raise UserError(f"{file}: added_tokens_decoder: wanted ids with tokens")
+        raise UserError(f"{file}: added_tokens_decoder: wanted an object, ids -> tokens")
     for key, token in decoder.items():
         content = token.get("content") if isinstance(token, dict) else None
         if not isinstance(content, str) or not content or not str(key).isdecimal():
             raise UserError(f"{file}: added_tokens_decoder: {key!r:.40}: wanted an id and a token")
         flags = {name: bool(token.get(name, False)) for name in FLAGS}
-        found[content] = {"id": int(key), **flags, "file": file}
-    return found
+        added[content] = {"id": int(key), **flags, "file": file}
+    return added
 
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")

@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file, as the files that a folder would hold.
+"""Converts the tokenizer inside a GGUF file to the files of a folder.
 
 Byte-level vocabularies become a ``tokenizer.json``, sentencepiece ones a ``tokenizer.model``.
 """
@@ -18,7 +18,7 @@ _LLAMA_3 = (
 _QWEN_2 = _LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 _GPT_2 = {**_BYTES, "use_regex": True}
-_CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens; 1: of the vocabulary
+_CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens; 1 is an ordinary one
 
 
 def _split(pattern: str) -> Json:
@@ -30,7 +30,7 @@ def _sequence(*steps: Json) -> Json:
     return {"type": "Sequence", "pretokenizers": list(steps)}
 
 
-# How text is cut into words before its bytes are merged, by ``tokenizer.ggml.pre``.
+# How text is split into words before its bytes are merged, by ``tokenizer.ggml.pre``.
 WORDS: dict[str, Json] = {
     "default": _GPT_2,
     "gpt-2": _GPT_2,
@@ -38,20 +38,20 @@ WORDS: dict[str, Json] = {
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "smaug-bpe"), _split(_LLAMA_3)),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _split(_QWEN_2)),
 }
-NAMED = ("gpt-2", "smollm", "llama-bpe", "qwen2")  # what each of them is called by in new files
+NAMED = ("gpt-2", "smollm", "llama-bpe", "qwen2")  # the names written into new files
 
 
 def files(path: str) -> dict[str, bytes]:
-    """The tokenizer's files by name, ``generation_config.json`` with the ends among them.
+    """Makes the tokenizer's files, by name; ``generation_config.json`` has the ends of responses.
 
     Raises:
-      UserError: the file holds no tokenizer, or one of another kind.
+      UserError: the file holds no tokenizer, or one that is not supported.
     """
     fields, _ = gguf_files.read(path)
     own = {k.removeprefix("tokenizer."): v for k, v in fields.items() if k.startswith("tokenizer.")}
     tokens, kinds = own.get("ggml.tokens"), own.get("ggml.token_type")
     if not isinstance(tokens, list) or not tokens:
-        raise UserError(f"{path}: holds no tokenizer: set tokenizer.path to one")
+        raise UserError(f"{path}: holds no tokenizer; set tokenizer.path to one")
     kinds = kinds if isinstance(kinds, list) else [1] * len(tokens)
     form = own.get("ggml.model")
     if form == "gpt2":
@@ -72,14 +72,14 @@ def files(path: str) -> dict[str, bytes]:
 
 
 def ends_of(path: str) -> tuple[int, ...]:
-    """The ids that end a response, as the file says."""
+    """Reads the ids that end a response."""
     fields, _ = gguf_files.read(path)
     named = (fields.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom"))
     return tuple(dict.fromkeys(int(index) for index in named if index is not None))
 
 
 def _config(own: Json, tokens: list[str]) -> Json:
-    """What tokenizer_config.json would say."""
+    """Makes the content of tokenizer_config.json."""
     ids = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
     named = {ours: own.get(f"ggml.{theirs}_token_id") for ours, theirs in ids.items()}
     content: Json = {
@@ -87,7 +87,7 @@ def _config(own: Json, tokens: list[str]) -> Json:
         for name, index in named.items()
         if index is not None and 0 <= index < len(tokens)
     }
-    # Older files do not say it, and llama.cpp then goes by the kind of vocabulary.
+    # Older files have no add_bos_token; llama.cpp then decides by the kind of vocabulary.
     bos = own.get("ggml.model") == "llama" or own.get("ggml.pre") in ("llama-bpe", "llama3")
     content["add_bos_token"] = bool(own.get("ggml.add_bos_token", bos))
     more = own.get("chat_templates") or []
@@ -100,14 +100,14 @@ def _config(own: Json, tokens: list[str]) -> Json:
 
 
 def _byte_level(path: str, own: Json, tokens: list[str], kinds: list[int]) -> bytes:
-    """A ``tokenizer.json`` of bytes that are merged."""
+    """Makes a ``tokenizer.json`` of a byte-level BPE."""
     pre = own.get("ggml.pre", "default")
     if pre not in WORDS:
         known = ", ".join(WORDS)
         raise UserError(f"{path}: tokenizer.ggml.pre: {pre!r:.80} is not supported; {known} are")
     vocab = {token: index for index, token in enumerate(tokens)}
     if len(vocab) != len(tokens):
-        raise UserError(f"{path}: tokenizer.ggml.tokens: wanted each once")
+        raise UserError(f"{path}: tokenizer.ggml.tokens: wanted different tokens, found one twice")
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [
         {"id": index, "content": token, **flags, "special": kinds[index] == _CONTROL}
@@ -129,13 +129,13 @@ def _byte_level(path: str, own: Json, tokens: list[str], kinds: list[int]) -> by
 
 
 def _sentencepiece(path: str, own: Json, tokens: list[str], kinds: list[int]) -> bytes:
-    """A sentencepiece ``.model``: the kinds of tokens have the same numbers there."""
+    """Makes a sentencepiece ``.model``, which has the same numbers for the kinds of tokens."""
     from sentencepiece import sentencepiece_model_pb2
 
     schema: Any = sentencepiece_model_pb2
     scores = own.get("ggml.scores")
     if not isinstance(scores, list) or not len(scores) == len(kinds) == len(tokens):
-        raise UserError(f"{path}: tokenizer.ggml.scores: wanted one for every token")
+        raise UserError(f"{path}: tokenizer.ggml.scores: wanted one score per token")
     model = schema.ModelProto()
     for token, score, kind in zip(tokens, scores, kinds, strict=True):
         spaces = " " in token and not token.strip(" ")

@@ -1,7 +1,6 @@
-"""A tokenizer as the metadata of a GGUF file; `gguf.files` reads them back.
+"""Writes a tokenizer as the metadata of a GGUF file; `gguf.files` reads it back.
 
-llama.cpp has no other ways to cut text into words than those of `gguf.WORDS`: a tokenizer that cuts
-otherwise is refused.
+`gguf.WORDS` has the ways to split text into words that are supported: other tokenizers are refused.
 """
 
 import json
@@ -22,15 +21,15 @@ _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _BPE = 1, 3, 4, 5, 2  # sentencepiece
 
 
 def fields(folder: str, tokenizer: Tokenizer, rows: int) -> Json:
-    """The metadata of a folder's tokenizer.
+    """Makes the metadata of a folder's tokenizer.
 
     Args:
-      folder: holds its files.
-      tokenizer: loaded from there.
-      rows: of the embedding, at least one an id; those that are no token's are named as unused.
+      folder: the tokenizer's files.
+      tokenizer: loaded from the folder.
+      rows: rows of the embedding, at least one per id; rows without a token are marked unused.
 
     Raises:
-      UserError: GGUF has no such kind of tokenizer.
+      UserError: GGUF does not support this kind of tokenizer.
     """
     file = files.model_file(folder)
     content, beside = files.read(file), files.read_beside(file)
@@ -56,10 +55,10 @@ def fields(folder: str, tokenizer: Tokenizer, rows: int) -> Json:
 
 
 def _ends(folder: str, tokenizer: Tokenizer) -> Json:
-    """The ids of special tokens; a file has names for three that end a response."""
+    """Returns the ids of special tokens; GGUF has names for three that end a response."""
     ends = [tokenizer.eos_id, *(i for i in tokenizer.ends if i != tokenizer.eos_id)]
     if ends[3:]:
-        log.warning("%s: ends of responses that GGUF has no name for: %s", folder, ends[3:])
+        log.warning("%s: GGUF has no field for these ends of responses: %s", folder, ends[3:])
     ids: dict[str, int | None] = dict(zip(("eos", "eot", "eom"), ends[:3], strict=False))
     ids |= {"bos": tokenizer.bos_id, "padding": tokenizer.pad_id}
     unknown = tokenizer.special_tokens.get("unk_token", "")
@@ -68,15 +67,15 @@ def _ends(folder: str, tokenizer: Tokenizer) -> Json:
 
 
 def _byte_level(file: str, content: bytes, added: files.Added) -> tuple[Json, Tokens]:
-    """Of a ``tokenizer.json`` that merges bytes."""
+    """Makes the metadata of a ``tokenizer.json`` with a byte-level BPE."""
     data = json.loads(content)
     model = data["model"]
-    how = (_plain(data.get("pre_tokenizer")), (data.get("normalizer") or {}).get("type"))
-    pre = next((name for name in NAMED if (_plain(WORDS[name]), _normal(name)) == how), "")
+    splitting = (_plain(data.get("pre_tokenizer")), (data.get("normalizer") or {}).get("type"))
+    pre = next((name for name in NAMED if (_plain(WORDS[name]), _normal(name)) == splitting), "")
     if model.get("type") != "BPE" or model.get("byte_fallback") or not pre:
         raise UserError(
-            f"{file}: GGUF files have no kind of tokenizer that cuts text into words as this one; "
-            f"they have sentencepiece's BPE (a tokenizer.model) and {', '.join(NAMED)}"
+            f"{file}: GGUF does not support the way this tokenizer splits text into words; wanted "
+            f"sentencepiece's BPE (a tokenizer.model) or one of {', '.join(NAMED)}"
         )
     merges = [x if isinstance(x, str) else " ".join(x) for x in model["merges"]]
     tokens: Tokens = {index: (text, 0.0, _NORMAL) for text, index in model["vocab"].items()}
@@ -100,23 +99,23 @@ def _normal(name: str) -> str | None:
 
 
 def _plain(steps: Any) -> list[Json]:
-    """How a tokenizer.json cuts text into words, in one form."""
-    found = steps if isinstance(steps, dict) else {}
-    if found.get("type") == "Sequence":
-        return [step for part in found["pretokenizers"] for step in _plain(part)]
+    """Returns a tokenizer.json's steps of splitting text in a normal form, to compare them."""
+    fields = steps if isinstance(steps, dict) else {}
+    if fields.get("type") == "Sequence":
+        return [step for part in fields["pretokenizers"] for step in _plain(part)]
     defaults = {"ByteLevel": {"use_regex": True, "add_prefix_space": True}}
-    step = {**defaults.get(found.get("type", ""), {}), **found}
+    step = {**defaults.get(fields.get("type", ""), {}), **fields}
     return [{k: v for k, v in step.items() if k != "trim_offsets" and v is not False}]
 
 
 def _sentencepiece(file: str, content: bytes, added: files.Added) -> tuple[Json, Tokens]:
-    """Of a sentencepiece ``.model``."""
+    """Makes the metadata of a sentencepiece ``.model``."""
     model = kinds.sentencepiece_model(file, content)
     spec, normal = model.trainer_spec, model.normalizer_spec
     if spec.model_type != _BPE or not spec.byte_fallback or normal.precompiled_charsmap:
         raise UserError(
-            f"{file}: wanted a BPE model with bytes and without a normalisation of its own, the "
-            "only kind of sentencepiece's that GGUF files have"
+            f"{file}: wanted a BPE model with byte fallback and without a normalisation table, the "
+            "only sentencepiece models that GGUF supports"
         )
     pieces = {i: (p.piece, float(p.score), int(p.type)) for i, p in enumerate(model.pieces)}
     own = {

@@ -1,6 +1,6 @@
-"""The two kinds of tokenizer, read from the bytes of a file: sentencepiece and ``tokenizer.json``.
+"""Reads the two kinds of tokenizer: sentencepiece and ``tokenizer.json``.
 
-`load.load` chooses between the two, and adds the settings of the files beside them.
+`load.load` chooses between them, and adds the settings of the files beside them.
 """
 
 import json
@@ -17,17 +17,17 @@ Encode = Callable[[str, bool], list[int]]  # (text, whether it starts the sequen
 
 @dataclass(frozen=True)
 class Parts:
-    """The interface that both kinds of tokenizer have."""
+    """The common interface of both kinds of tokenizer."""
 
     vocab_size: int
     specials: dict[str, int]
-    added: dict[str, int]  # the special tokens, and other texts that are always one token
+    added: dict[str, int]  # special tokens, and other texts that are always one token
     default_ids: dict[str, int]
     token_to_id: Callable[[str], int | None]
     id_to_token: Callable[[int], str]
     adds_bos: Callable[[int | None], bool]
     encode: Encode  # special tokens in the text are plain text
-    encode_rendered: Encode | None  # special tokens in the text are ids; None: it cannot do that
+    encode_rendered: Encode | None  # special tokens in the text become ids; None: not supported
     decode: Callable[[list[int]], str]
 
 
@@ -38,7 +38,7 @@ def sentencepiece_parts(file: str, content: bytes, added: Added) -> Parts:
     model = sentencepiece_model(file, content)
     try:
         start = sentencepiece.SentencePieceProcessor(model_proto=content)
-        # Text that continues a sequence must not get the space that many models put first.
+        # Many models put a space before text; text that continues a sequence must not get it.
         model.normalizer_spec.add_dummy_prefix = False
         rest = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
     except (RuntimeError, ValueError):
@@ -78,29 +78,29 @@ def sentencepiece_parts(file: str, content: bytes, added: Added) -> Parts:
 
 
 def _added_pieces(model: Any, added: Added) -> tuple[dict[str, int], dict[str, int]]:
-    """Tokens beside a model's pieces, and pieces of text that are special tokens all the same.
+    """Returns tokens beside a model's pieces, and ordinary pieces that files mark as special.
 
     Raises:
-      UserError: a token has another id than in the model.
+      UserError: a token's id differs from the model's.
     """
     pieces = {piece.piece: index for index, piece in enumerate(model.pieces)}
     for text, token in added.items():
-        found, wanted = pieces.get(text), token["id"]
-        if wanted < len(model.pieces) if found is None else wanted != found:
-            raise _other_id(token["file"], text, wanted, found)
+        index, wanted = pieces.get(text), token["id"]
+        if wanted < len(model.pieces) if index is None else wanted != index:
+            raise _other_id(token["file"], text, wanted, index)
     more = {text: token["id"] for text, token in added.items() if text not in pieces}
     plain = (model.pieces[0].NORMAL, model.pieces[0].USER_DEFINED)
     marked = {x: pieces[x] for x, token in added.items() if x in pieces and token["special"]}
     return more, {x: i for x, i in marked.items() if model.pieces[i].type in plain}
 
 
-def _other_id(file: str, text: str, wanted: int, found: int | None) -> UserError:
-    have = "another token" if found is None else str(found)
-    return UserError(f"{file}: token {text!r}: wanted id {wanted}, found {have} in the vocabulary")
+def _other_id(file: str, text: str, wanted: int, index: int | None) -> UserError:
+    found = "another token" if index is None else str(index)
+    return UserError(f"{file}: token {text!r}: wanted id {wanted}, found {found} in the vocabulary")
 
 
 def _encode_words(encode: Encode, words: dict[str, int]) -> Encode:
-    """Makes an encoder for which each of some words is one token."""
+    """Makes an encoder that turns each of the given words into one token."""
     longest_first = sorted(words, key=len, reverse=True)
     pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
@@ -122,7 +122,7 @@ def _decode_runs(
     names: dict[int, str],
     special: dict[str, int],
 ) -> Callable[[list[int]], str]:
-    """Makes a decoder that knows tokens beside the vocabulary; special ones are left out."""
+    """Makes a decoder that also decodes added tokens, except special ones."""
 
     def decode(ids: list[int]) -> str:
         text, run, decode_run = "", list[int](), start
@@ -152,7 +152,7 @@ def sentencepiece_model(file: str, content: bytes) -> Any:
         model = schema.ModelProto.FromString(content)
     except Exception:  # protobuf's DecodeError, whose module differs between versions
         raise _damaged(file) from None
-    # A file that was cut can still parse: the pieces come first, so look for what follows them.
+    # A truncated file can still parse. The pieces come first: check for the field after them.
     if not model.pieces or not model.HasField("normalizer_spec"):
         raise _damaged(file)
     return model
@@ -175,8 +175,8 @@ def _encode_apart(
 ) -> Encode:
     """Makes an encoder that never produces a special token from text.
 
-    Sentencepiece never makes control pieces out of text, but always makes user-defined ones: so
-    their text is cut after its first character and the parts are encoded apart.
+    Sentencepiece never makes control pieces from text, but it does make user-defined ones. Their
+    text is therefore cut after its first character, and the parts are encoded separately.
     """
     cuts = re.compile("|".join(f"(?<={re.escape(p[0])})(?={re.escape(p[1:])})" for p in defined))
 
@@ -193,7 +193,7 @@ def _encode_apart(
 
 
 def _without_prefix(node: Any) -> Any:
-    """A part of a tokenizer.json, changed to put no space before text."""
+    """Changes a part of a tokenizer.json so that it puts no space before text."""
     if isinstance(node, list):
         return [_without_prefix(item) for item in node]
     if not isinstance(node, dict):
@@ -215,9 +215,9 @@ def huggingface_parts(file: str, content: bytes, added: Added, marked: Iterable[
     """Reads a ``tokenizer.json``.
 
     Args:
-      file, content: of the tokenizer.
-      added: what the files beside it add.
-      marked: tokens to take for special ones, whatever the file says.
+      file, content: the tokenizer's.
+      added: tokens that the files beside it add.
+      marked: tokens to treat as special, even if the file does not.
     """
     try:
         start_settings = _with_added(content.decode(), added, set(marked))
@@ -232,18 +232,18 @@ def huggingface_parts(file: str, content: bytes, added: Added, marked: Iterable[
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{file}: not a usable tokenizer.json ({reason})") from None
 
-    def encoder(first_of_all: Any, others: Any) -> Encode:
+    def encoder(start: Any, rest: Any) -> Encode:
         def encode(text: str, first: bool) -> list[int]:
-            tokenizer = first_of_all if first else others
+            tokenizer = start if first else rest
             return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
         return encode
 
     tokens = start.get_added_tokens_decoder()
     for text, token in added.items():
-        found = start.token_to_id(text)
-        if found != token["id"] and _is_new(text, content):
-            raise _other_id(token["file"], text, token["id"], found)
+        index = start.token_to_id(text)
+        if index != token["id"] and _is_new(text, content):
+            raise _other_id(token["file"], text, token["id"], index)
     defaults = _added_ends(start, tokens)
     return Parts(
         vocab_size=max(start.get_vocab(with_added_tokens=True).values()) + 1,
@@ -265,13 +265,13 @@ def _is_new(text: str, content: bytes) -> bool:
 
 
 def _with_added(settings: str, added: Added, marked: set[str]) -> str:
-    """The settings with more added and special tokens; the same string if nothing differs."""
+    """Adds tokens to the settings and marks special ones; the same string if nothing changes."""
     if not added and not marked:
         return settings
     fields = json.loads(settings)
     tokens = fields.get("added_tokens") or []
-    there = {token["content"] for token in tokens}
-    more = sorted((token["id"], text) for text, token in added.items() if text not in there)
+    known = {token["content"] for token in tokens}
+    more = sorted((token["id"], text) for text, token in added.items() if text not in known)
     marked = marked | {text for text, token in added.items() if token["special"]}
     unmarked = [x["content"] for x in tokens if x["content"] in marked and not x["special"]]
     if not more and not unmarked:
@@ -281,7 +281,7 @@ def _with_added(settings: str, added: Added, marked: set[str]) -> str:
         {"id": index, "content": text, **{flag: added[text].get(flag, False) for flag in FLAGS}}
         for index, text in more
     ]
-    # A special token is found before the text is normalised.
+    # Special tokens are matched before the text is normalised.
     marks = {"special": True, "normalized": False}
     tokens = [{**token, **marks} if token["content"] in unmarked else token for token in tokens]
     return json.dumps({**fields, "added_tokens": tokens})
@@ -299,7 +299,7 @@ def _load(settings: str, *, specials_as_text: bool) -> Any:
 
 
 def _continued(settings: str) -> str:
-    """The settings for text that continues a sequence; the same string if nothing differs."""
+    """Makes the settings for text that continues a sequence; the same string if nothing changes."""
     fields = json.loads(settings)
     changed = {key: _without_prefix(fields.get(key)) for key in ("normalizer", "pre_tokenizer")}
     same = all(fields.get(key) == value for key, value in changed.items())
@@ -307,7 +307,7 @@ def _continued(settings: str) -> str:
 
 
 def _added_ends(tokenizer: Any, added: Any) -> dict[str, int]:
-    """The BOS and the EOS that a tokenizer puts round a text by itself, where it does."""
+    """Finds the BOS and the EOS that a tokenizer adds to a text by itself, if it does."""
     ids = tokenizer.encode("a", add_special_tokens=True).ids
     plain = tokenizer.encode("a", add_special_tokens=False).ids
     ends = {}

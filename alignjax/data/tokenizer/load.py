@@ -1,17 +1,16 @@
-"""Text to token ids: sentencepiece models and Hugging Face ``tokenizer.json``, behind one type.
+"""Loads tokenizers: sentencepiece models and Hugging Face's ``tokenizer.json``, as one type.
 
-Rules, the same for both kinds:
+Both kinds follow the same rules:
 
-- A prompt gets exactly one BOS, at position 0, if the tokenizer has one; every response ends with
-  exactly one token that ends it: the one that the chat template writes, else the EOS. Nothing is
-  truncated here.
-- Prompt and response are encoded apart, once each, so the boundary between them is always a token
+- A prompt gets exactly one BOS, at position 0, if the tokenizer has one. Every response ends with
+  exactly one end token: the chat template's, else the EOS. Nothing is truncated here.
+- Prompt and response are encoded separately, so the boundary between them is always a token
   boundary, and the ids of prompt + response decode to the text of prompt + response (as far as
   the tokenizer's own normalisation is lossless).
-- Text that looks like a special token is plain text when it comes from the data. Only a chat
-  template can write special tokens.
-- Padding never carries meaning (masks come from lengths), so a tokenizer without a pad token is
-  fine: ``pad_id`` is then ``eos_id``.
+- Text in the data that looks like a special token is plain text. Only a chat template can write
+  special tokens.
+- Padding has no meaning (masks come from lengths), so a tokenizer needs no pad token: ``pad_id`` is
+  then ``eos_id``.
 
 No code of a model is ever run (``auto_map`` is not read) and nothing is unpickled.
 """
@@ -52,12 +51,12 @@ class Tokenizer:
 
     Attributes:
       vocab_size: ids are in ``[0, vocab_size)``; a model must embed at least as many.
-      eos_id: ends every response for which the chat template writes no end.
+      eos_id: ends a response if the chat template writes no end.
       bos_id: starts every prompt; None if the tokenizer has none or does not use it.
-      pad_id: fills up batches; carries no meaning.
-      ends: ids that end a response, each with where it is named: the chat template's own end of a
-        turn, the tokenizer's EOS, those of a generation_config.json beside. Sampling stops at any.
-      opening: what the template ends prompts with for the response to go on from, as ``<think>``.
+      pad_id: fills up batches.
+      ends: ids that end a response -> where each comes from: the chat template's end of a turn, the
+        tokenizer's EOS, the model's generation_config.json. Sampling stops at any of them.
+      opening: text with which the template ends prompts and that begins the response: ``<think>``.
       digest: hex sha256 of everything that changes ids: model, template, special tokens.
     """
 
@@ -84,9 +83,10 @@ class Tokenizer:
         more: Sequence[str] = (),
         full: bool = False,
     ) -> Encoded:
-        """Encodes a prompt and its responses; ``full`` keeps all that a template writes after one.
+        """Encodes a prompt and its responses.
 
-        ``more`` has `Message.more` of the responses, for the chat template; or nothing.
+        ``more`` has `Message.more` of each response, or is empty. ``full`` keeps all of the
+        template's text after a response, not only the end of its turn.
 
         Raises:
           DataError: the chat template refuses the dialogue, or renders the prompt differently
@@ -112,7 +112,7 @@ class Tokenizer:
     def _encode_dialogue(
         self, prompt: tuple[Message, ...], responses: Sequence[Message], special: bool, full: bool
     ) -> tuple[list[int], list[list[int]]]:
-        """Encodes what the template writes for the prompt, and adds to it for each response."""
+        """Encodes the template's text of the prompt, and what each response adds to it."""
         turns = (*prompt, *responses)
         literals: list[tuple[str, str]] = []
         if special:
@@ -122,35 +122,35 @@ class Tokenizer:
         prompt_ids = self._one_bos(self._encode_rendered(before, literals, first=True))
         response_ids = []
         for answer in answers:
-            whole = self._render((*context, answer), False)
-            text: str | None = whole.removeprefix(before)
-            if not whole.startswith(before):
+            dialogue = self._render((*context, answer), False)
+            text: str | None = dialogue.removeprefix(before)
+            if not dialogue.startswith(before):
                 text = after_opening(self._render, context, before, answer)
             if text is None:
                 raise DataError(
                     f"{self.template_name}: chat template renders the prompt differently when a "
-                    "response follows; the two cannot be separated"
+                    "response follows, so the two cannot be separated"
                 )
             ids = self._encode_rendered(text, literals, first=False)
             response_ids.append(ids if full else self._one_end(ids))
         return prompt_ids, response_ids
 
     def render(self, prompt: Prompt) -> str:
-        """The text of a prompt, after the chat template if it is a dialogue."""
+        """Renders a prompt as text, with the chat template if it is a dialogue."""
         return prompt if isinstance(prompt, str) else self._render(prompt, True)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of ids; special tokens, and ids past the vocabulary, are left out."""
+        """Decodes ids; leaves out special tokens and ids outside the vocabulary."""
         kept = (int(i) for i in ids if 0 <= int(i) < self.vocab_size)
         return self.decode_ids([i for i in kept if i not in self._closing])
 
     @functools.cached_property
     def _closing(self) -> frozenset[int]:
-        """The ends that text cannot hold."""
+        """The ends that are special tokens."""
         return frozenset(self.ends) & frozenset(self.specials.values())
 
     def describe_ends(self) -> str:
-        """One line for reports: the tokens that end a response, and what opens it."""
+        """Describes in one line the tokens that end a response, and the text that opens it."""
         names = {index: text for text, index in self.specials.items()}
         names = {i: self.decode_ids([i]) for i in self.ends if i < self.vocab_size} | names
         parts = [f"{names.get(i, '')!r} {i} ({where})" for i, where in self.ends.items()]
@@ -174,16 +174,16 @@ class Tokenizer:
     ) -> tuple[tuple[Message, ...], list[tuple[str, str]]]:
         """Replaces text that looks like a special token by private-use characters.
 
-        A template's own special tokens can then be told from the data's text.
+        After rendering, special tokens can then only be the template's own.
 
         Returns:
-          The changed turns, and what to put back: (stand-in, text) each.
+          The changed turns, and (stand-in, text) pairs to undo the change.
         """
         used = {char for turn in turns for char in turn.content + turn.more}
         free = (chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in used)
-        found = self.special_pattern.findall
-        texts = {x for turn in turns for x in found(turn.content) + found(turn.more)}
-        # Longest first, so that a special token within another is not replaced inside it.
+        find = self.special_pattern.findall
+        texts = {x for turn in turns for x in find(turn.content) + find(turn.more)}
+        # Longest first: a special token may be part of another.
         longest_first = sorted(texts, key=len, reverse=True)
         literals = [(next(free), special) for special in longest_first]
         hidden = []
@@ -197,7 +197,7 @@ class Tokenizer:
     def _encode_rendered(
         self, text: str, literals: list[tuple[str, str]], *, first: bool
     ) -> list[int]:
-        """Encodes a template's text: its special tokens become ids, everything else is text."""
+        """Encodes a template's text: special tokens become ids, stand-ins their text."""
         if not literals and self.encode_rendered is not None:
             return self.encode_rendered(text, first)
         ids: list[int] = []
@@ -218,7 +218,7 @@ class Tokenizer:
         return [self.bos_id, *ids]
 
     def _one_end(self, ids: list[int]) -> list[int]:
-        """Cuts after the template's end of a turn (line breaks follow in some), or adds the EOS."""
+        """Cuts after the template's end of a turn (a line break may follow it), or adds the EOS."""
         end = next((n for n, i in enumerate(ids, 1) if i in self._closing), 0)
         if not end:
             return [*ids, self.eos_id]
@@ -242,17 +242,17 @@ def load(
       path: a sentencepiece ``.model``, a ``tokenizer.json``, a folder with one of them (and
         ``tokenizer_config.json``, ``special_tokens_map.json``, ``chat_template.jinja`` beside), or
         a GGUF file.
-      model: the folder of the model that it is for, whose generation_config.json names ends of
-        responses. By default the tokenizer's own.
+      model: the folder of the model, whose generation_config.json may list more ends of responses.
+        By default the tokenizer's folder.
       chat_template: a ``.jinja`` file, the template itself (text with a ``{``), or the name of one
         of the tokenizer's. By default the folder's ``default``, else ``chat.PLAIN_TEMPLATE``.
-      bos: text of the token to start prompts with. By default what the tokenizer itself adds.
-      eos: text of the token to end responses with. By default what the files beside say.
-      pad: text of the padding token. By default what the files say, else the EOS.
+      bos: text of the token that starts prompts. By default the one that the tokenizer adds.
+      eos: text of the token that ends responses. By default the one in the files.
+      pad: text of the padding token. By default the one in the files, else the EOS.
 
     Raises:
-      UserError: file missing, damaged or of another kind; no EOS known; no such special token;
-        the template has a syntax error.
+      UserError: the file is missing, damaged or of another kind; there is no EOS; a special token
+        is not in the vocabulary; the template has a syntax error.
     """
     if gguf_files.is_gguf(path):
         other = "" if model == path else model
@@ -269,7 +269,7 @@ def load(
 
     ids = _named_ids(parts, named, file)
     if "eos_token" not in ids:
-        raise UserError(f"{file}: names no end-of-sequence token; set eos to its text")
+        raise UserError(f"{file}: has no end-of-sequence token; set eos to its text")
     adds_bos = beside.add_bos
     if not bos and not (parts.adds_bos(ids.get("bos_token")) if adds_bos is None else adds_bos):
         ids.pop("bos_token", None)
@@ -300,7 +300,7 @@ def _assemble(
     ends: Mapping[int, str],
     opening: str,
 ) -> Tokenizer:
-    """Makes the tokenizer of what `load` has found."""
+    """Makes the tokenizer from the parts that `load` has read."""
     eos_id, bos_id = ids["eos_token"], ids.get("bos_token")
     settings: list[Any] = [template[0], bos_id, eos_id, sorted(specials.items())]
     settings.append(sorted(special_tokens.items()))
@@ -330,7 +330,7 @@ def _assemble(
 def _from_gguf(
     path: str, *, model: str, chat_template: str, bos: str, eos: str, pad: str
 ) -> Tokenizer:
-    """The tokenizer of a GGUF file, by way of the files that it amounts to."""
+    """Loads the tokenizer of a GGUF file: writes its files to a temporary folder and loads that."""
     with tempfile.TemporaryDirectory() as folder:
         for name, content in gguf.files(path).items():
             (pathlib.Path(folder) / name).write_bytes(content)
@@ -361,14 +361,14 @@ def _render(
 
 
 def _ends(parts: Parts, turn: Turn, eos_id: int, beside: files.Beside) -> dict[int, str]:
-    """The ids that end a response, and from where each is known."""
-    found: dict[int, list[str]] = {}
+    """Returns the ids that end a response, and where each comes from."""
+    sources: dict[int, list[str]] = {}
     if turn.end:
-        found.setdefault(parts.added[turn.end], []).append("chat template")
-    found.setdefault(eos_id, []).append("tokenizer")
+        sources.setdefault(parts.added[turn.end], []).append("chat template")
+    sources.setdefault(eos_id, []).append("tokenizer")
     for index in beside.ends:
-        found.setdefault(index, []).append(beside.ends_file)
-    return {index: ", ".join(where) for index, where in found.items()}
+        sources.setdefault(index, []).append(beside.ends_file)
+    return {index: ", ".join(where) for index, where in sources.items()}
 
 
 def _digest(content: bytes, settings: list[Any]) -> str:
@@ -377,7 +377,7 @@ def _digest(content: bytes, settings: list[Any]) -> str:
 
 
 def _named_ids(parts: Parts, named: dict[str, str], file: str) -> dict[str, int]:
-    """The ids of BOS, EOS and padding: of the tokens named, else the tokenizer's own."""
+    """Returns the ids of BOS, EOS and padding: of the named tokens, else the tokenizer's own."""
     ids = {}
     for name in ("bos_token", "eos_token", "pad_token"):
         token = named.get(name)
@@ -386,14 +386,13 @@ def _named_ids(parts: Parts, named: dict[str, str], file: str) -> dict[str, int]
             ids[name] = index
         elif token is not None:
             raise UserError(
-                f"{file}: has no token {token!r} to use as {name}"
-                f"{did_you_mean(token, parts.specials)}"
+                f"{file}: {name}: has no token {token!r}{did_you_mean(token, parts.specials)}"
             )
     return ids
 
 
 def check_ids(name: str, ids: int, rows: int) -> None:
-    """Refuses a tokenizer, named ``name``, that has more ids than an embedding has rows."""
+    """Refuses a tokenizer, named ``name``, with more ids than the embedding has rows."""
     if ids > rows:
         raise UserError(
             f"model.vocab_size: the tokenizer {name} has {ids} ids, the model embeds {rows}"

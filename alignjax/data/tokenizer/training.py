@@ -1,4 +1,4 @@
-"""Trains a tokenizer on one's own data, for runs that start from nothing."""
+"""Trains a tokenizer on the run's data, for models that are trained from scratch."""
 
 import collections
 import io
@@ -8,23 +8,22 @@ from collections.abc import Iterable, Set
 
 from alignjax.errors import UserError, naming_file
 
-FIXED = 260  # ids that are no pieces: pad, EOS, unknown, BOS and the bytes
+FIXED = 260  # ids before the pieces: pad, EOS, unknown, BOS and 256 bytes
 
 
 def train_sentencepiece(texts: Iterable[str], *, vocab_size: int, path: str) -> None:
-    """Trains a BPE model and writes it to ``path``, all or nothing.
+    """Trains a BPE model and writes it to ``path`` atomically.
 
-    The model is lossless: no normalisation, no added space, bytes for characters it has not seen.
-    Ids: 0 pad, 1 EOS, 2 unknown, 3 BOS, then 256 bytes, then pieces. The same texts give the same
-    bytes. ``vocab_size`` is an upper limit; few texts give fewer pieces. Where it is too small for
-    the characters of the texts, the rare ones are left to the bytes, and half of the pieces are
-    characters.
+    The model is lossless: no normalisation, no added space, bytes for unseen characters. Ids: 0
+    pad, 1 EOS, 2 unknown, 3 BOS, then 256 bytes, then pieces. The same texts give the same file.
+    ``vocab_size`` is an upper limit; few texts give fewer pieces. If it is too small for all
+    characters of the texts, rare ones are written as bytes, and half of the pieces are characters.
 
     Raises:
-      UserError: no text, or ``vocab_size`` too small for the bytes.
+      UserError: no text, or ``vocab_size`` below 300.
     """
     if vocab_size < 300:
-        raise UserError(f"tokenizer: vocab_size is {vocab_size}, expected at least 300")
+        raise UserError(f"tokenizer: vocab_size: wanted at least 300, found {vocab_size}")
     lines = [line for text in texts for line in _sentences(text)]
     try:
         try:
@@ -73,11 +72,11 @@ def _train(lines: Iterable[str], vocab_size: int) -> bytes:
 
 
 def _cut(line: str, common: Set[str]) -> list[str]:
-    """Cuts a line at every character that is not a common one."""
+    """Splits a line at every character that is not in ``common``."""
     return "".join(x if x in common else "\n" for x in line).split("\n")
 
 
 def _sentences(text: str) -> list[str]:
-    """Cuts a text into pieces short enough for the trainer, which would skip a longer one."""
+    """Splits a text into pieces that the trainer accepts: it skips longer ones."""
     size = 2**14  # characters; at most 4 bytes each
     return [text[start : start + size] for start in range(0, len(text), size)]

@@ -1,7 +1,7 @@
-"""What a chat template writes round a response: what opens it, and the token that ends it.
+"""Finds the text that a chat template puts before a response, and the token that ends it.
 
-Found by rendering a small dialogue. The token that the template itself ends an assistant's turn
-with is what a model was trained to write there, whatever other files call the end of a sequence.
+Both are found by rendering a small dialogue. A model was trained to end a turn with the template's
+token, even if other files name another end of sequence.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from alignjax.data.records import Message
 from alignjax.errors import UserError
 
-Render = Callable[[tuple[Message, ...], bool], str]  # (turns, with the next turn's beginning)
+Render = Callable[[tuple[Message, ...], bool], str]  # (turns, add_generation_prompt) -> text
 
 _ANSWER = "alignjax"
 _STAND_IN = "\uf8ff"  # the last private-use character; stands for a whole response
@@ -19,12 +19,12 @@ _USER = (Message("user", "Hello"),)
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """The two sides of a response.
+    """The text around a response.
 
     Attributes:
-      end: the token right after it; empty: none.
-      opening: what a prompt ends with that a dialogue with its response does not repeat, or a
-        tag of thoughts that is left open: ``<think>`` and the like.
+      end: the token right after it; empty if there is none.
+      opening: the end of a prompt that the template leaves out once a response follows, or an
+        open tag of reasoning such as ``<think>``; empty if there is none.
     """
 
     end: str = ""
@@ -32,26 +32,26 @@ class Turn:
 
 
 def find_turn(render: Render, tokens: Iterable[str]) -> Turn:
-    """Renders a small dialogue and looks at what stands round the response.
+    """Finds the opening and the end of a response in a small rendered dialogue.
 
     Args:
-      render: of the template.
+      render: renders the template.
       tokens: texts of all special and added tokens.
     """
     try:
         before = render(_USER, True)
-        whole = render((*_USER, Message("assistant", _ANSWER)), False)
-    except UserError:  # of this dialogue; rows will say it again if they have the same fault
+        dialogue = render((*_USER, Message("assistant", _ANSWER)), False)
+    except UserError:  # the template may refuse this dialogue only; rows raise their own errors
         return Turn()
-    base, found, tail = whole.rpartition(_ANSWER)
-    if not found:
+    base, answer, tail = dialogue.rpartition(_ANSWER)
+    if not answer:
         return Turn()
     after = tail.lstrip()
     end = max((x for x in tokens if after.startswith(x)), key=len, default="")
     opening = ""
-    if not whole.startswith(before) and before.startswith(base):
+    if not dialogue.startswith(before) and before.startswith(base):
         opening = before[len(base) :]
-    elif whole.startswith(before):
+    elif dialogue.startswith(before):
         last = before.rstrip().rpartition("\n")[2]
         tag = last[last.rfind("<") :]
         opening = tag if tag.startswith("<") and tag.endswith("think>") else ""
@@ -62,23 +62,22 @@ def find_turn(render: Render, tokens: Iterable[str]) -> Turn:
 def after_opening(
     render: Render, context: tuple[Message, ...], before: str, answer: Message
 ) -> str | None:
-    """What follows a prompt whose end the template leaves out once a response is there.
+    """Renders a response after a prompt that ends with an opening (see `Turn`).
 
     Args:
-      render: of the template.
-      context: the turns before.
-      before: what they are rendered as.
-      answer: the response. Where it begins with the opening itself, that is not repeated.
+      render: renders the template.
+      context: the turns of the prompt.
+      before: the rendered prompt.
+      answer: the response. If it begins with the opening, the opening is removed.
 
     Returns:
-      The response and what ends its turn; None: the two renderings differ in more than the
+      The response and the end of its turn; None if the two renderings differ in more than the
       opening.
     """
     stand_in = dataclasses.replace(answer, content=_STAND_IN)
-    whole = render((*context, stand_in), False)
-    base, found, tail = whole.rpartition(_STAND_IN)
+    base, response, tail = render((*context, stand_in), False).rpartition(_STAND_IN)
     opening = before[len(base) :]
-    if not found or not before.startswith(base) or not opening.strip():
+    if not response or not before.startswith(base) or not opening.strip():
         return None
     text = answer.content
     if text.lstrip().startswith(opening.strip()):

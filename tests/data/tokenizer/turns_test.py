@@ -176,7 +176,7 @@ def test_named_templates(folder, tmp_path):
     with pytest.raises(UserError, match=r"^tool: no such chat template; .* templates default, rag"):
         load.load(path, chat_template="tool")
     path, _ = folder(["</s>"], named[:1], eos_token="</s>")
-    with pytest.raises(UserError, match=r"the chat templates rag, and no default: name one in"):
+    with pytest.raises(UserError, match=r"the chat templates rag and no default; name one with"):
         load.load(path)
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("T{{ 1 }}")
