@@ -1,8 +1,8 @@
-"""Rows -> batches: a few padded shapes, which rows make up which batch, and arrays read ahead.
+"""Makes batches of rows: chooses padded shapes, deals rows to batches, reads batches ahead.
 
-Which rows make up batch i of a whole run is a pure function of the rows' lengths and the seed.
-The data position is therefore one integer, the index of the next batch, whatever the number of
-devices, processes or reading threads.
+The rows of batch i are a pure function of the rows' lengths and the seed. The data position is
+therefore one integer, the index of the next batch, for any number of devices, processes or reading
+threads.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """Every batch of a run, in order."""
+    """The schedule of batches of a run: which rows make up batch i."""
 
     shapes: tuple[Shape, ...]
     shape: np.ndarray  # [batches] index into shapes
@@ -35,69 +35,69 @@ class Batches:
         return len(self.rows)
 
     def only(self, places: np.ndarray) -> "Batches":
-        """Keeps of every batch the rows at these places: those that one process reads."""
+        """Keeps the rows at these places of every batch: the rows that one process reads."""
         return dataclasses.replace(self, rows=self.rows[:, places])
 
     @property
     def row_count(self) -> int:
-        """Rows over all batches, fillers not counted."""
+        """The number of rows in all batches, without fillers."""
         return int((self.rows >= 0).sum())
 
 
 def choose_shapes(
     prompt_length: np.ndarray, response_length: np.ndarray, *, count: int, multiple: int
 ) -> tuple[tuple[Shape, ...], np.ndarray]:
-    """Chooses few shapes that waste little: splits the rows where that saves most padding.
+    """Chooses a few shapes that need little padding.
 
-    Starts from one shape for all rows and splits greedily, by prompt or by response length at any
-    threshold, whichever leaves the fewest padded tokens.
+    Starts from one shape for all rows. Then splits a group of rows in two, greedily: by the
+    prompt's or the response's length, at the threshold with the fewest padded tokens.
 
     Args:
       prompt_length: ``[N]`` tokens.
       response_length: ``[N, K]`` tokens; a row is as long as its longest response.
-      count: shapes at most; each one compiles once.
+      count: the most shapes; the step compiles once for each.
       multiple: token counts are rounded up to a multiple of it.
 
     Returns:
-      The shapes, shortest first, and ``[N]`` the shape of every row.
+      The shapes, shortest first, and the index of each row's shape, ``[N]``.
     """
     k = response_length.shape[1]
-    up = np.stack([prompt_length, response_length.max(axis=1)], axis=1)
-    up = np.maximum(-(-up // multiple) * multiple, multiple)
+    rounded = np.stack([prompt_length, response_length.max(axis=1)], axis=1)
+    rounded = np.maximum(-(-rounded // multiple) * multiple, multiple)
 
     def cost(rows: np.ndarray) -> int:
         if not len(rows):
             return 0
-        prompt, response = up[rows].max(axis=0)
+        prompt, response = rounded[rows].max(axis=0)
         return len(rows) * int(prompt + k * response)
 
     def splits() -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-        """Every split of a group in two: the tokens it saves, the group, its two parts."""
+        """Yields every split of a group in two: the tokens saved, the group, its two parts."""
         for i, rows in enumerate(groups):
-            whole = cost(rows)
+            unsplit = cost(rows)
             for axis in (0, 1):
-                for edge in np.unique(up[rows, axis])[:-1]:
-                    short = up[rows, axis] <= edge
+                for edge in np.unique(rounded[rows, axis])[:-1]:
+                    short = rounded[rows, axis] <= edge
                     low, high = rows[short], rows[~short]
-                    yield whole - cost(low) - cost(high), i, low, high
+                    yield unsplit - cost(low) - cost(high), i, low, high
 
-    groups: list[np.ndarray] = [np.arange(len(up))]
+    groups: list[np.ndarray] = [np.arange(len(rounded))]
     while len(groups) < count:
         best = max(splits(), key=lambda split: split[0], default=None)
         if best is None or best[0] <= 0:
             break
         _, i, low, high = best
         groups[i : i + 1] = [low, high]
-    shapes = [Shape(*(int(x) for x in up[rows].max(axis=0))) for rows in groups]
+    shapes = [Shape(*(int(x) for x in rounded[rows].max(axis=0))) for rows in groups]
     order = sorted(range(len(groups)), key=lambda i: (shapes[i].prompt + k * shapes[i].response, i))
-    assignment = np.zeros(len(up), np.int32)
+    assignment = np.zeros(len(rounded), np.int32)
     for rank, i in enumerate(order):
         assignment[groups[i]] = rank
     return tuple(shapes[i] for i in order), assignment
 
 
 def shuffled(rows: int, seed: int) -> Iterator[int]:
-    """Yields row indices without end: every epoch holds each row once, in its own order."""
+    """Yields row indices without end: each epoch has every row once, in a new order."""
     import grain
 
     order = grain.MapDataset.range(rows).seed(seed).shuffle().repeat()
@@ -114,51 +114,51 @@ def deal_batches(
     rows: int = 0,
     batches: int = 0,
 ) -> Batches:
-    """Deals rows to batches, in order; each batch holds rows of one shape.
+    """Deals rows to batches in order; each batch has rows of one shape.
 
-    A batch leaves when its shape has ``batch_size`` rows waiting. Rows still waiting at the end of
-    an epoch come first in the next; those waiting at the very end leave in batches filled up with
-    rows of weight 0, so that over the run no row is lost.
+    A batch is complete when ``batch_size`` rows of its shape are waiting. Rows still waiting at the
+    end of an epoch come first in the next. At the end of the run, the last batches are filled up
+    with rows of weight 0, so that no row is lost.
 
     Args:
       shapes, assignment: from `choose_shapes`.
       batch_size: rows per batch.
-      order: dataset rows, as often as they are to be used.
-      rows: stop after so many rows; 0: when ``order`` ends.
-      batches: stop after so many batches; 0: no limit. Rows then waiting are not used.
+      order: dataset rows, in the order of their use; a row may occur several times.
+      rows: stop after this many rows; 0: when ``order`` ends.
+      batches: stop after this many batches, without the rows still waiting; 0: no limit.
     """
     waiting: list[list[int]] = [[] for _ in shapes]
     shape_of: list[int] = []
-    dealt: list[list[int]] = []
+    complete: list[list[int]] = []
     for position, row in enumerate(order):
-        if (rows and position == rows) or (batches and len(dealt) == batches):
+        if (rows and position == rows) or (batches and len(complete) == batches):
             break
         queue = waiting[assignment[row]]
         queue.append(row)
         if len(queue) == batch_size:
             shape_of.append(int(assignment[row]))
-            dealt.append(queue.copy())
+            complete.append(queue.copy())
             queue.clear()
     if not batches:
         for shape, queue in enumerate(waiting):
             if queue:
                 shape_of.append(shape)
-                dealt.append(queue + [-1] * (batch_size - len(queue)))
+                complete.append(queue + [-1] * (batch_size - len(queue)))
     return Batches(
-        shapes, np.array(shape_of, np.int32), np.array(dealt, np.int64).reshape(-1, batch_size)
+        shapes, np.array(shape_of, np.int32), np.array(complete, np.int64).reshape(-1, batch_size)
     )
 
 
 def assemble(
     dataset: Dataset, rows: np.ndarray, shape: Shape, ref_logps: np.ndarray | None = None
 ) -> Batch:
-    """Builds one batch, of NumPy arrays.
+    """Builds one batch of NumPy arrays.
 
     Args:
       dataset: the prepared rows.
       rows: ``[B]`` row indices; -1 makes a row of weight 0.
-      shape: what to pad to; no row may be longer.
-      ref_logps: ``[N, K]`` float32 nats, the reference's log-probabilities of the whole dataset.
+      shape: the padded lengths; no row may be longer.
+      ref_logps: ``[N, K]`` float32 nats, the reference's log-probabilities of the dataset.
     """
     b, k, m = len(rows), dataset.response_length.shape[1], len(dataset.objectives)
     zeros: Any = np.zeros  # a Batch's fields are declared as JAX's arrays
@@ -170,8 +170,8 @@ def assemble(
         response_length=zeros((b, k), np.int32),
         weight=real.astype(np.float32),
         prompt_id=(real * rows).astype(np.int32),
-        # Whether there are scores and labels is the dataset's property, not these rows': they may
-        # all be fillers while another process's rows are not, and the two must have one shape.
+        # The dataset decides whether there are scores and labels: this process's rows may all be
+        # fillers while another's are not, and their batches must have the same arrays.
         scores=zeros((b, k, m), np.float32) if m else None,
         desirable=zeros((b, k), bool) if sum(dataset.labels) else None,
     )
@@ -195,7 +195,7 @@ def _write_row(batch: Any, i: int, example: Example) -> None:
     for j, ids in enumerate(example.response_ids):
         batch.response[i, j, : len(ids)] = ids
         batch.response_length[i, j] = len(ids)
-    # Preparation refuses a dataset in which some rows have scores, or labels, and others none.
+    # `store` refuses a dataset in which only some rows have scores or labels.
     if batch.scores is not None:
         assert example.scores is not None
         batch.scores[i, : len(example.scores)] = example.scores
@@ -207,26 +207,26 @@ def _write_row(batch: Any, i: int, example: Example) -> None:
 def read(
     dataset: Dataset, batches: Batches, *, start: int = 0, ref_logps: np.ndarray | None = None
 ) -> Iterator[Batch]:
-    """The batches ``start, start + 1, ...`` of a run, read ahead by background threads."""
+    """Yields batches ``start, start + 1, ...`` of a run, read ahead by background threads."""
     import grain
 
-    def one(i: int) -> Batch:
+    def load(i: int) -> Batch:
         return assemble(dataset, batches.rows[i], batches.shapes[batches.shape[i]], ref_logps)
 
     ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-    yield from grain.MapDataset.range(start, len(batches)).map(one).to_iter_dataset(ahead)
+    yield from grain.MapDataset.range(start, len(batches)).map(load).to_iter_dataset(ahead)
 
 
 @dataclasses.dataclass(frozen=True)
 class Bucketed:
-    """A dataset with the shapes its rows are padded to."""
+    """A dataset, and the shapes that its rows are padded to."""
 
     dataset: Dataset
     shapes: tuple[Shape, ...]
     assignment: np.ndarray  # [N] index into shapes
 
     def in_order(self, batch_size: int) -> Batches:
-        """Every row once, no shuffling: for scoring and sampling."""
+        """Schedules every row once, without shuffling: for scoring and sampling."""
         return deal_batches(
             self.shapes, self.assignment, batch_size=batch_size, order=range(len(self.dataset))
         )

@@ -1,4 +1,4 @@
-"""Records -> token ids: encoded together, cut to their limits, with every loss counted."""
+"""Encodes records as token ids, truncates them to their limits, and counts what is lost."""
 
 import json
 import logging
@@ -21,17 +21,17 @@ class Row:
     """A record and its ids."""
 
     record: Record
-    prompt: str  # after the chat template, not cut
+    prompt: str  # rendered by the chat template, not truncated
     prompt_ids: np.ndarray  # [P] int32
     response_ids: list[np.ndarray]  # K of [R_k] int32
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reward model from elsewhere was trained to read: what its template writes, whole."""
+    """How an external reward model reads: its template's full text, up to a length."""
 
-    longest: int  # tokens, of prompt and response together
-    padding: int | None  # its padding id: the score is read at the last token that is another
+    longest: int  # tokens of prompt and response together
+    padding: int | None  # its pad id: it reads the score at the last other token
 
 
 def encode(
@@ -42,28 +42,27 @@ def encode(
     max_response_tokens: int,
     report: DataReport,
 ) -> Iterator[Row]:
-    """Tokenises and cuts records to train or to measure on.
+    """Tokenises and truncates records for training or evaluation.
 
-    A prompt over its limit keeps its end, after the BOS if there is one; a response over its limit
-    keeps its start, and then has no EOS. Both are noted (``truncated_prompt``,
-    ``truncated_response``), as are ``special_token_text`` (encoded as plain text) and
-    ``lossy_encoding`` (ids that do not decode to the text, plain-text prompts only). Rows whose
-    responses truncation makes identical are dropped as ``identical_after_truncation``, and those
-    whose texts differ only in what is not encoded as ``identical_tokens``; scored
-    lists lose only the repeated responses, as long as they still rank something, and are noted as
-    ``removed_identical_after_truncation``; lists with ``repeats`` keep them.
+    A prompt over its limit loses its beginning but keeps the BOS; a response over its limit loses
+    its end and its EOS. Both are noted (``truncated_prompt``, ``truncated_response``), as are
+    ``special_token_text`` (encoded as plain text) and ``lossy_encoding`` (ids that do not decode to
+    the text, checked for plain-text prompts only). Rows whose responses become identical are
+    dropped as ``identical_after_truncation``, or as ``identical_tokens`` if nothing was truncated.
+    Scored lists lose only the repeated responses if the rest still has different scores, and are
+    noted as ``removed_identical_after_truncation``; lists with ``repeats`` keep them.
 
-    A dialogue that the chat template refuses is dropped as ``template_refused``; one with tools,
-    or calls of tools, that the template does not render, as ``template_without_tools`` or
+    A dialogue that the chat template refuses is dropped as ``template_refused``. One with tools or
+    tool calls that the template does not render is dropped as ``template_without_tools`` or
     ``template_without_tool_calls``. Reasoning that it does not render is left out, and noted as
     ``ignored_reasoning``.
 
     Args:
-      records: checked.
+      records: from `records.check`.
       tokenizer: from ``tokenizer.load``.
-      max_prompt_tokens: limit of a prompt, BOS included; at least 2.
-      max_response_tokens: limit of a response, EOS included; at least 1.
-      report: gets the counts.
+      max_prompt_tokens: limit of a prompt, with its BOS; at least 2.
+      max_response_tokens: limit of a response, with its EOS; at least 1.
+      report: counts are added to it.
 
     Raises:
       DataError: the chat template renders a prompt differently when a response follows.
@@ -75,9 +74,9 @@ def encode(
             f"max_response_tokens is {max_response_tokens}, expected at least 1"
         )
     for record in records:
-        lacks = _unread(record, tokenizer)
-        if lacks:
-            report.drop(lacks, record.id)
+        reason = _lacking_template(record, tokenizer)
+        if reason:
+            report.drop(reason, record.id)
             continue
         try:
             encoded = _tokenise(record, tokenizer)
@@ -95,12 +94,12 @@ def encode(
         if len(encoded.prompt_ids) > max_prompt_tokens:
             report.warn("truncated_prompt", record.id)
         prompt_ids, response_ids = _cut(encoded, tokenizer, max_prompt_tokens, max_response_tokens)
+        truncated = any(len(ids) > max_response_tokens for ids in encoded.response_ids)
         keep = _distinct(record, response_ids)
         if keep is None:
-            cut = any(len(ids) > max_response_tokens for ids in encoded.response_ids)
-            report.drop(f"identical_{'after_truncation' if cut else 'tokens'}", record.id)
+            report.drop(f"identical_{'after_truncation' if truncated else 'tokens'}", record.id)
             continue
-        if any(len(ids) > max_response_tokens for ids in encoded.response_ids):
+        if truncated:
             report.warn("truncated_response", record.id)
         if len(keep) < len(response_ids):
             report.warn("removed_identical_after_truncation", record.id)
@@ -119,14 +118,14 @@ def encode_all(
     report: DataReport,
     reading: Reading | None = None,
 ) -> Iterator[Row]:
-    """Tokenises and cuts records as `encode` does, and keeps all of them, to be scored.
+    """Tokenises and truncates records to be scored: keeps all rows and responses, in order.
 
-    Row i is record i, its response j response j. Scores and labels are left out.
+    Scores and labels are left out.
 
     Args:
-      records, tokenizer, max_prompt_tokens, max_response_tokens: as of `encode`.
-      report: gets the counts; ``truncated_response`` counts responses, not rows.
-      reading: of a reward model from elsewhere; None: as `encode` reads.
+      records, tokenizer, max_prompt_tokens, max_response_tokens: as in `encode`.
+      report: counts are added to it; ``truncated_response`` counts responses, not rows.
+      reading: how an external reward model reads; None: as in `encode`.
 
     Raises:
       DataError: a record has no responses, or a conversation does not fit the chat template.
@@ -154,7 +153,7 @@ def encode_all(
 
 
 def _to_last_token(encoded: Encoded, padding: int | None) -> Encoded:
-    """Cuts responses after their last token that is no padding; one is left in any case."""
+    """Cuts responses after their last token that is not padding; keeps at least one token."""
     ends = [np.flatnonzero(ids != padding) for ids in encoded.response_ids]
     cut = [
         ids[: end[-1] + 1 if end.size else 1]
@@ -172,8 +171,8 @@ def _tokenise(record: Record, tokenizer: Tokenizer, *, full: bool = False) -> En
         raise DataError(f"{record.origin or record.id}: {error}") from None
 
 
-def _unread(record: Record, tokenizer: Tokenizer) -> str:
-    """The reason to drop a record with tools that the chat template does not render, or ""."""
+def _lacking_template(record: Record, tokenizer: Tokenizer) -> str:
+    """Returns why to drop a record with tools that the chat template does not render, or ""."""
     turns = record.prompt if isinstance(record.prompt, tuple) else ()
     tools = any(turn.role == "tools" for turn in turns)
     if tools and not chat.reads(tokenizer.chat_template, "tools"):
@@ -196,13 +195,13 @@ def _more(record: Record) -> list[str]:
 def _cut(
     encoded: Encoded, tokenizer: Tokenizer, max_prompt: int, max_response: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Prompt ids without their beginning, response ids without their end, where too long."""
+    """Truncates the prompt at its beginning, and the responses at their end."""
     prompt_ids = cut_prompt(encoded.prompt_ids, tokenizer, max_prompt)
     return prompt_ids, [ids[:max_response] for ids in encoded.response_ids]
 
 
 def cut_prompt(ids: np.ndarray, tokenizer: Tokenizer, longest: int) -> np.ndarray:
-    """Cuts the beginning of a prompt that is too long, after the BOS if there is one."""
+    """Truncates a prompt at its beginning; keeps the BOS."""
     if len(ids) <= longest:
         return ids
     start = ids[:1] if tokenizer.bos_id is not None else ids[:0]
@@ -210,7 +209,7 @@ def cut_prompt(ids: np.ndarray, tokenizer: Tokenizer, longest: int) -> np.ndarra
 
 
 def _lossless(tokenizer: Tokenizer, record: Record, encoded: Encoded) -> bool:
-    """Whether all ids decode to the text that they came from."""
+    """Whether the ids decode to their text."""
     return all(
         tokenizer.decode(np.concatenate([encoded.prompt_ids, ids])) == f"{record.prompt}{text}"
         for ids, text in zip(encoded.response_ids, record.responses, strict=True)
@@ -218,7 +217,7 @@ def _lossless(tokenizer: Tokenizer, record: Record, encoded: Encoded) -> bool:
 
 
 def _distinct(record: Record, response_ids: list[np.ndarray]) -> list[int] | None:
-    """The responses that still differ; None if nothing is left to compare."""
+    """Returns the indices of different responses; None if there is nothing left to compare."""
     first: dict[bytes, int] = {}
     for index, ids in enumerate(response_ids):
         first.setdefault(ids.tobytes(), index)
@@ -235,15 +234,16 @@ def _distinct(record: Record, response_ids: list[np.ndarray]) -> list[int] | Non
 def enforce(
     report: DataReport, *, max_drop_fraction: float, field: str = "data.max_drop_fraction"
 ) -> None:
-    """Refuses to train on what is left of a dataset that lost too many rows.
+    """Refuses a dataset that lost too many rows.
 
     Args:
       report: counts after `encode`.
       max_drop_fraction: largest share of the rows read that may be dropped, in [0, 1].
-      field: the config field that says so, for the message.
+      field: the config field of this limit, for the message.
 
     Raises:
-      DataError: with every reason, its count and first ids; or rows that no count explains.
+      DataError: too many rows were dropped (lists every reason, its count and first ids), or rows
+        are missing that no count explains.
     """
     if report.unaccounted:
         raise DataError(
@@ -259,7 +259,7 @@ def enforce(
 
 
 def reasons(report: DataReport) -> str:
-    """Lists in one line why rows were dropped, with counts and the first ids."""
+    """Lists the reasons why rows were dropped, with counts and first ids, in one line."""
     return ", ".join(
         f"{reason} {count} ({', '.join(report.ids.get(reason, []))}"
         f"{', ...' if count > len(report.ids.get(reason, [])) else ''})"

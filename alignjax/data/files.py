@@ -1,7 +1,7 @@
-"""Reads rows out of JSON files (``.jsonl``, ``.json``, packed or not) and tables, strictly.
+"""Reads rows from JSON files (``.jsonl``, ``.json``, compressed or not) and tables, strictly.
 
-Every problem is one line that names file, line and field. Files are streamed: memory is bounded
-by one row (JSON lines) or by ``MAX_DOCUMENT`` (one JSON list).
+An error names file, line and field. Files are streamed: memory holds one row of JSON lines, or a
+JSON list of at most ``MAX_DOCUMENT``.
 """
 
 import glob
@@ -20,10 +20,10 @@ from alignjax.data.tables import TABLES, arrow_rows, open_zstd, text_rows
 from alignjax.errors import did_you_mean
 
 MIB = 2**20
-MAX_EXPANDED = 512 * MIB  # a file past this size ...
-MAX_RATIO = 100  # ... that is also this many times its compressed size is taken for a gzip bomb
+MAX_EXPANDED = 512 * MIB  # a file that expands past this size ...
+MAX_RATIO = 100  # ... and past this many times its compressed size is refused as a bomb
 MAX_ROW = 64 * MIB  # bytes of one line
-MAX_DOCUMENT = 512 * MIB  # bytes of a .json file, which is held in memory while it is read
+MAX_DOCUMENT = 512 * MIB  # bytes of a .json file, which is held in memory
 
 SUFFIXES = (
     *(f"{kind}{packed}" for kind in (".jsonl", ".json") for packed in ("", ".gz", ".zst")),
@@ -33,15 +33,15 @@ SUFFIXES = (
 
 @dataclass(frozen=True)
 class Row:
-    """One JSON object and where it stands."""
+    """One JSON object and its place."""
 
     fields: Mapping[str, Any]
-    origin: str  # "path:line", for messages; "path:line[n]": n rows stand before it in its line
+    origin: str  # "path:line", for messages; "path:line[n]" if n rows precede it in its line
     id: str  # the row's own field "id", or "file:line", "file:line[n]"
     stem: str  # file name without folder and suffix
 
     def get(self, key: str) -> Any:
-        """The value of a field that must be present and not null."""
+        """Returns a field's value, which must be present and not null."""
         if key not in self.fields:
             known = ", ".join(map(repr, self.fields)) or "no fields"
             hint = did_you_mean(key, self.fields)
@@ -71,16 +71,16 @@ class Row:
 
 
 def kind(value: object) -> str:
-    """The name of a JSON value's type in messages."""
+    """Returns the name of a JSON value's type, for messages."""
     names = {bool: "bool", int: "number", float: "number", str: "text", list: "list"}
     return names.get(type(value), "null" if value is None else "object")
 
 
 def text(value: object, key: str, origin: str) -> str:
-    """Checks that a value is text that every tokenizer and file format can carry.
+    """Checks that a value is text that every tokenizer and file format accepts.
 
     Raises:
-      DataError: not text, or text with a NUL or a lone surrogate in it.
+      DataError: the value is not text, or contains a NUL or a lone surrogate.
     """
     if not isinstance(value, str):
         raise DataError(f"{origin}: field {key!r} is {kind(value)}, expected text")
@@ -101,21 +101,21 @@ def text(value: object, key: str, origin: str) -> str:
 
 
 def expand(path: str) -> list[str]:
-    """Lists the files that a path or glob stands for, sorted.
+    """Lists the files of a path or glob, sorted.
 
     Raises:
-      DataError: no such file, or a glob without a match; names the nearest file of the folder.
+      DataError: no such file (suggests a similar name in the folder), or a glob without a match.
     """
     if os.path.isfile(path):
         return [path]
     if os.path.lexists(path) and not os.path.isdir(path):
         raise _unreadable(path)
-    if os.pathsep in path:  # several, as `places.resolve` gives them
+    if os.pathsep in path:  # several paths from `places.resolve`
         return [name for part in path.split(os.pathsep) for name in expand(part)]
     if os.path.isdir(path):
         raise DataError(f"{path} is a folder; give a file or a pattern such as {path}/*.jsonl")
     folder, name = os.path.split(path)
-    # A folder that is there is meant as it is: its name may hold what patterns are made of.
+    # The name of an existing folder is literal, even if it contains *, ? or [.
     pattern = os.path.join(glob.escape(folder), name) if os.path.isdir(folder) else path
     files = sorted(x for x in glob.glob(pattern, recursive=True) if not os.path.isdir(x))
     for file in files:
@@ -133,12 +133,12 @@ def expand(path: str) -> list[str]:
 
 def _unreadable(path: str) -> DataError:
     if not os.path.exists(path):
-        return DataError(f"{path}: is a link to {os.readlink(path)}, which is not there")
+        return DataError(f"{path}: is a link to {os.readlink(path)}, which does not exist")
     return DataError(f"{path}: is not a regular file (a pipe, socket or device); copy it to a file")
 
 
 def fingerprint(path: str) -> str:
-    """Hex sha256 of the names (without folder) and bytes of all files of a path or glob."""
+    """Returns the hex sha256 of the names (without folder) and bytes of all files of a glob."""
     total = hashlib.sha256()
     for name in expand(path):
         with open(name, "rb") as file:
@@ -148,14 +148,13 @@ def fingerprint(path: str) -> str:
 
 
 def read_rows(path: str) -> Iterator[Row]:
-    r"""Yields the rows of one file or of all files of a glob, in sorted order of the files.
+    r"""Yields the rows of a file, or of all files of a glob, sorted by name.
 
-    JSON lines are split at ``\n`` only, so U+2028 in a text does not split a row. A UTF-8 byte
-    order mark at the start of a file is skipped. Blank lines are skipped. A ``.json`` file holds
-    one list of objects, or JSON lines under the wrong name.
+    Lines end at ``\n`` only, so U+2028 in a text does not split a row. Blank lines and a UTF-8 byte
+    order mark are skipped. A ``.json`` file may hold one list of objects, or JSON lines.
 
     Raises:
-      DataError: see the module docstring. A damaged file raises after the rows before the damage.
+      DataError: a file is damaged (after its rows before the damage), or a row is no JSON object.
     """
     files = expand(path)
     shared = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in files])
@@ -166,7 +165,7 @@ def read_rows(path: str) -> Iterator[Row]:
         suffix = max((s for s in SUFFIXES if name.endswith(s)), key=len)
         stem = os.path.basename(name).removesuffix(suffix)
         before = _stamp(name)
-        rows, first = 0, (0, 0)  # line and number of the first row that begins on the line
+        rows, first = 0, (0, 0)  # first: a line, and the number of its first row
         for line, value in _values(name):
             first = first if line == first[0] else (line, rows)
             place = f"{line}" if rows == first[1] else f"{line}[{rows - first[1]}]"
@@ -177,12 +176,12 @@ def read_rows(path: str) -> Iterator[Row]:
         if not rows:
             raise DataError(f"{name}: holds no rows (empty file)")
         if _stamp(name) != before:
-            raise DataError(f"{name}: changed while it was read; start again when it is complete")
+            raise DataError(f"{name}: changed while it was read; start again once it is complete")
 
 
 def _stamp(path: str) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
 
 
 def _id(value: Mapping[str, Any], short: str, place: str, files: int) -> str:
@@ -193,7 +192,7 @@ def _id(value: Mapping[str, Any], short: str, place: str, files: int) -> str:
 
 
 def _values(path: str) -> Iterator[tuple[int, Any]]:
-    """Yields (1-based line, JSON value) for every row of a file; of tables, the row's number."""
+    """Yields (1-based line, JSON value) for every row; in a table, the row's number."""
     if path.endswith((".parquet", ".arrow")):
         yield from arrow_rows(path)
         return
@@ -227,7 +226,7 @@ def _open(path: str) -> BinaryIO:
 
 
 def _lines(path: str) -> Iterator[tuple[int, str, bool]]:
-    """Yields (line number, text without its newline, whether the newline was there)."""
+    """Yields (1-based line, its text, whether the line ends in a newline)."""
     compressed = os.path.getsize(path)
     offset, line = 0, 0
     with _open(path) as file:
@@ -244,7 +243,7 @@ def _lines(path: str) -> Iterator[tuple[int, str, bool]]:
 
 
 def _document(path: str) -> tuple[str, int]:
-    """Reads a whole file: its text, and the position of its first character that is not blank."""
+    """Reads a file at once; returns its text and the position of its first non-blank character."""
     compressed = os.path.getsize(path)
     parts, size = [], 0
     with _open(path) as file:
@@ -253,8 +252,8 @@ def _document(path: str) -> tuple[str, int]:
             _check_expansion(path, size, compressed)
             if size > MAX_DOCUMENT:
                 raise DataError(
-                    f"{path}: a .json list may hold {MAX_DOCUMENT // MIB} MiB; convert it to "
-                    "JSON lines (.jsonl), which are streamed"
+                    f"{path}: a .json list may have at most {MAX_DOCUMENT // MIB} MiB; convert it "
+                    "to JSON lines (.jsonl), which are streamed"
                 )
             parts.append(part)
     content = _decode(path, None, b"".join(parts), 0)
@@ -308,7 +307,7 @@ def _decode(path: str, line: int | None, raw: bytes, offset: int) -> str:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; each of its keys is there once: which of two values is meant is unknown."""
+    """Makes a JSON object; refuses a key that appears twice, with two values to choose from."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
@@ -327,7 +326,7 @@ def _parse(path: str, line: int, content: str, ended: bool) -> Any:
         raise _json_error(path, line, error, content, last=not ended) from None
     except RecursionError:
         raise DataError(f"{path}:{line}: JSON is nested too deeply") from None
-    except ValueError as error:  # an integer of thousands of digits, a key that appears twice
+    except ValueError as error:  # an integer of thousands of digits, or a repeated key
         raise DataError(f"{path}:{line}: not usable JSON ({error})") from None
 
 

@@ -1,4 +1,4 @@
-"""Writes whole records as lines of a file, for a run whose data are gone; and digests them."""
+"""Saves records in a file, so that a run can resume when its data are gone; digests them."""
 
 import dataclasses
 import hashlib
@@ -16,18 +16,18 @@ def write(records: Iterable[Record]) -> bytes:
 
 
 def read(content: bytes) -> list[Record]:
-    """Reads the records that `write` wrote."""
+    """Reads the records of `write`."""
     lines = content.decode(errors="surrogatepass").split("\n")[:-1]
     return [_record(json.loads(line)) for line in lines]
 
 
 def digest(records: list[Record]) -> str:
-    """Digests records: all that the rows made from them depend on."""
+    """Digests the fields of records that rows depend on."""
     total = hashlib.sha256()
     for r in records:
-        told = (r.id, r.prompt, r.responses, r.scores, r.objectives, r.desirable)
+        fields = (r.id, r.prompt, r.responses, r.scores, r.objectives, r.desirable)
         more = (r.more,) if r.more else ()
-        total.update(repr((*told, r.adversarial, r.domain, *more)).encode())
+        total.update(repr((*fields, r.adversarial, r.domain, *more)).encode())
         if r.repeats:
             total.update(b"repeats")
     return f"{len(records)} with digest {total.hexdigest()[:16]}"

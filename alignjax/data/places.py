@@ -14,12 +14,12 @@ _SPLIT = re.compile(r"(?P<name>[a-z][a-z_]*?[a-z])(?:[-_.]\d+(-of-\d+)?)?(-[0-9a
 
 
 def resolve(path: str, split: str, field: str = "data.path") -> str:
-    """Finds the file or glob that a path stands for.
+    """Returns the file or glob of a path.
 
     Args:
-      path: a file or glob, which is returned unchanged; a folder that `datasets` saved, or of data
-        files, as a clone of a data set is; or the id of a data set of the Hub, which is fetched.
-      split: the part of a folder; "" where it has one only.
+      path: a file or glob, returned unchanged; a folder saved by `datasets`, or of data files (a
+        clone of a data set); or the id of a data set on the Hub, which is downloaded.
+      split: the split of a folder; "" if it has only one.
       field: the config's field, for messages.
 
     Raises:
@@ -32,12 +32,12 @@ def resolve(path: str, split: str, field: str = "data.path") -> str:
     if not os.path.isdir(path) and _HUB.fullmatch(path) and not path.endswith(SUFFIXES):
         path = _fetch(path, field)
     if not os.path.isdir(path):
-        return path  # `files.expand` says what is wrong with it
+        return path  # `files.expand` raises the error
     return _of_folder(path, split)
 
 
 def is_missing(path: str) -> bool:
-    """Tells whether there is neither a file nor a folder, nor a data set of the Hub in reach."""
+    """Whether a path is neither a file, a folder, nor a data set that the Hub provides."""
     if os.path.exists(path) or glob.glob(path):
         return False
     try:
@@ -47,7 +47,7 @@ def is_missing(path: str) -> bool:
 
 
 def _of_folder(path: str, split: str) -> str:
-    """The glob of a folder's split."""
+    """Returns the glob of a folder's split."""
     if os.path.isfile(os.path.join(path, "state.json")):  # one split, saved by `datasets`
         return os.path.join(glob.escape(path), "data-*.arrow")
     splits: dict[str, list[str]] = {}
@@ -67,14 +67,14 @@ def _of_folder(path: str, split: str) -> str:
         )
     if not split and len(splits) > 1:
         raise DataError(
-            f"data.split: {path} has {known}; say which: --set data.split={next(iter(splits))}"
+            f"data.split: {path} has {known}; choose one: --set data.split={next(iter(splits))}"
         )
     return os.pathsep.join(splits[split or next(iter(splits))])
 
 
 def _files_by_split(path: str) -> dict[str, list[str]]:
-    """The data files of a folder and of its folders, by split: train-00000-of-00002.parquet."""
-    found: dict[str, list[str]] = {}
+    """Groups the data files below a folder by split, as in train-00000-of-00002.parquet."""
+    splits: dict[str, list[str]] = {}
     for folder, _, names in sorted(os.walk(path)):
         if os.path.basename(folder).startswith("."):
             continue
@@ -84,21 +84,21 @@ def _files_by_split(path: str) -> dict[str, list[str]]:
                 split = match["name"] if match else name.split(".")[0]
                 if split.isdigit():  # train/0000.parquet
                     split = os.path.basename(folder)
-                found.setdefault(split, []).append(os.path.join(folder, name))
-    return found
+                splits.setdefault(split, []).append(os.path.join(folder, name))
+    return splits
 
 
 def _fetch(id: str, field: str) -> str:
-    """Fetches a data set from the Hub, or finds it in the cache; returns its folder."""
-    by_hand = f"hf download {id} --repo-type dataset --local-dir DIR, and --set {field}=DIR"
+    """Downloads a data set from the Hub, or finds it in the cache; returns its folder."""
+    command = f"hf download {id} --repo-type dataset --local-dir DIR, and --set {field}=DIR"
     import huggingface_hub
 
     try:
         patterns = [f"*{suffix}" for suffix in SUFFIXES]
         return huggingface_hub.snapshot_download(id, repo_type="dataset", allow_patterns=patterns)
-    except Exception as error:  # its kinds of error are many
+    except Exception as error:  # the library raises many types
         what = " ".join(str(error).split())[:160]
         raise DataError(
-            f"{field}: no file or folder {id}, and the Hugging Face Hub did not give a data set of "
-            f"that id ({type(error).__name__}: {what}); where there is a network, run {by_hand}"
+            f"{field}: no file or folder {id}, and no data set of that id from the Hub "
+            f"({type(error).__name__}: {what}); on a machine with a network, run {command}"
         ) from None

@@ -1,11 +1,11 @@
-"""Records, one row of preference data each; the rules they obey; the data report that counts them.
+"""Defines records (one row of preference data each), checks them, and counts them in a data report.
 
-Every source, real or synthetic, yields ``Record``; ``check`` applies the rules that hold for all
-of them; ``DataReport`` counts how many rows came in, how many were kept, and where the rest went.
+Every source, real or synthetic, yields ``Record``. ``check`` applies the rules of all sources.
+``DataReport`` counts the rows that were read, kept and dropped.
 
-Rows that teach nothing are dropped and counted: empty or identical responses, exact duplicates,
-tied or single scores. Errors that would make the numbers wrong stop the run: scores that are not
-finite, one id used for two texts, unpaired labels of one class only.
+Rows without information are dropped and counted: empty or identical responses, duplicates, tied or
+single scores. Errors that would make results wrong stop the run: scores that are not finite, one id
+for two prompts, unpaired labels of one class only.
 """
 
 import copy
@@ -19,46 +19,46 @@ from typing import Any
 
 from alignjax.errors import UserError
 
-LARGEST_SCORE = 1e18  # float32 holds the square of such a number, and of differences of them
+LARGEST_SCORE = 1e18  # squares of such numbers, and of their differences, fit in float32
 IDS_KEPT = 3  # how many ids a data report remembers per reason
 
 
 class DataError(UserError):
-    """A data file, or a row of it, that cannot be used."""
+    """A data file or a row that cannot be used."""
 
 
 @dataclass(frozen=True)
 class Message:
     """One turn of a dialogue.
 
-    ``role`` is system, user, assistant or tool; or tools, once and first: the content is then a
-    JSON list of what the assistant may call, which chat templates see as ``tools``.
+    ``role`` is system, user, assistant or tool. Only the first message can have the role tools: its
+    content is a JSON list of functions for the assistant, which chat templates see as ``tools``.
     """
 
     role: str
     content: str
-    # JSON object of what templates see besides, or instead of, the content: tool_calls,
-    # reasoning_content, name; and a weight of 0 for a turn that is not trained; "" for none
+    # JSON object of more fields for templates (tool_calls, reasoning_content, name, or another
+    # content), and weight 0 if the turn is not trained; "" if there are none
     more: str = ""
 
     def fields(self) -> dict[str, Any]:
-        """The turn as JSON data, as files and templates have it."""
+        """Returns the turn as JSON data, for files and templates."""
         rest = json.loads(self.more) if self.more else {}
         return {"role": self.role, "content": self.content, **rest}
 
 
 Prompt = str | tuple[Message, ...]
 
-# The last line of a plain-text prompt, where it says who speaks next.
+# The last line of a plain-text prompt, if it names the next speaker.
 _OPENER = re.compile(r"\s*\n(#+ )?\w+( \w+)?:[ \t]*\Z")
 
 
 def extend_prompt(prompt: Prompt, text: str) -> Prompt:
     r"""Adds a text to a prompt.
 
-    In plain text it comes at the end, or before the last line if that only says who speaks next
-    (one or two words and a colon); in a conversation at the end of the last message. So a prompt
-    that is too long loses its beginning and keeps the text.
+    In plain text it goes to the end, or before the last line if that only names the next speaker
+    (one or two words and a colon); in a conversation, to the end of the last message. A prompt that
+    is too long loses its beginning, so it keeps the text.
 
     >>> extend_prompt("User: Hi!\nAssistant:", "Be brief.")
     'User: Hi! Be brief.\nAssistant:'
@@ -87,41 +87,40 @@ class Record:
     objectives: tuple[str, ...] = ()  # the names of the M scores
     desirable: tuple[bool, ...] = ()  # K labels, or ()
     adversarial: bool = False  # the first response is golden, the others are a policy's samples
-    repeats: bool = False  # draws, whose frequencies count: a response that repeats stays
+    repeats: bool = False  # keep repeated responses: samples, whose frequencies matter
     domain: str = ""
-    origin: str = ""  # "file:line" for messages; "" where the row is not from a file
-    more: tuple[str, ...] = ()  # K texts, `Message.more` of the responses as messages; or ()
-    answers: tuple[str, ...] = ()  # the data's, where ``responses`` are a policy's samples
-    root: Prompt = ""  # what is held out together, where it is not the prompt: its first turns
+    origin: str = ""  # "file:line" for messages; "" if the row is not from a file
+    more: tuple[str, ...] = ()  # `Message.more` of the K responses, or ()
+    answers: tuple[str, ...] = ()  # the data's answers, if ``responses`` are a policy's samples
+    root: Prompt = ""  # first turns of a dialogue, whose records are held out together; or ""
 
 
 @dataclass
 class DataReport:
     """Counts where the rows of a dataset went.
 
-    ``rows_in`` is counted where rows are read (a source adds one per row), ``kept`` where they are
-    written (``encode``), and ``held_out`` by ``split_by_prompt``. They are counted in three places
-    on purpose: ``unaccounted`` rows show a row lost in between, and ``encode.enforce`` refuses
-    them.
+    Sources count ``rows_in``, `encode.encode` counts ``kept``, and `splits.split_by_prompt` counts
+    ``held_out``. The three are counted independently, so that ``unaccounted`` shows rows lost in
+    between, which `encode.enforce` refuses.
     """
 
     rows_in: int = 0
     kept: int = 0
     held_out: int = 0
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> rows
-    warned: dict[str, int] = field(default_factory=dict)  # reason -> rows kept in spite of it
+    warned: dict[str, int] = field(default_factory=dict)  # reason -> rows that were kept
     ids: dict[str, list[str]] = field(default_factory=dict)  # reason -> first ids
     labels: dict[str, int] = field(default_factory=dict)  # desirable/undesirable responses
-    added: int = 0  # records beyond one per row: further turns, minus responses that were joined
-    readings: dict[str, int] = field(default_factory=dict)  # how columns were read -> rows
-    unread: dict[str, int] = field(default_factory=dict)  # column that is not read -> rows
+    added: int = 0  # records beyond one per row: more turns, minus responses joined into lists
+    readings: dict[str, int] = field(default_factory=dict)  # roles of columns -> rows
+    unread: dict[str, int] = field(default_factory=dict)  # unused column -> rows
 
     def drop(self, reason: str, id: str) -> None:
-        """Counts one row that will not be used."""
+        """Counts a row that is not used."""
         self._count(self.dropped, reason, id)
 
     def warn(self, reason: str, id: str) -> None:
-        """Counts one row that is used although something about it is noteworthy."""
+        """Counts a row that is used in spite of ``reason``."""
         self._count(self.warned, reason, id)
 
     def _count(self, counts: dict[str, int], reason: str, id: str) -> None:
@@ -136,16 +135,16 @@ class DataReport:
 
     @property
     def records_in(self) -> int:
-        """Records made from the rows read; they may be more than the rows, or fewer."""
+        """Records made from the rows read: a row may give several, or be joined with others."""
         return self.rows_in + self.added
 
     @property
     def unaccounted(self) -> int:
-        """Rows that were read and neither kept, nor held out, nor dropped with a reason."""
+        """Rows that were read, but neither kept, held out nor dropped with a reason."""
         return self.records_in - self.kept - self.held_out - self.dropped_total
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types, in a stable order."""
+        """Returns the counts as JSON data, in a stable order."""
         return {
             "rows_in": self.rows_in,
             "kept": self.kept,
@@ -160,11 +159,11 @@ class DataReport:
         }
 
     def restore(self, counts: dict[str, Any]) -> None:
-        """Overwrites every count with those of ``as_dict``."""
+        """Sets all counts to those of an ``as_dict``."""
         self.__dict__.update(copy.deepcopy(counts))
 
     def render(self) -> str:
-        """Formats a table: counts, share of the rows read, and the first ids of each reason."""
+        """Formats a table of counts, shares of the rows read, and first ids for each reason."""
         rows = [("rows read", self.rows_in, ""), ("kept", self.kept, "")]
         if self.added:
             name = "more turns to train" if self.added > 0 else "joined into lists"
@@ -200,23 +199,22 @@ class DataReport:
 
 
 def check(records: Iterable[Record], report: DataReport) -> Iterator[Record]:
-    """Applies the rules common to every source; yields what is fit for training, in order.
+    """Applies the rules common to all sources; yields the usable records, in order.
 
-    Dropped and counted: ``empty_prompt``, ``empty_turn`` (a user's or assistant's, in the prompt),
-    ``empty_response``, ``identical_pair``, ``duplicate``
-    (same prompt, responses, scores, labels and domain as an earlier row), ``single_response`` and
-    ``tied_scores`` (scored lists that rank nothing). In scored lists, single responses that are
-    empty or repeat an earlier one are removed, and the row counted under
-    ``removed_empty_responses`` or ``removed_repeated_responses``; a list with ``repeats`` keeps
-    those that repeat, unless all are the same. ``contradiction`` (A preferred
-    to B and B to A, or one response with both labels, in one domain) is counted for both rows,
-    which are kept. Rows of one id and one prompt get ids of their own: ``id``, ``id#2``, ...
+    Dropped and counted: ``empty_prompt``, ``empty_turn`` (of a user or assistant, in the prompt),
+    ``empty_response``, ``identical_pair``, ``duplicate`` (same prompt, responses, scores, labels
+    and domain as an earlier row), ``single_response`` and ``tied_scores`` (scored lists that rank
+    nothing). A scored list loses single responses that are empty or repeat an earlier one, and is
+    counted under ``removed_empty_responses`` or ``removed_repeated_responses``; with ``repeats`` it
+    keeps repeated ones, unless all are the same. ``contradiction`` (A preferred to B and B to A, or
+    one response with both labels, in one domain) is counted for both rows, which are kept. Rows
+    with the same id and prompt get ids of their own: ``id``, ``id#2``, ...
 
     Memory: about 100 bytes per row (digests), no text.
 
     Raises:
-      DataError: a score that is not finite, scores or labels that do not fit the responses, one
-        id with two prompts, or (at the end) unpaired labels of one class only.
+      DataError: a score is not finite, scores or labels do not match the responses, one id has two
+        prompts, or (at the end) unpaired labels are of one class only.
     """
     seen_rows: set[bytes] = set()
     seen_ids: dict[str, tuple[bytes, str, int]] = {}
@@ -249,9 +247,9 @@ def check(records: Iterable[Record], report: DataReport) -> Iterator[Record]:
 
 
 def _with_own_id(record: Record, seen: dict[str, tuple[bytes, str, int]]) -> Record:
-    """Gives a record whose id another row of its prompt has an id of its own: "a", "a#2", ...
+    """Renames a record whose id another row of the same prompt has: "a", "a#2", ...
 
-    ``seen`` has, by id, the digest of the prompt, where it stands, and how many rows have it.
+    ``seen``: id -> (digest of the prompt, place of the first row, number of rows).
     """
     prompt = digest(_prompt_key(record.prompt))
     first, where, count = seen.get(record.id, (prompt, _where(record), 0))
@@ -273,7 +271,7 @@ def _where(record: Record) -> str:
 
 
 def _check_shape(record: Record) -> None:
-    """Raises DataError where scores or labels do not belong to the responses."""
+    """Raises DataError if scores or labels do not match the responses."""
     size = len(record.responses)
     if record.scores and len(record.scores) != size:
         raise DataError(f"{_where(record)}: {len(record.scores)} scores for {size} responses")
@@ -286,7 +284,7 @@ def _check_shape(record: Record) -> None:
                 f"{', '.join(record.objectives) or '(none named)'}"
             )
         for name, score in zip(record.objectives, scores, strict=True):
-            if not abs(score) <= LARGEST_SCORE:  # NaN is none of these
+            if not abs(score) <= LARGEST_SCORE:  # also true of NaN
                 raise DataError(
                     f"{_where(record)}: score {name!r} of response {index} is {score}, "
                     f"expected a finite number, at most {LARGEST_SCORE:g} in size"
@@ -311,12 +309,12 @@ def _usable(record: Record, report: DataReport) -> tuple[Record | None, str]:
 
 
 def _is_empty(turn: Message) -> bool:
-    asks = turn.role in ("user", "assistant")
-    return asks and not turn.content.strip() and "tool_calls" not in turn.fields()
+    speaks = turn.role in ("user", "assistant")
+    return speaks and not turn.content.strip() and "tool_calls" not in turn.fields()
 
 
 def _usable_list(record: Record, report: DataReport) -> tuple[Record | None, str]:
-    """Does the same for a scored list, which can lose single responses and stay a list."""
+    """Does the same for a scored list, which may lose single responses."""
     keep, empty, repeated = [], False, False
     seen: set[str] = set()
     for index, text in enumerate(record.responses):
@@ -341,7 +339,7 @@ def _usable_list(record: Record, report: DataReport) -> tuple[Record | None, str
 
 
 def take_responses(record: Record, index: Sequence[int]) -> Record:
-    """Keeps the responses ``index`` of a record, in that order, with their scores and labels."""
+    """Takes the responses ``index`` of a record, in that order, with their scores and labels."""
     return replace(
         record,
         responses=tuple(record.responses[i] for i in index),
@@ -354,7 +352,7 @@ def take_responses(record: Record, index: Sequence[int]) -> Record:
 def _note_contradiction(
     record: Record, preferred: dict[bytes, tuple[bytes, str]], report: DataReport
 ) -> None:
-    """Counts two rows of one domain that say the opposite of each other."""
+    """Counts two rows of one domain with opposite preferences or labels."""
     if record.desirable and len(record.responses) == 1:
         verdict = digest(record.desirable)
     elif len(record.responses) == 2 and not record.scores:
@@ -375,11 +373,11 @@ def _prompt_key(prompt: Prompt) -> Any:
 
 
 def prompt_as_json(prompt: Prompt) -> Any:
-    """A prompt as files of rows have it: text, or a list of messages."""
+    """Converts a prompt to JSON data: text, or a list of messages."""
     return prompt if isinstance(prompt, str) else [turn.fields() for turn in prompt]
 
 
 def digest(*parts: Any) -> bytes:
-    """16 bytes that identify JSON values; bytes count as their hex text."""
+    """Digests JSON values to 16 bytes; bytes are read as their hex text."""
     text = json.dumps([p.hex() if isinstance(p, bytes) else p for p in parts])
     return hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -8,9 +8,9 @@ from alignjax.data.records import IDS_KEPT, DataError, DataReport, Message, Prom
 
 
 def prompt_digest(prompt: Prompt) -> str:
-    """Hex digest of a prompt up to case, white space and Unicode compatibility forms.
+    """Returns a hex digest of a prompt that ignores case, white space and Unicode forms.
 
-    Two rows with one digest count as the same prompt when data are split or compared.
+    Rows with equal digests have the same prompt when data are split or compared.
     """
     turns = [prompt] if isinstance(prompt, str) else []
     turns += [f"{t.role}\n{t.content}{t.more}" for t in prompt if isinstance(t, Message)]
@@ -26,26 +26,29 @@ def split_by_prompt(
     eval_size: int = 0,
     report: DataReport | None = None,
 ) -> tuple[list[Record], list[Record]]:
-    """Splits into (train, eval) so that no prompt, up to ``prompt_digest``, is on both sides.
+    """Splits records into (train, eval) so that no prompt is on both sides (`prompt_digest`).
 
-    With ``eval_fraction`` a prompt is held out when the hash of (seed, its digest), read as a
-    number in [0, 1), is below the fraction: the side of a row never changes when rows are added.
-    With ``eval_size`` the prompts of smallest hash are held out until at least that many rows
-    are; an appended row may then displace the last of them.
+    With ``eval_fraction``, a prompt is held out if the hash of (seed, digest), as a number in
+    [0, 1), is below the fraction: adding rows never changes the side of another row. With
+    ``eval_size``, the prompts of smallest hash are held out until there are at least that many
+    rows; an added row may then move the last of them back to training.
 
     Args:
-      records: checked records.
-      seed: which of the possible splits.
+      records: from `records.check`.
+      seed: selects the split.
       eval_fraction: expected share of the prompts to hold out, in [0, 1).
-      eval_size: rows to hold out; set exactly one of the two. The prompt that crosses it is
-        held out whole.
-      report: counts the held-out rows, if given.
+      eval_size: rows to hold out, or a few more: all rows of a prompt are held out together. Set
+        exactly one of the two.
+      report: held-out rows are added to it.
 
     Raises:
-      DataError: both or none of the two given, out of range, or nothing left to train on.
+      DataError: both or none of the two are set, one is out of range, or no row is left to train.
     """
     if (eval_fraction > 0) == (eval_size > 0):
-        raise DataError("split: set exactly one of eval_fraction and eval_size above 0")
+        raise DataError(
+            "split: wanted exactly one of eval_fraction and eval_size above 0, found "
+            f"{eval_fraction} and {eval_size}"
+        )
     if not 0 <= eval_fraction < 1 or eval_size < 0:
         raise DataError(
             f"split: eval_fraction is {eval_fraction}, expected [0, 1); eval_size is {eval_size}"
@@ -71,10 +74,10 @@ def _rank(seed: int, prompt: str) -> float:
 
 
 def check_no_overlap(train: Iterable[Record], held_out: Iterable[Record]) -> None:
-    """Refuses evaluation rows whose prompt is also trained on.
+    """Checks that no evaluation row has a prompt of the training data.
 
     Raises:
-      DataError: with the number of such rows and the first ids.
+      DataError: some have; gives their number and first ids.
     """
     trained = {prompt_digest(record.prompt) for record in train}
     shared, total = [], 0

@@ -1,4 +1,4 @@
-"""Token rows on disk, written once through TFDS as array_record, then only opened; or in memory."""
+"""Stores token rows: written once as array_record files by TFDS, then opened; or in memory."""
 
 import contextlib
 import functools
@@ -18,39 +18,39 @@ from alignjax.data.encode import Row, reasons
 from alignjax.data.records import DataError, DataReport
 from alignjax.errors import UserError
 
-FORMAT = 3  # raise it when the same rows are written differently
+FORMAT = 3  # increase it when the files of the same rows change
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One row as ids and as text. K responses, M objectives."""
+    """One row, as ids and as text; K responses, M objectives."""
 
     id: str
     domain: str
-    prompt: str  # after the chat template, not truncated
+    prompt: str  # rendered by the chat template, not truncated
     responses: tuple[str, ...]  # not truncated
-    prompt_ids: np.ndarray  # [P] int32, BOS included
-    response_ids: tuple[np.ndarray, ...]  # K of [R_k] int32, EOS included unless cut
+    prompt_ids: np.ndarray  # [P] int32, with BOS
+    response_ids: tuple[np.ndarray, ...]  # K of [R_k] int32, with EOS unless truncated
     scores: np.ndarray | None  # [K, M] float32
     desirable: np.ndarray | None  # [K] bool
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Prepared rows. Opening it reads the columns only; ``dataset[i]`` reads one row.
+    """Prepared rows. Opening reads the columns only; ``dataset[i]`` reads one row.
 
-    Reading is safe from several threads at once.
+    Several threads may read at once.
     """
 
     prompt_length: np.ndarray  # [N] int32
-    response_length: np.ndarray  # [N, K] int32, K the largest of all rows; 0 marks an absent one
+    response_length: np.ndarray  # [N, K] int32; 0 in rows with fewer than K responses
     objectives: tuple[str, ...]  # names of the M scores; () without scores
     labels: tuple[int, int]  # desirable and undesirable responses; (0, 0) without labels
     digest: str  # hex sha256 of all ids, scores, labels and row ids
     report: Mapping[str, Any]  # DataReport.as_dict()
     path: str
     _rows: Any = field(repr=False)  # TFDS's random-access source
-    adversarial: np.ndarray | None = None  # [N] bool, see `types.Batch`; None: no row is
+    adversarial: np.ndarray | None = None  # [N] bool, see `types.Batch`; None: all False
     # [M] standard deviation of each objective's scores within a row, pooled over the rows.
     score_sd: tuple[float, ...] = ()
 
@@ -83,11 +83,11 @@ def write(rows: Iterable[Row], folder: str | os.PathLike[str], report: DataRepor
     """Writes rows to a new folder: array_record files, and the columns that batching reads.
 
     Args:
-      rows: all of one kind (scores, labels).
-      report: complete when the last row has come; it is kept with them.
+      rows: all with the same objectives, and all or none with scores and with labels.
+      report: complete after the last row; stored with the rows.
 
     Raises:
-      DataError: no row, or rows of different kinds.
+      DataError: there are no rows, or rows of different kinds.
     """
     folder, rows = os.fspath(folder), iter(rows)
     first = next(rows, None)
@@ -120,7 +120,7 @@ def write(rows: Iterable[Row], folder: str | os.PathLike[str], report: DataRepor
 def npy(array: np.ndarray) -> bytes:
     """Encodes an array as the bytes of an .npy file.
 
-    `np.save` into a file on a full disk raises an error without the system's number.
+    If the disk is full, `np.save` to a file raises an error without an errno.
     """
     content = io.BytesIO()
     np.save(content, array, allow_pickle=False)
@@ -131,7 +131,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     """Opens the folder of a prepared dataset.
 
     Raises:
-      DataError: not such a folder, or a damaged one.
+      DataError: the folder is no prepared dataset, or a damaged one.
     """
     import tensorflow_datasets as tfds
 
@@ -160,7 +160,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
             path=path,
             _rows=rows,
         )
-    except Exception as error:  # whatever TFDS, numpy or json say about damaged files
+    except Exception as error:  # TFDS, numpy and json raise many types for damaged files
         raise _damaged(path, error) from None
 
 
@@ -172,7 +172,7 @@ def _damaged(path: str, error: Exception) -> DataError:
 
 
 def in_memory(rows: Iterable[Row]) -> Dataset:
-    """Keeps rows as a dataset that is on no disk: for those that are read once."""
+    """Makes a dataset in memory, for rows that are read once."""
     columns = _Columns(objectives=())
     kept = [
         {name: x.encode() if isinstance(x, str) else x for name, x in row.items()}
@@ -192,7 +192,7 @@ def in_memory(rows: Iterable[Row]) -> Dataset:
 
 @dataclass
 class _Columns:
-    """The columns of all rows, which are kept beside the rows themselves."""
+    """The columns that are stored beside the rows."""
 
     objectives: tuple[str, ...]
     prompt_length: list[int] = field(default_factory=list)
@@ -203,10 +203,10 @@ class _Columns:
     digest: Any = field(default_factory=hashlib.sha256)
     kind: tuple[bool, bool] | None = None
     squares: Any = 0.0  # [M] squared deviations of scores from their row's mean, summed
-    freedom: int = 0  # scores of an objective, less one a row
+    freedom: int = 0  # degrees of freedom: scores of an objective, minus one per row
 
     def lengths(self) -> np.ndarray:
-        """``[N, K]`` int32, 0 where a row has fewer than K responses."""
+        """Returns the responses' lengths, ``[N, K]`` int32, 0 in rows with fewer responses."""
         count = max(map(len, self.response_length))
         table = np.zeros((len(self.response_length), count), np.int32)
         for row, responses in zip(table, self.response_length, strict=True):
@@ -214,20 +214,20 @@ class _Columns:
         return table
 
     def score_sd(self) -> list[float]:
-        """Pooled standard deviation of each objective's scores within rows, 0 for single ones."""
+        """Returns each objective's standard deviation within rows, pooled; 0 for single scores."""
         return np.sqrt(self.squares / max(self.freedom, 1)).tolist() if self.objectives else []
 
     def through(self, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
-        """Yields what TFDS stores of each row. Only flat arrays: nested ones need TensorFlow."""
+        """Yields what TFDS stores of each row: flat arrays, because nested ones need TensorFlow."""
         for row in rows:
             record = row.record
             kind = (bool(record.scores), bool(record.desirable))
             self.kind = self.kind or kind
             if kind != self.kind or record.objectives != self.objectives:
                 raise DataError(
-                    f"{record.origin or record.id}: is of another kind than the rows before it "
-                    f"(objectives {list(record.objectives)} against {list(self.objectives)}, "
-                    f"{'with' if kind[1] else 'without'} labels)"
+                    f"{record.origin or record.id}: is of another kind than the rows before it: "
+                    f"wanted objectives {list(self.objectives)}, found {list(record.objectives)}, "
+                    f"{'with' if kind[1] else 'without'} labels"
                 )
             lengths = [len(ids) for ids in row.response_ids]
             scores = np.asarray(record.scores, np.float32)
@@ -261,7 +261,7 @@ class _Columns:
 
 @functools.cache
 def _builder_class() -> Any:
-    """The TFDS builder; made on first use because TFDS takes a while to import."""
+    """Defines the TFDS builder on first use, because importing TFDS is slow."""
     import tensorflow_datasets as tfds
 
     def ids(dtype: Any) -> Any:
@@ -297,35 +297,35 @@ def _builder_class() -> Any:
             return {"train": enumerate(self._examples)}
 
         def _generate_examples(self) -> None:
-            """Not used: the split is given as an iterator."""
+            """Not called: the split is an iterator."""
 
     return PreferenceRows
 
 
 def _write_rows(examples: Iterator[dict[str, Any]], folder: str) -> str:
-    """Writes array_record files under ``folder``; returns the folder TFDS put them in."""
+    """Writes array_record files below ``folder``; returns TFDS's folder."""
     import tensorflow_datasets as tfds
 
-    caused: list[UserError] = []
+    errors: list[UserError] = []
 
-    def remembered() -> Iterator[dict[str, Any]]:
+    def record_errors() -> Iterator[dict[str, Any]]:
         try:
             yield from examples
         except UserError as error:
-            caused.append(error)
+            errors.append(error)
             raise
 
-    # array_record, because TFDS's default format needs TensorFlow to be finished.
+    # array_record, because TFDS needs TensorFlow to write its default format.
     builder = _builder_class()(
-        examples=remembered(), data_dir=os.path.join(folder, "tfds"), file_format="array_record"
+        examples=record_errors(), data_dir=os.path.join(folder, "tfds"), file_format="array_record"
     )
     tfds.disable_progress_bar()
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it "downloads"
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a download that does not happen
             builder.download_and_prepare(download_config=config)
     except Exception:
-        if caused:  # TFDS wraps what its generator raises
-            raise caused[0] from None
+        if errors:  # TFDS wraps errors of its generator
+            raise errors[0] from None
         raise
     return str(builder.data_dir)

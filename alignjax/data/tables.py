@@ -1,4 +1,4 @@
-"""Rows of files that are no JSON: parquet, Arrow, CSV and TSV; and zstd streams."""
+"""Reads rows from parquet, Arrow, CSV and TSV files; opens zstd streams."""
 
 import csv
 import io
@@ -14,8 +14,8 @@ TABLES = (".parquet", ".arrow", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
 def arrow_rows(path: str) -> Iterator[tuple[int, Any]]:
     """Yields (1-based number, row) of a parquet or Arrow file, as JSON data.
 
-    In these files all objects of a column have the same fields, null where a row has none; tools
-    and their arguments come without such fields, as templates write them out. An Arrow file is a
+    In these files all objects of a column have the same fields, null if a row has no value. Nulls
+    are removed within tools and arguments, because templates would print them. An Arrow file is a
     stream, as `datasets` saves it, or has an index at its end.
     """
     import pyarrow
@@ -35,7 +35,7 @@ _TOOLS = ("tools", "functions", "arguments", "parameters")
 
 
 def _without_nulls(value: Any, within: bool = False) -> Any:
-    """The value without null fields of objects within tools, or arguments of calls."""
+    """Removes null fields of objects within tools and arguments of calls."""
     if isinstance(value, list):
         return [_without_nulls(item, within) for item in value]
     if not isinstance(value, dict):
@@ -69,9 +69,9 @@ def _batches(path: str) -> Iterator[Any]:
 
 
 def text_rows(path: str, file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (line, row) of a CSV or TSV file whose first line names the columns.
+    """Yields (1-based line, row) of a CSV or TSV file whose first line names the columns.
 
-    Values are texts, and empty cells null. A row begins at its line; cells may hold line breaks.
+    Values are texts, empty cells null. The line is the row's first; cells may have line breaks.
     """
     dialect = csv.excel_tab if ".tsv" in path[-8:] else csv.excel
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
@@ -81,12 +81,12 @@ def text_rows(path: str, file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]
             reader = csv.reader(content, dialect, strict=True)
             names = next(reader, [])
             if len(set(names)) < len(names) or "" in names:
-                raise DataError(f"{path}:1: columns {names} need names, each its own")
+                raise DataError(f"{path}:1: wanted different column names, found {names}")
             line = reader.line_num + 1
             for cells in reader:
                 if cells and len(cells) != len(names):
                     raise DataError(
-                        f"{path}:{line}: has {len(cells)} cells, the first line names {len(names)}"
+                        f"{path}:{line}: wanted {len(names)} cells as in line 1, found {len(cells)}"
                     )
                 if cells:
                     yield line, {n: x or None for n, x in zip(names, cells, strict=True)}
@@ -102,7 +102,7 @@ def text_rows(path: str, file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]
 
 
 def open_zstd(path: str) -> BinaryIO:
-    """Opens a zstd file as a stream of what it holds."""
+    """Opens a zstd file as a decompressed stream."""
     import pyarrow
 
     stream = pyarrow.CompressedInputStream(pyarrow.OSFile(path), "zstd")

@@ -162,7 +162,7 @@ def test_what_is_no_file_is_said(tmp_path):
     os.symlink("gone", tmp_path / "link.jsonl")
     for name, said in (
         ("pipe", "is not a regular file"),
-        ("link", "is a link to gone, which is not"),
+        ("link", "is a link to gone, which does not exist"),
     ):
         for path in (tmp_path / f"{name}.jsonl", tmp_path / f"{name}*"):
             with pytest.raises(DataError, match=f"{name}.jsonl: {said}"):

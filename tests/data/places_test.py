@@ -63,7 +63,7 @@ def test_tables_of_text(tmp_path, name, comma):
     assert record.responses == ('say "é",\nthen', "c")
     assert report.dropped == {"no_scores": 1}
     path.write_text(f"prompt{comma}response\np{comma}a{comma}b\n")
-    with pytest.raises(DataError, match=rf"{name}:2: has 3 cells, the first line names 2"):
+    with pytest.raises(DataError, match=rf"{name}:2: wanted 2 cells as in line 1, found 3"):
         list(read_rows(str(path)))
     path.write_text(f'prompt{comma}response\np{comma}"a\n')
     with pytest.raises(DataError, match=rf"{name}:2: not valid CSV"):
@@ -107,7 +107,7 @@ def test_folders_that_datasets_saved(tmp_path):
     names = [json.dumps(f"p{i}") for i in range(3)]
     assert prompts(tmp_path / "both" / "train") == names
     assert prompts(tmp_path / "both", "test") == names
-    with pytest.raises(DataError, match=r"data\.split: .* has train, test; say which: --set"):
+    with pytest.raises(DataError, match=r"data\.split: .* has train, test; choose one: --set"):
         prompts(tmp_path / "both")
     with pytest.raises(DataError, match=r"found 'tran' \(did you mean 'train'\?\)"):
         prompts(tmp_path / "both", "tran")
