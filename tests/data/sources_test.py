@@ -312,7 +312,7 @@ def test_pku(write):
     assert (safer.prompt, safer.responses) == ("p", ("b", "a"))
     with pytest.raises(DataError, match="'better_response_id' is 2, expected 0 or 1"):
         read(sources.pku, write({**row, "better_response_id": 2}))
-    with pytest.raises(DataError, match="preference is 'best', expected 'better' or 'safer'"):
+    with pytest.raises(DataError, match="preference: wanted 'better' or 'safer', found 'best'"):
         read(sources.pku, write(row), preference="best")
 
 

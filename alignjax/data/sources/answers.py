@@ -1,4 +1,4 @@
-"""Makes records of a row whose columns are known: pairs, lists, single responses, dialogues."""
+"""Makes records from a row with known columns: pairs, lists, single responses, dialogues."""
 
 import itertools
 import json
@@ -38,15 +38,15 @@ _SCORES = (
     ("pm_score", 1),
     ("rank", -1),
 )
-Answer = tuple[tuple[Message, ...] | None, Message]  # turns before, None for a text; and the turn
+Answer = tuple[tuple[Message, ...] | None, Message]  # turns before (None for a text), the turn
 
 
 def read(report: DataReport, row: Row, found: Found, options: Options) -> list[Record]:
     """Reads a flat row: one record, or one for each trained turn of a dialogue.
 
     Raises:
-      DroppedRowError: the row cannot be used, and says why.
-      DataError: it is malformed.
+      DroppedRowError: the row cannot be used.
+      DataError: the row is malformed.
     """
     kinds = {"pair": _pair, "choice": _choice, "list": _list, "response": _response}
     if found.kind == "dialogue":
@@ -62,7 +62,7 @@ def _record(
     answers: Sequence[Answer],
     **fields: Any,
 ) -> Record:
-    """The record of responses to what the row's prompt columns and the answers' contexts hold."""
+    """Makes a record of responses; the prompt is in the row's columns or in the answers' turns."""
     contexts = [context for context, _ in answers if context]
     as_message = any(context is not None for context, _ in answers)
     asked = read_asked(report, row, found, options, as_message=as_message)
@@ -89,14 +89,13 @@ def _record(
 
 def _pair(report: DataReport, row: Row, found: Found, options: Options) -> list[Record]:
     names = found.names
-    if "chosen" not in names:  # the dialogue's own last turn
+    if "chosen" not in names:  # the chosen response is the last turn of the dialogue
         turns = read_messages(row, names["dialogue"])
         before, last = split_last(row, names["dialogue"], turns)
-        _, other = read_answer(row, names["rejected"])
-        shared = read_answer(row, names["rejected"])[0]
+        shared, other = read_answer(row, names["rejected"])
         if shared and _spoken(shared) != _spoken(before):
             raise DroppedRowError(
-                "context_mismatch", f"{row.origin}: the sides differ before the last"
+                "context_mismatch", f"{row.origin}: the two sides differ before their last message"
             )
         found = replace(found, names={r: n for r, n in names.items() if r != "dialogue"})
         return [_record(report, row, found, options, [(before, last), (None, other)])]
@@ -106,8 +105,8 @@ def _pair(report: DataReport, row: Row, found: Found, options: Options) -> list[
     answers = [read_answer(row, names[side]) for side in ("chosen", "rejected")]
     if all(context is None for context, _ in answers):
         texts = [turn.content for _, turn in answers]
-        whole = all(x.startswith(HUMAN) and options.marker in x for x in texts)
-        if not {"prompt", "dialogue"} & set(names) or (whole and _is_plain(row, found)):
+        dialogues = all(x.startswith(HUMAN) and options.marker in x for x in texts)
+        if not {"prompt", "dialogue"} & set(names) or (dialogues and _is_plain(row, found)):
             _check_repeated(row, found, texts[0])
             record = split_texts(report, row, texts, options.marker, chat=bool(options.chat))
             named = row.text(names["domain"]) if "domain" in names else ""
@@ -117,7 +116,7 @@ def _pair(report: DataReport, row: Row, found: Found, options: Options) -> list[
 
 
 def _several(report: DataReport, row: Row, found: Found, options: Options) -> list[Record]:
-    """Reads lists of preferred and of other texts: a pair of one each, else a list of 1s and 0s."""
+    """Reads lists of preferred and other texts: a pair of one each, else a scored list."""
     answers: list[Answer] = []
     values = []
     for side in ("chosen", "rejected"):
@@ -131,13 +130,13 @@ def _several(report: DataReport, row: Row, found: Found, options: Options) -> li
 
 
 def _is_plain(row: Row, found: Found) -> bool:
-    """Whether a text is all that comes before the responses."""
+    """Whether the row has a plain-text prompt and nothing else before the responses."""
     rest = set(found.names) - {"chosen", "rejected", "domain"}
     return rest == {"prompt"} and isinstance(parse_dialogue(row.fields[found.names["prompt"]]), str)
 
 
 def _check_repeated(row: Row, found: Found, side: str) -> None:
-    """Raises DroppedRowError where a dialogue does not hold the prompt that stands beside it."""
+    """Raises DroppedRowError if a dialogue does not contain the row's prompt."""
     if "prompt" in found.names and row.text(found.names["prompt"]).strip() not in side:
         raise DroppedRowError(
             "prompt_mismatch", f"{row.origin}: the prompt differs from the dialogues' beginning"
@@ -149,7 +148,7 @@ def _spoken(turns: Sequence[Message]) -> list[Message]:
 
 
 def _choice(report: DataReport, row: Row, found: Found, options: Options) -> list[Record]:
-    """Reads responses in columns of their own, and the column that says which is better."""
+    """Reads responses from numbered columns, and the column that says which is better."""
     key = found.names["preferred"]
     value = parse_json(row, key, row.fields[key]) if str(row.fields[key])[:1] == "[" else ""
     answers = [read_answer(row, name) for name in found.numbered]
@@ -164,10 +163,10 @@ def _choice(report: DataReport, row: Row, found: Found, options: Options) -> lis
 
 
 def _preferred(row: Row, key: str, columns: Sequence[str]) -> int:
-    """Which of two columns the column ``key`` prefers.
+    """Returns which of two columns the column ``key`` prefers: 0 or 1.
 
     Raises:
-      DroppedRowError: neither.
+      DroppedRowError: it prefers neither.
     """
     value, name = row.fields[key], plain_name(key)
     value = int(value) if isinstance(value, float) and value.is_integer() else value
@@ -194,7 +193,7 @@ def _preferred(row: Row, key: str, columns: Sequence[str]) -> int:
 
 
 def _wins(row: Row, key: str, labels: Sequence[Any], count: int) -> list[int]:
-    """Comparisons won minus comparisons lost, of labels for (1, 2), (1, 3), ...: 0 a tie, 1, 2."""
+    """Counts wins minus losses; the labels of (1, 2), (1, 3), ... are 1, 2, or 0 for a tie."""
     pairs = list(itertools.combinations(range(count), 2))
     if len(labels) != len(pairs) or any(label not in (0, 1, 2) for label in labels):
         raise DataError(
@@ -210,7 +209,7 @@ def _wins(row: Row, key: str, labels: Sequence[Any], count: int) -> list[int]:
 
 
 def _list(report: DataReport, row: Row, found: Found, options: Options) -> list[Record]:
-    """Reads a list of responses with scores, ranks or labels, in columns or within its entries."""
+    """Reads a list of responses with scores, ranks or labels, from columns or from its entries."""
     names = found.names
     if found.numbered:
         answers = [read_answer(row, name) for name in found.numbered]
@@ -246,13 +245,13 @@ def _list(report: DataReport, row: Row, found: Found, options: Options) -> list[
         values = [-i for i in range(len(answers))]
         return _ordered(report, row, found, options, answers, values, "place")
     raise DataError(
-        f"{row.origin}: column {key!r} holds responses, and no column scores or ranks them; name "
+        f"{row.origin}: column {key!r} holds responses, but no column scores or ranks them; name "
         "one: --set data.columns.scores=... or data.columns.ranks=..."
     )
 
 
 def _entry(row: Row, key: str, item: Any) -> Answer:
-    """One response of a list: text, a message, messages, or an object that holds one."""
+    """Reads a response of a list: text, a message, messages, or an object with one of these."""
     return read_answer(replace(row, fields={**row.fields, key: item}), key)
 
 
@@ -260,7 +259,7 @@ def _ordered(
     report: DataReport, row: Row, found: Found, options: Options,
     answers: list[Answer], values: list[int], name: str,
 ) -> list[Record]:  # fmt: skip
-    """A pair of two ordered responses, a list of more, a supervised row of one."""
+    """Makes a supervised row of one response, a pair of two (the better first), a list of more."""
     if len(answers) > 2:
         return _scored(report, row, found, options, answers, values, name)
     order = sorted(range(len(answers)), key=lambda i: -values[i])
@@ -271,7 +270,7 @@ def _scored(
     report: DataReport, row: Row, found: Found, options: Options,
     answers: list[Answer], values: list[Any], name: str, sign: int = 1,
 ) -> list[Record]:  # fmt: skip
-    """A list with a score for each response; those without a score are left out and counted."""
+    """Makes a list with scores; responses without a score are left out, and the row is noted."""
     if len(values) != len(answers):
         raise DataError(
             f"{row.origin}: field {name!r} has {len(values)} entries for {len(answers)} responses"
@@ -288,7 +287,7 @@ def _scored(
 
 
 def _as_number(value: Any) -> Any:
-    """A number written as text, as in CSV files, as a number; "N/A" as null."""
+    """Converts text in CSV files to a number, "N/A" to null; returns other values unchanged."""
     if not isinstance(value, str):
         return value
     if value.strip().lower() in ("", "n/a", "na", "none", "null"):
@@ -309,7 +308,7 @@ def _response(report: DataReport, row: Row, found: Found, options: Options) -> l
             if turns[-1].content != answer[1].content:
                 raise DataError(
                     f"{row.origin}: columns {names['dialogue']!r} and {key!r} end in different "
-                    f"responses; say which counts: --set data.columns.response={key} with "
+                    f"responses; choose one: --set data.columns.response={key} with "
                     "data.columns.prompt, or remove one"
                 )
             answer = (turns[:-1], turns[-1])
@@ -335,7 +334,7 @@ def _response(report: DataReport, row: Row, found: Found, options: Options) -> l
 
 
 def _dialogue(report: DataReport, row: Row, found: Found, options: Options) -> list[Record]:
-    """Reads a dialogue: its last turn is labelled, or all turns of the assistant are trained."""
+    """Reads a dialogue: its last turn has a label, or the assistant's turns are trained."""
     turns = read_asked(report, row, found, options, as_message=True)
     assert isinstance(turns, tuple)
     key = found.names["dialogue"]
@@ -352,11 +351,11 @@ def _dialogue(report: DataReport, row: Row, found: Found, options: Options) -> l
 def _supervised(
     report: DataReport, row: Row, turns: tuple[Message, ...], options: Options, like: Record
 ) -> list[Record]:
-    """One record for each assistant turn that is trained, with all turns before it as prompt."""
-    spoken = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
-    if not spoken or (turns[-1].role != "assistant" and not options.all_turns):
-        split_last(row, "messages", turns)
-    trained = [i for i in spoken if turns[i].fields().get("weight", 1)]
+    """Makes a record for each trained turn of the assistant; its prompt is all turns before."""
+    answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+    if not answers or (turns[-1].role != "assistant" and not options.all_turns):
+        split_last(row, "messages", turns)  # raises
+    trained = [i for i in answers if turns[i].fields().get("weight", 1)]
     trained = trained if options.all_turns else [i for i in trained if i == len(turns) - 1]
     places = [i for i in trained if any(turn.role == "user" for turn in turns[:i])]
     if not places:
@@ -384,7 +383,7 @@ def _supervised(
 
 
 def _label(row: Row, key: str, value: Any) -> bool:
-    """Reads a label: a boolean, 0 or 1, or a word; of a column such as ``toxic``, yes is bad."""
+    """Reads a label: a boolean, 0 or 1, or a word; in columns like ``toxic``, yes is bad."""
     plain = value.strip().lower() if isinstance(value, str) else value
     if plain not in _YES and plain not in _NO:
         raise DataError(

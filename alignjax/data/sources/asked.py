@@ -1,4 +1,4 @@
-"""Reads the prompt of a row, and its answers."""
+"""Reads the prompt and the answers of a row with known columns."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +17,7 @@ from alignjax.data.sources.messages import (
     split_last,
 )
 
-# Names of the text in an object that is a response.
+# Fields that hold the text of a response that is an object.
 _TEXTS = (
     *("text", "response", "answer", "completion", "content", "generation", "output", "summary"),
     "value",
@@ -26,7 +26,7 @@ _TEXTS = (
 
 @dataclass(frozen=True)
 class Options:
-    """How rows are read, see `auto`."""
+    """Options of reading rows, see `auto`."""
 
     chat: bool | None = None
     marker: str = ASSISTANT
@@ -34,7 +34,7 @@ class Options:
 
 
 def read_answer(row: Row, key: str) -> tuple[tuple[Message, ...] | None, Message]:
-    """Reads a response: the turns before it, None where it is a text; and the assistant's turn."""
+    """Reads a response: the turns before it (None for a text), and the assistant's turn."""
     value = parse_dialogue(row.get(key))
     if isinstance(value, dict) and not is_message(value):  # {"text": ...}
         name = next((name for name in _TEXTS if value.get(name) is not None), None)
@@ -53,14 +53,14 @@ def read_answer(row: Row, key: str) -> tuple[tuple[Message, ...] | None, Message
 def read_asked(
     report: DataReport, row: Row, found: Found, options: Options, *, as_message: bool
 ) -> Prompt:
-    """Reads the prompt of a row; "" where its columns hold none.
+    """Reads the prompt of a row, "" if no column has it.
 
     Args:
-      report: counts.
-      row: flat.
+      report: counts are added to it.
+      row: from `flatten`.
       found: its columns.
       options: see `auto`.
-      as_message: whether the responses are messages, so that a text is a user's message.
+      as_message: whether the responses are messages; a plain-text prompt is then a user's message.
     """
     names = found.names
     key = names.get("dialogue") or names.get("prompt")
@@ -91,25 +91,25 @@ def _is_chat(names: Any, key: str, body: str, options: Options) -> bool:
 
 
 def _head(row: Row, found: Found, turns: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The turns of the columns of tools and of the system's text, unless they are there."""
+    """Makes turns of the tools and system columns, unless the dialogue has a system turn."""
     head: tuple[Message, ...] = ()
     if "tools" in found.names:
         head = read_tools(row, found.names["tools"])
     system = row.text(found.names["system"]) if "system" in found.names else ""
-    there = [turn.content for turn in turns if turn.role == "system"]
-    if there and system.strip() and there[0] != system:
+    own = [turn.content for turn in turns if turn.role == "system"]
+    if own and system.strip() and own[0] != system:
         raise DataError(
             f"{row.origin}: field {found.names['system']!r} differs from the system's message of "
             "the dialogue"
         )
-    return head if there or not system.strip() else (*head, Message("system", system))
+    return head if own or not system.strip() else (*head, Message("system", system))
 
 
 def without_answer(row: Row, found: Found, asked: Prompt, answers: list[Message]) -> Prompt:
-    """The prompt without a last turn that is one of the answers: a dialogue may be whole.
+    """Removes the last turn of a prompt if it is one of the answers.
 
     Raises:
-      DroppedRowError: the dialogue ends in another answer.
+      DroppedRowError: a dialogue ends in a turn of the assistant that is none of the answers.
     """
     if isinstance(asked, str) or not asked or asked[-1].role != "assistant":
         return asked
@@ -124,10 +124,10 @@ def without_answer(row: Row, found: Found, asked: Prompt, answers: list[Message]
 
 
 def join(row: Row, asked: Prompt, context: tuple[Message, ...]) -> Prompt:
-    """Joins a row's prompt with the turns that its responses repeat before their last one.
+    """Joins a row's prompt with the turns that stand before the last one in its responses.
 
     Raises:
-      DroppedRowError: the two differ.
+      DroppedRowError: the two disagree.
     """
     if not asked:
         return context
@@ -137,8 +137,8 @@ def join(row: Row, asked: Prompt, context: tuple[Message, ...]) -> Prompt:
     spoken = [turn for turn in context if turn.role not in ("system", "tools")]
     users = [turn.content.strip() for turn in spoken if turn.role == "user"]
     repeats = len(body) == 1 and body[0].content.strip() in (users[:1] + users[-1:])
-    told = [[turn for turn in x if turn.role == "system"] for x in (head, context)]
-    agree = not all(told) or told[0] == told[1]
+    systems = [[turn for turn in x if turn.role == "system"] for x in (head, context)]
+    agree = not all(systems) or systems[0] == systems[1]
     if agree and (not body or repeats or spoken[: len(body)] == body):
         known = {turn.role for turn in context}
         return (*(turn for turn in head if turn.role not in known), *context)

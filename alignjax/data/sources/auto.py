@@ -1,4 +1,4 @@
-"""Reads rows of all published kinds, recognised by their columns; the data report names them."""
+"""Reads rows of many published formats, recognised by their columns."""
 
 import dataclasses
 import itertools
@@ -26,25 +26,26 @@ def auto(
     turns: str = "all",
     inline_reasoning: bool = False,
 ) -> Iterator[Record]:
-    """Reads rows of any kind of docs/data.md's table, told apart by names and types of columns.
+    """Reads rows of any format in docs/data.md's table, by names and types of columns.
 
     Args:
-      report: counts; its ``readings`` say which columns were read as what, and which were not.
+      report: counts are added to it; ``readings`` has the role of each column, ``unread`` the
+        others.
       path: file or glob.
-      columns: names of columns, where their own names do not say what they hold.
-      chat: whether a prompt of plain text is a user's message. None: it is where the column is
-        called question, instruction or the like, or the row has a system text, history or tools.
-      marker: what starts the assistant's turns in dialogues written as one text.
+      columns: names of columns whose role cannot be recognised.
+      chat: whether a plain-text prompt is a user's message. None: it is one if the column's name is
+        question, instruction or the like, or the row has a system text, history or tools.
+      marker: text that starts the assistant's turns in dialogues written as one text.
       turns: which assistant turns of a supervised dialogue are trained, ``"all"`` or ``"last"``;
         each becomes a record. A message whose ``weight`` is 0 is never trained.
-      inline_reasoning: whether reasoning is written into the response, between ``<think>`` and
-        ``</think>``, instead of being left to the chat template.
+      inline_reasoning: write reasoning into the response, between ``<think>`` and ``</think>``,
+        instead of leaving it to the chat template.
 
     Raises:
-      DataError: a malformed row, or columns that could mean several things.
+      DataError: a row is malformed, or its columns are ambiguous.
     """
     if turns not in ("all", "last"):
-        raise UserError(f"data.source.turns: is {turns!r}, expected 'all' or 'last'")
+        raise UserError(f"data.source.turns: wanted 'all' or 'last', found {turns!r}")
     options = Options(chat=chat, marker=marker, all_turns=turns == "all")
     rated: dict[Prompt, list[Record]] = {}
     for raw in read_rows(path):
@@ -71,10 +72,10 @@ def read_row(
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     options: Options = Options(),  # noqa: B008 (frozen)
 ) -> tuple[Found, list[Record]]:
-    """Finds the columns of a row, and reads it.
+    """Finds the columns of a row, and reads its records.
 
     Raises:
-      DroppedRowError: it cannot be used, and says why.
+      DroppedRowError: the row cannot be used.
       DataError: see `auto`.
     """
     row = flatten(raw, columns)
@@ -89,7 +90,7 @@ def read_row(
 
 
 def _note_reading(report: DataReport, raw: Row, found: Found) -> None:
-    """Counts how the row is read, and its columns that are not."""
+    """Counts the row's reading, and its unread columns."""
     sentence = f"read as {found}"
     report.readings[sentence] = report.readings.get(sentence, 0) + 1
     for name, value in raw.fields.items():
@@ -97,7 +98,7 @@ def _note_reading(report: DataReport, raw: Row, found: Found) -> None:
             report.unread[name] = report.unread.get(name, 0) + 1
 
 
-# Columns that would change what is trained, and that are not supported.
+# Unsupported columns that would change the training.
 _REFUSED = (
     *("ref_chosen_logps", "ref_rejected_logps", "ref_logps", "ref_KL_logps"),
     *("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "input_ids"),
@@ -109,8 +110,8 @@ def _refuse_columns(row: Row) -> None:
     for key in _REFUSED:
         if row.fields.get(key) is not None:
             raise DataError(
-                f"{row.origin}: column {key!r} is not supported; remove it if the run can do "
-                "without it"
+                f"{row.origin}: column {key!r} is not supported; remove it if the run does not "
+                "need it"
             )
 
 
@@ -121,7 +122,7 @@ def _refuse_media(row: Row) -> None:
                 raise DroppedRowError(name, f"{row.origin}: column {key!r} is not text")
 
 
-# What Python and numpy print for a list of messages, which is not JSON.
+# A list of messages as Python and numpy print it, which is not JSON.
 _PRINTED = re.compile(r"\s*(array\()?\[?\s*\{'(role|content|from|value)': ")
 
 
@@ -136,25 +137,25 @@ def _refuse_printed(row: Row, found: Found) -> None:
 
 
 def _inline(record: Record) -> Record:
-    """The record with the reasoning of its turns in their text."""
+    """Writes the reasoning of a record's turns into their text."""
 
-    def inlined(content: str, more: str) -> tuple[str, str]:
+    def inline(content: str, more: str) -> tuple[str, str]:
         fields = json.loads(more) if more else {}
         thought = fields.pop("reasoning_content", None)
         if thought is None:
             return content, more
-        said = f"<think>\n{thought}\n</think>\n\n"
+        start = f"<think>\n{thought}\n</think>\n\n"
         if isinstance(fields.get("content", content), str | None):
-            fields |= {"content": said + (fields["content"] or "")} if "content" in fields else {}
-        return said + content, json.dumps(fields, ensure_ascii=False) if fields else ""
+            fields |= {"content": start + (fields["content"] or "")} if "content" in fields else {}
+        return start + content, json.dumps(fields, ensure_ascii=False) if fields else ""
 
     def turn(message: Message) -> Message:
-        content, more = inlined(message.content, message.more)
+        content, more = inline(message.content, message.more)
         return Message(message.role, content, more)
 
     prompt = record.prompt if isinstance(record.prompt, str) else tuple(map(turn, record.prompt))
     answers = [
-        inlined(*answer)
+        inline(*answer)
         for answer in itertools.zip_longest(record.responses, record.more, fillvalue="")
     ]
     more = tuple(more for _, more in answers)
@@ -167,14 +168,14 @@ def _inline(record: Record) -> Record:
 
 
 def _grouped(report: DataReport, rated: Mapping[Prompt, list[Record]]) -> Iterator[Record]:
-    """One list of each prompt's scored responses."""
+    """Yields a list of each prompt's scored responses."""
     for prompt, records in rated.items():
         first = records[0]
         for other in records:
             if other.objectives != first.objectives:
                 raise DataError(
-                    f"{other.origin}: scores {', '.join(other.objectives)}, and "
-                    f"{first.origin} {', '.join(first.objectives)}"
+                    f"{other.origin}: wanted scores of {', '.join(first.objectives)}, as in "
+                    f"{first.origin}, found {', '.join(other.objectives)}"
                 )
         report.added -= len(records) - 1
         more = tuple(x for record in records for x in record.more or ("",))

@@ -1,7 +1,7 @@
 """Finds the role of each column of a row, by the names and types in published data sets.
 
-`find` decides for one row. Where two columns fit and do not say the same, it asks, by an error
-that names the field of the config that answers.
+If two columns with different values fit a role, `find` raises an error that names the config field
+to set.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from alignjax.errors import did_you_mean
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names of columns; "" leaves it to the names and types of the row's own.
+    """Names of columns; "" to recognise a column by its name and type.
 
     A dot reaches into an object: ``input.messages``.
     """
@@ -28,19 +28,19 @@ class Columns:
     system: str = ""  # text of the system's turn
     tools: str = ""  # a list of tools, or its JSON text
     history: str = ""  # turns before the prompt
-    context: str = ""  # text that the prompt is followed by: Alpaca's input
+    context: str = ""  # text after the prompt: Alpaca's input
     chosen: str = ""
     rejected: str = ""
     response: str = ""  # one response
-    responses: str = ""  # a list of them
+    responses: str = ""  # a list of responses
     scores: str = ""  # of the response, or one for each of the responses; larger is better
     ranks: str = ""  # the same; smaller is better
     label: str = ""  # whether the response is desirable, or each of the responses
-    preferred: str = ""  # which of two responses, in columns of their own, is better
+    preferred: str = ""  # which of the numbered columns is better
     domain: str = ""  # text that becomes `Record.domain`
 
 
-# In lower case, words joined by "_". Of the groups of a role, the first that is there counts.
+# Names by `plain_name`. A role has groups of names; a later group counts if no earlier one fits.
 _DIALOGUES = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog")
 _NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
     "prompt": (
@@ -76,8 +76,8 @@ _NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
 _INSIDE = {name for role in ("prompt", "dialogue", "response") for name in _NAMES[role][0]}
 _INSIDE |= {"full_text", "post"}
 _LISTS = {x for role in ("responses", "scores", "ranks", "history") for x in _NAMES[role][0]}
-BAD_LABELS = _NAMES["label"][1]  # where yes means undesirable
-PLAIN_PROMPTS = ("prompt", "source", "text")  # continued as they are; others are a user's message
+BAD_LABELS = _NAMES["label"][1]  # in these, yes means undesirable
+PLAIN_PROMPTS = ("prompt", "source", "text")  # continued as text; others are a user's message
 _PAIRS = (
     *(("chosen", "rejected"), ("preferred", "dispreferred"), ("preferred", "rejected")),
     *(("chosen_response", "rejected_response"), ("chosen_messages", "rejected_messages")),
@@ -106,19 +106,19 @@ ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosit
 
 @functools.lru_cache(4096)
 def plain_name(name: str) -> str:
-    """A column's name in lower case, words joined by one "_"; of a.b, the last part."""
+    """Normalises a column's name: lower case, words joined by "_"; of a.b, the last part."""
     last = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.rpartition(".")[2])
     return re.sub(r"[ _-]+", "_", last.lower())
 
 
 def flatten(row: Row, given: Columns) -> Row:
-    """The row without its nulls; parts of objects that hold a text or answer stand beside it."""
+    """Removes a row's nulls, and copies fields of nested objects to the top as ``a.b``."""
 
     def parts(at: str, value: Any) -> Iterator[tuple[str, Any]]:
         if value is not None:
             yield at, parse_list(value) if plain_name(at) in _LISTS else value
         elif plain_name(at) in _NAMES["system"][0]:
-            yield at, ""  # rows of one file are read alike, with a system text or without
+            yield at, ""  # so that rows with and without a system text are read the same way
         inside = isinstance(value, dict) and not is_message(value)
         if inside and _INSIDE & set(map(plain_name, value)):
             for name, inner in value.items():
@@ -137,7 +137,7 @@ def flatten(row: Row, given: Columns) -> Row:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """The columns of a row, by what they hold; `kind` is what they make of it."""
+    """The columns of a row by role, and the kind of record that they make."""
 
     kind: str  # pair, choice, list, response, dialogue
     names: Mapping[str, str]  # role -> column
@@ -146,7 +146,7 @@ class Found:
 
     @property
     def columns(self) -> set[str]:
-        """The columns, and the objects that they are in."""
+        """The names of the columns, and of the objects that they are in."""
         used = {*self.names.values(), *self.numbered, *self.attributes}
         return used | {name.partition(".")[0] for name in used}
 
@@ -161,8 +161,8 @@ def find(row: Row, given: Columns) -> Found:
     """Finds the columns of a flat row.
 
     Raises:
-      DataError: a column that is given is not there; two columns fit one role; or no role that
-        makes a record is filled.
+      DataError: a column of ``given`` is missing, two columns fit one role, or there is no column
+        of responses.
     """
     named = {role: name for role, name in dataclasses.asdict(given).items() if name}
     for role, name in named.items():
@@ -186,7 +186,7 @@ def find(row: Row, given: Columns) -> Found:
 
 
 def is_dialogue(value: Any) -> bool:
-    """Tells whether a value is a list of turns or rounds, or its JSON text."""
+    """Whether a value is a list of turns or rounds, or its JSON text."""
     value = parse_dialogue(value)
     if not isinstance(value, list) or not value:
         return False
@@ -195,10 +195,10 @@ def is_dialogue(value: Any) -> bool:
 
 
 def _one(row: Row, named: Mapping[str, str], role: str, *types: type) -> str:
-    """The column of a role; "" for none.
+    """Finds the column of a role, "" if there is none.
 
     Raises:
-      DataError: two columns of one group fit it, and do not say the same.
+      DataError: two columns of one group fit the role, with different values.
     """
     if role in named:
         return named[role]
@@ -222,7 +222,7 @@ def _one(row: Row, named: Mapping[str, str], role: str, *types: type) -> str:
 
 
 def _differ(first: Any = None, *others: Any) -> bool:
-    """Whether JSON values are not all the same; True and 1 are not."""
+    """Whether JSON values differ; True and 1 do."""
     same = json.dumps(first, sort_keys=True) if others else ""
     return any(json.dumps(other, sort_keys=True) != same for other in others)
 
@@ -230,20 +230,20 @@ def _differ(first: Any = None, *others: Any) -> bool:
 def _ask(row: Row, role: str, fits: list[str]) -> DataError:
     what = " and ".join(map(repr, fits))
     return DataError(
-        f"{row.origin}: columns {what} could each be the {role}; say which: "
+        f"{row.origin}: columns {what} could each be the {role}; choose one: "
         f"--set data.columns.{role}={fits[0]}"
     )
 
 
 def _asked(row: Row, named: Mapping[str, str]) -> dict[str, str]:
-    """The columns of what comes before a response."""
+    """Finds the columns of the prompt: dialogue, system text, tools, history, context."""
     by_name = {plain_name(name): name for name in row.fields}
-    if {"source", "system_output"} <= set(by_name):  # of systems that answer a source
+    if {"source", "system_output"} <= set(by_name):  # the systems' input and output
         named = {"prompt": by_name["source"], **named}
     names = {"prompt": _one(row, named, "prompt", str, list)}
     dialogue = _one(row, named, "dialogue")
     second = plain_name(names["prompt"]) in _NAMES["prompt"][1]
-    if second and dialogue and "prompt" not in named:  # such names are of other things, too
+    if second and dialogue and "prompt" not in named:  # these names have other uses too
         names["prompt"] = ""
     names["dialogue"] = "" if "prompt" in named else dialogue
     names["system"] = _one(row, named, "system", str, list, dict)
@@ -258,7 +258,7 @@ def _asked(row: Row, named: Mapping[str, str]) -> dict[str, str]:
 
 
 def _pair(row: Row, named: Mapping[str, str]) -> Found | None:
-    """Two columns, of the preferred response and of the other."""
+    """Finds the columns of the preferred and of the rejected response."""
     by_name = {plain_name(name): name for name in reversed(list(row.fields))}
     given = named.keys() & {"chosen", "rejected"}
     if not given and named.keys() & {"responses", "scores", "ranks", "label", "preferred"}:
@@ -285,8 +285,8 @@ def _pair(row: Row, named: Mapping[str, str]) -> Found | None:
             return Found("pair", {**asked, "chosen": good, "rejected": bad})
         if "dialogue" in asked:
             return Found("pair", {**asked, "rejected": bad})
-    for there, other in (("chosen", "rejected"), ("rejected", "chosen")):
-        if there in by_name and other not in by_name and _is_answer(row.fields[by_name[there]]):
+    for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        if side in by_name and other not in by_name and _is_answer(row.fields[by_name[side]]):
             raise DataError(f"{row.origin}: field {other!r} is missing or null")
     return None
 
@@ -296,7 +296,7 @@ def _is_answer(value: Any) -> bool:
 
 
 def _numbered(row: Row, named: Mapping[str, str]) -> Found | None:
-    """Columns of one response each: response_0, response_1; and which is better."""
+    """Finds columns of one response each (response_0, response_1), and the one that ranks them."""
     stems: dict[str, list[str]] = {}
     for name, value in row.fields.items():
         match = _NUMBERED.fullmatch(plain_name(name)) if "." not in name else None
@@ -316,26 +316,26 @@ def _numbered(row: Row, named: Mapping[str, str]) -> Found | None:
     scores = [f"score_{number_of(name)}" for name in columns]
     by_name = {plain_name(name): name for name in row.fields}
     if all(name in by_name for name in scores):
-        found = tuple(by_name[name] for name in scores)
-        return Found("list", asked, numbered=columns, attributes=found)
+        attributes = tuple(by_name[name] for name in scores)
+        return Found("list", asked, numbered=columns, attributes=attributes)
     role = "ranks" if "ranks" in named else "scores"
     values = named.get(role) or _one(row, named, role, list)
     if values:
         return Found("list", {**asked, role: values}, numbered=columns)
     raise DataError(
-        f"{row.origin}: columns {', '.join(map(repr, columns))} are responses, and no column says "
+        f"{row.origin}: columns {', '.join(map(repr, columns))} are responses, but no column says "
         "which is better; name one: --set data.columns.preferred=..."
     )
 
 
 def number_of(name: str) -> str:
-    """What tells a column of several from the others: "0" of response_0, "a" of answer_a."""
+    """Returns the number of a numbered column: "0" of response_0, "a" of answer_a."""
     match = _NUMBERED.fullmatch(plain_name(name))
     return match[2] if match else ""
 
 
 def _list(row: Row, named: Mapping[str, str]) -> Found | None:
-    """A list of responses, and of their scores, ranks or labels."""
+    """Finds the column of a list of responses, and of its scores, ranks or labels."""
     if {"response", "chosen"} & set(named):
         return None
     responses = _one(row, named, "responses", list)
@@ -369,11 +369,11 @@ def _is_numbers(value: Any, size: int) -> bool:
 
 
 def _single(row: Row, named: Mapping[str, str]) -> Found | None:
-    """One response, or a dialogue that ends in it; and its label or scores."""
+    """Finds the column of a response or of a dialogue that ends in one; and its label or scores."""
     asked = _asked(row, named)
     response = _one(row, {**asked, **named}, "response", str, list, dict)
     if "prompt" in asked and "dialogue" in asked:
-        # A dialogue beside its own prompt: the dialogue says more, unless a response is apart.
+        # The dialogue contains the prompt, so prefer it unless the response has its own column.
         asked.pop("dialogue" if response else "prompt")
     if not response and "dialogue" not in asked:
         if is_dialogue(row.fields.get(asked.get("prompt", ""))):

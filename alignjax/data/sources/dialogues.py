@@ -1,4 +1,4 @@
-"""Dialogues written as one plain text: where the prompt ends, and their turns."""
+"""Splits dialogues that are one plain text into prompt and response, or into turns."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from alignjax.data.files import Row
 from alignjax.data.records import DataError, DataReport, Message, Prompt, Record
 from alignjax.data.sources.messages import DroppedRowError
 
-ASSISTANT = "\n\nAssistant:"  # what starts the assistant's turns in HH-RLHF's dialogues
+ASSISTANT = "\n\nAssistant:"  # starts the assistant's turns in HH-RLHF
 HUMAN = "\n\nHuman:"
 _TURN = re.compile(f"({HUMAN}|{ASSISTANT})")
 
@@ -15,10 +15,10 @@ _TURN = re.compile(f"({HUMAN}|{ASSISTANT})")
 def split_texts(
     report: DataReport, row: Row, sides: Sequence[str], marker: str, *, chat: bool = False
 ) -> Record | None:
-    """Splits two texts with a common start, at the marker where both have it, see `split_dialogue`.
+    """Splits two texts at their last marker (`split_dialogue`), else after their common beginning.
 
     Raises:
-      DroppedRowError: they have no common start.
+      DroppedRowError: they have no common beginning.
     """
     if all(marker in side for side in sides):
         return split_dialogue(report, row, sides, marker, chat=chat)
@@ -38,9 +38,9 @@ def split_dialogue(
 ) -> Record | None:
     """Splits plain-text dialogues at the last marker; drops rows whose contexts differ (None).
 
-    With ``chat``, the prompt becomes messages, and the responses the assistant's next, without the
-    white space around them. Also dropped then: ``unanswered_turn``, a human's turn after the
-    response, or none right before it.
+    With ``chat``, the prompt becomes messages, and responses lose their surrounding white space.
+    Rows with a human's turn after the response, or without one right before it, are then dropped
+    as ``unanswered_turn``.
     """
     cuts = [side.rindex(marker) + len(marker) for side in sides]
     prompts = [side[:cut] for side, cut in zip(sides, cuts, strict=True)]
@@ -61,10 +61,10 @@ def split_dialogue(
 def text_turns(report: DataReport, row: Row, dialogue: str) -> tuple[Message, ...]:
     r"""Reads the turns of a text with ``\n\nHuman:`` and ``\n\nAssistant:``; the last may be empty.
 
-    Turns of one speaker in a row become one message, and the row is noted as ``joined_turns``.
+    Consecutive turns of one speaker become one message, and the row is noted as ``joined_turns``.
 
     Raises:
-      DataError: text before the first turn.
+      DataError: there is text before the first turn.
     """
     opening, *parts = _TURN.split(dialogue.rstrip().removesuffix(ASSISTANT))
     if opening.strip():
@@ -83,17 +83,17 @@ def text_turns(report: DataReport, row: Row, dialogue: str) -> tuple[Message, ..
 
 
 def common_prompt(first: str, second: str) -> int:
-    """Finds where the prompt of two texts with a common start ends; 0: no good place.
+    """Returns the length of the prompt that two texts share; 0 if there is no good place to split.
 
-    That is the longest common prefix that ends at a boundary (after a line break, or before a
-    space, which goes to the response) and leaves both responses more than white space. A word is
-    never cut, and a side that is a prefix of the other keeps its last word.
+    The prompt is the longest common prefix that ends at a boundary (after a line break, or before a
+    space, which goes to the response) and leaves both responses more than white space. Words are
+    never cut, and a text that is a prefix of the other keeps its last word as its response.
     """
 
     def boundary(side: str, cut: int) -> bool:
         return side[cut - 1] == "\n" or (side[cut] in " \t" and side[cut - 1] not in " \t")
 
-    # The last place that leaves something on both sides, white space at the ends not counted.
+    # The last place that leaves both sides more than white space.
     last = min(len(first.rstrip()), len(second.rstrip())) - 1
     pairs = enumerate(zip(first, second, strict=False))
     shared = next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))

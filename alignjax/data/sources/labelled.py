@@ -1,4 +1,4 @@
-"""Single responses, each labelled desirable or undesirable."""
+"""Reads single responses, each labelled desirable or undesirable."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +19,7 @@ def unpaired(
     undesirable: bool | int | str = False,
     chat: bool = False,
 ) -> Iterator[Record]:
-    """Reads one labelled response per row, under any field names.
+    """Reads one labelled response per row; the field names can be chosen.
 
     Args:
       report: counts.
@@ -28,13 +28,13 @@ def unpaired(
       response: the field of the response.
       label: the field of the label.
       desirable: the label of a desirable response.
-      undesirable: the label of an undesirable one. Any third value is an error.
+      undesirable: the label of an undesirable response. Other values are errors.
       chat: the prompt is a user's message.
     """
     for row in read_rows(path):
         report.rows_in += 1
         value = row.get(label)
-        matches = [_says(value, wanted) for wanted in (desirable, undesirable)]
+        matches = [_same(value, wanted) for wanted in (desirable, undesirable)]
         if not any(matches):
             raise DataError(
                 f"{row.origin}: field {label!r} is {value!r}, expected {desirable!r} (desirable) "
@@ -49,6 +49,6 @@ def unpaired(
         )
 
 
-def _says(value: Any, wanted: bool | int | str) -> bool:
-    """Whether a label is the one wanted: 1 is true, "1" is not."""
+def _same(value: Any, wanted: bool | int | str) -> bool:
+    """Whether two labels are equal: 1 equals True, "1" does not."""
     return isinstance(value, str) == isinstance(wanted, str) and bool(value == wanted)

@@ -1,4 +1,4 @@
-"""Reads the prompts, dialogues and responses that a row holds, whatever its format."""
+"""Reads prompts, dialogues and responses from a row's fields, in several formats."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ ROLES |= {"human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "a
 ROLES |= {"bot": "assistant", "model": "assistant", "chatbot": "assistant", "ai": "assistant"}
 ROLES |= {"developer": "system", "observation": "tool", "function": "tool"}
 ROLES |= {"tool_response": "tool", "ipython": "tool"}
-_CALLS = ("function_call", "tool_call")  # roles of turns whose text is a call, in ShareGPT files
+_CALLS = ("function_call", "tool_call")  # roles in ShareGPT files of turns that are a call
 _WHO = ("role", "from", "speaker")
 _WHAT = ("content", "value", "text")
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
@@ -29,12 +29,12 @@ class DroppedRowError(DataError):
 
 
 def is_message(value: Any) -> bool:
-    """Tells whether a JSON value is one turn of a dialogue."""
+    """Whether a JSON value is one turn of a dialogue."""
     return isinstance(value, dict) and any(isinstance(value.get(key), str) for key in _WHO)
 
 
 def parse_dialogue(value: Any) -> Any:
-    """Parses text that is a JSON list of messages, or one message; gives other values back."""
+    """Parses text that is a JSON message or list of messages; returns other values unchanged."""
     if isinstance(value, str) and value.lstrip()[:2] in ("[{", "[ ", "[\n", '{"'):
         try:
             parsed = json.loads(value)
@@ -46,7 +46,7 @@ def parse_dialogue(value: Any) -> Any:
 
 
 def parse_list(value: Any) -> Any:
-    """Parses text that is a JSON list, as cells of CSV files hold; gives other values back."""
+    """Parses text that is a JSON list, as in CSV files; returns other values unchanged."""
     if isinstance(value, str) and value.lstrip()[:1] == "[":
         try:
             return json.loads(value)
@@ -56,14 +56,14 @@ def parse_list(value: Any) -> Any:
 
 
 def read_prompt(row: Row, key: str, *, chat: bool = False) -> Prompt:
-    """Reads a field that holds a text or a list of messages; ``chat`` makes a text a user's."""
+    """Reads a text or a list of messages; with ``chat`` a text becomes a user's message."""
     if isinstance(parse_dialogue(row.get(key)), list):
         return read_messages(row, key)
     return (Message("user", row.text(key)),) if chat else row.text(key)
 
 
 def read_responses(row: Row) -> Record:
-    """Reads a row's ``prompt`` and ``responses``, and none of its other fields."""
+    """Reads only the ``prompt`` and ``responses`` of a row."""
     return Record(
         id=row.id,
         origin=row.origin,
@@ -94,7 +94,7 @@ def read_messages(row: Row, key: str) -> tuple[Message, ...]:
 
 
 def _round(item: Any) -> list[tuple[dict[str, Any], str]]:
-    """Two messages of one item, ``{input, output}`` or ``[user, assistant]``; [] for others."""
+    """Splits a round, ``{input, output}`` or ``[user, assistant]``, into messages; else []."""
     if isinstance(item, list) and len(item) == 2:
         names: tuple[str, ...] = ("[0]", "[1]")
         sides = item
@@ -111,14 +111,14 @@ def _round(item: Any) -> list[tuple[dict[str, Any], str]]:
 
 
 def read_message(row: Row, key: str, value: Any) -> Message:
-    """Reads one turn, ``{role, content}`` or ``{from, value}``, and what it has besides.
+    """Reads one turn, ``{role, content}`` or ``{from, value}``, with its other fields.
 
-    Content in parts is joined. Tool calls, reasoning (under any of its names), the name of a tool
-    and a weight of 0 are kept in `Message.more`; other fields are not read.
+    Content in parts is joined. `Message.more` keeps tool calls, reasoning (under any of its names),
+    the name of a tool and a weight of 0; other fields are ignored.
 
     Raises:
-      DroppedRowError: a part of the content is no text (an image, say).
-      DataError: any other fault, with the field.
+      DroppedRowError: a part of the content is not text, e.g. an image.
+      DataError: the turn is malformed.
     """
     if not isinstance(value, dict):
         raise row.wrong(key, value, "a message")
@@ -149,10 +149,10 @@ def read_message(row: Row, key: str, value: Any) -> Message:
     if role == "assistant" and not _is_trained(row, key, value):
         more["weight"] = 0
     if calls:
-        # A template sees the content as it was; the text is for people, statistics and judges.
+        # Templates see the original content; the text is for people, statistics and judges.
         more |= {"content": content, "tool_calls": calls}
-        told = [json.dumps(call["function"], ensure_ascii=False) for call in calls]
-        content = "\n".join([*([content] if content else []), *told])
+        texts = [json.dumps(call["function"], ensure_ascii=False) for call in calls]
+        content = "\n".join([*([content] if content else []), *texts])
     content = text(content, f"{key}.{what}", row.origin)
     return Message(role, content, json.dumps(more, ensure_ascii=False) if more else "")
 
@@ -163,7 +163,7 @@ def _lacks(row: Row, key: str, value: Mapping[str, Any], name: str) -> DataError
 
 
 def _join_parts(row: Row, key: str, content: Any) -> tuple[Any, list[str]]:
-    """Joins the texts of a content given in parts, and lists its parts of reasoning."""
+    """Joins the texts of a content in parts, and lists its reasoning parts."""
     if not isinstance(content, list):
         return content, []
     texts, thoughts = [], []
@@ -172,8 +172,8 @@ def _join_parts(row: Row, key: str, content: Any) -> tuple[Any, list[str]]:
         if kind in ("thinking", "reasoning"):
             thoughts.append(text(part.get(kind, part.get("text")), f"{key}[{i}]", row.origin))
         elif kind in ("text", "input_text", "output_text"):
-            found = part.get("text", part.get("content")) if isinstance(part, dict) else part
-            texts.append(text(found, f"{key}[{i}].text", row.origin))
+            value = part.get("text", part.get("content")) if isinstance(part, dict) else part
+            texts.append(text(value, f"{key}[{i}].text", row.origin))
         else:
             reason = next((x for x in ("image", "audio", "video") if x in str(kind)), "part")
             raise DroppedRowError(
@@ -185,20 +185,20 @@ def _join_parts(row: Row, key: str, content: Any) -> tuple[Any, list[str]]:
 def _is_trained(row: Row, key: str, value: Mapping[str, Any]) -> bool:
     """Whether a supervised turn is trained: OpenAI's weight, axolotl's train, ms-swift's loss."""
     for name in ("weight", "train", "loss"):
-        found = value.get(name)
-        if found is not None:
-            if found not in (0, 1):
-                raise DataError(f"{row.origin}: field '{key}.{name}' is {found!r}, expected 0 or 1")
-            return bool(found)
+        flag = value.get(name)
+        if flag is not None:
+            if flag not in (0, 1):
+                raise DataError(f"{row.origin}: field '{key}.{name}' is {flag!r}, expected 0 or 1")
+            return bool(flag)
     return True
 
 
 def _read_calls(row: Row, key: str, value: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Reads tool calls as templates want them: arguments are objects, not their JSON text."""
-    found = value.get("tool_calls") or value.get("function_call") or ()
-    found = parse_json(row, f"{key}.tool_calls", found)
+    """Reads tool calls; parses arguments that are JSON text, because templates read objects."""
+    items = value.get("tool_calls") or value.get("function_call") or ()
+    items = parse_json(row, f"{key}.tool_calls", items)
     calls = []
-    for i, call in enumerate([found] if isinstance(found, dict) else found):
+    for i, call in enumerate([items] if isinstance(items, dict) else items):
         inner = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
             raise DataError(
@@ -214,7 +214,7 @@ def _read_calls(row: Row, key: str, value: Mapping[str, Any]) -> list[dict[str, 
 
 
 def read_tools(row: Row, key: str) -> tuple[Message, ...]:
-    """Reads the tools of a row, a list or its JSON text, as the turn that carries them."""
+    """Reads a row's tools, a list or its JSON text, as a turn of role tools, or ()."""
     tools = parse_json(row, key, row.get(key) or []) or []  # also where the text is "null"
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise row.wrong(key, tools, "a list of tools")
@@ -223,7 +223,7 @@ def read_tools(row: Row, key: str) -> tuple[Message, ...]:
 
 
 def parse_json(row: Row, key: str, value: Any) -> Any:
-    """Parses text as JSON; gives other values back."""
+    """Parses text as JSON; returns other values unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -235,10 +235,10 @@ def parse_json(row: Row, key: str, value: Any) -> Any:
 def split_last(
     row: Row, key: str, turns: tuple[Message, ...]
 ) -> tuple[tuple[Message, ...], Message]:
-    """Splits turns into all but the last, and the last, the assistant's.
+    """Splits off the last turn, which must be the assistant's.
 
     Raises:
-      DroppedRowError: it is not the assistant's, or there is none.
+      DroppedRowError: there is no turn, or the last is not the assistant's.
     """
     if not turns or turns[-1].role != "assistant":
         last = f"is {turns[-1].role}'s" if turns else "does not exist"

@@ -1,4 +1,4 @@
-"""Pairs with a fixed set of columns: HH-RLHF, PKU-SafeRLHF, model-written evaluations."""
+"""Reads pairs with fixed columns: HH-RLHF, PKU-SafeRLHF, model-written evaluations."""
 
 import re
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ _INLINE_HUMAN = re.compile(r"(?<!\n\n)Human:")
 
 
 def hh(report: DataReport, *, path: str, chat: bool = False) -> Iterator[Record]:
-    r"""Reads HH-RLHF: ``{chosen, rejected}``, whole dialogues with turns ``\n\nHuman:`` and so on.
+    r"""Reads HH-RLHF: ``{chosen, rejected}``, dialogues with turns ``\n\nHuman:`` and so on.
 
     Each side is split at its **last** ``\n\nAssistant:``, which stays at the prompt's end; the
-    response keeps its leading space. (The longest common prefix would be wrong: where both
-    responses begin alike it would move their start into the prompt.)
+    response keeps its leading space. (The longest common prefix would be wrong: if both responses
+    begin with the same words, it would move these into the prompt.)
 
     Dropped: ``context_mismatch`` (the sides differ before the split). Noted: ``inline_marker`` (a
     literal ``Human:`` within a turn; never split at).
@@ -25,8 +25,7 @@ def hh(report: DataReport, *, path: str, chat: bool = False) -> Iterator[Record]
       report: counts.
       path: file or glob.
       chat: for models with a chat template: turns become messages of the user and the assistant,
-        the responses the assistant's next, all without white space around them; see
-        `split_dialogue` for what else is dropped and noted.
+        without surrounding white space; `split_dialogue` lists the rows that are dropped.
     """
     for row in read_rows(path):
         report.rows_in += 1
@@ -44,7 +43,7 @@ def hh(report: DataReport, *, path: str, chat: bool = False) -> Iterator[Record]
 def pku(
     report: DataReport, *, path: str, preference: str = "better", chat: bool = True
 ) -> Iterator[Record]:
-    """Reads PKU-SafeRLHF: a prompt, two responses, and which one is better and which safer.
+    """Reads PKU-SafeRLHF: a prompt, two responses, and which of them is better and which safer.
 
     Columns: ``prompt, response_0, response_1, better_response_id, safer_response_id``.
 
@@ -55,7 +54,7 @@ def pku(
       chat: the prompt is a user's message. False joins prompt and response as they are.
     """
     if preference not in ("better", "safer"):
-        raise DataError(f"source pku: preference is {preference!r}, expected 'better' or 'safer'")
+        raise DataError(f"source pku: preference: wanted 'better' or 'safer', found {preference!r}")
     key = f"{preference}_response_id"
     for row in read_rows(path):
         report.rows_in += 1
@@ -72,11 +71,11 @@ def pku(
 
 
 def persona(report: DataReport, *, path: str, chat: bool = False) -> Iterator[Record]:
-    """Reads model-written evaluations: a question, the answer that shows a behaviour, the other.
+    """Reads model-written evaluations: a question, an answer that shows a behaviour, another.
 
     The chosen response is ``answer_matching_behavior``; the domain is the file's name without
-    suffix, so that a glob over several files is a multi-domain dataset. ``chat`` makes the question
-    a user's message.
+    suffix, so a glob of several files is a multi-domain dataset. ``chat`` makes the question a
+    user's message.
     """
     for row in read_rows(path):
         report.rows_in += 1

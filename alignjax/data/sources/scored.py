@@ -1,4 +1,4 @@
-"""Responses with scores: a list in each row, or one response a row."""
+"""Reads responses with scores: a list in each row, or one response per row."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -33,10 +33,10 @@ def lists(
       responses: the field of the responses, e.g. ``completions``.
       scores: the field of the scores, one entry per response: a number, or an object of numbers
         by objective. One objective is named like the field.
-      objectives: which objectives of those objects to use, in this order; () for all.
-      larger_is_better: False for ranks, whose sign is then changed.
-      order_seed: shuffles each list by (seed, row id), for files where the position in the list
-        gives the score away; None keeps the order.
+      objectives: the objectives of those objects to use, in this order; () for all.
+      larger_is_better: False for ranks, which are then negated.
+      order_seed: shuffles each list by (seed, row id), for files in which the order reveals the
+        scores; None keeps the order.
       chat: the prompt is a user's message.
       domain: the field whose text becomes ``Record.domain``; "" for none.
     """
@@ -81,23 +81,23 @@ def rated(
     after: str = "",
     chat: bool = False,
 ) -> Iterator[Record]:
-    """Reads one scored response per row; those to one prompt become a list, as of `lists`.
+    """Reads one scored response per row; the responses to one prompt become a list, as in `lists`.
 
     Args:
-      report: counts prompts, not rows. A response of which a score is null is left out, and its
-        list noted as ``removed_null_scores``; a list without any score is dropped as ``no_scores``.
+      report: counts prompts, not rows. A response with a null score is left out, and its list
+        noted as ``removed_null_scores``; a list without any score is dropped as ``no_scores``.
       path: file or glob.
       prompt: the field of the prompt, text or a list of messages.
       response: the field of the response.
       scores: the field of its scores: a number, or an object of numbers by objective.
       objectives: which of those to use, in this order; () for all.
-      before, after: put around a prompt that is text.
+      before, after: text to put around a plain-text prompt.
       chat: the prompt is a user's message.
     """
     groups: dict[Prompt, list[Row]] = {}
     for row in read_rows(path):
         groups.setdefault(read_prompt(row, prompt, chat=chat), []).append(row)
-    for asked, rows in groups.items():
+    for question, rows in groups.items():
         report.rows_in += 1
         first, texts, table = rows[0], [], []
         names: tuple[str, ...] = objectives
@@ -114,7 +114,7 @@ def rated(
         yield Record(
             id=first.id,
             origin=first.origin,
-            prompt=f"{before}{asked}{after}" if isinstance(asked, str) else asked,
+            prompt=f"{before}{question}{after}" if isinstance(question, str) else question,
             responses=tuple(texts),
             scores=tuple(table),
             objectives=names,
@@ -122,7 +122,7 @@ def rated(
 
 
 def _place(seed: int, id: str, index: int) -> bytes:
-    """A pseudo-random place in a list that depends on nothing but its arguments."""
+    """Returns a pseudo-random sort key that depends only on its arguments."""
     return hashlib.blake2b(f"{seed}/{id}/{index}".encode(), digest_size=8).digest()
 
 
@@ -132,8 +132,8 @@ def read_scores(
     """Reads one entry per response, a number or an object of numbers by objective.
 
     Returns:
-      The names of the objectives: those wanted, else those of the first entry without a null. And
-      for each response its numbers, or None where one of them is null.
+      The names of the objectives (``wanted``, else those of the first entry without a null), and
+      the numbers of each response, None if one of them is null.
     """
     entries: list[dict[str, Any]] = [x if isinstance(x, dict) else {key: x} for x in values]
     complete = next((tuple(entry) for entry in entries if None not in entry.values()), ())
