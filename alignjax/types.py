@@ -190,6 +190,15 @@ def corrects_for_older(function: Function) -> Function:
     return function
 
 
+def compares_halves(function: Function) -> Function:
+    """Says that the loss below compares the first half of the responses with the second.
+
+    The first are samples of the policy, the second of its opponent: see `recipes.online`.
+    """
+    setattr(function, "compares_halves", True)  # noqa: B010  (as above)
+    return function
+
+
 def check_shapes(batch: Batch) -> None:
     """Asserts that the arrays of a batch have the axes written beside them in `Batch`.
 

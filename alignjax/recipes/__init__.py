@@ -79,13 +79,14 @@ def train_online(
     allow_config_change: bool = False,
     *,
     updates: int = 1,
+    opponent: float | None = None,
 ) -> dict[str, Any]:
     """Trains a policy on samples that it draws at every step, see `recipes.online`."""
     if config.loss is None:
         raise UserError("loss: wanted one with train_online, such as grpo.loss; found none")
     from alignjax.recipes import online
 
-    return online.run(config, workdir, allow_config_change, updates=updates)
+    return online.run(config, workdir, allow_config_change, updates=updates, opponent=opponent)
 
 
 def play_rounds(

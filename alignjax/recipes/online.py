@@ -12,6 +12,11 @@ scores:
     grpo.loss_clipped     PPO of whole responses: several ``updates`` on each step's samples
     apo.loss              REINFORCE with the other samples' mean as baseline, and a KL penalty
     bradley_terry.loss    online DPO: the best of the samples against the worst
+    xpo.loss              online DPO against the reference's samples: ``opponent=1.0``
+    nash_md.loss          preferred to a mixture of policy and reference: ``opponent=0.5``
+
+With ``opponent`` the second half of each prompt's responses is sampled from that mixture, and the
+metrics are of the first.
 
 The prompts are the distinct ones of the training data. The data's own responses are not trained on;
 scorers see them as ``Record.answers``, so that `scorers.checked` can compare samples with them.
@@ -53,11 +58,15 @@ def run(
     allow_config_change: bool = False,
     *,
     updates: int = 1,
+    opponent: float | None = None,
 ) -> dict[str, Any]:
     """Trains and measures the policy; see `alignjax.recipes.run_config`.
 
     Args:
       updates: of the optimizer on each step's samples; several want a loss that corrects for it.
+      opponent: weight of the reference in the mixture that gives the second half of each prompt's
+        samples, whose logits are (1 - opponent) of the policy's and the rest the reference's; 1:
+        the reference; None: the policy gives all samples.
 
     Raises:
       UserError: there are no ``candidates``, or they keep the data's own responses; a scorer fails;
@@ -72,6 +81,7 @@ def run(
         )
     if settings.keep_own:
         raise UserError("candidates.keep_own: wanted False with recipes.train_online, found True")
+    fresh_samples.check_opponent(config, settings, opponent)
     with open_run(config, workdir, allow_config_change) as run:
         scorers = open_scorers(settings.scorers, "candidates.scorers", config)
         run = _measured(run, settings.scorers)
@@ -80,8 +90,11 @@ def run(
         samples = evaluation.held_out_samples(
             "before", run, reference.digest, lambda: (load_reference(), None)
         )
-        learner, prompts = _learner(run, reference, updates)
-        trained, counts = _train(run, reference, learner, prompts, scorers)
+        learner, prompts = _learner(run, reference, updates, opponent)
+        made_of: dict[str, Any] = {"scorers": digests(scorers)}
+        made_of |= {"updates": updates} if updates > 1 else {}
+        made_of |= {"opponent": opponent} if opponent is not None else {}
+        trained, counts = _train(run, reference, learner, prompts, scorers, made_of)
         return _finish(run, reference, learner, samples, trained, counts)
 
 
@@ -94,7 +107,9 @@ def _measured(run: Run, scorers: tuple[Callable[..., Any], ...]) -> Run:
     return dataclasses.replace(run, config=dataclasses.replace(run.config, evaluate=evaluate))
 
 
-def _learner(run: Run, reference: Reference, updates: int) -> tuple[Learner, Prompts]:
+def _learner(
+    run: Run, reference: Reference, updates: int, opponent: float | None
+) -> tuple[Learner, Prompts]:
     """Makes the policy and the prompts of its steps."""
     config, data = run.config, run.data
     assert config.candidates is not None  # see `run`
@@ -109,11 +124,17 @@ def _learner(run: Run, reference: Reference, updates: int) -> tuple[Learner, Pro
         steps=fresh_samples.steps_of(config, questions),
         max_empty_fraction=MAX_EMPTY,
         updates=updates,
+        opponent=opponent,
     )
 
 
 def _train(
-    run: Run, reference: Reference, learner: Learner, prompts: Prompts, scorers: list[Scorer]
+    run: Run,
+    reference: Reference,
+    learner: Learner,
+    prompts: Prompts,
+    scorers: list[Scorer],
+    made_of: dict[str, Any],
 ) -> tuple[Params, dict[str, int]]:
     """Trains the policy: its parameters (with ``lora`` the adapters), and counts."""
     config, steps, on_held_out = run.config, len(prompts.batches), None
@@ -122,9 +143,6 @@ def _train(
         on_held_out = references.table(run, run.data.held_out, reference, title)
     evaluation.require_metric(run, on_held_out, on_held_out)
     watched = evaluation.paced(run, prompts.batches.row_count, steps)
-    made_of: dict[str, Any] = {"scorers": digests(scorers)}
-    if prompts.updates > 1:
-        made_of["updates"] = prompts.updates
     job = watched.job("online", reference.digest, made_of, extendable=True)
     records, _ = split(config, {side: DataReport() for side in ("train", "held_out")})
     originals = {record.id: record for record in records}

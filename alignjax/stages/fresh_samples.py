@@ -1,8 +1,10 @@
 """Training on fresh samples, for recipes: the policy, its prompts, scores of token ids."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -13,6 +15,7 @@ from alignjax.data.records import Record
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
 from alignjax.models import reward_head
+from alignjax.models.mixture import Mixture, mix
 from alignjax.rewards import reward_models
 from alignjax.rewards.reward_models import RewardModel
 from alignjax.rewards.scorers import Scorer, mean_scores
@@ -44,6 +47,29 @@ def check_updates(config: Config, updates: int) -> None:
         )
 
 
+def check_opponent(config: Config, sampling: SamplingConfig, opponent: float | None) -> None:
+    """Refuses another policy's samples that cannot be drawn, and a loss that lacks them.
+
+    Raises:
+      UserError: names the setting or the loss.
+    """
+    loss = plain(config.trained_loss)
+    if opponent is None:
+        if getattr(loss, "compares_halves", False):
+            raise UserError(
+                f"opponent: {name_of(loss)} compares the policy's samples with another policy's; "
+                "wanted a number in [0, 1], 1 for the reference, found none"
+            )
+        return
+    if not 0 <= opponent <= 1:
+        raise UserError(f"opponent: wanted a number in [0, 1], found {opponent}")
+    if sampling.samples % 2:
+        raise UserError(
+            "candidates.samples: wanted an even number, half of them are the opponent's, found "
+            f"{sampling.samples}"
+        )
+
+
 def make_policy(
     config: Config,
     mesh: Mesh,
@@ -55,6 +81,7 @@ def make_policy(
     steps: int,
     max_empty_fraction: float,
     updates: int = 1,
+    opponent: float | None = None,
 ) -> tuple[Learner, Prompts]:
     """Makes a policy that learns from its own samples; the reference is scored in every step.
 
@@ -66,6 +93,8 @@ def make_policy(
       sampling: how the policy responds.
       steps: of the policy, each on samples of its own.
       max_empty_fraction, updates: see `on_policy.Prompts`.
+      opponent: weight of the reference in the mixture, by logits, that gives the second half of
+        each prompt's samples; None: the policy gives all.
 
     Raises:
       UserError: ``sampling`` asks for a beam search, which draws nothing.
@@ -79,6 +108,8 @@ def make_policy(
         config, mesh, steps * updates, load_reference=load_reference, live=True
     )
     eos = tuple(tokenizer.ends)
+    if opponent is not None:
+        sampling = dataclasses.replace(sampling, samples=sampling.samples // 2)
     return learner, Prompts(
         questions=questions,
         batches=on_policy.deal_prompts(
@@ -94,7 +125,17 @@ def make_policy(
         max_empty_fraction=max_empty_fraction,
         updates=updates,
         network=lambda params, base: adapters.whole(config, base, params),
+        opponent=None if opponent is None else functools.partial(_mixed, config, opponent),
     )
+
+
+def _mixed(config: Config, weight: float, params: Params, base: Params | None) -> Params | Mixture:
+    """Mixes the policy with the reference, whose weight is given; the reference alone at 1."""
+    assert base is not None  # `make_policy` keeps the reference live
+    policy, reference = adapters.whole(config, base, params), base
+    if config.lora is not None:  # adapters of 0, so that both are trees of one shape
+        reference = adapters.whole(config, base, jax.tree.map(jnp.zeros_like, params))
+    return reference if weight == 1 else mix((policy, reference), (1 - weight, weight))
 
 
 def steps_of(config: Config, questions: Sequence[Question]) -> int:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from alignjax.data.batching import Batches, choose_shapes, deal_batches, shuffled
 from alignjax.errors import UserError
+from alignjax.models.mixture import Mixture
 from alignjax.runtime.sharding import own_rows, put_rows, row_sharding
 from alignjax.sampling.generate import Question, prompts_only
 from alignjax.training.compiled import compile_start, compile_step
@@ -32,7 +33,7 @@ from alignjax.types import Array, Batch, Params, TrainState
 # with the number above.
 SAMPLES = np.uint32(2**32 - 2)
 # (params, prompt, prompt_length, prompt_id, key) -> responses, lengths, nats
-Sampler = Callable[[Params, Array, Array, Array, Array], tuple[Array, Array, Array]]
+Sampler = Callable[[Params | Mixture, Array, Array, Array, Array], tuple[Array, Array, Array]]
 # -> [B, K], of all rows also where NumPy; rows of weight 0 count for nothing
 Score = Callable[[Batch], Array | np.ndarray]
 
@@ -49,6 +50,8 @@ class Prompts:
     updates: int = 1  # of the optimizer on each step's samples
     # (trained parameters, learner.ref_params) -> the network to sample from
     network: Callable[[Params, Params | None], Params] = lambda params, base: params
+    # the same of another policy, which gives the second half of each prompt's responses
+    opponent: Callable[[Params, Params | None], Params | Mixture] | None = None
 
     def batch(self, index: int, mesh: Mesh) -> Batch:
         """Reads the prompts of the policy's step ``index``, from 0: this process's, on the host."""
@@ -183,8 +186,14 @@ def compile_sampling(
     ) -> tuple[Array, Array, Array]:
         traced.append("sample")
         at_step = jax.random.fold_in(jax.random.fold_in(key, SAMPLES), done)
-        network = prompts.network(params, base)
-        return prompts.sample(network, prompt, prompt_length, prompt_id, at_step)
+        inputs = prompt, prompt_length, prompt_id
+        own = prompts.sample(prompts.network(params, base), *inputs, at_step)
+        if prompts.opponent is None:
+            return own
+        key_of_other = jax.random.fold_in(at_step, 1)
+        other = prompts.sample(prompts.opponent(params, base), *inputs, key_of_other)
+        response, length, nats = (jnp.concatenate(x, axis=1) for x in zip(own, other, strict=True))
+        return response, length, nats
 
     program = jax.jit(sample, out_shardings=row_sharding(job.mesh))
 
@@ -202,7 +211,7 @@ def compile_sampling(
 def sample_means(
     batch: Batch, prompts: Prompts, nats: Array, more: dict[str, Array]
 ) -> dict[str, Array]:
-    """Averages over a step's samples.
+    """Averages over a step's samples of the policy.
 
     Args:
       batch: with the samples.
@@ -210,6 +219,7 @@ def sample_means(
       nats: ``[B, K]`` log-probabilities of the samples when they were drawn.
       more: ``[B, K]`` values to average beside them.
     """
+    own = nats.shape[1] if prompts.opponent is None else nats.shape[1] // 2
     length = batch.response_length
     last = jnp.take_along_axis(batch.response, jnp.maximum(length - 1, 0)[..., None], axis=2)
     ended = jnp.isin(last[..., 0], jnp.array(prompts.eos, jnp.int32))
@@ -220,7 +230,7 @@ def sample_means(
         "unfinished": ~ended,
         **more,
     }
-    means = {name: x.astype(jnp.float32).mean(axis=1) for name, x in values.items()}
+    means = {name: x[:, :own].astype(jnp.float32).mean(axis=1) for name, x in values.items()}
     _, sums = weighted_sums(batch.weight, means, batch.weight)
     return {name: x / jnp.maximum(batch.weight.sum(), 1e-9) for name, x in sums.items()}
 

@@ -12,7 +12,8 @@ from alignjax.commands import export
 from alignjax.config import CandidatesConfig
 from alignjax.data.records import DataError, Record
 from alignjax.errors import UserError
-from alignjax.losses import bradley_terry
+from alignjax.losses import bradley_terry, nash_md, xpo
+from alignjax.models.config import LoraConfig
 from alignjax.rewards import scorers
 from alignjax.rewards.scorers import Scorer
 from alignjax.runtime import metrics
@@ -80,6 +81,35 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(clean, tmp_path, monkeyp
     assert found["table"] == summary["table"]
 
 
+@pytest.mark.slow
+def test_against_a_mixture_adapters_are_trained_and_the_opponent_is_part_of_the_run(tmp_path):
+    settings = dict(
+        recipe=functools.partial(recipes.train_online, opponent=0.5),
+        loss=functools.partial(nash_md.loss, tau=0.1),
+        candidates=dataclasses.replace(config().candidates, samples=4),
+        lora=LoraConfig(rank=2),
+        evaluate=dataclasses.replace(config().evaluate, held_out=False),
+    )
+    recipes.run_config(config(**settings), tmp_path)
+    lines = [x for x in metrics.read(tmp_path / "metrics.jsonl") if "preferred" in x]
+    assert len(lines) == STEPS
+    assert all(0 < x["preferred"] < 1 and 0 <= x["wins"] <= 1 for x in lines)
+    other = functools.partial(recipes.train_online, opponent=1.0)
+    with pytest.raises(UserError, match=r"opponent"):
+        recipes.run_config(config(**{**settings, "recipe": other}), tmp_path)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_the_opponent_is_between_the_policy_and_the_reference(weight):
+    policy, reference = {"w": jnp.array(2.0)}, {"w": jnp.array(5.0)}
+    found = fresh_samples._mixed(config(), weight, policy, reference)
+    if weight == 1:
+        assert found is reference
+    else:
+        assert [x["w"] for x in found.policies] == [2.0, 5.0]
+        np.testing.assert_allclose(found.weights, [1 - weight, weight])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -95,6 +125,18 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(clean, tmp_path, monkeyp
         (
             {"recipe": functools.partial(recipes.train_online, updates=0)},
             r"^updates: wanted a positive number, found 0$",
+        ),
+        (
+            {"recipe": functools.partial(recipes.train_online, opponent=1.5)},
+            r"^opponent: wanted a number in \[0, 1\], found 1.5$",
+        ),
+        (
+            {"recipe": functools.partial(recipes.train_online, opponent=1.0)},
+            r"^candidates.samples: wanted an even number, .* found 3$",
+        ),
+        (
+            {"loss": functools.partial(xpo.loss, beta=0.1)},
+            r"^opponent: .*xpo.loss compares .* wanted a number in \[0, 1\], .* found none$",
         ),
         (
             {"candidates": dataclasses.replace(config().candidates, keep_own=True)},

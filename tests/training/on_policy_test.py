@@ -12,11 +12,11 @@ import pytest
 from alignjax.config import SamplingConfig, TrainConfig
 from alignjax.data.batching import Batches, bucket, deal_batches, shuffled
 from alignjax.errors import NumericalError, UserError
-from alignjax.losses import apo, grpo
+from alignjax.losses import apo, grpo, xpo
 from alignjax.models import lora, reward_head, transformer
 from alignjax.models.config import LoraConfig
 from alignjax.models.logps import response_logps
-from alignjax.runtime import checkpoint, sharding, stores
+from alignjax.runtime import checkpoint, metrics, sharding, stores
 from alignjax.runtime.faults import FaultError
 from alignjax.sampling import decode
 from alignjax.sampling.generate import Question
@@ -188,6 +188,32 @@ def test_what_a_step_is_trained_on_is_sampled_from_the_policy_as_it_then_is(clea
         False,
         True,
     )  # the control: the policy of the start would give others
+
+
+def test_the_second_half_of_the_responses_is_the_opponents_and_is_not_measured(tmp_path):
+    """The opponent is the network of the start, whatever the policy has become."""
+    settings, learner = job(tmp_path, save_every=1)
+    loss = functools.partial(xpo.loss, alpha=0.5)
+    learner = dataclasses.replace(learner, update=dataclasses.replace(learner.update, loss=loss))
+    seen = []
+
+    def noted(batch):
+        seen.append(jax.device_get(batch))
+        return np.concatenate([liked(batch)[:, :K], np.full((B, K), 100)], axis=1)
+
+    fit((settings, learner), score=noted, opponent=lambda params, base: base)
+    first = on(sharding.make_mesh(1, 1, 1), start)()
+    for step, batch in enumerate(seen):
+        assert batch.response.shape == (B, 2 * K, R)
+        key = jax.random.fold_in(jax.random.fold_in(KEY, on_policy.SAMPLES), step)
+        asked = batch.prompt, batch.prompt_length, batch.prompt_id
+        np.testing.assert_array_equal(
+            batch.response[:, K:], SAMPLE(first, *asked, jax.random.fold_in(key, 1))[0]
+        )
+        own = SAMPLE(first, *asked, key)[0]
+        assert (batch.response[:, :K] == own).all() == (step == 0)  # then the policy has moved
+    lines = metrics.read(tmp_path / "metrics.jsonl")
+    assert all(line["scores"] < 100 for line in lines)
 
 
 def test_several_updates_are_steps_on_the_same_samples(tmp_path):
