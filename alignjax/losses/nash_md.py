@@ -49,8 +49,8 @@ def loss(
 
     Differs from the paper: P is a model of preferences over two responses there; here scores are
     compared by Bradley-Terry, so the game has the maximum of the score as its solution as well.
-    From the authors' code: none is published. TRL's former NashMDTrainer compares rewards in this
-    way, too; its KL term is of tokens, here it is of whole responses, as in the paper.
+    The values of tau and temperature are ours.
+    From the authors' code: not compared.
 
     >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-2.0, -5.0]], [[-2.0, -5.0]], scores=[[2.0, 0.0]])

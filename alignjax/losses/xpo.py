@@ -54,9 +54,10 @@ def loss(
     Raises:
       ValueError: K is odd, there are no scores, or there is no reference (``reference.mode``).
 
-    Differs from the paper: its D_pref holds all pairs so far, here it is those of this step, as in
-    TRL's former XPOTrainer; n pairs of a prompt are averaged, 1 there.
-    From the authors' code: not compared. alpha 1e-5 was the default of TRL's trainer.
+    Differs from the paper: its D_pref holds all pairs so far, here it is those of this step; n pairs
+    of a prompt are averaged, the paper has one. The value of alpha is ours: log pi_theta of a whole
+    response is of order 100 nats.
+    From the authors' code: not compared.
 
     >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-2.0, -5.0]], [[-3.0, -5.0]], scores=[[1.0, 0.0]])

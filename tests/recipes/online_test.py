@@ -81,7 +81,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(clean, tmp_path, monkeyp
     assert found["table"] == summary["table"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_against_a_mixture_adapters_are_trained_and_the_opponent_is_part_of_the_run(tmp_path):
     settings = dict(
         recipe=functools.partial(recipes.train_online, opponent=0.5),
