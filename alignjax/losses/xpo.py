@@ -54,9 +54,9 @@ def loss(
     Raises:
       ValueError: K is odd, there are no scores, or there is no reference (``reference.mode``).
 
-    Differs from the paper: its D_pref holds all pairs so far, here it is those of this step; n pairs
-    of a prompt are averaged, the paper has one. The value of alpha is ours: log pi_theta of a whole
-    response is of order 100 nats.
+    Differs from the paper: its D_pref holds all pairs so far, here it holds those of this step; n
+    pairs of a prompt are averaged, the paper has one. The value of alpha is ours: log pi_theta of
+    a whole response is of order 100 nats.
     From the authors' code: not compared.
 
     >>> from alignjax.testing import loss_inputs
