@@ -21,6 +21,7 @@ is of whole responses, since a loss here does not see tokens.
     GRPO       partial(grpo.loss, scale="std", length="response")
     Dr. GRPO   partial(grpo.loss, scale="none", length="sum")
     DAPO       partial(grpo.loss, scale="std", length="group"), with a mean over a batch's tokens
+    REINFORCE++  loss_batch; REINFORCE++-baseline by its ``baseline``
     PPO        loss_clipped, of whole responses and without a value network
     RLOO       apo.loss, or partial(grpo.loss, scale="loo", length="sum", beta=0.1): the same
 
@@ -34,7 +35,7 @@ import jax.numpy as jnp
 
 from alignjax.losses import cpo
 from alignjax.losses.plackett_luce import ranking_scores
-from alignjax.types import Array, Batch, Logps, Metrics, corrects_for_older
+from alignjax.types import Array, Batch, Logps, Metrics, compares_rows, corrects_for_older
 
 RECIPE = "configs/demo/grpo.py"  # it learns from the policy's own samples
 SCALES = ("std", "none", "loo")
@@ -120,6 +121,75 @@ def loss(
     score = policy - jax.lax.stop_gradient(policy)  # 0 in value, log pi in gradient
     losses = -(mean(value) + mean(advantage * score))[:, 0]
     return losses, metrics | {"scores/std": spread[:, 0]}
+
+
+@compares_rows
+def loss_batch(
+    logps: Logps, batch: Batch, *, beta: float = 0.0, baseline: bool = False
+) -> tuple[Array, Metrics]:
+    """Raises the samples that score above the mean of the whole batch, in its standard deviations.
+
+    REINFORCE++, where pi_theta = pi_old and a whole response is an action; mean and std are over
+    all samples of all prompts of the step::
+
+        loss = -(1/K) sum_i R_i,    R_i = r_i - beta log pi_theta(o_i) / pi_ref(o_i)
+        its gradient: -(1/K) sum_i A_i grad log pi_theta(o_i)
+
+        A_i = (d_i - mean d) / std d,    d_i = R_i, or R_i - its group's mean R ("baseline")
+
+    Unlike in GRPO, a prompt whose samples differ little moves the policy little; and without
+    ``baseline`` a prompt whose samples are all above the batch's mean raises all of them.
+
+    Args:
+      logps: ``[B, K]`` nats; the reference is read where beta is not 0.
+      batch: ``scores [B, K]``, K >= 2. A sample that is absent, or whose score is not finite, takes
+        no part.
+      beta: reward per nat; >= 0.
+      baseline: REINFORCE++-baseline, which compares a sample with its own group first.
+
+    Returns:
+      As `loss`, with ``scores/std`` of the batch.
+
+    Raises:
+      ValueError: see `plackett_luce.ranking_scores`; or beta is not 0 and there is no reference.
+
+    Differs from the paper: there a response's tokens have advantages of their own by the KL of what
+    follows them, and ratios are clipped; for one update on a step's samples they are 1.
+    From the authors' code: not compared.
+
+    >>> from alignjax.testing import loss_inputs
+    >>> logps, batch = loss_inputs([[-2.0, -5.0], [-2.0, -5.0]], scores=[[3.0, 3.0], [1.0, 1.0]])
+    >>> value = lambda policy: loss_batch(logps.replace(policy=policy), batch)[0].sum()
+    >>> print(jax.grad(value)(logps.policy).round(2))  # A = 1 and -1
+    [[-0.5 -0.5]
+     [ 0.5  0.5]]
+
+    Reference: Hu et al., REINFORCE++, arXiv 2501.03262.
+    """
+    scores = ranking_scores(batch)
+    ranked = scores > -jnp.inf
+    some = jnp.maximum(ranked.sum(axis=1, keepdims=True), 1)
+    counts = jnp.where(ranked & (batch.weight > 0)[:, None], 1.0, 0.0)
+
+    def mean(x: Array) -> Array:  # [B, 1] over the samples of a prompt
+        return jnp.where(ranked, x, 0.0).sum(axis=1, keepdims=True) / some
+
+    def over_batch(x: Array) -> Array:
+        return (counts * x).sum() / jnp.maximum(counts.sum(), 1.0)
+
+    metrics = {"scores": mean(scores)[:, 0]}
+    value = jnp.where(ranked, scores, 0.0)
+    if not (isinstance(beta, float | int) and beta == 0):
+        log_ratio = jax.lax.stop_gradient(logps.log_ratio)
+        metrics["kl"] = mean(log_ratio)[:, 0]
+        value = value - beta * log_ratio
+    ahead = value - mean(value) if baseline else value
+    ahead = jnp.where(ranked, ahead - over_batch(ahead), 0.0)
+    spread = jnp.sqrt(over_batch(ahead**2))
+    policy = cpo.implicit(logps)
+    score = policy - jax.lax.stop_gradient(policy)  # 0 in value, log pi in gradient
+    losses = -(mean(value) + mean(ahead / (spread + EPSILON) * score))[:, 0]
+    return losses, metrics | {"scores/std": jnp.broadcast_to(spread, losses.shape)}
 
 
 @corrects_for_older

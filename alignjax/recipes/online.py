@@ -9,6 +9,7 @@ policy; here every step samples anew from the policy as it is at that step. ``lo
 scores:
 
     grpo.loss             GRPO, Dr. GRPO and RLOO by its arguments
+    grpo.loss_batch       REINFORCE++
     grpo.loss_clipped     PPO of whole responses: several ``updates`` on each step's samples
     apo.loss              REINFORCE with the other samples' mean as baseline, and a KL penalty
     bradley_terry.loss    online DPO: the best of the samples against the worst

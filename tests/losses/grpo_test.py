@@ -86,6 +86,24 @@ def test_ratios_beyond_all_numbers_give_numbers():
     assert np.isfinite(found.gradient).all()
 
 
+@pytest.mark.parametrize("baseline", [False, True])
+def test_advantages_over_the_batch_by_hand(baseline):
+    case = golden.rows(4)
+    case["length"][2, 1] = 0
+    case["scores"][3, 0] = np.nan
+    loss = partial(grpo.loss_batch, beta=0.3, baseline=baseline)
+    logps, batch = loss_inputs(**case)
+    found = checks.compiled(loss)(logps, batch.replace(weight=(jnp.arange(8) < 6).astype(float)))
+    there = (case["length"] > 0) & np.isfinite(case["scores"])
+    value = np.where(there, case["scores"] - 0.3 * (case["policy"] - case["reference"]), np.nan)
+    ahead = value - np.nanmean(value, axis=1, keepdims=True) if baseline else value
+    ahead = (ahead - np.nanmean(ahead[:6])) / (np.nanstd(ahead[:6]) + grpo.EPSILON)
+    wanted = -np.where(there, ahead, 0) / there.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found.losses, -np.nanmean(value, axis=1), rtol=1e-5, atol=1e-6)
+    # The last two rows only fill the batch: they change no mean, and the loss is that of 6.
+    np.testing.assert_allclose(found.gradient[:6] * 6, wanted[:6], rtol=1e-4, atol=1e-6)
+
+
 def test_a_group_of_equal_scores_teaches_nothing():
     case = golden.rows(4, scores=np.ones((8, 4)), reference=None)
     result = checks.compiled(grpo.loss)(*loss_inputs(**case))
@@ -121,7 +139,8 @@ def test_sums_are_learnt_from_a_rule_that_checks_them():
         logits, _ = jax.lax.scan(partial(step, loss=loss), start, keys)
         return jax.nn.softmax(logits)[jnp.arange(len(sums)), sums].mean()
 
-    for loss in (grpo.loss, partial(grpo.loss, scale="none", length="sum")):
+    none = partial(grpo.loss, scale="none", length="sum")
+    for loss in (grpo.loss, none, grpo.loss_batch, partial(grpo.loss_batch, baseline=True)):
         found = [float(rate(seed, loss)) for seed in range(3)]
         assert min(found) > 0.9, found  # 1/9 before
 
