@@ -1,8 +1,7 @@
-"""Attention, in one place: K continuations attend to one shared prompt and each to itself.
+"""Attention: K responses attend to one shared prompt, and each to itself.
 
 A batch stores every prompt once. Its keys and values are computed once too, and all K responses
-attend to them, beside their own. Training, scoring and sampling call the same function; they
-differ only in how many query tokens there are and in what the masks let through.
+attend to them and to their own. `attend` serves full passes, `attend_token` decoding.
 """
 
 import dataclasses
@@ -15,8 +14,8 @@ import jax.numpy as jnp
 from alignjax.models.config import RopeScaling
 from alignjax.types import Array
 
-TILE = 64  # places of a cache that are read at once
-_MASKED = -1e30  # finite, so that a row with nothing to attend to gives numbers rather than NaN
+TILE = 64  # positions of a cache that are read at once
+_MASKED = -1e30  # finite, so that a query without keys gives numbers, not NaN
 
 
 def attend(
@@ -40,11 +39,11 @@ def attend(
       shared_key, shared_value: ``[B, P, G, D]``, the prefix that all K sequences share.
       shared_mask: ``[B, P]`` or ``[B, T, P]`` bool, True where a query may look at a prefix token.
         All three or none.
-      scale: what scores are multiplied by; None: ``D ** -0.5``.
-      softcap: c in ``c * tanh(score / c)``; None: scores unchanged.
+      scale: factor of the scores; None: ``D ** -0.5``.
+      softcap: c in ``c * tanh(score / c)``; None: no cap.
 
     Returns:
-      ``[B, K, T, H, D]``. Scores and softmax are float32 whatever the input type.
+      ``[B, K, T, H, D]``. Scores and softmax are float32 for any input dtype.
     """
     b, k, t, h, d = query.shape
     groups = key.shape[3]
@@ -65,7 +64,7 @@ def attend(
     prefix = scores("bktghd,bsgd->bkghts", shared_key)
     each = shared_mask[:, None] if shared_mask.ndim == 2 else shared_mask  # [B, 1 or T, P]
     prefix = jnp.where(each[:, None, None, None], prefix, _MASKED)
-    # One softmax over both parts, without joining them: the parts have different batch axes.
+    # One softmax over both parts; they have different batch axes, so they are not concatenated.
     top = jnp.maximum(prefix.max(-1, keepdims=True), own.max(-1, keepdims=True))
     top = jax.lax.stop_gradient(top)
     prefix, own = jnp.exp(prefix - top), jnp.exp(own - top)
@@ -78,14 +77,14 @@ def attend(
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """Keys and values of earlier tokens that a new token of each response attends to."""
+    """Cached keys and values, which a new token of each response attends to."""
 
     shared_key: Array  # [B, G, P, D], of the prefix that all K responses share
     shared_value: Array
     key: Array  # [layers, B, K, G, S, D], of the responses; S is a multiple of `TILE` or below it
     value: Array
-    layer: Array  # int32 scalar, which layer's
-    filled: Array  # int32 scalar, how many of the S places hold a token
+    layer: Array  # int32 scalar, the layer to read
+    filled: Array  # int32 scalar, how many of the S positions hold a token
 
 
 def attend_token(
@@ -99,21 +98,21 @@ def attend_token(
     scale: float | None = None,
     softcap: float | None = None,
 ) -> Array:
-    """Softmax attention of one token of each response to itself and to what is kept.
+    """Softmax attention of one token of each response to itself and to the cache.
 
-    The places of ``kept`` are read tile by tile, the filled ones only: a dynamic number of tiles in
-    one program, joined by a running maximum and sum.
+    Only the filled tiles of the cache are read. Their number is dynamic, so a loop joins them with
+    a running maximum and sum.
 
     Args:
       query: ``[B, K, H, D]``.
-      key, value: ``[B, K, G, D]``, the token's own; G divides H (grouped queries).
-      kept: what came before.
+      key, value: ``[B, K, G, D]``, of the token itself; G divides H (grouped queries).
+      kept: the cache.
       shared_mask: ``[B, P]`` bool, True where a query may look at a prefix token.
-      near: ``[S'] places -> [S'] bool``, True where a query may look at that place of its response.
+      near: ``[S'] positions -> [S'] bool``, True where a query may look at its own response.
       scale, softcap: as in `attend`.
 
     Returns:
-      ``[B, K, H, D]``. Scores and softmax are float32 whatever the input type.
+      ``[B, K, H, D]``. Scores and softmax are float32 for any input dtype.
     """
     b, k, h, d = query.shape
     groups = key.shape[2]
@@ -125,7 +124,7 @@ def attend_token(
         return soft_cap(factor * raw, softcap)
 
     def join(so_far: tuple[Array, ...], scored: Array, equation: str, values: Array) -> Any:
-        """Adds tokens ``[B, K, G, H/G, S']`` to the maximum, the sum and the mixed values."""
+        """Adds scores ``[B, K, G, H/G, S']`` to the running maximum, sum and mixed values."""
         top, total, mixed = so_far
         new_top = jnp.maximum(top, scored.max(axis=-1))
         shrink = jnp.exp(top - new_top)
@@ -151,8 +150,8 @@ def attend_token(
             )[0]
             for x in (kept.key, kept.value)
         )
-        place = first + jnp.arange(size)
-        seen = (place < kept.filled) & near(place)
+        position = first + jnp.arange(size)
+        seen = (position < kept.filled) & near(position)
         scored = jnp.where(seen, scores("bkghd,bkgsd->bkghs", key), _MASKED)
         return join(so_far, scored, "bkghs,bkgsd->bkghd", value)
 
@@ -162,17 +161,18 @@ def attend_token(
 
 
 def soft_cap(x: Array, cap: float | None) -> Array:
-    """``cap * tanh(x / cap)``: nearly x where x is small, never beyond the cap; None: x itself."""
+    """Returns ``cap * tanh(x / cap)``: about x if x is small, never beyond the cap; None: x."""
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Array:
-    """``[head_dim / 2]`` float32 angular frequencies, radians per token.
+    """Returns angular frequencies in radians per token, ``[head_dim / 2]`` float32.
 
-    With ``scaling`` of kind linear, all are divided by ``factor``. With llama3, wavelengths longer
-    than ``original_length / low_freq_factor`` are stretched by ``factor``, those shorter than
+    Linear scaling divides all by ``factor``. With llama3, wavelengths longer than
+    ``original_length / low_freq_factor`` are stretched by ``factor``, those shorter than
     ``original_length / high_freq_factor`` are kept, and those between are interpolated linearly in
-    ``original_length / wavelength``. Dynamic scaling begins beyond ``original_length`` tokens.
+    ``original_length / wavelength``. Dynamic scaling changes nothing up to ``original_length``
+    tokens; longer sequences are refused (`transformer.check_length`).
     """
     exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     frequency = 1.0 / theta**exponent
@@ -187,7 +187,7 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
 
 
 def rotate(x: Array, angle: Array) -> Array:
-    """Rotary position embedding, halves convention (dimension i pairs with i + D/2).
+    """Applies rotary position embedding; dimension i pairs with i + D/2.
 
     Args:
       x: ``[..., heads, D]`` queries or keys.

@@ -1,6 +1,6 @@
-"""The shape of a decoder: one frozen dataclass for Llama, Mistral, Qwen and Gemma.
+"""Defines the shape of a decoder: one frozen dataclass for Llama, Mistral, Qwen and Gemma.
 
-Kept apart from the flax modules so that reading a config imports neither flax nor an accelerator.
+Separate from the flax modules, so that reading a config imports neither flax nor JAX's backends.
 """
 
 import dataclasses
@@ -15,16 +15,16 @@ ATTENTION = ("auto", "tiles", "xla", "splash", "cudnn")
 ROPE_SCALINGS = ("llama3", "linear", "dynamic")
 ACTIVATIONS = ("silu", "gelu_tanh")
 QUANTIZED = ("", "int8", "nf4")
-LARGEST_SIZE = 2**24  # of an axis, and the most layers
-LARGEST = 3.4e38  # below what float32 holds
+LARGEST_SIZE = 2**24  # largest size of an axis, and most layers
+LARGEST = 3.4e38  # just below the largest float32
 AT_MOST = f"at most {LARGEST:g}"
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # a layer's projections
 
 
 def _free(default: Any) -> Any:
-    """A field that decides how, not what, is computed; see `config.fields.identity`.
+    """A field that changes only how results are computed; see `config.fields.identity`.
 
-    A path does not say what lies there; the digest of the parameters does.
+    The path is one of them, because the digest of the parameters identifies the model.
     """
     field: Any = dataclasses.field(default=default, metadata={"identity": False})
     return field
@@ -168,17 +168,17 @@ class LoraConfig:
 
 
 def model_from(run: dict[str, Any], file: str) -> ModelConfig:
-    """The ModelConfig in the config.json that a run wrote.
+    """Reads the ModelConfig in a run's config.json.
 
     Args:
       run: the file's content.
       file: its name, for messages.
 
     Raises:
-      UserError: its fields are those of another version.
+      UserError: the file is of another version.
     """
     fields = dict(run["model"])
-    fields.pop("attention", None)  # which kernel: a matter of the machine, not of the network
+    fields.pop("attention", None)  # the kernel depends on the machine, not on the network
     if fields.get("rope_scaling"):
         fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
     try:
@@ -188,10 +188,10 @@ def model_from(run: dict[str, Any], file: str) -> ModelConfig:
 
 
 def check_adapters(lora: LoraConfig, model: ModelConfig) -> None:
-    """Checks that every adapter is smaller than its projection, and that 4-bit codes pair up.
+    """Checks that adapters are smaller than their projections, and that 4-bit codes fill bytes.
 
     Raises:
-      UserError: names the target whose smaller dimension the rank exceeds, or the odd size.
+      UserError: the rank is larger than a target's smaller dimension, or a size is odd.
     """
     for field in ("width", "mlp_width"):
         if lora.quantize == "nf4" and getattr(model, field) % 2:

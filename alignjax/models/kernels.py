@@ -1,15 +1,14 @@
-"""The choice of how full passes attend, and the fused kernels of the libraries.
+"""Chooses the attention kernel of full passes, and runs the fused kernels of libraries.
 
-    tiles   `tiles.attend`: the batch as a stream without padding, see `stream`; everywhere
-    xla     `attention.attend` on padded rows: everywhere; keeps a layer's scores in memory
-    splash  JAX's Pallas kernel for TPUs, which skips blocks of the mask that are empty
+    tiles   `tiles.attend`: the batch as a stream without padding, see `stream`; all devices
+    xla     `attention.attend` on padded rows; all devices; a layer's scores are in memory
+    splash  JAX's Pallas kernel for TPUs, which skips empty blocks of the mask
     cudnn   NVIDIA's kernel, through `jax.nn.dot_product_attention`
 
 All but tiles run padded rows. A fused kernel gets a row as one sequence, ``[prompt; response 1;
-...; response K]``, and a mask of which token sees which, so that the prompt is there once. (Two
-calls, on the prompt and on the responses, would have to be joined by their logsumexp, through which
-neither library differentiates.) Decoding, one query at a time, has nothing to fuse and always uses
-``attend``.
+...; response K]``, and a mask of which token sees which, so that the prompt occurs once. (Separate
+calls for prompt and responses would have to be joined by their logsumexp, through which neither
+library differentiates.) Decoding has one query at a time and always uses `attention.attend_token`.
 """
 
 import dataclasses
@@ -30,32 +29,31 @@ from alignjax.types import Array
 log = logging.getLogger("alignjax")
 
 FUSED = ("splash", "cudnn")
-_LANES = 128  # sequences are padded to a multiple: of a TPU's vectors, and of what cuDNN likes
-_BLOCKS = (512, 256, 128)  # tokens of a block's side, the quickest first
+_LANES = 128  # sequences are padded to a multiple of it: TPU vectors, cuDNN tiles
+_BLOCKS = (512, 256, 128)  # tokens of a block's side, the fastest first
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Where the tokens of a row are: its mask, padding aside, before any row is seen."""
+    """The layout of a padded row, which determines its mask apart from padding."""
 
-    part: np.ndarray  # [S], 0 for the prompt's tokens, 1 to K for those of the responses
-    place: np.ndarray  # [S], how many tokens of the prompt and its own response come before
+    part: np.ndarray  # [S], 0 for tokens of the prompt, 1 to K for those of the responses
+    place: np.ndarray  # [S], number of tokens before it in the prompt and its own response
     windows: tuple[int, ...]  # tokens that a token sees, itself included, for each kind of layer
 
 
 def choose(config: ModelConfig, platform: str, tensor: int = 1) -> str:
-    """Chooses how a network attends on devices of a kind: one of the above.
+    """Chooses a network's kernel, one of the above.
 
-    ``auto`` is tiles, but on TPUs splash, or xla where that is not possible; cuDNN's kernel is
-    never automatic.
+    ``auto`` is tiles; on TPUs it is splash if possible, else xla. It is never cuDNN's kernel.
 
     Args:
-      config: of the network.
+      config: the network.
       platform: tpu, gpu or cpu, as JAX names it.
       tensor: devices that the heads are split over.
 
     Raises:
-      UserError: the config names a kernel that cannot be used here; says what it needs.
+      UserError: the config names a kernel that does not support the network or the platform.
     """
     if config.attention == "auto":
         if platform != "tpu":
@@ -63,18 +61,18 @@ def choose(config: ModelConfig, platform: str, tensor: int = 1) -> str:
         return "xla" if _missing("splash", config, platform, tensor) else "splash"
     missing = _missing(config.attention, config, platform, tensor)
     if missing:
-        raise UserError(f"model.attention: {config.attention!r} wanted {missing}; or take 'xla'")
+        raise UserError(f"model.attention: {config.attention!r} wanted {missing}; or use 'xla'")
     return config.attention
 
 
 def _missing(kernel: str, config: ModelConfig, platform: str, tensor: int) -> str:
-    """Names the first thing that a kernel needs and does not have; empty: nothing is missing."""
+    """Returns the first requirement of a kernel that is not met, or ""."""
     c = config
-    wants = []
+    requirements = []
     if kernel == "splash":
-        wants = [(platform == "tpu", f"a TPU, found {platform}")]
+        requirements = [(platform == "tpu", f"a TPU, found {platform}")]
     elif kernel == "cudnn":
-        wants = [
+        requirements = [
             (platform == "gpu", f"a GPU, found {platform}"),
             (c.dtype == "bfloat16", f"model.dtype=bfloat16, found {c.dtype}"),
             (
@@ -88,14 +86,14 @@ def _missing(kernel: str, config: ModelConfig, platform: str, tensor: int) -> st
         ]
     if kernel in FUSED:
         heads = f"model.kv_heads that mesh.tensor={tensor} divides, found {c.kv_heads}"
-        wants.append((c.kv_heads % tensor == 0, heads))
-    return next((want for holds, want in wants if not holds), "")
+        requirements.append((c.kv_heads % tensor == 0, heads))
+    return next((text for holds, text in requirements if not holds), "")
 
 
 def of_array(config: ModelConfig, x: Array) -> str:
-    """Chooses as `choose` for the devices that an array of the traced program is on.
+    """Calls `choose` for the devices of an array in the traced program.
 
-    An array on no mesh of the library is on the default device.
+    An array without a mesh of the library is on the default device.
     """
     mesh = layout.mesh_of(x)
     if mesh is None:
@@ -104,12 +102,12 @@ def of_array(config: ModelConfig, x: Array) -> str:
     platform = jax.default_backend() if device is None else device.platform
     kernel = choose(config, platform, mesh.shape["tensor"])
     if (kernel, platform) != ("tiles", "cpu"):
-        _say(kernel, platform)
+        _log_once(kernel, platform)
     return kernel
 
 
-@functools.cache  # once in a process, however often programs are traced
-def _say(kernel: str, platform: str) -> None:
+@functools.cache  # programs are traced several times in a process
+def _log_once(kernel: str, platform: str) -> None:
     log.info("attention: %s on %s", kernel, platform)
 
 
@@ -124,16 +122,16 @@ def attend_fused(
     full: Array | None,
     config: ModelConfig,
 ) -> Array:
-    """Attends in a full pass by a fused kernel, each device for its own rows and heads.
+    """Runs a fused kernel in a full pass; each device computes its own rows and heads.
 
     Args:
       kernel: ``splash`` or ``cudnn``.
       query: ``[B, S, H, D]``, the prompt's P tokens and then those of K responses in turn.
       key, value: ``[B, S, G, D]``; G divides H.
       prompt_mask: ``[B, P]`` bool, True at real prompt tokens, which come last.
-      responses: K; their lengths are equal, 0 if there is the prompt alone.
-      full: bool scalar, whether this layer has no window; None: layers do not differ.
-      config: of the network.
+      responses: K, of equal padded lengths; 0 for a prompt without responses.
+      full: bool scalar, whether this layer has no window; None: all layers are alike.
+      config: the network.
 
     Returns:
       ``[B, S, H, D]``, finite everywhere, meaningless at padding.
@@ -142,14 +140,14 @@ def attend_fused(
     r = (s - p) // responses
     block = next(n for n in _BLOCKS if n == _LANES or -s % n <= s // 8)
     more = -s % block
-    # The kernel wants whole blocks. More padding at the left of the prompt changes nothing.
+    # The kernel requires whole blocks: pad the prompt at the left, which changes nothing.
     wide = ((0, 0), (more, 0), (0, 0), (0, 0))
     query, key, value = (jnp.pad(x, wide) for x in (query, key, value))
     padding = jnp.pad(~prompt_mask, ((0, 0), (more, 0)), constant_values=True)
     padding = jnp.pad(padding, ((0, 0), (0, s - p)))
     part = np.repeat(np.arange(1 + responses), [p + more] + [r] * responses)
     place = np.concatenate([np.arange(p + more), np.tile(np.arange(r) + p + more, responses)])
-    # Kinds of layers by how far they see; if the window holds everything there is one kind.
+    # Kinds of layers, by their window; only one kind if the window covers the row.
     windows, which = [min(config.window or s, s)], jnp.int32(0)
     if full is not None and windows[0] < p + r:
         windows, which = [*windows, s], full.astype(jnp.int32)
@@ -172,10 +170,10 @@ def attend_fused(
 def sees(
     part: Any, place: Any, window: Any, rows: slice = slice(None), columns: slice = slice(None)
 ) -> Any:
-    """``[S, S]`` bool, which tokens (columns) a token sees, padding aside; NumPy or JAX arrays.
+    """Returns which tokens (columns) a token (row) sees, ``[S, S]`` bool; ignores padding.
 
     Args:
-      part, place: as in a `Row`.
+      part, place: as in a `Row`, NumPy or JAX arrays.
       window: tokens that a token sees, itself included.
       rows, columns: the part of the matrix to compute.
     """
@@ -197,7 +195,7 @@ def _splash(
 ) -> Array:
     """Runs splash attention on one device's rows and heads; the queries are already scaled.
 
-    Padding and the rest are two segments, so that a padding token sees padding: at least one key.
+    Padding is a segment of its own, so that a padding token sees at least one key.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info
@@ -219,7 +217,7 @@ def _splash(
         )
         table, _ = splash_attention_mask_info.process_mask(mask, (block, block))
         blocks = np.count_nonzero(np.asarray(table.block_mask))
-        # `hlo_costs` cannot look into a kernel: it reads from this name how much is computed.
+        # `hlo_costs` cannot see into a kernel: it reads the amount of work from this name.
         with jax.named_scope(f"splash_{blocks}_{block}"):
             return jax.vmap(kernel)(*arrays, splash.SegmentIds(segments, segments))
 
@@ -230,7 +228,7 @@ def _splash(
 
 
 def _splash_mask(row: Row, window: int) -> Any:
-    """Makes a row's mask, computed a block at a time when the kernel asks: rows may be long."""
+    """Makes a row's mask, which computes the blocks that the kernel reads: rows may be long."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     class Mask(splash.Mask):
@@ -238,7 +236,7 @@ def _splash_mask(row: Row, window: int) -> Any:
 
         def __getitem__(self, at: tuple[slice, slice]) -> np.ndarray:
             queries, keys = row.part[at[0]], row.part[at[1]]
-            # Most blocks lie between two responses, which do not see each other.
+            # Most blocks are of two responses, which do not see each other.
             if keys.min() > queries.max() or 0 < keys.min() <= keys.max() < queries.min():
                 return np.zeros((len(queries), len(keys)), bool)
             seen: np.ndarray = sees(row.part, row.place, window, *at)
@@ -259,8 +257,8 @@ def _cudnn(
 ) -> Array:
     """Runs cuDNN's attention on one device's rows and heads.
 
-    It knows neither segments nor shared prompts: it gets the whole mask, ``[B, 1, S, S]``, one for
-    all heads, which is small beside the scores of each head.
+    The kernel supports neither segments nor shared prompts, so it gets the mask, ``[B, 1, S, S]``.
+    One mask for all heads is small compared with the scores of each head.
     """
     window = jnp.asarray(row.windows)[which]
     mask = sees(jnp.asarray(row.part), jnp.asarray(row.place), window)

@@ -1,4 +1,4 @@
-"""One layer of the decoder: attention and a gated feed-forward block, each added to the stream."""
+"""One layer of the decoder: attention and a gated feed-forward block, with residuals."""
 
 import dataclasses
 import functools
@@ -20,26 +20,26 @@ from alignjax.types import Array
 
 @flax.struct.dataclass(kw_only=True)
 class View:
-    """The tokens of one pass: their places, and the prompt they see; the same for every layer."""
+    """The positions and masks of the tokens of one pass; the same for every layer."""
 
     angle: Array  # [B, S, D/2] float32, rotary angle of each token
-    window_angle: Array | None  # the same for layers with a window, where theirs differ
+    window_angle: Array | None  # the same for layers with a window; None: `angle`
     prompt_mask: Array | None = None  # [B, P] bool, True at real prompt tokens
-    # Of a stream: who sees whom, and the pairs of tiles that hold anything; each [S, ...].
+    # Of a stream: which tokens see which, and the pairs of tiles that are not empty; each [S, ...].
     stream: tuple[tiles.Seen, tuple[Array, Array]] | None = None
     position: Array | None = None  # int32 scalar: response token being decoded; None in a full pass
-    # Keys and values [L, B, K, G, S, D] of the responses while decoding, of all layers: each reads
-    # the filled places of its own part. Sliced by the scan, all places would be copied.
+    # Keys and values [L, B, K, G, S, D] of the responses while decoding, of all layers. A layer
+    # reads its filled positions itself: the scan would copy all positions of its slice.
     kept: tuple[Array, Array] | None = None
     # P in a full pass, 0 while decoding
     prompt_tokens: int = flax.struct.field(pytree_node=False, default=0)
     responses: int = flax.struct.field(pytree_node=False, default=1)  # K
     row: Array | None = None  # [B, S] int32, which row of the batch a token belongs to
-    number: Array | None = None  # [B, S] int32, of a token in its row
+    number: Array | None = None  # [B, S] int32, number of a token in its row
 
 
 class RMSNorm(nn.Module):
-    """Divides by the root mean square in float32, and scales."""
+    """Divides by the root mean square in float32, and multiplies by a learned scale."""
 
     eps: float
     plus_one: bool
@@ -57,7 +57,7 @@ class RMSNorm(nn.Module):
 
 
 class Layer(nn.Module):
-    """One block. ``x`` is ``[B, S, width]`` with the prompt first, then the responses in turn."""
+    """One layer. ``x`` is ``[B, S, width]``: the prompt, then the responses one after the other."""
 
     config: ModelConfig
 
@@ -69,18 +69,18 @@ class Layer(nn.Module):
 
         Args:
           x: states.
-          view: what the tokens see.
-          cache: while decoding the prompt's keys and values of this layer, ``[B, G, P, D]``, and
+          view: positions and masks.
+          cache: while decoding, the prompt's keys and values of this layer, ``[B, G, P, D]``, and
             the layer's number; None in a full pass.
-          full: bool scalar, whether this layer has no window; None: layers do not differ.
+          full: bool scalar, whether this layer has no window; None: all layers are alike.
 
         Returns:
-          The new states, and what a cache keeps, see `attend_tokens`.
+          The new states, and keys and values for the cache, see `attend_tokens`.
         """
         c = self.config
         gather = layout.whole if cache is None else layout.rows
         scatter = layout.part if cache is None else layout.rows
-        residual = 1.0 / (2 * c.layers)  # variance of what a block adds, so that depth is harmless
+        residual = 1.0 / (2 * c.layers)  # variance of a block's output, so that depth is harmless
 
         mixed, kept = self._attend(gather(self._norm("attention_norm")(x)), view, cache, full)
         added = scatter(self._dense("o", mixed, view, c.width, c.o_bias, scale=residual))
@@ -96,7 +96,7 @@ class Layer(nn.Module):
     def _attend(
         self, h: Array, view: View, cache: tuple[Array, ...] | None, full: Array | None
     ) -> tuple[Array, tuple[Array, ...]]:
-        """Projects to queries, keys and values, rotates them and attends."""
+        """Computes queries, keys and values, rotates them and attends."""
         c = self.config
 
         def heads(name: str, count: int) -> Array:
@@ -109,7 +109,7 @@ class Layer(nn.Module):
         angle = view.angle
         if view.window_angle is not None:
             angle = view.window_angle if full is None else jnp.where(full, angle, view.window_angle)
-        # The names are what remat="kv" keeps.
+        # remat="kv" keeps the arrays of these names.
         q, k = rotate(q, angle), checkpoint_name(rotate(k, angle), "key")
         v = checkpoint_name(v, "value")
         mixed, kept = attend_tokens(q, k, v, view, cache, c, full)
@@ -124,7 +124,7 @@ class Layer(nn.Module):
         use_bias: bool = False,
         scale: float = 1.0,
     ) -> Array:
-        """Multiplies by a kernel, stored in full or quantised, and adds the adapters it has."""
+        """Multiplies by a kernel, quantised or not, and adds its adapters if there are any."""
         c = self.config
         own: Any = self.variables.get("params", {}).get(name, {})
         weights = layout.LINES if name in ("o", "down") else layout.COLUMNS
@@ -148,20 +148,20 @@ class Layer(nn.Module):
 
 
 def dtypes(config: ModelConfig) -> dict[str, Any]:
-    """The types of a flax module's activations and parameters."""
+    """Returns the dtypes of a flax module's activations and parameters."""
     return dict(dtype=jnp.dtype(config.dtype), param_dtype=jnp.dtype(config.param_dtype))
 
 
 @dataclasses.dataclass(frozen=True)
 class Visible:
-    """Which tokens the queries of a layer see: all that come before, or those in its window."""
+    """Which tokens the queries of a layer see: all earlier ones, or those in its window."""
 
     window: int | None
-    full: Array | None  # bool scalar: the window does not count in this layer; None: it does
+    full: Array | None  # bool scalar: this layer ignores the window; None: it does not
     prompt_mask: Array  # [B, P] bool
 
     def own(self, query: Array, key: Array) -> Array:
-        """``[T, S]`` bool for queries and keys at these places of one sequence."""
+        """Masks keys for queries, at positions of one sequence: ``[T, S]`` bool."""
         distance = query[:, None] - key
         if self.window is None:
             return distance >= 0
@@ -169,7 +169,7 @@ class Visible:
         return (distance >= 0) & (near if self.full is None else near | self.full)
 
     def prompt(self, query: Array) -> Array:
-        """``[B, P]`` or ``[B, T, P]`` bool: prompt tokens, for queries at places of a response.
+        """Masks prompt tokens for queries of a response: ``[B, P]`` or ``[B, T, P]`` bool.
 
         Prompts are padded on the left, so prompt token j is ``P + t - j`` tokens before response
         token t in every row: a window needs no positions.
@@ -189,10 +189,10 @@ def attend_tokens(
     config: ModelConfig,
     full: Array | None,
 ) -> tuple[Array, tuple[Array, ...]]:
-    """Attention of one layer over ``[B, S, heads, D]`` tokens laid out as `View` says.
+    """Attends in one layer, over ``[B, S, heads, D]`` tokens in the layout of `View`.
 
     Returns:
-      The mixed values and what a cache keeps: the prompt's keys and values after a full pass, the
+      The mixed values, and keys and values for the cache: the prompt's after a full pass, the
       token's while decoding.
     """
     if view.stream is not None:
@@ -222,7 +222,7 @@ def _attend_stream(
     config: ModelConfig,
     full: Array | None,
 ) -> Array:
-    """Attends within streams ``[S, T, heads, D]``, each on the device that has it."""
+    """Attends within streams ``[S, T, heads, D]``, each on its own device."""
     how: dict[str, Any] = dict(
         window=config.window,
         scale=None if config.query_scalar is None else config.query_scalar**-0.5,
@@ -235,7 +235,7 @@ def _attend_stream(
             seen = tiles.Seen(part=part, prompt=prompt, position=position)
             return tiles.attend(q, k, v, seen, (listed, count), full, **how)
 
-        if len(q) == 1:  # a loop that is mapped goes on to the longest
+        if len(q) == 1:  # under vmap, all loops would run as long as the longest
             return one(*(x[0] for x in (q, k, v, *stream)))[None]
         return jax.vmap(one)(q, k, v, *stream)
 
@@ -250,7 +250,7 @@ def _attend_stream(
 
 
 def _of_responses(x: Array, view: View) -> Array:
-    """``[B, P + K*R, heads, D]`` -> ``[B, K, R, heads, D]``."""
+    """Takes the responses: ``[B, P + K*R, heads, D]`` -> ``[B, K, R, heads, D]``."""
     p, n = view.prompt_tokens, view.responses
     return x[:, p:].reshape(x.shape[0], n, (x.shape[1] - p) // n, *x.shape[2:])
 
@@ -285,7 +285,7 @@ def _attend_token(
     view: View,
     cache: tuple[Array, ...],
 ) -> tuple[Array, tuple[Array, ...]]:
-    """Attends from one token of each response to what the cache holds and to itself."""
+    """Attends from one token of each response to the cache and to itself."""
     assert view.position is not None
     assert view.kept is not None
     prompt_key, prompt_value, layer = cache
@@ -295,5 +295,5 @@ def _attend_token(
     shared = visible.prompt(now[None])
     shared = shared if shared.ndim == 2 else shared[:, 0]
     out = attend_token(q, k, v, kept, shared, lambda place: visible.own(now[None], place)[0], **mix)
-    # The token alone, not the whole layer: the layers would be gathered into a second cache.
+    # Return the token only: the scan would gather whole layers into a second cache.
     return out, (k[:, :, :, None], v[:, :, :, None])

@@ -1,17 +1,17 @@
-"""Says where arrays lie on the mesh while a program runs; otherwise the compiler chooses.
+"""Constrains the sharding of arrays within a program.
 
-Left alone, the compiler spreads the result of a lookup or a product like its weights, and so
-computes all rows on every device. An array knows the mesh of the program it is traced in; where
-that is not the library's (one device, NumPy arrays) all functions here are the identity. Nothing
-here changes a value.
+Without constraints, the compiler shards the result of a lookup or a product like its weights, and
+then computes all rows on every device. An array knows the mesh of the program in which it is
+traced; if it is not the library's (one device, NumPy arrays), all functions here are the identity.
+No function here changes a value.
 
     rows      split over ``data`` and ``fsdp``, from the first token to the loss
-    width     whole; but split over ``fsdp`` in the lookup, so that no table is gathered for it
-    sequence  split over ``tensor`` between the blocks, where norms and sums are: an all-reduce
-              becomes a reduce-scatter and an all-gather, and each device keeps only its part for
-              the backward pass
-    weights   whole over ``fsdp`` while a layer uses them, gathered in the type of the product; a
-              gradient goes back to its part in one reduce-scatter
+    width     not split, except over ``fsdp`` in the lookup, so that the table is not gathered
+    sequence  split over ``tensor`` between the blocks, in norms and sums: an all-reduce becomes a
+              reduce-scatter and an all-gather, and each device keeps only its part for the
+              backward pass
+    weights   gathered over ``fsdp`` while a layer uses them, in the product's dtype; a gradient
+              returns to its part in one reduce-scatter
 """
 
 import functools
@@ -25,13 +25,13 @@ from jax.sharding import PartitionSpec as P
 from alignjax.types import Array
 
 ROWS = ("data", "fsdp")
-COLUMNS = (P(None, "tensor"), P("fsdp", "tensor"))  # of q, k, v, gate, up: in use, at rest
-LINES = (P("tensor", None), P("tensor", "fsdp"))  # of o, down, embedding and head
+COLUMNS = (P(None, "tensor"), P("fsdp", "tensor"))  # q, k, v, gate, up: in use, in storage
+LINES = (P("tensor", None), P("tensor", "fsdp"))  # o, down, embedding and head
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def move(x: Array, to: P, back: P) -> Array:
-    """Places an array, and on the way back its gradient.
+    """Constrains the sharding of an array, and of its gradient.
 
     Args:
       x: any array.
@@ -56,13 +56,13 @@ move.defvjp(_forward, _backward)
 
 
 def mesh_of(x: Array) -> AbstractMesh | None:
-    """The mesh of the program that an array is traced in; None if it is not the library's."""
+    """Returns the mesh of the program that traces an array; None if it is not the library's."""
     mesh: AbstractMesh = jax.typeof(x).sharding.mesh
     return mesh if {*ROWS, "tensor"} <= {*mesh.axis_names} else None
 
 
 def place(x: Array, spec: P) -> Array:
-    """Places an array; the compiler chooses for its gradient, unlike in `move`.
+    """Constrains the sharding of an array; the compiler chooses its gradient's, unlike in `move`.
 
     Args:
       x: any array.
@@ -75,7 +75,7 @@ def place(x: Array, spec: P) -> Array:
 
 
 def _dividing(x: Array, spec: P, mesh: AbstractMesh) -> P:
-    """The spec without the axes that do not divide their dimension."""
+    """Drops the axes that do not divide their dimension."""
 
     def fits(size: int, axes: str | tuple[str, ...] | None) -> bool:
         names = (axes,) if isinstance(axes, str) else axes or ()
@@ -90,10 +90,10 @@ def _dividing(x: Array, spec: P, mesh: AbstractMesh) -> P:
 def each_device(
     function: Callable[..., Array], args: tuple[Array, ...], specs: tuple[P, ...]
 ) -> Array:
-    """Calls a function on every device with its parts of the arguments: a kernel knows no mesh.
+    """Calls a function on every device with its parts of the arguments, e.g. a kernel.
 
     Args:
-      function: of the parts; its result is shaped, and split, like its first argument.
+      function: takes the parts; its result has the shape and sharding of its first argument.
       args: arrays.
       specs: mesh axes of their dimensions, as for `move`.
     """
@@ -101,43 +101,43 @@ def each_device(
     if mesh is None:
         return function(*args)
     parts = tuple(_dividing(x, spec, mesh) for x, spec in zip(args, specs, strict=True))
-    # Pallas calls do not say over which axes their results vary.
+    # Pallas calls do not declare the axes over which their results vary.
     each = jax.shard_map(function, mesh=mesh, in_specs=parts, out_specs=parts[0], check_vma=False)
     out: Array = each(*args)
     return out
 
 
 def rows(x: Array) -> Array:
-    """States of which every device has its rows in full, and so their gradient."""
+    """Shards states and their gradient by rows only."""
     return move(x, P(ROWS), P(ROWS))
 
 
 def looked_up(x: Array) -> Array:
-    """States ``[B, S, width]`` fresh from the embedding.
+    """Shards the result of the embedding's lookup, ``[B, S, width]``.
 
-    Every device looks all rows up in its part of the table, and the devices exchange the states,
-    which are small beside the table.
+    Every device looks up all rows in its part of the table, and the devices exchange the states,
+    which are much smaller than the table.
     """
     part = P("data", None, "fsdp")
     return rows(move(x, part, part))
 
 
 def whole(x: Array) -> Array:
-    """States ``[B, S, width]`` (or with K axes more) of which every device has its rows in full."""
+    """Gathers states ``[B, S, width]`` over ``tensor``; more axes may follow."""
     return move(x, P(ROWS), P(ROWS, "tensor"))
 
 
 def part(x: Array) -> Array:
-    """States ``[B, S, width]`` split along the sequence over ``tensor``."""
+    """Splits states ``[B, S, width]`` along the sequence over ``tensor``."""
     return move(x, P(ROWS, "tensor"), P(ROWS))
 
 
 def places(x: Array, count: int) -> int:
-    """Over how many places ``count`` rows are split; 1 where they do not divide.
+    """Returns over how many places ``count`` rows are split; 1 if it does not divide them.
 
     Args:
       x: any array of the program.
-      count: rows.
+      count: number of rows.
     """
     mesh = mesh_of(x)
     places = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
@@ -145,22 +145,22 @@ def places(x: Array, count: int) -> int:
 
 
 def of_rows(x: Array) -> Array:
-    """An array whose first axis is rows, or places of rows, split like them."""
+    """Splits an array along its first axis, rows or places of rows."""
     return place(x, P(ROWS))
 
 
 def copies(x: Array, count: int) -> Array:
-    """``[F, ...]``: copies an array for each of the F places that rows are split over.
+    """Copies an array for each of the F places that rows are split over: ``[F, ...]``.
 
-    In a loop, each copy then adds up its own gradient, and the copies are summed once, after the
-    loop; with one array the compiler would sum over all places in every turn. Where the array is
-    split over ``tensor``, the compiler's sum is cheap (a reduce-scatter into parts), and copies
-    would cost more memory than they save (`benchmarks/tpu_step.py`: 0.28 GiB more for 1.6 of 17.9
-    sent): there F is 1.
+    In a loop, each copy then accumulates its own gradient, and the copies are summed once, after
+    the loop; with one array the compiler would sum over all places in every iteration. If the array
+    is split over ``tensor``, that sum is cheap (a reduce-scatter into parts), and copies would cost
+    more memory than they save (`benchmarks/tpu_step.py`: 0.28 GiB more for 1.6 of 17.9 sent): then
+    F is 1.
 
     Args:
-      x: any array, whole over ``data`` and ``fsdp``.
-      count: rows that are split so; F is 1 where they do not divide.
+      x: any array, not split over ``data`` and ``fsdp``.
+      count: number of rows; F is 1 if the places do not divide it.
     """
     mesh = mesh_of(x)
     places = 1
@@ -172,12 +172,12 @@ def copies(x: Array, count: int) -> Array:
 
 
 def gather(parts: dict[str, Array], weights: tuple[P, P]) -> dict[str, Array]:
-    """Gathers a quantised kernel for the product, as codes; it has no gradient."""
+    """Gathers the codes and scales of a quantised kernel; it has no gradient."""
     return {name: place(part, weights[0]) for name, part in parts.items()}
 
 
 def dot(weights: tuple[P, P]):  # type: ignore[no-untyped-def]
-    """The product of a dense layer, whose kernel is gathered for it alone."""
+    """Makes the product of a dense layer, which gathers its kernel."""
 
     def product(x: Array, kernel: Array, *args, **options):  # type: ignore[no-untyped-def]
         return jax.lax.dot_general(x, move(kernel, *weights), *args, **options)

@@ -1,8 +1,8 @@
-"""Log-probabilities of responses, and exact divergences: the only place where tokens become nats.
+"""Computes log-probabilities of responses, and exact divergences, in nats.
 
-The prompt runs once per batch row, whatever K is; the projection to the vocabulary runs over
+The prompt runs once per row, for any K. The projection to the vocabulary runs over
 ``logits_chunk`` positions of each response at a time and is recomputed in the backward pass, so
-that no ``[tokens, vocab]`` array of a whole batch of longer responses ever exists.
+that the ``[tokens, vocab]`` array of a batch never exists.
 """
 
 import dataclasses
@@ -38,17 +38,17 @@ def response_logps(params: Params, batch: Batch, *, config: ModelConfig) -> Arra
 
 @functools.partial(jax.jit, static_argnames="config")
 def score_responses(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
-    """Computes `response_logps` outside a training step: one program per batch shape and model."""
+    """Computes `response_logps` outside a training step, as a program of its own."""
     return in_parts(functools.partial(response_logps, params, config=config), batch, config)
 
 
 def in_parts(function: Callable[[Batch], Any], batch: Batch, config: ModelConfig) -> Any:
-    """Applies a function of a network to a batch, a few rows at a time; it has no gradient.
+    """Applies a function to a batch, a few rows at a time; without a gradient.
 
     Args:
-      function: to a tree of ``[B, K, ...]`` arrays that are 0 for absent responses.
+      function: returns a tree of ``[B, K, ...]`` arrays that are 0 for absent responses.
       batch: B rows.
-      config: of the network; a fused kernel takes all rows at once.
+      config: the network; with other kernels than tiles, all rows run at once.
     """
     if kernels.of_array(config, batch.prompt) != "tiles":
         return function(batch)
@@ -77,9 +77,9 @@ def _stream_logps(params: Params, batch: Batch, config: ModelConfig) -> Array:
     states = _stream_states(params, packed, config)
     places = len(packed.token)
     tables = layout.copies(_table(params, states, config), places)
-    one = functools.partial(_logps_of, softcap=config.logit_softcap)
+    project = functools.partial(_logps_of, softcap=config.logit_softcap)
     size = _positions(batch, places, config)
-    logps = stream.over_filled(one, tables, states, packed.target, packed.scored, size)
+    logps = stream.over_filled(project, tables, states, packed.target, packed.scored, size)
     return stream.by_response(logps, packed, batch)
 
 
@@ -91,7 +91,7 @@ def _stream_states(params: Params, packed: Stream, config: ModelConfig) -> Array
 
 
 def _positions(batch: Batch, places: int, config: ModelConfig) -> int:
-    """How many positions of a stream are projected to the vocabulary at a time."""
+    """Returns how many positions of a stream are projected to the vocabulary at a time."""
     b, k, _ = batch.response.shape
     return config.logits_chunk * k * (b // places)
 
@@ -104,14 +104,14 @@ def _logps_of(tables: Array, states: Array, target: Array, softcap: float | None
 def chunked_logps(
     hidden: Array, table: Array, target: Array, chunk: int, softcap: float | None = None
 ) -> Array:
-    """``log softmax(hidden @ table.T)[target]`` without the whole ``[..., vocab]`` array.
+    """Computes ``log softmax(hidden @ table.T)[target]``, a chunk of positions at a time.
 
     Args:
       hidden: ``[B, K, R, width]``.
       table: ``[vocab, width]``.
       target: ``[B, K, R]`` int32.
       chunk: positions along R at a time; at most ``[B, K, chunk, vocab]`` exists at once.
-      softcap: of the logits, see `attention.soft_cap`.
+      softcap: cap of the logits, see `attention.soft_cap`.
 
     Returns:
       ``[B, K, R]`` float32 nats.
@@ -119,11 +119,11 @@ def chunked_logps(
     tables = layout.copies(table, len(hidden))
 
     @jax.checkpoint  # the logits of a chunk are cheaper to recompute than to keep
-    def one(hidden: Array, target: Array) -> Array:
+    def project(hidden: Array, target: Array) -> Array:
         logits = _logits(hidden, tables, softcap)
         return _pick(logits, target) - jax.nn.logsumexp(logits, axis=-1)
 
-    out: Array = _over_chunks(one, (hidden, target), chunk)
+    out: Array = _over_chunks(project, (hidden, target), chunk)
     return out
 
 
@@ -131,14 +131,14 @@ def chunked_logps(
 def exact_kl(
     params: Params | Mixture, ref_params: Params, batch: Batch, *, config: ModelConfig
 ) -> tuple[Array, Array]:
-    """Computes the policy's divergence along responses, and the reference's log-probabilities.
+    """Computes the policy's KL divergence along responses, and the reference's log-probabilities.
 
     For responses sampled from the policy at temperature 1::
 
         KL(pi || ref) = E_y sum_t KL(pi(. | x, y_<t) || ref(. | x, y_<t))
 
-    The inner divergences are exact, over the whole vocabulary: the estimate is unbiased like the
-    mean of ``log pi(y) - log ref(y)``, never negative, and varies much less.
+    The inner divergences are exact sums over the vocabulary. The estimate is unbiased like the mean
+    of ``log pi(y) - log ref(y)``, but never negative, and of much smaller variance.
 
     Args:
       params: the policy, or a mixture of policies.
@@ -147,18 +147,18 @@ def exact_kl(
       config: the networks' shape; ``logits_chunk`` positions are projected at a time.
 
     Returns:
-      Twice ``[B, K]`` float32 nats: ``log ref(y)``, and the sum over y's tokens.
+      ``log ref(y)`` and the divergence summed over y's tokens, both ``[B, K]`` float32 nats.
     """
     check_shapes(batch)
-    one = functools.partial(_exact_kl, params, ref_params, config=config)
-    found: tuple[Array, Array] = in_parts(one, batch, config)
-    return found
+    function = functools.partial(_exact_kl, params, ref_params, config=config)
+    result: tuple[Array, Array] = in_parts(function, batch, config)
+    return result
 
 
 def _exact_kl(
     params: Params | Mixture, ref_params: Params, batch: Batch, *, config: ModelConfig
 ) -> tuple[Array, Array]:
-    """Computes `exact_kl` of a batch in one part."""
+    """Computes `exact_kl` of all rows at once."""
     networks = (*policies_of(params), ref_params)
     mixed = dataclasses.replace(params, policies=()) if isinstance(params, Mixture) else None
     tiles = kernels.of_array(config, batch.prompt) == "tiles"
@@ -171,43 +171,44 @@ def _exact_kl(
         layout.copies(_table(p, h, config), len(h)) for p, h in zip(networks, states, strict=True)
     )
 
-    def along(given: Any, states: tuple[Array, ...], target: Array) -> tuple[Array, Array]:
-        tables, mixed = given
+    def compare(shared: Any, states: tuple[Array, ...], target: Array) -> tuple[Array, Array]:
+        tables, mixed = shared
         logits = [_logits(h, t, config.logit_softcap) for h, t in zip(states, tables, strict=True)]
         return _divergence(mixed, logits, target)
 
     if not tiles:
-        one = functools.partial(along, (tables, mixed))
-        found = _over_chunks(lambda y, *h: one(h, y), (target, *states), config.logits_chunk)
-        logps, kl = (jnp.where(mask, x, 0.0).sum(-1) for x in found)
+        chunk = functools.partial(compare, (tables, mixed))
+        values = _over_chunks(lambda y, *h: chunk(h, y), (target, *states), config.logits_chunk)
+        logps, kl = (jnp.where(mask, x, 0.0).sum(-1) for x in values)
         return logps, kl
     size = _positions(batch, len(packed.token), config)
-    found = stream.over_filled(along, (tables, mixed), states, packed.target, packed.scored, size)
-    logps, kl = (stream.by_response(x, packed, batch).sum(-1) for x in found)
+    values = stream.over_filled(
+        compare, (tables, mixed), states, packed.target, packed.scored, size
+    )
+    logps, kl = (stream.by_response(x, packed, batch).sum(-1) for x in values)
     return logps, kl
 
 
 def _divergence(
     mixed: Mixture | None, logits: Sequence[Array], target: Array
 ) -> tuple[Array, Array]:
-    """Compares policies, or their mixture, with the reference, whose logits are the last."""
+    """Compares a policy, or a mixture, with the reference, whose logits are the last."""
     *each, reference = logits
-    ours, theirs = jax.nn.log_softmax(mix_logits(mixed, each)), jax.nn.log_softmax(reference)
-    return _pick(theirs, target), jnp.sum(jnp.exp(ours) * (ours - theirs), axis=-1)
+    logps, ref = jax.nn.log_softmax(mix_logits(mixed, each)), jax.nn.log_softmax(reference)
+    return _pick(ref, target), jnp.sum(jnp.exp(logps) * (logps - ref), axis=-1)
 
 
 def _targets(batch: Batch) -> tuple[Array, Array]:
-    """Finds which response tokens count, and their ids.
+    """Returns the mask of response tokens, and their ids.
 
-    Padding may hold any id, also one outside the vocabulary, which the network would answer with
-    NaN: it is run and scored as id 0, and masked.
+    Padding may hold any id. Ids outside the vocabulary would give NaN, so padding becomes id 0.
     """
     mask = jnp.arange(batch.response.shape[-1]) < batch.response_length[..., None]
     return mask, jnp.where(mask, batch.response, 0)
 
 
 def _states(params: Params, batch: Batch, target: Array, config: ModelConfig) -> Array:
-    """``[B, K, R, width]`` the states that predict each response token."""
+    """Computes the states that predict each response token, ``[B, K, R, width]``."""
     states: Any = Transformer(config).apply(
         {"params": params}, batch.prompt, batch.prompt_length, target
     )
@@ -215,12 +216,12 @@ def _states(params: Params, batch: Batch, target: Array, config: ModelConfig) ->
 
 
 def _table(params: Params, states: Array, config: ModelConfig) -> Array:
-    """Gathers the unembedding once, outside of the loop over chunks."""
+    """Gathers the output projection once, outside the loop over chunks."""
     return layout.move(unembedding(params, config).astype(states.dtype), *layout.LINES)
 
 
 def _logits(states: Array, tables: Array, softcap: float | None) -> Array:
-    """``[B, ..., vocab]`` logits of states ``[B, ..., width]``, for a table of `layout.copies`."""
+    """Computes logits ``[B, ..., vocab]`` of states ``[B, ..., width]`` with `layout.copies`."""
     places = tables.shape[0]
     split = states.reshape(places, len(states) // places, *states.shape[1:])
     logits = jnp.einsum("fb...d,fvd->fb...v", split, tables, preferred_element_type=jnp.float32)
@@ -228,17 +229,17 @@ def _logits(states: Array, tables: Array, softcap: float | None) -> Array:
 
 
 def _pick(values: Array, ids: Array) -> Array:
-    """``values[..., ids]``: of each position, the value of one id of the vocabulary."""
+    """Takes the value of one id of the vocabulary at each position: ``values[..., ids]``."""
     return jnp.take_along_axis(values, ids[..., None], axis=-1)[..., 0]
 
 
 def _over_chunks(function: Callable[..., Any], arrays: tuple[Array, ...], chunk: int) -> Any:
-    """Applies a function to so many positions of ``[B, K, R, ...]`` arrays at a time.
+    """Applies a function to ``chunk`` positions of ``[B, K, R, ...]`` arrays at a time.
 
     Args:
-      function: from ``[B, K, r, ...]`` arrays to a tree of ``[B, K, r]`` ones.
+      function: maps ``[B, K, chunk, ...]`` arrays to a tree of ``[B, K, chunk]`` arrays.
       arrays: its arguments.
-      chunk: r; the last chunk is filled up with zeros.
+      chunk: positions; the last chunk is filled up with zeros.
 
     Returns:
       A tree of ``[B, K, R]`` arrays.

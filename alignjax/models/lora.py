@@ -1,11 +1,11 @@
-"""LoRA: a frozen base, and beside each targeted projection two thin matrices that are trained.
+"""LoRA: trains two thin matrices beside each targeted projection of a frozen base.
 
 Equation (Section 4.1)::
 
     h = W x + (alpha / r) B A x                                                            (3)
 
-Here inputs are rows: a projection gives ``x W + (alpha / r) (x A) B``. W + A B is not formed in
-training: the products with A and B are of their own, and no gradient of W exists.
+Here inputs are rows: a projection gives ``x W + (alpha / r) (x A) B``. Training never forms
+W + A B, and computes no gradient of W.
 
 ======================  ==========================================================
 paper                   here
@@ -16,13 +16,13 @@ B, transposed           ``layers/q/lora_b``, ``[layers, r, out]``, 0 at the star
 r, alpha                `LoraConfig.rank`, `LoraConfig.alpha`
 ======================  ==========================================================
 
-Adapters are a tree of these leaves alone. `join` puts them beside the kernels, where the decoder
-finds them (`layer.Layer`); the kernels are not copied. At the start policy and base are
-equal bit for bit.
+Adapters are a tree of the last two leaves only. `join` puts them beside the kernels, where
+`layer.Layer` reads them, without copying a kernel. At the start, policy and base are equal bit for
+bit.
 
 Differs from the paper: A is uniform with variance 1 / (3 in), which the paper leaves open. From
-the authors' code: nothing else. Adapters are float32 whatever the base is: a step of 1e-4 would
-be lost in bfloat16.
+the authors' code: nothing else. Adapters are always float32: a step of 1e-4 would be lost in
+bfloat16.
 
 Reference: Hu et al., LoRA, arXiv 2106.09685; code microsoft/LoRA.
 """
@@ -49,10 +49,10 @@ def init(config: LoraConfig, base: Params, key: Array) -> Params:
     for i, name in enumerate(sorted(config.targets)):
         count, rows, columns = base["layers"][name]["kernel"].shape
         of_target, size = jax.random.fold_in(key, i), count * rows * config.rank
-        # Drawn flat: the same numbers, and much quicker to compile.
-        drawn = jax.random.uniform(of_target, (size,), jnp.float32, -1, 1)
+        # A flat draw gives the same numbers and compiles much faster.
+        values = jax.random.uniform(of_target, (size,), jnp.float32, -1, 1)
         layers[name] = {
-            "lora_a": drawn.reshape(count, rows, config.rank) * rows**-0.5,
+            "lora_a": values.reshape(count, rows, config.rank) * rows**-0.5,
             "lora_b": jnp.zeros((count, config.rank, columns), jnp.float32),
         }
     return {"layers": layers}
@@ -70,11 +70,11 @@ def join(
 
     Args:
       base: the network's parameters.
-      adapters: of `init`; what else is trained (a reward head) takes the base's place.
-      config: alpha / rank goes into B, which is small.
-      key: of this step's dropout; None: no dropout.
-      rows: ``[B]`` int, `Batch.prompt_id`: a row's draws depend on the key and on its number, not
-        on where in a batch or on which device it is.
+      adapters: from `init`; other trained leaves (a reward head) replace the base's.
+      config: its alpha / rank is multiplied into B, which is small.
+      key: key of this step's dropout; None: no dropout.
+      rows: ``[B]`` int, `Batch.prompt_id`: a row's dropout depends on the key and this number, not
+        on its place in the batch or its device.
     """
     layers = dict(base["layers"])
     for i, (name, own) in enumerate(sorted(adapters["layers"].items())):
@@ -90,7 +90,7 @@ def join(
 
 
 def without(params: Params) -> Params:
-    """Takes adapters away from where `join` put them: the policy's base, no array copied."""
+    """Removes the adapters that `join` added, which gives the base; no array is copied."""
     layers = {
         name: {leaf: x for leaf, x in own.items() if not leaf.startswith("lora_")}
         for name, own in params["layers"].items()
@@ -101,27 +101,28 @@ def without(params: Params) -> Params:
 def low_rank(
     x: Array, leaves: dict[str, Any], row: Array | None = None, number: Array | None = None
 ) -> Array:
-    """``(alpha / r) (x A) B`` of one layer, in x's dtype.
+    """Computes ``(alpha / r) (x A) B`` of one layer, in x's dtype.
 
     Args:
       x: ``[S, T, in]``.
-      leaves: what `join` put beside the kernel, of this layer.
-      row: ``[S, T]`` int32, which of the rows that have keys a token belongs to.
-      number: ``[S, T]`` int32, of the token in its row; it decides its draw with the row's key.
+      leaves: this layer's leaves from `join`.
+      row: ``[S, T]`` int32, the row of each token, which has a key.
+      number: ``[S, T]`` int32, the token's number in its row; with the row's key it determines the
+        token's dropout.
     """
     if "lora_keys" in leaves and row is not None and number is not None:
         rate = leaves["lora_dropout"]
         keys = jax.vmap(jax.vmap(jax.random.fold_in))(leaves["lora_keys"][row], number)
-        drawn = jax.vmap(jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[2:])))
-        kept = drawn(keys)
+        draw = jax.vmap(jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[2:])))
+        kept = draw(keys)
         x = jnp.where(kept, x / (1 - rate), 0.0).astype(x.dtype)
     return (x @ leaves["lora_a"].astype(x.dtype)) @ leaves["lora_b"].astype(x.dtype)
 
 
 def merge(base: Params, adapters: Params, config: LoraConfig) -> Params:
-    """Adds adapters to the base, ``W + (alpha / r) A B``: in float32, stored in the base's dtype.
+    """Adds adapters to the base, ``W + (alpha / r) A B``, in float32; keeps the base's dtype.
 
-    A quantised base is decoded first: the result is the network that was trained, up to rounding.
+    A quantised base is decoded first, so the result is the trained network up to rounding.
     """
     base = quantized.decode_params(base)
     layers = dict(base["layers"])

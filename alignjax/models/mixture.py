@@ -1,12 +1,12 @@
-"""Several policies of one architecture that respond as one: their average, or their mixture.
+"""Combines policies of one architecture: averages their parameters, or mixes their probabilities.
 
 `average` averages parameters (rewarded soups). `mix` is multi-objective decoding: MOD (Shi et al.,
-arXiv 2406.18853) draws every token from
+arXiv 2406.18853) samples every token from
 
     pi(v | x, y_<t)  ~  prod_m pi_m(v | x, y_<t) ** w_m
 
-The sum is over logits: that they are no log-probabilities changes a constant only, and with one
-policy of weight 1 nothing, not even in the last bit.
+The code sums logits instead of log-probabilities, which changes only a constant. One policy of
+weight 1 gives its own logits, bit for bit.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ from alignjax.types import Array, Params
 
 @flax.struct.dataclass(kw_only=True)
 class Mixture:
-    """Policies and their weights; other weights do not compile again. Made by `mix`."""
+    """Policies and their weights, from `mix`; other weights need no compilation."""
 
-    policies: tuple[Params, ...]  # M of one shape; they may share arrays
+    policies: tuple[Params, ...]  # M of the same shape; they may share arrays
     weights: Array  # [M] float32
 
 
@@ -34,10 +34,11 @@ def mix(policies: Sequence[Params], weights: Sequence[float]) -> Mixture:
 
     Args:
       policies: M parameter trees with the same names, shapes and types.
-      weights: M numbers >= 0, used as they are: that they sum to 1 is the caller's choice.
+      weights: M numbers >= 0; they need not sum to 1.
 
     Raises:
-      UserError: they do not fit together, or the weights are negative, not finite or all 0.
+      UserError: the policies have different shapes, or the weights are negative, not finite or all
+        0, or not one per policy.
     """
     if not policies or len(policies) != len(weights):
         raise UserError(
@@ -60,25 +61,25 @@ def mix(policies: Sequence[Params], weights: Sequence[float]) -> Mixture:
 
 
 def average(networks: Sequence[Params], weights: Sequence[float]) -> Params:
-    """Averages networks, ``sum_k w_k theta_k``: summed in float32, returned in their own types.
+    """Averages networks, ``sum_k w_k theta_k``, in float32; keeps their dtypes.
 
     Args:
-      networks: M parameter trees of one shape; one alone is returned as it is.
-      weights: M numbers; of a unit vector the result is that network.
+      networks: M parameter trees of the same shape; a single one is returned unchanged.
+      weights: M numbers.
     """
     if len(networks) == 1:
         return networks[0]
 
-    def one(*leaves: Array) -> Array:
+    def average_leaf(*leaves: Array) -> Array:
         wide = jnp.promote_types(leaves[0].dtype, jnp.float32)
         total = sum(w * x.astype(wide) for w, x in zip(weights, leaves, strict=True))
         return jnp.asarray(total, leaves[0].dtype)
 
-    return jax.tree.map(one, *networks)
+    return jax.tree.map(average_leaf, *networks)
 
 
 def policies_of(params: Params | Mixture) -> tuple[Params, ...]:
-    """Lists the policies to run: one, or those of a mixture."""
+    """Returns the policies to run: one, or those of a mixture."""
     return params.policies if isinstance(params, Mixture) else (params,)
 
 
@@ -90,7 +91,7 @@ def each_policy(function: Callable[[Params], Params], params: Params | Mixture) 
 
 
 def mix_logits(params: Params | Mixture | None, logits: Sequence[Array]) -> Array:
-    """Logits ``[..., vocab]`` of the mixture from those of its policies; of one policy, its own."""
+    """Computes a mixture's logits ``[..., vocab]``; a single policy's are returned unchanged."""
     if not isinstance(params, Mixture):
         (only,) = logits
         return only

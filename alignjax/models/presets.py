@@ -1,9 +1,9 @@
-"""Published models by name: their shapes, for configs and for planning.
+"""Shapes of published models, for configs and for planning.
 
     model=dataclasses.replace(presets.llama31_8b(), path="Llama-3.1-8B", dtype="bfloat16")
 
-With a ``path`` the folder's config.json is compared with the preset. Numbers of parameters are
-those their publishers state; the tests count them.
+With a ``path``, the folder's config.json must agree with the preset. The numbers of parameters are
+the publishers'; the tests count them.
 """
 
 from alignjax.models.config import ModelConfig, RopeScaling

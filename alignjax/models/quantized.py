@@ -1,13 +1,13 @@
-"""A frozen base in 8 or 4 bits: codes and scales in the place of each projection's kernel.
+"""Quantises a frozen base to 8 or 4 bits: codes and scales replace each projection's kernel.
 
-Equation (Section 3, of which the second quantisation of the scales is left out)::
+Equation (Section 3; here the scales are not quantised again)::
 
     Y = X doubleDequant(c_1, c_2, W_NF4) + X L_1 L_2                                       (5)
 
-``int8``: ``W = scale * code``, one scale for each output. ``nf4``: ``W = scale * level[code]``, one
-scale for each output and block of 64 inputs; the 16 levels are quantiles of a normal distribution.
-Scales are float32: 8 bits and 4.5 bits a weight. Embeddings, norms, biases and the output head stay
-as they are.
+``int8``: ``W = scale * code``, one scale per output. ``nf4``: ``W = scale * level[code]``, one
+scale per output and block of 64 inputs; the 16 levels are quantiles of a normal distribution.
+Scales are float32: 8 and 4.5 bits per weight. Embeddings, norms, biases and the output head are
+not quantised.
 
 ======================  ==========================================================
 paper                   here
@@ -17,10 +17,10 @@ c_1, c_2                ``layers/q/kernel/scale``, float32 ``[layers, in / 64, o
 L_1, L_2                the adapters of `lora`
 ======================  ==========================================================
 
-The numbers are qwix's (``quantize``, ``dequantize``). The library keeps a 4-bit code in a byte
-where the backend does not pack them; here two share a byte on every backend.
+qwix computes codes and scales (``quantize``, ``dequantize``). On some backends it keeps a 4-bit
+code in a byte; here two codes share a byte on every backend.
 
-Differs from the paper: scales are float32, not quantised again, which takes 0.37 bits more.
+Differs from the paper: scales are float32, not quantised again: 0.37 more bits per weight.
 Reference: Dettmers et al., QLoRA, arXiv 2305.14314; code google/qwix.
 """
 
@@ -43,7 +43,7 @@ def encode(kernel: Array, kind: str) -> dict[str, Array]:
       kernel: ``[layers, in, out]``; out is even.
       kind: int8 | nf4.
     """
-    import qwix  # quick to load, but only runs that quantise need it
+    import qwix  # only runs that quantise need it
 
     block = math.gcd(kernel.shape[1], BLOCK)
 
@@ -56,7 +56,7 @@ def encode(kernel: Array, kind: str) -> dict[str, Array]:
         codes = q.qvalue.astype(jnp.uint8)
         return {"codes": codes[:, ::2] | codes[:, 1::2] << 4, "scale": q.scale}
 
-    return jax.lax.map(layer, kernel)  # a layer at a time: float32 copies stay small
+    return jax.lax.map(layer, kernel)  # one layer at a time: float32 copies stay small
 
 
 def decode(leaves: dict[str, Array]) -> Array:
@@ -70,10 +70,10 @@ def decode(leaves: dict[str, Array]) -> Array:
     return qwix.dequantize(qwix.QArray(codes, leaves["scale"], qtype=kind))
 
 
-# Recomputed in the backward pass: kept, the kernels of all layers would be in memory at once.
+# Recomputed in the backward pass, because the decoded kernels of all layers need much memory.
 @jax.checkpoint
 def product(x: Array, leaves: dict[str, Array]) -> Array:
-    """``x W`` of one layer, in x's dtype; W is decoded for this product alone.
+    """Computes ``x W`` of one layer, in x's dtype; decodes W only for this product.
 
     Args:
       x: ``[B, S, in]``.
@@ -83,7 +83,7 @@ def product(x: Array, leaves: dict[str, Array]) -> Array:
 
 
 def decode_params(params: Params) -> Params:
-    """Decodes every quantised kernel of a parameter tree, to the type of its norms."""
+    """Decodes every quantised kernel of a parameter tree, to the dtype of its norms."""
     stored = params["norm"]["scale"].dtype
     layers = {
         name: {**own, "kernel": decode(own["kernel"]).astype(stored)}
@@ -95,5 +95,5 @@ def decode_params(params: Params) -> Params:
 
 
 def kernel_name(path: str) -> bool:
-    """Whether a parameter is a projection's kernel: those alone are quantised."""
+    """Whether a parameter is a projection's kernel; only these are quantised."""
     return path.startswith("layers/") and path.endswith("/kernel")

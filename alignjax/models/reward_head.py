@@ -1,11 +1,11 @@
-"""A reward model: the decoder with a linear head where the vocabulary's projection was.
+"""A reward model: the decoder with a linear head instead of the vocabulary's projection.
 
-The head is bias-free (a constant cancels in every comparison of two responses) and reads the state
-at the **last response token, EOS included**: the one token that has seen all of prompt and
-response. The authors' code of APO reads the token before EOS instead. Both see the whole text; EOS
-also says that the response ended rather than was cut. The prompt is run once for all K responses.
+The head has no bias (a constant cancels when two responses are compared) and reads the state at the
+**last response token, EOS included**. The authors' code of APO reads the token before EOS. Both see
+the whole text; EOS also shows that the response ended and was not cut. The prompt runs once for all
+K responses.
 
-Its parameters are the decoder's without the vocabulary's projection, and ``reward/kernel``
+Its parameters are the decoder's, without the vocabulary's projection, and ``reward/kernel``
 ``[width, M]`` for M objectives.
 
 Reference: Cheng et al., Adversarial Preference Optimization, arXiv 2311.08045; code
@@ -29,14 +29,14 @@ def response_scores(params: Params, batch: Batch, *, config: ModelConfig) -> Arr
     """Scores every response, larger is better.
 
     Args:
-      params: a reward model's, see `from_language_model`.
+      params: of a reward model, see `from_language_model`.
       batch: B prompts with K responses each.
       config: the decoder's shape.
 
     Returns:
       ``[B, K]`` float32, or ``[B, K, M]`` for M > 1 objectives; 0 for absent responses (length 0).
     """
-    # As in logps.py: padding may hold any id, and is run as id 0.
+    # Padding may hold any id, and runs as id 0, as in logps.py.
     check_shapes(batch)
     decoder = Transformer(_without_vocabulary(config))
     variables = {"params": {name: x for name, x in params.items() if name != "reward"}}
@@ -64,20 +64,20 @@ def response_scores(params: Params, batch: Batch, *, config: ModelConfig) -> Arr
 
 @functools.partial(jax.jit, static_argnames="config")
 def score_responses(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
-    """Computes `response_scores` outside a training step: a program per batch shape and model."""
-    one = functools.partial(response_scores, params, config=config)
-    scores: Array = logps.in_parts(one, batch, config)
+    """Computes `response_scores` outside a training step, as a program of its own."""
+    function = functools.partial(response_scores, params, config=config)
+    scores: Array = logps.in_parts(function, batch, config)
     return scores
 
 
 def from_language_model(params: Params, *, objectives: int = 1) -> Params:
-    """Makes a reward model out of a language model: its decoder, and a head of zeros.
+    """Makes a reward model from a language model: its decoder, and a head of zeros.
 
-    Before the first step every response scores 0.
+    Every response then scores 0.
 
     Args:
       params: the language model's parameters.
-      objectives: M.
+      objectives: M, outputs of the head.
     """
     decoder = {name: x for name, x in params.items() if name != "head"}
     scale = params["norm"]["scale"]
@@ -90,7 +90,7 @@ def init_params(config: ModelConfig, key: Array, *, objectives: int = 1) -> Para
 
 
 def _without_vocabulary(config: ModelConfig) -> ModelConfig:
-    """The decoder alone: with tied embeddings it has no projection of its own."""
+    """Returns the config of the decoder only: tied embeddings have no projection of their own."""
     if config.tied_embeddings:
         return config
     return dataclasses.replace(config, tied_embeddings=True)

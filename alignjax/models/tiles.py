@@ -1,10 +1,10 @@
-"""Attention over a stream of tokens, by the pairs of tiles that hold anything.
+"""Attention over a stream of tokens, computed only for pairs of tiles that are not empty.
 
 A stream is cut into tiles of `TILE` tokens. Most pairs of a query tile and a key tile are empty:
-their tokens belong to different rows, or to different responses of one. The others are listed once
-for all layers, and worked off a few at a time, by products of tiles; how many there are is known
-only on the device, and no pair is left out. What is computed is what the mask needs, however long
-the longest row is. Scores are computed again in the backward pass and never kept.
+their tokens belong to different rows, or to different responses of one row. The other pairs are
+listed once for all layers, and a loop computes a few of them at a time. Their number is known only
+on the device, so the loop's length is dynamic. The work depends on the mask, not on the longest
+row. The backward pass recomputes the scores.
 """
 
 import functools
@@ -17,15 +17,15 @@ import jax.numpy as jnp
 from alignjax.types import Array
 
 TILE = 64  # tokens of a tile's side
-_AT_ONCE = 8  # pairs
-_MASKED = -1e30  # finite: of a query that sees nothing the result is finite, too
+_AT_ONCE = 8  # pairs in one iteration
+_MASKED = -1e30  # finite, so that a query without keys gives numbers, not NaN
 
 
 @flax.struct.dataclass(kw_only=True)
 class Seen:
-    """Which tokens of a stream of T see which.
+    """Which tokens of a stream see which.
 
-    A token sees those before it in its own part (the prompt, or one response) and in the prompt.
+    A token sees the earlier tokens of its own part (the prompt, or one response) and its prompt.
     """
 
     part: Array  # [T] int32, number of the token's part in the stream; -1: no token
@@ -37,16 +37,16 @@ def pairs(seen: Seen) -> tuple[Array, Array]:
     """Lists the pairs of tiles in which a token sees another.
 
     Args:
-      seen: parts of a stream lie one after the other, and a row's prompt before its responses.
+      seen: parts of a stream are contiguous, and a row's prompt precedes its responses.
 
     Returns:
-      ``[n, 2]`` int32 numbers of the query's and the key's tile, n enough for any stream of T
-      tokens; and how many of them count, the first ones.
+      The tiles of query and key, ``[n, 2]`` int32, with n enough for any stream of T tokens; and
+      the number of valid pairs, which come first.
     """
     part, prompt = (x.reshape(-1, TILE) for x in (seen.part, seen.prompt))
     count = len(part)
-    # Of tokens in different tiles, the earlier belongs to the last part, or row, of its tile that
-    # can be seen from later ones, and the later to the first of its own.
+    # Parts are contiguous: if tokens of two tiles share a part (or a row's prompt), it is the last
+    # one of the earlier tile and the first one of the later tile.
     of_row = jnp.where((part == prompt) & (prompt == prompt[:, -1:]), prompt, -2).max(axis=1)
     shared = (part[:, -1, None] == part[None, :, 0]) | (of_row[:, None] == prompt[None, :, 0])
     tile = jnp.arange(count)
@@ -75,21 +75,21 @@ def attend(
     Args:
       query: ``[T, H, D]``; T is a multiple of `TILE`.
       key, value: ``[T, G, D]``; G divides H (grouped queries).
-      seen: who sees whom.
-      listed: of `pairs`.
-      full: bool scalar, whether the window does not count.
+      seen: which tokens see which.
+      listed: from `pairs`.
+      full: bool scalar, whether to ignore the window.
       window: tokens that a token sees, itself included; None: all.
-      scale: what scores are multiplied by; None: ``D ** -0.5``.
-      softcap: c in ``c * tanh(score / c)``; None: scores unchanged.
+      scale: factor of the scores; None: ``D ** -0.5``.
+      softcap: c in ``c * tanh(score / c)``; None: no cap.
 
     Returns:
-      ``[T, H, D]``; 0 where there is no token. Scores and softmax are float32.
+      ``[T, H, D]``; 0 at positions without a token. Scores and softmax are float32.
     """
     t, heads, size = query.shape
     groups = key.shape[1]
     scale = size**-0.5 if scale is None else scale
     tiles = t // TILE
-    # Queries of one group lie one below the other: one product with the keys that they share.
+    # Stack the queries of one group, for one product with the keys that they share.
     q = query.reshape(tiles, TILE, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
     q = (q * jnp.asarray(scale, q.dtype)).reshape(tiles, groups, -1, size)
     k, v = (x.reshape(tiles, TILE, groups, size).swapaxes(1, 2) for x in (key, value))
@@ -112,7 +112,7 @@ def _attend(
 
 
 def _scores(how: Any, q: Array, k: Array, seen: Seen, full: Array, at: Array, live: Array) -> Any:
-    """``[n, G, H/G * TILE, TILE]`` scores of pairs, -1e30 where masked, and the cap's slope."""
+    """Computes scores ``[n, G, H/G * TILE, TILE]``, -1e30 if masked, and the cap's slope."""
     window, softcap = how
     raw = jnp.einsum("ngqd,ngkd->ngqk", q, k, preferred_element_type=jnp.float32)
     slope = None
@@ -120,11 +120,11 @@ def _scores(how: Any, q: Array, k: Array, seen: Seen, full: Array, at: Array, li
         raw = softcap * jnp.tanh(raw / softcap)
         slope = 1.0 - jnp.square(raw / softcap)
     part, prompt, position = (x.reshape(-1, TILE) for x in (seen.part, seen.prompt, seen.position))
-    mine, of = at[:, 0], at[:, 1]
-    theirs = part[of][:, None]
-    sees = (part[mine][..., None] == theirs) | (prompt[mine][..., None] == theirs)
-    distance = position[mine][..., None] - position[of][:, None]
-    sees &= (distance >= 0) & live[:, None, None] & (theirs >= 0)
+    to, of = at[:, 0], at[:, 1]  # the query's and the key's tile
+    key_part = part[of][:, None]
+    sees = (part[to][..., None] == key_part) | (prompt[to][..., None] == key_part)
+    distance = position[to][..., None] - position[of][:, None]
+    sees &= (distance >= 0) & live[:, None, None] & (key_part >= 0)
     if window is not None:
         sees &= (distance < window) | full
     n, groups, rows, _ = raw.shape
@@ -155,11 +155,11 @@ def _forward(
     def body(number: Array, so_far: Any) -> Any:
         top, total, mixed = so_far
         at, live = _chunk(listed, number)
-        mine, of = at[:, 0], at[:, 1]
-        scores, _ = _scores(how, query[mine], key[of], seen, full, at, live)
-        add = functools.partial(jax.ops.segment_sum, segment_ids=mine, num_segments=tiles)
-        new = top.at[mine].max(scores.max(axis=-1))
-        weights = jnp.exp(scores - new[mine][..., None])
+        to, of = at[:, 0], at[:, 1]
+        scores, _ = _scores(how, query[to], key[of], seen, full, at, live)
+        add = functools.partial(jax.ops.segment_sum, segment_ids=to, num_segments=tiles)
+        new = top.at[to].max(scores.max(axis=-1))
+        weights = jnp.exp(scores - new[to][..., None])
         weights = jnp.where(scores > 0.5 * _MASKED, weights, 0.0)
         shrink = jnp.exp(top - new)
         values = jnp.einsum(
@@ -186,12 +186,12 @@ def _backward(how: Any, kept: Any, gradient: Array) -> Any:
 
     def body(number: Array, so_far: Any) -> Any:
         at, live = _chunk(listed, number)
-        mine, of = at[:, 0], at[:, 1]
-        q, k, v, g = query[mine], key[of], value[of], gradient[mine]
+        to, of = at[:, 0], at[:, 1]
+        q, k, v, g = query[to], key[of], value[of], gradient[to]
         scores, slope = _scores(how, q, k, seen, full, at, live)
-        weights = jnp.where(scores > 0.5 * _MASKED, jnp.exp(scores - norm[mine][..., None]), 0.0)
+        weights = jnp.where(scores > 0.5 * _MASKED, jnp.exp(scores - norm[to][..., None]), 0.0)
         product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-        back = product("ngqd,ngkd->ngqk", g, v) - inner[mine][..., None]
+        back = product("ngqd,ngkd->ngqk", g, v) - inner[to][..., None]
         back = weights * back * (1.0 if slope is None else slope)
         back = back.astype(query.dtype)
         to_query = product("ngqk,ngkd->ngqd", back, k)
@@ -199,7 +199,7 @@ def _backward(how: Any, kept: Any, gradient: Array) -> Any:
         to_value = product("ngqk,ngqd->ngkd", weights.astype(query.dtype), g)
         dq, dk, dv = so_far
         add = functools.partial(jax.ops.segment_sum, num_segments=tiles)
-        return dq + add(to_query, mine), dk + add(to_key, of), dv + add(to_value, of)
+        return dq + add(to_query, to), dk + add(to_key, of), dv + add(to_value, of)
 
     zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (query, key, value))
     chunks = (listed[1] + _AT_ONCE - 1) // _AT_ONCE

@@ -1,10 +1,11 @@
-"""The decoder: one scanned stack of layers, three ways to run it.
+"""The decoder: a scanned stack of layers, and four ways to run it.
 
-``score``   prompt and all K responses in one pass, the prompt once: training and scoring.
-``prefill`` the prompt alone, keeping its keys and values.
-``decode``  one more token of each of the K responses, against the kept keys and values.
+``stream``    streams of tokens without padding: training and scoring.
+``__call__``  padded rows, for other kernels: the prompt once, and all K responses.
+``prefill``   the prompt only; caches its keys and values.
+``decode``    one more token of each of the K responses, with the cache.
 
-Parameters live in a plain nested dict; ``sharding.py`` finds them by path. `layer` holds a layer.
+Parameters are a plain nested dict; ``sharding.py`` finds them by path. `layer` defines a layer.
 """
 
 import dataclasses
@@ -25,18 +26,18 @@ from alignjax.types import Array, Params
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    # Keys and values are small where queries share them, and cost two products and a rotation. The
-    # output of a fused kernel is not small, but without it all scores are computed again.
+    # Keys and values are small if several queries share them, and cost two products and a rotation.
+    # A fused kernel's output is large, but without it all scores would be recomputed.
     "kv": jax.checkpoint_policies.save_only_these_names("key", "value", "attended"),
 }
 
 
 @flax.struct.dataclass(kw_only=True)
 class Cache:
-    """Keys and values of every layer, kept while sampling; the prompt's once for all responses.
+    """Keys and values of every layer while sampling; the prompt's once for all responses.
 
-    The heads come before the tokens, the order in which attention's products read them: in the
-    other order the whole cache would be transposed at every token.
+    Heads come before tokens, as the products of attention read them: otherwise the cache would be
+    transposed at every token.
     """
 
     prompt_key: Array  # [L, B, G, P, D]
@@ -87,7 +88,7 @@ class Transformer(nn.Module):
     def _through(
         self, tokens: Array, view: View, cache: tuple[Array, ...] | None
     ) -> tuple[Array, tuple[Array, ...]]:
-        """Runs all layers on ``[B, S]`` tokens: ``[B, S, width]`` states, and what layers keep."""
+        """Runs all layers on ``[B, S]`` tokens; returns ``[B, S, width]`` states, and the cache."""
         c = self.config
         x = layout.looked_up(self.embed(tokens))
         if c.scaled_embeddings:
@@ -98,12 +99,12 @@ class Transformer(nn.Module):
         return self.layers(x, view, cache, full)
 
     def stream(self, stream: Stream, which: str) -> Array:
-        """Computes states at some tokens of streams, normalised.
+        """Computes normalised states at some tokens of streams.
 
         Args:
           stream: the tokens.
-          which: ``before``: the token before each response token, whose state predicts it,
-            ``[S, T, width]``; ``last``: the last one of each response, ``[B, K, width]``.
+          which: ``before``: the tokens before each response token, whose states predict it,
+            ``[S, T, width]``; ``last``: the last token of each response, ``[B, K, width]``.
         """
         seen = stream.seen
         listed = jax.vmap(tiles.pairs)(seen)
@@ -119,7 +120,7 @@ class Transformer(nn.Module):
         return self.norm(x.reshape(*at.shape, -1))
 
     def __call__(self, prompt: Array, prompt_length: Array, response: Array) -> Array:
-        """Computes the states that predict the response tokens; the prompt is run once.
+        """Computes the states that predict the response tokens; the prompt runs once.
 
         Args:
           prompt: ``[B, P]`` int32, left-padded with any ids.
@@ -140,10 +141,10 @@ class Transformer(nn.Module):
     def last(
         self, prompt: Array, prompt_length: Array, response: Array, response_length: Array
     ) -> Array:
-        """Computes the states at the last token of every response; the prompt is run once.
+        """Computes the states at the last token of every response; the prompt runs once.
 
         Args:
-          prompt, prompt_length, response: as for a call.
+          prompt, prompt_length, response: as in ``__call__``.
           response_length: ``[B, K]`` int32.
 
         Returns:
@@ -155,7 +156,7 @@ class Transformer(nn.Module):
         return self.norm(jnp.take_along_axis(x, index, axis=2)[:, :, 0])
 
     def _run(self, prompt: Array, prompt_length: Array, response: Array) -> Array:
-        """Computes ``[B, P + K*R, width]`` states at every token, not normalised."""
+        """Computes the states of all tokens, ``[B, P + K*R, width]``, not normalised."""
         b, k, r = response.shape
         p = prompt.shape[1]
         check_length(self.config, p + r)
@@ -202,10 +203,10 @@ class Transformer(nn.Module):
         """Runs one more token of every response.
 
         Args:
-          token: ``[B, K]`` int32, response token number ``position``.
+          token: ``[B, K]`` int32, the response tokens at ``position``.
           prompt_length: ``[B]`` int32.
-          position: int32 scalar, counted from the first response token.
-          cache: as `prefill` or the last `decode` returned it.
+          position: int32 scalar, 0 for the first response token.
+          cache: from `prefill` or the last `decode`.
 
         Returns:
           ``[B, K, width]`` states that predict the next token, and the cache.
@@ -229,27 +230,27 @@ class Transformer(nn.Module):
 
 
 def check_length(config: ModelConfig, tokens: int) -> None:
-    """Refuses sequences for which dynamic scaling would change the frequencies of a whole batch.
+    """Refuses sequences so long that dynamic scaling would change the frequencies of a batch.
 
     Raises:
-      UserError: with the length that is supported.
+      UserError: they are longer than the supported length.
     """
     scaling = config.rope_scaling
     if scaling and scaling.kind == "dynamic" and tokens > scaling.original_length:
         raise UserError(
             f"model.rope_scaling: dynamic scaling is supported up to {scaling.original_length} "
             "tokens of prompt and response (max_position_embeddings), where it changes nothing; "
-            f"found {tokens}: beyond, the longest sequence of a batch would change all others"
+            f"found {tokens}, where the longest sequence of a batch would change all others"
         )
 
 
 def prompt_positions(prompt_length: Array, p: int) -> Array:
-    """``[B, P]`` positions of left-padded prompt tokens; negative at padding."""
+    """Returns positions of left-padded prompt tokens, ``[B, P]``; negative at padding."""
     return jnp.arange(p) - (p - prompt_length[:, None])
 
 
 def _numbers(before: Array, k: int, r: int) -> Array:
-    """``[B, P + K*R]`` numbers of a padded row's tokens; as `stream.pack` numbers them."""
+    """Numbers the tokens of padded rows, ``[B, P + K*R]``, as `stream.pack` does."""
     after = ((1 + jnp.arange(k))[:, None] * 2**16 + jnp.arange(r)).reshape(-1)
     after = jnp.broadcast_to(after, (len(before), k * r))
     return jnp.concatenate([jnp.maximum(before, 0), after], axis=1)
@@ -258,7 +259,7 @@ def _numbers(before: Array, k: int, r: int) -> Array:
 def unembedding(params: Params, config: ModelConfig) -> Array:
     """Returns the ``[vocab, width]`` output projection of a parameter tree.
 
-    With tied embeddings that is the embedding, or a copy laid out for this product: see
+    With tied embeddings it is the embedding, or a copy that is sharded for this product, see
     `sharding.unshard_weights`.
     """
     if config.tied_embeddings and "head" not in params:
@@ -267,7 +268,7 @@ def unembedding(params: Params, config: ModelConfig) -> Array:
 
 
 def init_params(config: ModelConfig, key: Array) -> Params:
-    """Initialises parameters, a plain nested dict."""
+    """Initialises parameters as a nested dict."""
     token = jnp.zeros((1, 1), jnp.int32)
     length = jnp.ones((1,), jnp.int32)
     return Transformer(config).init(key, token, length, token[:, None])["params"]

@@ -198,7 +198,7 @@ def test_the_kernel_that_is_chosen(changes, platform, tensor, kernel):
 @pytest.mark.parametrize(
     ("changes", "platform", "tensor", "message"),
     [
-        (dict(attention="splash"), "cpu", 1, "'splash' wanted a TPU, found cpu; or take 'xla'"),
+        (dict(attention="splash"), "cpu", 1, "'splash' wanted a TPU, found cpu; or use 'xla'"),
         (dict(attention="splash"), "tpu", 4, "model.kv_heads that mesh.tensor=4 divides, found 2"),
         (dict(attention="cudnn"), "tpu", 1, "'cudnn' wanted a GPU, found tpu"),
         (dict(attention="cudnn"), "gpu", 1, "wanted model.dtype=bfloat16, found float32"),
