@@ -15,7 +15,7 @@ Outcomes:
     refused       besides, a command ended in one line and an exit code that docs/running.md lists;
                   after the bit was put back, the disk had space, or with --allow_fallback: the same
     said          a flipped file of results stays as it is, and a line told of it
-    unread        a flipped file of results that no command read, and whose readers are told
+    unread        a flipped file that no command read, and whose readers are told
     SILENT        other results
     HANG          a program that did not end
     TRACEBACK     a traceback, or an exit code that is not listed
@@ -46,8 +46,9 @@ from typing import Any
 import jax
 
 from alignjax import cli
+from alignjax import digests as file_digests
 from alignjax.errors import UserError
-from alignjax.runtime import metrics, storage
+from alignjax.runtime import artifacts, metrics, storage
 from tests import digests, runs
 
 PR_SET_PDEATHSIG = 1
@@ -346,7 +347,13 @@ def harm(fault: dict[str, Any], name: str, usual: dict[str, Any], log: str) -> d
 
 
 def is_told(path: pathlib.Path) -> bool:
-    """Whether whoever reads a flipped file of results is told that it is damaged."""
+    """Whether whoever reads a flipped file is told that it is damaged."""
+    for part in (path, *path.parents):  # an artifact, or a folder with digests, that it is in
+        manifest = part.parent / ".artifacts" / f"{part.name}.manifest.json"
+        if manifest.is_file():
+            return not artifacts.is_whole(part, json.loads(manifest.read_bytes())["key"])
+        if (part / file_digests.NAME).is_file():
+            return bool(file_digests.find_damage(part))
     try:
         if path.suffix != ".jsonl":
             storage.read_here(path)
@@ -354,6 +361,12 @@ def is_told(path: pathlib.Path) -> bool:
         return len(metrics.read(path)) < path.read_bytes().count(b"\n")
     except UserError:
         return True
+
+
+def is_in(line: str, path: str) -> bool:
+    """Whether a line of a comparison is of a flipped file; the comparison hides the keys."""
+    compared = line.split(": ")[0]
+    return path.endswith(compared) or re.sub(r"/[0-9a-f]{16,64}(?=/)", "/<key>", path) == compared
 
 
 def warnings(log: str) -> list[str]:
@@ -409,8 +422,8 @@ def finish(name: str, usual: dict[str, Any], log: str, done: list[Any]) -> tuple
             end(pid)
     other = list(digests.against_undisturbed(result(name), usual["digests"]))
     flipped = [x["file"] for x in done if "file" in x and not x["line"]]
-    unread = [x for x in flipped if any(x.endswith(line.split(": ")[0]) for line in other)]
-    if other and all(any(x.endswith(line.split(": ")[0]) for x in unread) for line in other):
+    unread = [x for x in flipped if any(is_in(line, x) for line in other)]
+    if other and all(any(is_in(line, x) for x in unread) for line in other):
         return ("unread" if all(is_told(disk() / x) for x in unread) else "SILENT"), other[:5]
     lines = [line for x in done for line in (x["line"], *x.get("told", ())) if line]
     if other:

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from alignjax.runtime import metrics, storage
+from alignjax import digests
+from alignjax.runtime import artifacts, metrics, storage
 from tests import faults
 
 
@@ -69,6 +70,37 @@ def test_who_reads_a_flipped_file_is_told(tmp_path):
     lines.write_text(lines.read_text().replace("loss", "lost"))
     assert faults.is_told(tmp_path / "a.json")
     assert faults.is_told(lines)
+
+
+def test_who_reads_a_flipped_file_of_an_artifact_or_a_sealed_folder_is_told(tmp_path):
+    cache = tmp_path / ("0f" * 16)
+    artifacts.reuse(cache, "key", lambda scratch: make(scratch / cache.name), lambda path: None)
+    sealed = tmp_path / "exported"
+    make(sealed)
+    digests.seal(sealed)
+    files = [cache / "length.npy", sealed / "length.npy"]
+    assert not any(faults.is_told(path) for path in files)
+    for path in files:
+        path.write_bytes(b"\x01" + bytes(7))
+    assert all(faults.is_told(path) for path in files)
+
+
+def make(folder):
+    folder.mkdir()
+    (folder / "length.npy").write_bytes(bytes(8))
+
+
+@pytest.mark.parametrize(
+    ("line", "same"),
+    [
+        ("run/cache/<key>/length.npy: 52 -> 26", True),
+        ("length.npy: 52 -> 26", True),
+        ("run/cache/<key>/offset.npy: 52 -> 26", False),
+        ("run/cache/<key>: 52 -> 26", False),
+    ],
+)
+def test_a_line_of_a_comparison_is_of_a_file(line, same):
+    assert faults.is_in(line, f"run/cache/{'0f' * 16}/length.npy") == same
 
 
 def test_a_seed_and_a_number_draw_the_same_faults():
