@@ -1,6 +1,6 @@
 """Command line: ``python -m alignjax COMMAND --flag=value``, or ``alignjax COMMAND``.
 
-Heavy imports happen inside `actions`, so that help and mistakes in a config are quick.
+Heavy imports happen inside functions of `actions`, so that help and errors in configs are fast.
 """
 
 import io
@@ -27,15 +27,15 @@ HELP = ("--help", "-h", "-help", "--helpfull", "--helpshort")
 def _main(argv: Sequence[str]) -> int:
     logs.quiet_libraries()
     code = run_verb(argv)
-    sys.stdout.flush()  # here it can fail in one line
+    sys.stdout.flush()  # an error here becomes one line; at exit it would not
     if VERBS[argv[1]].computes:
         distributed.leave()
     return code
 
 
 def run_verb(argv: Sequence[str]) -> int:
-    """Runs the command, after the flags are parsed; returns the exit code."""
-    verb = _chosen(argv)
+    """Runs the command after the flags are parsed; returns the exit code."""
+    verb = _find_verb(argv)
     if verb.computes:
         _join_processes()
         compile_cache.use()
@@ -44,8 +44,8 @@ def run_verb(argv: Sequence[str]) -> int:
     return 0
 
 
-def _chosen(argv: Sequence[str]) -> Verb:
-    """Finds the command, and checks that it takes the given flags and has the required ones."""
+def _find_verb(argv: Sequence[str]) -> Verb:
+    """Finds the command, and checks that it reads the given flags and has the required ones."""
     if len(argv) > 1 and argv[1] not in VERBS:
         raise UserError(help.unknown(argv[1]))
     if len(argv) != 2:
@@ -71,8 +71,8 @@ def _join_processes() -> None:
         consistency.check_programs()
 
 
-def told(words: Sequence[str]) -> str:
-    """What a command line asks to be told, or an empty string where it asks for work.
+def help_text(words: Sequence[str]) -> str:
+    """Returns the help, version or completion script that a command line asks for, else "".
 
     Raises:
       UserError: there is no such command.
@@ -87,15 +87,17 @@ def told(words: Sequence[str]) -> str:
         return help.completion(" ".join(names[1:]))
     if names[:1] == ["help"] or asks:
         return help.of(names[1] if names[0] == "help" and len(names) > 1 else names[0])
-    if not words[0].startswith("-") and words[0] not in VERBS:  # before flags that nobody knows
+    if (
+        not words[0].startswith("-") and words[0] not in VERBS
+    ):  # absl would name an unknown flag first
         raise UserError(help.unknown(words[0]))
     return ""
 
 
 def full_disk(error: BaseException | None) -> str:
-    """What could not be written, where a full disk is the cause of an error; else nothing.
+    """Describes what could not be written if a full disk caused an error, else "".
 
-    Libraries that write by themselves raise errors of their own, which quote the system's words.
+    Libraries raise their own types of errors, but quote the system's message.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
@@ -108,9 +110,9 @@ def full_disk(error: BaseException | None) -> str:
 
 
 def _open_file(error: OSError) -> str:
-    """The file that was being written, of which the system's error says nothing; or nothing.
+    """Finds the file that an error without a file name is about, else "".
 
-    It is the one that the innermost function has open, or the path that `pathlib` writes to.
+    It is the file that the innermost function has open, or the path that `pathlib` writes to.
     """
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         of_pathlib = str(frame.f_globals.get("__name__", "")).startswith("pathlib")
@@ -123,10 +125,10 @@ def _open_file(error: OSError) -> str:
 
 
 def main() -> None:
-    """Entry point: one-line errors, and the exit codes that `alignjax.errors` lists."""
+    """Runs the program; errors are one line, exit codes are those of `alignjax.errors`."""
     logs.prepare_streams()
     try:
-        text = told(sys.argv[1:])
+        text = help_text(sys.argv[1:])
         if text:
             print(text, flush=True)
             raise SystemExit(0)
@@ -140,13 +142,14 @@ def main() -> None:
         logs.say_last(f"alignjax: {' '.join(str(error).split())}")
         watchdog.fail(error.exit_code, str(error))
         raise SystemExit(error.exit_code) from None
-    except BrokenPipeError:  # whoever read our output has gone: `... --help | head`
+    except BrokenPipeError:  # the reader of our output has closed it: `... --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         watchdog.fail(1, "its output was closed")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        words = "stopped, once what is being computed ends; run the same command again to resume"
-        print(f"alignjax: {words}", file=sys.stderr)
+        # A computation on the device cannot be interrupted: the process ends after it.
+        line = "stopping after the current computation; run the same command again to resume"
+        print(f"alignjax: {line}", file=sys.stderr)
         watchdog.fail(130, "stopped")
         raise SystemExit(130) from None
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The commands. Heavy imports happen inside, so that help and errors are fast."""
+"""Runs the commands. Heavy imports happen inside functions, so that help and errors are fast."""
 
 import logging
 import os
@@ -43,7 +43,7 @@ def _run(
 def align(method: str) -> None:
     """Runs the short config of a method, or prints it."""
     if VALUES.workdir and VALUES.out:
-        raise UserError("--out and --workdir are the same: give one of them")
+        raise UserError("--out: is the same as --workdir; use one of them")
     workdir = VALUES.workdir or VALUES.out or f"runs/{method}"
     from alignjax.config import write
     from alignjax.recipes import short
@@ -53,8 +53,8 @@ def align(method: str) -> None:
     if VALUES.print_config:
         print(text, end="")
         return
-    said = short.say(method, config, VALUES.set)
-    logging.getLogger("alignjax").info("%s\nthe run is in %s", said, workdir)
+    summary = short.say(method, config, VALUES.set)
+    logging.getLogger("alignjax").info("%s\nthe run is in %s", summary, workdir)
     _run(config, "config.py", [], {"config.py": text.encode()}, workdir)
 
 
@@ -72,7 +72,7 @@ def report() -> None:
 
 
 def _more_threads(config: Any) -> None:
-    """Gives a mesh of CPUs more threads than cores: its collectives can starve each other else."""
+    """Gives a mesh of CPUs more threads than cores; otherwise its collectives may starve."""
     if max(config.mesh.data, config.mesh.fsdp, config.mesh.tensor) > 1:
         os.environ.setdefault("NPROC", "32")
 
@@ -149,10 +149,10 @@ def chat() -> None:
     from alignjax.commands import chat
 
     how = given("temperature", "max_new_tokens")
-    overrides = [  # of a run's config
+    overrides = [  # changes to a run's config; the others are sampling settings
         x for x in VALUES.set if "." in x.partition("=")[0] and not x.startswith("evaluate.")
     ]
-    # At temperature 1, that of evaluations, small models ramble.
+    # Small models ramble at temperature 1, the default of evaluations.
     defaults = {"samples": 1, "batch_size": 1, "temperature": 0.7}
     settings = _sampling(defaults, how, without=overrides)
     more = given("against", "checkpoint")
@@ -160,11 +160,11 @@ def chat() -> None:
 
 
 def _sampling(defaults: dict[str, Any], how: dict[str, Any], without: Sequence[str] = ()) -> Any:
-    """How a folder's model responds; ``--set`` takes fields of it, e.g. top_p=0.9."""
+    """Makes the sampling settings; ``--set`` can change their fields, e.g. top_p=0.9."""
     from alignjax.config import SamplingConfig, override
 
-    given_here = {name: x for name, x in how.items() if x is not None}
-    settings = SamplingConfig(**{"max_new_tokens": 256, **defaults, **given_here})
+    flags = {name: x for name, x in how.items() if x is not None}
+    settings = SamplingConfig(**{"max_new_tokens": 256, **defaults, **flags})
     own = [x.removeprefix("evaluate.") for x in VALUES.set if x not in without]
     return override.apply(settings, override.tree_of(own))
 

@@ -1,8 +1,7 @@
-"""Keeps what JAX compiles on disk, so that the next start of a run loads it.
+"""Caches compiled programs on disk, so that the next start of a run loads them.
 
-JAX's own persistent cache does the work. An entry's name is a digest of the program, the compiler's
-version and options, and the machine's features, so another kind of machine or another version of
-JAX finds nothing and compiles.
+This is JAX's persistent cache. An entry's name is a digest of the program, the compiler's version
+and options, and the machine's features: another kind of machine or version of JAX compiles again.
 """
 
 import logging
@@ -14,23 +13,22 @@ from alignjax.runtime import distributed
 
 log = logging.getLogger("alignjax")
 
-MAX_BYTES = 2 * 2**30  # of the folder: what was used the longest time ago goes first
-ANOTHER = "JAX_COMPILATION_CACHE_DIR names a folder"
+MAX_BYTES = 2 * 2**30  # of the folder; the least recently used entries are removed first
+ANOTHER = "JAX_COMPILATION_CACHE_DIR names a folder"  # ends sentences with "unless"
 
 
 def use() -> None:
-    """Makes JAX keep compiled programs; JAX's own settings come first.
+    """Turns on JAX's cache of compiled programs; JAX's own settings have precedence.
 
-    Call it before anything is compiled. A folder that cannot be used costs a warning and compiling
-    again, and no more.
+    Call it before anything is compiled. If the folder cannot be used, it only warns.
     """
     import jax
 
     settings = jax.config.values
     if not settings["jax_enable_compilation_cache"]:
         return
-    # JAX lets process 0 alone write, and on CPUs the others do not find its entries. Where some
-    # load and some compile, compilers that exchange measurements (GPUs) would wait for ever.
+    # Only process 0 writes entries, and on CPUs the others do not find them. If some processes load
+    # and some compile, GPU compilers, which exchange measurements, would wait forever.
     if settings["jax_compilation_cache_dir"] is not None or distributed.several():
         return
     try:
@@ -46,7 +44,7 @@ def use() -> None:
 
 
 def say() -> None:
-    """Says where compiled programs are kept."""
+    """Logs where compiled programs are kept."""
     import jax
 
     settings = jax.config.values
@@ -60,14 +58,14 @@ def say() -> None:
 
 
 def _folder() -> pathlib.Path:
-    """The user's cache folder, as freedesktop.org specifies it."""
+    """Returns the user's cache folder, as specified by freedesktop.org."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     top = pathlib.Path(base) if os.path.isabs(base) else pathlib.Path.home() / ".cache"
     return top / "alignjax" / "compiled"
 
 
 def _make(folder: pathlib.Path) -> None:
-    """Makes the folder, for this user only, because its content is executed."""
+    """Makes the folder, accessible only to this user, because its content is executed."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     probe = folder / f".probe-{secrets.token_hex(8)}"
     probe.touch()
@@ -75,10 +73,10 @@ def _make(folder: pathlib.Path) -> None:
 
 
 def _remove_half_written(folder: pathlib.Path) -> None:
-    """Removes entries of programs that were killed while they wrote one.
+    """Removes entries that a killed program left half-written.
 
-    JAX writes an entry, then the time of its last use beside it, both under its lock. It stops
-    writing for good at an entry without a time.
+    JAX writes an entry and then, in a second file, the time of its last use, both under its lock.
+    An entry without a time makes JAX stop writing to the cache.
     """
     import filelock
 

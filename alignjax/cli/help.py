@@ -1,4 +1,4 @@
-"""The help of the program and of each command, and completion for shells."""
+"""Writes the help of the program and of each command, and completion scripts for shells."""
 
 import alignjax
 from alignjax import losses
@@ -14,7 +14,7 @@ WORDS = {
 
 
 def unknown(name: str) -> str:
-    """Says that there is no such command, and which one comes near."""
+    """Returns the message that there is no such command, with a similar one."""
     if name in losses.recipes():
         config = losses.recipes()[name]
         return f"{name} needs several stages, which a config describes: run --config={config}"
@@ -25,7 +25,7 @@ def unknown(name: str) -> str:
 
 
 def usage() -> str:
-    """Writes the help of the program."""
+    """Returns the help of the program."""
     wide = max(map(len, VERBS)) + 2
     others = {name: verb for name, verb in VERBS.items() if name not in METHODS}
     methods = "\n".join(f"  {name:<{wide}}{verb.text}" for name, verb in METHODS.items())
@@ -43,10 +43,10 @@ def usage() -> str:
 
 
 def of(name: str) -> str:
-    """Writes the help of a command.
+    """Returns the help of a command.
 
     Raises:
-      UserError: there is none of this name.
+      UserError: there is no such command.
     """
     if name in WORDS:
         return f"{PROGRAM} {name}: {WORDS[name]}"
@@ -61,9 +61,11 @@ def of(name: str) -> str:
     ):
         if flags:
             lines += [title + ":", *(_line(BY_NAME[x], verb.notes.get(x, "")) for x in flags), ""]
-    examples = [verb.example, f"{verb.example} {verb.more}".strip() if verb.more else ""]
-    told = [f"  {PROGRAM} {name} {flags}".rstrip() for flags in dict.fromkeys(examples) if flags]
-    return "\n".join([*lines, "examples:", *(told or [f"  {PROGRAM} {name}"])])
+    flags_of = [verb.example, f"{verb.example} {verb.more}".strip() if verb.more else ""]
+    examples = [
+        f"  {PROGRAM} {name} {flags}".rstrip() for flags in dict.fromkeys(flags_of) if flags
+    ]
+    return "\n".join([*lines, "examples:", *(examples or [f"  {PROGRAM} {name}"])])
 
 
 def _line(flag: Flag, note: str) -> str:
@@ -98,10 +100,10 @@ complete -o default -F _alignjax alignjax"""
 
 
 def completion(shell: str) -> str:
-    """Writes a script that completes commands and flags of the program ``alignjax``.
+    """Returns a script that completes commands and flags of the program ``alignjax``.
 
     Raises:
-      UserError: for no such shell.
+      UserError: the shell is not supported.
     """
     if shell not in ("bash", "zsh"):
         raise UserError(f"completion: wanted bash or zsh, found {shell or 'none'!r}")

@@ -1,4 +1,4 @@
-"""The flags of the command line, as a table; `cli.table` says which command reads which."""
+"""Defines the flags of the command line; `cli.table` lists the flags of each command."""
 
 import dataclasses
 from typing import Any
@@ -10,7 +10,7 @@ VALUES = flags.FLAGS
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """A flag, for parsing and for the help."""
+    """A flag and its help text."""
 
     name: str
     text: str
@@ -92,5 +92,5 @@ def reset() -> None:
 
 
 def given(*names: str) -> dict[str, Any]:
-    """The values of flags by their names, as keywords."""
+    """Returns the values of flags by name."""
     return {name: VALUES[name].value for name in names}

@@ -1,4 +1,4 @@
-"""The commands, as a table: what each does, which flags it reads, an example."""
+"""Defines the commands: the function, help text, flags and example of each."""
 
 import dataclasses
 import functools
@@ -11,25 +11,25 @@ from alignjax.cli import actions
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verb:
-    """A command, and what it takes."""
+    """A command and its flags."""
 
     do: Callable[[], None]
     text: str  # for the help
-    reads: tuple[str, ...]  # flags that mean something to it; others are refused
-    example: str = ""  # of its flags; those that must be there, filled in
+    reads: tuple[str, ...]  # its flags; others are refused
+    example: str = ""  # the required flags, with values
     more: str = ""  # flags of a longer example
-    either: tuple[str, ...] = ()  # flags of the example that others can take the place of
-    notes: dict[str, str] = dataclasses.field(default_factory=dict)  # flags that mean more here
-    computes: bool = False  # by several processes, where asked to
+    either: tuple[str, ...] = ()  # flags of the example that are not required
+    notes: dict[str, str] = dataclasses.field(default_factory=dict)  # flag -> its help text here
+    computes: bool = False  # can run in several processes
 
     @property
     def needs(self) -> list[str]:
-        """The flags that must be there."""
+        """The required flags."""
         return [x for x in re.findall(r"--(\w+)=", self.example) if x not in self.either]
 
 
 def _method(name: str, about: str) -> Verb:
-    """The command that trains a model with one loss, by the loss's name."""
+    """Makes the command that trains a model with one loss, named after it."""
     return Verb(
         do=functools.partial(actions.align, name),
         text=about,

@@ -26,11 +26,11 @@ Respond = Callable[[Voice, Sequence[Message], SamplingConfig, Array], tuple[str,
 
 @dataclasses.dataclass
 class Conversation:
-    """What has been said, with each network by itself: they get the same messages."""
+    """A conversation with one or two networks, which get the same messages."""
 
     voices: list[Voice]
     settings: SamplingConfig
-    turns: list[list[Message]]  # of each network
+    turns: list[list[Message]]  # one list per network
     draws: int = 0  # responses so far, which seed the next one
 
 
@@ -43,24 +43,25 @@ def run(
     checkpoint: str = "last",
     seed: int = 0,
 ) -> None:
-    """Talks until the input ends or ``/quit``.
+    """Chats until the input ends or ``/quit``.
 
     Args:
-      path: of a network, see `voices.load`.
-      against: of a second one that responds beside it, or empty.
-      settings: how responses are drawn; one at a time.
+      path: a network, see `voices.load`.
+      against: a second network that responds side by side, or empty.
+      settings: how to sample, one response at a time.
       overrides: changes to the config of a run.
-      checkpoint: of the run at ``path``: last or best.
-      seed: of the draws.
+      checkpoint: last or best, if ``path`` is a run.
+      seed: seed of the sampling.
 
     Raises:
-      UserError: no such network.
+      UserError: there is no such network.
     """
-    there = [voices.load(path, overrides, checkpoint), *([voices.load(against)] if against else [])]
-    talk = Conversation(there, settings, [[] for _ in there])
+    loaded = [voices.load(path, overrides, checkpoint)]
+    loaded += [voices.load(against)] if against else []
+    talk = Conversation(loaded, settings, [[] for _ in loaded])
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if terminal:
-        _say(f"{' and '.join(v.name for v in there)}; {', '.join(COMMANDS)}")
+        _say(f"{' and '.join(v.name for v in loaded)}; {', '.join(COMMANDS)}")
     key = jax.random.key(seed)
     for text in converse(talk, _lines(terminal), key, voices.respond, voices.load):
         _say(text)
@@ -74,15 +75,15 @@ def converse(
     load: Callable[[str], Voice],
     width: int | None = None,
 ) -> Iterator[str]:
-    """Yields what to show after each line: responses, or what a command did.
+    """Yields the output for each line: responses, or the result of a command.
 
     Args:
-      talk: changed as it goes on.
+      talk: the conversation, which is changed.
       lines: messages and commands.
-      key: of every draw.
-      respond: gives a network's response.
-      load: gives the network at a path, for ``/compare``.
-      width: of the screen; None: that of the terminal, or no columns without one.
+      key: PRNG key of all samples.
+      respond: returns a network's response.
+      load: loads the network at a path, for ``/compare``.
+      width: columns of the screen; None: the terminal's, or 0 without a terminal.
     """
     for line in lines:
         word, _, value = line.strip().partition(" ")
@@ -110,15 +111,17 @@ def converse(
 
 def _answers(talk: Conversation, key: Array, respond: Respond, width: int) -> str:
     """Samples a response from every model, and adds it to that model's conversation."""
-    said = []
+    responses = []
     for voice, turns in zip(talk.voices, talk.turns, strict=True):
         draw = jax.random.fold_in(key, talk.draws)
         text, ended = respond(voice, turns, talk.settings, draw)
         turns.append(Message("assistant", text))
         cut = f" [cut at {talk.settings.max_new_tokens} tokens]"
-        said.append(text.strip() + ("" if ended else cut))
+        responses.append(text.strip() + ("" if ended else cut))
     talk.draws += 1
-    return said[0] if len(said) == 1 else beside([v.name for v in talk.voices], said, width)
+    if len(responses) == 1:
+        return responses[0]
+    return beside([v.name for v in talk.voices], responses, width)
 
 
 def _command(talk: Conversation, word: str, value: str, load: Callable[[str], Voice]) -> str:
@@ -149,7 +152,7 @@ def _command(talk: Conversation, word: str, value: str, load: Callable[[str], Vo
 
 
 def beside(names: Sequence[str], texts: Sequence[str], width: int) -> str:
-    """Writes two texts in two columns, or below each other if the terminal is narrow."""
+    """Formats two texts in two columns, or one below the other if the terminal is narrow."""
     if width < 60:
         return "\n".join(f"[{name}] {text}" for name, text in zip(names, texts, strict=True))
     half = (width - 3) // 2
@@ -167,14 +170,14 @@ def _wrap(text: str, width: int) -> list[str]:
 
 
 def _lines(terminal: bool) -> Iterator[str]:
-    """Reads lines; in a terminal with a sign before each, and with a history."""
+    """Reads lines; in a terminal with a prompt and a history."""
     if not terminal:
         yield from sys.stdin
         return
     import contextlib
 
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 (lines can be edited, and called back)
+        import readline  # noqa: F401 (adds editing and history to input)
     while True:
         try:
             yield input("> ")

@@ -1,7 +1,7 @@
-"""Runs side by side, at equal steps and at equal KL: the command ``compare``.
+"""The command ``compare``: compares runs at equal steps and at equal KL.
 
-A loss may only look better because it has moved further from the reference by the same step; at
-equal KL that advantage is gone.
+At equal steps, a loss may look better only because it has moved further from the reference. The
+comparison at equal KL removes this advantage.
 """
 
 import pathlib
@@ -21,18 +21,18 @@ GRID = 5  # values of KL
 
 
 def run(paths: Sequence[str], out: str) -> dict[str, Any]:
-    """Prints two tables a metric, and draws it against steps and against KL.
+    """Prints two tables for each metric, and plots it against steps and against KL.
 
     Args:
-      paths: of the runs' folders.
-      out: the PNG to write; the numbers go beside it, as JSON.
+      paths: the runs' folders.
+      out: the PNG to write; the numbers go to a JSON file beside it.
 
     Returns:
-      What the JSON file holds.
+      The content of the JSON file.
 
     Raises:
-      UserError: fewer than two runs, two of one name, a run without evaluations, or runs that have
-        no metric in common.
+      UserError: there are fewer than two runs, two of the same name, a run without evaluations, or
+        no common metric.
     """
     folders = several_runs.by_name(paths, out)
     names = list(folders)

@@ -1,6 +1,6 @@
-"""A run's policy or reward model as a folder that transformers loads, with a model card.
+"""The command ``export``: writes a policy or reward model for transformers, with a model card.
 
-Or, where it is to go to a name that ends in ``.gguf``, as a file for llama.cpp.
+If the name ends in ``.gguf``, it writes a file for llama.cpp.
 """
 
 import dataclasses
@@ -36,12 +36,12 @@ log = logging.getLogger("alignjax")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
-    """What one folder holds."""
+    """A network to export to one folder."""
 
     params: Params
-    identity: dict[str, str]  # digests of what it was made of
+    identity: dict[str, str]  # digests of its data, tokenizer and reference
     step: int
-    said: str = ""  # of a run of several objectives, what was chosen for the preference
+    note: str = ""  # in a multi-objective run, the networks chosen for the preference
 
 
 def run(
@@ -55,7 +55,7 @@ def run(
     base: str,
     checkpoint: str = "last",
 ) -> None:
-    """Exports a run's model, or the model ``source``; see `export` and `export_model`."""
+    """Exports a run's model (`export`), or the model ``source`` (`export_model`)."""
     of_run: dict[str, Any] = dict(adapter=adapter, preference=preference, base=base)
     if source and not (workdir or any(of_run.values()) or checkpoint != "last"):
         import_model.export_model(source, to, dtype=dtype)
@@ -78,43 +78,43 @@ def export(
     base: str = "",
     checkpoint: str = "last",
 ) -> None:
-    """Writes the policy, or the reward model, that a run has trained.
+    """Writes the policy or the reward model of a run.
 
-    Of a training that goes on, it is that of the newest checkpoint. Adapters are merged into their
-    base, unless they are wanted by themselves.
+    The newest checkpoint of a policy is written, also before the run ends. Adapters are merged into
+    their base, unless ``adapter`` is set.
 
     Args:
       workdir: a run's folder.
-      to: a folder, or a name that ends in ``.gguf``, that does not exist yet; it appears when all
-        is in it.
-      dtype: of the stored tensors; empty: the parameters' own, which makes it bit-equal, or in a
-        GGUF file ``f16``.
-      adapter: write the adapters alone, in the format of PEFT.
-      preference: of a run of several objectives, see `policies.choose_for`; or ``all``: those of
-        the config, each in a folder of its own below ``to``.
-      base: what adapters call their base: a name on a hub, or a folder; empty: the last part of
-        the path that the run has.
+      to: a folder, or a name that ends in ``.gguf``, that does not exist yet; it appears when it is
+        complete.
+      dtype: dtype of the stored tensors; empty: the parameters' own, which keeps every bit, or
+        ``f16`` in a GGUF file.
+      adapter: write only the adapters, in PEFT's format.
+      preference: in a multi-objective run, see `policies.choose_for`; or ``all``: each of the
+        config's preferences, in folders below ``to``.
+      base: name of the adapters' base, on a hub or a folder; empty: the last part of the run's
+        ``model.path``.
       checkpoint: last or best, see `finished_run.at_checkpoint`.
 
     Raises:
-      UserError: no such run, nothing trained yet, a model of no family, or ``to`` exists; adapters
-        are wanted and there are none, or their base is no model that others have; or as
-        `policies.choose_for`, or a preference that no single network responds to.
+      UserError: there is no such run, no checkpoint, no family for the model, or ``to`` exists; the
+        run has no adapters, or their base is not available elsewhere; see `policies.choose_for`;
+        or no single network responds to the preference.
     """
     run = pathlib.Path(workdir)
     if not (run / "config.json").is_file():
         raise UserError(f"--workdir: {workdir} holds no run (no config.json)")
     config = read_json(run / "config.json")
     import_model.check_dtype(to, dtype)
-    trained, made = finished_run.trained_in(run, config), policies.find(run, config)
+    trained, several = finished_run.trained_in(run, config), policies.find(run, config)
     trained = finished_run.at_checkpoint(trained, checkpoint)
-    choices = _choices(made, workdir, preference, adapter=adapter)
+    choices = _choices(several, workdir, preference, adapter=adapter)
     outputs = () if config["loss"] else _outputs(run)
     _check_kind(config, run, to, dtype, adapter=adapter, base=base, several=len(choices) > 1)
     with import_model.destination(to, dtype) as top, workdirs.owned(run):
         for name, choice in choices.items():
-            if made is not None and choice is not None:
-                network = chosen(trained, made, choice, merged=not adapter)
+            if several is not None and choice is not None:
+                network = chosen(trained, several, choice, merged=not adapter)
             elif config["loss"] or adapter:
                 network = newest(trained, len(outputs), merged=not adapter)
             else:
@@ -132,27 +132,27 @@ def export(
                 "the adapters of " if adapter else "",
                 network.step,
                 workdir,
-                f", {network.said}" if network.said else "",
+                f", {network.note}" if network.note else "",
             )
 
 
 def _choices(
-    made: Policies | None, workdir: str, preference: str, *, adapter: bool
+    several: Policies | None, workdir: str, preference: str, *, adapter: bool
 ) -> dict[str, Choice | None]:
-    """Chooses what is written, by the folder that it goes to below ``to``; empty: that itself."""
+    """Chooses the networks to write: folder below ``to`` (empty: ``to`` itself) -> choice."""
     choices: dict[str, Choice | None]
-    if made is not None and preference == "all":
-        if made.way == policies.PROMPT:
+    if several is not None and preference == "all":
+        if several.way == policies.PROMPT:
             raise UserError(
                 "--preference: wanted one preference, found all: one network responds to all of "
-                "them, and the prompt tells which"
+                "them, as the prompt asks"
             )
         choices = {
-            policies.as_flag(wanted).replace(",", "-"): policies.choose(made, wanted)
-            for wanted in made.preferences
+            policies.as_flag(wanted).replace(",", "-"): policies.choose(several, wanted)
+            for wanted in several.preferences
         }
     else:
-        choices = {"": policies.choose_for(made, workdir, preference)}
+        choices = {"": policies.choose_for(several, workdir, preference)}
     for choice in choices.values():
         if choice is not None:
             policies.require_single(choice, adapter=adapter)
@@ -180,7 +180,7 @@ def _write(
         write_json(folder / reward_models.OURS, limits)
         code = code_of_rewards(tokenizer, original["pad_token_id"], limits)
     name = run.resolve().name
-    card = model_card(config, network.identity, network.step, name, network.said, code=code)
+    card = model_card(config, network.identity, network.step, name, network.note, code=code)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -192,21 +192,21 @@ def _write_adapters(
     network: Network,
     base: str,
 ) -> None:
-    """Writes a folder that PEFT loads, with what the adapters were trained to read and write."""
+    """Writes a folder that PEFT loads, with the tokenizer and a model card."""
     assert trained.lora is not None  # see _check_kind
     base = base or pathlib.PurePath(trained.model.path).name
-    log.info("%s: adapters beside the base %s, which --base=NAME changes", run, base)
+    log.info("%s: the adapters name %s as their base; --base=NAME changes it", run, base)
     save_adapters(folder, network.params, trained.lora, trained.model, base)
     _tokenizer_and_config(config, run, folder, network.identity["tokenizer"])
     name = run.resolve().name
-    made = (config, network.identity, network.step, name, network.said)
+    about = (config, network.identity, network.step, name, network.note)
     code = code_of_adapters(base, rewards=not config["loss"])
-    card = model_card(*made, code=code, adapted=base)
+    card = model_card(*about, code=code, adapted=base)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def newest(trained: Trained, objectives: int, *, merged: bool) -> Network:
-    """Restores the newest checkpoint; adapters ``merged``, if asked to."""
+    """Restores the newest checkpoint; merges adapters into their base if ``merged``."""
     mesh = sharding.make_mesh(1, 1, 1)
     step = finished_run.newest_step(trained)
     params, record = finished_run.restore(trained, mesh, step, objectives=objectives)
@@ -220,24 +220,24 @@ def newest(trained: Trained, objectives: int, *, merged: bool) -> Network:
     return Network(params, identity, step)
 
 
-def chosen(trained: Trained, made: Policies, choice: Choice, *, merged: bool) -> Network:
-    """Loads what responds to a preference."""
-    source = networks.source(trained, made, sharding.make_mesh(1, 1, 1))
+def chosen(trained: Trained, several: Policies, choice: Choice, *, merged: bool) -> Network:
+    """Loads the network for a preference."""
+    source = networks.source(trained, several, sharding.make_mesh(1, 1, 1))
     steps = [networks.newest_step(source, network) for network in choice.networks]
     if merged:
         params = networks.load_whole(source, choice)
     else:
         params = networks.load_trained(source, choice.networks[int(np.argmax(choice.weights))])
-    return Network(params, made.identity, max(steps), choice.said)
+    return Network(params, several.identity, max(steps), choice.said)
 
 
 def _reward_model(run: pathlib.Path) -> Network:
     """Loads a trained reward model, whose adapters are merged already."""
-    found = reward_models.find(str(run))
-    params = reward_models.load_params(found, sharding.make_mesh(1, 1, 1))
+    model = reward_models.find(str(run))
+    params = reward_models.load_params(model, sharding.make_mesh(1, 1, 1))
     summary = read_json(run / "summary.json")
     if "identity" not in summary:
-        raise UserError(f"--workdir: {run} is of an earlier version: export it with that one")
+        raise UserError(f"--workdir: {run} is of an earlier version; export it with that version")
     return Network(params, summary["identity"], summary["steps"])
 
 
@@ -251,26 +251,30 @@ def _check_kind(
     base: str,
     several: bool,
 ) -> None:
-    """Refuses files that cannot hold this, and adapters that mean nothing without their run."""
+    """Refuses combinations that cannot be written, and adapters whose base is not available."""
     if gguf_files.is_gguf(to) and (adapter or several or not config["loss"]):
         raise UserError(
             "--to: a GGUF file holds one whole policy: no reward model, no --adapter, no "
             "--preference=all; name a folder"
         )
     if base and not adapter:
-        raise UserError("--base: goes with --adapter: a whole model needs no base")
+        raise UserError("--base: is only for --adapter: a whole model needs no base")
     if not adapter:
         return
     if not config.get("lora"):
-        raise UserError(f"--adapter: {run} trained a whole network, its config has no lora")
+        raise UserError(f"--adapter: {run} has no adapters: its config has no lora")
     if config["sft"] is not None or not config["model"]["path"]:
-        began = "its own supervised stage" if config["sft"] is not None else "random parameters"
+        base_is = (
+            "the result of its supervised stage"
+            if config["sft"] is not None
+            else "random parameters"
+        )
         raise UserError(
-            f"--adapter: the adapters of {run} need the result of {began}, which is not exported: "
+            f"--adapter: the base of the adapters of {run} is {base_is}, which is not exported: "
             "export without --adapter, which merges them"
         )
     if dtype:
-        raise UserError("--adapter: takes no --dtype; adapters are float32")
+        raise UserError("--dtype: is not for --adapter: adapters are float32")
 
 
 def _outputs(run: pathlib.Path) -> tuple[str, ...]:
@@ -283,10 +287,10 @@ def _outputs(run: pathlib.Path) -> tuple[str, ...]:
 def _tokenizer_and_config(
     config: dict[str, Any], run: pathlib.Path, made: pathlib.Path, digest: str
 ) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    """Writes the tokenizer's files; gives also what config.json says beside the network's shape.
+    """Writes the tokenizer's files; returns it and config.json's fields besides the shape.
 
     Raises:
-      UserError: the tokenizer is no longer the one of this digest, which was trained with.
+      UserError: the tokenizer is no longer the one that the run was trained with.
     """
     kept = run / "pretrained"
     tokenizer = _tokenizer_files(config["tokenizer"], run, made)
@@ -308,7 +312,7 @@ def _tokenizer_and_config(
             "bos_token_id": tokenizer.bos_id,
             "eos_token_id": tokenizer.eos_id,
             "pad_token_id": tokenizer.pad_id,
-            # the longest text it has seen
+            # the longest text in training
             "max_position_embeddings": data["max_prompt_tokens"] + data["max_response_tokens"],
         }
         original = _with_ends(original, tokenizer)
@@ -318,9 +322,9 @@ def _tokenizer_and_config(
 
 
 def _padding(tokenizer: tokenizers.Tokenizer) -> int | None:
-    """The id to pad a reward model's texts with in transformers, None: there is no such token.
+    """Chooses the id that pads a reward model's texts in transformers; None if there is none.
 
-    transformers reads a score before the padding: an EOS that pads would be passed over.
+    transformers reads the score at the last token that is not padding, so this cannot be the EOS.
     """
     others = sorted(set(tokenizer.specials.values()) - set(tokenizer.ends))
     if tokenizer.pad_id not in tokenizer.ends:
@@ -329,7 +333,7 @@ def _padding(tokenizer: tokenizers.Tokenizer) -> int | None:
 
 
 def _with_ends(content: dict[str, Any], tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
-    """Names every token that ends a response, so that transformers stops where we do."""
+    """Lists every token that ends a response, so that transformers stops at the same ones."""
     given, ends = content.get("eos_token_id"), sorted(tokenizer.ends)
     if set(given if isinstance(given, list) else [given]) == set(ends):
         return content
@@ -339,7 +343,7 @@ def _with_ends(content: dict[str, Any], tokenizer: tokenizers.Tokenizer) -> dict
 def _tokenizer_files(
     settings: dict[str, Any], run: pathlib.Path, made: pathlib.Path
 ) -> tokenizers.Tokenizer:
-    """Writes the files of the run's tokenizer, and what tools need to read them alike."""
+    """Writes the files of the run's tokenizer, and the settings that other tools need."""
     path, tokenizer = _kept_tokenizer(settings, run), tokenizer_of(settings, run)
     if path.is_dir():
         pretrained.copy_tokenizer(path, made)
@@ -358,7 +362,7 @@ def _kept_tokenizer(settings: dict[str, Any], run: pathlib.Path) -> pathlib.Path
 
 
 def tokenizer_of(settings: dict[str, Any], run: pathlib.Path) -> tokenizers.Tokenizer:
-    """Loads a run's tokenizer; the settings are ``tokenizer`` of its ``config.json``."""
+    """Loads a run's tokenizer; ``settings`` is ``tokenizer`` in its ``config.json``."""
     path = str(_kept_tokenizer(settings, run))
     return tokenizers.load(path, chat_template=settings["chat_template"])
 

@@ -1,4 +1,4 @@
-"""Opens runs that have ended: their config and what they trained, from the workdir."""
+"""Opens finished runs: loads their config and their parameters from the workdir."""
 
 import contextlib
 import dataclasses
@@ -33,9 +33,9 @@ def note_origin(
 
     Args:
       workdir: the run's folder.
-      path: of the config file.
+      path: the config file.
       overrides: changes to it.
-      files: what was read, by name, the config's first; None: what is there now.
+      files: contents that were read, by name, the config's first; None: read them now.
     """
     files = load.files(path) if files is None else files
     folder = pathlib.Path(workdir) / FILES
@@ -46,16 +46,16 @@ def note_origin(
     origin = {
         "path": str(pathlib.Path(path).resolve()),
         "set": overrides,
-        "folder": str(pathlib.Path.cwd()),  # that paths in the config begin in
+        "folder": str(pathlib.Path.cwd()),  # relative paths in the config start here
         "copy": f"{FILES}/{file.name}{':' * bool(size)}{size}",
     }
     storage.keep_json(pathlib.Path(workdir) / ORIGIN, origin)
 
 
 def _origin(folder: pathlib.Path) -> tuple[str, list[str]]:
-    """Finds the config of a run, the copy before the file itself, and its ``--set``."""
+    """Finds the config of a run (its copy, else the original file), and its ``--set``."""
     if not (folder / ORIGIN).is_file():
-        raise UserError(f"{folder} does not record its config: give --config=FILE")
+        raise UserError(f"{folder} has no record of its config: give --config=FILE")
     origin = storage.read_json(folder / ORIGIN)
     copy = str(folder / origin.get("copy", FILES))
     is_there = load.split_path(copy)[0].is_file()
@@ -63,18 +63,18 @@ def _origin(folder: pathlib.Path) -> tuple[str, list[str]]:
 
 
 def located(path: str, folder: pathlib.Path) -> str:
-    """Finds what a run's config names, from the folder that the run was started in."""
+    """Finds a path of a run's config, also relative to the folder in which the run was started."""
     if not path or os.path.exists(path) or not (folder / ORIGIN).is_file():
         return path
-    there = os.path.join(storage.read_json(folder / ORIGIN).get("folder", ""), path)
-    return there if os.path.exists(there) else path
+    joined = os.path.join(storage.read_json(folder / ORIGIN).get("folder", ""), path)
+    return joined if os.path.exists(joined) else path
 
 
-def _where_things_are(config: Config, folder: pathlib.Path, *, start: bool) -> Config:
-    """Points the config of a run to the copies in its folder where the originals are gone.
+def _with_found_paths(config: Config, folder: pathlib.Path, *, start: bool) -> Config:
+    """Points a run's config to the copies in its folder if the originals are gone.
 
-    The parameters that it began with have no copy: adapters go beside them, and with ``start`` they
-    are needed in any case.
+    The parameters of ``model.path`` have no copy. Adapters need them as their base, and ``start``
+    says that they are needed in any case.
     """
     model, tokenizer, kept = config.model, config.tokenizer, folder / "pretrained"
     if model.path:
@@ -83,7 +83,7 @@ def _where_things_are(config: Config, folder: pathlib.Path, *, start: bool) -> C
         if needed and not os.path.exists(path):
             raise UserError(
                 f"{folder} needs its base model {model.path}, which does not exist; "
-                "if it has moved: --set model.path=FOLDER"
+                "if it was moved: --set model.path=FOLDER"
             )
         path = path if os.path.exists(path) or not kept.is_dir() else str(kept)
         model = dataclasses.replace(model, path=path)
@@ -98,25 +98,25 @@ def config_of(workdir: str, path: str, overrides: list[str], *, start: bool = Fa
     Args:
       workdir: the run's folder.
       path: a config file; empty: the one that the run was started with.
-      overrides: changes to it; what was trained cannot be changed.
-      start: whether the parameters that the run began with are needed.
+      overrides: changes to it; fields that determine the training cannot be changed.
+      start: whether the parameters of ``model.path`` are needed.
 
     Raises:
-      UserError: no such run, not finished, of a reward model, or of another config than the file
-        now says.
+      UserError: there is no such run, it is not finished or of a reward model, or the config
+        differs from the run's.
     """
     folder = pathlib.Path(workdir)
     if not (folder / "config.json").is_file():
         raise UserError(f"--workdir: {workdir} holds no run")
     if not (folder / "summary.json").is_file():
-        raise UserError(f"--workdir: {workdir} holds an unfinished run: finish it with run")
+        raise UserError(f"--workdir: {workdir} holds an unfinished run; finish it with run")
     if not path:
-        path, begun = _origin(folder)
-        overrides = [*begun, *overrides]
+        path, original = _origin(folder)
+        overrides = [*original, *overrides]
     config = load.load(path, overrides)
     if config.loss is None:
         raise UserError(f"--workdir: {workdir} holds a reward model, wanted a policy")
-    config = pretrained.resolve(_where_things_are(config, folder, start=start))
+    config = pretrained.resolve(_with_found_paths(config, folder, start=start))
     other = identity_changes(storage.read_json(folder / "config.json"), config)
     if other:
         raise UserError(
@@ -127,10 +127,10 @@ def config_of(workdir: str, path: str, overrides: list[str], *, start: bool = Fa
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Where the parameters are that a run trained, and of what network."""
+    """The place and the shape of the parameters that a run trained."""
 
-    root: pathlib.Path  # of the run
-    folder: pathlib.Path  # of the checkpoints; of a game in rounds, the last policy's
+    root: pathlib.Path  # the run's folder
+    folder: pathlib.Path  # holds the checkpoints; in a game of rounds, the last policy's
     model: ModelConfig
     lora: LoraConfig | None
     seed: int
@@ -138,12 +138,12 @@ class Trained:
 
     @property
     def checkpoints(self) -> contextlib.AbstractContextManager[Any]:
-        """Opens them to read; this removes what a killed save left, so no run may be saving."""
+        """Opens the checkpoints. Removes killed saves, so no run may be saving."""
         return stores.open_store(self.folder / "checkpoints", keep=10**9)
 
 
 def trained_in(folder: pathlib.Path, description: dict[str, Any]) -> Trained:
-    """Finds what the run of a folder trained; the description is as in its ``config.json``."""
+    """Finds the parameters of a run; ``description`` is the content of its ``config.json``."""
     lora = description["lora"]
     model = model_from(description, str(folder / "config.json"))
     return Trained(
@@ -164,10 +164,10 @@ def _policy_folder(description: dict[str, Any], folder: pathlib.Path) -> pathlib
 
 
 def at_checkpoint(trained: Trained, checkpoint: str) -> Trained:
-    """Points to the checkpoint that is read: ``last``, or ``best``, which `train.keep_best` kept.
+    """Selects the checkpoint to read: ``last``, or ``best``, which `train.keep_best` kept.
 
     Raises:
-      UserError: it is neither, or nothing was kept.
+      UserError: it is neither, or there is no best checkpoint.
     """
     if checkpoint not in ("last", "best"):
         raise UserError(f"--checkpoint: wanted last or best, found {checkpoint!r}")
@@ -182,13 +182,14 @@ def at_checkpoint(trained: Trained, checkpoint: str) -> Trained:
 def restore(
     trained: Trained, mesh: Mesh, step: int, *, objectives: int = 0, members: int = 0
 ) -> tuple[Params, dict[str, Any]]:
-    """Restores a checkpoint; with ``lora`` the adapters.
+    """Restores the parameters of a checkpoint, or its adapters if the run has ``lora``.
 
     Args:
-      mesh: where.
+      trained: from `trained_in`.
+      mesh: the devices.
       step: of the checkpoint.
       objectives: outputs of a reward model's head; 0: a policy.
-      members: networks that were trained side by side, on a leading axis; 0: one, without it.
+      members: networks trained side by side, on a leading axis; 0: one network, without it.
 
     Returns:
       The parameters, and the record that was saved with them.
@@ -218,15 +219,15 @@ def newest_step(trained: Trained) -> int:
 
 
 def base_digest(identity: dict[str, str]) -> str:
-    """Tells of which base adapters are: the reference, but where a game's rounds have another."""
+    """Returns the digest of the adapters' base: the reference, except in rounds of a game."""
     return identity.get("base", identity["reference"])
 
 
 def load_base(trained: Trained, mesh: Mesh, digest: str) -> Params:
-    """Loads the supervised policy, which adapters go beside.
+    """Loads the adapters' base, the supervised policy.
 
     Raises:
-      UserError: it is not there, or no longer the one of this digest.
+      UserError: it is missing, or has another digest.
     """
     path = trained.model.path
     if path and not trained.sft and not os.path.exists(path):
@@ -243,7 +244,7 @@ def load_base(trained: Trained, mesh: Mesh, digest: str) -> Params:
 
 
 def require_complete(workdir: str) -> None:
-    """Refuses a finished run without its last checkpoint: to go on would train.
+    """Refuses a finished run without its last checkpoint, which would train again.
 
     Raises:
       UserError: the checkpoint is missing, or the folder is in use.
@@ -262,18 +263,18 @@ def _last_step(trained: Trained) -> int:
     if newest != steps:
         raise UserError(
             f"--workdir: {trained.folder} ended at step {steps}, but its newest checkpoint is "
-            f"{'missing' if newest is None else f'of step {newest}'}: finish it with run"
+            f"{'missing' if newest is None else f'of step {newest}'}; finish it with run"
         )
     return steps
 
 
 def load_policy(config: Config, workdir: str, checkpoint: str = "last") -> Params:
-    """Loads the parameters that a finished run ended with, or its best, on the config's mesh.
+    """Loads a finished run's last or best parameters, on the config's mesh.
 
     The caller owns the folder (`workdirs.owned`).
 
     Raises:
-      UserError: the checkpoint is not there.
+      UserError: the checkpoint is missing.
     """
     trained = trained_in(pathlib.Path(workdir), describe(config))
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)

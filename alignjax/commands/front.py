@@ -1,4 +1,4 @@
-"""Fronts side by side: one table, one picture. For the command ``front``, and a run's own end."""
+"""Compares Pareto fronts in a table and a plot: the command ``front``, also used by runs."""
 
 import dataclasses
 import pathlib
@@ -18,18 +18,18 @@ COLUMNS = ("front", "hypervolume", "faithfulness", "collapsed", "unfinished", "d
 
 
 def run(paths: Sequence[str], out: str) -> dict[str, Any]:
-    """Prints a table of finished runs and draws their fronts into one figure.
+    """Prints a table of finished runs and plots their fronts in one figure.
 
     Args:
-      paths: of the runs' folders.
-      out: the PNG to write; the numbers go beside it, as JSON.
+      paths: the runs' folders.
+      out: the PNG to write; the numbers go to a JSON file beside it.
 
     Returns:
-      What the JSON file holds.
+      The content of the JSON file.
 
     Raises:
-      UserError: two runs of one name, one without a front, or fronts of other objectives or
-        prompts than the first one's.
+      UserError: two runs have the same name, a run has no front, or fronts have different
+        objectives or prompts.
     """
     folders = several_runs.by_name(paths, out)
     picture = pathlib.Path(out)
@@ -42,10 +42,10 @@ def run(paths: Sequence[str], out: str) -> dict[str, Any]:
 
 
 def read(folder: pathlib.Path) -> Front:
-    """Reads the front that a finished run wrote.
+    """Reads the front of a finished run.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or it is of an earlier version.
     """
     file = folder / "front.json"
     if not file.is_file():
@@ -57,7 +57,7 @@ def read(folder: pathlib.Path) -> Front:
 
 
 def compare(named: dict[str, Front], picture: pathlib.Path) -> dict[str, Any]:
-    """Prints the table of fronts by name, draws them, and returns the numbers of both."""
+    """Prints a table of fronts, plots them, and returns the numbers of both."""
     _check_alike(named)
     names = next(iter(named.values()))["objectives"]
     low, high, source = _box(named)
@@ -92,7 +92,9 @@ def compare(named: dict[str, Front], picture: pathlib.Path) -> dict[str, Any]:
         "reference point; [95% interval over prompts]"
     )
     if flat:
-        say(f"no hypervolume: all have one value of {', '.join(flat)}; set recipe.objectives.box")
+        say(
+            f"no hypervolume: all points have the same {', '.join(flat)}; set recipe.objectives.box"
+        )
     plot_fronts(named, low, high, picture)
     say(f"picture: {picture}")
     return {
@@ -103,7 +105,7 @@ def compare(named: dict[str, Front], picture: pathlib.Path) -> dict[str, Any]:
 
 
 def _points(front: Front) -> list[dict[str, Any]]:
-    """The mean scores for each preference, for the JSON file."""
+    """Lists the mean scores of each preference, for the JSON file."""
     points = fronts.points(np.array(front["scores"]))
     return [
         {
@@ -121,19 +123,19 @@ def _points(front: Front) -> list[dict[str, Any]]:
 
 
 def _check_alike(named: dict[str, Front]) -> None:
-    """Refuses fronts of other objectives or prompts than the first one's."""
+    """Refuses fronts whose objectives or prompts differ from the first front's."""
     (first_name, first), *others = named.items()
     for name, front in others:
         for field in ("objectives", "prompts"):
             if front[field] != first[field]:
                 raise UserError(
-                    f"--runs: {name} has other {field} than {first_name}: their scores do not "
-                    "compare"
+                    f"--runs: {name} has other {field} than {first_name}, so their scores "
+                    "cannot be compared"
                 )
 
 
 def _box(named: dict[str, Front]) -> tuple[np.ndarray, np.ndarray, str]:
-    """Takes the box that the configs agree on, else the smallest around the points."""
+    """Returns the box of the configs if they agree, else the smallest around the points."""
     boxes = [front["box"] for front in named.values()]
     if boxes[0] is not None and all(box == boxes[0] for box in boxes):
         low, high = np.array(boxes[0], np.float64).T

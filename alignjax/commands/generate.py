@@ -1,9 +1,8 @@
-"""Responses to prompts, by a finished run's policy or another model: the command ``generate``.
+"""The command ``generate``: samples responses of a finished run's policy or another model.
 
-It writes ``OUT``, JSON lines of ``{id, prompt, responses, domain, unfinished}``: what ``score``
-scores, and with scores what `data.sources.lists` reads. ``unfinished`` counts the responses that
-were cut at the token limit. With ``format="alpaca_eval"`` it writes the JSON array that
-``alpaca_eval --model_outputs`` reads: see `_alpaca_eval`.
+It writes JSON lines of ``{id, prompt, responses, domain, unfinished}``, which ``score`` reads.
+``unfinished`` counts the responses that were cut at the token limit. With ``format="alpaca_eval"``
+it writes the JSON array that ``alpaca_eval --model_outputs`` reads.
 """
 
 import dataclasses
@@ -31,11 +30,11 @@ from alignjax.evaluation import tables
 from alignjax.runtime import sharding, storage, workdirs
 from alignjax.sampling.generate import Question, Sample, Sampling, ask, respond, take_questions
 from alignjax.stages.data import Prepared, load_tokenizer, prepare_data
-from alignjax.stages.sample_lists import line
+from alignjax.stages.sample_lists import line as record_line
 
 log = logging.getLogger("alignjax")
 
-FORMATS = {"jsonl": ".jsonl", "alpaca_eval": ".json"}  # and how their files end
+FORMATS = {"jsonl": ".jsonl", "alpaca_eval": ".json"}  # format -> ending of its files
 
 Settings = TypeVar("Settings", bound=SamplingConfig)
 
@@ -57,28 +56,28 @@ def run(
     """Samples responses of a run's policy to prompts and writes them.
 
     Args:
-      config: of the run; ``evaluate`` says how to sample.
+      config: the run's; ``evaluate`` says how to sample.
       workdir: the run's folder.
-      out: the ``.jsonl`` to write (of alpaca_eval ``.json``), or ``-``: standard output.
+      out: the file to write (``.jsonl``, for alpaca_eval ``.json``), or ``-``: standard output.
       prompts: see `read_prompts`; empty: the first ``evaluate.prompts`` held-out prompts.
-      samples, temperature, max_new_tokens: of ``evaluate``; None: as the config says.
-      preference: of a run of several objectives, see `policies.choose_for`.
-      overwrite: write over a file that is there.
+      samples, temperature, max_new_tokens: replace those of ``evaluate``; None: the config's.
+      preference: in a multi-objective run, see `policies.choose_for`.
+      overwrite: replace an existing file.
       checkpoint: last or best, see `finished_run.at_checkpoint`.
-      format: jsonl, or alpaca_eval, which takes one response a prompt.
+      format: jsonl, or alpaca_eval, which has one response per prompt.
 
     Raises:
-      UserError: no such run, prompts that cannot be read or are empty, or a file that is there or
-        cannot be written; or as `policies.choose_for`.
+      UserError: there is no such run; prompts cannot be read or are empty; the file exists or
+        cannot be written; see `policies.choose_for`.
     """
     _check_target(out, overwrite, format, samples)
     samples = 1 if format == "alpaca_eval" else samples
     given = dict(samples=samples, temperature=temperature, max_new_tokens=max_new_tokens)
     settings = changed(config.evaluate, best_of=0, **given)
-    config = dataclasses.replace(config, evaluate=settings)  # checked once more
+    config = dataclasses.replace(config, evaluate=settings)  # checks the new values
     folder = pathlib.Path(workdir)
-    made = policies.find(folder, describe(config))
-    choice = policies.choose_for(made, workdir, preference)
+    several = policies.find(folder, describe(config))
+    choice = policies.choose_for(several, workdir, preference)
     finished_run.at_checkpoint(finished_run.trained_in(folder, describe(config)), checkpoint)
     with workdirs.owned(folder):
         if prompts:
@@ -88,7 +87,7 @@ def run(
             data = prepare_data(config, folder)
             tokenizer, (records, questions) = data.tokenizer, _held_out(config, data)
         if not questions:
-            raise UserError("generate: no prompt to respond to (evaluate.prompts is 0)")
+            raise UserError("generate: wanted prompts, found none (evaluate.prompts is 0)")
         _check_records(records, format)
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         sampling = Sampling(
@@ -99,14 +98,14 @@ def run(
             mesh=mesh,
             title="sampling",
         )
-        if made is None or choice is None:
+        if several is None or choice is None:
             params = finished_run.load_policy(config, workdir, checkpoint)
             responses = respond(sampling, params, questions)
         else:
             log.info("--preference=%s: %s", preference, choice.said)
             responses = networks.respond(
                 sampling,
-                networks.source(finished_run.trained_in(folder, describe(config)), made, mesh),
+                networks.source(finished_run.trained_in(folder, describe(config)), several, mesh),
                 choice,
                 [record.prompt for record in records],
                 questions,
@@ -124,23 +123,25 @@ def of_folder(
     overwrite: bool = False,
     format: str = "jsonl",
 ) -> None:
-    """Samples responses of the model in a folder, or a GGUF file, and writes them as `run` does.
+    """Samples responses of a model in a folder or a GGUF file, and writes them as `run` does.
 
     Args:
-      path: as of `voices.of_folder`.
-      out, overwrite, format: as of `run`.
+      path: see `voices.of_folder`.
+      out, overwrite, format: see `run`.
       prompts: see `read_prompts`.
       settings: how to sample.
 
     Raises:
-      UserError: no such model, or as `run`.
+      UserError: there is no such model, or see `run`.
     """
     _check_target(out, overwrite, format, settings.samples)
     records = [record for row in _rows(prompts) for record in _records(row)]
     _check_records(records, format)
     voice = voices.load(path)
     if voice.tokenizer.chat_template != chat.PLAIN_TEMPLATE:
-        _note_plain(prompts, [x.prompt for x in records], "messages go through its chat template")
+        _note_plain(
+            prompts, [x.prompt for x in records], "messages would go through its chat template"
+        )
     questions = ask(
         [x.prompt for x in records], range(len(records)), voice.tokenizer, voices.LONGEST
     )
@@ -158,43 +159,41 @@ def of_folder(
 
 
 def changed(settings: Settings, **changes: Any) -> Settings:
-    """Gives settings other values; None: what they have."""
+    """Replaces settings, except by None."""
     given = {name: x for name, x in changes.items() if x is not None}
     return dataclasses.replace(settings, **given)
 
 
 def _check_target(out: str, overwrite: bool, format: str, samples: int | None) -> None:
-    """Refuses a file before anything is sampled for it."""
+    """Checks the output file before sampling."""
     if format not in FORMATS:
         raise UserError(f"--format: wanted {' or '.join(FORMATS)}, found {format!r}")
     if format == "alpaca_eval" and samples not in (None, 1):
-        raise UserError(
-            f"--samples: --format=alpaca_eval takes one response a prompt, not {samples}"
-        )
+        raise UserError(f"--samples: wanted 1 for --format=alpaca_eval, found {samples}")
     if out == "-":
         return
     ending = FORMATS[format]
     if pathlib.Path(out).suffix != ending:
         raise UserError(f"--out: wanted - or a name that ends in {ending}, found {out!r}")
     if pathlib.Path(out).exists() and not overwrite:
-        raise UserError(f"--out: {out} exists; choose another name, or give --overwrite")
+        raise UserError(f"--out: {out} exists; choose another name, or use --overwrite")
 
 
 def _check_records(records: list[Record], format: str) -> None:
-    """Refuses prompts that are no instruction, where the format wants one."""
+    """Checks that every prompt is an instruction, for a format that needs one."""
     if format == "alpaca_eval":
         for record in records:
             _instruction(record)
 
 
 def _instruction(record: Record) -> str:
-    """The text of a prompt of one message, as alpaca_eval finds it among its own."""
+    """Returns the text of a prompt of one message, by which alpaca_eval finds its prompts."""
     if isinstance(record.prompt, str):
         return record.prompt
     if [turn.role for turn in record.prompt] != ["user"]:
         turns = ", ".join(turn.role for turn in record.prompt)
         raise UserError(
-            f"{record.origin or record.id}: --format=alpaca_eval wants prompts of one user's "
+            f"{record.origin or record.id}: --format=alpaca_eval: wanted a prompt of one user's "
             f"message, found {turns}"
         )
     return record.prompt[0].content
@@ -208,7 +207,7 @@ def _held_out(config: Config, data: Prepared) -> tuple[list[Record], list[Questi
 
 
 def _kept(config: Config, folder: pathlib.Path) -> tuple[Tokenizer, list[Record]]:
-    """A run's tokenizer, and its held-out records as it kept them: its data are not read."""
+    """Loads a run's tokenizer and its saved held-out records, without reading its data."""
     file = folder / "held_out.jsonl"
     known = kept.read(file.read_bytes()) if file.is_file() else []
     return load_tokenizer(config, folder, []), known
@@ -217,13 +216,13 @@ def _kept(config: Config, folder: pathlib.Path) -> tuple[Tokenizer, list[Record]
 def read_prompts(
     path: str, config: Config, tokenizer: Tokenizer, known: Sequence[Record]
 ) -> tuple[list[Record], list[Question]]:
-    """Reads prompts; says so where they are texts and the data's conversations.
+    """Reads prompts; warns about plain texts if the run's data are conversations.
 
     Args:
-      path: rows with ``prompt``, text or messages, or of any kind that `sources.auto` reads; or a
-        ``.txt``, or ``-`` for standard input, whose lines are messages of a user, or such rows.
-      config, tokenizer: of the run.
-      known: some of its data.
+      path: rows with ``prompt``, text or messages, or of any format that `sources.auto` reads; or a
+        ``.txt``, or ``-`` for standard input, whose lines are a user's messages or such rows.
+      config, tokenizer: the run's.
+      known: some of the run's data.
     """
     records = [record for row in _rows(path) for record in _records(row)]
     prompts, longest = [record.prompt for record in records], config.data.max_prompt_tokens
@@ -233,18 +232,18 @@ def read_prompts(
 
 
 def _note_plain(path: str, prompts: list[Prompt], why: str) -> None:
-    """Says that prompts are plain text, and what they may be instead."""
+    """Warns that prompts are plain text, and shows the format of messages."""
     plain = sum(isinstance(prompt, str) for prompt in prompts)
     if plain:
         log.warning(
-            "--prompts: %d prompts of %s are plain text, used without a chat template; %s: "
+            "--prompts: %d prompts of %s are plain text and use no chat template; %s: "
             '{"prompt": [{"role": "user", "content": "..."}]}',
             *(plain, path, why),
         )
 
 
 def _rows(path: str) -> list[Row]:
-    """Reads rows, or lines of text as messages of a user."""
+    """Reads rows, or lines of text as a user's messages."""
     if path != "-" and not path.endswith(".txt"):
         return list(read_rows(path))
     name = "standard input" if path == "-" else path
@@ -253,10 +252,10 @@ def _rows(path: str) -> list[Row]:
     except (OSError, ValueError) as error:
         raise UserError(f"--prompts: {name} cannot be read: {error}") from None
     rows = []
-    for number, said in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(map(str.strip, text.split("\n")), 1):
         origin = f"{name}:{number}"
-        if said.strip():
-            rows.append(Row(_fields(said.strip(), origin), origin, f"{number}", name))
+        if line:
+            rows.append(Row(_fields(line, origin), origin, f"{number}", name))
     if not rows:
         raise UserError(f"--prompts: {name} holds no prompt")
     return rows
@@ -275,8 +274,8 @@ def _fields(line: str, origin: str) -> dict[str, Any]:
 def _write(
     out: str, records: list[Record], responses: list[Sample], limit: int, format: str, name: str
 ) -> None:
-    """Writes the responses in a format; ``name`` is the model's."""
-    texts = [r.response.replace("\0", "\ufffd") for r in responses]  # no text file can hold a NUL
+    """Writes the responses; ``name`` is the model's name."""
+    texts = [r.response.replace("\0", "\ufffd") for r in responses]  # sources refuse NULs
     cut = [not r.ended for r in responses]
     content = (
         _alpaca_eval(records, texts, name)
@@ -298,10 +297,10 @@ def _write(
 
 
 def _jsonl(records: list[Record], texts: list[str], cut: list[bool]) -> str:
-    """One line per prompt, with its responses."""
+    """Formats one JSON line per prompt, with its responses."""
     n = len(texts) // len(records)
     lines = [
-        line(
+        record_line(
             dataclasses.replace(record, responses=tuple(texts[i * n : (i + 1) * n])),
             unfinished=sum(cut[i * n : (i + 1) * n]),
         )
@@ -311,7 +310,7 @@ def _jsonl(records: list[Record], texts: list[str], cut: list[bool]) -> str:
 
 
 def _alpaca_eval(records: list[Record], texts: list[str], name: str) -> str:
-    """A JSON array of ``{instruction, output, generator, dataset}``, one entry a prompt."""
+    """Formats a JSON array of ``{instruction, output, generator, dataset}``, one per prompt."""
     rows = [
         {
             "instruction": _instruction(record),
@@ -325,18 +324,18 @@ def _alpaca_eval(records: list[Record], texts: list[str], name: str) -> str:
 
 
 def _records(row: Row) -> list[Record]:
-    """Makes a record of a row's ``prompt``, or of its ``instruction``, which a user says.
+    """Makes a record of a row's ``prompt``, or of its ``instruction`` as a user's message.
 
-    AlpacaEval's rows have the latter, and a ``dataset``, which becomes the domain. A row with
-    neither, such as a pair of dialogues, is asked what the responses in it respond to.
+    AlpacaEval's rows have an ``instruction`` and a ``dataset``, which becomes the domain. From
+    other rows, such as pairs of dialogues, it takes the prompt that their responses answer.
     """
     if not {"prompt", "instruction"} & set(row.fields):
         try:
-            _, found = read_row(DataReport(), row)
+            _, records = read_row(DataReport(), row)
         except DataError:
-            row.get("prompt")  # tells that it is missing
+            row.get("prompt")  # raises an error that names the missing field
             raise
-        return [dataclasses.replace(r, responses=(), more=()) for r in found]
+        return [dataclasses.replace(r, responses=(), more=()) for r in records]
     dataset = row.fields.get("dataset")
     return [
         Record(
@@ -350,15 +349,15 @@ def _records(row: Row) -> list[Record]:
 
 
 def _prompt_of(row: Row) -> Prompt:
-    """Reads a row's prompt; refuses one without text, which training would drop."""
-    asked = "instruction" in row.fields and "prompt" not in row.fields
-    name = "instruction" if asked else "prompt"
-    if asked and row.fields.get("input"):
+    """Reads a row's prompt; refuses an empty one, which training would drop."""
+    is_instruction = "instruction" in row.fields and "prompt" not in row.fields
+    name = "instruction" if is_instruction else "prompt"
+    if is_instruction and row.fields.get("input"):
         raise UserError(
-            f"{row.origin}: field 'input' beside 'instruction' is not read: write both as 'prompt'"
+            f"{row.origin}: field 'input' beside 'instruction' is not read; write both as 'prompt'"
         )
-    prompt = read_prompt(row, name, chat=asked)
+    prompt = read_prompt(row, name, chat=is_instruction)
     texts = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt]
     if not any(text.strip() for text in texts):
-        raise UserError(f"{row.origin}: field {name!r} is empty; there is nothing to respond to")
+        raise UserError(f"{row.origin}: field {name!r} is empty")
     return prompt

@@ -1,4 +1,4 @@
-"""Models that were not trained here, in and out: folders, and GGUF files for llama.cpp."""
+"""Imports and exports models that alignjax did not train: folders and GGUF files."""
 
 import contextlib
 import dataclasses
@@ -23,16 +23,16 @@ from alignjax.stages import pretrained
 
 log = logging.getLogger("alignjax")
 
-# Words that every way of cutting text treats in its own way; ids are compared on them.
+# Text that different tokenizers split differently; ids are compared on it.
 _SAMPLE = "It's 12,345 o'clock.\n\n  Où? Grüße  naïve:\tfoo_bar(x) <b>語</b> 🙂\n"
 
 
 def import_model(source: str, to: str) -> None:
-    """Reads a folder saved by transformers and writes an imported one.
+    """Imports a model saved by transformers into a folder of alignjax's format.
 
     Args:
-      source: config.json, safetensors, tokenizer files; or a GGUF file.
-      to: a folder that does not exist yet; it appears when all is in it.
+      source: a folder with config.json, safetensors and tokenizer files; or a GGUF file.
+      to: a folder that does not exist yet; it appears when it is complete.
 
     Raises:
       UserError: the model is not supported or damaged; the tokenizer has more ids than the
@@ -52,12 +52,12 @@ def import_model(source: str, to: str) -> None:
 
 
 def export_model(source: str, to: str, *, dtype: str = "") -> None:
-    """Writes a model that was not trained here, as it is: the reverse of `import_model`.
+    """Exports a model that alignjax did not train, unchanged: the reverse of `import_model`.
 
     Args:
-      source: an imported folder, one saved by transformers, or a GGUF file.
+      source: an imported folder, a folder saved by transformers, or a GGUF file.
       to: a folder, or a name that ends in ``.gguf``, that does not exist yet.
-      dtype: of the stored tensors; empty: as they are stored there, or in a GGUF file ``f16``.
+      dtype: dtype of the stored tensors; empty: the source's, or ``f16`` in a GGUF file.
 
     Raises:
       UserError: the model is not supported or damaged; ``to`` exists or cannot hold the model.
@@ -72,7 +72,7 @@ def export_model(source: str, to: str, *, dtype: str = "") -> None:
         original = hf.read_json(made / "config.json")
         params = pretrained.load(config, sharding.make_mesh(1, 1, 1))
         save_model(made, params, config, dtype=stored, original=original)
-        # It says the same of the network, in the words that it came with.
+        # The original config.json describes the same network; keep its form.
         kept = {key: value for key, value in original.items() if key != "auto_map"}
         name = "dtype" if "dtype" in original else "torch_dtype"
         write_json(made / "config.json", {**kept, name: stored})
@@ -84,13 +84,13 @@ def _refuse_reward_model(folder: pathlib.Path) -> None:
         hf.read_json(folder / "config.json"), str(folder)
     ):
         raise UserError(
-            f"{folder}: holds a reward model: give the folder itself to score.reward_model or "
-            "--reward_model"
+            f"{folder}: wanted a policy, found a reward model; use the folder itself as "
+            "score.reward_model or --reward_model"
         )
 
 
 def _config(folder: pathlib.Path) -> ModelConfig:
-    """The network of a folder, with the dtype that its tensors are stored in."""
+    """Reads the network's config from a folder, with the dtype of its stored tensors."""
     config = dataclasses.replace(hf.read_config(folder), path=str(folder))
     if (folder / pretrained.IMPORTED).is_file():
         return dataclasses.replace(config, param_dtype=pretrained.stored_dtype(folder))
@@ -99,18 +99,18 @@ def _config(folder: pathlib.Path) -> ModelConfig:
 
 
 def _copy_files(folder: pathlib.Path, made: pathlib.Path, config: ModelConfig) -> None:
-    """Copies what came with a model beside its tensors."""
+    """Copies a model's files other than its tensors."""
     pretrained.copy_model(folder, made)
     pretrained.copy_tokenizer(folder, made)
     if any((made / name).is_file() for name in pretrained.TOKENIZER_FILES[:3]):
         ids = tokenizers.load(str(made)).vocab_size
         tokenizers.check_ids(config.path, ids, config.vocab_size)
     else:
-        log.info("%s: holds no tokenizer; set tokenizer.path in configs", folder)
+        log.info("%s: found no tokenizer; set tokenizer.path in configs", folder)
 
 
 def check_dtype(to: str, dtype: str) -> None:
-    """Refuses a type that a folder, or a GGUF file, cannot have."""
+    """Refuses a dtype that a folder, or a GGUF file, cannot have."""
     known = tuple(gguf_files.KINDS) if gguf_files.is_gguf(to) else DTYPES
     if dtype not in ("", *known):
         raise UserError(f"--dtype: wanted {' or '.join(known)} for {to}, found {dtype!r}")
@@ -118,10 +118,10 @@ def check_dtype(to: str, dtype: str) -> None:
 
 @contextlib.contextmanager
 def destination(to: str, dtype: str) -> Iterator[pathlib.Path]:
-    """Gives a folder to fill, which becomes ``to``, or the GGUF file of this name.
+    """Yields a folder to fill, which becomes ``to``, or is converted to a GGUF file.
 
     Raises:
-      UserError: ``to`` exists; or the model is one that a GGUF file cannot hold.
+      UserError: ``to`` exists, or a GGUF file cannot hold the model.
     """
     if not gguf_files.is_gguf(to):
         with artifacts.new_folder(to) as made:
@@ -133,21 +133,21 @@ def destination(to: str, dtype: str) -> Iterator[pathlib.Path]:
         yield folder
         try:
             write_gguf(folder, file, dtype or "f16")
-        except UserError as error:  # of folders that are gone when it is read
-            told = str(error).replace(str(file), to).replace(str(folder), to)
-            raise type(error)(told) from None
+        except UserError as error:  # it names temporary files: name ``to`` instead
+            message = str(error).replace(str(file), to).replace(str(folder), to)
+            raise type(error)(message) from None
 
 
 def write_gguf(folder: pathlib.Path, file: pathlib.Path, kind: str) -> None:
-    """Writes a GGUF file of a folder as `save_model` and the tokenizer's files make it.
+    """Converts a folder to a GGUF file.
 
     Args:
-      folder: config.json, tensors, the tokenizer's files.
+      folder: config.json and tensors from `save_model`, and the tokenizer's files.
       file: written in place.
       kind: see `gguf_files.write`.
 
     Raises:
-      UserError: the network or the tokenizer is one that llama.cpp does not have.
+      UserError: llama.cpp does not support the network or the tokenizer.
     """
     original = hf.read_json(folder / "config.json")
     config = hf.read_config(folder)
@@ -163,26 +163,24 @@ def write_gguf(folder: pathlib.Path, file: pathlib.Path, kind: str) -> None:
 
 
 def _check(folder: pathlib.Path, file: pathlib.Path) -> None:
-    """Reads the file again, and compares it with what it was made of."""
+    """Reads the file back, and compares it with the folder."""
     wanted, found = (configjson.shape_fields(hf.read_config(x)) for x in (folder, file))
     for name, value in wanted.items():
         if not _same(value, found[name]):
             raise UserError(
-                f"model.{name}: GGUF files of such a network cannot say {value!r}; llama.cpp would "
-                f"compute with {found[name]!r}"
+                f"model.{name}: GGUF files of this network cannot express {value!r}; llama.cpp "
+                f"would compute with {found[name]!r}"
             )
-    given, read = (tokenizers.load(str(x)) for x in (folder, file))
-    ids, again = (x.encode(_SAMPLE, [_SAMPLE]) for x in (given, read))
-    same = ids.prompt_ids.tolist() == again.prompt_ids.tolist()
-    same &= ids.response_ids[0].tolist() == again.response_ids[0].tolist()
-    if not same or set(given.ends) != set(read.ends):
-        raise UserError(
-            f"{folder}: GGUF files have no kind of tokenizer that gives the same ids as this one"
-        )
+    old, new = (tokenizers.load(str(x)) for x in (folder, file))
+    wanted_ids, ids = (x.encode(_SAMPLE, [_SAMPLE]) for x in (old, new))
+    same = wanted_ids.prompt_ids.tolist() == ids.prompt_ids.tolist()
+    same &= wanted_ids.response_ids[0].tolist() == ids.response_ids[0].tolist()
+    if not same or set(old.ends) != set(new.ends):
+        raise UserError(f"{folder}: GGUF has no kind of tokenizer that gives the same ids")
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two values are equal, in float32, which GGUF files have for numbers."""
+    """Whether two values are equal in float32, the type of numbers in GGUF files."""
     if isinstance(one, RopeScaling) and isinstance(other, RopeScaling):
         return all(map(_same, dataclasses.astuple(one), dataclasses.astuple(other)))
     if isinstance(one, float) and isinstance(other, float):

@@ -1,4 +1,4 @@
-"""The text of a model card: README.md of an exported folder."""
+"""Writes the text of a model card: README.md of an exported folder."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ FOLDERS = ("path", "eval_path", "golden_path", "reward_model", "cache_dir", "cha
 
 
 def _without_folders(value: Any, key: str = "") -> Any:
-    """Leaves out the folders of the machine a config ran on: paths keep their last part."""
+    """Removes the folders of this machine from a config: paths keep their last part."""
     if isinstance(value, dict):
         return {k: _without_folders(v, k) for k, v in value.items()}
     if key in FOLDERS and isinstance(value, str):
@@ -32,7 +32,7 @@ Aligned with alignjax {version}: `{function}`, {step:,} steps.
 | | |
 |---|---|
 | method | `{loss}` |
-| started from | {start} |{said}
+| started from | {start} |{note}
 | reference's parameters | `{reference}` |
 | training data | `{data}` |
 | tokenizer | `{tokenizer}` |
@@ -60,7 +60,7 @@ WHOLE = """from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
 
-# How transformers reads a reward model as it is read here; a test runs it.
+# Code for transformers that gives the same scores as alignjax; a test runs it.
 REWARDS = """import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -96,12 +96,12 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
 
 
 def code_of_rewards(tokenizer: Tokenizer, padding: int | None, limits: dict[str, int]) -> str:
-    """The card's code for a reward model.
+    """Returns the card's code for a reward model.
 
     Args:
-      tokenizer: that it was trained with.
-      padding: the id that config.json names.
-      limits: tokens that texts were cut to.
+      tokenizer: the model's.
+      padding: the pad id in config.json.
+      limits: the most tokens of prompts and responses in training.
     """
     texts = {index: text for text, index in tokenizer.specials.items()}
     ends = [i for i, where in tokenizer.ends.items() if "chat template" in where]
@@ -114,7 +114,7 @@ def code_of_rewards(tokenizer: Tokenizer, padding: int | None, limits: dict[str,
 
 
 def code_of_adapters(base: str, *, rewards: bool) -> str:
-    """The card's code for adapters beside a base of this name."""
+    """Returns the card's code for adapters, with the name of their base."""
     kind = "SequenceClassification" if rewards else "CausalLM"
     return ADAPTERS.format(kind=kind, base=base)
 
@@ -124,20 +124,20 @@ def model_card(
     identity: dict[str, str],
     step: int,
     name: str,
-    said: str,
+    note: str,
     *,
     code: str = WHOLE,
     adapted: str = "",
 ) -> str:
-    """Writes README.md's text: how the model was made, and of what.
+    """Returns the text of README.md: how the model was trained, and how to load it.
 
     Args:
-      config: of the run, as JSON.
-      identity: digests of what it was made of.
-      step, name: of the checkpoint, and of the run.
-      said: of a run of several objectives, what was chosen for the preference.
-      code: how it is loaded.
-      adapted: of a folder of adapters alone, the name of their base.
+      config: the run's, as JSON.
+      identity: digests of data, tokenizer and reference.
+      step, name: the checkpoint's step, the run's name.
+      note: in a multi-objective run, the networks chosen for the preference.
+      code: Python code that loads the model.
+      adapted: for a folder of adapters, the name of their base.
     """
     loss = config.get("loss") or config.get("reward_loss") or {}
     config = _without_folders(config)
@@ -149,7 +149,7 @@ def model_card(
         step=step,
         loss=json.dumps(loss),
         start=f"`{base}`" if base else "random parameters",
-        said=f"\n| preference | {said} |" if said else "",
+        note=f"\n| preference | {note} |" if note else "",
         reference=identity["reference"],
         data=identity["data"],
         tokenizer=identity["tokenizer"],

@@ -20,11 +20,11 @@ from alignjax.types import Params
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """Where the networks of a run are loaded from."""
+    """A finished run, the mesh, and the loader of its base."""
 
     run: Trained
     mesh: Mesh
-    load_base: Callable[[], Params]  # the supervised policy, which adapters go beside
+    load_base: Callable[[], Params]  # loads the supervised policy, the base of adapters
 
 
 def source(run: Trained, policies: Policies, mesh: Mesh) -> Source:
@@ -34,10 +34,10 @@ def source(run: Trained, policies: Policies, mesh: Mesh) -> Source:
 
 
 def load(source: Source, choice: Choice) -> Params | Mixture:
-    """Loads what to sample from.
+    """Loads the networks to sample from.
 
-    Adapters are merged into their base, which samples quicker, but where that would decode a
-    quantised base, or copy a base that the networks of a mixture share.
+    Adapters are merged into their base, which samples faster, unless that would decode a quantised
+    base, or copy a base that the networks of a mixture share.
     """
     config = source.run.lora
     beside = choice.way == MIXTURE or (choice.way != AVERAGE and config and config.quantize)
@@ -54,10 +54,10 @@ def load(source: Source, choice: Choice) -> Params | Mixture:
 
 
 def load_whole(source: Source, choice: Choice) -> Params:
-    """Loads one whole network, adapters merged into their base; several are averaged.
+    """Loads one network: merges adapters into their base, and averages several networks.
 
     Args:
-      source: of the networks.
+      source: from `source`.
       choice: a single network, see `policies.require_single`.
     """
     config, networks = source.run.lora, []
@@ -71,7 +71,7 @@ def load_whole(source: Source, choice: Choice) -> Params:
 
 
 def load_trained(source: Source, network: Network) -> Params:
-    """Loads a network, or adapters alone.
+    """Loads a network, or its adapters.
 
     Raises:
       UserError: it has no checkpoint.
@@ -84,7 +84,7 @@ def load_trained(source: Source, network: Network) -> Params:
 
 
 def newest_step(source: Source, network: Network) -> int:
-    """Finds the number of a network's steps; 0 of the supervised policy's.
+    """Finds the step of a network's newest checkpoint; 0 for the supervised policy.
 
     Raises:
       UserError: it has no checkpoint.
@@ -108,21 +108,21 @@ def respond(
     """Samples responses for a preference.
 
     Args:
-      sampling: how.
-      source: of the networks.
-      choice: of `choose`.
-      prompts: as they were read, before a chat template.
-      questions: the same, tokenised.
-      max_prompt_tokens: that are left of a prompt that tells scores.
+      sampling: how to sample.
+      source: from `source`.
+      choice: from `policies.choose`.
+      prompts: as read, before the chat template.
+      questions: the same prompts, tokenised.
+      max_prompt_tokens: limit of prompts to which scores are added.
     """
-    asked = list(questions)
+    extended = list(questions)
     if choice.scores:
-        told = [extend_prompt(prompt, ric.score_text(choice.scores)) for prompt in prompts]
+        texts = [extend_prompt(prompt, ric.score_text(choice.scores)) for prompt in prompts]
         numbers = [question.number for question in questions]
-        asked = generate.ask(told, numbers, sampling.tokenizer, max_prompt_tokens)
-    samples = generate.respond(sampling, load(source, choice), asked)
-    each = sampling.settings.samples
+        extended = generate.ask(texts, numbers, sampling.tokenizer, max_prompt_tokens)
+    samples = generate.respond(sampling, load(source, choice), extended)
+    count = sampling.settings.samples
     return [
-        dataclasses.replace(sample, prompt=questions[i // each].prompt)
+        dataclasses.replace(sample, prompt=questions[i // count].prompt)
         for i, sample in enumerate(samples)
     ]

@@ -1,7 +1,7 @@
-"""The policies of a run of several objectives: where they lie, and which responds to a preference.
+"""The policies of a multi-objective run: stores them, and chooses one for a preference.
 
-A method returns `Policies`, and the run keeps them in ``policies.json``. The run, `generate` and
-`export` choose among them here, and load what they chose by `networks`.
+A method returns `Policies`, and the run saves them in ``policies.json``. The run, `generate` and
+`export` choose among them here; `networks` loads the choice.
 """
 
 import dataclasses
@@ -17,34 +17,34 @@ from alignjax.runtime import storage
 
 Preference = tuple[float, ...]  # M weights >= 0 that sum to 1
 
-# What a method makes of a preference:
-TRAINED = "trained"  # a network was trained for each; the nearest one responds
+# Ways to respond to a preference:
+TRAINED = "trained"  # a network for each trained preference; the nearest one responds
 AVERAGE = "average"  # a network for each objective; their weights are averaged
 MIXTURE = "mixture"  # a network for each objective; their next-token probabilities are mixed
-PROMPT = "prompt"  # one network, whose prompts tell which scores to aim for
+PROMPT = "prompt"  # one network; prompts contain the scores to aim for
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network, or a set of adapters, that a method trained."""
+    """A trained network, or a set of adapters."""
 
-    preference: Preference  # what for
-    folder: str  # of its checkpoints, in the workdir; empty: the supervised policy as it is
-    member: int = 0  # its number among those trained side by side in the folder
-    members: int = 0  # how many those are; 0: it was trained alone
+    preference: Preference  # that it was trained for
+    folder: str  # of its checkpoints, in the workdir; empty: the supervised policy itself
+    member: int = 0  # its number among networks trained side by side in the folder
+    members: int = 0  # their number; 0: it was trained alone
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Policies:
-    """What a run of several objectives trained: the content of ``policies.json``."""
+    """The policies of a multi-objective run: the content of ``policies.json``."""
 
     objectives: tuple[str, ...]  # M names
-    preferences: tuple[Preference, ...]  # of the config
+    preferences: tuple[Preference, ...]  # the config's
     identity: dict[str, str]  # digests of the data, the tokenizer and the supervised policy
     way: str  # TRAINED | AVERAGE | MIXTURE | PROMPT
     networks: tuple[Network, ...]
-    # PROMPT: the z-scores to aim for, of each of ``preferences``; the function that they come from,
-    # and the limits that it has
+    # PROMPT: the z-scores to aim for, for each of ``preferences``; the function that computes them,
+    # and its limits
     scores: tuple[tuple[float, ...], ...] = ()
     target: str = ""
     low: tuple[float, ...] = ()
@@ -53,13 +53,13 @@ class Policies:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The network, or the networks, that respond for a preference."""
+    """The networks that respond to a preference."""
 
     way: str
     networks: tuple[Network, ...]
     weights: tuple[float, ...]  # of the networks
-    scores: tuple[float, ...]  # that prompts tell; () for none
-    said: str  # all this, for people
+    scores: tuple[float, ...]  # to put into prompts; () for none
+    said: str  # a description for people
 
 
 def find(workdir: pathlib.Path, description: dict[str, Any]) -> Policies | None:
@@ -67,10 +67,10 @@ def find(workdir: pathlib.Path, description: dict[str, Any]) -> Policies | None:
 
     Args:
       workdir: the run's folder.
-      description: of its config, as in ``config.json``.
+      description: the content of its ``config.json``.
 
     Raises:
-      UserError: it has not trained all of its policies.
+      UserError: the run has not trained all of its policies.
     """
     if "objectives" not in (description.get("recipe") or {}):
         return None
@@ -93,20 +93,20 @@ def _tuples(value: Any) -> Any:
 
 
 def keep(workdir: pathlib.Path, policies: Policies) -> None:
-    """Writes what a run trained."""
+    """Writes the policies of a run."""
     storage.keep_json(workdir / "policies.json", dataclasses.asdict(policies))
 
 
 def choose_for(policies: Policies | None, workdir: object, text: str) -> Choice | None:
-    """Chooses what responds to ``--preference``; None for a run of one policy.
+    """Chooses the networks for ``--preference``; None for a run of one policy.
 
     Args:
-      policies: of `find`.
-      workdir: for messages.
-      text: numbers with commas between them; empty: the flag was not given.
+      policies: from `find`.
+      workdir: the run, for messages.
+      text: the flag's value, numbers separated by commas; empty: the flag is not set.
 
     Raises:
-      UserError: the run has one policy and the flag was given, or several and it was not; or as
+      UserError: the run has one policy and the flag is set, or several and it is not set; or see
         `parse`.
     """
     if policies is None:
@@ -124,20 +124,20 @@ def choose_for(policies: Policies | None, workdir: object, text: str) -> Choice 
 
 
 def parse(policies: Policies, text: str) -> Preference:
-    """Reads a preference, and scales what its rounding leaves it to sum to 1.
+    """Parses a preference, and scales it to sum to 1 exactly.
 
     Raises:
-      UserError: it has not as many numbers as there are objectives, one is negative, or they do not
-        sum to 1 when each is rounded to two digits.
+      UserError: there is not one number per objective, one is negative, or their sum differs from
+        1 by more than rounding to two digits explains.
     """
     count = len(policies.objectives)
     try:
         weights = [float(x) for x in text.split(",")]
     except ValueError:
         weights = []
-    # NaN compares as False. A weight that was rounded to two digits is off by 0.005 at most.
-    right = all(x >= 0 for x in weights) and abs(sum(weights) - 1) <= 0.005 * count + 1e-9
-    if len(weights) != count or not right:
+    # NaN compares as False. Rounding to two digits changes a weight by at most 0.005.
+    valid = all(x >= 0 for x in weights) and abs(sum(weights) - 1) <= 0.005 * count + 1e-9
+    if len(weights) != count or not valid:
         raise UserError(
             f"--preference: wanted {count} numbers, the weights of "
             f"{', '.join(policies.objectives)}, not negative and with sum 1, e.g. "
@@ -147,21 +147,21 @@ def parse(policies: Policies, text: str) -> Preference:
 
 
 def as_flag(preference: Preference) -> str:
-    """Writes a preference as ``--preference`` takes it: ``0.3,0.7``."""
+    """Formats a preference for ``--preference``: ``0.3,0.7``."""
     return ",".join(f"{w:.4g}" for w in preference)
 
 
 def choose(policies: Policies, wanted: Preference) -> Choice:
-    """Chooses what responds to a preference: see the ways above.
+    """Chooses the networks for a preference, see the ways above.
 
     Raises:
-      UserError: a new preference, and the function that asks for scores is not of this package.
+      UserError: the preference is new, and the function that computes scores is not alignjax's.
     """
-    every, count = policies.networks, len(policies.networks)
-    of = " and ".join(as_flag(network.preference) for network in every)
+    networks, count = policies.networks, len(policies.networks)
+    trained_for = " and ".join(as_flag(network.preference) for network in networks)
     if policies.way == TRAINED:
-        distances = [math.dist(network.preference, wanted) for network in every]
-        nearest = every[int(np.argmin(distances))]
+        distances = [math.dist(network.preference, wanted) for network in networks]
+        nearest = networks[int(np.argmin(distances))]
         trained = as_flag(nearest.preference)
         said = f"the policy trained for {trained}, at a distance of {min(distances):.4g}"
         return Choice(TRAINED, (nearest,), (1.0,), (), said)
@@ -171,39 +171,41 @@ def choose(policies: Policies, wanted: Preference) -> Choice:
             "the one policy that was trained for all preferences, with "
             f"{ric.score_text(scores)!r} at the end of every prompt"
         )
-        return Choice(PROMPT, every, (1.0,), scores, said)
-    how = "average of the weights" if policies.way == AVERAGE else "mixture of the probabilities"
-    said = f"the {how} of the {count} policies trained for {of}, weighted {as_flag(wanted)}"
-    return Choice(policies.way, every, wanted, (), said)
+        return Choice(PROMPT, networks, (1.0,), scores, said)
+    way = "average of the weights" if policies.way == AVERAGE else "mixture of the probabilities"
+    said = (
+        f"the {way} of the {count} policies trained for {trained_for}, weighted {as_flag(wanted)}"
+    )
+    return Choice(policies.way, networks, wanted, (), said)
 
 
 def require_single(choice: Choice, *, adapter: bool = False) -> None:
-    """Refuses a choice that is no single network, or no single set of adapters.
+    """Refuses a choice that is not a single network, or not a single set of adapters.
 
     Raises:
-      UserError: the reason.
+      UserError: it is not.
     """
     several = max(choice.weights) < 1
     if choice.way == MIXTURE and several:
         raise UserError(
             f"--preference: wanted all weight on one objective, found {choice.said}: no single "
-            "network has these probabilities; generate samples from them"
+            "network has these probabilities; use generate to sample from them"
         )
     if adapter and (several or not all(network.folder for network in choice.networks)):
         raise UserError(
-            f"--adapter: wanted one set of adapters, found {choice.said}: export without --adapter"
+            f"--adapter: wanted one set of adapters, found {choice.said}; export without --adapter"
         )
 
 
 def _scores(policies: Policies, wanted: Preference) -> tuple[float, ...]:
-    """Finds the scores that prompts ask for, or computes those of a new preference."""
+    """Finds the scores to aim for, or computes those of a new preference."""
     for preference, scores in zip(policies.preferences, policies.scores, strict=True):
         if math.dist(preference, wanted) < 1e-6:
             return scores
     module, _, name = policies.target.rpartition(".")
     if module != ric.__name__:
         raise UserError(
-            f"--preference: what to ask for is told by {policies.target}, which is not alignjax's: "
+            f"--preference: {policies.target}, which computes the scores, is not alignjax's: "
             f"wanted one of {' '.join(map(as_flag, policies.preferences))}, found {as_flag(wanted)}"
         )
     target = getattr(ric, name)(wanted, np.array(policies.low), np.array(policies.high))

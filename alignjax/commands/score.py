@@ -1,7 +1,7 @@
-"""Files of responses scored by reward models: the command ``score``.
+"""The command ``score``: scores responses with reward models.
 
-Read it downwards: `run` is the order of events. It writes ``OUT``, JSON lines that `sources.lists`
-reads, and ``OUT.made_of.json``, which says of what; the same command again then has nothing to do.
+It writes ``OUT``, JSON lines that `sources.lists` reads, and ``OUT.made_of.json``, the digests of
+its inputs: the same command then has nothing to do when it is run again.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ log = logging.getLogger("alignjax")
 
 Limits = tuple[int | None, int | None]  # tokens of prompts and of responses
 
-FORMAT = 1  # raised when the same inputs are written differently
+FORMAT = 1  # increase it when the output of the same inputs changes
 
 
 def run(
@@ -42,21 +42,20 @@ def run(
 ) -> None:
     """Scores every response of a file and prints a summary of each score.
 
-    Where rows say which of their responses is better, the table of `_measure` comes below it.
+    If rows say which of their responses is better, it also prints the table of `_measure`.
 
     Args:
-      records: a file or a glob of rows of any kind that `sources.auto` reads. Scores and labels
-        do not change what is written. Other fields are kept as they are.
+      records: a file or a glob of rows of any format that `sources.auto` reads. Labels do not
+        change the output. Other fields are copied.
       paths: workdirs of finished reward runs, or folders of classifiers saved by transformers.
-      out: the ``.jsonl`` to write: each row with an ``id``, ``prompt``, ``responses`` and
-        ``scores``, one number per response;
-        where there are several scores, one object of them by name.
+      out: the ``.jsonl`` to write: rows of ``id``, ``prompt``, ``responses`` and ``scores``, one
+        number per response, or with several scores one object of them by name.
       limits: of prompts and of responses, in tokens; None: each reward model's own, see
         `scorers.reward_model`.
 
     Raises:
-      UserError: a row cannot be read or has ``scores`` already; the workdir of a
-        reward model holds none; or ``out`` exists and is not what this very command wrote.
+      UserError: a row cannot be read or already has ``scores``; a path is no reward model; or
+        ``out`` exists and is not the output of this command on these inputs.
     """
     models = [_find(path, limits) for path in paths]
     names = _names(models)
@@ -88,16 +87,16 @@ def run(
 
 
 def _find(path: str, limits: Limits) -> RewardModel | Classifier:
-    """Reads the description of a reward model, whoever runs it."""
-    found = transformers_models.find(path)
-    if found is None:
+    """Opens a reward model, of alignjax or run by transformers."""
+    classifier = transformers_models.find(path)
+    if classifier is None:
         return reward_models.with_limits(reward_models.find(path), *limits)
     if limits != (None, None):
         raise UserError(
-            f"{path}: transformers runs it, at its own length: wanted no --max_prompt_tokens and "
-            "no --max_response_tokens"
+            f"{path}: transformers runs this model, with its own limit of length; wanted no "
+            "--max_prompt_tokens and no --max_response_tokens"
         )
-    return found
+    return classifier
 
 
 def _digests(model: RewardModel | Classifier) -> list[str]:
@@ -120,7 +119,7 @@ def _score(
 
 
 def _names(models: Sequence[RewardModel | Classifier]) -> list[str]:
-    """One name per score: the workdir's, the objectives' where there is one model, or both."""
+    """Names the scores: by workdir, by objective if there is one model, or by both."""
     names = []
     for model in models:
         name = model.path.resolve().name
@@ -128,23 +127,25 @@ def _names(models: Sequence[RewardModel | Classifier]) -> list[str]:
         names += several if len(several) > 1 else [name]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated:
-        raise UserError(f"--reward_model: two of them are called {repeated!r}; rename a workdir")
+        raise UserError(
+            f"--reward_model: wanted different names, found {repeated!r} twice; rename a workdir"
+        )
     return names
 
 
-# A number for each response, larger is better, and the field that says so; or none of both.
+# A number per response, larger is better, and its field; or two empty values.
 Order = tuple[list[float], str]
 
 
 def _read(row: Row) -> list[tuple[dict[str, Any], Record, Order]]:
     """Reads the records of a row, each with the fields to write beside its scores, and its order.
 
-    A pair's columns, say, become ``prompt`` and ``responses``.
+    The columns of a pair, for example, become ``prompt`` and ``responses``.
     """
     if "scores" in row.fields:
         raise DataError(
-            f"{row.origin}: field 'scores' is there already, and scores are written under this "
-            "name: rename it"
+            f"{row.origin}: field 'scores' exists already, and the new scores have this name; "
+            "rename it"
         )
     if {"prompt", "responses"} <= set(row.fields):
         record = read_responses(row)
@@ -167,7 +168,7 @@ def _read(row: Row) -> list[tuple[dict[str, Any], Record, Order]]:
 
 
 def _order_beside(row: Row, record: Record) -> Order:
-    """Reads the ranks, ratings or labels beside ``responses``; none where that is not clear."""
+    """Reads the ranks, ratings or labels beside ``responses``; empty if they are ambiguous."""
     try:
         _, read = read_row(DataReport(), row)
     except DataError:
@@ -177,7 +178,7 @@ def _order_beside(row: Row, record: Record) -> Order:
 
 
 def _order(record: Record, first: str = "") -> Order:
-    """Orders a record's responses; ``first`` names what the first of an unscored pair is."""
+    """Reads the order of a record's responses; ``first`` names the better one's field in a pair."""
     if len(record.responses) < 2 or len(record.objectives) > 1:
         return [], ""
     if record.scores:
@@ -188,7 +189,7 @@ def _order(record: Record, first: str = "") -> Order:
 
 
 def _responses(record: Record) -> list[Any]:
-    """Responses as texts, or as messages where they are more than texts."""
+    """Returns responses as texts, or as messages if they have more fields."""
     return [
         Message("assistant", text, more).fields() if more else text
         for text, more in itertools.zip_longest(record.responses, record.more)
@@ -207,9 +208,9 @@ def _about(target: pathlib.Path) -> pathlib.Path:
 
 
 def _is_done(target: pathlib.Path, made_of: dict[str, Any]) -> bool:
-    """Whether the file is there, whole and of these inputs; refuses any other file."""
-    # Unlike `runtime.artifacts`, which makes again what is of other inputs: this file is the
-    # user's, and may have been edited.
+    """Whether the file is complete and of these inputs; refuses any other existing file."""
+    # `runtime.artifacts` would replace the file of other inputs, but this one is the user's, who
+    # may have edited it.
     if target.suffix != ".jsonl":
         raise UserError(f"--out: wanted a name that ends in .jsonl, found {str(target)!r}")
     digest = storage.sha256(target)
@@ -225,7 +226,7 @@ def _is_done(target: pathlib.Path, made_of: dict[str, Any]) -> bool:
 
 
 def _write(target: pathlib.Path, lines: list[str], about: dict[str, Any]) -> None:
-    """First what the file will be, then the file in one step: a kill leaves no half of it."""
+    """Writes the digests of inputs and file, then the file, atomically."""
     content = "".join(lines).encode()
     digest = hashlib.sha256(content).hexdigest()
     try:
@@ -255,10 +256,10 @@ def _summarise(
 def _measure(
     orders: list[Order], records: list[Record], table: list[np.ndarray], names: list[str]
 ) -> None:
-    """Prints how often each score agrees with the records on which response is better.
+    """Prints how often each score agrees with the records about which response is better.
 
-    Of pairs, and with lists of more than two responses how often a best one gets the highest score
-    alone: see `preferences.list_metrics`. Records without an order have no part in it.
+    It counts pairs; and for lists of more than two responses, how often a best response alone has
+    the highest score, see `preferences.list_metrics`. Records without an order are left out.
     """
     known = [i for i, (order, _) in enumerate(orders) if order]
     if not known:
@@ -269,18 +270,18 @@ def _measure(
     rows, measured = {}, []
     for m, name in enumerate(names):
         scores = preferences.padded([table[i][:, m].tolist() for i in known])
-        found = preferences.reward_metrics(scores, present, better)
-        lists = [found[x] for x in (preferences.BEST, preferences.TIES) if x in found]
-        measured = [found["rewards/accuracies"], *lists]
+        metrics = preferences.reward_metrics(scores, present, better)
+        lists = [metrics[x] for x in (preferences.BEST, preferences.TIES) if x in metrics]
+        measured = [metrics["rewards/accuracies"], *lists]
         rows[name] = [str(bootstrap_over_prompts(x, prompts)) for x in measured]
     counts = [int((~np.isnan(x)).sum()) for x in measured]
     columns = ("ordered pairs", "best of its list", "tied with others")[: len(measured)]
-    said = f"{counts[0]:,} of {len(records):,} records order their responses"
-    said += f" (by {', '.join(sorted({orders[i][1] for i in known}))})"
+    title = f"{counts[0]:,} of {len(records):,} records order their responses"
+    title += f" (by {', '.join(sorted({orders[i][1] for i in known}))})"
     if len(measured) > 1:
-        said += f", {counts[1]:,} of them more than two"
-    tables.print_rows(rows, ("right", *columns), said)
+        title += f", {counts[1]:,} of them more than two"
+    tables.print_rows(rows, ("right", *columns), title)
     tables.say(
-        "In brackets: 95%, by drawing prompts with replacement. A tie of scores is wrong"
-        + ("; the best of a list has to get the highest alone." if len(measured) > 1 else ".")
+        "In brackets: 95% interval, by bootstrap over prompts. Tied scores count as wrong"
+        + ("; the best of a list must alone have the highest." if len(measured) > 1 else ".")
     )

@@ -1,4 +1,4 @@
-"""Names the runs of a verb that draws several into one picture."""
+"""Names the runs of a command that plots several into one picture."""
 
 import pathlib
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ def by_name(paths: Sequence[str], out: str) -> dict[str, pathlib.Path]:
     """Names runs by their folders.
 
     Args:
-      paths: of the folders, the ``--runs``.
-      out: the picture to draw them into.
+      paths: the folders, from ``--runs``.
+      out: the picture.
 
     Raises:
-      UserError: two folders have one name, or the picture is no PNG.
+      UserError: two folders have the same name, or the picture is not a PNG.
     """
     folders = [pathlib.Path(path) for path in paths]
     names = [folder.resolve().name for folder in folders]

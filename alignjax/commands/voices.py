@@ -1,4 +1,4 @@
-"""Networks that respond: of a finished run, of a folder of a model, of a GGUF file."""
+"""Loads networks that respond: from a finished run, a model's folder or a GGUF file."""
 
 import dataclasses
 import pathlib
@@ -26,12 +26,12 @@ from alignjax.stages.data import load_tokenizer
 from alignjax.types import Array, Params
 
 LONGEST = 2048  # tokens of a conversation; a longer one loses its beginning
-SHORTEST = 64  # tokens that a prompt is filled up to, or twice as many, and so on
+SHORTEST = 64  # prompts are padded to this many tokens, or to 2, 4, ... times as many
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Voice:
-    """A network with its tokenizer, on the devices."""
+    """A network on the devices, with its tokenizer."""
 
     name: str
     model: ModelConfig
@@ -41,7 +41,7 @@ class Voice:
 
 
 def is_run(path: str) -> bool:
-    """Tells whether a folder is of a run of ours."""
+    """Whether a folder is a run's."""
     config = pathlib.Path(path) / "config.json"
     return config.is_file() and "model_type" not in hf.read_json(config)
 
@@ -50,12 +50,12 @@ def load(path: str, overrides: Sequence[str] = (), checkpoint: str = "last") -> 
     """Loads a network.
 
     Args:
-      path: workdir of a finished run of a policy, a folder, or a GGUF file.
-      overrides: changes to the config of a run, such as ``model.path`` and ``mesh.fsdp``.
-      checkpoint: of a run: last or best, see `finished_run.at_checkpoint`.
+      path: workdir of a policy's finished run, a model's folder, or a GGUF file.
+      overrides: changes to a run's config, such as ``model.path`` and ``mesh.fsdp``.
+      checkpoint: of a run, last or best, see `finished_run.at_checkpoint`.
 
     Raises:
-      UserError: it is none of these.
+      UserError: the path is none of these.
     """
     folder = pathlib.Path(path)
     if not gguf_files.is_gguf(folder) and not (folder / "config.json").is_file():
@@ -63,7 +63,9 @@ def load(path: str, overrides: Sequence[str] = (), checkpoint: str = "last") -> 
     name = folder.resolve().name
     if not is_run(path):
         if overrides:
-            raise UserError(f"--set {overrides[0]}: {path} is no run, it has no config to change")
+            raise UserError(
+                f"--set {overrides[0]}: {path} is not a run and has no config to change"
+            )
         if checkpoint != "last":
             raise UserError(f"--checkpoint={checkpoint}: {path} is not a run")
         model, tokenizer = of_folder(path)
@@ -80,7 +82,7 @@ def load(path: str, overrides: Sequence[str] = (), checkpoint: str = "last") -> 
 
 
 def of_folder(path: str) -> tuple[ModelConfig, Tokenizer]:
-    """Reads shape and tokenizer of a folder or GGUF file; on accelerators it runs in bfloat16."""
+    """Reads the shape and tokenizer of a folder or GGUF file; in bfloat16 on accelerators."""
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     model = hf.resolve(ModelConfig(path=path, dtype=dtype, param_dtype=dtype))
     tokenizer = tokenizers.load(path, model=path)
@@ -91,9 +93,9 @@ def of_folder(path: str) -> tuple[ModelConfig, Tokenizer]:
 def respond(
     voice: Voice, turns: Sequence[Message], settings: SamplingConfig, key: Array
 ) -> tuple[str, bool]:
-    """Responds to a conversation; returns the text, and whether it came to its end.
+    """Samples a response to a conversation; returns the text, and whether it ended.
 
-    Prompts are filled up to powers of two, so that few lengths are compiled.
+    Prompts are padded to `SHORTEST` times a power of two, so that few lengths are compiled.
     """
     question = ask([tuple(turns)], [0], voice.tokenizer, LONGEST)[0]
     length = SHORTEST
@@ -113,5 +115,5 @@ def respond(
             eos=tuple(voice.tokenizer.ends),
         )
     )
-    said = ids[0, 0, : lengths[0, 0]]
-    return voice.tokenizer.decode(said.tolist()), int(said[-1]) in voice.tokenizer.ends
+    response = ids[0, 0, : lengths[0, 0]]
+    return voice.tokenizer.decode(response.tolist()), int(response[-1]) in voice.tokenizer.ends

@@ -1,4 +1,4 @@
-"""Win rates between two files of responses: ``evaluate --records=A --against=B``."""
+"""Computes win rates between two files of responses: ``evaluate --records=A --against=B``."""
 
 import dataclasses
 import functools
@@ -37,19 +37,20 @@ def run(
     """Compares responses to the same prompts and prints a row per score.
 
     Args:
-      records: rows with ``prompt``, ``responses`` and, unless the next two give them, ``scores``:
-        a number per response, or an object of numbers by name. Rows of one prompt are joined.
-      against: the same for the other policy; prompts may come in another order.
+      records: rows with ``prompt``, ``responses`` and, unless a reward model, config or judge
+        scores them, ``scores``: a number per response, or an object of numbers by name. Rows of one
+        prompt are joined.
+      against: the same for the other policy; the order of prompts may differ.
       reward_models: workdirs of reward models that score both files.
       config: its ``evaluate.judge`` and ``evaluate.scorers`` score both files.
-      tie: scores that differ by at most this tie.
-      judge: a model behind an OpenAI-compatible address that compares the first responses, in
-        both orders; see `rewards.endpoint`. Its answers are kept beside ``records``.
-      out: a JSON file for the numbers, or none.
+      tie: scores that differ by at most this are ties.
+      judge: a model with an OpenAI-compatible API that compares the first responses, in both
+        orders; see `rewards.endpoint`. Its answers are stored beside ``records``.
+      out: a JSON file for the numbers; empty: none.
 
     Raises:
-      UserError: a row without responses or scores, prompts that are not the same in both files, or
-        scores that are not.
+      UserError: a row has no responses or scores, or the prompts or the names of scores differ
+        between the files.
     """
     if not 0 <= tie < float("inf"):
         raise UserError(f"--tie: wanted a number >= 0, found {tie}")
@@ -100,27 +101,27 @@ def _by_scores(
 def _judged(
     records: str, pairs: list[tuple[Row, Row]], lengths: list[list[int]], judge: str
 ) -> tuple[dict[str, WinRate], float]:
-    """Asks a judge about the first responses; says what it cost, and how far it contradicts itself.
+    """Asks a judge about the first responses; prints the cost, and the judge's consistency.
 
     Returns:
-      The win rate by the judge's name, and the one at equal lengths.
+      The win rate by the judge's name, and the win rate at equal lengths.
     """
     read = [tuple(read_responses(row) for row in pair) for pair in pairs]
     texts = [(_text(a.prompt), a.responses[0], b.responses[0]) for a, b in read]
     cache = pathlib.Path(f"{records}.judged.jsonl")
-    found = endpoint.judge_pairs(texts, model=judge, cache=cache)
+    result = endpoint.judge_pairs(texts, model=judge, cache=cache)
     say(
-        f"{judge}: {found.asked} requests ({found.tokens['prompt']:,} + "
-        f"{found.tokens['completion']:,} tokens), {2 * len(pairs) - found.asked} answers from "
-        f"{cache}; {found.consistent:.0%} of the pairs are judged alike in both orders"
-        + (f"; {found.unread} answers could not be read and count as ties" * bool(found.unread))
+        f"{judge}: {result.asked} requests ({result.tokens['prompt']:,} + "
+        f"{result.tokens['completion']:,} tokens), {2 * len(pairs) - result.asked} answers from "
+        f"{cache}; {result.consistent:.0%} of the pairs get the same verdict in both orders"
+        + (f"; {result.unread} answers could not be read and count as ties" * bool(result.unread))
     )
     longer = np.array([a - b for a, b in lengths], np.float64)
-    return {judge: of_shares(found.wins)}, at_equal_length(found.wins, longer)
+    return {judge: of_shares(result.wins)}, at_equal_length(result.wins, longer)
 
 
 def _text(prompt: Prompt) -> str:
-    """Writes a prompt for a judge: a conversation as turns."""
+    """Formats a prompt for a judge: a conversation as turns."""
     if isinstance(prompt, str):
         return prompt
     return "\n\n".join(f"{turn.role}: {turn.content}" for turn in prompt)
@@ -135,7 +136,7 @@ def _written(
     lengths: np.ndarray,
     equal: float | None = None,
 ) -> dict[str, WinRate]:
-    """Writes the numbers, where a file is named; gives the rates back."""
+    """Writes the numbers if a file is named; returns the rates."""
     if out:
         numbers = {
             name: {**{k: x.as_dict() for k, x in _shares(rate).items()}, "prompts": rate.prompts}
@@ -156,18 +157,18 @@ def _shares(rate: WinRate) -> dict[str, Interval]:
 def _pair(records: str, against: str) -> list[tuple[Row, Row]]:
     """Pairs the rows of both files by their prompts, in the order of the first one."""
     ours, theirs = _read(records), _read(against)
-    for path, here, there in ((against, ours, theirs), (records, theirs, ours)):
-        missing = [row for prompt, row in here.items() if prompt not in there]
+    for path, one, other in ((against, ours, theirs), (records, theirs, ours)):
+        missing = [row for prompt, row in one.items() if prompt not in other]
         if missing:
             raise DataError(
-                f"{path}: wanted the prompts of the other file and no more; {len(missing)} are "
-                f"missing, the first that of {missing[0].origin}"
+                f"{path}: wanted the same prompts as in the other file; {len(missing)} are "
+                f"missing, the first of them from {missing[0].origin}"
             )
     return [(row, theirs[prompt]) for prompt, row in ours.items()]
 
 
 def _read(path: str) -> dict[str, Row]:
-    """Reads rows, by their prompt; the responses of several rows of one prompt are joined."""
+    """Reads rows by their prompt; joins the responses of several rows of one prompt."""
     out: dict[str, Row] = {}
     for row in read_rows(path):
         if not row.items("responses"):
@@ -178,7 +179,7 @@ def _read(path: str) -> dict[str, Row]:
 
 
 def _joined(first: Row, second: Row) -> Row:
-    """Joins the responses of two rows, with the scores and counts that both have."""
+    """Joins the responses of two rows, and their scores and counts if both rows have them."""
     fields = {**first.fields, "responses": first.items("responses") + second.items("responses")}
     if all(_check_scores(row) for row in (first, second)):
         fields["scores"] = first.items("scores") + second.items("scores")
@@ -190,7 +191,7 @@ def _joined(first: Row, second: Row) -> Row:
 
 
 def _check_scores(row: Row) -> bool:
-    """Whether a row has scores; refuses those that are not one for each response."""
+    """Whether a row has scores; refuses a number of scores that differs from the responses'."""
     if "scores" not in row.fields:
         return False
     values, responses = row.items("scores"), row.items("responses")
@@ -202,9 +203,9 @@ def _check_scores(row: Row) -> bool:
 
 
 def _unfinished(rows: list[Row]) -> int | None:
-    """Counts the responses that were cut, where all rows say it, as those of `generate` do."""
-    found = (row.fields.get("unfinished") for row in rows)
-    counts = [x for x in found if isinstance(x, int)]
+    """Counts the responses that were cut, if all rows have this number, as `generate` writes it."""
+    values = (row.fields.get("unfinished") for row in rows)
+    counts = [x for x in values if isinstance(x, int)]
     return sum(counts) if len(counts) == len(rows) else None
 
 
@@ -226,19 +227,19 @@ def _scores(rows: list[Row], reward_models: Sequence[str], config: Config | None
         scorers = open_scorers(settings.scorers, "evaluate.scorers", config)
         out |= {f"reward_{i}": scorer.means(records) for i, scorer in enumerate(scorers)}
         if not out:
-            raise UserError("--config: it has neither evaluate.judge nor evaluate.scorers")
+            raise UserError("--config: wanted evaluate.judge or evaluate.scorers, found neither")
     return out
 
 
 def _own_scores(rows: list[Row]) -> Scores:
-    """Reads the scores in the rows; all need the names that the first response's have."""
+    """Reads the scores in the rows; all responses need the names of the first one's scores."""
     out: Scores = {}
     names: tuple[str, ...] = ()
     for row in rows:
         if not _check_scores(row):
             raise DataError(
-                f"{row.origin}: field 'scores' is missing: score it first (command score), or "
-                "give --reward_model or --config"
+                f"{row.origin}: field 'scores' is missing; use the command score first, or "
+                "--reward_model, --config or --judge"
             )
         entries = [x if isinstance(x, dict) else {"scores": x} for x in row.items("scores")]
         names = names or tuple(entries[0])

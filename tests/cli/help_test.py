@@ -12,8 +12,8 @@ from alignjax.errors import UserError
 
 @pytest.mark.parametrize("name", cli.VERBS)
 def test_the_help_of_a_command_has_its_flags_and_an_example(name):
-    text = cli.told(["help", name])
-    assert cli.told([name, "--help"]) == cli.told(["--set=x", name, "--help"]) == text
+    text = cli.help_text(["help", name])
+    assert cli.help_text([name, "--help"]) == cli.help_text(["--set=x", name, "--help"]) == text
     verb = cli.VERBS[name]
     assert set(re.findall(r"^  --(\w+)", text, re.M)) == set(verb.reads)
     assert f"python -m alignjax {name} {verb.example}".rstrip() in text
@@ -22,34 +22,34 @@ def test_the_help_of_a_command_has_its_flags_and_an_example(name):
 
 
 def test_the_help_lists_every_command_and_the_version_is_told():
-    text = cli.told(["--help"])
-    assert text == cli.told([]) == cli.told(["help"])
+    text = cli.help_text(["--help"])
+    assert text == cli.help_text([]) == cli.help_text(["help"])
     assert {*cli.VERBS, "help", "completion"} <= set(re.findall(r"^  (\w+)  ", text, re.M))
-    assert cli.told(["--version"]) == f"alignjax {alignjax.__version__}"
+    assert cli.help_text(["--version"]) == f"alignjax {alignjax.__version__}"
 
 
 def test_an_example_has_flags_that_the_command_reads():
     for name, verb in cli.VERBS.items():
         assert set(re.findall(r"--(\w+)", f"{verb.example} {verb.more}")) <= set(verb.reads), name
         assert set(verb.notes) <= set(verb.reads), name
-        assert all(note in cli.told(["help", name]) for note in verb.notes.values()), name
+        assert all(note in cli.help_text(["help", name]) for note in verb.notes.values()), name
 
 
 @pytest.mark.parametrize("words", [["rnu", "--foo=1"], ["help", "rnu"], ["rnu", "--help"]])
 def test_an_unknown_command_is_named_with_the_nearest(words):
     with pytest.raises(UserError, match=r"no command 'rnu' \(did you mean 'run'\?\)"):
-        cli.told(words)
+        cli.help_text(words)
 
 
 def test_a_command_that_works_is_told_nothing():
-    assert cli.told(["run", "--config=x.py", "--set", "a=b"]) == ""
-    assert cli.told(["--set", "a=b", "run"]) == ""
+    assert cli.help_text(["run", "--config=x.py", "--set", "a=b"]) == ""
+    assert cli.help_text(["--set", "a=b", "run"]) == ""
 
 
 def test_bash_completes_commands_and_flags():
     asks = "COMP_WORDS=({}); COMP_CWORD={}; _alignjax; echo ${{COMPREPLY[@]}}"
     lines = [
-        cli.told(["completion", "bash"]),
+        cli.help_text(["completion", "bash"]),
         asks.format("alignjax gen", 1),
         asks.format("alignjax run --w", 2),
         asks.format("python -m alignjax export --ad", 4),
@@ -57,6 +57,6 @@ def test_bash_completes_commands_and_flags():
     ]
     done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True)
     assert done.stdout.split("\n")[:4] == ["generate", "--workdir=", "--adapter", "zsh"], done
-    assert "bashcompinit" in cli.told(["completion", "zsh"])
+    assert "bashcompinit" in cli.help_text(["completion", "zsh"])
     with pytest.raises(UserError, match="wanted bash or zsh, found 'fish'"):
-        cli.told(["completion", "fish"])
+        cli.help_text(["completion", "fish"])

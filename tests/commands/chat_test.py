@@ -89,5 +89,5 @@ def test_a_folder_responds_as_much_as_it_is_asked_to():
     assert all(text or ended for text, ended in said)
     with pytest.raises(UserError, match="nowhere: wanted a run, a folder"):
         voices.load("nowhere")
-    message = r"--set mesh\.fsdp=2: .*story is no run"
+    message = r"--set mesh\.fsdp=2: .*story is not a run"
     assert re.search(message, runs.refused("chat", f"--model={STORY}", "--set=mesh.fsdp=2"))

@@ -310,7 +310,7 @@ def test_files_are_scored_by_a_config_s_judge_and_scorers(base, tmp_path):
     assert found["length"].wins.mean == pytest.approx((1 / 2 + 1) / 2)
     assert found["vowels"].ties.mean == pytest.approx((1 / 2) / 2)
     no_judge = dataclasses.replace(config.evaluate, judge=None)
-    with pytest.raises(UserError, match=r"--config: it has neither evaluate\.judge nor"):
+    with pytest.raises(UserError, match=r"--config: wanted evaluate\.judge or"):
         win_rates.run(a, b, config=dataclasses.replace(config, evaluate=no_judge))
     with pytest.raises(UserError, match=r"holds a policy, not a reward model"):
         win_rates.run(a, b, reward_models=[str(base[0])])
@@ -324,11 +324,11 @@ def test_files_are_scored_by_a_config_s_judge_and_scorers(base, tmp_path):
         ({"scores": [1.0]}, r"b\.jsonl:1: field 'scores' has 1 entries for 2 responses"),
         ({"scores": [1.0, None]}, r"b\.jsonl:1: .*wanted a finite number 'scores'.*found None"),
         ({"scores": [1.0, math.nan]}, r"b\.jsonl:1: .*wanted a finite number.*found nan"),
-        ({"prompt": "z"}, r"b\.jsonl: wanted the prompts of .*; 1 are missing, .*a\.jsonl:1"),
-        ({"prompt": "q"}, r"b\.jsonl: wanted the prompts of .*; 1 are missing, .*a\.jsonl:1"),
+        ({"prompt": "z"}, r"b\.jsonl: wanted the same prompts .*; 1 are missing, .*a\.jsonl:1"),
+        ({"prompt": "q"}, r"b\.jsonl: wanted the same prompts .*; 1 are missing, .*a\.jsonl:1"),
         ("twice", r"b\.jsonl:3: field 'scores' has 1 entries for 2 responses"),
-        ("no scores", r"b\.jsonl:1: field 'scores' is missing: score it first"),
-        ("more", r"a\.jsonl: wanted the prompts of .*; 1 are missing, .*b\.jsonl:3"),
+        ("no scores", r"b\.jsonl:1: field 'scores' is missing; use the command score first"),
+        ("more", r"a\.jsonl: wanted the same prompts .*; 1 are missing, .*b\.jsonl:3"),
         ("names", r"b\.jsonl: scores odd, .*a\.jsonl has scores"),
     ],
 )

@@ -168,7 +168,7 @@ def test_a_folder_of_a_reward_model_scores_and_is_no_policy(tmp_path):
     )
     ours = scorers.open_scorer(function, "s", of_run).reward_models[0]
     assert ([ours.data[name] for name in names], ours.reading) == ([9, 7], None)
-    with pytest.raises(UserError, match="holds a reward model: give the folder itself"):
+    with pytest.raises(UserError, match="found a reward model; use the folder itself"):
         import_model.import_model(str(tmp_path / "rm"), str(tmp_path / "imported"))
 
 
@@ -253,7 +253,7 @@ def test_a_gguf_file_is_the_folder_within_what_its_kind_rounds(kind, small, tmp_
 @pytest.mark.parametrize(
     ("family", "tokenizer", "said"),
     [
-        ("mistral", "qwen", r"model\.window: GGUF files of such a network cannot say 4"),
+        ("mistral", "qwen", r"model\.window: GGUF files of this network cannot express 4"),
         ("story", "mistral", r"x\.gguf/tokenizer\.json: GGUF does not support the way"),
     ],
 )

@@ -91,7 +91,10 @@ def test_alpaca_eval_gets_its_array_of_its_own_instructions(asked, tmp_path, cap
     ("arguments", "message"),
     [
         ((*ARGUMENTS, "--prompts=-", "--format=csv"), r"--format: wanted jsonl or alpaca_eval, f"),
-        ((*ARGUMENTS, "--prompts=-", "--format=alpaca_eval"), r"one response a prompt, not 2"),
+        (
+            (*ARGUMENTS, "--prompts=-", "--format=alpaca_eval"),
+            r"wanted 1 for --format=alpaca_eval, found 2",
+        ),
         (
             (*ARGUMENTS[:2], "--prompts=-", "--format=alpaca_eval", "--out=x.jsonl"),
             r"--out: wanted - or a name that ends in \.json, found",

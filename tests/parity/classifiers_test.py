@@ -86,7 +86,7 @@ def test_what_cannot_be_scored_is_refused_in_a_line(made, tmp_path):
     row = {"prompt": "Is it?", "responses": ["No."]}
     done, _, _ = score(tmp_path, folder / "deberta", [row], "--max_prompt_tokens=8")
     assert done.returncode == 2
-    assert "transformers runs it, at its own length" in done.stderr
+    assert "transformers runs this model, with its own limit of length" in done.stderr
 
 
 @pytest.fixture

@@ -505,7 +505,7 @@ def test_two_reward_models_give_named_scores(scored, copy, tmp_path):
     alone = [json.loads(line)["scores"] for line in one.read_text().splitlines()]
     assert [[x["base"] for x in row] for row in found] == alone
     assert [[x["copy"] for x in row] for row in found] == alone
-    with pytest.raises(UserError, match="two of them are called 'base'; rename"):
+    with pytest.raises(UserError, match="found 'base' twice; rename"):
         score.run(rows, [first, first], str(tmp_path / "twice.jsonl"))
 
 

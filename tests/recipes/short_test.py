@@ -149,10 +149,10 @@ def test_the_command_prints_the_config_and_a_recipe_s_loss_is_no_command(files, 
     mine.write_text(capsys.readouterr().out)
     wanted = short.config("dpo", MODEL, str(files["pairs"]), ["lora.rank=4"])
     assert describe(load.load(str(mine), [])) == describe(wanted)
-    assert "give one of them" in runs.refused(*arguments, "--out=a", "--workdir=b")
+    assert "use one of them" in runs.refused(*arguments, "--out=a", "--workdir=b")
     assert "dpo requires --data" in runs.refused(*arguments[:2])
     with pytest.raises(UserError, match=r"modpo needs several stages.*configs/demo/modpo\.py"):
-        cli.told(["modpo", f"--model={MODEL}"])
+        cli.help_text(["modpo", f"--model={MODEL}"])
 
 
 def test_a_recipe_of_a_loss_is_there():

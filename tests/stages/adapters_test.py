@@ -155,7 +155,7 @@ def test_a_reward_model_s_adapters_and_head_are_trained(tmp_path):
 def test_a_run_without_adapters_has_none_to_export(tmp_path, base):
     content = json.loads((base[0] / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**content, "lora": None}))
-    with pytest.raises(UserError, match="trained a whole network, its config has no lora"):
+    with pytest.raises(UserError, match="has no adapters: its config has no lora"):
         export.export(str(tmp_path), str(tmp_path / "out"), adapter=True)
 
 

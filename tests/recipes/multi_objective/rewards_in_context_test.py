@@ -224,9 +224,7 @@ def test_scores_that_a_function_of_ones_own_asks_for_are_known_of_the_trained_pr
     made = policies.find(base[0], json.loads((base[0] / "config.json").read_text()))
     own = dataclasses.replace(made, target="mine.target")
     assert policies.choose(own, (0.5, 0.5)).scores == made.scores[1]
-    with pytest.raises(
-        UserError, match=r"told by mine\.target, .* wanted one of 1,0 0.5,0.5, found"
-    ):
+    with pytest.raises(UserError, match=r"mine\.target, which .* wanted one of 1,0 0.5,0.5, found"):
         policies.choose(own, (0.25, 0.75))
 
 
