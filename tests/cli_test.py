@@ -187,7 +187,7 @@ def test_a_missing_data_file_is_named(files):
 
 def test_a_source_of_files_wants_a_path_and_a_generator_wants_none(tmp_path, files):
     arguments = [x for x in files() if "data.path" not in x]
-    fails(*arguments, message=r"data\.path: auto reads files; say which")
+    fails(*arguments, message=r"data\.path: auto reads files; name one")
     fails(
         *runs.run_arguments(tmp_path / "v", "data.path=x.jsonl"),
         message=r"data\.path: pairs reads no file, found 'x\.jsonl'",

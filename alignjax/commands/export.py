@@ -228,7 +228,7 @@ def chosen(trained: Trained, several: Policies, choice: Choice, *, merged: bool)
         params = networks.load_whole(source, choice)
     else:
         params = networks.load_trained(source, choice.networks[int(np.argmax(choice.weights))])
-    return Network(params, several.identity, max(steps), choice.said)
+    return Network(params, several.identity, max(steps), choice.description)
 
 
 def _reward_model(run: pathlib.Path) -> Network:

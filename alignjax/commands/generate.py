@@ -102,7 +102,7 @@ def run(
             params = finished_run.load_policy(config, workdir, checkpoint)
             responses = respond(sampling, params, questions)
         else:
-            log.info("--preference=%s: %s", preference, choice.said)
+            log.info("--preference=%s: %s", preference, choice.description)
             responses = networks.respond(
                 sampling,
                 networks.source(finished_run.trained_in(folder, describe(config)), several, mesh),

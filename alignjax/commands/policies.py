@@ -59,7 +59,7 @@ class Choice:
     networks: tuple[Network, ...]
     weights: tuple[float, ...]  # of the networks
     scores: tuple[float, ...]  # to put into prompts; () for none
-    said: str  # a description for people
+    description: str  # for messages
 
 
 def find(workdir: pathlib.Path, description: dict[str, Any]) -> Policies | None:
@@ -163,20 +163,20 @@ def choose(policies: Policies, wanted: Preference) -> Choice:
         distances = [math.dist(network.preference, wanted) for network in networks]
         nearest = networks[int(np.argmin(distances))]
         trained = as_flag(nearest.preference)
-        said = f"the policy trained for {trained}, at a distance of {min(distances):.4g}"
-        return Choice(TRAINED, (nearest,), (1.0,), (), said)
+        text = f"the policy trained for {trained}, at a distance of {min(distances):.4g}"
+        return Choice(TRAINED, (nearest,), (1.0,), (), text)
     if policies.way == PROMPT:
         scores = _scores(policies, wanted)
-        said = (
+        text = (
             "the one policy that was trained for all preferences, with "
             f"{ric.score_text(scores)!r} at the end of every prompt"
         )
-        return Choice(PROMPT, networks, (1.0,), scores, said)
+        return Choice(PROMPT, networks, (1.0,), scores, text)
     way = "average of the weights" if policies.way == AVERAGE else "mixture of the probabilities"
-    said = (
+    text = (
         f"the {way} of the {count} policies trained for {trained_for}, weighted {as_flag(wanted)}"
     )
-    return Choice(policies.way, networks, wanted, (), said)
+    return Choice(policies.way, networks, wanted, (), text)
 
 
 def require_single(choice: Choice, *, adapter: bool = False) -> None:
@@ -188,12 +188,13 @@ def require_single(choice: Choice, *, adapter: bool = False) -> None:
     several = max(choice.weights) < 1
     if choice.way == MIXTURE and several:
         raise UserError(
-            f"--preference: wanted all weight on one objective, found {choice.said}: no single "
-            "network has these probabilities; use generate to sample from them"
+            f"--preference: wanted all weight on one objective, found {choice.description}: no "
+            "single network has these probabilities; use generate to sample from them"
         )
     if adapter and (several or not all(network.folder for network in choice.networks)):
         raise UserError(
-            f"--adapter: wanted one set of adapters, found {choice.said}; export without --adapter"
+            f"--adapter: wanted one set of adapters, found {choice.description}; export "
+            "without --adapter"
         )
 
 

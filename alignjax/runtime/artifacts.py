@@ -1,18 +1,18 @@
 """Stores files and folders that a run makes once and reuses: keyed, verified, atomic.
 
 An artifact is a file or a folder. Its key is JSON data that changes whenever the content would.
-Beside it lies what belongs to it:
+Beside it are:
 
     .artifacts/NAME.manifest.json   the key, and the digest of every file
-    .artifacts/NAME.scratch/        while it is made: finished parts, in the end the content
-    .artifacts/NAME.lock            while it is made: one process at a time, of whichever run
+    .artifacts/NAME.scratch/        while it is made: finished parts, at the end the content
+    .artifacts/NAME.lock            while it is made: one process at a time, of any run
 
-It is reused if the key is the same and every file has its digest. Otherwise it is made again in the
-scratch folder, and moved to its place when it is complete. Whoever was killed while making it goes
-on with the parts in the scratch folder; those of another key are removed.
+It is reused if the key is the same and every file has its digest. Otherwise it is made in the
+scratch folder, and moved to its place when it is complete. A killed process continues with the
+parts in the scratch folder; parts of another key are removed.
 
-Of several processes of a run all call these functions alike, and all make; the first one alone
-looks, locks, and moves files.
+All processes of a run call these functions in the same order, and all make the content. Only the
+first process reads manifests, locks, and moves files.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from alignjax.runtime.faults import fault_point
 log = logging.getLogger("alignjax")
 T = TypeVar("T")
 
-WRITING = ".writing"  # how hidden folders of unfinished work end
+WRITING = ".writing"  # suffix of hidden folders of unfinished work
 
 
 def reuse(
@@ -46,17 +46,17 @@ def reuse(
     make: Callable[[pathlib.Path], None],
     load: Callable[[pathlib.Path], T],
 ) -> T:
-    """Loads an artifact; makes it first, unless it is there and whole.
+    """Loads an artifact; makes it first, unless it exists with this key and is undamaged.
 
     Args:
-      path: where it is, or goes.
+      path: its place.
       key: JSON data that changes whenever the content would.
-      make: writes the content as `path.name` into the folder that it is given. What else it writes
-        there are parts: when it was killed and is called again under the same key, they are there.
-      load: gets `path`.
+      make: writes the content as `path.name` into the given folder. Other files there are parts: if
+        it is killed and called again with the same key, it finds them.
+      load: loads the content of `path`.
 
     Raises:
-      UserError: it cannot be written; what was there before stays.
+      UserError: it cannot be written; an older artifact stays.
     """
     if not broadcast(f"look for {path.name}", lambda: _is_done(path, key)):
         with _locked(path):
@@ -67,10 +67,11 @@ def reuse(
 def reuse_json(
     path: pathlib.Path, key: Any, make: Callable[[pathlib.Path], dict[str, Any]]
 ) -> dict[str, Any]:
-    """As `reuse`, of a JSON file; the file holds its key besides.
+    """Does the same for a JSON file, in which the key is stored too.
 
     Args:
-      make: gives the content; it gets the folder for parts.
+      path, key: as in `reuse`.
+      make: returns the content; its argument is the folder for parts.
     """
 
     def write(scratch: pathlib.Path) -> None:
@@ -81,7 +82,7 @@ def reuse_json(
 
 
 def part(scratch: pathlib.Path, name: str, make: Callable[[], Any]) -> Any:
-    """JSON data of one finished part, `scratch/NAME.json`; made and written if it is not there."""
+    """Loads one part, the JSON data in `scratch/NAME.json`; makes and writes it first if needed."""
     path = scratch / f"{name}.json"
     if not broadcast(f"look for {path.name}", path.is_file):
         write_part(scratch, name, make())
@@ -89,20 +90,20 @@ def part(scratch: pathlib.Path, name: str, make: Callable[[], Any]) -> Any:
 
 
 def write_part(scratch: pathlib.Path, name: str, content: Any) -> None:
-    """Writes a part, which a maker that is started again finds."""
+    """Writes a part, for a later start of the same work."""
     storage.keep_json(scratch / f"{name}.json", content)
     fault_point("part", name)
 
 
 def is_whole(path: pathlib.Path, key: Any) -> bool:
-    """Whether an artifact of this key is there, and every file of it as it was written."""
+    """Whether an artifact with this key exists, and no file of it has changed."""
     return bool(broadcast(f"look for {path.name}", lambda: _damaged(path, key) == ""))
 
 
 def begin(folder: pathlib.Path, key: Any) -> None:
-    """Makes a folder to work in under a key; one that was begun under another key is removed.
+    """Makes a folder to work in under a key; first removes it if it was begun under another key.
 
-    For scratch folders, and for stages that train: their folder is to be seen while they do.
+    For scratch folders, and for stages that train, whose folder is visible meanwhile.
     """
     run_on_main(f"begin {folder.name}", lambda: _begin(folder, key))
 
@@ -119,10 +120,10 @@ def _begin(folder: pathlib.Path, key: Any) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: str) -> Iterator[pathlib.Path]:
-    """A folder that appears under its name only when the block has filled it.
+    """Yields a folder to fill, which gets its name after the block.
 
     Raises:
-      UserError: it exists and holds something, or cannot be written.
+      UserError: the name exists and is not an empty folder, or cannot be written.
     """
     final = pathlib.Path(path).absolute()
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
@@ -138,12 +139,12 @@ def new_folder(path: str) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def new_file(path: str) -> Iterator[pathlib.Path]:
-    """A file that appears under its name only when the block has written it.
+    """Yields a file to write, which gets its name after the block.
 
-    What else the block puts beside it is removed.
+    Other files that the block puts beside it are removed.
 
     Raises:
-      UserError: it exists, or cannot be written.
+      UserError: the name exists, or cannot be written.
     """
     final = pathlib.Path(path).absolute()
     if final.exists():
@@ -159,10 +160,10 @@ def new_file(path: str) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def _hidden_folder(final: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Makes a folder beside a new file or folder; removes it, and those that killed programs left.
+    """Makes a hidden folder beside a new file or folder; removes it after the block.
 
-    A folder that a living program works in is locked, and one that cannot be locked is not removed:
-    some network file systems lock no folders.
+    Also removes those of killed programs. A running program holds a lock on its folder. A folder
+    that cannot be locked is not removed, because some network file systems cannot lock folders.
     """
     for left in final.parent.glob(f".{glob.escape(final.name)}.*{WRITING}"):
         with contextlib.suppress(OSError), _locked_folder(left):
@@ -174,12 +175,12 @@ def _hidden_folder(final: pathlib.Path) -> Iterator[pathlib.Path]:
                 held.enter_context(_locked_folder(made))
             yield made
     finally:
-        shutil.rmtree(made, ignore_errors=True)  # gone, unless something failed
+        shutil.rmtree(made, ignore_errors=True)  # it exists only if the block failed, or for a file
 
 
 @contextlib.contextmanager
 def _locked_folder(path: pathlib.Path) -> Iterator[None]:
-    """Locks a folder; raises OSError where another program has the lock."""
+    """Locks a folder; raises OSError if another program has the lock."""
     number = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -201,7 +202,7 @@ def _make(path: pathlib.Path, key: Any, make: Callable[[pathlib.Path], None]) ->
     damaged = broadcast(f"look again for {path.name}", lambda: _damaged(path, key))
     if damaged:
         log.warning("%s has changed since it was written: recomputing %s", damaged, path.name)
-    if damaged == "":  # another run has made it while this one waited, or was killed at the end
+    if damaged == "":  # made by another run meanwhile, or by a run that was killed at the end
         run_on_main(f"clean up {path.name}", lambda: shutil.rmtree(scratch, ignore_errors=True))
         return
     if not broadcast(f"begin {scratch.name}", lambda: _begin_content(scratch, path, key)):
@@ -213,9 +214,9 @@ def _make(path: pathlib.Path, key: Any, make: Callable[[pathlib.Path], None]) ->
 
 
 def _begin_content(scratch: pathlib.Path, path: pathlib.Path, key: Any) -> bool:
-    """Whether the content is complete in the scratch folder; else half of it is removed."""
+    """Whether the content in the scratch folder is complete; else removes it."""
     _begin(scratch, key)
-    # With a manifest it is: whoever made it was killed while it was moved.
+    # The manifest is written last, so a process was killed while it moved complete content.
     complete = (scratch / "manifest.json").is_file()
     if not complete:
         storage.remove_here(scratch / path.name)
@@ -223,7 +224,7 @@ def _begin_content(scratch: pathlib.Path, path: pathlib.Path, key: Any) -> bool:
 
 
 def _seal(scratch: pathlib.Path, path: pathlib.Path, key: Any) -> None:
-    """Writes the manifest of complete content, once all of it is on the disk."""
+    """Writes the manifest of complete content, after syncing all of it to disk."""
     with _errors_of(path):
         _sync(scratch / path.name)
         manifest = {"key": key, "xxh3": _digests(scratch / path.name)}
@@ -232,11 +233,12 @@ def _seal(scratch: pathlib.Path, path: pathlib.Path, key: Any) -> None:
 
 
 def _move(scratch: pathlib.Path, path: pathlib.Path) -> None:
-    """Moves content and manifest to their places; a killed move goes on where it was."""
+    """Moves content and manifest to their places; a killed move can continue."""
     content = scratch / path.name
     with _errors_of(path):
         if content.exists():
-            if path.is_dir() or (path.exists() and content.is_dir()):  # not replaced in one step
+            # A folder cannot be replaced, nor a file by a folder.
+            if path.is_dir() or (path.exists() and content.is_dir()):
                 shutil.rmtree(scratch / "replaced", ignore_errors=True)
                 path.rename(scratch / "replaced")
             fault_point("moving", path.name)
@@ -248,7 +250,7 @@ def _move(scratch: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def _damaged(path: pathlib.Path, key: Any) -> str | None:
-    """The first file that is not as it was written, empty: all are; None: nothing of this key."""
+    """Returns the first changed file, "" if there is none, None without an artifact of this key."""
     manifest = _read(_beside(path, "manifest.json"))
     if not isinstance(manifest, dict) or not _same(manifest.get("key"), key):
         return None
@@ -262,13 +264,13 @@ def _damaged(path: pathlib.Path, key: Any) -> str | None:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two values are the same JSON: a tuple is a list, a key that is a number is text."""
+    """Whether two values have the same JSON: a tuple equals a list, a key 1 equals "1"."""
     texts = [json.dumps(storage.without_nan(x), sort_keys=True) for x in (one, other)]
     return texts[0] == texts[1]
 
 
 def _read(path: pathlib.Path) -> Any:
-    """The content of a JSON file; None where there is none, or none that can be read."""
+    """Reads a JSON file; None if it is missing or cannot be read."""
     try:
         return storage.read_here(path) if path.is_file() else None
     except UserError as error:
@@ -281,7 +283,7 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _digests(path: pathlib.Path) -> dict[str, str]:
-    """The digest of every file of an artifact, by its place in it."""
+    """Computes the digest of every file of an artifact, by its relative path."""
     files = _files(path)
     names = (str(file.relative_to(path)) for file in files)
     return dict(zip(names, digests.of_files(files), strict=True))
@@ -293,7 +295,7 @@ def _sha256(file: pathlib.Path) -> str:
 
 
 def _sync(path: pathlib.Path) -> None:
-    """Waits until every file is on the disk, before a name says that it is complete."""
+    """Waits until every file is on disk."""
     for file in _files(path):
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
@@ -301,7 +303,7 @@ def _sync(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _locked(path: pathlib.Path) -> Iterator[None]:
-    """Keeps other runs from making the same artifact; the lock dies with the process."""
+    """Keeps other runs from making the same artifact; a killed process releases the lock."""
     with contextlib.ExitStack() as held:
         run_on_main(f"lock {path.name}", lambda: held.enter_context(_lock(path)))
         yield
@@ -320,7 +322,7 @@ def _lock(path: pathlib.Path) -> Iterator[None]:
                 except BlockingIOError:
                     log.info("%s: another process is making it: waiting", path)
                     fcntl.flock(lock, fcntl.LOCK_EX)
-            # Whoever held it has removed the file: a lock on it keeps nobody out any more.
+            # If the previous holder has removed the file, this lock is useless: open the new file.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(lock.fileno()), file.stat()):
                     break
@@ -330,7 +332,7 @@ def _lock(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _errors_of(path: object) -> Iterator[None]:
-    """Says of errors of the disk, in one line, what could not be written."""
+    """Turns errors of the disk into one line that names what could not be written."""
     try:
         yield
     except OSError as error:

@@ -1,11 +1,10 @@
-"""Checkpoints: the state, the data position and the identity of everything that matters.
+"""Saves and restores checkpoints: the state, the data position, and the identity of the run.
 
-One checkpoint holds a `TrainState` (parameters, optimizer, step, root key, counters), or the two
-of a `GameState`, and a JSON record: the index of the next batch, and what the run is made of
-(config, data, tokenizer, reference). Restoring compares that record first and refuses another
-run's checkpoint. Saves are atomic: a killed save is never seen by a reader. Every checkpoint holds
-the digests of its files, which are compared before it is read (`alignjax.runtime.stores`): what was
-damaged since is refused by name.
+A checkpoint holds a `TrainState` (parameters, optimizer, step, root key, counters), or the two of a
+`GameState`, and a JSON record: the index of the next batch, and the identity of the run (digests of
+data, tokenizer and reference). Before restoring, the record is compared, and another run's
+checkpoint is refused. Saves are atomic. A checkpoint holds the digests of its files, which are
+verified before it is read (`alignjax.runtime.stores`); the error names a damaged file.
 """
 
 import hashlib
@@ -27,17 +26,17 @@ from alignjax.runtime.stores import FORMAT, UNSEALED, Store, one_line
 
 log = logging.getLogger("alignjax")
 
-PIECE = 2**28  # about so many bytes of an array are fetched from other processes at once
+PIECE = 2**28  # bytes of an array, about, that are fetched from other processes at a time
 
 
 def save(store: Store, step: int, state: Any, record: dict[str, Any]) -> None:
-    """Starts a save; on return the state is copied off the devices and may be donated.
+    """Starts a save; on return the state is on the host, and may be donated.
 
     Raises:
-      CheckpointError: this save, or the one before it, could not be written.
+      CheckpointError: this save, or the previous one, could not be written.
     """
     with one_line(store.directory, f"saving step {step} failed"):
-        stores.wait(store)  # errors of the save before surface here, not at exit
+        stores.wait(store)  # raises errors of the previous save
         path = store.directory / f"{step}.writing"
         response = ocp.save_checkpointables_async(
             path, {"state": state, "record": {"format": FORMAT, **record}}
@@ -46,19 +45,19 @@ def save(store: Store, step: int, state: Any, record: dict[str, Any]) -> None:
 
 
 def _finish(store: Store, step: int, path: pathlib.Path, response: Any) -> None:
-    """Waits for the arrays, and makes a checkpoint of them: on the thread that writes."""
+    """Waits for the arrays, then completes the checkpoint; runs on the writer thread."""
     response.result()
     if not distributed.is_main():
         return
     digests.seal(path)
     path.rename(store.directory / str(step))
-    there = sorted(int(p.name) for p in store.directory.iterdir() if p.name.isdigit())
-    for old in there[: -store.keep]:
+    steps = sorted(int(p.name) for p in store.directory.iterdir() if p.name.isdigit())
+    for old in steps[: -store.keep]:
         stores.remove(store, old)
 
 
 def save_final(directory: pathlib.Path, step: int, params: Any, record: dict[str, Any]) -> None:
-    """Saves parameters alone as the last checkpoint of a training, unless it is there."""
+    """Saves only the parameters, as the last checkpoint of a training, unless it exists."""
     with stores.open_store(directory, keep=1) as store:
         if stores.latest(store) != step:
             save(store, step, {"params": params}, record)
@@ -68,7 +67,7 @@ def read_record(store: Store, step: int) -> dict[str, Any]:
     """Reads the JSON record of a checkpoint.
 
     Raises:
-      CheckpointError: unreadable, or written in another format.
+      CheckpointError: it is damaged, or of another format.
     """
     stores.verify(store, step)
     record = stores.record_of(store, step)
@@ -81,10 +80,10 @@ def read_record(store: Store, step: int) -> dict[str, Any]:
 
 
 def restore(store: Store, step: int, target: Any) -> Any:
-    """Reads the state of a checkpoint, laid out as ``target`` (shapes with shardings) says.
+    """Restores the state of a checkpoint into ``target`` (shapes, dtypes and shardings).
 
     Raises:
-      CheckpointError: damaged, unreadable, or its arrays are not those of ``target``.
+      CheckpointError: it is damaged, or its arrays differ from ``target``.
     """
     stores.verify(store, step)
     path = store.directory / str(step)
@@ -94,12 +93,10 @@ def restore(store: Store, step: int, target: Any) -> Any:
 
 
 def restore_params(store: Store, step: int, target: Any) -> Any:
-    """Reads the parameters alone of a checkpoint's state; of a game those of the policy.
-
-    The optimizer's state is not read.
+    """Restores only the parameters of a checkpoint, in a game the policy's.
 
     Raises:
-      CheckpointError: damaged, unreadable, or its parameters are not those of ``target``.
+      CheckpointError: it is damaged, or its parameters differ from ``target``.
     """
     stores.verify(store, step)
     path = store.directory / str(step)
@@ -118,9 +115,9 @@ def restore_params(store: Store, step: int, target: Any) -> Any:
 
 
 def save_params(path: pathlib.Path, params: Any) -> None:
-    """Writes the final parameters of a stage and their digests, over older ones.
+    """Writes the final parameters of a stage and their digests; replaces older ones.
 
-    Into a folder that is moved to its place when it is complete: see `runtime.artifacts`.
+    The folder is a scratch folder of `runtime.artifacts`.
     """
     with one_line(path, "the parameters cannot be written"):
         ocp.save(path.resolve(), params, overwrite=True)
@@ -128,18 +125,18 @@ def save_params(path: pathlib.Path, params: Any) -> None:
 
 
 def load_params(path: pathlib.Path, target: Any) -> Any:
-    """Reads parameters, laid out as ``target`` (shapes with shardings) says.
+    """Loads parameters into ``target`` (shapes, dtypes and shardings).
 
     Raises:
-      CheckpointError: damaged, unreadable, or not those of ``target``.
+      CheckpointError: they are damaged, or differ from ``target``.
     """
     with one_line(path, "the parameters cannot be read"):
         if distributed.broadcast("look for digests", (path / digests.NAME).is_file):
             share, shares = distributed.index(), distributed.count()
             damaged = digests.find_damage(path, share=share, shares=shares)
-            if found := [x for x in distributed.exchange("damage", damaged) if x]:
+            if names := [x for x in distributed.exchange("damage", damaged) if x]:
                 raise CheckpointError(
-                    f"{path}: damaged: {found[0]} has changed since it was written"
+                    f"{path}: damaged: {names[0]} has changed since it was written"
                 )
         else:
             log.warning("%s: parameters without digests (an earlier version): not checked", path)
@@ -148,16 +145,16 @@ def load_params(path: pathlib.Path, target: Any) -> Any:
 
 
 def _check_arrays(saved: Any, target: Any) -> None:
-    """Compares shapes and dtypes: the library names no array, and casts dtypes silently."""
+    """Compares shapes and dtypes: the library's errors name no array, and it casts dtypes."""
 
     def arrays(tree: Any) -> dict[str, str]:
-        def one(x: Any) -> str:
+        def describe(x: Any) -> str:
             if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-                x = jax.eval_shape(jax.random.key_data, x)  # what a saved key consists of
+                x = jax.eval_shape(jax.random.key_data, x)  # keys are saved as their data
             return f"{tuple(x.shape)} {x.dtype}"
 
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {path_name(path): one(leaf) for path, leaf in leaves}
+        return {path_name(path): describe(leaf) for path, leaf in leaves}
 
     have, want = arrays(saved), arrays(target)
     other = [
@@ -174,12 +171,12 @@ def refuse_other(store: Store, step: int, saved: dict[str, Any], wanted: dict[st
     """Refuses to continue from a checkpoint of another run.
 
     Args:
-      store, step: where ``saved`` was read, for the message.
-      saved: the identities in the checkpoint's record, name -> digest or description.
-      wanted: those of this run.
+      store, step: the place of the checkpoint, for the message.
+      saved: the identity in its record, name -> digest or description.
+      wanted: this run's identity.
 
     Raises:
-      UserError: names each one that differs.
+      UserError: some differ; names each.
     """
     other = [name for name in wanted if saved.get(name) != wanted[name]]
     if other:
@@ -191,7 +188,7 @@ def refuse_other(store: Store, step: int, saved: dict[str, Any], wanted: dict[st
 
 
 def tree_digest(tree: Any) -> str:
-    """Computes a SHA-256 over the path, dtype, shape and bytes of every array; 16 hex digits."""
+    """Computes the SHA-256 of the path, dtype, shape and bytes of every array; 16 hex digits."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         digest.update(f"{path_name(path)} {np.dtype(leaf.dtype)} {tuple(leaf.shape)} ".encode())
@@ -201,7 +198,7 @@ def tree_digest(tree: Any) -> str:
 
 
 def _pieces(leaf: Any) -> Iterator[np.ndarray]:
-    """Yields an array in blocks of rows: fetching one that is spread puts it on every device."""
+    """Yields an array in blocks of rows, because fetching gathers a block on each device."""
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or not leaf.ndim:
         yield distributed.fetch(leaf)
         return

@@ -1,11 +1,11 @@
 """Detects the processes of a run from the environment: plain addresses, Slurm, or Cloud TPU.
 
-The sources are read in this order; without any of them the process runs alone:
+It looks for these, in this order; without any of them the process runs alone:
 
 - ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and
   ``JAX_PROCESS_ID``, all three. `launch/local.py` sets them, and so can a Kubernetes JobSet.
-- Slurm: a step of more than one task, as `srun` starts it. The shell of `salloc` and the script of
-  `sbatch` are no such step, however many tasks the job has.
+- Slurm: a step of more than one task, started by `srun`. The shell of `salloc` and the script of
+  `sbatch` run alone, for any number of tasks of the job.
 - A Cloud TPU VM or a TPU pod of GKE: JAX asks the metadata server, or reads what GKE sets.
 """
 
@@ -21,9 +21,9 @@ SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """How JAX joins the processes; fields that are None it finds out itself, by ``method``."""
+    """How JAX joins the processes; it detects fields that are None itself, by ``method``."""
 
-    method: str  # JAX's name of a detection method; deactivate: nothing is left to detect
+    method: str  # JAX's name of a detection method; deactivate: nothing to detect
     address: str | None = None  # host:port of process 0
     processes: int | None = None
     index: int | None = None  # of this process, from 0
@@ -31,14 +31,14 @@ class Cluster:
 
 
 def detect_cluster(env: Mapping[str, str], *, on_tpu: bool) -> Cluster | None:
-    """Finds the cluster that the environment announces; None: this process runs alone.
+    """Finds the cluster in the environment; None: this process runs alone.
 
     Args:
       env: the environment variables.
       on_tpu: this machine has TPUs and the program may use them.
 
     Raises:
-      UserError: something is missing, or no number; names the variable.
+      UserError: a variable is missing or not a number.
     """
     if any(name in env for name in PLAIN):
         return _plain(env)
@@ -54,9 +54,9 @@ def detect_cluster(env: Mapping[str, str], *, on_tpu: bool) -> Cluster | None:
 def _plain(env: Mapping[str, str]) -> Cluster | None:
     missing = [name for name in PLAIN if not env.get(name)]
     if missing:
-        there = [name for name in PLAIN if name not in missing]
+        given = [name for name in PLAIN if name not in missing]
         raise UserError(
-            f"the environment has {', '.join(there) or 'empty values'}, but not "
+            f"the environment has {', '.join(given) or 'empty values'}, but not "
             f"{', '.join(missing)}: several processes need {', '.join(PLAIN)}, a single one none"
         )
     address, processes, index = env[PLAIN[0]], _number(env, PLAIN[1]), _number(env, PLAIN[2])
@@ -73,7 +73,7 @@ def _slurm(env: Mapping[str, str]) -> Cluster:
         raise UserError(f"SLURM_STEP_NUM_TASKS announces a Slurm step, without {missing[0]}")
     tasks = _number(env, "SLURM_STEP_NUM_TASKS")
     # By default JAX gives every task one GPU, number SLURM_LOCALID. A task that is alone on its
-    # machine, or whose GPUs Slurm has chosen (--gpus-per-task=1), takes all visible ones instead.
+    # machine, or to which Slurm has given GPUs (--gpus-per-task=1), uses all visible ones instead.
     seen = [gpu for gpu in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     alone = env.get("SLURM_STEP_NUM_NODES") == str(tasks)
     devices = tuple(range(len(seen))) if seen and (alone or len(seen) == 1) else None

@@ -18,10 +18,10 @@ from alignjax.runtime import distributed, workdirs
 
 
 def check_programs() -> None:
-    """Compares the code of this package, the versions it uses, and the command line.
+    """Compares the code of alignjax, the versions of packages, and the command line.
 
     Raises:
-      UserError: something differs; names it and the odd process.
+      UserError: something differs; names it and the process.
     """
     if not distributed.several():
         return
@@ -34,12 +34,12 @@ def check_run(config: Config, files: Mapping[str, bytes], workdir: pathlib.Path)
     """Compares every field of the config, and checks that all processes share the workdir.
 
     Args:
-      config: as this process read it.
-      files: that it was read from, which may hold code as well; by name.
-      workdir: made if needed.
+      config: this process's config.
+      files: contents of the config's files, which may contain code, by name.
+      workdir: created if needed.
 
     Raises:
-      UserError: something differs; names the field and the odd process.
+      UserError: something differs; names the field and the process.
     """
     if not distributed.several():
         return
@@ -49,14 +49,14 @@ def check_run(config: Config, files: Mapping[str, bytes], workdir: pathlib.Path)
 
 
 def check_same(values: dict[str, str]) -> None:
-    """Compares what should be the same in all processes: digests, versions, a seed.
+    """Compares values that must be equal in all processes: digests, versions, a seed.
 
     Raises:
-      UserError: something differs; names it, and the process that differs from most. All
-        processes raise it.
+      UserError: one differs; names it, and the process that differs from most. All processes
+        raise it.
     """
-    mine = json.dumps({"host": platform.node(), "values": values})
-    processes = [json.loads(text) for text in distributed.exchange("same", mine)]
+    own = json.dumps({"host": platform.node(), "values": values})
+    processes = [json.loads(text) for text in distributed.exchange("same", own)]
     hosts = [process["host"] for process in processes]
     names = list(dict.fromkeys(name for process in processes for name in process["values"]))
     differences = []
@@ -69,7 +69,7 @@ def check_same(values: dict[str, str]) -> None:
 
 
 def _describe_difference(values: list[str], hosts: list[str]) -> str:
-    """Names the processes that differ from most, four at the most, and what they have."""
+    """Names at most four processes that differ from most, and their values."""
     (common, first), (_, second), *_ = collections.Counter(values).most_common()
     most = common if first > second else None
     odd = [
@@ -81,20 +81,20 @@ def _describe_difference(values: list[str], hosts: list[str]) -> str:
 
 
 def check_shared_folder(folder: pathlib.Path, field: str) -> None:
-    """Checks that every process writes into this folder, and sees what the others write.
+    """Checks that every process can write to a folder, and sees the files of the others.
 
     Args:
-      folder: made if needed.
-      field: how messages call it, ``--workdir``.
+      folder: created if needed.
+      field: its flag or field, for messages.
 
     Raises:
-      UserError: it is not one folder for all; names the process that does not see the others.
+      UserError: the folder is not shared; names the process that does not see the others' files.
     """
     if not distributed.several():
         return
     tokens = distributed.exchange("token", secrets.token_hex(8))
     me, count, token = distributed.index(), len(tokens), tokens[0]
-    # New names at every start, as network file systems remember for a while that a file was absent.
+    # New names at every start: network file systems cache for a while that a file is absent.
     marks = [folder / f".process-{i}-of-{count}-{token}" for i in range(count)]
     problem = ""
     try:
@@ -104,7 +104,7 @@ def check_shared_folder(folder: pathlib.Path, field: str) -> None:
         problem = f"cannot write there: {error.strerror}"
     problems = distributed.exchange("written", problem)
     try:
-        # Process 0 looks for the files of all, and all look for that of process 0.
+        # Process 0 looks for all files, the others look for process 0's file.
         others = range(count) if distributed.is_main() else (0,)
         unseen = [i for i in others if not problems[i] and not marks[i].is_file()]
         if not problem and unseen:
@@ -129,7 +129,7 @@ def _flatten(description: Any, at: str) -> dict[str, str]:
 
 
 def _code_digest() -> str:
-    """A digest of the package's source files, whatever folder it is installed in."""
+    """Digests the package's source files, independent of its folder."""
     root = pathlib.Path(alignjax.__file__).parent
     files = sorted(root.rglob("*.py"))
     return _digest(b"".join(f"{f.relative_to(root)}".encode() + f.read_bytes() for f in files))

@@ -1,11 +1,10 @@
 """Coordinates several processes of one program: start, barriers and exchange of values.
 
-With one process all of this does nothing. Strings travel through the key-value store of JAX's
-coordination service, which process 0 serves: no device is used and nothing is compiled, a waiting
-process costs nothing, and the wait ends with a signal or when a peer is lost.
+With one process, these functions do nothing. Strings are exchanged through the key-value store of
+JAX's coordination service in process 0: this needs no device and no compilation, waiting costs
+nothing, and a signal or a lost peer ends the wait.
 
-All processes have to reach every `barrier`, `run_on_main`, `broadcast` and `exchange`, in the same
-order.
+All processes must call `barrier`, `run_on_main`, `broadcast` and `exchange` in the same order.
 """
 
 import collections
@@ -26,17 +25,17 @@ from alignjax.runtime.cluster import Cluster, detect_cluster
 log = logging.getLogger("alignjax")
 
 START_SECONDS = 600  # how long a process waits for the others to start
-KEPT_BYTES = 2**16  # larger values are deleted from the store as soon as all have read them
-_uses: collections.Counter[str] = collections.Counter()  # how often each name was used
+KEPT_BYTES = 2**16  # larger values are deleted from the store after all have read them
+_uses: collections.Counter[str] = collections.Counter()  # name -> number of its uses
 
 
 def start() -> None:
-    """Joins the processes that the environment announces (`runtime.cluster`), if there are any.
+    """Joins the processes of the environment (`runtime.cluster`), if there are several.
 
     Call it before any device is used.
 
     Raises:
-      UserError: the environment announces only part of what is needed.
+      UserError: the environment is incomplete.
     """
     cluster = detect_cluster(os.environ, on_tpu=_on_tpu())
     if cluster is not None:
@@ -46,7 +45,7 @@ def start() -> None:
 def _on_tpu() -> bool:
     if (os.environ.get("JAX_PLATFORMS") or "tpu").split(",")[0] != "tpu":
         return False
-    from jax._src import cloud_tpu_init  # JAX has looked already, but its public API does not say
+    from jax._src import cloud_tpu_init  # no public API has this
 
     return cloud_tpu_init.running_in_cloud_tpu_vm
 
@@ -56,11 +55,11 @@ def _join(cluster: Cluster) -> None:
 
     lost_after = watchdog.lost_after()
     watchdog.handle_aborts()
-    # The loop itself agrees on when to stop, for Ctrl-C too. JAX's service would swallow SIGTERM
-    # from here on, outside of the training loop as well.
+    # The training loop itself agrees on when to stop. JAX's service would catch SIGTERM from here
+    # on, also outside of the loop.
     jax.config.update("jax_enable_preemption_service", False)
-    jax.config.update("jax_check_proxy_envs", False)  # else every run behind a proxy is warned
-    if cluster.method == "slurm":  # JAX reads this variable, which srun does not have to set
+    jax.config.update("jax_check_proxy_envs", False)  # it would warn every run behind a proxy
+    if cluster.method == "slurm":  # JAX reads this variable, which srun does not always set
         os.environ.setdefault("SLURM_NTASKS", str(cluster.processes))
     try:
         jax.distributed.initialize(
@@ -70,12 +69,14 @@ def _join(cluster: Cluster) -> None:
             local_device_ids=cluster.devices,
             cluster_detection_method=cluster.method,
             initialization_timeout=START_SECONDS,
-            # JAX's own timeout aborts with a page of stack: the watchdog has to be quicker.
+            # After its timeout JAX aborts with a long stack trace: the watchdog must be faster.
             heartbeat_timeout_seconds=2 * lost_after + 10,
         )
     except (ValueError, OSError) as error:
         if cluster.processes is not None:
-            raise UserError(f"the announced processes cannot be joined: {error}") from error
+            raise UserError(
+                f"the processes of the environment cannot be joined: {error}"
+            ) from error
         log.warning("TPUs, but no cluster that JAX knows (%s): this process runs alone", error)
     if several():
         hosts = exchange("host", platform.node())
@@ -91,7 +92,7 @@ def leave() -> None:
 
 
 def _state() -> Any:
-    from jax._src import distributed  # as orbax does: the store has no public API
+    from jax._src import distributed  # the store has no public API; orbax does the same
 
     return distributed.global_state
 
@@ -107,22 +108,22 @@ def is_main() -> bool:
 
 
 def index() -> int:
-    """The number of this process, from 0."""
+    """Returns the number of this process, from 0."""
     return int(_state().process_id) if several() else 0
 
 
 def count() -> int:
-    """How many processes this run has."""
+    """Returns the number of processes."""
     return int(_state().num_processes) if several() else 1
 
 
 def exchange(name: str, value: str) -> list[str]:
-    """Collects one string from each process, for all of them, in order of the processes."""
+    """Returns the strings of all processes to each of them, ordered by process."""
     if not several():
         return [value]
     state, key = _state(), _next_key(name)
     state.client.key_value_set(f"{key}/{state.process_id}", value)
-    # Process 0 collects for all: the others ask once each, not once for every other process.
+    # Process 0 collects the strings, so that the others read one value each, not one per process.
     if is_main():
         values = [wait_for(f"{key}/{i}") for i in range(state.num_processes)]
         state.client.key_value_set(f"{key}/all", json.dumps(values))
@@ -132,26 +133,27 @@ def exchange(name: str, value: str) -> list[str]:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here."""
+    """Waits until every process has reached this call."""
     exchange(name, "")
 
 
 def run_on_main(name: str, action: Callable[[], None]) -> None:
-    """Runs an action, which writes files as a rule, in process 0 while the others wait.
+    """Runs an action in process 0, usually writing files, while the others wait.
 
     Raises:
-      UserError: the action raised it in process 0; all processes raise one of the same exit code.
+      UserError: the action raised it; all processes raise one with the same exit code.
     """
     broadcast(name, action)
 
 
 def broadcast(name: str, compute: Callable[[], Any]) -> Any:
-    """Computes JSON data in process 0 and returns them in every process.
+    """Computes JSON data in process 0 and returns it in every process.
 
-    For decisions that depend on a file system: other processes may see a change earlier or later.
+    For decisions that depend on a file system, on which processes may see a change at different
+    times.
 
     Raises:
-      UserError: as `run_on_main`.
+      UserError: as in `run_on_main`.
     """
     if not several():
         return compute()
@@ -180,17 +182,17 @@ def broadcast(name: str, compute: Callable[[], Any]) -> Any:
 
 
 def max_over_processes(numbers: Sequence[int]) -> Callable[[], int]:
-    """Starts to compute the largest number that any process has; the result waits for it.
+    """Starts to compute the largest number of all processes; the returned function waits for it.
 
-    The devices compare the numbers in the order of their programs: between two steps this costs
-    a collective of a few bytes.
+    The devices compute it, in the order of their programs: between two steps it costs a collective
+    of a few bytes.
 
     Args:
-      numbers: of this process, possibly none. With one process they are read only when the result
-        is called.
+      numbers: this process's, possibly none. With one process they are read only when the result is
+        called.
 
     Returns:
-      Gives the largest number, or 0.
+      A function that returns the largest number, or 0.
     """
     if not several():
         return lambda: max(numbers, default=0)
@@ -218,34 +220,34 @@ def _compiled_max() -> tuple[Any, Any]:
 
 
 def fetch(tree: Any) -> Any:
-    """Copies the arrays of a tree to NumPy arrays, whole, in every process.
+    """Copies the arrays of a tree to NumPy arrays, in every process.
 
-    A leaf that is spread over processes is gathered to all devices first, one leaf after another.
+    A leaf that is sharded over processes is first gathered to all devices, one leaf at a time.
     """
     import jax
     import numpy as np
     from jax.experimental import multihost_utils
 
-    def one(x: Any) -> Any:
+    def fetch_leaf(x: Any) -> Any:
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
             return multihost_utils.process_allgather(x, tiled=True)
         return np.asarray(x)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(fetch_leaf, tree)
 
 
 def _next_key(name: str) -> str:
-    """A new key for every use of a name; the same in all processes, which count alike."""
+    """Returns a new key for every use of a name, the same in all processes."""
     _uses[name] += 1
     return f"alignjax/{name}/{_uses[name]}"
 
 
 def wait_for(key: str) -> str:
-    """Waits until something is stored under a key, and returns it."""
+    """Waits for the value of a key, and returns it."""
     import jax
 
     while True:
-        try:  # in short calls, because Python handles signals only between them
+        try:  # short calls, because Python handles signals only between them
             return str(_state().client.blocking_key_value_get(key, 2_000))
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):

@@ -1,26 +1,26 @@
-"""Faults on purpose, so that tests can end a run at one exact place.
+"""Injects faults, so that tests can end a run at an exact place.
 
-``ALIGNJAX_FAULT=phase:place=kill`` sends this process SIGKILL when it first comes to that phase,
-``term``, ``int`` and ``stop`` send SIGTERM, SIGINT and SIGSTOP, and ``raise`` raises `FaultError`,
-which nothing catches. Without the variable nothing happens.
+``ALIGNJAX_FAULT=phase:place=kill`` sends this process SIGKILL when it first reaches the phase and
+place; ``term``, ``int`` and ``stop`` send SIGTERM, SIGINT and SIGSTOP; ``raise`` raises
+`FaultError`, which nothing catches. Without the variable nothing happens.
 """
 
 import os
 import signal
 
-# Where a run can be ended. The place of the first four is the job and the step, alignment-12; of a
-# part its name, and of the rest the artifact's name, before.json.
+# Places at which a run can be ended. The place is the job and the step (alignment-12) in the first
+# four phases, the part's name in "part", and the artifact's name (before.json) in the others.
 PHASES = (
-    "step",  # a step is dispatched, its numbers are not fetched
-    "logged",  # a step is to be saved, nothing of it is
-    "saving",  # a save is started and goes on in the background
+    "step",  # a step is dispatched, its metrics are not fetched
+    "logged",  # a step is logged, its save has not started
+    "saving",  # a save has started in the background
     "evaluated",  # an evaluation during training is logged
     "part",  # a part of an artifact is written
-    "made",  # its content is complete, nothing says so
-    "sealed",  # the scratch folder says so
-    "moving",  # what was at its place has gone from there, if it was a folder
-    "moved",  # the new content is there, its manifest is not
-    "kept",  # the manifest is there too, the scratch folder is not gone
+    "made",  # an artifact's content is complete, without its manifest
+    "sealed",  # the manifest is written in the scratch folder
+    "moving",  # the old content is moved away, if it was a folder
+    "moved",  # the new content is at its place, its manifest is not
+    "kept",  # the manifest is at its place, the scratch folder still exists
 )
 SIGNALS = {
     "kill": signal.SIGKILL,
@@ -34,14 +34,14 @@ ACTIONS = (*SIGNALS, "raise")
 
 
 class FaultError(Exception):
-    """The end of a process, as far as a test in the same process is concerned."""
+    """Simulates the end of a process, for a test in the same process."""
 
 
 def fault_point(phase: str, place: object) -> None:
-    """Ends the process here, if ``ALIGNJAX_FAULT`` asks for this phase and place.
+    """Ends the process if ``ALIGNJAX_FAULT`` names this phase and place.
 
     Raises:
-      ValueError: the variable names no phase, or nothing that can be done.
+      ValueError: the variable has an unknown phase or action.
     """
     fault = os.environ.get("ALIGNJAX_FAULT")
     if not fault:

@@ -1,7 +1,7 @@
-"""Lines on standard error: ours as they are, of the libraries only warnings.
+"""Sets up logging: shows alignjax's lines unchanged, and only warnings of libraries.
 
-A stream that cannot be written (a full disk, a closed pipe) ends no run: what it would have shown
-is lost, and the run goes on. One that has no letter for a character shows its number.
+A stream that cannot be written (a full disk, a closed pipe) does not end a run: its output is lost.
+Characters that a stream's encoding lacks are escaped.
 """
 
 import functools
@@ -15,7 +15,7 @@ log = logging.getLogger("alignjax")
 
 
 class Tolerant:
-    """A stream whose errors are nobody's concern: it is silent after the first one."""
+    """A stream that ignores errors: it is silent after the first one."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -24,7 +24,7 @@ class Tolerant:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Writes and flushes, if it can."""
+        """Writes and flushes; ignores errors."""
         try:
             self._stream.write(text)
             self._stream.flush()
@@ -33,19 +33,19 @@ class Tolerant:
         return len(text)
 
     def flush(self) -> None:
-        """Does nothing: `write` has done it."""
+        """Does nothing: `write` flushes."""
 
 
 def silence(stream: TextIO) -> None:
-    """Sends all that a stream holds, and will hold, nowhere."""
+    """Discards a stream's buffered and future output."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def prepare_streams() -> None:
-    """Makes standard output and standard error ones that can be written, whatever they are."""
+    """Makes standard output and standard error writable, also if they are closed."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
-        if stream is None:  # closed: else the next file that is opened would get its number
+        if stream is None:  # closed: the next opened file would get its number
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
             setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
         else:
@@ -54,24 +54,24 @@ def prepare_streams() -> None:
 
 
 def show(text: str) -> None:
-    """Writes on standard output; where that fails it says so, and the program goes on."""
+    """Writes to standard output; an error is logged and does not end the program."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        log.warning("standard output cannot be written (%s): results are in files", error.strerror)
+        log.warning("standard output cannot be written (%s); results are in files", error.strerror)
         silence(sys.stdout)
 
 
 def quiet_libraries() -> None:
-    """Shows our own lines as they are; of the libraries' only warnings."""
+    """Shows alignjax's lines unchanged, and only warnings of libraries."""
     import absl.logging
 
     absl.logging.set_verbosity(absl.logging.WARNING)
-    # What a save's threads fail with is raised where the save is waited for, in one line of ours.
+    # Errors of a save's threads are raised by `stores.wait`, in one line.
     absl.logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
     logging.getLogger().setLevel(logging.WARNING)
-    # Where one array of a checkpoint cannot be read, the others' failures would follow our line.
+    # If one array of a checkpoint cannot be read, errors of the others would follow our line.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     ours = logging.getLogger("alignjax")
     handler = logging.StreamHandler(sys.stderr)
@@ -95,7 +95,7 @@ def _show_unraisable(show: Callable[[Any], None], unraisable: Any) -> None:
 
 
 def show_lines() -> None:
-    """Shows our lines in a program or notebook that has set up no logging of its own."""
+    """Shows alignjax's lines in a program or notebook without its own logging setup."""
     ours, root = logging.getLogger("alignjax"), logging.getLogger()
     if ours.handlers or (ours.propagate and root.handlers and not _is_bare(root)):
         return
@@ -107,13 +107,13 @@ def show_lines() -> None:
 
 
 def _is_bare(root: logging.Logger) -> bool:
-    """Whether logging is as a bare ``basicConfig()`` leaves it, which absl calls for a library."""
+    """Whether logging is set up only by a bare ``basicConfig()``, which absl calls."""
     kinds = {(type(x), x.level) for x in root.handlers}
     return root.level == logging.WARNING and kinds == {(logging.StreamHandler, logging.NOTSET)}
 
 
 def warn_only(process: int) -> None:
-    """Shows only warnings of a process beside the first one, with its number."""
+    """Shows only warnings of a process other than the first, with its number."""
     ours = logging.getLogger("alignjax")
     ours.setLevel(logging.WARNING)
     for handler in ours.handlers:
@@ -123,9 +123,8 @@ def warn_only(process: int) -> None:
 def say_last(line: str) -> None:
     """Writes the last line of a program that fails.
 
-    Where a checkpoint is damaged, threads of the library go on to tell of reads that nobody waits
-    for any more, past every hook that Python has: they lose their stderr first, so that none of
-    theirs can follow ours.
+    If a checkpoint is damaged, threads of the library write errors of other reads, which no hook of
+    Python intercepts. Standard error is redirected first, so that none of them follows our line.
     """
     sys.stderr.flush()
     ours = os.dup(sys.stderr.fileno())

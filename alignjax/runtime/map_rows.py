@@ -1,4 +1,4 @@
-"""Applies a compiled function to a dataset, batch by batch, fetching results one batch late."""
+"""Applies a compiled function to a dataset, batch by batch; fetches results one batch late."""
 
 from collections.abc import Callable
 
@@ -18,11 +18,11 @@ def map_rows(
     """Applies a compiled function to every response of a dataset, with a progress bar.
 
     Args:
-      function: ``batch -> [B, K]``, or ``[B, K, M]``.
+      function: ``batch -> [B, K]`` or ``[B, K, M]``.
       data: N >= 1 rows.
-      batch_size: prompts at a time, at most.
-      mesh: where the batches go.
-      title: of the progress bar.
+      batch_size: the most prompts at a time.
+      mesh: the devices.
+      title: title of the progress bar.
 
     Returns:
       ``[N, K]`` or ``[N, K, M]`` float32.
@@ -30,8 +30,8 @@ def map_rows(
     table: np.ndarray | None = None
     batch_size = min(batch_size, fitting(len(data.dataset), mesh))
     batches = data.in_order(batch_size)
-    mine = batches.only(own_rows(mesh, batch_size))
-    # One batch waits: while the device computes the next one, the host fetches this one.
+    own = batches.only(own_rows(mesh, batch_size))
+    # While the device computes a batch, the host fetches the results of the one before.
     waiting: list[tuple[np.ndarray, Array]] = []
 
     def fetch() -> None:
@@ -44,7 +44,7 @@ def map_rows(
         table[rows[rows >= 0]] = values[rows >= 0]
 
     with progress(title, len(data.dataset)) as advance:
-        for rows, batch in zip(batches.rows, read(data.dataset, mine), strict=True):
+        for rows, batch in zip(batches.rows, read(data.dataset, own), strict=True):
             waiting.append((rows, function(put_rows(batch, mesh))))
             if len(waiting) > 1:
                 fetch()

@@ -1,7 +1,7 @@
-"""Reports a run: metrics.jsonl and loggers. Values are fetched one step late.
+"""Writes metrics to metrics.jsonl and loggers, and averages steps.
 
-Fetching late keeps the device busy: while step t runs, the host reads the numbers of step t - 1.
-It also bounds how far the host runs ahead, which CPU collectives need.
+The loop fetches values one step late, to keep the device busy: while step t runs, the host reads
+the metrics of step t - 1. It also bounds how far the host runs ahead, which CPU collectives need.
 """
 
 import contextlib
@@ -22,21 +22,21 @@ from alignjax.runtime import distributed, loggers
 
 log = logging.getLogger("alignjax")
 
-CHECKSUM = b', "crc32": '  # begins the last field of a line
+CHECKSUM = b', "crc32": '  # the start of a line's last field
 
 
 class Writer:
     """Appends metrics to ``metrics.jsonl`` (the source of truth) and to loggers.
 
-    With several processes the first one writes, and the writers of the others do nothing.
+    With several processes, only the first one writes.
     """
 
     def __init__(
         self, workdir: pathlib.Path, *, after_step: int, names: tuple[str, ...] = ("tensorboard",)
     ) -> None:
-        """Opens the files, without the lines of steps after ``after_step``, which run again.
+        """Opens the files; removes lines of steps after ``after_step``, which run again.
 
-        ``names`` are those of the loggers, see `runtime.loggers`.
+        ``names`` are loggers, see `runtime.loggers`.
         """
         self._writes = distributed.is_main()
         if not self._writes:
@@ -47,13 +47,13 @@ class Writer:
             kept = [_as_line(x) for x in read(self._path) if x["step"] <= after_step]
             temporary = self._path.with_name(self._path.name + ".tmp")
             temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            temporary.replace(self._path)  # in one step: a kill must not lose the earlier lines
+            temporary.replace(self._path)  # atomic: a kill must not lose the earlier lines
         self._file = self._path.open("ab", buffering=0)
-        self._waiting = b""  # lines that a full disk has not taken
+        self._waiting = b""  # lines not yet written because the disk is full
         self._loggers = loggers.open_all(names, workdir, after_step=after_step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Writes a line ``{"step": step, name: number, ...}``; null for what is not finite.
+        """Writes a line ``{"step": step, name: number, ...}``; null if not finite.
 
         A full disk does not stop a training: the line is written with the next one.
         """
@@ -75,7 +75,7 @@ class Writer:
             log.warning("%s: %d line(s) not written yet (%s)", self._path, lines, error)
 
     def close(self) -> None:
-        """Closes the files; on a full disk it warns: what ends the run is told by who failed."""
+        """Closes the files; a full disk only warns, so as not to hide the run's own error."""
         if self._writes:
             if self._waiting:
                 self._append("")
@@ -86,7 +86,7 @@ class Writer:
 
 @dataclasses.dataclass(frozen=True)
 class Watch:
-    """Functions that are told the step and the numbers of what a training writes."""
+    """Functions that are called with each step and its metrics, for notebooks."""
 
     line: Callable[[int, dict[str, Any]], None] = lambda step, values: None
     evaluation: Callable[[int, dict[str, Any]], None] = lambda step, values: None
@@ -96,13 +96,13 @@ NOBODY = Watch()
 
 
 def _as_line(values: dict[str, Any]) -> str:
-    """Writes a line, with a checksum of itself at its end."""
+    """Formats a line, with its checksum at the end."""
     text = json.dumps(values)
     return f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}'
 
 
 def _parse(line: bytes, *, summed: bool) -> dict[str, Any] | None:
-    """Reads a line; None: a kill cut it short, or it is not as it was written."""
+    """Parses a line; None if a kill cut it short or it was changed."""
     if summed:
         text, _, checksum = line.rpartition(CHECKSUM)
         line = text + b"}"
@@ -117,9 +117,9 @@ def _parse(line: bytes, *, summed: bool) -> dict[str, Any] | None:
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Reads the lines of a ``metrics.jsonl``; those that cannot be read are counted and said."""
+    """Reads the lines of a ``metrics.jsonl``; warns of lines that cannot be read."""
     lines = path.read_bytes().splitlines()
-    summed = any(CHECKSUM in line for line in lines)  # else of an earlier version
+    summed = any(CHECKSUM in line for line in lines)  # earlier versions had no checksums
     parsed = [_parse(line, summed=summed) for line in lines]
     bad = [number for number, values in enumerate(parsed, start=1) if values is None]
     if bad:
@@ -131,11 +131,11 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 class Meter:
-    """Averages steps between log lines, measures throughput, and stops on non-finite steps."""
+    """Averages metrics between log lines, measures throughput, and stops on non-finite steps."""
 
     def __init__(self, *, max_skipped: int) -> None:
         self._max_skipped = max_skipped
-        self._bad: list[int] = []  # steps in a row that were not finite
+        self._bad: list[int] = []  # the latest steps, if they were not finite
         self._start(0.0)
 
     def _start(self, seconds: float) -> None:
@@ -144,10 +144,10 @@ class Meter:
         self._since, self._steps = seconds, 0
 
     def state(self) -> dict[str, Any]:
-        """Gives the sums since the last line, as JSON data, for a checkpoint.
+        """Returns the sums since the last line as JSON data, for a checkpoint.
 
-        With it, a line that spans a stop equals that of a run without the stop, but for the
-        throughput, which counts the time since the restart.
+        With them, a resumed run writes the same line as an uninterrupted one, except for the
+        throughput, which counts only the time since the restart.
         """
         return {
             "bad": list(self._bad),
@@ -157,16 +157,16 @@ class Meter:
         }
 
     def restore(self, state: dict[str, Any], seconds: float) -> None:
-        """Continues from a `state`; ``seconds`` are those of all steps until then."""
+        """Continues from a `state`; ``seconds`` is the time of all steps until then."""
         self._since = seconds
         self._bad, self._sums = list(state["bad"]), dict(state["sums"])
         self._counted, self._skipped = state["counted"], state["skipped"]
 
     def add(self, step: int, scalars: dict[str, jax.Array]) -> dict[str, float]:
-        """Fetches one step's scalars from the device, and adds them up.
+        """Fetches one step's metrics from the device, and adds them to the sums.
 
         Returns:
-          The scalars as numbers.
+          The metrics as numbers.
 
         Raises:
           NumericalError: ``max_skipped`` steps in a row were not finite.
@@ -195,11 +195,11 @@ class Meter:
     def averages(self, seconds: float) -> dict[str, float]:
         """Returns means since the last call, weighted by rows, and throughput per second.
 
-        Padding does not count as tokens; a prompt counts once, whatever K is. Without a step since
-        the last call there is nothing to tell.
+        Padding does not count as tokens, and a prompt counts once for any K. Empty if there was no
+        step since the last call.
 
         Args:
-          seconds: that all steps took until now, without compiling; see `training.loop`.
+          seconds: time of all steps until now, without compiling; see `training.loop`.
         """
         if not self._counted and not self._skipped:
             self._start(seconds)
@@ -216,28 +216,28 @@ class Meter:
 
 @contextlib.contextmanager
 def timed() -> Iterator[list[float]]:
-    """Times a block: yields a list that gets its seconds, without compiling, when it ends.
+    """Times a block, without compiling: yields a list to which its seconds are appended.
 
-    Tracing counts as compiling. The block has to wait for its results: what still runs on the
-    device when it ends is not counted.
+    Tracing counts as compiling. The block must wait for its results: work that still runs on the
+    device is not counted.
     """
     spans: list[tuple[float, float]] = []
     took: list[float] = []
 
-    # JAX passes whatever else it knows of an event as keywords.
+    # JAX passes other fields of an event as keywords.
     def note(event: str, start_time: float, end_time: float, **_: str | int) -> None:
         if event.startswith("/jax/core/compile/"):
             spans.append((start_time, end_time))
 
     jax.monitoring.register_event_time_span_listener(note)
-    since = time.time()  # the clock of the spans
+    since = time.time()  # JAX's spans use the same clock
     try:
         yield took
     finally:
         until = time.time()
         jax.monitoring.unregister_event_time_span_listener(note)
         compiling, reached = 0.0, since
-        for start, end in sorted(spans):  # spans of nested jits lie inside one another
+        for start, end in sorted(spans):  # spans of nested jits overlap
             compiling += max(0.0, end - max(start, reached))
             reached = max(reached, end)
         took.append(max(0.0, until - since - compiling))

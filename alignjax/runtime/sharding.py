@@ -1,9 +1,8 @@
-"""Places arrays on devices: one mesh, and one table of rules for all parameters.
+"""Shards arrays over devices: one mesh, and one table of rules for all parameters.
 
-The mesh has three axes, any of size 1: ``data`` (copies of the model), ``fsdp`` (parameters,
-optimizer state and batch rows split alike) and ``tensor`` (heads, feed-forward and vocabulary
-split). A rule names parameters by path; optimizer moments mirror the parameters' paths and so
-follow the same rules.
+The mesh has three axes, each of size 1 or more: ``data`` (copies of the model), ``fsdp`` (splits
+parameters, optimizer state and rows) and ``tensor`` (splits heads, feed-forward and vocabulary). A
+rule matches parameters by path; optimizer moments have the same paths and so follow the same rules.
 """
 
 import re
@@ -37,15 +36,15 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"layers/(o|down)/lora_b$", P(None, None, "fsdp")),
     (r"layers/(q|k|v|gate|up)/bias$", P(None, "tensor")),
     (r"(^|/)reward/kernel$", P("fsdp")),
-    (r"", P()),  # norms, counters, keys: everywhere
+    (r"", P()),  # norms, counters, keys: replicated
 )
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = None) -> Mesh:
-    """A ``(data, fsdp, tensor)`` mesh over the first ``data * fsdp * tensor`` devices.
+    """Makes a ``(data, fsdp, tensor)`` mesh of the first ``data * fsdp * tensor`` devices.
 
     Raises:
-      UserError: there are fewer devices; or more, and of several processes.
+      UserError: there are fewer devices; or more, with several processes.
     """
     devices = jax.devices() if devices is None else devices
     wanted = data * fsdp * tensor
@@ -56,14 +55,14 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = Non
         )
     if wanted < len(devices) and distributed.several():
         raise UserError(
-            f"mesh: data={data} x fsdp={fsdp} x tensor={tensor} needs {wanted} devices, the "
-            f"processes have {len(devices)}, and none may be left out"
+            f"mesh: data={data} x fsdp={fsdp} x tensor={tensor} needs {wanted} devices, found "
+            f"{len(devices)} in all processes, which must all be used"
         )
-    # Auto axes: explicit ones, the library's new default, reject a plain embedding gather.
+    # Explicit axes, JAX's new default, reject a plain embedding lookup.
     types, shape = (AxisType.Auto,) * 3, (data, fsdp, tensor)
     try:
         return jax.make_mesh(shape, AXES, axis_types=types, devices=devices[:wanted])
-    except NotImplementedError:  # an axis that is no product of the torus's own, as 4 of 8x8x8
+    except NotImplementedError:  # an axis that splits one of the torus, as 4 of 8x8x8
         split = mesh_utils.create_device_mesh(
             shape, devices[:wanted], allow_split_physical_axes=True
         )
@@ -71,20 +70,20 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: list[Any] | None = Non
 
 
 def check_heads(config: ModelConfig, tensor: int) -> None:
-    """Refuses a mesh that cuts heads: their halves would be exchanged in every layer.
+    """Refuses a mesh that splits query heads: their parts would be exchanged in every layer.
 
-    Heads of keys and values may be cut, with XLA's attention: with fewer of them than ``tensor``
-    there is no other way to split the model further.
+    Key and value heads may be split, with XLA's attention: if there are fewer than ``tensor``, the
+    model can be split in no other way.
 
     Raises:
-      UserError: with the field.
+      UserError: ``mesh.tensor`` does not divide the heads.
     """
     if config.heads % tensor:
         raise UserError(f"mesh.tensor={tensor} does not divide model.heads={config.heads}")
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """``layers/q/kernel`` for a key path of `jax.tree_util`."""
+    """Formats a key path of `jax.tree_util`: ``layers/q/kernel``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -98,13 +97,13 @@ def shard_tree(tree: Any, mesh: Mesh, *, stacked: bool = False) -> Any:
     Args:
       tree: the arrays.
       mesh: the devices.
-      stacked: every leaf has one more axis in front, of networks side by side; it is not split.
+      stacked: every leaf has a leading axis, of networks side by side, which is not split.
 
     Raises:
-      UserError: a dimension does not divide by the mesh axes that split it.
+      UserError: a mesh axis does not divide the dimension that it splits.
     """
 
-    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def look_up(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = path_name(path)
         spec = P(None, *_rule(name)) if stacked else _rule(name)
         for size, axis in zip(leaf.shape, spec, strict=False):
@@ -115,23 +114,23 @@ def shard_tree(tree: Any, mesh: Mesh, *, stacked: bool = False) -> Any:
                 )
         return NamedSharding(mesh, spec if leaf.ndim else P())
 
-    return jax.tree_util.tree_map_with_path(one, tree)
+    return jax.tree_util.tree_map_with_path(look_up, tree)
 
 
 def unshard_weights(params: Params, config: ModelConfig) -> Params:
     """Gathers weights over ``fsdp`` in ``config.dtype``, for programs that use them many times.
 
-    A single pass rather gathers each layer when it gets there. Products have the same values.
-    Quantised kernels keep their types. The embedding stays split, as it is only looked up in.
-    Where it is the head too, a separate head is added: the compiler would give one array one
-    layout for both uses.
+    A single pass gathers each layer only when it uses it. Products have the same values. Quantised
+    kernels keep their dtypes. The embedding stays split, because it is only used for lookups. If it
+    is also the head, a separate head is added: the compiler would give one array the same layout
+    for both uses.
 
     Args:
-      params: a network's parameters, with adapters beside them or without.
+      params: a network's parameters, with or without adapters.
       config: the network's shape.
     """
 
-    def one(path: tuple[Any, ...], leaf: Any) -> Any:
+    def gather(path: tuple[Any, ...], leaf: Any) -> Any:
         name = path_name(path)
         spec = _rule(name)
         if "fsdp" not in spec or name == "embed/embedding":
@@ -142,7 +141,7 @@ def unshard_weights(params: Params, config: ModelConfig) -> Params:
 
     if config.tied_embeddings:
         params = {**params, "head": params["embed"]["embedding"]}
-    gathered: Params = jax.tree_util.tree_map_with_path(one, params)
+    gathered: Params = jax.tree_util.tree_map_with_path(gather, params)
     return gathered
 
 
@@ -154,7 +153,7 @@ def abstract(tree: Any, sharding: Any) -> Any:
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
-    """Splits rows over ``data`` and ``fsdp``: the sharding of every field of a batch."""
+    """Returns the sharding of a batch: rows split over ``data`` and ``fsdp``."""
     return NamedSharding(mesh, ROWS)
 
 
@@ -162,8 +161,8 @@ def shards_of(holders: np.ndarray, process: int) -> np.ndarray:
     """Lists the parts of a batch's rows that a process holds, in ascending order.
 
     Args:
-      holders: ``[data, fsdp, tensor]``, the process of every device of a mesh. Where ``tensor``
-        spans processes, several of them hold the same rows.
+      holders: ``[data, fsdp, tensor]``, the process of every device of a mesh. If ``tensor`` spans
+        processes, several of them hold the same rows.
       process: number of the process.
     """
     parts = holders.reshape(-1, holders.shape[-1])
@@ -176,21 +175,21 @@ def _own_shards(mesh: Mesh) -> np.ndarray:
 
 
 def own_rows(mesh: Mesh, rows: int) -> np.ndarray:
-    """Lists the rows of a global batch that this process reads: those that its devices hold.
+    """Lists the rows of a global batch that this process's devices hold.
 
     Args:
-      mesh: the devices of the batch.
-      rows: of the global batch; a multiple of ``data * fsdp``.
+      mesh: the devices.
+      rows: rows of the global batch; a multiple of ``data * fsdp``.
 
     Returns:
-      Their positions in the batch, in ascending order; with one process all of them.
+      Their positions in the batch, in ascending order; with one process, all.
     """
     size = _divided(rows, mesh.shape["data"] * mesh.shape["fsdp"])
     return (_own_shards(mesh)[:, None] * size + np.arange(size)).reshape(-1)
 
 
 def fitting(rows: int, mesh: Mesh) -> int:
-    """Returns the smallest batch that holds so many rows and that the devices divide."""
+    """Returns the smallest batch size for ``rows`` that the devices divide."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     return -(-rows // devices) * devices
 
@@ -204,7 +203,7 @@ def _divided(rows: int, parts: int) -> int:
 def put_rows(batch: Any, mesh: Mesh) -> Any:
     """Puts host arrays with a leading row axis on the mesh, split by rows.
 
-    Every process passes its `own_rows` and no others.
+    Every process passes only its `own_rows`.
     """
     sharding, own = row_sharding(mesh), _own_shards(mesh)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]

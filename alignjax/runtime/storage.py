@@ -1,9 +1,9 @@
-"""Files that are never half, and that all processes see alike.
+"""Reads and writes files atomically, with the same view in all processes.
 
-Of several processes the first one alone reads and writes them; the others wait for it and get what
-it read. So all decide alike, however late their view of a shared folder is. All processes call the
-functions here, except those that say "this process alone". Checkpoints are written by all:
-`alignjax.runtime.checkpoint`.
+Only the first process reads and writes; the others wait for it and get the content. So all make the
+same decisions, even if their views of a shared folder lag. All processes must call these functions,
+except those named ``_here``, which act in this process only. Checkpoints are written by all
+processes: `alignjax.runtime.checkpoint`.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ from alignjax.runtime.distributed import broadcast, run_on_main
 
 
 def find_json(path: pathlib.Path) -> Any:
-    """Reads a JSON file; None where there is none.
+    """Reads a JSON file; None if it does not exist.
 
     Raises:
-      CheckpointError: it is not JSON, or not as it was written.
+      CheckpointError: it is not JSON, or has changed since it was written.
     """
     return broadcast(f"look for {path.name}", lambda: read_here(path) if path.is_file() else None)
 
@@ -31,13 +31,13 @@ def read_json(path: pathlib.Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-      CheckpointError: there is none, or it is not JSON, or not as it was written.
+      CheckpointError: it is missing, not JSON, or has changed since it was written.
     """
     return broadcast(f"read {path.name}", lambda: read_here(path))
 
 
 def read_here(path: pathlib.Path) -> Any:
-    """As `read_json`, but this process alone: for use inside `broadcast` and `run_on_main`."""
+    """Reads a JSON file in this process only: for use inside `broadcast` and `run_on_main`."""
     try:
         content = digests.read(path)
         note = _note_of(path)
@@ -49,14 +49,14 @@ def read_here(path: pathlib.Path) -> Any:
 
 
 def keep_json(path: pathlib.Path, content: Any) -> None:
-    """As `write_json`, for a file of a run: with its digest, which `read_json` compares."""
+    """Writes JSON data and its digest, which `read_json` verifies."""
     run_on_main(f"keep {path.name}", lambda: keep_here(path, content))
 
 
 def keep_here(path: pathlib.Path, content: Any) -> None:
-    """As `keep_json`, but this process alone."""
+    """Does the same in this process only."""
     text, note = as_json(content), _note_of(path)
-    # A kill between the two leaves the old file, which is whole, too.
+    # The note keeps the old digest too: a kill between the two writes leaves the old file.
     old = _digest(path.read_bytes()) if path.is_file() else ""
     whole = [old] if note.is_file() and old in note.read_text(errors="replace").split() else []
     write_here(note, "\n".join([*whole, _digest(text), ""]).encode())
@@ -72,12 +72,12 @@ def _digest(content: bytes) -> str:
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """As `write`, for JSON data."""
+    """Writes JSON data to a file, see `write`."""
     write(path, as_json(content))
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file in one step: readers see the old one or the new one. Makes its folder."""
+    """Writes a file atomically; makes its folder."""
     run_on_main(f"write {path.name}", lambda: write_here(path, content))
 
 
@@ -87,7 +87,7 @@ def as_json(content: Any) -> bytes:
 
 
 def without_nan(content: Any) -> Any:
-    """The same data, None in the place of numbers that are not finite."""
+    """Replaces numbers that are not finite by None."""
     if isinstance(content, dict):
         return {name: without_nan(x) for name, x in content.items()}
     if isinstance(content, list | tuple):
@@ -96,9 +96,9 @@ def without_nan(content: Any) -> Any:
 
 
 def write_here(path: pathlib.Path, content: bytes) -> None:
-    """As `write`, but this process alone."""
+    """Writes a file atomically, in this process only."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder: a rename is one step only inside one file system.
+    # In the same folder, because a rename is atomic only within one file system.
     temporary = path.with_name(path.name + ".tmp")
     with naming_file(path):
         temporary.write_bytes(content)
@@ -106,7 +106,7 @@ def write_here(path: pathlib.Path, content: bytes) -> None:
 
 
 def names(folder: pathlib.Path, pattern: str) -> list[str]:
-    """Lists the files of a folder that match, sorted; none where there is no folder."""
+    """Lists the names in a folder that match, sorted; empty if there is no folder."""
     return broadcast(f"list {folder.name}", lambda: sorted(p.name for p in folder.glob(pattern)))
 
 
@@ -122,7 +122,7 @@ def sizes(folder: pathlib.Path) -> dict[str, int]:
 
 
 def sha256(path: pathlib.Path) -> str:
-    """Computes the digest of a file; empty where there is none."""
+    """Computes the digest of a file; "" if it does not exist."""
 
     def digest() -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
@@ -131,12 +131,12 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def copy(source: pathlib.Path, to: pathlib.Path) -> None:
-    """Copies a file. Makes the folder it goes to."""
+    """Copies a file; makes the folder of the copy."""
     run_on_main(f"copy {source.name}", lambda: write_here(to, source.read_bytes()))
 
 
 def remove_here(path: pathlib.Path) -> None:
-    """Removes a file, or a folder and all in it, or nothing; this process alone."""
+    """Removes a file or a folder if it exists, in this process only."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

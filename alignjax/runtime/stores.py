@@ -1,9 +1,9 @@
-"""Directories of checkpoints: which steps they hold, and which of them are as they were written.
+"""Opens directories of checkpoints: lists, verifies and removes steps.
 
     12/digests.json  12/state/  12/record/   step 12, complete
-    13.writing/                              a save that goes on, or was killed
+    13.writing/                              a save in progress, or a killed one
 
-What is in a checkpoint: `alignjax.runtime.checkpoint`.
+`alignjax.runtime.checkpoint` defines the content of a checkpoint.
 """
 
 import concurrent.futures
@@ -24,8 +24,8 @@ from alignjax.runtime import distributed
 
 log = logging.getLogger("alignjax")
 
-FORMAT = 3  # raised when what a checkpoint holds changes
-UNSEALED = 2  # the format before, which had no digests
+FORMAT = 3  # increase it when the content of checkpoints changes
+UNSEALED = 2  # the previous format, without digests
 
 
 @dataclasses.dataclass(eq=False)
@@ -33,10 +33,10 @@ class Store:
     """A directory of checkpoints."""
 
     directory: pathlib.Path
-    keep: int  # newest checkpoints kept
+    keep: int  # number of newest checkpoints to keep
     writer: concurrent.futures.ThreadPoolExecutor  # one thread
-    saving: concurrent.futures.Future[None] | None = None  # the last save, until it is waited for
-    whole: set[int] = dataclasses.field(default_factory=set)  # steps that were found undamaged
+    saving: concurrent.futures.Future[None] | None = None  # the last save, until `wait`
+    whole: set[int] = dataclasses.field(default_factory=set)  # steps that are verified
 
 
 @contextlib.contextmanager
@@ -44,8 +44,8 @@ def open_store(directory: pathlib.Path, *, keep: int) -> Iterator[Store]:
     """Opens a directory of checkpoints; leaving the context waits for the last save.
 
     Args:
-      directory: created if needed; the remains of killed saves are removed.
-      keep: newest checkpoints kept.
+      directory: created if needed; killed saves in it are removed.
+      keep: number of newest checkpoints to keep.
     """
     directory = directory.absolute()
 
@@ -84,54 +84,54 @@ def wait(store: Store) -> None:
 
     if not distributed.is_main():
         finish()
-    distributed.run_on_main("a save", finish)  # it alone puts the checkpoint at its place
+    distributed.run_on_main("a save", finish)  # only process 0 moves the checkpoint to its place
 
 
 def list_steps(store: Store) -> list[int]:
-    """Lists the complete steps, as the first process sees them: the others may later."""
+    """Lists the complete steps, as the first process sees them."""
 
     def find() -> list[int]:
         return sorted(int(p.name) for p in store.directory.iterdir() if p.name.isdigit())
 
-    found: list[int] = distributed.broadcast("steps", find)
-    return found
+    steps: list[int] = distributed.broadcast("steps", find)
+    return steps
 
 
 def latest(store: Store) -> int | None:
-    """The newest complete step, None when there is none; with `falling_back`, the newest good one.
+    """Returns the newest complete step, or None; with `digests.falling_back`, the newest good one.
 
     Raises:
       CheckpointError: it is damaged.
     """
-    found = list_steps(store)
-    if not found:
+    steps = list_steps(store)
+    if not steps:
         return None
     if not digests.falls_back():
-        verify(store, found[-1])
-        return found[-1]
-    good = _newest_good(store, found)
+        verify(store, steps[-1])
+        return steps[-1]
+    good = _newest_good(store, steps)
     if good is None:
         raise CheckpointError(f"{store.directory}: every step is damaged")
-    if good != found[-1]:
+    if good != steps[-1]:
         log.warning(
             "%s: STEP %d IS DAMAGED (%s): resuming from step %d because of --allow_fallback",
-            *(store.directory, found[-1], _find_damage(store, found[-1]), good),
+            *(store.directory, steps[-1], _find_damage(store, steps[-1]), good),
         )
     return good
 
 
 def drop(store: Store, *, but: int | None) -> None:
-    """Removes all checkpoints but one, or all, once the last save is written.
+    """Waits for the last save, then removes all checkpoints except ``but``.
 
     Raises:
-      CheckpointError: that save could not be written, or a checkpoint not removed.
+      CheckpointError: the save failed, or a checkpoint cannot be removed.
     """
     wait(store)
     _drop(store, [step for step in list_steps(store) if step != but])
 
 
 def drop_newer(store: Store, step: int) -> None:
-    """Removes the damaged checkpoints that `latest` passed over."""
+    """Removes the damaged checkpoints that `latest` skipped."""
     _drop(store, [x for x in list_steps(store) if x > step])
 
 
@@ -145,9 +145,9 @@ def _drop(store: Store, which: list[int]) -> None:
 
 
 def drop_state(directory: pathlib.Path) -> None:
-    """Removes the state of a stage's last checkpoint, whose parameters are kept elsewhere.
+    """Removes the state of a stage's last checkpoint, whose parameters are stored elsewhere.
 
-    The record stays, and with it what the stage was made of.
+    The record, with the identity of the stage, stays.
     """
 
     def empty(path: pathlib.Path) -> None:
@@ -166,11 +166,11 @@ def drop_state(directory: pathlib.Path) -> None:
 
 
 def has_state(store: Store, step: int) -> bool:
-    """Whether a checkpoint holds arrays, and not its record alone."""
+    """Whether a checkpoint has arrays, not only its record."""
     path = store.directory / str(step)
 
     def look() -> bool:
-        if (path / digests.NAME).is_file():  # a kill may have left half of a state that is to go
+        if (path / digests.NAME).is_file():  # a killed `drop_state` may leave part of it
             return any(name.startswith("state/") for name in digests.of(path))
         return (path / "state").is_dir()
 
@@ -178,7 +178,7 @@ def has_state(store: Store, step: int) -> bool:
 
 
 def remove(store: Store, step: int) -> None:
-    """Removes a checkpoint; a killed removal leaves none that is half there."""
+    """Removes a checkpoint; renames it first, so that a killed removal leaves no partial one."""
     path = store.directory / f"{step}.removing"
     (store.directory / str(step)).rename(path)
     shutil.rmtree(path)
@@ -193,7 +193,7 @@ def record_of(store: Store, step: int) -> dict[str, Any]:
 
 
 def verify(store: Store, step: int) -> None:
-    """Refuses a step of which a file is not as it was written."""
+    """Refuses a damaged step."""
     if step in store.whole or not (damaged := _find_damage(store, step)):
         return
     good = _newest_good(store, [x for x in list_steps(store) if x != step])
@@ -204,7 +204,7 @@ def verify(store: Store, step: int) -> None:
 
 
 def _find_damage(store: Store, step: int) -> str:
-    """What is wrong with a step, and where; empty: nothing. Each process reads its share."""
+    """Describes the damage of a step, "" if there is none; each process reads a share of files."""
     path = store.directory / str(step)
     if not distributed.broadcast("look for digests", (path / digests.NAME).is_file):
         try:
@@ -217,8 +217,8 @@ def _find_damage(store: Store, step: int) -> str:
         store.whole.add(step)
         return ""
     share, shares = distributed.index(), distributed.count()
-    mine = digests.find_damage(path, share=share, shares=shares)
-    first = next((x for x in distributed.exchange("damage", mine) if x), "")
+    damaged = digests.find_damage(path, share=share, shares=shares)
+    first = next((x for x in distributed.exchange("damage", damaged) if x), "")
     if not first:
         store.whole.add(step)
         return ""
@@ -236,9 +236,10 @@ def one_line(directory: Any, what: str) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except Exception as error:  # the library raises many kinds; all mean the same to a user
+    except Exception as error:  # the library raises many types
         raise CheckpointError(f"{directory}: {what}: {reason(error)}") from error
 
 
 def reason(error: BaseException) -> str:
+    """Formats an error as one line of its type and message."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"

@@ -1,9 +1,9 @@
 """Ends all processes of a run with one message when one of them fails, is lost or hangs.
 
-The others cannot continue without it, and a scheduler can restart the run only when all have
-ended. Every process sends a heartbeat every second through the key-value store that process 0
-serves. Process 0 watches the heartbeats of the others, and they watch whether it answers. The
-first process that finds the run broken publishes a verdict, and every process ends with its line.
+The others cannot continue, and a scheduler can restart the run only when all have ended. Every
+process sends a heartbeat each second through the key-value store of process 0. Process 0 watches
+the heartbeats of the others, and they watch whether it answers. The first process that detects a
+failure publishes a verdict, and every process ends with its line.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ from typing import Any
 from alignjax.errors import UserError
 
 BEAT_SECONDS = 1.0
-GRACE_SECONDS = 4.0  # a process that fails like the one of the verdict has so long to say so itself
-READ_SECONDS = 10.0  # how long process 0 waits for the others to read the verdict
+GRACE_SECONDS = 4.0  # time for a process with the same failure to report it itself
+READ_SECONDS = 10.0  # process 0 waits so long for the others to read the verdict
 EXIT_CODE = 5
-# How errors of the runtime begin that a lost peer may cause; their types differ.
+# Errors of the runtime that a lost peer may cause begin like this; their types differ.
 RUNTIME_ERROR = re.compile(
     r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): "
 )
@@ -39,7 +39,7 @@ class Peers:
 
     client: Any  # of JAX's coordination service
     me: int  # number of this process
-    hosts: list[str]  # the machine of each
+    hosts: list[str]  # machine of each process
 
     def name(self, i: int) -> str:
         """``process 1 (host)``."""
@@ -48,18 +48,18 @@ class Peers:
 
 _peers: Peers | None = None  # None: one process
 _leaving = threading.Event()  # set when this process ends by itself
-_rounds = [0]  # how often process 0 has answered this process
-# Called from C code: must not be freed while the process lives.
+_rounds = [0]  # number of answers from process 0
+# Called from C code: it must not be freed.
 _aborted = ctypes.CFUNCTYPE(None, ctypes.c_int)(
-    lambda _: _end(EXIT_CODE, "aborted by JAX, which says why above; most likely a peer is lost")
+    lambda _: _end(EXIT_CODE, "aborted by JAX (see above); most likely a peer is lost")
 )
 
 
 def lost_after() -> int:
-    """Reads after how many silent seconds a process counts as lost: ``ALIGNJAX_LOST_AFTER``.
+    """Reads ``ALIGNJAX_LOST_AFTER``: seconds without a heartbeat after which a process is lost.
 
     Raises:
-      UserError: the variable is no such number.
+      UserError: it is not an integer of at least 3.
     """
     text = os.environ.get("ALIGNJAX_LOST_AFTER", "60")
     if not text.isdecimal() or int(text) < 3:
@@ -68,9 +68,9 @@ def lost_after() -> int:
 
 
 def handle_aborts() -> None:
-    """Exits with our code when JAX aborts the process: process 0 is gone, or never came.
+    """Exits with `EXIT_CODE` when JAX aborts the process: process 0 is lost or never started.
 
-    A handler in Python would run only after the abort, so this one is C's.
+    A Python handler would run only after the abort, so the handler is a C function.
     """
     libc = ctypes.CDLL(None)
     libc.signal.argtypes = [ctypes.c_int, type(_aborted)]
@@ -89,7 +89,7 @@ def start(peers: Peers) -> None:
 
 
 def _beat(peers: Peers, seconds: int) -> None:
-    """Sends heartbeats and obeys a verdict; in process 0 it also watches the others' heartbeats."""
+    """Sends heartbeats and obeys a verdict; in process 0 also watches the others' heartbeats."""
     count = len(peers.hosts)
     last, silent = [""] * count, [0] * count  # heartbeats, and rounds without a new one
     try:
@@ -111,7 +111,7 @@ def _beat(peers: Peers, seconds: int) -> None:
                 line = f"{names}: lost, no heartbeat for {seconds} s"
                 _publish(peers, EXIT_CODE, line, lost=len(lost))
                 _end(EXIT_CODE, line)
-    except Exception:  # of the client: process 0 has stopped to serve
+    except Exception:  # the client's: process 0 no longer serves
         if not _leaving.is_set():
             _end(EXIT_CODE, f"{peers.name(0)}: lost, it does not answer")
 
@@ -127,7 +127,7 @@ def _watch_main(peers: Peers, seconds: int) -> None:
 
 
 def _obey(peers: Peers, verdict: dict[str, Any]) -> None:
-    if verdict["by"] == peers.me:  # the thread that published it ends this process
+    if verdict["by"] == peers.me:  # the thread that published the verdict ends this process
         return
     if verdict["dump"]:
         faulthandler.dump_traceback()
@@ -142,8 +142,8 @@ def _obey(peers: Peers, verdict: dict[str, Any]) -> None:
 def _publish(peers: Peers, exit_code: int, line: str, *, dump: bool = False, lost: int = 0) -> None:
     """Publishes the verdict that the run is over; only the first one counts.
 
-    The verdict would vanish with process 0, so that it waits until the others have read it, all
-    but the ``lost`` ones.
+    The store ends with process 0, so process 0 waits until all others, except the ``lost`` ones,
+    have read the verdict.
     """
     verdict = {"by": peers.me, "exit_code": exit_code, "line": line, "dump": dump}
     with contextlib.suppress(Exception):  # another was first, or process 0 is gone
@@ -159,10 +159,9 @@ def _publish(peers: Peers, exit_code: int, line: str, *, dump: bool = False, los
 
 
 def wait_for_verdict(error: BaseException) -> None:
-    """Waits, if an error came from the runtime, because a lost peer may be its cause.
+    """Waits after an error of the runtime, which a lost peer may have caused.
 
-    So the process that finds out which peer is lost has the time to publish it, and all end with
-    its line.
+    Meanwhile, the process that detects the lost peer can publish it, and all end with its line.
     """
     cause: BaseException | None = error
     while _peers is not None and cause is not None:
@@ -173,7 +172,7 @@ def wait_for_verdict(error: BaseException) -> None:
 
 
 def fail(exit_code: int, reason: str) -> None:
-    """Tells the other processes, if there are any, why this one fails, and ends it here."""
+    """Publishes why this process fails, if there are others, and ends it."""
     if _peers is not None:
         _leaving.set()
         sys.stdout.flush()
@@ -182,7 +181,7 @@ def fail(exit_code: int, reason: str) -> None:
 
 
 def stop() -> None:
-    """Stops the watchdog: all processes have finished."""
+    """Stops the watchdog when all processes have finished."""
     _leaving.set()
 
 
@@ -193,10 +192,10 @@ def time_limit(
     """Yields a context manager for blocks that may hang: ``with limited("step 3"):``.
 
     A block that takes longer ends the run, with exit code 5 and the stacks of all threads. Only
-    seconds in which the process runs are counted: a laptop that was asleep is not stuck.
+    time in which the process runs counts, so a laptop that was asleep is not stuck.
 
     Args:
-      seconds: 0: no limit.
+      seconds: the limit; 0: none.
     """
     over, block, spent = threading.Event(), [""], [0.0]
 
@@ -225,9 +224,9 @@ def time_limit(
 
 @dataclasses.dataclass
 class _Phase:
-    """What a run is doing outside of steps, and for how long nothing has come of it."""
+    """The work of a run outside of steps, and the time since it last made progress."""
 
-    name: str = ""  # empty: nothing that is watched
+    name: str = ""  # empty: no watched work
     spent: float = 0.0  # seconds
 
 
@@ -236,12 +235,12 @@ _phase = _Phase()
 
 @contextlib.contextmanager
 def watching(seconds: float) -> Iterator[None]:
-    """Ends a run whose phases (`phase`) give nothing for so long, as `time_limit` does of steps.
+    """Ends a run if a `phase` makes no progress for so long, as `time_limit` does for steps.
 
-    Seconds in which the main thread compiles do not count.
+    Time in which the main thread compiles does not count.
 
     Args:
-      seconds: 0: no limit.
+      seconds: the limit; 0: none.
     """
     over, main = threading.Event(), threading.main_thread().ident
 
@@ -263,14 +262,14 @@ def watching(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def phase(name: str) -> Iterator[Callable[[], None]]:
-    """Names what the block does, which has to call what this yields whenever something came."""
+    """Names the work of a block; the block calls the yielded function at each progress."""
     before, _phase.name, _phase.spent = _phase.name, name, 0.0
 
-    def moved() -> None:
+    def note_progress() -> None:
         _phase.spent = 0.0
 
     try:
-        yield moved
+        yield note_progress
     finally:
         _phase.name, _phase.spent = before, 0.0
 
@@ -292,7 +291,7 @@ def _end_stuck(line: str) -> None:
 
 
 def _end(exit_code: int, line: str) -> None:
-    """Ends the process at once, as its main thread may wait for ever."""
+    """Ends the process at once, because its main thread may wait forever."""
     _print(line)
     os._exit(exit_code)
 

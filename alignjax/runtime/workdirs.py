@@ -1,4 +1,4 @@
-"""The run's folder: who owns it, which config it belongs to, and which versions wrote it."""
+"""Locks a run's folder, and keeps the config that it belongs to."""
 
 import contextlib
 import fcntl
@@ -21,10 +21,10 @@ log = logging.getLogger("alignjax")
 
 @contextlib.contextmanager
 def owned(workdir: pathlib.Path) -> Iterator[None]:
-    """Makes the folder and keeps a second run out of it; the lock dies with the process.
+    """Makes and locks a run's folder; a killed process releases the lock.
 
     Raises:
-      UserError: the folder cannot be written, or another run has it.
+      UserError: the folder cannot be written, or another run uses it.
     """
     with contextlib.ExitStack() as held:
         run_on_main("the workdir's lock", lambda: _lock(workdir, held))
@@ -34,7 +34,7 @@ def owned(workdir: pathlib.Path) -> Iterator[None]:
 def _lock(workdir: pathlib.Path, held: contextlib.ExitStack) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        # "a+" empties nothing: until the lock is ours, the file says who has it.
+        # "a+" does not empty the file: it names the owner until we have the lock.
         lock = held.enter_context((workdir / ".lock").open("a+"))
     except OSError as error:
         raise UserError(f"--workdir: {workdir} cannot be written: {error.strerror}") from error
@@ -45,13 +45,13 @@ def _lock(workdir: pathlib.Path, held: contextlib.ExitStack) -> None:
         raise UserError(f"--workdir: {workdir} is in use by {lock.read() or '?'}") from None
     _sweep(workdir)
     lock.truncate(0)
-    # Past the file's buffer: what is left in it would be written again when the file is closed.
+    # Unbuffered: a failed buffered write would be repeated when the file is closed.
     with naming_file(workdir / ".lock"):
         os.write(lock.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
 
 
 def _sweep(workdir: pathlib.Path) -> None:
-    """Removes what killed runs left: half-written files, and locks that nobody holds."""
+    """Removes half-written files and unused locks of killed runs."""
     for path in (x for end in ("tmp", "tmp.npy") for x in workdir.rglob(f"*.{end}")):
         if path.is_file() and "checkpoints" not in path.parts:
             path.unlink()
@@ -63,9 +63,9 @@ def _sweep(workdir: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def bound(workdir: pathlib.Path, config: Any, *, allow_change: bool) -> Iterator[None]:
-    """Keeps the run's config as `write_config` does, and the old one if the new one is refused.
+    """Writes the run's config (`write_config`), and restores the old one if the run is refused.
 
-    Refused is one that ends in a UserError before a checkpoint is written under it.
+    A run is refused if it raises a UserError before it writes a checkpoint.
     """
     path = workdir / "config.json"
     before = path.read_bytes() if path.is_file() else None
@@ -81,13 +81,13 @@ def bound(workdir: pathlib.Path, config: Any, *, allow_change: bool) -> Iterator
 
 
 def write_config(workdir: pathlib.Path, config: Any, *, allow_change: bool) -> None:
-    """Keeps the run's config; refuses another one, field by field, unless ``allow_change``.
+    """Writes the run's config; refuses a different one unless ``allow_change``.
 
-    A config binds from the first checkpoint on. Until then it may be mended freely, and what was
-    made of the old one (the tokenizer trained on its data) is removed.
+    Before the first checkpoint, the config may change freely, and the tokenizer that was trained on
+    the old config's data is removed.
 
     Raises:
-      UserError: the folder belongs to a run that trains something else.
+      UserError: the folder has a run with another config; names the fields.
     """
     run_on_main("config.json", lambda: _write_config(workdir, config, allow_change))
 
@@ -110,14 +110,14 @@ def _write_config(workdir: pathlib.Path, config: Any, allow_change: bool) -> Non
 
 
 def kept_tokenizer(path: str, workdir: pathlib.Path) -> str:
-    """Finds a run's tokenizer: where its config says, or the copy in the run's folder."""
+    """Finds a run's tokenizer: the path in its config, or the copy in the run's folder."""
     folders = [workdir / "pretrained", workdir / "tokenizer"]
     copies = [p for f in folders for p in (f / os.path.basename(path), f) if p.exists()]
     return path if os.path.exists(path) or not copies else str(copies[0])
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages that a result depends on."""
+    """Returns the versions of the packages that results depend on."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "alignjax": alignjax.__version__,

@@ -1,6 +1,6 @@
-"""LoRA: adapters to train, and whole networks to evaluate, for configs with ``lora``.
+"""Makes LoRA adapters for configs with ``lora``, and joins them with their base.
 
-The base is one copy on the mesh: an argument of every step, and the reference as it is.
+The mesh holds one copy of the base, which is an argument of every step and also the reference.
 """
 
 import functools
@@ -26,7 +26,7 @@ log = logging.getLogger("alignjax")
 
 
 def init(config: LoraConfig, model: ModelConfig, key: Array, *, objectives: int = 0) -> Params:
-    """Makes fresh adapters, and for a reward model its head of M > 0 outputs."""
+    """Initialises adapters, and a reward model's head if ``objectives`` > 0."""
     base = jax.eval_shape(functools.partial(init_params, model), key)
     adapters = lora.init(config, base, key)
     if objectives:
@@ -36,18 +36,18 @@ def init(config: LoraConfig, model: ModelConfig, key: Array, *, objectives: int 
 
 
 def target(config: LoraConfig, model: ModelConfig, mesh: Mesh, *, objectives: int = 0) -> Params:
-    """Gives shapes, dtypes and shardings of what `init` makes."""
+    """Returns shapes, dtypes and shardings of the result of `init`."""
     start = functools.partial(init, config, model, objectives=objectives)
     shapes = jax.eval_shape(start, jax.random.key(0))
     return sharding.abstract(shapes, sharding.shard_tree(shapes, mesh))
 
 
 def fresh(config: Config, mesh: Mesh, base: Params, *, objectives: int = 0) -> Callable[[], Params]:
-    """Makes a function that gives the adapters of a run as they start, on the mesh.
+    """Makes a loader of the initial adapters of a run.
 
     Args:
       config: its ``lora`` is set.
-      mesh: where.
+      mesh: the devices.
       base: the network's frozen parameters.
       objectives: outputs of a reward model's head, which is trained too; 0: a policy.
     """
@@ -61,14 +61,14 @@ def fresh(config: Config, mesh: Mesh, base: Params, *, objectives: int = 0) -> C
         sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(base)) / 2**20,
     )
     start = functools.partial(init, config.lora, config.model, objectives=objectives)
-    # Steps fold numbers below 2^31 into the key, their dropout those from 2^31 on: this is free.
+    # Steps fold numbers below 2^31 into the key, and dropout numbers from 2^31; this one is unused.
     key = jax.random.fold_in(jax.random.key(config.train.seed), np.uint32(2**32 - 1))
     make = jax.jit(start, out_shardings=jax.tree.map(lambda x: x.sharding, adapters))
     return lambda: make(key)
 
 
 def whole(config: Config, base: Params | None, params: Params) -> Params:
-    """Returns the network of trained parameters: the parameters, or the base with adapters."""
+    """Returns the network to run: the trained parameters, or the base with them as adapters."""
     if config.lora is None:
         return params
     assert base is not None
@@ -88,10 +88,11 @@ def load_base(
     """Loads the base of a run's adapters, quantised as in the run.
 
     Args:
-      config, model, seed: of the run's config; None: it had no adapters.
+      config, model, seed: from the run's config; ``config`` None: it had no adapters.
       workdir: the run's folder.
+      mesh: the devices.
       sft: whether the run had a supervised stage.
-      digest: of the base, as the run's checkpoints tell it.
+      digest: the base's digest in the run's checkpoints.
 
     Raises:
       UserError: the base has changed since.
@@ -106,7 +107,7 @@ def load_base(
     if actual != digest:
         where = str(pretrained.supervised_params(workdir)) if sft else model.path or "the seed"
         raise UserError(
-            f"{workdir}: its adapters were trained on base {digest}, but {where} is {actual}: "
+            f"{workdir}: its adapters need the base {digest}, but {where} is {actual}; "
             "restore the base"
         )
     return base

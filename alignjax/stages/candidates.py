@@ -1,13 +1,13 @@
-"""The stage between supervised fine-tuning and alignment: lists of sampled, scored responses.
+"""Samples and scores lists of responses, between supervised fine-tuning and alignment.
 
-What it writes into the workdir:
+It writes into the workdir:
 
-    candidates/train.jsonl  held_out.jsonl    the lists, as `data.sources.lists` reads them
-    candidates/record.json                    what they are made of, digests, counts
+    candidates/train.jsonl  held_out.jsonl    lists that `data.sources.lists` reads
+    candidates/record.json                    their key, digests and counts
 
-Responses are drawn from the supervised policy, with randomness that depends on the seed and the
-prompt alone. A stage that was killed goes on with the batch that it was at. A list holds different
-responses, as losses that rank them want it (docs/papers/hps.md): repeats are removed and counted.
+Responses are sampled from the supervised policy; the randomness depends only on the seed and the
+prompt. A killed stage continues with its current batch. Losses that rank a list need different
+responses (docs/papers/hps.md), so repeats are removed and counted.
 """
 
 import dataclasses
@@ -36,18 +36,18 @@ SIDES = ("train", "held_out")
 
 
 def make(run: Run, load_policy: Callable[[], Params]) -> Run:
-    """Makes the lists, if the config has ``candidates`` and they do not exist, and opens them.
+    """Makes the lists if the config has ``candidates`` and they do not exist; opens them.
 
     Args:
-      run: its prompts, on both sides, are responded to.
-      load_policy: gives the supervised policy, which responds.
+      run: its training and held-out prompts get responses.
+      load_policy: loads the supervised policy, which responds.
 
     Returns:
-      The run on the lists, to train and to evaluate on; the prompts that policies are sampled for
-      stay as they were. Without ``candidates`` the run as it is.
+      The run with the lists as training and held-out rows; `Prepared.originals` is unchanged.
+      Without ``candidates``, the run unchanged.
 
     Raises:
-      UserError: a scorer gives something else than finite scores, or too many prompts gave no list
+      UserError: a scorer returns scores that are not finite, or too many prompts have no list
         (``candidates.max_drop_fraction``).
     """
     config, data, settings = run.config, run.data, run.config.candidates
@@ -60,7 +60,7 @@ def make(run: Run, load_policy: Callable[[], Params]) -> Run:
         "data": {"train": data.train.dataset.digest, "held_out": data.held_out.dataset.digest},
         "tokenizer": data.tokenizer.digest,
         "seed": config.train.seed,
-        # Where too many prompts gave no list the limit is raised, and the lists are the same.
+        # This limit does not change the lists: it may be raised after a refusal.
         "candidates": identity(dataclasses.replace(settings, max_drop_fraction=0.0)),
         "reward_models": digests(scorers),
     }
@@ -77,6 +77,7 @@ def make(run: Run, load_policy: Callable[[], Params]) -> Run:
 
 
 def sides(config: Config, settings: CandidatesConfig, data: Prepared) -> list[sample_lists.Side]:
+    """Lists the prompts of training and held-out rows, with the random key of each side."""
     train, held_out = split(config, {side: DataReport() for side in SIDES})
     texts = {record.id: record for record in (*train, *held_out)}
     return [
@@ -105,7 +106,7 @@ def _side(
 
 
 def _open(run: Run, settings: CandidatesConfig, record: dict[str, Any]) -> Run:
-    """Prepares the lists like any other data; extends the data report."""
+    """Prepares the lists like other data; adds them to the data report."""
     sides, reports = {}, {}
     for side in SIDES:
         report = DataReport()
@@ -126,7 +127,7 @@ def _open(run: Run, settings: CandidatesConfig, record: dict[str, Any]) -> Run:
         )
     report_of_all = {**run.data.report, "candidates": reports}
     run.add_to_report("candidates", reports)
-    for side, cuts in record.get("cuts", {}).items():  # lists of earlier versions have none
+    for side, cuts in record.get("cuts", {}).items():  # missing in earlier versions
         run.note_cuts(f"candidates/{side}", cuts)
     data = dataclasses.replace(
         run.data, train=sides["train"], held_out=sides["held_out"], report=report_of_all

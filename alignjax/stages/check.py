@@ -1,4 +1,4 @@
-"""Tries the loss on the data's shapes, and the scorers, before anything is compiled."""
+"""Checks the losses on the shapes of the data, and the scorers, before anything is compiled."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from alignjax.types import Batch, Logps
 
 log = logging.getLogger("alignjax")
 
-# Names under which the step and the loop log numbers of their own.
+# Names of metrics that the step and the loop log themselves.
 RESERVED = (
     *("step", "loss", "grad_norm", "num_tokens", "weight", "skipped", "learning_rate", "epoch"),
     *("baseline", "running_baseline"),
@@ -35,12 +35,12 @@ RESERVED = (
 
 
 def check_losses(config: Config, rows: Bucketed) -> None:
-    """Traces ``select``, ``baseline`` and ``loss`` on shapes alone, and the supervised stage's.
+    """Traces ``select``, ``baseline`` and ``loss`` on the data's shapes, also of the sft stage.
 
     Raises:
-      UserError: they do not fit the data (K, scores, labels), need a reference there is not, or
-        return something else than ``[B]`` losses and named ``[B]`` metrics; or ``select`` adds
-        responses that are in no cache, and ``reference.mode`` asks for the cache.
+      UserError: they do not fit the data (K, scores, labels), need a reference that the run does
+        not have, or do not return ``[B]`` losses and named ``[B]`` metrics; or ``select`` adds
+        responses that no cache has although ``reference.mode`` is cache.
     """
     batch = _first_rows(rows)
     _check_supervised(config, batch)
@@ -53,14 +53,15 @@ def check_losses(config: Config, rows: Bucketed) -> None:
 
 
 def check_game(config: Config, rows: Bucketed, *, samples: int) -> None:
-    """Traces the functions of both players of a game, each on what it learns from.
+    """Traces the functions of both players of a game, each on the shapes of its data.
 
     Args:
-      samples: of the policy, per prompt; it learns from them, and the reward model from as many
-        beside a golden answer.
+      config, rows: the run's.
+      samples: of the policy, per prompt; the policy learns from them, the reward model from them
+        and a golden answer.
 
     Raises:
-      UserError: as `check_losses`.
+      UserError: as in `check_losses`.
     """
     batch = _first_rows(rows)
     _check_supervised(config, batch)
@@ -71,14 +72,14 @@ def check_game(config: Config, rows: Bucketed, *, samples: int) -> None:
 
 
 def _check_fewest(config: Config, rows: Bucketed, batch: Batch) -> None:
-    """Checks that a loss fits the rows with fewest responses: pairs may be short of one.
+    """Checks that a loss fits the rows with the fewest responses: a pair may lack one.
 
-    Losses of scored or labelled responses read which of them are there.
+    Losses of scored or labelled responses handle absent ones, and are not checked.
     """
     counts = (rows.dataset.response_length > 0).sum(axis=1)
     few = int(counts.min())
-    told = (batch.scores, batch.desirable, batch.adversarial)
-    if few == counts.max() or any(x is not None for x in told):
+    marked = any(x is not None for x in (batch.scores, batch.desirable, batch.adversarial))
+    if few == counts.max() or marked:
         return
     response, length = batch.response[:, :few], batch.response_length[:, :few]
     try:
@@ -101,14 +102,14 @@ def check_trained(config: Config, batch: Batch) -> None:
     """Traces ``select``, ``baseline`` and ``loss`` of a config on the shapes of a batch.
 
     Raises:
-      UserError: as `check_losses`.
+      UserError: as in `check_losses`.
     """
     selected = _select("select", config.select, batch)
     if config.reference.mode == "cache" and not _keeps_cache(config, batch):
         assert config.select is not None
         raise UserError(
             f"reference.mode: wanted auto, live or none, found 'cache': {name_of(config.select)} "
-            "adds responses whose log-probabilities are in no cache"
+            "adds responses, whose log-probabilities no cache has"
         )
     if config.loss is None:
         _check_reward(config, selected)
@@ -121,7 +122,7 @@ def check_trained(config: Config, batch: Batch) -> None:
 
 def _check_reward(config: Config, batch: Any) -> None:
     assert config.reward_loss is not None
-    if batch.scores is not None and batch.scores.ndim == 3:  # it sees each objective by itself
+    if batch.scores is not None and batch.scores.ndim == 3:  # the loss sees one objective at a time
         one: Any = jax.ShapeDtypeStruct(batch.scores.shape[:2], jnp.float32)
         batch = dataclasses.replace(batch, scores=one)
     scores = jax.ShapeDtypeStruct(batch.response_length.shape, jnp.float32)
@@ -129,7 +130,7 @@ def _check_reward(config: Config, batch: Any) -> None:
 
 
 def _as_lists(batch: Batch, k: int) -> Batch:
-    """Makes the shapes of lists of k scored responses, which will be made of the data."""
+    """Makes the shapes of lists of k scored responses, which the run will sample."""
     b, _, r = batch.response.shape
     arrays: dict[str, Any] = dict(
         response=np.zeros((b, k, r), np.int32),
@@ -145,7 +146,7 @@ def _select(field: str, select: Callable[..., Any] | None, batch: Batch) -> Any:
         return batch
     selected = _trace(field, select, jax.random.key(0), batch)
     if not isinstance(selected, Batch):
-        raise UserError(f"{field}: {name_of(select)} returns no Batch")
+        raise UserError(f"{field}: {name_of(select)}: wanted a Batch, found another type")
     return selected
 
 
@@ -194,13 +195,14 @@ def _trace(field: str, function: Callable[..., Any], *args: Any) -> Any:
     """Traces a function of the config at step 0, on shapes.
 
     Raises:
-      UserError: it raises anything; where in the function's own file, unless it says all itself.
+      UserError: the function raises any error; names the line in its file, except for ValueErrors,
+        whose messages are complete.
     """
     try:
         return jax.eval_shape(resolve(function, jnp.int32(0), 1), *args)
     except Exception as error:  # a user's own loss may raise anything
         what = " ".join(str(error).split())[:400]
-        if not isinstance(error, ValueError):  # ours say all there is to say in ValueErrors
+        if not isinstance(error, ValueError):  # the package's ValueErrors are complete messages
             file = inspect.getsourcefile(plain(function))
             frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
             at = f"{pathlib.Path(frames[-1].filename).name}:{frames[-1].lineno}: " if frames else ""
@@ -215,7 +217,7 @@ def count_responses(config: Config, rows: Bucketed) -> int:
 
 
 def keeps_cache(config: Config, rows: Bucketed) -> bool:
-    """Whether a step scores the row's own responses, whose reference can be precomputed."""
+    """Whether a step scores only the rows' own responses, which can be precomputed."""
     return _keeps_cache(config, _first_rows(rows))
 
 
@@ -226,9 +228,9 @@ def _keeps_cache(config: Config, batch: Batch) -> bool:
 
 
 def bind_fraction(config: Config, rows: Bucketed) -> Config:
-    """Binds ``desirable_fraction`` of ``loss`` and ``baseline`` to that of the training responses.
+    """Binds ``desirable_fraction`` of ``loss`` and ``baseline`` to the training data's.
 
-    A value that the config binds wins.
+    A value that the config binds has precedence.
 
     Raises:
       UserError: all labelled training responses are of one class.
@@ -264,12 +266,12 @@ def bind_fraction(config: Config, rows: Bucketed) -> Config:
 
 
 def bind_score_sd(run: Run) -> Run:
-    """Binds ``score_sd`` of ``select`` and ``loss`` to that of the rows that the run trains on.
+    """Binds ``score_sd`` of ``select`` and ``loss`` to the training data's.
 
-    It is the unit of `hps`'s gamma. A value that the config binds wins.
+    It is the unit of gamma in `hps`. A value that the config binds has precedence.
     """
     sd = run.data.train.dataset.score_sd
-    if len(sd) != 1 or not sd[0]:  # what cannot rank is refused by what wants a ranking
+    if len(sd) != 1 or not sd[0]:  # functions that need a ranking refuse such data
         return run
     changes: dict[str, Any] = {}
     for field in ("select", "loss"):
@@ -291,19 +293,19 @@ def bind_score_sd(run: Run) -> Run:
 
 
 def _first_rows(rows: Bucketed) -> Batch:
-    """Takes the first row of the data, twice: the smallest batch that shows what a loss sees."""
+    """Makes a batch of the data's first row, twice."""
     picked = np.flatnonzero(rows.assignment == rows.assignment[0])[:1].repeat(2)
     return assemble(rows.dataset, picked, rows.shapes[rows.assignment[0]])
 
 
 def check_scorers(config: Config, data: Prepared) -> None:
-    """Tries the scorers and the judge before anything is trained: they are used hours later.
+    """Tries the scorers and the judge before training, because they are used only hours later.
 
-    A reward model is only looked up, since loading it takes long; any other scorer, and the judge,
-    are given the first held-out row.
+    A reward model is only looked up, because loading it takes long. Other scorers and the judge
+    score the first held-out row.
 
     Raises:
-      UserError: one of them cannot be used.
+      UserError: one of them fails.
     """
     example = data.originals.dataset[0]
     candidates = config.candidates.scorers if config.candidates is not None else ()

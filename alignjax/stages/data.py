@@ -1,4 +1,4 @@
-"""The first stage of every recipe: from files or a generator to bucketed rows."""
+"""Prepares the data: from files or a generator to bucketed rows; the first stage of recipes."""
 
 import dataclasses
 import hashlib
@@ -30,49 +30,49 @@ from alignjax.runtime.distributed import run_on_main, several
 
 log = logging.getLogger("alignjax")
 
-SHOWN = 4  # rows that `survey` gives
+SHOWN = 4  # rows that `survey` returns
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Training rows, held-out rows with other prompts, and the tokenizer that was used."""
+    """Training rows, held-out rows with other prompts, and their tokenizer."""
 
     train: Bucketed
     held_out: Bucketed
-    # Held-out rows as they were read: prompts to sample for, and the responses that are preferred.
+    # Held-out rows as read: prompts to sample for, and preferred responses.
     originals: Bucketed
     original_records: dict[str, Record]  # the same as text, by id
     tokenizer: Tokenizer
-    report: dict[str, Any]  # what data_report.json says
+    report: dict[str, Any]  # the content of data_report.json
 
 
 def read_source(
     data: DataConfig, path: str, report: DataReport, field: str = "data.path"
 ) -> Iterator[Record]:
-    """Reads the records of a source as they come, without checking them.
+    """Reads the records of a source, without checking them.
 
     Args:
-      data: its ``source`` is read.
-      path: what the source is given, if it reads files.
-      report: counts the rows.
-      field: the config field that has the path, for messages.
+      data: has the ``source``.
+      path: the source's path, if it reads files.
+      report: counts are added to it.
+      field: the config field of the path, for messages.
 
     Raises:
-      UserError: the source wants a path and none is given, or the other way round; or the data
-        are bad (file, line, field).
+      UserError: the source needs a path and has none, or the other way round; or a row is malformed
+        (names file, line and field).
     """
     source = plain(data.source)
     takes = keywords(source)
     if "path" in takes and not path:
-        raise UserError(f"{field}: {source.__name__} reads files; say which: --set {field}=...")
+        raise UserError(f"{field}: {source.__name__} reads files; name one: --set {field}=...")
     if path and "path" not in takes:
         raise UserError(f"{field}: {source.__name__} reads no file, found {path!r}")
     bound: dict[str, Any] = {"path": _located(data, path, field)} if path else {}
     if data.columns != Columns():
         if "columns" not in takes:
             raise UserError(
-                f"data.columns: {source.__name__} has columns of its own (data.source), and "
-                "takes none"
+                f"data.columns: {source.__name__} has fixed columns (data.source); "
+                "leave data.columns unset"
             )
         bound["columns"] = data.columns
     rows: Iterator[Record] = data.source(report, **bound)
@@ -83,18 +83,18 @@ def read_records(
     data: DataConfig, path: str, report: DataReport, field: str = "data.path"
 ) -> list[Record]:
     """Reads and checks every record of a source; see `read_source`."""
-    with watchdog.phase(f"{field}: reading rows") as moved:
-        rows = (moved() or row for row in read_source(data, path, report, field))
+    with watchdog.phase(f"{field}: reading rows") as note_progress:
+        rows = (note_progress() or row for row in read_source(data, path, report, field))
         return list(check(rows, report))
 
 
 def _located(data: DataConfig, path: str, field: str) -> str:
-    """The file or glob that a path stands for; ``data.split`` is of ``data.path`` alone."""
+    """Returns the file or glob of a path; ``data.split`` applies to ``data.path`` only."""
     return resolve(path, data.split if field == "data.path" else "", field)
 
 
 def split(config: Config, reports: dict[str, DataReport]) -> tuple[list[Record], list[Record]]:
-    """Training and held-out records; no prompt is on both sides."""
+    """Reads training and held-out records; no prompt is in both."""
     data = config.data
     records = _read_some(config, data.path, reports["train"])
     if data.eval_path:
@@ -112,7 +112,7 @@ def split_records(
     """Holds out records by their prompts.
 
     Raises:
-      UserError: none is held out, or none is left.
+      UserError: no record is held out, or none is left.
     """
     fraction = config.data.eval_fraction
     train, held_out = split_by_prompt(
@@ -124,10 +124,10 @@ def split_records(
 
 
 def load_tokenizer(config: Config, workdir: pathlib.Path, train: list[Record]) -> Tokenizer:
-    """The config's tokenizer, or one trained on the training records and kept in the workdir.
+    """Loads the config's tokenizer, or trains one on the training records into the workdir.
 
     Raises:
-      UserError: it cannot be read, or has more ids than the model has embeddings.
+      UserError: it cannot be read, or has more ids than the embedding has rows.
     """
     settings = config.tokenizer
     path = settings.path
@@ -141,7 +141,7 @@ def load_tokenizer(config: Config, workdir: pathlib.Path, train: list[Record]) -
 
 
 def _train_tokenizer(train: list[Record], vocab_size: int, path: str) -> None:
-    # Not an artifact: a run keeps the tokenizer that it began with, whatever becomes of its data.
+    # Not an artifact: a run keeps its tokenizer even if its data change.
     if not pathlib.Path(path).is_file():
         texts = (text for record in train for text in _texts(record))
         training.train_sentencepiece(texts, vocab_size=vocab_size, path=path)
@@ -156,7 +156,7 @@ def _texts(record: Record) -> list[str]:
 def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
     """Reads, checks, splits, tokenises and buckets the data; writes and prints the data report.
 
-    Where the files are gone, the rows that an earlier start has prepared are taken.
+    If the files no longer exist, it opens the rows that an earlier start prepared.
 
     Raises:
       UserError: bad data, or more rows dropped than ``data.max_drop_fraction``.
@@ -166,7 +166,7 @@ def prepare_data(config: Config, workdir: pathlib.Path) -> Prepared:
         return kept_rows
     reports = {"train": DataReport(), "held_out": DataReport()}
     train, held_out = split(config, reports)
-    if several():  # every process reads by itself, from disks of its own perhaps
+    if several():  # every process reads the files itself, perhaps from its own disk
         check_same(
             {
                 "the data's training records": kept.digest(train),
@@ -198,7 +198,7 @@ def _prepared(
 def _keep_rows(
     config: Config, workdir: pathlib.Path, sides: dict[str, Bucketed], held_out: list[Record]
 ) -> None:
-    """Notes where the prepared rows are, and keeps the held-out records as text."""
+    """Records the folders of the prepared rows, and saves the held-out records as text."""
     path = workdir / "held_out.jsonl"
     storage.write(path, kept.write(held_out))
     rows = {side: pathlib.Path(x.dataset.path).name for side, x in sides.items()}
@@ -214,7 +214,7 @@ def _kept_rows(config: Config, workdir: pathlib.Path) -> Prepared | None:
         return None
     noted = storage.read_json(about)
     if noted["data"] != json.loads(storage.as_json(fields.identity(config.data))):
-        return None  # rows of another config: that the files are missing is told
+        return None  # rows of another config; reading then raises that files are missing
     log.warning("%s: no longer exists; using the rows that were prepared from it", ", ".join(paths))
     folder, path = cache_dir(config, workdir), workdir / "held_out.jsonl"
     opened = {side: store.open_dataset(folder / name) for side, name in noted["rows"].items()}
@@ -229,13 +229,13 @@ def _kept_rows(config: Config, workdir: pathlib.Path) -> Prepared | None:
 def survey(
     config: Config, folder: pathlib.Path
 ) -> tuple[list[Example], tuple[str, ...], Tokenizer]:
-    """Reads, checks and tokenises the data, prints the data reports, returns the first rows.
+    """Reads, checks and tokenises the data, and prints the data reports.
 
-    With them the names of their scores, () without any, and the tokenizer. Nothing is trained on
-    them: where a run would stop for rows dropped, or for none to hold out, a warning says so.
+    It warns if a run would stop because of dropped rows, or because no row is held out. It returns
+    the first rows, the names of their scores (() without scores), and the tokenizer.
 
     Raises:
-      UserError: bad data, or every row dropped.
+      UserError: the data are malformed, or every row was dropped.
     """
     data, given, reports = config.data, {}, {}
     for side, path in (("train", data.path), ("held_out", data.eval_path)):
@@ -258,7 +258,7 @@ def survey(
 
 
 def _read_some(config: Config, path: str, report: DataReport) -> list[Record]:
-    """Reads the records of a path; raises with the reasons where every row was dropped."""
+    """Reads the records of a path; raises an error with the reasons if every row was dropped."""
     field = "data.path" if path == config.data.path else "data.eval_path"
     records = read_records(config.data, path, report, field)
     if not records:
@@ -286,7 +286,7 @@ def _sides(
         for side, records in given.items():
             parts = {
                 "side": side,
-                # Who edits a source keeps its name; what it drops is in no record, but here.
+                # An edited source keeps its name; the counts show the rows that it now drops.
                 "records": kept.digest(records),
                 "read": reports[side].as_dict(),
                 "source": describe(data.source),
@@ -319,7 +319,7 @@ def _note_plain_prompts(records: list[Record], tokenizer: Tokenizer) -> None:
 
 
 def _write_report(path: pathlib.Path, report: dict[str, Any]) -> None:
-    """Writes the data report, unless it exists: later stages add their counts to it."""
+    """Writes the data report, unless it exists with these counts: later stages add to it."""
 
     def write() -> None:
         try:
@@ -341,13 +341,13 @@ def rows_of(
     report: DataReport,
     identity: Any,
 ) -> Bucketed:
-    """Encodes records as rows to train or to measure on, as the config says; buckets them.
+    """Encodes and buckets records as training or evaluation rows.
 
-    Rows that were made of the same records are only opened, and their report restored.
+    If rows of the same records exist, it opens them and restores their report.
 
     Args:
-      records: checked; not touched where the rows are there already.
-      report: gets the counts.
+      records: checked; not read if the rows exist.
+      report: counts are added to it.
       identity: JSON data that changes whenever the records would.
     """
     data = config.data
@@ -396,5 +396,5 @@ def _shapes(rows: Bucketed) -> str:
 
 
 def cache_dir(config: Config, workdir: pathlib.Path) -> pathlib.Path:
-    """Where prepared rows and reference log-probabilities are kept."""
+    """Returns the folder of prepared rows and reference log-probabilities."""
     return pathlib.Path(config.data.cache_dir or workdir / "cache")

@@ -1,6 +1,6 @@
-"""Measures a run: held-out rewards, sampled responses, their scores, BLEU and KL; the report.
+"""Evaluates a run: held-out rewards, sampled responses, their scores, BLEU and KL; the report.
 
-`history_line` is the short form, at every ``train.eval_every`` steps; the rest is for the end.
+`history_line` runs every ``train.eval_every`` steps; the rest runs at the end.
 """
 
 import dataclasses
@@ -40,11 +40,11 @@ TEXTS = 8  # prompts whose responses a logger shows
 def held_out_metrics(
     run: Run, policy: np.ndarray, reference: np.ndarray | None
 ) -> dict[str, np.ndarray]:
-    """Computes rewards and margins of held-out rows, and metrics of labels; see `preferences`.
+    """Computes rewards, margins and label metrics of held-out rows; see `preferences`.
 
     Args:
       policy: ``[N, K]`` nats.
-      reference: the same; None: the run has no reference, and margins against it are left out.
+      reference: ``[N, K]`` nats; None: the run has no reference, and there are no margins.
     """
     rows = run.data.held_out
     length = rows.dataset.response_length
@@ -64,23 +64,23 @@ def held_out_metrics(
     return metrics
 
 
-EVALUATIONS, SHARE = 10, 0.1  # of a run that does not say: how many at most, and at what cost
+EVALUATIONS, SHARE = 10, 0.1  # default: the most evaluations, and their share of the time
 
 
 def paced(run: Run, trained_rows: int, steps: int) -> Run:
     """Chooses how often to evaluate, if ``train.eval_every`` is not set.
 
     Args:
-      trained_rows: over all steps.
-      steps: of the run.
+      trained_rows: rows over all steps.
+      steps: steps of the run.
 
     Returns:
-      The run with ``train.eval_every``; evaluations that were left open draw no samples.
+      The run with ``train.eval_every``; evaluations chosen here draw no samples.
     """
     train, settings = run.config.train, run.config.evaluate
     if train.eval_every is not None and settings.held_out:
         return run
-    # A step costs three times what scoring its rows does.
+    # A training step costs about three times as much as scoring its rows.
     affordable = int(SHARE * 3 * trained_rows / len(run.data.held_out.dataset))
     count = min(EVALUATIONS, affordable, steps) * settings.held_out
     count = max(count, 1) if train.keep_best else count
@@ -94,13 +94,13 @@ def paced(run: Run, trained_rows: int, steps: int) -> Run:
 
 
 def require_metric(run: Run, policy: np.ndarray | None, reference: np.ndarray | None) -> None:
-    """Refuses a ``train.keep_best`` that no evaluation of the held-out rows has.
+    """Checks that ``train.keep_best`` names a metric of the held-out rows.
 
     Args:
-      policy, reference: ``[N, K]`` nats before training; None: not measured, no reference.
+      policy, reference: ``[N, K]`` nats before training; None: not evaluated, no reference.
 
     Raises:
-      UserError: with the names that there are.
+      UserError: it does not; lists the metrics.
     """
     name = progress.best_name(run.config.train)
     if not name or policy is None:
@@ -124,14 +124,15 @@ def history_line(
     steps: int = 0,
     policy: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Measures a line of the run's history: means over held-out rows and over samples.
+    """Computes a line of the run's history: means over held-out rows and over samples.
 
-    With the ``steps`` of the run it has the loss of the held-out rows; a game trains on others.
-    ``policy`` are ``[N, K]`` nats of the held-out responses under ``params``; None: computed here.
+    Samples of the first ``evaluate.during`` prompts, at temperature 1, give ``kl`` with the
+    half-width of its 95% interval, the share that was cut, and the judge's scores. All evaluations
+    use the same random numbers.
 
-    The samples, at temperature 1 and of the first ``evaluate.during`` prompts, give ``kl`` with the
-    half-width of its 95% interval, the share that was cut, and the judge's scores. Every evaluation
-    draws with the same random numbers.
+    Args:
+      policy, reference: ``[N, K]`` nats of the held-out responses; ``policy`` None: computed here.
+      steps: of the run, to add the held-out loss; 0: without it, for games.
     """
     judge = run.config.evaluate.judge
     if policy is None:
@@ -165,12 +166,12 @@ def _undistorted_samples(
 def held_out_samples(
     name: str, run: Run, digest: str, load: Callable[[], tuple[Params, Params | None]]
 ) -> list[Sample]:
-    """Samples responses to held-out prompts, or reads them if they were sampled before.
+    """Samples responses to held-out prompts, or loads them if they were sampled before.
 
     Args:
       name: of the file in the run's folder, without its ending.
       digest: of the policy's parameters.
-      load: gives them, and those of a reference to score the samples by, or None.
+      load: loads the policy, and the reference to score the samples, or None.
     """
     config, data = run.config, run.data
     settings = dataclasses.replace(config.evaluate, judge=None, scorers=(), best_of=0, during=0)
@@ -196,9 +197,9 @@ def held_out_samples(
 def policy_kl(
     run: Run, params: Params, ref_params: Params, samples: list[Sample]
 ) -> Interval | None:
-    """Estimates the policy's KL, from the samples if nothing distorts them, else from others.
+    """Estimates the policy's KL from ``samples``, or from new ones if these are distorted.
 
-    None where ``evaluate.prompts`` asks for no samples.
+    Top-p, temperature and the like distort samples. None if ``evaluate.prompts`` is 0.
     """
     settings = run.config.evaluate
     if not settings.prompts:
@@ -211,12 +212,12 @@ def policy_kl(
 def records_of(
     data: Prepared, questions: Sequence[Question], samples: list[Sample]
 ) -> list[Record]:
-    """Makes one record per prompt with its responses, for scorers and for files."""
-    each = len(samples) // max(len(questions), 1)
+    """Makes one record per prompt with its responses, for scorers and files."""
+    count = len(samples) // max(len(questions), 1)
     out = []
     for i, question in enumerate(questions):
         original = data.original_records[data.originals.dataset[question.number].id]
-        responses = tuple(s.response for s in samples[i * each : (i + 1) * each])
+        responses = tuple(s.response for s in samples[i * count : (i + 1) * count])
         out.append(
             Record(
                 id=original.id,
@@ -230,7 +231,7 @@ def records_of(
 
 
 def preferred_responses(rows: Bucketed) -> dict[str, str]:
-    """Finds the response that the data prefer, by prompt: that of the first row with one."""
+    """Returns the preferred response of each prompt, from the prompt's first row with one."""
     order = held_out.order(rows)
     out: dict[str, str] = {}
     for i in range(len(rows.dataset)):
@@ -252,11 +253,11 @@ class Scored:
 
     samples: list[Sample]
     scores: dict[str, np.ndarray]  # by name [prompts, samples]
-    deciding: np.ndarray | None  # [prompts, samples]: which is the best; None: there are no scores
+    deciding: np.ndarray | None  # [prompts, samples], selects the best of N; None: no scores
 
 
 def compare_samples(run: Run, before: list[Sample], after: list[Sample]) -> tables.Table:
-    """Measures the samples of two policies, and the second's win rate by each score."""
+    """Evaluates the samples of two policies, and the second's win rate by each score."""
     scored = [
         score_samples(run, samples, f"samples {when}")
         for when, samples in (("before", before), ("after", after))
@@ -270,11 +271,11 @@ def compare_samples(run: Run, before: list[Sample], after: list[Sample]) -> tabl
 
 
 def sample_metrics(run: Run, scored: Scored) -> dict[str, Interval]:
-    """Measures the samples of one policy.
+    """Evaluates the samples of one policy.
 
-    The best of N is the response of the highest mean score of ``evaluate.scorers``, or without any
-    of the judge's first score, among the prompt's first ``evaluate.best_of``; without either it is
-    the first sample. BLEU compares it with what the data prefer.
+    The best of N is the one of a prompt's first ``evaluate.best_of`` samples with the highest mean
+    score of ``evaluate.scorers``, or without scorers the highest first score of the judge; without
+    either it is the first sample. BLEU compares it with the preferred response.
     """
     settings, n = run.config.evaluate, run.config.evaluate.samples
     questions = take_questions(run.data.originals, settings.prompts)
@@ -298,10 +299,11 @@ def sample_metrics(run: Run, scored: Scored) -> dict[str, Interval]:
 
 
 def score_samples(run: Run, samples: list[Sample], where: str) -> Scored:
-    """Scores the samples of one policy by the judge and the scorers of ``evaluate``.
+    """Scores the samples of one policy with the judge and the scorers of ``evaluate``.
 
     Args:
-      where: what the samples are called in the data report.
+      samples: of all prompts.
+      where: the name of the samples in the data report.
     """
     settings, n = run.config.evaluate, run.config.evaluate.samples
     questions = take_questions(run.data.originals, settings.prompts)
@@ -325,7 +327,7 @@ def score_samples(run: Run, samples: list[Sample], where: str) -> Scored:
 def _bleu(
     preferred: dict[str, str], prompts: Sequence[str], responses: Sequence[str]
 ) -> dict[str, Interval]:
-    """BLEU against the preferred responses, over the prompts that have one."""
+    """Computes BLEU against the preferred responses, over the prompts that have one."""
     pairs = [
         (response.strip(), preferred[prompt].strip())
         for prompt, response in zip(prompts, responses, strict=True)
@@ -348,11 +350,12 @@ def write_report(
     after: list[Sample],
     rest: dict[str, Any],
 ) -> dict[str, Any]:
-    """Writes summary.json and report.png; prints the table, some samples and where things are.
+    """Writes summary.json and report.png; prints the table, some samples and the paths.
 
     Args:
       table: every metric, before and after.
-      rest: what else the summary is to hold.
+      before, after: samples.
+      rest: other fields of the summary.
     """
     workdir, judge = run.workdir, run.config.evaluate.judge
     table = {name: pair for name, pair in table.items() if pair[1] is not None and pair[1].count}

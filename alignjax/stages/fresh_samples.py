@@ -1,4 +1,4 @@
-"""Training on fresh samples, for recipes: the policy, its prompts, scores of token ids."""
+"""Parts of recipes that train on fresh samples: the policy, its prompts, and scoring."""
 
 import dataclasses
 import functools
@@ -32,23 +32,23 @@ from alignjax.types import Array, Batch, Params
 
 
 def check_updates(config: Config, updates: int) -> None:
-    """Refuses several updates on a step's samples with a loss for samples of the policy as it is.
+    """Refuses several updates per step with a loss that is only right for the current policy.
 
     Raises:
-      UserError: names the loss; or ``updates`` is not positive.
+      UserError: the loss does not correct for samples of an older policy, or ``updates`` < 1.
     """
     if updates < 1:
         raise UserError(f"updates: wanted a positive number, found {updates}")
     loss = plain(config.trained_loss)
     if updates > 1 and not getattr(loss, "corrects_for_older", False):
         raise UserError(
-            f"updates: {updates} updates on a step's samples want a loss that corrects for samples "
-            f"of an older policy, such as grpo.loss_clipped; found {name_of(loss)}"
+            f"updates: {updates} updates per step need a loss that corrects for samples of an "
+            f"older policy, such as grpo.loss_clipped; found {name_of(loss)}"
         )
 
 
 def check_opponent(config: Config, sampling: SamplingConfig, opponent: float | None) -> None:
-    """Refuses another policy's samples that cannot be drawn, and a loss that lacks them.
+    """Checks the opponent, and that a loss that compares two policies has one.
 
     Raises:
       UserError: names the setting or the loss.
@@ -83,25 +83,26 @@ def make_policy(
     updates: int = 1,
     opponent: float | None = None,
 ) -> tuple[Learner, Prompts]:
-    """Makes a policy that learns from its own samples; the reference is scored in every step.
+    """Makes a policy that learns from its own samples; every step scores the reference.
 
     Args:
-      config: batch size, optimizer, buckets and adapters are as it says.
-      mesh: where.
+      config: has batch size, optimizer, buckets and adapters.
+      mesh: the devices.
       questions: the prompts.
-      load_reference: gives the reference, which the policy starts from.
+      tokenizer: the policy's.
+      load_reference: loads the reference, from which the policy starts.
       sampling: how the policy responds.
-      steps: of the policy, each on samples of its own.
+      steps: of the policy, each on new samples.
       max_empty_fraction, updates: see `on_policy.Prompts`.
       opponent: weight of the reference in the mixture, by logits, that gives the second half of
         each prompt's samples; None: the policy gives all.
 
     Raises:
-      UserError: ``sampling`` asks for a beam search, which draws nothing.
+      UserError: ``sampling`` is a beam search, which is not random.
     """
     if sampling.num_beams > 1:
         raise UserError(
-            "sampling.num_beams: wanted 1, a policy learns from samples, found "
+            "sampling.num_beams: wanted 1, because a policy learns from random samples, found "
             f"{sampling.num_beams}"
         )
     learner = learners.policy(
@@ -150,11 +151,12 @@ def by_reward_models(
     """Loads reward models onto the mesh, to score sampled ids without decoding them.
 
     Args:
-      rewards: of the policy's tokenizer.
+      rewards: reward models with the policy's tokenizer.
       tokenizer: the policy's.
+      mesh: the devices.
 
     Returns:
-      From a batch to ``[B, K, M]`` scores: all of the first model, then those of the second.
+      A function from a batch to ``[B, K, M]`` scores: the first model's, then the second's.
 
     Raises:
       UserError: a reward model has another tokenizer.
@@ -173,9 +175,9 @@ def _by_reward_model(
 ) -> Callable[[Batch], Array]:
     if reward.tokenizer.digest != tokenizer.digest:
         raise UserError(
-            f"{reward.path}: a reward model of tokenizer {reward.tokenizer.digest[:12]}, and the "
-            f"policy has {tokenizer.digest[:12]}: ids sampled in the loop are scored as they are; "
-            "train one with the policy's tokenizer (tokenizer.path)"
+            f"{reward.path}: wanted a reward model with the policy's tokenizer "
+            f"{tokenizer.digest[:12]}, found {reward.tokenizer.digest[:12]}: sampled ids are "
+            "scored without decoding; train one with the policy's tokenizer (tokenizer.path)"
         )
     params = reward_models.load_params(reward, mesh)
     return functools.partial(_score_ids, params, config=reward.model)
@@ -188,15 +190,15 @@ def _score_ids(params: Params, batch: Batch, *, config: object) -> Array:
 def score_by(
     scorers: Sequence[Scorer], run: Run, originals: Mapping[str, Record]
 ) -> Callable[[Batch], Array | np.ndarray]:
-    """Makes the score of a step's samples, ``[B, K]``: the mean of several scorers.
+    """Makes the function that scores a step's samples, ``[B, K]``: the mean of several scorers.
 
-    Reward models score the sampled ids on the devices, which hold all of them at once. Where any
-    scorer reads text, all of them do, and a reward model among them is loaded at every step.
+    Reward models score the sampled ids on the devices, which hold all models at once. If one
+    scorer reads text, all do, and a reward model among them is loaded at every step.
 
     Args:
-      scorers: of a policy's samples.
-      run: its data and devices.
-      originals: the training records by id, for their prompts and answers as text.
+      scorers: the scorers.
+      run: has the data and devices.
+      originals: the training records by id, for prompts and answers as text.
     """
     if all(scorer.only_reward_models for scorer in scorers):
         tables = [by_reward_models(x.reward_models, run.data.tokenizer, run.mesh) for x in scorers]
@@ -217,24 +219,25 @@ def score_texts(
     """Scores a batch's samples as text.
 
     Args:
-      data: whose training rows the batch's prompts are.
-      originals: records of prompts as the data have them, by id; a prompt that is not among them
-        is scored as the network reads it.
-      score: gives ``[K]`` for each record.
+      data: has the training rows of the batch's prompts.
+      originals: the data's records by id; a prompt without a record is scored as the network
+        reads it.
+      score: returns ``[K]`` for each record.
+      batch: prompts and samples.
 
     Returns:
-      ``[B, K]``; rows that only fill the batch have 0.
+      ``[B, K]``, 0 in fillers.
     """
     records = []
     for number, responses in texts(batch, data.tokenizer):
         example = data.train.dataset[number]
-        found = originals.get(example.id)
+        original = originals.get(example.id)
         records.append(
             Record(
                 id=example.id,
-                prompt=example.prompt if found is None else found.prompt,
+                prompt=example.prompt if original is None else original.prompt,
                 responses=tuple(responses),
-                answers=example.responses if found is None else found.responses,
+                answers=example.responses if original is None else original.responses,
             )
         )
     table = np.zeros(batch.response_length.shape)
@@ -245,7 +248,7 @@ def score_texts(
 
 
 def texts(batch: Batch, tokenizer: Tokenizer) -> list[tuple[int, list[str]]]:
-    """Decodes the samples of all rows that count: the prompt's number and its K responses."""
+    """Decodes the samples of all rows but fillers: the prompt's number and its K responses."""
     rows, numbers, ids, lengths = distributed.fetch(
         (batch.weight, batch.prompt_id, batch.response, batch.response_length)
     )

@@ -1,4 +1,4 @@
-"""The held-out rows of a run: log-probabilities, loss, and the order that the data give."""
+"""Computes log-probabilities, loss and order of a run's held-out rows."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ from alignjax.types import Batch, Logps, Params
 
 
 def logps(run: Run, params: Params, title: str) -> np.ndarray:
-    """``[N, K]`` nats of every held-out response under one network."""
+    """Computes the log-probability of every held-out response under a network, ``[N, K]`` nats."""
     return reference.dataset_logps(
         params,
         run.data.held_out,
@@ -28,22 +28,22 @@ def logps(run: Run, params: Params, title: str) -> np.ndarray:
 
 @dataclasses.dataclass
 class LastScored:
-    """What the newest evaluation of a training found; the end reads it and need not find it again.
+    """The log-probabilities of a training's newest evaluation, so that the end can reuse them.
 
-    The parameters are told apart by one of their arrays, the smallest: every step makes new ones,
-    and the others' memory is not held.
+    It identifies the parameters by their smallest array, because every step makes new arrays. So it
+    does not keep the memory of the others.
     """
 
     array: Any = None
     table: np.ndarray | None = None
 
     def keep(self, params: Params, table: np.ndarray) -> np.ndarray:
-        """Keeps the held-out responses' table under these parameters, and gives it back."""
+        """Stores the log-probabilities under these parameters, and returns them."""
         self.array, self.table = _smallest(params), table
         return table
 
     def of(self, params: Params) -> np.ndarray | None:
-        """The table of these very parameters; None: the newest evaluation was of others."""
+        """Returns the log-probabilities of these parameters; None if others were evaluated last."""
         return self.table if self.array is _smallest(params) else None
 
 
@@ -52,9 +52,9 @@ def _smallest(params: Params) -> Any:
 
 
 def order(rows: Bucketed) -> np.ndarray | None:
-    """``[N, K]`` scores that order the held-out responses; None where index 0 is the chosen one.
+    """Returns scores that order the held-out responses, ``[N, K]``; None if the first is chosen.
 
-    Rows with several objectives have no one order: theirs are all NaN, and say nothing.
+    Rows with several objectives have no single order: their scores are NaN.
     """
     by_label = labels(rows)
     table = np.full(rows.dataset.response_length.shape, np.nan)
@@ -68,13 +68,13 @@ def order(rows: Bucketed) -> np.ndarray | None:
 
 
 def labels(rows: Bucketed) -> np.ndarray | None:
-    """``[N, K]`` which responses are desirable; None without labels."""
+    """Returns which responses are desirable, ``[N, K]`` bool; None without labels."""
     if not sum(rows.dataset.labels):
         return None
     table = np.zeros(rows.dataset.response_length.shape, bool)
     for i in range(len(rows.dataset)):
         desirable = rows.dataset[i].desirable
-        assert desirable is not None  # preparation refuses rows of several kinds
+        assert desirable is not None  # `store` refuses rows of several kinds
         table[i, : len(desirable)] = desirable
     return table
 
@@ -84,12 +84,13 @@ def losses(
 ) -> np.ndarray | None:
     """Computes the training loss on the held-out rows; None if it is not defined on them.
 
-    That is where ``select`` adds responses that no row has, or nothing is trained on the rows as
-    they are. Hyperparameters that follow the step have their last values at every evaluation.
+    It is not defined if ``select`` adds responses, or if the run trains on other responses than the
+    data's. Scheduled hyperparameters have their last values at every evaluation.
 
     Args:
+      run: the run.
       policy, reference: ``[N, K]`` nats.
-      steps: of the run.
+      steps: steps of the run.
 
     Returns:
       ``[N]``, nats.
@@ -100,14 +101,15 @@ def losses(
     last = jnp.int32(steps)
     batch = _without_texts(run.data.held_out)
     tables = [policy] if reference is None else [policy, reference]
-    chosen = [dataclasses.replace(batch, ref_logps=jnp.asarray(table)) for table in tables]
+    # ``select`` moves ref_logps with its responses: call it once with each table in this field.
+    selected = [dataclasses.replace(batch, ref_logps=jnp.asarray(table)) for table in tables]
     if config.select is not None:
         select = resolve(config.select, last, steps)
-        chosen = [select(jax.random.key(0), one) for one in chosen]  # the same draws for both
-    nats = [one.ref_logps for one in chosen if one.ref_logps is not None]
+        selected = [select(jax.random.key(0), x) for x in selected]  # the same random draws
+    nats = [x.ref_logps for x in selected if x.ref_logps is not None]
     if len(nats) < len(tables):
         return None
-    batch = dataclasses.replace(chosen[0], ref_logps=None)
+    batch = dataclasses.replace(selected[0], ref_logps=None)
     logps = Logps(
         policy=nats[0],
         reference=None if reference is None else nats[1],
@@ -121,7 +123,7 @@ def losses(
 
 
 def _without_texts(rows: Bucketed) -> Batch:
-    """Makes one batch of all rows, without their tokens: losses read lengths, scores and labels."""
+    """Makes one batch of all rows without tokens: losses read only lengths, scores and labels."""
     data = rows.dataset
     n, k = data.response_length.shape
     fields: dict[str, Any] = dict(
@@ -138,8 +140,8 @@ def _without_texts(rows: Bucketed) -> Batch:
     if data.objectives:
         scores = np.zeros((n, k, len(data.objectives)), np.float32)
         for i in range(n):
-            found = data[i].scores
-            assert found is not None
-            scores[i, : len(found)] = found
+            values = data[i].scores
+            assert values is not None
+            scores[i, : len(values)] = values
         fields["scores"] = jnp.asarray(scores[..., 0] if len(data.objectives) == 1 else scores)
     return Batch(**fields)

@@ -1,4 +1,4 @@
-"""From a config to what is trained: a policy or a reward model, whole or as adapters."""
+"""Makes the learner of a config: a policy or a reward model, or its adapters."""
 
 import dataclasses
 from collections.abc import Callable
@@ -31,17 +31,17 @@ def policy(
     live: bool = False,
     load_start: Callable[[], Params] | None = None,
 ) -> Learner:
-    """Makes the policy of a config, or its adapters where the config has ``lora``.
+    """Makes the policy of a config, or its adapters if the config has ``lora``.
 
     Args:
-      config: loss, optimizer and model are as it says.
-      mesh: where.
-      steps: optimizer steps that the learning rate, and every `RunSchedule`, is spread over.
-      load_reference: gives the reference, which the policy starts from.
-      base: the reference, where it is on the mesh already; else it is loaded if it is ``live`` or
-        adapters are trained beside it.
-      live: whether the reference is scored in every step.
-      load_start: gives what training starts from instead, adapters where the config has ``lora``.
+      config: has loss, optimizer and model.
+      mesh: the devices.
+      steps: number of optimizer steps, for the learning rate and every `RunSchedule`.
+      load_reference: loads the reference, from which the policy starts.
+      base: the reference, if it is loaded; else it is loaded if it is ``live`` or the base of
+        adapters.
+      live: whether every step scores the reference.
+      load_start: loads other initial parameters, or adapters if the config has ``lora``.
     """
     if base is None and (live or config.lora is not None):
         base = load_reference()
@@ -74,15 +74,15 @@ def reward_model(
     base: Params | None = None,
     names: tuple[str, ...] = (),
 ) -> Learner:
-    """Makes the reward model of a config, or its adapters and head where the config has ``lora``.
+    """Makes the reward model of a config, or its adapters and head if the config has ``lora``.
 
     Args:
-      config: ``reward_loss``, optimizer and model are as it says.
+      config: has ``reward_loss``, optimizer and model.
       mesh, steps: as in `policy`.
-      load_start: gives the reward model that training starts from; with ``lora`` adapters and a
-        head, or None for fresh ones.
-      base: the language model on the mesh, for adapters to be trained beside it.
-      names: of the objectives, where there are several.
+      load_start: loads the initial reward model; with ``lora`` adapters and a head, None for new
+        ones.
+      base: the language model on the mesh, the base of adapters.
+      names: of the objectives, if there are several.
     """
     objectives = max(1, len(names))
     loss = config.trained_loss
@@ -140,10 +140,10 @@ def over_objectives(
     """Averages one reward loss over M objectives, each with its own output of the head.
 
     Args:
-      scores: ``[B, K, M]``.
-      batch: ``scores [B, K, M]``.
-      reward_loss: of ``[B, K]`` scores.
-      names: of the M objectives; they go behind the names of the metrics.
+      scores: ``[B, K, M]``, the reward model's.
+      batch: with ``scores`` ``[B, K, M]``.
+      reward_loss: a loss of ``[B, K]`` scores.
+      names: of the M objectives, appended to the names of the metrics.
     """
     assert batch.scores is not None
     losses = jnp.zeros(len(scores))

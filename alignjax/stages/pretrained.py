@@ -1,7 +1,7 @@
-"""Loads and saves the parameters of runs: model folders, onto the mesh.
+"""Loads models onto the mesh, and saves parameters and files of runs.
 
-An imported folder holds what came with the model (config.json, the tokenizer's files), and the
-parameters as a checkpoint of ours in ``params/``; ``imported.json`` says in which dtype.
+An imported folder holds the model's files (config.json, the tokenizer) and its parameters as an
+alignjax checkpoint in ``params/``; ``imported.json`` has their dtype.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "spiece.model", "tokenizer_config.json", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "chat_template.jinja"),
 )
-# What a tokenizer's file is read with, where it is named itself and not its folder.
+# Files that are read with a tokenizer's file, if the config names the file and not its folder.
 BESIDE_TOKENIZER = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     "chat_template.jinja",
@@ -51,19 +51,19 @@ def resolve(config: Config, *, runs: bool = True) -> Config:
     """Fills in the shape and, unless the config names another, the tokenizer of ``model.path``.
 
     Args:
-      config: of a run.
-      runs: whether its networks will be run on the devices that are here.
+      config: a run's.
+      runs: whether its networks will run on this machine's devices.
 
     Raises:
-      UserError: see `alignjax.models.hf.load.resolve`; or ``lora.rank`` is too large for the model;
-        or ``mesh.tensor`` does not divide its heads; or ``model.attention`` names a kernel that
-        these devices, or the model, cannot have.
+      UserError: see `alignjax.models.hf.load.resolve`; or ``lora.rank`` is too large for the model,
+        ``mesh.tensor`` does not divide its heads, or ``model.attention`` names a kernel that does
+        not support the devices or the model.
     """
     rewards = config.reward_loss is not None and config.loss is None
     model = hf.resolve(config.model, reward=rewards)
     if rewards and config.sft is not None and hf.is_classifier(model.path):
         raise UserError(
-            f"sft: {model.path} is a reward model, which has no language-model head: set sft=None "
+            f"sft: {model.path} is a reward model, which has no language-model head; set sft=None "
             "to train it further"
         )
     check_length(model, config.data.max_prompt_tokens + config.data.max_response_tokens)
@@ -80,7 +80,7 @@ def resolve(config: Config, *, runs: bool = True) -> Config:
 
 
 def target(config: ModelConfig, mesh: Mesh, *, objectives: int = 0) -> Params:
-    """Shapes, dtypes and shardings of the parameters of a policy, or of a reward model."""
+    """Returns shapes, dtypes and shardings of a policy's or a reward model's parameters."""
     init = functools.partial(init_params, config)
     if objectives:
         init = functools.partial(reward_head.init_params, config, objectives=objectives)
@@ -92,10 +92,10 @@ def load(config: ModelConfig, mesh: Mesh, quantize: str = "") -> Params:
     """Loads the parameters in ``config.path``, in ``config.param_dtype``, on the mesh.
 
     Args:
-      config: of the network.
-      mesh: where they go.
+      config: the network.
+      mesh: the devices.
       quantize: `LoraConfig.quantize`. A folder of tensors is quantised one parameter at a time, so
-        that the devices never hold the whole network as it was; an imported one at its end.
+        the devices never hold the whole unquantised network; an imported one after loading.
     """
     folder = pathlib.Path(config.path)
     if not (folder / IMPORTED).is_file():
@@ -108,12 +108,12 @@ def load(config: ModelConfig, mesh: Mesh, quantize: str = "") -> Params:
 
 
 def stored_dtype(folder: pathlib.Path) -> str:
-    """The dtype of an imported folder's parameters."""
+    """Reads the dtype of an imported folder's parameters."""
     return str(read_json(folder / IMPORTED)["param_dtype"])
 
 
 def quantize_params(params: Params, kind: str, mesh: Mesh) -> Params:
-    """Replaces projections by their codes and scales; ``kind`` empty: leaves them as they are."""
+    """Quantises projections to codes and scales; with an empty ``kind`` changes nothing."""
 
     def leaf(path: tuple[Any, ...], parameter: Array) -> Any:
         return _quantized_leaf(sharding.path_name(path), parameter, kind=kind, mesh=mesh)
@@ -126,7 +126,7 @@ def _quantized_leaf(path: str, parameter: Array, *, kind: str, mesh: Mesh) -> An
         return parameter
     encode = functools.partial(quantized.encode, kind=kind)
     shapes = jax.eval_shape(encode, parameter)
-    # Codes and scale are arrays of their own, split by the rules for their own paths.
+    # Codes and scales are separate arrays with their own sharding rules.
     named = {f"{path}/{name}": shape for name, shape in shapes.items()}
     shards = sharding.shard_tree(named, mesh)
     layout = {name: shards[f"{path}/{name}"] for name in shapes}
@@ -134,7 +134,7 @@ def _quantized_leaf(path: str, parameter: Array, *, kind: str, mesh: Mesh) -> An
 
 
 def fresh(model: ModelConfig, seed: int, mesh: Mesh, quantize: str = "") -> Callable[[], Params]:
-    """Makes a loader of the parameters that a run begins with: ``model.path`` or the seed."""
+    """Makes a loader of a run's initial parameters, from ``model.path`` or the seed."""
     if model.path:
         return functools.partial(load, model, mesh, quantize)
     init = functools.partial(init_params, model, jax.random.key(seed))
@@ -144,20 +144,20 @@ def fresh(model: ModelConfig, seed: int, mesh: Mesh, quantize: str = "") -> Call
 
 
 def supervised_params(workdir: pathlib.Path) -> pathlib.Path:
-    """The folder of the parameters of a run's supervised stage."""
+    """Returns the folder of the supervised stage's parameters."""
     return workdir / "sft" / "params"
 
 
 def supervised(
     model: ModelConfig, workdir: pathlib.Path, mesh: Mesh, quantize: str = ""
 ) -> Callable[[], Params]:
-    """Makes a loader of these parameters."""
+    """Makes a loader of the supervised parameters."""
     layout, folder = target(model, mesh), supervised_params(workdir)
     return lambda: quantize_params(checkpoint.load_params(folder, layout), quantize, mesh)
 
 
 def keep_params(path: pathlib.Path, params: Params) -> str:
-    """Saves parameters, unless they are there and whole; returns their digest."""
+    """Saves parameters, unless they exist undamaged; returns their digest."""
     digest = checkpoint.tree_digest(params)
     artifacts.reuse(
         path,
@@ -169,9 +169,9 @@ def keep_params(path: pathlib.Path, params: Params) -> str:
 
 
 def keep_files(config: Config, workdir: pathlib.Path) -> None:
-    """Copies what came with the model, and its tokenizer, into the run's ``pretrained/``.
+    """Copies the model's files other than tensors, and its tokenizer, to the run's ``pretrained/``.
 
-    A tokenizer without a model goes into ``tokenizer/``.
+    A tokenizer without a model goes to ``tokenizer/``.
     """
     model, path = config.model.path, config.tokenizer.path
     if not path:
@@ -220,7 +220,7 @@ def copy_model(source: pathlib.Path, to: pathlib.Path) -> None:
 
 
 def copy_templates(source: pathlib.Path, to: pathlib.Path) -> None:
-    """Copies the chat templates that have names of their own."""
+    """Copies the named chat templates."""
     folder = source / MORE_TEMPLATES
     names = tuple(sorted(file.name for file in folder.glob("*.jinja")))
     if names:
@@ -229,7 +229,7 @@ def copy_templates(source: pathlib.Path, to: pathlib.Path) -> None:
 
 
 def copy_files(source: pathlib.Path, to: pathlib.Path, names: tuple[str, ...]) -> None:
-    """Copies those of the files that are there; links that leave the folder are refused."""
+    """Copies the files that exist; refuses links that leave the folder."""
     for name in names:
         if os.path.lexists(source / name):
             shutil.copyfile(hf.inside(source, name), to / name)

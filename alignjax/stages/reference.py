@@ -1,8 +1,8 @@
-"""The reference model, and its log-probabilities: precomputed, or computed on the fly.
+"""Computes the reference's log-probabilities: precomputed in a table, or in every step.
 
-A table is keyed by everything it depends on: the reference's weights, the model's shape and dtype,
-and the prepared rows (which stand for data, tokenizer, template and truncation). Once it is full
-the reference's weights are not needed and are freed.
+The key of a table has everything it depends on: the reference's weights, the model's shape and
+dtype, and the prepared rows (and with them data, tokenizer, template and truncation). When the
+table is complete, the reference's weights are freed.
 """
 
 import dataclasses
@@ -34,27 +34,27 @@ log = logging.getLogger("alignjax")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """The network that a policy starts from and is compared with.
+    """The network from which a policy starts and with which it is compared.
 
-    It is read from disk, or made from the seed, where it is needed, and freed afterwards.
+    It is loaded, or made from the seed, whenever it is needed, and freed afterwards.
     """
 
-    load: Callable[[], Params]  # on the run's mesh
+    load: Callable[[], Params]  # loads it onto the run's mesh
     digest: str  # of the parameters
-    # Of a policy that is a base with adapters: these alone, which training goes on from.
+    # If the reference is a base with adapters: loads the adapters, to continue their training.
     load_adapters: Callable[[], Params] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """How a run gets the reference log-probabilities, and why."""
+    """How a run computes the reference's log-probabilities, and why."""
 
     mode: str  # cache | live | none
     reason: str
 
     @property
     def text(self) -> str:
-        """What the log says."""
+        """The text for the log."""
         words = {"cache": "precomputed", "live": "computed on the fly", "none": "none"}
         return f"{words[self.mode]} ({self.reason})"
 
@@ -70,14 +70,14 @@ def attach(
     """Chooses how reference log-probabilities are computed: by cost, or by ``reference.mode``.
 
     Args:
-      run: its training rows are those of the steps, its cache holds the table.
-      reference: scored here, where a table has to be filled.
-      title: of the progress bar of that.
+      run: has the training rows; its cache holds the table.
+      reference: scored here if a table has to be computed.
+      title: title of the progress bar.
       trained_rows: rows over all steps.
-      params: the reference's, where they are loaded already.
+      params: the reference's parameters, if they are loaded.
 
     Returns:
-      ``[N, K]`` nats where steps read them from a table; and how, and why.
+      The table, ``[N, K]`` nats, or None; and the choice.
     """
     config, rows = run.config, run.data.train
     count, responses = rows.dataset.response_length.shape
@@ -105,16 +105,16 @@ def choose(
     cacheable: bool,
     cached: bool,
 ) -> Choice:
-    """Picks the cheaper way: precompute all responses, or compute some of them in every step.
+    """Chooses the cheaper way: precompute all responses, or score some in every step.
 
     Args:
-      mode: ``auto``, or what the config insists on.
+      mode: ``auto``, or the config's choice.
       rows: N, rows of the dataset.
       responses: K, responses per row.
-      trained_rows: rows over the whole run, every epoch counted.
+      trained_rows: rows over all epochs of the run.
       scored: K', responses per row that a step scores (K without a ``select``).
-      cacheable: the responses that a step scores are the row's own; others are in no cache.
-      cached: the table is on disk already.
+      cacheable: whether a step scores only the row's own responses.
+      cached: whether the table exists on disk.
     """
     cache, live = rows * responses, trained_rows * scored
     counts = f"forward passes: {cache:,} to precompute, {live:,} on the fly"
@@ -124,18 +124,20 @@ def choose(
         return Choice("live", "select adds responses that cannot be precomputed")
     if cached:
         return Choice("cache", "found on disk")
-    # A tie goes to the cache: it frees the reference's weights, and other runs can reuse it.
+    # Prefer the cache if costs are equal: it frees the weights, and other runs can reuse it.
     return Choice("cache" if cache <= live else "live", counts)
 
 
 def table(
     run: Run, rows: Bucketed, reference: Reference, title: str, *, params: Params | None = None
 ) -> np.ndarray:
-    """Loads ``[N, K]`` nats of every response under the reference; computes them if need be.
+    """Loads or computes the log-probability of every response under the reference, ``[N, K]`` nats.
 
     Args:
-      title: of the progress bar.
-      params: the reference's, where they are loaded already.
+      run, rows: the run, and the dataset.
+      reference: the network.
+      title: title of the progress bar.
+      params: the reference's parameters, if they are loaded.
     """
     path, key = _table(run, rows, reference.digest)
 
@@ -163,14 +165,14 @@ def _table(run: Run, rows: Bucketed, reference_digest: str) -> tuple[pathlib.Pat
 
 
 def table_key(reference_digest: str, data: Bucketed, config: ModelConfig) -> dict[str, Any]:
-    """Makes the key of a table: all that it depends on, as JSON data."""
+    """Makes the key of a table, as JSON data."""
     return {"reference": reference_digest, "data": data.dataset.digest, "model": identity(config)}
 
 
 def dataset_logps(
     params: Params, data: Bucketed, *, config: ModelConfig, batch_size: int, mesh: Mesh, title: str
 ) -> np.ndarray:
-    """Computes log-probabilities of every response of a dataset under one network.
+    """Computes the log-probability of every response of a dataset under a network.
 
     Returns:
       ``[N, K]`` float32 nats; 0 for absent responses.

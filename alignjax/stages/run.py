@@ -1,4 +1,4 @@
-"""The run, as one value that all stages receive."""
+"""Defines `Run`, the value that all stages receive."""
 
 import dataclasses
 import pathlib
@@ -21,16 +21,16 @@ from alignjax.types import Array
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """The settings, the folder, the data and the devices of a run; made by `recipes.run.open_run`.
+    """The config, folder, data and devices of a run; made by `recipes.run.open_run`.
 
-    A stage with a config, a folder or rows of its own gets a copy with those replaced.
+    A stage with its own config, folder or rows gets a copy with these replaced.
     """
 
-    config: Config  # resolved: the model's shape is that of ``model.path``
+    config: Config  # resolved: with the shape of the model in ``model.path``
     workdir: pathlib.Path
     data: Prepared
     mesh: Mesh
-    watch: Watch = NOBODY  # of the alignment, not of the stages before it
+    watch: Watch = NOBODY  # for the alignment, not for stages before it
 
     def on(self, rows: Bucketed) -> "Run":
         """Returns the same run with other training rows."""
@@ -49,12 +49,12 @@ class Run:
         run_on_main("data_report.json", write)
 
     def note_cuts(self, where: str, cuts: Mapping[str, int]) -> None:
-        """Adds to data_report.json what reward models cut of what they scored; see `Cuts`."""
+        """Adds to data_report.json how many texts reward models truncated; see `Cuts`."""
         if cuts:
             self.add_to_report("scored", {where: dict(cuts)})
 
     def batches(self) -> Batches:
-        """Schedules all batches: a function of the rows' lengths, the sizes and the seed."""
+        """Schedules all batches, as a function of the rows' lengths, batch size and seed."""
         train, rows = self.config.train, self.data.train
         count = len(rows.dataset)
         return deal_batches(
@@ -74,13 +74,13 @@ class Run:
         *,
         extendable: bool = False,
     ) -> Job:
-        """Makes what the loop needs to know between the steps of a training in the run's folder.
+        """Makes the job of a training in the run's folder.
 
         Args:
           name: for messages and the progress bar.
-          reference_digest: of the reference's parameters.
-          more: what else a checkpoint must have been made of to be continued.
-          extendable: see `Job`; of a stage whose result others build on: no.
+          reference_digest: digest of the reference's parameters.
+          more: other parts of the identity, which a checkpoint must have to be continued.
+          extendable: see `Job`; False for a stage on whose result others build.
         """
         identity = {
             "data": self.data.train.dataset.digest,
@@ -99,12 +99,12 @@ class Run:
         )
 
     def sampling(self, settings: SamplingConfig, title: str, key: Array | None = None) -> Sampling:
-        """How networks of the run respond.
+        """Makes the sampling of the run's networks.
 
         Args:
-          settings: how many responses to each prompt, and how to draw them.
-          title: of the progress bar.
-          key: of every draw; None: that of the run's seed.
+          settings: number of responses per prompt, temperature and so on.
+          title: title of the progress bar.
+          key: PRNG key; None: from the run's seed.
         """
         return Sampling(
             model=self.config.model,

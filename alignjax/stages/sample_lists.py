@@ -1,12 +1,12 @@
-"""Lists of sampled responses, scored.
+"""Makes lists of sampled, scored responses.
 
-A folder of them holds:
+Their folder holds:
 
-    SIDE.jsonl      the lists, as `data.sources.lists` reads them
-    record.json     what they are made of, digests, counts
+    SIDE.jsonl      lists that `data.sources.lists` reads
+    record.json     their key, digests and counts
 
-The randomness of a response depends on the side's key and the prompt alone. Work that was killed
-goes on with the batch that it was at; complete lists are reused (`runtime.artifacts`).
+The randomness of a response depends only on the side's key and the prompt. Killed work continues
+with its current batch; complete lists are reused (`runtime.artifacts`).
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from alignjax.types import Array, Params
 
 log = logging.getLogger("alignjax")
 
-AT_ONCE = 512  # lists handed to a scorer at a time, and kept
+AT_ONCE = 512  # lists that are scored, and saved, at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Side:
 
     name: str  # of the file
     title: str  # of the progress bar
-    key: Array  # of every draw
+    key: Array  # PRNG key
     questions: Sequence[Question]
-    originals: Sequence[Record]  # the prompt as it was read, an id, the domain
-    own: Sequence[Sequence[str]]  # responses that come before the samples
-    repeats: bool = False  # keep samples that repeat: their frequencies count
+    originals: Sequence[Record]  # prompt as read, id, domain
+    own: Sequence[Sequence[str]]  # responses of the data, which come before the samples
+    repeats: bool = False  # keep repeated samples: their frequencies matter
 
 
 def make(
@@ -60,19 +60,21 @@ def make(
     settings: SamplingConfig,
     score: Callable[[list[Record], Cuts], list[np.ndarray]],
 ) -> dict[str, Any]:
-    """Samples, scores and writes the lists, unless they are there.
+    """Samples, scores and writes the lists, unless they exist.
 
     Args:
-      folder: where they go.
+      run: the run.
+      folder: of the lists.
       key: JSON data that changes whenever the lists would.
-      load_policy: gives the parameters to sample from.
-      settings: how many responses to each prompt, and how to draw them.
-      score: gives ``[k]`` for every record of k >= 1 responses; adds what reward models cut.
+      sides: the prompts.
+      load_policy: loads the parameters to sample from.
+      settings: number of responses per prompt, temperature and so on.
+      score: returns ``[k]`` for every record of k >= 1 responses; counts truncations.
 
     Returns:
-      The record: ``key``; ``sha256`` of each side's file; ``counts`` of each side's prompts and of
-      what became of their responses: own, sampled, unfinished, empty, unwritable, duplicate, kept
-      (with the duplicates where the side ``repeats``); ``cuts`` of each side, see `scorers.Cuts`.
+      The record: ``key``; ``sha256`` of each side's file; ``counts`` of each side's prompts and
+      responses: own, sampled, unfinished, empty, unwritable, duplicate, kept (with duplicates if
+      the side ``repeats``); ``cuts`` of each side, see `scorers.Cuts`.
     """
     if artifacts.is_whole(folder, key):
         log.info("%s: complete, nothing to do", folder.name)
@@ -118,17 +120,17 @@ def _sample(
 
 
 def collect(side: Side, samples: Sequence[Sequence[Sample]]) -> tuple[list[Record], dict[str, int]]:
-    """Makes one record per prompt, and counts what became of every response; see `make`."""
+    """Makes one record per prompt, and counts the responses; see `make`."""
     counts: Counter[str] = Counter(prompts=len(samples))
     records = []
-    for original, mine, others in zip(side.originals, side.own, samples, strict=True):
-        counts.update(own=len(mine), sampled=len(others))
-        counts["unfinished"] += sum(not sample.ended for sample in others)
+    for original, own, sampled in zip(side.originals, side.own, samples, strict=True):
+        counts.update(own=len(own), sampled=len(sampled))
+        counts["unfinished"] += sum(not sample.ended for sample in sampled)
         kept: list[str] = []
-        for response in (*mine, *(sample.response for sample in others)):
+        for response in (*own, *(sample.response for sample in sampled)):
             if not response.strip():
                 counts["empty"] += 1
-            elif "\0" in response:  # a text file cannot hold it
+            elif "\0" in response:  # sources refuse it
                 counts["unwritable"] += 1
             else:
                 repeated = response in kept
@@ -153,7 +155,7 @@ def _score(
     records: list[Record],
     score: Callable[[list[Record], Cuts], list[np.ndarray]],
 ) -> tuple[dict[str, list[float]], Cuts]:
-    """Scores of every response by the record's id, and what reward models cut for them.
+    """Scores every response, by the record's id, and counts truncations.
 
     Prompts without a response have no scores.
     """
@@ -179,10 +181,14 @@ def _scores(
 def open_lists(
     run: Run, path: pathlib.Path, report: DataReport, identity: Any, *, repeats: bool = False
 ) -> Bucketed:
-    """Opens one side's lists as rows to train on, prepared like any other data.
+    """Opens one side's lists as rows, prepared like other data.
 
     Args:
-      repeats: of the side.
+      run: the run.
+      path: the side's file.
+      report: counts are added to it.
+      identity: JSON data that changes whenever the lists would.
+      repeats: `Side.repeats`.
     """
     records = lists(report, path=str(path), domain="domain")
     checked = check((dataclasses.replace(r, repeats=repeats) for r in records), report)
@@ -192,10 +198,12 @@ def open_lists(
 def line(
     record: Record, scores: list[float] | None = None, *, unfinished: int | None = None
 ) -> str:
-    """A record as a line of JSON that `data.sources.lists` reads; without scores, to be scored.
+    """Formats a record as a JSON line, which with scores `data.sources.lists` reads.
 
     Args:
-      unfinished: how many of the responses were cut at the token limit.
+      record: prompt and responses.
+      scores: one per response; None: to be scored later.
+      unfinished: number of responses that were cut at the token limit.
     """
     fields: dict[str, Any] = {
         "id": record.id,

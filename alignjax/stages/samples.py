@@ -15,11 +15,12 @@ from alignjax.types import Params
 def reuse_samples(
     path: pathlib.Path, key: Any, make: Callable[[pathlib.Path], list[Sample]]
 ) -> list[Sample]:
-    """Loads the samples of a JSON file; samples them first, unless the file has this key.
+    """Loads samples from a JSON file; makes them first, unless the file has this key.
 
     Args:
+      path: the file.
       key: JSON data that changes whenever the samples would.
-      make: draws them; it gets the folder for parts.
+      make: makes the samples; its argument is the folder for parts.
     """
 
     def content(scratch: pathlib.Path) -> dict[str, Any]:
@@ -36,15 +37,15 @@ def draw_samples(
     questions: Sequence[Question],
     ref_params: Params | None = None,
 ) -> tuple[list[list[Sample]], float]:
-    """Samples responses batch by batch, and keeps each batch; one that is there is not drawn again.
+    """Samples responses batch by batch, and saves each batch; saved batches are not sampled again.
 
     Args:
       scratch: the folder of the batches.
-      name: of its files, ``NAME-000000.json`` and so on.
-      sampling, params, questions, ref_params: as `generate.respond` takes them.
+      name: of their files, ``NAME-000000.json`` and so on.
+      sampling, params, questions, ref_params: see `generate.respond`.
 
     Returns:
-      The samples of each prompt, in the order of ``questions``; and how many seconds all took.
+      The samples of each prompt, in the order of ``questions``; and the seconds of all batches.
     """
     done = {int(i) for part in _parts(scratch, name) for i in part["samples"]}
     batches = respond_in_batches(sampling, params, questions, ref_params, done=done)
@@ -55,8 +56,8 @@ def draw_samples(
             break
         number, by_prompt = batch
         texts = {i: [_without_prompt(x) for x in samples] for i, samples in by_prompt.items()}
-        drawn = {"seconds": took[0], "samples": texts}
-        artifacts.write_part(scratch, f"{name}-{number:06d}", drawn)
+        content = {"seconds": took[0], "samples": texts}
+        artifacts.write_part(scratch, f"{name}-{number:06d}", content)
     samples: dict[int, list[Sample]] = {}
     seconds = 0.0
     for part in _parts(scratch, name):

@@ -1,4 +1,4 @@
-"""The supervised stage, which trains the reference and the policy's initial parameters."""
+"""Runs the supervised stage, which trains the reference and the policy's initial parameters."""
 
 import dataclasses
 import logging
@@ -24,7 +24,7 @@ log = logging.getLogger("alignjax")
 
 
 def stage_config(config: Config, sft: SftConfig) -> Config:
-    """Makes the config of the supervised stage, as if it were a run."""
+    """Makes a config for the supervised stage as a run of its own."""
     return dataclasses.replace(
         config,
         loss=sft.loss,
@@ -47,11 +47,11 @@ def stage_config(config: Config, sft: SftConfig) -> Config:
 
 
 def run_stage(run: Run) -> Callable[[], Params]:
-    """Runs the supervised stage, if there is one.
+    """Runs the supervised stage, if the config has one.
 
     Returns:
-      A loader of the parameters it ended with: those of the reference and of the policy's start.
-      With ``lora.quantize`` they are quantised; the stage itself trains a whole network.
+      A loader of the parameters of the reference and of the policy's start. With ``lora.quantize``
+      they are quantised; the stage itself trains an unquantised network.
     """
     config, mesh, sft = run.config, run.mesh, run.config.sft
     quantize = config.lora.quantize if config.lora is not None else ""
@@ -74,7 +74,7 @@ def run_stage(run: Run) -> Callable[[], Params]:
         checkpoint.save_params(scratch / "params", state.params)
         _summarise(own, sft, state.params, counts)
 
-    # The parameters are read back from disk, right after training too, as after a restart.
+    # The parameters are loaded from disk also right after training, as after a restart.
     params = pretrained.supervised_params(run.workdir)
     key = {"identity": job.identity, "steps": len(batches)}
     artifacts.reuse(params, key, train, lambda path: None)
@@ -85,14 +85,14 @@ def run_stage(run: Run) -> Callable[[], Params]:
 def reference_of(run: Run) -> Reference:
     """Runs the supervised stage; loads its parameters once, for the digest.
 
-    Who needs the parameters at once takes the loader of `run_stage`: loading is not cheap.
+    Callers that need the parameters at once should call `run_stage`: loading is slow.
     """
     load = run_stage(run)
     return Reference(load, checkpoint.tree_digest(load()))
 
 
 def _summarise(run: Run, sft: SftConfig, params: Params, counts: dict[str, int]) -> None:
-    """Measures the supervised policy on held-out rows; writes summary.json and logs it."""
+    """Evaluates the supervised policy on held-out rows; writes summary.json and logs it."""
     if not run.config.evaluate.held_out:
         storage.keep_json(run.workdir / "summary.json", counts)
         return

@@ -256,7 +256,7 @@ def test_tpus_without_a_cluster_run_alone(monkeypatch, caplog):
     for name, value in PLAIN.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(jax.distributed, "initialize", _raise_value)
-    with pytest.raises(UserError, match="the announced processes cannot be joined: such an id"):
+    with pytest.raises(UserError, match="of the environment cannot be joined: such an id"):
         distributed.start()
 
 

@@ -26,7 +26,7 @@ def test_process_0_is_killed(compiled, tmp_path):
     # Whoever notices first: our thread, or JAX, whose abort ends with our line too.
     assert members.last_line(output[1]) in (
         f"alignjax: process 0 ({HOST}): lost, it does not answer",
-        "alignjax: aborted by JAX, which says why above; most likely a peer is lost",
+        "alignjax: aborted by JAX (see above); most likely a peer is lost",
     )
 
 

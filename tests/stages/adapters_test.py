@@ -79,9 +79,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit_and_only_beside_its_base(base
     assert runs.leaves(state_of(workdir, 4)) == runs.leaves(state_of(base[0], 4))
     other = jax.tree.map(lambda x: x + 0.01, base_of(workdir))
     checkpoint.save_params(workdir / "sft" / "params", other)
-    with pytest.raises(
-        UserError, match=r"its adapters were trained on base \w+, but .*sft.params is"
-    ):
+    with pytest.raises(UserError, match=r"its adapters need the base \w+, but .*sft.params is"):
         finished_run.load_policy(config(), str(workdir))
     align.run(config(), workdir)  # makes the supervised parameters again: the same
     finished_run.load_policy(config(), str(workdir))

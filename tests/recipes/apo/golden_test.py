@@ -127,7 +127,7 @@ def test_golden_answers_of_the_config_match_its_pairs(tmp_path):
 
 def test_a_source_of_files_is_given_its_path(records):
     settings = game(golden=trl)
-    with pytest.raises(UserError, match=r"^recipe\.game\.golden_path: auto reads files; say which"):
+    with pytest.raises(UserError, match=r"^recipe\.game\.golden_path: auto reads files; name one"):
         golden.find_answers(DATA, settings, records)
     settings = game(golden=None, golden_path="x.jsonl")
     with pytest.raises(
