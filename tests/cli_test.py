@@ -354,3 +354,12 @@ def test_outside_the_environment_one_line_says_what_to_do():
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "has no package absl: run `make setup`" in line
+
+
+def test_ctrl_c_is_answered_in_one_line(tmp_path):
+    config = runs.write(tmp_path / "config.py", "def get_config():\n    raise KeyboardInterrupt\n")
+    done = runs.start("describe", f"--config={config}")
+    assert done.returncode == 130
+    assert done.stderr == (
+        "alignjax: stopping after the current computation; run the same command again to resume\n"
+    )
