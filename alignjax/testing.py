@@ -19,6 +19,9 @@ def loss_inputs(
     running_baseline: float | None = None,
     adversarial: Any = None,
     drawn_logps: Any = None,
+    policy_tail: Any = None,
+    reference_tail: Any = None,
+    log_squares: Any = None,
 ) -> tuple[Logps, Batch]:
     """Makes the two arguments of a loss, ``loss(*loss_inputs(...))``, from plain numbers.
 
@@ -32,6 +35,8 @@ def loss_inputs(
       baseline, running_baseline: one number, repeated in every row.
       adversarial: ``[B]`` bool.
       drawn_logps: ``[B, K]`` nats under the policy that drew the responses.
+      policy_tail, reference_tail: ``[B, K]`` nats beyond the shortest response of the prompt.
+      log_squares: ``[B, K]``, see `Logps`.
 
     Returns:
       Logps, and a batch whose every token is id 0: a loss never reads tokens.
@@ -58,4 +63,12 @@ def loss_inputs(
         adversarial=array(adversarial, bool),
         drawn_logps=array(drawn_logps, float),
     )
-    return Logps(policy=policy, reference=array(reference, float), length=length), batch
+    logps = Logps(
+        policy=policy,
+        reference=array(reference, float),
+        length=length,
+        policy_tail=array(policy_tail, float),
+        reference_tail=array(reference_tail, float),
+        log_squares=array(log_squares, float),
+    )
+    return logps, batch

@@ -78,6 +78,13 @@ class Logps:
     policy: Array  # [B, K] float32; gradients flow through this one
     reference: Array | None  # [B, K] float32, no gradient; None when no reference is used
     length: Array  # [B, K] int32 response tokens, EOS included
+    # Of a step whose loss is marked with `reads_tail`; else None. The tail of a response is what
+    # lies beyond the length of the shortest response to its prompt.
+    policy_tail: Array | None = None  # [B, K] float32 nats of the tail, part of `policy`
+    reference_tail: Array | None = None  # [B, K] float32, no gradient; None: no reference either
+    # Of a step whose loss is marked with `reads_squares`: the log of the policy's sum of squared
+    # probabilities over the vocabulary, summed over the tokens of the response.
+    log_squares: Array | None = None  # [B, K] float32, no gradient
 
     @property
     def log_ratio(self) -> Array:
@@ -196,6 +203,18 @@ def compares_halves(function: Function) -> Function:
     The first are samples of the policy, the second of its opponent: see `recipes.online`.
     """
     setattr(function, "compares_halves", True)  # noqa: B010  (as above)
+    return function
+
+
+def reads_tail(function: Function) -> Function:
+    """Says that the loss below reads the tails of `Logps`: a step sums them, no cache has them."""
+    setattr(function, "reads_tail", True)  # noqa: B010  (as above)
+    return function
+
+
+def reads_squares(function: Function) -> Function:
+    """Says that the loss below reads `Logps.log_squares`: a step computes it with the logits."""
+    setattr(function, "reads_squares", True)  # noqa: B010  (as above)
     return function
 
 

@@ -88,6 +88,9 @@ def inputs(k: int, without: str, objectives: int) -> tuple[Logps, Batch]:
         "baseline": 0.0,
         "running_baseline": 0.0,
         "adversarial": np.ones(2, bool),
+        "policy_tail": np.zeros((2, k)),
+        "reference_tail": np.zeros((2, k)),
+        "log_squares": np.zeros((2, k)),
     }
     return loss_inputs(np.zeros((2, k)), **{n: x for n, x in given.items() if n != without})
 
@@ -104,10 +107,11 @@ def accepts(loss: Callable[[Logps, Batch], Any], k: int, without: str = "") -> b
 
 
 def wants(loss: Callable[[Logps, Batch], Any]) -> dict[str, Any]:
-    """Finds what a loss needs: which K, scores, labels, a reference, a draw, a baseline."""
+    """Finds what a loss needs: which K, scores, labels, a reference, a draw, a baseline, tokens."""
     sizes = [k for k in (1, 2, 4) if accepts(loss, k)]
     k = sizes[-1]
     missing = ("scores", "desirable", "reference", "drawn_from", "baseline", "running_baseline")
+    missing += ("policy_tail", "log_squares")
     needs = {name for name in missing if not accepts(loss, k, name)}
     return {"sizes": sizes, "needs": needs}
 
@@ -127,6 +131,8 @@ def data(found: dict[str, Any]) -> str:
         words += " drawn by a `select`"
     if needs & {"baseline", "running_baseline"}:
         words += ", with a `baseline`"
+    if needs & {"policy_tail", "log_squares"}:
+        words += ", token by token"
     return words
 
 
@@ -207,6 +213,9 @@ def curve(name: str, loss: Callable[..., Any], found: dict[str, Any]) -> Array |
             baseline=0.0,
             running_baseline=0.0,
             adversarial=[True],
+            policy_tail=np.zeros((1, k)),
+            reference_tail=np.zeros((1, k)),
+            log_squares=np.full((1, k), center),
         )
         losses: Array = run(logps, batch)[0][0]
         return losses

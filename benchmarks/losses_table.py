@@ -45,7 +45,7 @@ LOSSES = {
         dpo.loss ipo.loss ipo.loss_mean exo.loss nca.loss sppo.loss simpo.loss rdpo.loss f_dpo.loss
         robust_dpo.loss slic.loss slic.loss_hinge cpo.loss cpo.loss_simpo orpo.loss rpo.loss
         mixed.loss aot.loss aot.loss_unpaired discopop.loss anchored.loss anchored.loss_down
-        alphapo.loss bco.loss_pairs bpo.loss sft.loss_chosen
+        alphapo.loss bco.loss_pairs bpo.loss ld_dpo.loss wpo.loss sft.loss_chosen
         """,
     "lists": """
         bradley_terry.loss plackett_luce.loss plackett_luce.loss_top1 robust_plackett_luce.loss

@@ -61,26 +61,42 @@ def token_logps(params: Params, batch: Batch, *, config: ModelConfig) -> Array:
     Returns:
       ``[B, K, R]`` float32 nats; 0 at padding.
     """
+    logps: Array = _of_tokens(_logps_of, params, batch, config)
+    return logps
+
+
+def logps_and_squares(params: Params, batch: Batch, *, config: ModelConfig) -> tuple[Array, Array]:
+    """Computes `response_logps`, and ``log_squares`` of `Logps`, which has no gradient.
+
+    Returns:
+      Twice ``[B, K]`` float32; 0 for absent responses.
+    """
+    logps, squares = _of_tokens(_logps_and_squares_of, params, batch, config)
+    return logps.sum(axis=-1), squares.sum(axis=-1)
+
+
+def _of_tokens(of: Callable[..., Any], params: Params, batch: Batch, config: ModelConfig) -> Any:
+    """Computes what a function such as `_logps_of` makes of logits, 0 at padding."""
     check_shapes(batch)
     if kernels.of_array(config, batch.prompt) == "tiles":
-        return _stream_logps(params, batch, config)
+        return _of_stream(of, params, batch, config)
     mask, target = _targets(batch)
     states = _states(params, batch, target, config)
     table = _table(params, states, config)
-    logps = chunked_logps(states, table, target, config.logits_chunk, config.logit_softcap)
-    return jnp.where(mask, logps, 0.0)
+    values = _chunked(of, states, table, target, config.logits_chunk, config.logit_softcap)
+    return jax.tree.map(lambda x: jnp.where(mask, x, 0.0), values)
 
 
-def _stream_logps(params: Params, batch: Batch, config: ModelConfig) -> Array:
-    """Computes `token_logps` without padding."""
+def _of_stream(of: Callable[..., Any], params: Params, batch: Batch, config: ModelConfig) -> Any:
+    """Computes `_of_tokens` without padding."""
     packed = stream.pack(batch)
     states = _stream_states(params, packed, config)
     places = len(packed.token)
     tables = layout.copies(_table(params, states, config), places)
-    project = functools.partial(_logps_of, softcap=config.logit_softcap)
+    project = functools.partial(of, softcap=config.logit_softcap)
     size = _positions(batch, places, config)
-    logps = stream.over_filled(project, tables, states, packed.target, packed.scored, size)
-    return stream.by_response(logps, packed, batch)
+    values = stream.over_filled(project, tables, states, packed.target, packed.scored, size)
+    return jax.tree.map(lambda x: stream.by_response(x, packed, batch), values)
 
 
 def _stream_states(params: Params, packed: Stream, config: ModelConfig) -> Array:
@@ -101,6 +117,15 @@ def _logps_of(tables: Array, states: Array, target: Array, softcap: float | None
     return _pick(logits, target) - jax.nn.logsumexp(logits, axis=-1)
 
 
+def _logps_and_squares_of(
+    tables: Array, states: Array, target: Array, softcap: float | None
+) -> tuple[Array, Array]:
+    logits = _logits(states, tables, softcap)
+    total, fixed = jax.nn.logsumexp(logits, axis=-1), jax.lax.stop_gradient(logits)
+    squares = jax.nn.logsumexp(2 * fixed, axis=-1) - 2 * jax.lax.stop_gradient(total)
+    return _pick(logits, target) - total, squares
+
+
 def chunked_logps(
     hidden: Array, table: Array, target: Array, chunk: int, softcap: float | None = None
 ) -> Array:
@@ -116,15 +141,25 @@ def chunked_logps(
     Returns:
       ``[B, K, R]`` float32 nats.
     """
+    out: Array = _chunked(_logps_of, hidden, table, target, chunk, softcap)
+    return out
+
+
+def _chunked(
+    of: Callable[..., Any],
+    hidden: Array,
+    table: Array,
+    target: Array,
+    chunk: int,
+    softcap: float | None,
+) -> Any:
     tables = layout.copies(table, len(hidden))
 
     @jax.checkpoint  # the logits of a chunk are cheaper to recompute than to keep
-    def project(hidden: Array, target: Array) -> Array:
-        logits = _logits(hidden, tables, softcap)
-        return _pick(logits, target) - jax.nn.logsumexp(logits, axis=-1)
+    def project(hidden: Array, target: Array) -> Any:
+        return of(tables, hidden, target, softcap=softcap)
 
-    out: Array = _over_chunks(project, (hidden, target), chunk)
-    return out
+    return _over_chunks(project, (hidden, target), chunk)
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -106,15 +106,19 @@ def check_trained(config: Config, batch: Batch) -> None:
     """
     selected = _select("select", config.select, batch)
     if config.reference.mode == "cache" and not _keeps_cache(config, batch):
-        assert config.select is not None
+        why = f"{name_of(config.trained_loss)} reads parts of responses, whose"
+        if not _reads(config, "reads_tail"):
+            assert config.select is not None
+            why = f"{name_of(config.select)} adds responses, whose"
         raise UserError(
-            f"reference.mode: wanted auto, live or none, found 'cache': {name_of(config.select)} "
-            "adds responses, whose log-probabilities no cache has"
+            f"reference.mode: wanted auto, live or none, found 'cache': {why} log-probabilities "
+            "no cache has"
         )
     if config.loss is None:
         _check_reward(config, selected)
         return
     logps = _logps(selected, reference=config.reference.mode != "none")
+    logps = _with_parts(config, logps)
     if config.baseline is not None:
         selected = _baseline(config.baseline, logps, selected)
     _check("loss", config.loss, logps, selected)
@@ -154,6 +158,21 @@ def _logps(batch: Any, *, reference: bool) -> Logps:
     """Makes the shapes of the log-probabilities of a batch."""
     zeros: Any = jax.ShapeDtypeStruct(batch.response_length.shape, jnp.float32)
     return Logps(policy=zeros, reference=zeros if reference else None, length=batch.response_length)
+
+
+def _with_parts(config: Config, logps: Logps) -> Logps:
+    """Adds what a step computes for a loss that reads more of responses than their sums."""
+    if _reads(config, "reads_tail"):
+        policy, reference = logps.policy, logps.reference
+        return dataclasses.replace(logps, policy_tail=policy, reference_tail=reference)
+    if _reads(config, "reads_squares"):
+        return dataclasses.replace(logps, log_squares=logps.policy)
+    return logps
+
+
+def _reads(config: Config, what: str) -> bool:
+    """Whether the trained loss is marked with `types.reads_tail` or `types.reads_squares`."""
+    return getattr(plain(config.trained_loss), what, False)
 
 
 def _baseline(baseline: Callable[..., Any], logps: Logps, batch: Any) -> Batch:
@@ -217,11 +236,13 @@ def count_responses(config: Config, rows: Bucketed) -> int:
 
 
 def keeps_cache(config: Config, rows: Bucketed) -> bool:
-    """Whether a step scores only the rows' own responses, which can be precomputed."""
+    """Whether a step scores only whole responses of the rows, which can be precomputed."""
     return _keeps_cache(config, _first_rows(rows))
 
 
 def _keeps_cache(config: Config, batch: Batch) -> bool:
+    if _reads(config, "reads_tail"):
+        return False
     cache: Any = np.zeros(batch.response_length.shape, np.float32)
     cached = dataclasses.replace(batch, ref_logps=cache)
     return _select("select", config.select, cached).ref_logps is not None

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alignjax.config.fields import plain
 from alignjax.data.batching import Bucketed
 from alignjax.stages import reference
 from alignjax.stages.run import Run
@@ -84,8 +85,9 @@ def losses(
 ) -> np.ndarray | None:
     """Computes the training loss on the held-out rows; None if it is not defined on them.
 
-    It is not defined if ``select`` adds responses, or if the run trains on other responses than the
-    data's. Scheduled hyperparameters have their last values at every evaluation.
+    It is not defined if ``select`` adds responses, if the loss reads more than the tables hold, or
+    if the run trains on other responses than the data's. Scheduled hyperparameters have their last
+    values at every evaluation.
 
     Args:
       run: the run.
@@ -97,6 +99,8 @@ def losses(
     """
     config = run.config
     if config.loss is None or config.candidates is not None:
+        return None
+    if any(hasattr(plain(config.loss), mark) for mark in ("reads_tail", "reads_squares")):
         return None
     last = jnp.int32(steps)
     batch = _without_texts(run.data.held_out)

@@ -11,13 +11,22 @@ from jax.sharding import Mesh
 from alignjax.config import Config
 from alignjax.config.fields import plain
 from alignjax.models import kernels, reward_head
-from alignjax.models.logps import response_logps
+from alignjax.models.logps import logps_and_squares, response_logps, token_logps
 from alignjax.models.transformer import init_params
 from alignjax.stages import adapters
 from alignjax.training import optim
 from alignjax.training.job import Learner
 from alignjax.training.microbatches import Rooms
-from alignjax.training.step import Apply, Forward, Update, reward_scores, score, with_adapters
+from alignjax.training.step import (
+    Apply,
+    Forward,
+    Update,
+    reward_scores,
+    score,
+    score_squares,
+    score_tails,
+    with_adapters,
+)
 from alignjax.types import Array, Batch, Loss, Metrics, Params, RewardLoss
 
 
@@ -45,17 +54,17 @@ def policy(
     """
     if base is None and (live or config.lora is not None):
         base = load_reference()
-    apply = partial(response_logps, config=config.model)
+    apply, scored = _scoring(config)
     if config.lora is None:
         return Learner(
-            update=_update(config, mesh, steps, apply, score, config.trained_loss),
+            update=_update(config, mesh, steps, apply, scored, config.trained_loss),
             learning_rate=optim.learning_rate(config.optim, steps),
             params_shape=jax.eval_shape(partial(init_params, config.model), jax.random.key(0)),
             load_start=load_start or load_reference,
             ref_params=base if live else None,
         )
     assert base is not None
-    forward = partial(with_adapters, forward=score, config=config.lora, live=live)
+    forward = partial(with_adapters, forward=scored, config=config.lora, live=live)
     return Learner(
         update=_update(config, mesh, steps, apply, forward, config.trained_loss),
         learning_rate=optim.learning_rate(config.optim, steps),
@@ -63,6 +72,18 @@ def policy(
         load_start=load_start or adapters.fresh(config, mesh, base),
         ref_params=base,
     )
+
+
+def _scoring(config: Config) -> tuple[Apply, Forward]:
+    """How a step scores responses: whole, or with what the loss reads besides."""
+    loss = plain(config.trained_loss)
+    if getattr(loss, "reads_tail", False):
+        return partial(token_logps, config=config.model), score_tails
+    apply = partial(response_logps, config=config.model)
+    if getattr(loss, "reads_squares", False):
+        of_policy = partial(logps_and_squares, config=config.model)
+        return apply, partial(score_squares, of_policy=of_policy)
+    return apply, score
 
 
 def reward_model(

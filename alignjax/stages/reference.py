@@ -113,7 +113,7 @@ def choose(
       responses: K, responses per row.
       trained_rows: rows over all epochs of the run.
       scored: K', responses per row that a step scores (K without a ``select``).
-      cacheable: whether a step scores only the row's own responses.
+      cacheable: whether a step scores only the row's own responses, and only as wholes.
       cached: whether the table exists on disk.
     """
     cache, live = rows * responses, trained_rows * scored
@@ -121,7 +121,7 @@ def choose(
     if mode != "auto":
         return Choice(mode, f"reference.mode={mode}" + (f" ({counts})" if mode != "none" else ""))
     if not cacheable:
-        return Choice("live", "select adds responses that cannot be precomputed")
+        return Choice("live", "select or loss wants what cannot be precomputed")
     if cached:
         return Choice("cache", "found on disk")
     # Prefer the cache if costs are equal: it frees the weights, and other runs can reuse it.

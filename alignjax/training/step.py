@@ -71,12 +71,79 @@ def score(
 ) -> Logps:
     """Scores responses under policy and reference; the cache wins over the reference's weights."""
     del key  # nothing is drawn
+    reference = _reference(ref_params, batch, apply)
+    return Logps(policy=apply(params, batch), reference=reference, length=batch.response_length)
+
+
+def _reference(ref_params: Params | None, batch: Batch, apply: Apply) -> Array | None:
     reference = batch.ref_logps
     if reference is None and ref_params is not None:
         reference = apply(ref_params, batch)
-    if reference is not None:
-        reference = jax.lax.stop_gradient(reference)
-    return Logps(policy=apply(params, batch), reference=reference, length=batch.response_length)
+    return None if reference is None else jax.lax.stop_gradient(reference)
+
+
+def score_tails(
+    params: Params,
+    ref_params: Params | None,
+    batch: Batch,
+    *,
+    apply: Apply,
+    key: Array | None = None,
+) -> Logps:
+    """Scores responses as `score`, and the tails of `Logps`, which no cache holds.
+
+    Args:
+      params, ref_params, batch, key: as of `score`; the batch has no ``ref_logps``.
+      apply: ``(params, batch) -> [B, K, R]``, the log-probability of every token, nats.
+    """
+    del key  # nothing is drawn
+    assert batch.ref_logps is None
+    length = batch.response_length
+    shared = jnp.where(batch.present, length, batch.response.shape[-1]).min(axis=1)
+    beyond = jnp.arange(batch.response.shape[-1]) >= shared[:, None, None]
+
+    def sums(params: Params) -> tuple[Array, Array]:
+        tokens = apply(params, batch)
+        return tokens.sum(axis=-1), jnp.where(beyond, tokens, 0.0).sum(axis=-1)
+
+    policy, policy_tail = sums(params)
+    reference, reference_tail = None, None
+    if ref_params is not None:
+        reference, reference_tail = jax.lax.stop_gradient(sums(ref_params))
+    return Logps(
+        policy=policy,
+        reference=reference,
+        length=length,
+        policy_tail=policy_tail,
+        reference_tail=reference_tail,
+    )
+
+
+def score_squares(
+    params: Params,
+    ref_params: Params | None,
+    batch: Batch,
+    *,
+    apply: Apply,
+    of_policy: Callable[[Params, Batch], tuple[Array, Array]],
+    key: Array | None = None,
+) -> Logps:
+    """Scores responses as `score`, and `Logps.log_squares`.
+
+    Args:
+      params, ref_params, batch, key: as of `score`.
+      apply: of the reference, as of `score`.
+      of_policy: gives ``log_squares`` with the log-probabilities.
+    """
+    del key  # nothing is drawn
+    reference = _reference(ref_params, batch, apply)
+    policy, squares = of_policy(params, batch)
+    return Logps(
+        policy=policy,
+        reference=reference,
+        length=batch.response_length,
+        log_squares=jax.lax.stop_gradient(squares),
+    )
 
 
 def reward_scores(

@@ -48,6 +48,9 @@ def make(k: int, m: int | None = None, *, seed: int = 0) -> tuple[Logps, Batch]:
         baseline=0.3,
         running_baseline=-0.2,
         adversarial=np.arange(B) % 3 == 0,
+        policy_tail=reference * rng.uniform(0, 1, (B, k)),
+        reference_tail=reference * rng.uniform(0, 1, (B, k)),
+        log_squares=reference + length * rng.uniform(0, 1, (B, k)),
     )
     ids = rng.integers(0, 4, (B, k, 6))  # id 0 is a token like any other
     return logps, batch.replace(
@@ -267,6 +270,8 @@ def check_absent(loss: Loss) -> None:
                     policy=jnp.where(absent, value, logps.policy),
                     reference=jnp.where(absent, 0.0, logps.reference),
                     length=length,
+                    policy_tail=jnp.where(absent, value, logps.policy_tail),
+                    log_squares=jnp.where(absent, value / 2, logps.log_squares),
                 ),
                 batch.replace(response_length=length, scores=jnp.where(slot, value, batch.scores)),
             )

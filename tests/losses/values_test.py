@@ -25,6 +25,7 @@ from alignjax.losses import (
     hps,
     ipo,
     kto,
+    ld_dpo,
     lipo,
     mixed,
     modpo,
@@ -43,6 +44,7 @@ from alignjax.losses import (
     slic,
     sppo,
     tpo,
+    wpo,
 )
 from tests.losses import checks, golden
 
@@ -133,6 +135,19 @@ def aot_formula(reference, x):
     """Where the rows are in the order of their margins, as in BY_MARGIN."""
     v = np.sort(reference[:, 0] - reference[:, 1])
     return smoothed(0.2 * (x.policy[0] - x.policy[1] - v[x.index]), 0.1)
+
+
+def ld_dpo_formula(x):
+    reward = 0.2 * (x.ratio - 0.7 * (x.policy_tail - x.reference_tail))
+    weighted = x.policy - 0.7 * x.policy_tail
+    metrics = {"rewards/margins": reward[0] - reward[1], "logps/rejected": weighted[1]}
+    return softplus(reward[1] - reward[0]), metrics
+
+
+def wpo_formula(x):
+    fixed = PAIRS["policy"][x.index]
+    w, j = np.exp((fixed - x.log_squares) / x.length)
+    return w * j * softplus(-0.2 * (x.ratio[0] - x.ratio[1])), {"pair_weight": w * j}
 
 
 def rpo_formula(x):
@@ -360,6 +375,11 @@ def sft_formula(x):
 
 
 PAIRS, LISTS = golden.rows(2), golden.rows(5)
+TAILS = golden.rows(2)
+for name, seed in (("policy_tail", 6), ("reference_tail", 7)):
+    TAILS[name] = TAILS["policy"] * np.random.default_rng(seed).uniform(0, 1, (8, 2))
+SQUARES = golden.rows(2)
+SQUARES["log_squares"] = PAIRS["policy"] + np.random.default_rng(8).normal(0, 2, (8, 2))
 BY_MARGIN = golden.rows(2)
 BY_MARGIN["policy"] = PAIRS["policy"][np.argsort(PAIRS["policy"][:, 0] - PAIRS["policy"][:, 1])]
 DRAWN = golden.rows(2, drawn_from=np.arange(1, 9))
@@ -464,6 +484,8 @@ VALUES = {
         ),
         alphapo_formula,
     ),
+    "ld_dpo": (partial(ld_dpo.loss, beta=0.2, alpha=0.3), ld_dpo_formula, TAILS),
+    "wpo": (partial(wpo.loss, beta=0.2), wpo_formula, SQUARES),
     "rpo": (partial(rpo.loss, beta=0.2, nll_weight=0.7), rpo_formula),
     "mixed": (
         partial(

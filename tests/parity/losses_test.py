@@ -23,6 +23,7 @@ from alignjax.losses import (
     f_dpo,
     ipo,
     kto,
+    ld_dpo,
     mixed,
     nca,
     orpo,
@@ -33,13 +34,13 @@ from alignjax.losses import (
     slic,
     sppo,
     tpo,
+    wpo,
 )
 from alignjax.testing import loss_inputs
 from tests.parity.live import PYTHON, ask
 
 LEFT_OUT = {
-    "dpo ld_alpha (LD-DPO)": "weighs the tokens beyond the shorter response: needs a value a token",
-    "dpo use_weighting (WPO)": "weighs by the policy's sum of squared probabilities at each token",
+    "dpo ld_alpha, use_weighting of other losses": "ld_dpo and wpo are DPO's, of any reward",
     "dpo sync_ref_model (TR-DPO)": "moves the reference: a matter of the step, not of the loss",
     "online_dpo sigmoid, ipo": "inside a method that samples; the formulas are dpo's",
     "grpo, rloo, a2po, gmpo": "ratios of each token",
@@ -93,6 +94,10 @@ OURS = {
         for kind, implicit in DIVERGENCES.items()
         for name, loss in of_reward(implicit).items()
     },
+    "dpo sigmoid ld_alpha": partial(ld_dpo.loss, alpha=0.3, **HYPER),
+    "dpo sigmoid_norm ld_alpha": partial(ld_dpo.loss, alpha=0.3, implicit=TOKENS, **HYPER),
+    "dpo sigmoid use_weighting": partial(wpo.loss, **HYPER),
+    "dpo sigmoid_norm use_weighting": partial(wpo.loss, implicit=TOKENS, **HYPER),
     "dpo nca_pair": partial(nca.loss, **HYPER),
     "dpo bco_pair": partial(bco.loss_pairs, **HYPER),
     "dpo sppo_hard": partial(sppo.loss, **HYPER),
@@ -159,7 +164,8 @@ def ours(name, recorded):
         rows = {key: np.array(value)[:, None] for key, value in recorded["singles"].items()}
         losses, _ = OURS[name](*loss_inputs(**rows, baseline=np.mean(recorded["mismatched"])))
         return losses.mean(keepdims=True)
-    rows = {key: np.array(value) for key, value in recorded["pairs"].items()}
+    whole = recorded["pairs"] | recorded["parts"]
+    rows = {key: np.array(value) for key, value in whole.items()}
     if name.endswith("alpha_divergence"):
         rows |= {key: np.array(value) for key, value in recorded["exact"].items()}
     if name.startswith("tpo"):

@@ -29,7 +29,16 @@ def rounded(model):
     return coarse
 
 
-def dpo(types, *, weights=None, smoothing=0.0, divergence="reverse_kl", whole=False):
+def dpo(
+    types,
+    *,
+    weights=None,
+    smoothing=0.0,
+    divergence="reverse_kl",
+    whole=False,
+    ld_alpha=None,
+    weighting=False,
+):
     """The values of ``DPOTrainer._compute_loss``, one pair at a time or all in a batch."""
     from trl import DPOTrainer
 
@@ -39,11 +48,11 @@ def dpo(types, *, weights=None, smoothing=0.0, divergence="reverse_kl", whole=Fa
         loss_types=types,
         loss_weights=weights or [1.0] * len(types),
         label_smoothing=smoothing,
-        ld_alpha=None,
+        ld_alpha=ld_alpha,
         precompute_ref_logps=False,
         f_divergence_type=divergence,
         f_alpha_divergence_coef=0.4,
-        use_weighting=False,
+        use_weighting=weighting,
         args=SimpleNamespace(gradient_checkpointing_kwargs=None, discopop_tau=0.05),
     )
     fake.model, fake.ref_model = policy, reference
@@ -142,6 +151,9 @@ def settings():
         for name in DIVERGING:
             rate = SMOOTHED.get(name, 0.0)
             found[f"dpo {name} {kind}"] = dpo([name], smoothing=rate, divergence=kind)
+    for name in ("sigmoid", "sigmoid_norm"):
+        found[f"dpo {name} ld_alpha"] = dpo([name], ld_alpha=0.3)
+        found[f"dpo {name} use_weighting"] = dpo([name], weighting=True)
     found["dpo rpo"] = dpo(["sigmoid", "sft"], weights=[1.0, 0.7])
     found["dpo mpo"] = dpo(["sigmoid", "bco_pair", "sft"], weights=[0.8, 0.2, 1.0])
     for name in ("kto", "apo_zero_unpaired"):
@@ -164,6 +176,11 @@ def settings():
     return found
 
 
+def tails(model):
+    """Log-probabilities of what each response has beyond the shorter one of its pair."""
+    return [model.sums([r[min(map(len, pair)) :] for r in pair]) for pair in PAIRS]
+
+
 def main():
     """Writes the settings and the numbers that they were run on."""
     coarse = {"policy": rounded(POLICY), "reference": rounded(REFERENCE)}
@@ -174,6 +191,13 @@ def main():
             "policy": [POLICY.sums(p) for p in PAIRS],
             "reference": [REFERENCE.sums(p) for p in PAIRS],
             "length": [[len(r) for r in p] for p in PAIRS],
+        },
+        "parts": {
+            "policy_tail": tails(POLICY),
+            "reference_tail": tails(REFERENCE),
+            "log_squares": [
+                [len(r) * torch.logsumexp(2 * POLICY.log_p, 0).item() for r in p] for p in PAIRS
+            ],
         },
         "exact": {name: [m.sums(p) for p in PAIRS] for name, m in coarse.items()},
         "gold": {"policy": POLICY.sums(GOLD), "length": [len(r) for r in GOLD]},

@@ -72,6 +72,7 @@ class Unigram(torch.nn.Module):
             entropy=torch.zeros_like(taken),
             mean_logits=torch.zeros_like(taken),
             is_top1=torch.zeros_like(real),
+            log_sum_sq_probs=torch.logsumexp(2 * self.log_p, 0).expand(taken.shape),
         )
 
     def sums(self, responses):

@@ -16,7 +16,7 @@ import pytest
 from alignjax.config import EvaluateConfig, ReferenceConfig
 from alignjax.data.batching import assemble
 from alignjax.errors import UserError
-from alignjax.losses import bco, dpo, hps, kto, plackett_luce, rdro, sft
+from alignjax.losses import bco, dpo, hps, kto, ld_dpo, mixed, plackett_luce, rdro, sft, wpo
 from alignjax.stages import check
 from alignjax.stages.data import prepare_data
 from alignjax.stages.run import Run
@@ -107,6 +107,25 @@ def test_k_and_reference_are_checked(pairs, lists):
         check.check_losses(runs.changed("reference.mode=none"), pairs)
     with pytest.raises(UserError, match=r"select: .*hps\.select on this data: .*scores"):
         check.check_losses(runs.get_config(select=partial(hps.select, gamma=1.0)), pairs)
+
+
+@pytest.mark.parametrize("loss", [ld_dpo.loss, wpo.loss])
+def test_what_a_loss_reads_beside_sums_is_there_for_the_run_s_own_loss_only(loss, pairs, lists):
+    check.check_losses(runs.get_config(loss=partial(loss, beta=0.2)), pairs)
+    with pytest.raises(UserError, match=r"K=4: set `select`"):
+        check.check_losses(runs.get_config(data=LISTS, loss=loss), lists)
+    inside = partial(mixed.loss, losses=(loss,), weights=(1.0,))
+    with pytest.raises(UserError, match=r"mixed\.loss on this data: .*or mark the one that calls"):
+        check.check_losses(runs.get_config(loss=inside), pairs)
+
+
+def test_tails_are_in_no_cache(pairs):
+    config = runs.get_config(loss=ld_dpo.loss)
+    assert not check.keeps_cache(config, pairs)
+    assert check.keeps_cache(runs.get_config(loss=wpo.loss), pairs)
+    cached = dataclasses.replace(config, reference=ReferenceConfig(mode="cache"))
+    with pytest.raises(UserError, match=r"reference.mode: .* found 'cache': .*ld_dpo\.loss reads"):
+        check.check_losses(cached, pairs)
 
 
 def test_pairs_that_lack_a_response_are_named(pairs):

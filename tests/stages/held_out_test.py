@@ -14,7 +14,7 @@ from alignjax.data.batching import bucket
 from alignjax.data.encode import Row
 from alignjax.data.records import Record
 from alignjax.evaluation.statistics import Interval
-from alignjax.losses import dpo
+from alignjax.losses import dpo, ld_dpo, wpo
 from alignjax.stages import evaluation, held_out
 from alignjax.stages.run import Run
 from alignjax.types import Logps, RunSchedule, take_responses
@@ -59,6 +59,12 @@ def test_draws_are_the_same_for_policy_and_reference():
     run = run_of(data, select=pick, loss=partial(dpo.loss, beta=0.1))
     assert held_out.losses(run, policy, policy, steps=8) == pytest.approx(np.log(2))
     assert held_out.losses(run_of(data, select=swap), policy, policy, steps=8) is None
+
+
+@pytest.mark.parametrize("loss", [ld_dpo.loss, partial(wpo.loss, beta=0.2)])
+def test_there_is_none_of_a_loss_that_reads_more_than_the_tables_hold(loss):
+    policy, reference = nats(2)
+    assert held_out.losses(run_of(rows(2), loss=loss), policy, reference, steps=8) is None
 
 
 def pick(key, batch):

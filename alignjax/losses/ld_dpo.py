@@ -1,0 +1,80 @@
+"""Length-desensitised DPO (LD-DPO): DPO that weighs down what a longer response has in excess."""
+
+import dataclasses
+
+import jax
+
+from alignjax.losses import dpo
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics, reads_tail
+
+
+@reads_tail
+def loss(
+    logps: Logps,
+    batch: Batch,
+    *,
+    beta: float = 0.1,
+    alpha: float = 0.5,
+    label_smoothing: float = 0.0,
+    implicit: Implicit = dpo.implicit,
+) -> tuple[Array, Metrics]:
+    """Fits pairs by DPO, where the tokens beyond the shorter response count less.
+
+    l the length of the shorter response, p_i the probability of token i, of policy and reference::
+
+        loss = -log sigma(beta (T_w - T_l)),  T = log pi^_theta / pi^_ref
+        pi^(y|x) = p_1 ... p_l (p_{l+1} ... p_|y|)^alpha
+
+    ================================  =================================================
+    paper                             code
+    ================================  =================================================
+    pi^(y|x)                          ``policy - (1 - alpha) * policy_tail`` of logps
+    T = log pi^_theta / pi^_ref       ``implicit`` of these
+    y_w, y_l                          response 0 (chosen), 1 (rejected)
+    beta                              ``beta``
+    alpha                             ``alpha``
+    ================================  =================================================
+
+    Args:
+      logps: ``[B, 2]`` nats, with the tails, which a step computes for this loss; the reference
+        is run in every step, since its cache has no tails.
+      batch: not read: which response was chosen is its index.
+      beta: KL strength, reward per nat; > 0.
+      alpha: weight of the excess, in [0, 1]; 1 is DPO.
+      label_smoothing: as in `dpo.loss`.
+      implicit: T, or another reward per unit of beta, as in dpo.loss.
+
+    Returns:
+      ``[B]`` losses in nats, log 2 where policy equals reference; `dpo.pair_metrics` of the
+      weighted log-probabilities.
+
+    Raises:
+      ValueError: K is not 2 (set ``select`` in the config), there is no reference
+        (``reference.mode``), or there are no tails: another loss, such as `mixed.loss`, calls this.
+
+    Differs from the paper: no. Rewards of held-out responses are those of whole responses, and a
+    run has no held-out loss: both are computed from tables of whole responses.
+    From the authors' code: none is published. TRL's ``ld_alpha`` is the same.
+
+    >>> from alignjax.testing import loss_inputs
+    >>> case = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]], length=[[2, 3]],
+    ...     policy_tail=[[0.0, -4.0]], reference_tail=[[0.0, -2.0]])
+    >>> print(f"{loss(*case, beta=0.5, alpha=0.5)[0][0]:.4f}")  # (-4 + 5) - (-7 + 5) = 3
+    0.2014
+
+    Reference: Liu et al., Length Desensitization in Direct Preference Optimization, arXiv
+    2409.06411.
+    """
+    dpo.check_pairs(logps, "ld_dpo.loss")
+    reference, tail = logps.reference, logps.reference_tail
+    if logps.policy_tail is None or (reference is not None and tail is None):
+        raise ValueError(
+            "ld_dpo.loss reads the tokens beyond the shorter response, which a step sums only for "
+            "a loss marked with types.reads_tail: make it the run's loss, or mark the one that "
+            "calls it"
+        )
+    policy = logps.policy - (1 - alpha) * logps.policy_tail
+    if reference is not None and tail is not None:
+        reference = jax.lax.stop_gradient(reference - (1 - alpha) * tail)
+    weighted = dataclasses.replace(logps, policy=policy, reference=reference)
+    return dpo.loss(weighted, batch, beta=beta, label_smoothing=label_smoothing, implicit=implicit)

@@ -1,0 +1,85 @@
+"""Weighted Preference Optimization (WPO): DPO, most on pairs that the policy is likely to write."""
+
+import jax
+import jax.numpy as jnp
+
+from alignjax.losses import dpo
+from alignjax.types import Array, Batch, Implicit, Logps, Metrics, reads_squares
+
+
+@reads_squares
+def loss(
+    logps: Logps,
+    batch: Batch,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    implicit: Implicit = dpo.implicit,
+) -> tuple[Array, Metrics]:
+    """Fits pairs by DPO, weighted by the policy's own probability of their tokens.
+
+    T = log pi_theta / pi_ref; v are the tokens of the vocabulary at place t, y_<t before them::
+
+        loss = -w(y_w) w(y_l) log sigma(beta (T_w - T_l))
+        w(y) = exp(1/|y| sum_t log(pi(y_t|x, y_<t) / sum_v pi(v|x, y_<t)^2)), without gradient
+
+    The sum over v is the mean probability of a token that the policy draws: by it samples of the
+    policy weigh about the same, however sure of them it is.
+
+    ================================  =================================================
+    paper                             code
+    ================================  =================================================
+    T = log pi_theta / pi_ref         ``implicit(logps)``
+    sum_t log sum_v pi(v)^2           ``logps.log_squares``
+    w(y_w) w(y_l)                     ``pair_weight``, a metric
+    y_w, y_l                          response 0 (chosen), 1 (rejected)
+    beta                              ``beta``
+    ================================  =================================================
+
+    Args:
+      logps: ``[B, 2]`` nats, with ``length`` and ``log_squares``, which a step computes for this
+        loss.
+      batch: not read: which response was chosen is its index.
+      beta: KL strength, reward per nat; > 0.
+      label_smoothing: as in `dpo.loss`.
+      implicit: T, or another reward per unit of beta, as in dpo.loss.
+
+    Returns:
+      ``[B]`` losses in nats; those of `dpo.loss`, and ``pair_weight``.
+
+    Raises:
+      ValueError: K is not 2 (set ``select`` in the config), there is no reference
+        (``reference.mode``), or no ``log_squares``: another loss, such as `mixed.loss`, calls this.
+
+    Differs from the paper: it is its weight with the sampled alignment; the greedy alignment is
+    left out. A run has no held-out loss.
+    From the authors' code: not compared. TRL 1.16's ``use_weighting`` is the same; older versions
+    of it cap a pair's weight at 1.
+
+    >>> from alignjax.testing import loss_inputs
+    >>> case = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]], length=[[2, 3]],
+    ...     log_squares=[[-3.0, -7.5]])
+    >>> print(f"{loss(*case, beta=0.5)[0][0]:.4f}")  # 0.1269 exp(-0.5 - 0.5)
+    0.0467
+
+    Reference: Zhou et al., WPO: Enhancing RLHF with Weighted Preference Optimization, arXiv
+    2406.11827.
+    """
+    dpo.check_pairs(logps, "wpo.loss")
+    weight = _weights(logps).prod(axis=1)
+    losses, metrics = dpo.loss(
+        logps, batch, beta=beta, label_smoothing=label_smoothing, implicit=implicit
+    )
+    return weight * losses, metrics | {"pair_weight": weight}
+
+
+def _weights(logps: Logps) -> Array:
+    """``[B, K]`` weights of responses, without gradient; 1 for absent ones."""
+    if logps.log_squares is None:
+        raise ValueError(
+            "wpo.loss reads the policy's squared probabilities, which a step sums only for a loss "
+            "marked with types.reads_squares: make it the run's loss, or mark the one that calls it"
+        )
+    ahead = jax.lax.stop_gradient(logps.policy - logps.log_squares)
+    mean = jnp.where(logps.length > 0, ahead / jnp.maximum(logps.length, 1), 0.0)
+    return jnp.exp(mean)
