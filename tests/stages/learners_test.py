@@ -4,7 +4,6 @@ import dataclasses
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -39,6 +38,15 @@ def every(params, batch):
 
 def tokens_of(params, batch):
     return np.asarray(every(params, batch), np.float64)
+
+
+def assert_close(found, wanted):
+    """Close relative to the largest number of each array: gradients are sums that cancel."""
+
+    def one(x, y):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * max(1.0, np.abs(y).max()))
+
+    jax.tree.map(one, found, wanted)
 
 
 def test_a_loss_of_sums_is_given_sums_alone():
@@ -87,7 +95,7 @@ def test_the_gradient_of_ld_dpo_goes_through_the_tail():
     one, other = (
         jax.jit(jax.value_and_grad(f), compiler_options=tiny.FAST)(PARAMS) for f in (found, wanted)
     )
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), one, other)
+    assert_close(one, other)
 
 
 @pytest.mark.parametrize("kernel", ["tiles", "xla"])
@@ -122,7 +130,7 @@ def test_squares_have_no_gradient_and_change_none():
     found, wanted = (
         jax.jit(jax.grad(f), compiler_options=tiny.FAST)(PARAMS) for f in (total, sums)
     )
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), found, wanted)
+    assert_close(found, wanted)
 
 
 @pytest.mark.slow
@@ -138,4 +146,3 @@ def test_ld_dpo_with_a_whole_tail_is_a_step_of_dpo():
     for name in ("loss", "grad_norm", "rewards/margins"):
         np.testing.assert_allclose(whole[name], dpo_s[name], rtol=1e-5)
         assert abs(shared[name] - dpo_s[name]) > 1e-3
-    assert jnp.isfinite(shared["loss"])
