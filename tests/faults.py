@@ -341,8 +341,11 @@ def harm(fault: dict[str, Any], name: str, usual: dict[str, Any], log: str) -> d
             done["fallback"] = judge("flip", code, log) or "went on"
         finally:
             end(pid)
-    if path.is_file() and path.read_bytes() == after and line:
-        path.write_bytes(before)
+    if path.is_file() and path.read_bytes() == after:  # as it was left by all
+        if line:
+            path.write_bytes(before)
+        else:
+            done["flipped"] = flipped
     return done
 
 
@@ -361,12 +364,6 @@ def is_told(path: pathlib.Path) -> bool:
         return len(metrics.read(path)) < path.read_bytes().count(b"\n")
     except UserError:
         return True
-
-
-def is_in(line: str, path: str) -> bool:
-    """Whether a line of a comparison is of a flipped file; the comparison hides the keys."""
-    compared = line.split(": ")[0]
-    return path.endswith(compared) or re.sub(r"/[0-9a-f]{16,64}(?=/)", "/<key>", path) == compared
 
 
 def warnings(log: str) -> list[str]:
@@ -402,6 +399,8 @@ def trial(seed: int, number: int, only: list[str]) -> dict[str, Any]:
         outcome, detail = finish(name, usual, f"{log}.end", done)
     except BadError as error:
         outcome, detail = error.args
+    for fault in done:
+        fault.pop("flipped", None)
     told |= {"outcome": outcome, "faults": done or faults, "drawn": faults, "detail": detail}
     if outcome in GOOD:
         for path in (folder() / "logs").glob(f"{name}.{seed}.{number}.*"):
@@ -421,14 +420,18 @@ def finish(name: str, usual: dict[str, Any], log: str, done: list[Any]) -> tuple
         finally:
             end(pid)
     other = list(digests.against_undisturbed(result(name), usual["digests"]))
-    flipped = [x["file"] for x in done if "file" in x and not x["line"]]
-    unread = [x for x in flipped if any(is_in(line, x) for line in other)]
-    if other and all(any(is_in(line, x) for x in unread) for line in other):
-        return ("unread" if all(is_told(disk() / x) for x in unread) else "SILENT"), other[:5]
     lines = [line for x in done for line in (x["line"], *x.get("told", ())) if line]
-    if other:
-        return ("said" if lines else "SILENT"), other[:5]
-    return ("refused" if any(x["line"] for x in done) else "same"), ""
+    if not other:
+        return ("refused" if any(x["line"] for x in done) else "same"), ""
+    if lines:
+        return "said", other[:5]
+    flips = [x["flipped"] for x in done if "flipped" in x]
+    flips = [(p, old) for p, old, new in flips if p.is_file() and p.read_bytes() == new]
+    told = [is_told(path) for path, _ in flips]
+    for path, before in flips:  # what is compared may need a file that no command has read
+        path.write_bytes(before)
+    same = not list(digests.against_undisturbed(result(name), usual["digests"]))
+    return ("unread" if same and told and all(told) else "SILENT"), other[:5]
 
 
 def set_up(work: pathlib.Path) -> None:

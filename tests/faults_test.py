@@ -90,19 +90,6 @@ def make(folder):
     (folder / "length.npy").write_bytes(bytes(8))
 
 
-@pytest.mark.parametrize(
-    ("line", "same"),
-    [
-        ("run/cache/<key>/length.npy: 52 -> 26", True),
-        ("length.npy: 52 -> 26", True),
-        ("run/cache/<key>/offset.npy: 52 -> 26", False),
-        ("run/cache/<key>: 52 -> 26", False),
-    ],
-)
-def test_a_line_of_a_comparison_is_of_a_file(line, same):
-    assert faults.is_in(line, f"run/cache/{'0f' * 16}/length.npy") == same
-
-
 def test_a_seed_and_a_number_draw_the_same_faults():
     drawn = [json.dumps(faults.draw_fault(random.Random("1 7"))) for _ in range(2)]
     assert drawn[0] == drawn[1] != json.dumps(faults.draw_fault(random.Random("1 8")))
