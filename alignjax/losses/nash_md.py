@@ -55,8 +55,8 @@ def loss(
     >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-2.0, -5.0]], [[-2.0, -5.0]], scores=[[2.0, 0.0]])
     >>> value = lambda policy: loss(logps.replace(policy=policy), batch)[0][0]
-    >>> print(jax.grad(value)(logps.policy).round(4))  # P - 1/2 = 0.3808 for its own sample
-    [[-0.3808  0.    ]]
+    >>> print("{:.4f} {:.4f}".format(*jax.grad(value)(logps.policy)[0]))  # P - 1/2 = 0.3808
+    -0.3808 0.0000
 
     Reference: Munos et al., Nash Learning from Human Feedback, arXiv 2312.00886.
     """

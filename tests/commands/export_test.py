@@ -291,7 +291,7 @@ def test_a_run_s_own_vocabulary_goes_into_a_gguf_file(run, tmp_path):
     for changes, said in (
         (dict(dtype="bfloat16"), r"--dtype: wanted f16 or q8_0 for .*no\.gguf, found 'bfloat16'"),
         (dict(adapter=True), r"--to: a GGUF file holds one whole policy"),
-        (dict(base="x"), r"--base: goes with --adapter"),
+        (dict(base="x"), r"--base: is only for --adapter"),
     ):
         with pytest.raises(UserError, match=said):
             export.export(str(run), str(tmp_path / "no.gguf"), **changes)

@@ -512,7 +512,10 @@ def test_two_reward_models_give_named_scores(scored, copy, tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "a", "responses": ["b"], "scores": [1]}, r"\.jsonl:1: field 'scores' is there"),
+        (
+            {"prompt": "a", "responses": ["b"], "scores": [1]},
+            r"\.jsonl:1: field 'scores' exists already",
+        ),
         ({"prompt": "a"}, r"\.jsonl:1: expected columns of responses"),
         ({"prompt": "a", "responses": []}, r"\.jsonl:1: has no responses"),
         ({"prompt": "a", "responses": ["b", 3]}, r"field 'responses\[1\]' is number"),

@@ -100,7 +100,7 @@ def test_the_policy_that_is_sampled_later_is_the_one_that_was_trained(base, tmp_
 def test_merged_weights_and_adapters_are_exported(base, tmp_path):
     """The merged model of one run is the base of the next, whose adapters are PEFT's."""
     workdir, first, run = base[0], tmp_path / "first", tmp_path / "run"
-    with pytest.raises(UserError, match="its own supervised stage, which is not exported"):
+    with pytest.raises(UserError, match="its supervised stage, which is not exported"):
         export.export(str(workdir), str(first), adapter=True)
     export.export(str(workdir), str(first))
     merged = lora.merge(base_of(workdir), state_of(workdir, 4).params, LORA)
