@@ -82,7 +82,6 @@ def main() -> None:
         "seconds": [b - a for a, b in zip(timer.ends, timer.ends[1:], strict=False)],
         "rewards": [x["reward"] for x in logged],
         "lengths": [x["completions/mean_length"] for x in logged],
-        "trained": sum(x.numel() for x in trainer.model.parameters() if x.requires_grad),
     }
     print(f"RESULT {json.dumps(result)}", flush=True)
 

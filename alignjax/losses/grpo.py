@@ -30,6 +30,8 @@ Models, arXiv 2402.03300. Dr. GRPO: Liu et al., arXiv 2503.20783. DAPO: Yu et al
 RLOO: Ahmadian et al., arXiv 2402.14740. PPO: Schulman et al., arXiv 1707.06347.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -105,12 +107,7 @@ def loss(
     def mean(x: Array) -> Array:  # [B, 1] over the samples that take part
         return jnp.where(ranked, x, 0.0).sum(axis=1, keepdims=True) / some
 
-    metrics = {"scores": mean(scores)[:, 0]}
-    value = jnp.where(ranked, scores, 0.0)
-    if not (isinstance(beta, float | int) and beta == 0):
-        log_ratio = jax.lax.stop_gradient(logps.log_ratio)
-        metrics["kl"] = mean(log_ratio)[:, 0]
-        value = value - beta * log_ratio
+    value, metrics = _penalised(logps, scores, beta, mean)
     ahead = value - mean(value)
     spread = jnp.sqrt((mean(ahead**2) * some) / jnp.maximum(some - 1, 1))
     units = {"std": spread + EPSILON, "none": jnp.ones(()), "loo": 1 - 1 / jnp.maximum(some, 2)}
@@ -121,6 +118,19 @@ def loss(
     score = policy - jax.lax.stop_gradient(policy)  # 0 in value, log pi in gradient
     losses = -(mean(value) + mean(advantage * score))[:, 0]
     return losses, metrics | {"scores/std": spread[:, 0]}
+
+
+def _penalised(
+    logps: Logps, scores: Array, beta: float, mean: Callable[[Array], Array]
+) -> tuple[Array, Metrics]:
+    """Computes ``[B, K]`` rewards less the KL term, and the metrics of both."""
+    metrics = {"scores": mean(scores)[:, 0]}
+    value = jnp.where(scores > -jnp.inf, scores, 0.0)
+    if not (isinstance(beta, float | int) and beta == 0):
+        log_ratio = jax.lax.stop_gradient(logps.log_ratio)
+        metrics["kl"] = mean(log_ratio)[:, 0]
+        value = value - beta * log_ratio
+    return value, metrics
 
 
 @compares_rows
@@ -177,12 +187,7 @@ def loss_batch(
     def over_batch(x: Array) -> Array:
         return (counts * x).sum() / jnp.maximum(counts.sum(), 1.0)
 
-    metrics = {"scores": mean(scores)[:, 0]}
-    value = jnp.where(ranked, scores, 0.0)
-    if not (isinstance(beta, float | int) and beta == 0):
-        log_ratio = jax.lax.stop_gradient(logps.log_ratio)
-        metrics["kl"] = mean(log_ratio)[:, 0]
-        value = value - beta * log_ratio
+    value, metrics = _penalised(logps, scores, beta, mean)
     ahead = value - mean(value) if baseline else value
     ahead = jnp.where(ranked, ahead - over_batch(ahead), 0.0)
     spread = jnp.sqrt(over_batch(ahead**2))

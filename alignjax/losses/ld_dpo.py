@@ -54,7 +54,7 @@ def loss(
 
     Differs from the paper: no. Rewards of held-out responses are those of whole responses, and a
     run has no held-out loss: both are computed from tables of whole responses.
-    From the authors' code: none is published. TRL's ``ld_alpha`` is the same.
+    From the authors' code: not compared. TRL 1.16's ``ld_alpha`` is the same.
 
     >>> from alignjax.testing import loss_inputs
     >>> case = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]], length=[[2, 3]],

@@ -53,8 +53,7 @@ def loss(
 
     Differs from the paper: it is its weight with the sampled alignment; the greedy alignment is
     left out. A run has no held-out loss.
-    From the authors' code: not compared. TRL 1.16's ``use_weighting`` is the same; older versions
-    of it cap a pair's weight at 1.
+    From the authors' code: not compared. TRL 1.16's ``use_weighting`` is the same.
 
     >>> from alignjax.testing import loss_inputs
     >>> case = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]], length=[[2, 3]],

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from alignjax.config import CandidatesConfig
 from alignjax.data.records import DataError, Record
 from alignjax.errors import UserError
 from alignjax.losses import bradley_terry, nash_md, xpo
+from alignjax.models import lora
 from alignjax.models.config import LoraConfig
+from alignjax.models.transformer import init_params
 from alignjax.rewards import scorers
 from alignjax.rewards.scorers import Scorer
 from alignjax.runtime import metrics
@@ -108,6 +111,15 @@ def test_the_opponent_is_between_the_policy_and_the_reference(weight):
     else:
         assert [x["w"] for x in found.policies] == [2.0, 5.0]
         np.testing.assert_allclose(found.weights, [1 - weight, weight])
+
+
+def test_beside_adapters_the_reference_is_the_base_with_adapters_of_0():
+    thin, base = LoraConfig(rank=2), init_params(config().model, jax.random.key(0))
+    adapters = jax.tree.map(jnp.ones_like, lora.init(thin, base, jax.random.key(1)))
+    found = fresh_samples._mixed(config(lora=thin), 0.5, adapters, base)
+    for policy, wanted in zip(found.policies, (1.0, 0.0), strict=True):
+        same = lora.join(base, jax.tree.map(lambda x, w=wanted: w * x, adapters), thin)
+        jax.tree.map(np.testing.assert_array_equal, policy, same)
 
 
 @pytest.mark.parametrize(
