@@ -25,6 +25,17 @@ def name_of(function: Callable[..., Any]) -> str:
     return f"{plain(function).__module__}.{plain(function).__name__}"
 
 
+def is_marked(function: Callable[..., Any], mark: str) -> bool:
+    """Whether a function, or one bound to it, has a mark of `types`, such as ``compares_rows``."""
+    bound = [parameter.default for parameter in keywords(function).values()]
+    inner = [x for value in bound for x in (value if isinstance(value, tuple) else (value,))]
+    return getattr(plain(function), mark, False) or any(
+        is_marked(x, mark)
+        for x in inner
+        if inspect.isfunction(x) or isinstance(x, functools.partial)
+    )
+
+
 def keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Finds the keyword-only parameters of a function; their annotations are types, not text."""
     try:

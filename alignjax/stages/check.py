@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignjax.config import Config
-from alignjax.config.fields import keywords, name_of, plain
+from alignjax.config.fields import is_marked, keywords, name_of, plain
 from alignjax.data.batching import Bucketed, assemble
 from alignjax.errors import UserError
 from alignjax.rewards.scorers import judgements, open_scorers
@@ -104,6 +104,13 @@ def check_trained(config: Config, batch: Batch) -> None:
     Raises:
       UserError: as in `check_losses`.
     """
+    takes_opponent = config.recipe is not None and "opponent" in keywords(config.recipe)
+    if is_marked(config.trained_loss, "compares_halves") and not takes_opponent:
+        raise UserError(
+            f"loss: {name_of(config.trained_loss)} compares the policy's samples with another "
+            "policy's, which only recipe=partial(recipes.train_online, opponent=...) draws; for "
+            "lists from the data use bradley_terry.loss, or another loss of scored lists"
+        )
     selected = _select("select", config.select, batch)
     if config.reference.mode == "cache" and not _keeps_cache(config, batch):
         why = f"{name_of(config.trained_loss)} reads parts of responses, whose"

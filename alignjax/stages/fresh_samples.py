@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alignjax.config import Config, SamplingConfig
-from alignjax.config.fields import name_of, plain
+from alignjax.config.fields import is_marked, name_of, plain
 from alignjax.data.records import Record
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
@@ -53,12 +53,11 @@ def check_opponent(config: Config, sampling: SamplingConfig, opponent: float | N
     Raises:
       UserError: names the setting or the loss.
     """
-    loss = plain(config.trained_loss)
     if opponent is None:
-        if getattr(loss, "compares_halves", False):
+        if is_marked(config.trained_loss, "compares_halves"):
             raise UserError(
-                f"opponent: {name_of(loss)} compares the policy's samples with another policy's; "
-                "wanted a number in [0, 1], 1 for the reference, found none"
+                f"opponent: {name_of(config.trained_loss)} compares the policy's samples with "
+                "another policy's; wanted a number in [0, 1], 1 for the reference, found none"
             )
         return
     if not 0 <= opponent <= 1:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from alignjax.config import Config
-from alignjax.config.fields import plain
+from alignjax.config.fields import is_marked, plain
 from alignjax.models import kernels, reward_head
 from alignjax.models.logps import logps_and_squares, response_logps, token_logps
 from alignjax.models.transformer import init_params
@@ -148,7 +148,7 @@ def _update(
         baseline=config.baseline,
         rooms=Rooms(
             given=config.train.microbatch_tokens,
-            whole=getattr(plain(config.trained_loss), "compares_rows", False),
+            whole=is_marked(config.trained_loss, "compares_rows"),
             padded=kernel != "tiles",
         ),
         steps=steps,

@@ -13,10 +13,24 @@ import numpy as np
 import optax
 import pytest
 
+from alignjax import recipes
 from alignjax.config import EvaluateConfig, ReferenceConfig
 from alignjax.data.batching import assemble
 from alignjax.errors import UserError
-from alignjax.losses import bco, dpo, hps, kto, ld_dpo, mixed, plackett_luce, rdro, sft, wpo
+from alignjax.losses import (
+    bco,
+    dpo,
+    hps,
+    kto,
+    ld_dpo,
+    mixed,
+    nash_md,
+    plackett_luce,
+    rdro,
+    sft,
+    wpo,
+    xpo,
+)
 from alignjax.stages import check
 from alignjax.stages.data import prepare_data
 from alignjax.stages.run import Run
@@ -117,6 +131,23 @@ def test_what_a_loss_reads_beside_sums_is_there_for_the_run_s_own_loss_only(loss
     inside = partial(mixed.loss, losses=(loss,), weights=(1.0,))
     with pytest.raises(UserError, match=r"mixed\.loss on this data: .*or mark the one that calls"):
         check.check_losses(runs.get_config(loss=inside), pairs)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        xpo.loss,
+        partial(nash_md.loss, tau=0.2),
+        partial(mixed.loss, losses=(sft.loss, partial(xpo.loss, beta=0.2)), weights=(1.0, 1.0)),
+    ],
+)
+def test_a_loss_of_two_policies_wants_the_recipe_that_samples_both(loss, lists):
+    """In lists from the data the first half is not the policy's."""
+    config = runs.get_config(data=LISTS, loss=loss)
+    with pytest.raises(UserError, match=r"^loss: .* compares .*train_online, opponent=\.\.\."):
+        check.check_losses(config, lists)
+    online = partial(recipes.train_online, opponent=1.0)
+    check.check_losses(dataclasses.replace(config, recipe=online), lists)
 
 
 def test_tails_are_in_no_cache(pairs):

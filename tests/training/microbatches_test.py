@@ -9,7 +9,7 @@ import pytest
 
 from alignjax.data.batching import bucket, deal_batches
 from alignjax.errors import UserError
-from alignjax.losses import aot, sft
+from alignjax.losses import aot, mixed, sft
 from alignjax.models import stream
 from alignjax.runtime.sharding import make_mesh
 from alignjax.stages import learners
@@ -67,9 +67,12 @@ def test_a_loss_that_compares_rows_gets_the_whole_batch():
         assert rooms.at(batch) == (*sizes[:1], 1600)
         assert rooms.single(batch)
     assert Rooms(given=400, whole=True, padded=True).single(batch)
-    config = dataclasses.replace(runs.get_config(), loss=functools.partial(aot.loss, beta=0.1))
-    learner = learners.policy(config, make_mesh(1, 1, 1), 1, load_reference=lambda: None)
-    assert learner.update.rooms.whole
+    compares = functools.partial(aot.loss, beta=0.1)
+    inside = functools.partial(mixed.loss, losses=(sft.loss, compares), weights=(1.0, 1.0))
+    for loss in (compares, inside):
+        config = dataclasses.replace(runs.get_config(), loss=loss)
+        learner = learners.policy(config, make_mesh(1, 1, 1), 1, load_reference=lambda: None)
+        assert learner.update.rooms.whole
     learner = learners.policy(runs.get_config(), make_mesh(1, 1, 1), 1, load_reference=lambda: None)
     assert not learner.update.rooms.whole
 
