@@ -40,13 +40,13 @@ def keywords(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Finds the keyword-only parameters of a function; their annotations are types, not text."""
     try:
         signature = inspect.signature(function, eval_str=True)
-    except NameError:  # text that names what exists for a type checker only
+    except NameError:  # an annotation names something that only type checkers import
         signature = inspect.signature(function)
     return {n: p for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
-    """Returns the members of a union; any other annotation is its only one, without remarks."""
+    """Returns the members of a union, or else the annotation itself without `Annotated`."""
     if typing.get_origin(hint) is typing.Annotated:
         hint = typing.get_args(hint)[0]
     is_union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
@@ -54,12 +54,12 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def takes_function(hint: Any) -> bool:
-    """Tells whether a parameter annotated like this is given a function, not a number or a text."""
+    """Tells whether a parameter with this annotation takes a function."""
     return any(typing.get_origin(o) is collections.abc.Callable for o in _options(hint))
 
 
 def type_name(hint: Any) -> str:
-    """None``.|Writes an annotation in short form: ``float | None``.| None``."""
+    """Writes an annotation in short form, such as ``float | None``."""
 
     def name(option: Any) -> str:
         if option is type(None):
@@ -72,7 +72,7 @@ def type_name(hint: Any) -> str:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Tells whether a value is of the annotated type. An int is a float, a bool is neither."""
+    """Tells whether a value has the annotated type. An int is also a float; a bool is neither."""
     for option in _options(hint):
         plain = typing.get_origin(option) or option
         if plain in (int, float):
@@ -88,7 +88,7 @@ def fits(value: Any, hint: Any) -> bool:
             ok = callable(value)
         elif inspect.isclass(plain) and plain not in (Any, inspect.Parameter.empty):
             ok = isinstance(value, plain)
-        else:  # Any, no annotation, or text: nothing is known
+        else:  # Any, no annotation, or an annotation as text: any value
             ok = plain is not typing.Never
         if ok:
             return True
@@ -96,7 +96,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def _items(hint: Any, count: int) -> list[Any]:
-    """Returns the annotations of a tuple's items; too few or too many fit no value."""
+    """Returns the annotations of a tuple's items; for a wrong number, ones that no value fits."""
     args = typing.get_args(hint)
     if not args:
         return [Any] * count
@@ -109,10 +109,10 @@ def parse(text: str, hint: Any, path: str) -> Any:
     """Reads a value of the annotated type: numbers, booleans, None, text and tuples.
 
     Raises:
-      UserError: the text is no such value; ``path`` is the field it was meant for.
+      UserError: the text is no such value; names the field ``path``.
     """
     text = text.strip()
-    for option in sorted(_options(hint), key=lambda option: option is str):  # anything is a text
+    for option in sorted(_options(hint), key=lambda option: option is str):  # str fits anything
         try:
             return _parse(text, option)
         except (ValueError, SyntaxError):
@@ -143,10 +143,10 @@ def _parse(text: str, option: Any) -> Any:
 def describe(value: Any) -> Any:
     """Describes a config as JSON data: dataclasses as dicts, functions by name and keywords.
 
-    Two configs that train differently describe differently; a closure (an optax schedule, say) is
-    described by its name and the values it closes over.
+    Configs that train differently have different descriptions. A closure, such as an optax
+    schedule, is described by its name and the values it closes over.
     """
-    from alignjax.types import RunSchedule, Schedule  # brings JAX, which configs alone must not
+    from alignjax.types import RunSchedule, Schedule  # imports JAX: slow
 
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no such number
@@ -176,14 +176,14 @@ def describe(value: Any) -> Any:
         return [describe(v) for v in value]
     if isinstance(value, dict):
         return {str(k): describe(v) for k, v in value.items()}
-    if hasattr(value, "tolist"):  # an array: its repr would leave digits and items out
+    if hasattr(value, "tolist"):  # an array, whose repr omits digits and items
         return describe(value.tolist())
-    # Never by repr, which may hold an address and would differ in every process.
+    # Not by repr, which may contain an address that differs in every process.
     return {"object": describe(type(value)), **describe(getattr(value, "__dict__", {}))}
 
 
 def sections(config: Any, at: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields every dataclass of a config with its path, those that its recipe binds included."""
+    """Yields every dataclass of a config with its path, also those that its recipe binds."""
     yield at, config
     for field in dataclasses.fields(config):
         path, value = f"{at}.{field.name}" if at else field.name, getattr(config, field.name)
@@ -196,13 +196,13 @@ def sections(config: Any, at: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def identity(section: Any) -> dict[str, Any]:
-    """Describes a section without the fields that may change between two starts of a run."""
+    """Describes a section without the fields that may change when a run is resumed."""
     free = {f.name for f in dataclasses.fields(section) if not f.metadata.get("identity", True)}
     return {name: x for name, x in describe(section).items() if name not in free}
 
 
 def identity_changes(old: dict[str, Any], config: Any) -> list[str]:
-    """Lists ``field: old -> new`` for changes that would train something different."""
+    """Lists ``field: old -> new`` for changes that make it another run."""
     free = [
         f"{at}.{field.name}" if at else field.name
         for at, section in sections(config)

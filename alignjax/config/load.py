@@ -1,9 +1,9 @@
-"""Config files: Python with one function, ``get_config() -> Config``, and changes to them.
+"""Loads config files, Python with one function ``get_config() -> Config``, and changes fields.
 
-A file for several sizes has ``get_config(size: Literal["1.5b", "8b"] = "8b")``, and the path tells
-which: ``--config=configs/hps.py:1.5b``. What is chosen may be something else than a size.
+A file for several sizes has ``get_config(size: Literal["1.5b", "8b"] = "8b")``, and the path
+chooses one: ``--config=configs/hps.py:1.5b``. The argument may be something other than a size.
 
-``--set loss.beta=0.2`` reaches dataclass fields and keywords bound with `functools.partial` alike.
+``--set loss.beta=0.2`` changes a field of a dataclass or a keyword bound with `functools.partial`.
 """
 
 import ast
@@ -28,23 +28,23 @@ from alignjax.errors import UserError, did_you_mean
 def load(path: str, overrides: list[str]) -> Config:
     """Runs a config file's ``get_config()`` and applies ``field=value`` overrides.
 
-    A config file imports files beside it by their names, as a script does.
+    A config file may import files beside it by their names, as a script does.
 
     Args:
-      path: of the file, with ``:size`` behind it where its ``get_config`` takes one.
-      overrides: changes to what it returns.
+      path: of the file, followed by ``:size`` if its ``get_config`` takes one.
+      overrides: changes to its config.
 
     Raises:
-      UserError: the file is missing, fails or has no ``get_config``, it has no such size, or an
-        override does not fit.
+      UserError: the file is missing, fails, has no ``get_config`` or no such size, or an override
+        does not fit.
     """
     file, size = split_path(path)
     if not file.is_file():
-        there = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
-        raise UserError(f"--config: no file {file}{did_you_mean(str(file), there)}")
+        near = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
+        raise UserError(f"--config: no file {file}{did_you_mean(str(file), near)}")
     spec = importlib.util.spec_from_file_location(f"alignjax_config_{file.stem}", file)
     if spec is None or spec.loader is None:
-        raise UserError(f"--config: {path} is no Python file (.py)")
+        raise UserError(f"--config: wanted a Python file (.py), found {path}")
     module = importlib.util.module_from_spec(spec)
     try:
         with _neighbours(file.resolve().parent):
@@ -55,40 +55,40 @@ def load(path: str, overrides: list[str]) -> Config:
             config = module.get_config(size) if size else module.get_config()
     except UserError as error:
         raise UserError(f"--config: {path}: {error}") from error
-    except Exception as error:  # the file is a program: anything may happen in it
+    except Exception as error:  # the file is a program, which may raise anything
         raise UserError(f"--config: {_blame(error, file, module)}") from error
     if not isinstance(config, Config):
         raise UserError(
-            f"--config: {path}: get_config() returned {type(config).__name__}, wanted Config"
+            f"--config: {path}: get_config(): wanted a Config, found {type(config).__name__}"
         )
     return override(config, overrides)
 
 
 def files(path: str) -> dict[str, bytes]:
-    """Reads a config file, and the files beside it that it imports; the config itself comes first.
+    """Reads a config file, then the files beside it that it imports.
 
     Args:
-      path: as of `load`, which has read it.
+      path: as for `load`.
     """
     first = split_path(path)[0]
-    found: dict[str, bytes] = {}
-    wanted = [first]
-    while wanted:
-        file = wanted.pop()
-        if file.name in found or not file.is_file():
+    contents: dict[str, bytes] = {}
+    waiting = [first]
+    while waiting:
+        file = waiting.pop()
+        if file.name in contents or not file.is_file():
             continue
-        found[file.name] = file.read_bytes()
-        for node in ast.walk(ast.parse(found[file.name])):
+        contents[file.name] = file.read_bytes()
+        for node in ast.walk(ast.parse(contents[file.name])):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             else:
                 names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            wanted += [first.parent / f"{name.partition('.')[0]}.py" for name in names]
-    return found
+            waiting += [first.parent / f"{name.partition('.')[0]}.py" for name in names]
+    return contents
 
 
 def split_path(path: str) -> tuple[pathlib.Path, str]:
-    """Splits ``FILE.py:SIZE`` into the file and the size; the size is empty where none is given."""
+    """Splits ``FILE.py:SIZE`` into file and size; the size is empty if none is given."""
     file, colon, size = path.rpartition(":")
     if colon and size and not pathlib.Path(path).is_file():
         return pathlib.Path(file), size
@@ -96,13 +96,13 @@ def split_path(path: str) -> tuple[pathlib.Path, str]:
 
 
 def _check_size(get_config: Any, size: str) -> None:
-    """Refuses a size that ``get_config`` does not take; what its annotation lists is taken."""
+    """Refuses a size that the annotation of the first parameter of ``get_config`` does not list."""
     # Annotations are text under `from __future__ import annotations`.
     signature = inspect.signature(get_config, eval_str=bool(size))
     parameters = list(signature.parameters.values())
     sizes = typing.get_args(parameters[0].annotation) if parameters else ()
     if size and not sizes:
-        raise UserError(f"found size {size!r}, and the config has one size")
+        raise UserError(f"wanted no size, found {size!r}: the config has only one")
     if size and size not in sizes:
         raise UserError(
             f"wanted one of the {parameters[0].name}s {', '.join(sizes)}, found {size!r}"
@@ -110,7 +110,7 @@ def _check_size(get_config: Any, size: str) -> None:
 
 
 def override(config: Config, overrides: list[str]) -> Config:
-    """Applies ``field=value`` overrides, all at once: what is checked is the result alone.
+    """Applies ``field=value`` overrides, all at once: only the result is checked.
 
     Raises:
       UserError: one of them does not fit.
@@ -123,7 +123,8 @@ def override(config: Config, overrides: list[str]) -> Config:
 def _neighbours(folder: pathlib.Path) -> Iterator[None]:
     """Lets a config import the files beside it.
 
-    They are forgotten afterwards: a config of another folder may have a neighbour of that name.
+    Then removes these modules, because a config of another folder may import other files of the
+    same names.
     """
     before = set(sys.modules)
     sys.path.insert(0, str(folder))
@@ -138,7 +139,7 @@ def _neighbours(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _blame(error: Exception, file: pathlib.Path, module: types.ModuleType) -> str:
-    """Says what went wrong, and at which line of the config or of a file beside it."""
+    """Describes an error with its line in the config or in a file beside it."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
     what = " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,4 +1,4 @@
-"""Changes to a config as text: ``--set optim.schedule=cosine``, ``--set loss=kto.loss``."""
+"""Applies changes as text to a config: ``--set optim.schedule=cosine``, ``--set loss=kto.loss``."""
 
 import dataclasses
 import functools
@@ -12,22 +12,22 @@ from typing import Any
 from alignjax.config.fields import keywords, parse, plain, takes_function
 from alignjax.errors import UserError, did_you_mean
 
-# Folders of the package whose modules are named without them: kto.loss, scorers.judged.
+# Folders that may be left out in the name of a function: kto.loss, scorers.judged.
 PLACES = ("losses", "training", "data", "rewards", "world", "recipes")
-ITSELF = ""  # in a tree of changes: the field itself, beside changes of its parts
+ITSELF = ""  # key in a tree of changes: the value of the field itself; other keys are its parts
 
 
 def tree_of(overrides: list[str]) -> dict[str, Any]:
-    """Sorts ``field=value`` texts by their dotted fields.
+    """Makes a tree of ``field=value`` texts, by the parts of their dotted fields.
 
     Raises:
-      UserError: a text is no such change, or a part of a value is set as well.
+      UserError: a text is not of this form.
     """
     tree: dict[str, Any] = {}
-    for one in overrides:
-        field, found, text = one.partition("=")
-        if not found:
-            raise UserError(f"--set {one}: wanted field=value")
+    for change in overrides:
+        field, equals, text = change.partition("=")
+        if not equals:
+            raise UserError(f"--set: wanted field=value, found {change!r}")
         node = tree
         for name in field.strip().split("."):
             node = node.setdefault(name, {})
@@ -36,7 +36,7 @@ def tree_of(overrides: list[str]) -> dict[str, Any]:
 
 
 def apply(config: Any, tree: dict[str, Any]) -> Any:
-    """Applies changes, all at once: what is checked is the result alone.
+    """Applies changes, all at once: only the result is checked.
 
     Raises:
       UserError: one of them does not fit.
@@ -66,7 +66,7 @@ def _apply(value: Any, tree: dict[str, Any], at: str, root: Any) -> Any:
 
 
 def _changed(value: Any, hint: Any, new: dict[str, Any], path: str, root: Any) -> Any:
-    """Gives a field's new value: first itself, where that is set, then its parts."""
+    """Computes a field's new value: first the field itself, if it is set, then its parts."""
     parts = {name: x for name, x in new.items() if name != ITSELF}
     if ITSELF in new:
         text = new[ITSELF]
@@ -82,7 +82,7 @@ def _changed(value: Any, hint: Any, new: dict[str, Any], path: str, root: Any) -
 
 
 def _fields(value: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The annotations and the values of what a dataclass or a bound function has; none of else."""
+    """Finds the fields of a dataclass or the keywords of a function: annotations and values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = typing.get_type_hints(type(value))
         known: Any = {f.name: hints[f.name] for f in dataclasses.fields(value)}
@@ -96,7 +96,7 @@ def _fields(value: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _section(value: Any, hint: Any) -> Any:
-    """Gives the group of fields that a change is in: where there is none, its defaults, if any."""
+    """Returns the group of fields to change; for None the group's defaults, if it has any."""
     missing, options = dataclasses.MISSING, typing.get_args(hint) if value is None else ()
     groups: list[Any] = [option for option in options if dataclasses.is_dataclass(option)]
     for group in groups:
@@ -107,7 +107,7 @@ def _section(value: Any, hint: Any) -> Any:
 
 
 def _nearest(path: str, known: dict[str, Any], root: Any) -> str:
-    """Suggests a field: the one of the same name elsewhere, else one of a close name here."""
+    """Suggests a field: one with the same name elsewhere, or else one with a close name here."""
     last = path.rpartition(".")[2]
     same = [p for p in _paths(root, "") if p.rpartition(".")[2] == last]
     if not same:
@@ -132,7 +132,7 @@ def _function(text: str, current: Any, path: str) -> Callable[..., Any]:
     module, _, name = text.rpartition(".")
     beside = getattr(plain(current), "__globals__", {}) if callable(current) else {}
     found = beside.get(name) if not module else None
-    if found is None and not module and beside:  # the folder's own names, as sources.hh
+    if found is None and not module and beside:  # a name of the package itself, such as sources.hh
         package = beside.get("__name__", "").rpartition(".")[0]
         places = [package] if package.startswith("alignjax.") else []
         found = _in_modules(places, name)
@@ -144,7 +144,7 @@ def _function(text: str, current: Any, path: str) -> Callable[..., Any]:
     if found is None:
         near = [x for x, y in beside.items() if inspect.isfunction(y) and not x.startswith("_")]
         hint = did_you_mean(name, near) if not module else ""
-        wanted = "wanted the name of a function, as kto.loss or optim.cosine"
+        wanted = "wanted the name of a function, such as kto.loss or optim.cosine"
         raise UserError(f"--set {path}: {wanted}, found {text!r}{hint}")
     return found
 
@@ -155,10 +155,10 @@ def _in_modules(modules: list[str], name: str) -> Callable[..., Any] | None:
         if not all(part.isidentifier() and not part.startswith("_") for part in (*parts, name)):
             continue
         try:
-            there = importlib.util.find_spec(module)
-        except ModuleNotFoundError:  # its folder is not there
+            exists = importlib.util.find_spec(module)
+        except ModuleNotFoundError:  # its parent does not exist
             continue
-        found = getattr(importlib.import_module(module), name, None) if there else None
-        if inspect.isfunction(found):
-            return found
+        function = getattr(importlib.import_module(module), name, None) if exists else None
+        if inspect.isfunction(function):
+            return function
     return None

@@ -1,6 +1,6 @@
-"""The range of a config's field, and whether it is part of a run's identity.
+"""Declares the range of a config's field, and whether it is part of a run's identity.
 
-Both stand beside the field, as metadata of the dataclass; `validate` and `fields` read them.
+Both are metadata of the dataclass's field, which `validate` and `fields` read.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ class Range:
 
 
 def between(low: float, high: float, ends: str) -> Range:
-    """Numbers from low to high; ``ends`` is ``[]``, ``()``, ``[)`` or ``(]``."""
+    """Makes a range of numbers from low to high; ``ends`` is ``[]``, ``()``, ``[)`` or ``(]``."""
 
     def holds(x: float) -> bool:
         above = low <= x if ends[0] == "[" else low < x
@@ -27,22 +27,22 @@ def between(low: float, high: float, ends: str) -> Range:
 
 
 def one_of(*names: str) -> Range:
-    """One of these texts."""
+    """Makes a range of these texts."""
     return Range(f"{', '.join(names[:-1])} or {names[-1]}", lambda x: x in names)
 
 
 def count(low: int, high: int) -> Range:
-    """Whole numbers from low to high: of what is allocated, compiled or counted."""
+    """Makes a range of whole numbers from low to high."""
     return Range(f"a whole number in [{low}, {high:,}]", lambda x: low <= x <= high)
 
 
-LARGEST = 3.4e38  # below what float32 holds
+LARGEST = 3.4e38  # about the largest float32
 POSITIVE = Range(f"a positive number, at most {LARGEST:g}", lambda x: 0 < x <= LARGEST)
 NOT_NEGATIVE = Range(f"a number in [0, {LARGEST:g}]", lambda x: 0 <= x <= LARGEST)
 FINITE = Range(f"a number in [-{LARGEST:g}, {LARGEST:g}]", lambda x: abs(x) <= LARGEST)
-WHOLE = count(-(2**31), 2**31 - 1)  # what int32 holds
+WHOLE = count(-(2**31), 2**31 - 1)  # int32
 STEPS = count(0, 10**8)  # of a training; 0: see the field
-EVERY = count(1, 10**8)  # so many steps
+EVERY = count(1, 10**8)  # steps between two events
 ROWS = count(0, 2**31 - 1)
 BATCH = count(1, 2**20)  # rows
 TOKENS = count(2, 2**20)
@@ -50,7 +50,7 @@ FEW = count(1, 2**16)
 FEW_OR_NONE = count(0, 2**16)
 SHARE = between(0, 1, "[]")
 SEED = Range("a number in [0, 2^31)", lambda x: 0 <= x < 2**31)
-# Keywords of functions that mean the same wherever they are bound.
+# Keywords that mean the same in every function.
 KEYWORDS = {"beta": POSITIVE}
 
 
@@ -61,13 +61,13 @@ def setting(
     identity: bool = True,
     later: tuple[str, ...] = (),
 ) -> Any:
-    """A field of a config.
+    """Declares a field of a config.
 
     Args:
-      default: as of `dataclasses.field`.
-      range: which values it may have; None is allowed wherever the annotation allows it.
-      identity: whether a run that goes on with another value is another run. False: the field
-        decides when, where or how it is measured, not what is trained.
+      default: as for `dataclasses.field`.
+      range: the allowed values; None is allowed if the annotation allows it.
+      identity: whether another value makes it another run. False: the field decides when, where or
+        how something is computed or measured, not what is trained.
       later: keywords of a function that are bound when it is called, not in the config.
     """
     metadata = {"range": range, "identity": identity, "later": later}
@@ -76,7 +76,7 @@ def setting(
 
 
 class Rule(NamedTuple):
-    """Something that must hold of several fields together."""
+    """A condition on several fields."""
 
     holds: bool
     field: str

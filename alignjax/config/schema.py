@@ -2,7 +2,7 @@
 
 A config file (see `alignjax.config.load`) imports the functions it uses and binds their
 hyperparameters with `functools.partial`: the import is the registry and the signature is the
-schema. What only one recipe reads is bound to that recipe, see `alignjax.recipes`.
+schema. Settings that only one recipe reads are bound to it, see `alignjax.recipes`.
 """
 
 import dataclasses
@@ -33,19 +33,19 @@ from alignjax.config.ranges import (
 from alignjax.data import sources
 from alignjax.models.config import LoraConfig, ModelConfig
 
-MOST_ROWS = 2**28  # that the steps of a training see: which are whose is a table in memory
+MOST_ROWS = 2**28  # rows of all steps of a training: their schedule is a table in memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where records come from and how they become rows."""
 
-    # (report, ...) -> records: a function of data.sources or .world; by default the columns decide
+    # (report, ...) -> records: a function of data.sources or world; the default reads the columns
     source: Callable[..., Any] = setting(sources.auto, later=("path", "columns"))
     # for sources that read files: file, glob, folder of a data set, or its id on the Hub
     path: str = ""
-    split: str = ""  # of a folder: train, say; empty where it has one only
-    # for sources.auto: names of columns, where their own do not say what they hold
+    split: str = ""  # of a folder, such as train; empty if it has only one
+    # for sources.auto: names of columns, if it does not know the data's own
     columns: sources.Columns = dataclasses.field(default_factory=sources.Columns)
     limit: int = setting(0, ROWS)  # rows read of each path, at most; 0: all
     eval_path: str = ""  # file or glob of held-out rows; empty: split off the data, by prompt
@@ -53,8 +53,8 @@ class DataConfig:
     max_prompt_tokens: int = setting(512, TOKENS)  # longer prompts lose their beginning
     max_response_tokens: int = setting(512, TOKENS)  # longer responses lose their end
     max_drop_fraction: float = setting(0.01, SHARE)  # stop when a larger share is dropped
-    # shapes (P, R) of batches at most, each with a program of its own; more than one pays where
-    # padding is run through the network: with a fused kernel (model.attention), on TPUs
+    # number of shapes (P, R) of batches at most, each with a program of its own; more than one pays
+    # where padding passes through the network: with a fused kernel (model.attention), on TPUs
     buckets: int = setting(1, FEW)
     pad_multiple: int = setting(16, FEW)  # token counts of a shape are multiples of this
     cache_dir: str = setting("", identity=False)  # prepared rows and reference log-probabilities;
@@ -65,7 +65,7 @@ class DataConfig:
 class TokenizerConfig:
     """Which tokenizer. Without a path, one is trained on the training records."""
 
-    # What is in the path counts: its digest is part of every key.
+    # Its content counts instead: the digest is part of every key.
     path: str = setting("", identity=False)  # sentencepiece .model, tokenizer.json, or a folder
     vocab_size: int = setting(512, count(1, 2**24))  # ids of a tokenizer trained here, at most
     chat_template: str = ""  # jinja file; empty: the tokenizer's own, else plain "Role: text"
@@ -92,21 +92,21 @@ def _are_loggers(names: tuple[str, ...]) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long, in what batches, and what is kept. Steps are optimizer steps."""
+    """Length of the training, batches, and what is kept. Steps are optimizer steps."""
 
     epochs: float = setting(1.0, between(0, 1e6, "[]"))  # passes over the data, when steps is 0
     steps: int = setting(0, STEPS)  # optimizer steps; 0: from epochs
     batch_size: int = setting(8, BATCH)  # prompts per optimizer step, over all devices
-    # tokens of a device that pass through the network at a time, at least those of one prompt
-    # with its responses; it bounds memory, not what a step is. 0: chosen from the data
+    # tokens of a device that pass through the network at a time, at least those of one prompt with
+    # its responses; changes memory use, not the result of a step. 0: chosen from the data
     microbatch_tokens: int = setting(0, count(0, 2**24), identity=False)
-    # steps between evaluations, with one at the end; 0: none; None: up to ten of the held-out rows
-    # alone, which together cost a tenth of the training at most
+    # steps between evaluations, with one at the end; 0: none; None: up to ten, only of held-out
+    # rows, which together cost at most a tenth of the training
     eval_every: int | None = setting(None, STEPS, identity=False)
     # metric of the held-out rows, such as eval/loss, by which best/ keeps the best evaluation's
     # parameters: the lowest loss, or the highest of another metric; empty: only the last are kept
     keep_best: str = setting("", identity=False)
-    # where numbers go beside metrics.jsonl: some of tensorboard, wandb, trackio, mlflow
+    # where metrics go besides metrics.jsonl: some of tensorboard, wandb, trackio, mlflow
     loggers: tuple[str, ...] = setting(
         ("tensorboard",),
         Range("some of tensorboard, wandb, trackio, mlflow", _are_loggers),
@@ -118,8 +118,8 @@ class TrainConfig:
     log_every: int = setting(10, EVERY, identity=False)  # steps between lines of metrics.jsonl
     max_skipped: int = setting(5, EVERY, identity=False)  # non-finite steps in a row before the
     # run stops
-    # seconds, compiling aside, that a step, a batch to score or sample, or a row to read may hang
-    # before the run ends with exit code 5; 0: for ever
+    # seconds without compiling that a step, a batch to score or sample, or a row to read may take
+    # before the run ends with exit code 5; 0: no limit
     stuck_after: float = setting(
         1800.0, Range("seconds in [0, 1e9]", lambda x: 0 <= x <= 1e9), identity=False
     )
@@ -142,7 +142,7 @@ class SftConfig:
     epochs: float = setting(1.0, between(0, 1e6, "[]"))
     steps: int = setting(0, STEPS)  # 0: from epochs
     batch_size: int = setting(32, BATCH)
-    truth: Callable[..., Any] | None = None  # (prompt, response) -> nats, where it is known exactly
+    truth: Callable[..., Any] | None = None  # (prompt, response) -> exact nats, if they are known
 
     def rules(self) -> Iterator[Rule]:
         """See `validate.check`."""
@@ -153,9 +153,9 @@ class SftConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How responses are sampled: the shared fields, with Hugging Face's names.
+    """How responses are sampled, with Hugging Face's names.
 
-    Log-probabilities of what was drawn are the policy's own, whatever is set here.
+    The log-probabilities of samples are the policy's own, for any settings.
     """
 
     samples: int = setting(4, FEW)  # responses per prompt
@@ -167,14 +167,14 @@ class SamplingConfig:
     min_p: float = setting(0.0, SHARE)  # drops ids less likely than this share of the likeliest one
     repetition_penalty: float = setting(1.0, POSITIVE)  # of ids in prompt or response so far; above
     # 1 discourages
-    num_beams: int = setting(1, FEW)  # above 1: the best responses of a beam search this wide,
-    # nothing is drawn
+    num_beams: int = setting(1, FEW)  # above 1: the best responses of a beam search with this
+    # number of beams, not random samples
     length_penalty: float = setting(1.0, FINITE)  # of beams: the best has the highest nats /
     # tokens ** this
     batch_size: int = setting(32, BATCH)  # prompts per batch
-    gather_weights: bool = setting(True, identity=False)  # copy what mesh.fsdp splits to every
-    # device once a batch, in model.dtype; False saves that memory and sends, or casts, the weights
-    # at every token
+    gather_weights: bool = setting(True, identity=False)  # copy weights split over mesh.fsdp to
+    # every device once per batch, in model.dtype; False needs less memory, but sends, or casts, the
+    # weights at every token
 
     def rules(self) -> Iterator[Rule]:
         """See `validate.check`."""
@@ -194,7 +194,7 @@ class SamplingConfig:
 class CandidatesConfig(SamplingConfig):
     """Lists to align on: responses of the supervised policy to every prompt, and their scores.
 
-    What is kept when a run is killed is whole batches.
+    A killed run keeps its complete batches.
     """
 
     # alignjax.rewards.scorers; a response gets their mean
@@ -226,7 +226,7 @@ class MeshConfig:
 class EvaluateConfig(SamplingConfig):
     """The evaluation before and after. Accuracy and margins need only held-out rows.
 
-    Rows are scored ``batch_size`` at a time, too.
+    ``batch_size`` is also the number of rows scored at a time.
     """
 
     judge: Callable[..., Any] | None = None  # (prompt, response) -> {name: score}; needs samples
@@ -235,15 +235,15 @@ class EvaluateConfig(SamplingConfig):
     ] = ()  # alignjax.rewards.scorers: models not trained against
     prompts: int = setting(128, ROWS)  # held-out prompts that responses are sampled for; 0:
     # no sampling
-    best_of: int = setting(0, FEW_OR_NONE)  # the best of a prompt's first so many samples is
-    # reported; 0: of all
-    # whether held-out rows are scored before and after; of a policy alone
+    best_of: int = setting(0, FEW_OR_NONE)  # N of best-of-N: the best of a prompt's first N samples
+    # is reported; 0: of all
+    # whether held-out rows are scored before and after, of policies only
     held_out: bool = setting(True, identity=False)
     during: int = setting(16, ROWS)  # prompts sampled at every evaluation during training;
     # 0: none
 
     def none(self) -> "EvaluateConfig":
-        """The same without any measurement: ``--set evaluate=none``."""
+        """Returns the settings without any measurement: ``--set evaluate=none``."""
         nothing: dict[str, Any] = dict(judge=None, scorers=(), prompts=0, best_of=0, during=0)
         return dataclasses.replace(self, **nothing, held_out=False)
 
@@ -253,7 +253,7 @@ class EvaluateConfig(SamplingConfig):
         few = self.best_of <= self.samples
         yield Rule(few, "best_of", f"a number in [0, {self.samples}], evaluate.samples")
         chosen = not self.best_of or self.judge is not None or bool(self.scorers)
-        unknown = "0 without evaluate.scorers or evaluate.judge, which say which sample is the best"
+        unknown = "0 without evaluate.scorers or evaluate.judge, which choose the best sample"
         yield Rule(chosen, "best_of", unknown)
 
 
@@ -262,27 +262,28 @@ class Config:
     """One run: data, model, loss, optimizer, evaluation."""
 
     # (config, workdir, allow_config_change, ...) -> summary: a function of alignjax.recipes, with
-    # the settings that it alone reads; None: recipes.align_policy
+    # the settings that only it reads; None: recipes.align_policy
     recipe: Callable[..., Any] | None = None
     data: DataConfig
-    loss: Callable[..., Any] | None = None  # (logps, batch) -> ([B] losses, metrics): a policy
-    reward_loss: Callable[..., Any] | None = None  # the same of (scores, batch): a reward model
+    loss: Callable[..., Any] | None = None  # a policy's: (logps, batch) -> ([B] losses, metrics)
+    # a reward model's: (scores, batch) -> ([B] losses, metrics)
+    reward_loss: Callable[..., Any] | None = None
     optim: OptimConfig
     select: Callable[..., Any] | None = None  # (key, batch) -> batch with other responses
     baseline: Callable[..., Any] | None = None  # (logps, batch) -> [B], averaged for the loss
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig
-    lora: LoraConfig | None = None  # None: all parameters are trained; else adapters alone
+    lora: LoraConfig | None = None  # None: all parameters are trained; else only adapters
     train: TrainConfig = TrainConfig()
-    sft: SftConfig | None = None  # None: the policy starts from fresh parameters
-    candidates: CandidatesConfig | None = None  # None: aligned on the data as they are
+    sft: SftConfig | None = None  # None: no supervised stage
+    candidates: CandidatesConfig | None = None  # None: the policy is aligned on the data itself
     reference: ReferenceConfig = ReferenceConfig()
     mesh: MeshConfig = setting(MeshConfig(), identity=False)
     evaluate: EvaluateConfig = setting(EvaluateConfig(), identity=False)
 
     @property
     def trained_loss(self) -> Callable[..., Any]:
-        """The function that is minimised: the policy's, or without one the reward model's."""
+        """The loss that is minimised: the policy's, or without one the reward model's."""
         function = self.reward_loss if self.loss is None else self.loss
         assert function is not None  # see `validate.check`
         return function

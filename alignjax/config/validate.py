@@ -1,8 +1,8 @@
 """Checks a config when it is made: types, ranges, and rules across fields.
 
-Ranges stand beside the fields, as metadata; rules across the fields of a section are its method
-``rules``, and those across the whole config of a recipe's section its method ``rules_of_run``. The
-dataclasses of `alignjax.config` call this, so nothing of them is imported here.
+Ranges are metadata of the fields. Rules across the fields of a section are in its method ``rules``;
+a recipe's section has rules across the whole config in its method ``rules_of_run``. `Config` calls
+this module, which imports none of the dataclasses.
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ from alignjax.errors import UserError, did_you_mean
 
 
 def check(config: Any) -> None:
-    """Refuses a config that cannot be run.
+    """Refuses a config that cannot run.
 
     Raises:
-      UserError: with the field, what was wanted and what was found.
+      UserError: names the field, what was wanted and what was found.
     """
     _check_types(config, "")
     for at, section in _sections_of_recipe(config):
@@ -46,7 +46,7 @@ def _check(section: Any, at: str, rules: typing.Iterable[Rule]) -> None:
         if not holds:
             path = f"{at}.{field}" if at else field
             value = get(section, field) if found is dataclasses.MISSING else found
-            # A whole section would fill the line.
+            # Not the whole section, which would fill the line.
             text = type(value).__name__ if dataclasses.is_dataclass(value) else repr(value)
             raise UserError(f"{path}: wanted {wanted}, found {text}")
 
@@ -58,7 +58,7 @@ def _sections_of_recipe(config: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _check_task(config: Any) -> None:
-    """A policy is trained, or a reward model; recipes with settings say what they train."""
+    """Checks that either a policy or a reward model is trained, unless the recipe has settings."""
     if any(_sections_of_recipe(config)):
         return
     if (config.loss is None) == (config.reward_loss is None):
@@ -73,7 +73,7 @@ def _check_task(config: Any) -> None:
 
 
 def _check_best(config: Any) -> None:
-    """Refuses ``keep_best`` where no evaluation of a policy would read it."""
+    """Refuses ``keep_best`` where it has no effect."""
     for at, section in sections(config):
         if not getattr(section, "keep_best", ""):
             continue
@@ -86,7 +86,7 @@ def _check_best(config: Any) -> None:
 
 
 def _check_types(value: Any, at: str) -> None:
-    """Python does not check annotations; a wrong type would surface far from the config."""
+    """Checks the fields' types, because wrong ones would fail far from the config."""
     hints = typing.get_type_hints(type(value))
     for field in dataclasses.fields(value):
         path = f"{at}.{field.name}" if at else field.name
@@ -105,7 +105,7 @@ def _ranges(section: Any) -> Iterator[Rule]:
 
 
 def _row_rules(config: Any) -> Iterator[Rule]:
-    """Every batch splits evenly over the devices that hold rows."""
+    """Requires that every batch splits evenly over the devices that hold rows."""
     rows = config.mesh.data * config.mesh.fsdp
     for at, section in sections(config):
         size = getattr(section, "batch_size", None)
@@ -125,7 +125,7 @@ def _check_functions(section: Any, at: str) -> None:
 
 
 def _functions(value: Any, hint: Any, at: str) -> Iterator[tuple[str, Any]]:
-    """Yields what stands where a function is wanted, alone or in a tuple, with its path."""
+    """Yields the values that should be functions, alone or in a tuple, with their paths."""
     if isinstance(value, tuple) and any(takes_function(h) for h in _items(hint)):
         yield from ((f"{at}[{i}]", function) for i, function in enumerate(value))
     elif value is not None and takes_function(hint):
@@ -137,17 +137,17 @@ def _items(hint: Any) -> tuple[Any, ...]:
 
 
 def check_keywords(function: Callable[..., Any], field: str, later: tuple[str, ...] = ()) -> None:
-    """Finds keywords that a function does not take or misses, before anything is compiled.
+    """Checks the keywords bound to a function: known, complete, of the right type and range.
 
     Args:
-      function: what the config says.
-      field: where it says so.
+      function: of the config.
+      field: of the config that has it.
       later: keywords that are bound when the function is called.
 
     Raises:
-      UserError: names the field, the function and the keyword, with the closest one it takes.
+      UserError: names the field, the function and the keyword, and suggests the closest one.
     """
-    from alignjax.types import RunSchedule, Schedule  # brings JAX, which configs alone must not
+    from alignjax.types import RunSchedule, Schedule  # imports JAX: slow
 
     plain, args, bound = function, (), {}
     if isinstance(function, functools.partial):
@@ -156,8 +156,8 @@ def check_keywords(function: Callable[..., Any], field: str, later: tuple[str, .
         raise UserError(f"{field}: wanted a function or a partial of one, found {function!r}")
     if args:
         raise UserError(
-            f"{field}: {plain.__name__} is bound to {args!r} by position; bind hyperparameters "
-            "by keyword"
+            f"{field}: wanted hyperparameters bound by keyword, found {args!r} bound by position "
+            f"to {plain.__name__}"
         )
     known = keywords(plain)
     for name, value in bound.items():
@@ -175,7 +175,7 @@ def check_keywords(function: Callable[..., Any], field: str, later: tuple[str, .
             if not allowed.holds(value) and value != known[name].default:
                 raise UserError(f"{field}.{name}: wanted {allowed.wanted}, found {value!r}")
         if not is_schedule and not fits(value, wanted):
-            hint = "; a schedule is bound as types.Schedule(schedule)" if callable(value) else ""
+            hint = "; for a schedule: types.Schedule(schedule)" if callable(value) else ""
             raise UserError(f"{field}.{name}: wanted {type_name(wanted)}, found {value!r}{hint}")
         for at, inner in _functions(value, wanted, f"{field}.{name}"):
             if inspect.isfunction(inner) or isinstance(inner, functools.partial):
@@ -187,7 +187,7 @@ def check_keywords(function: Callable[..., Any], field: str, later: tuple[str, .
 
 
 def get(config: Any, field: str) -> Any:
-    """The value at a dotted path, None where a part on the way is None or has no such keyword."""
+    """Returns the value at a dotted path; None if a part of the path is None or does not exist."""
     for name in field.split("."):
         if config is None:
             return None

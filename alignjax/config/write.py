@@ -9,8 +9,8 @@ from typing import Any
 
 from alignjax.config.fields import describe, plain
 
-WIDTH = 88  # of a line that is not broken
-# What one often changes is written even where it is the default.
+WIDTH = 88  # characters of a line at most; longer ones are broken
+# Fields that users often change: written even if they have their default.
 SHOWN = (
     *("epochs", "batch_size", "learning_rate", "rank", "alpha", "max_prompt_tokens"),
     *("max_response_tokens", "eval_fraction"),
@@ -18,10 +18,10 @@ SHOWN = (
 
 
 def source(config: Any, about: str) -> str:
-    """Writes a config file; what it makes describes itself as ``config`` does.
+    """Writes a config file whose config has the same description as ``config``.
 
     Args:
-      config: of functions that modules of the package have, not of closures.
+      config: its functions must be functions of modules of alignjax, not closures.
       about: docstring of the file.
     """
     imports: set[tuple[str, str]] = set()
@@ -47,7 +47,7 @@ def _import(module: str, names: list[str]) -> str:
 
 
 def _write(value: Any, imports: set[tuple[str, str]], indent: int) -> str:
-    from alignjax.types import RunSchedule  # brings JAX, which configs alone must not
+    from alignjax.types import RunSchedule  # imports JAX: slow
 
     if isinstance(value, float) and not math.isfinite(value):
         return f'float("{value}")'
@@ -69,7 +69,7 @@ def _write(value: Any, imports: set[tuple[str, str]], indent: int) -> str:
 
 
 def _text(value: Any) -> str:
-    """A literal, with double quotes where they need no escape."""
+    """Writes a literal, with double quotes if they need no escape."""
     if not isinstance(value, str) or '"' in value or "\\" in repr(value):
         return repr(value)
     return f'"{value}"'
@@ -78,7 +78,7 @@ def _text(value: Any) -> str:
 def _dataclass(
     value: Any, imports: set[tuple[str, str]], indent: int, *, broken: bool = False
 ) -> str:
-    """Writes the fields that are not their defaults, and `SHOWN`."""
+    """Writes the fields that differ from their defaults, and those of `SHOWN`."""
     module = type(value).__module__
     imports.add((module.removesuffix(".schema"), type(value).__name__))
     named = {}
@@ -93,7 +93,7 @@ def _dataclass(
 
 
 def _name(function: Any, imports: set[tuple[str, str]]) -> str:
-    """Names a function as ``module.name``; the shortest module that has it is imported."""
+    """Names a function as ``module.name``; imports it from the package if that has it."""
     module, name = function.__module__, function.__name__
     package = importlib.import_module(module.rpartition(".")[0])
     if getattr(package, name, None) is function:
@@ -104,7 +104,7 @@ def _name(function: Any, imports: set[tuple[str, str]]) -> str:
 
 
 def _schedule(value: Any, imports: set[tuple[str, str]]) -> str:
-    """Writes the call, without arguments, that made a schedule of the run."""
+    """Writes the call without arguments that makes a schedule."""
     module = importlib.import_module(plain(value.over).__module__)
     for make in vars(module).values():
         makes = getattr(make, "__annotations__", {}).get("return")
@@ -116,7 +116,7 @@ def _schedule(value: Any, imports: set[tuple[str, str]]) -> str:
 def _call(
     name: str, first: list[str], named: dict[str, str], indent: int, *, broken: bool = False
 ) -> str:
-    """Writes a call on one line, or with one argument a line where that would be too long."""
+    """Writes a call on one line, or if that is too long with one argument per line."""
     arguments = [*first, *(f"{key}={text}" for key, text in named.items())]
     line = f"{name}({', '.join(arguments)})"
     if not broken and "\n" not in line and indent + len(line) <= WIDTH:

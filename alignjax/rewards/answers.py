@@ -18,8 +18,8 @@ def same_text(response: str, answer: str) -> float:
 def same_number(response: str, answer: str) -> float:
     r"""Gives 1 if the last number of the response equals the last number of the answer.
 
-    So reasoning may come before the result, in both: GSM8K's answers end in ``#### 42``, those of
-    MATH in ``\boxed{42}``. A comma separates thousands. Without a number it gives 0.
+    Reasoning may come before the result: GSM8K's answers end in ``#### 42``, those of MATH in
+    ``\boxed{42}``. Commas separate thousands. Without a number in both it gives 0.
 
     >>> same_number("3 boxes of 14 are 42.0", "3 * 14 = 42 #### 42"), same_number("41", "42")
     (1.0, 0.0)

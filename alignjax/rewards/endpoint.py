@@ -1,8 +1,8 @@
-"""A judge with an OpenAI-compatible endpoint: compares two responses, in both orders.
+"""Asks a judge with an OpenAI-compatible endpoint to compare two responses, in both orders.
 
-The address and the key are those of the environment: ``OPENAI_BASE_URL`` (by default OpenAI's own)
-and ``OPENAI_API_KEY``. Every answer is kept in a file, so that a judgement that was asked for is
-not paid for again, and a comparison that was interrupted goes on.
+The address is in the environment variable ``OPENAI_BASE_URL`` (by default OpenAI's own), the key in
+``OPENAI_API_KEY``. Every answer is saved in a file, so no question is paid for twice, and an
+interrupted comparison can continue.
 """
 
 import concurrent.futures
@@ -27,7 +27,7 @@ log = logging.getLogger("alignjax")
 
 OPENAI = "https://api.openai.com/v1"
 AT_ONCE = 8  # requests
-TRIES, WAIT = 5, 1.0  # of a request; seconds after the first, twice as many after each
+TRIES, WAIT = 5, 1.0  # tries of a request; seconds after the first try, doubled after each
 TIMEOUT = 120.0  # seconds
 QUESTION = """Which response answers the prompt better? Judge helpfulness, correctness and \
 relevance; length by itself is no merit. Reply with one letter: A, B, or T for a tie.
@@ -46,11 +46,11 @@ relevance; length by itself is no merit. Reply with one letter: A, B, or T for a
 class Judged:
     """A judge's answers about pairs of responses."""
 
-    wins: np.ndarray  # [N] share that ours has won over both orders: 0, 0.25, 0.5, 0.75 or 1
+    wins: np.ndarray  # [N] share that ours won over both orders: 0, 0.25, 0.5, 0.75 or 1
     consistent: float  # share of the pairs on which both orders agree
     unread: int  # answers that were neither A, B nor T; they count as ties
-    tokens: dict[str, int]  # prompt and completion, of the requests that were made now
-    asked: int  # requests that were made now; the others were in the file
+    tokens: dict[str, int]  # prompt and completion tokens of the new requests
+    asked: int  # new requests; other answers were in the file
 
 
 def judge_pairs(
@@ -60,11 +60,11 @@ def judge_pairs(
 
     Args:
       pairs: ``(prompt, ours, theirs)``.
-      model: the judge's name at the address.
+      model: the judge's name at the endpoint.
       cache: a file of JSON lines, to which every answer is added.
 
     Raises:
-      UserError: the address cannot be reached, refuses, or answers in another form.
+      UserError: the endpoint cannot be reached, refuses, or returns no chat completion.
     """
     orders = [x for prompt, a, b in pairs for x in ((prompt, a, b), (prompt, b, a))]
     questions = [QUESTION.format(prompt=p, a=a, b=b) for p, a, b in orders]
@@ -74,32 +74,32 @@ def judge_pairs(
     with naming_file(cache), cache.open("a", encoding="utf-8") as file:
 
         def ask(question: str) -> None:
-            said, used = _ask(model, question)
+            answer, used = _ask(model, question)
             with lock:
                 for name in tokens:
                     tokens[name] += int(used.get(f"{name}_tokens", 0))
-                known[_key(model, question)] = said
-                file.write(json.dumps({"key": _key(model, question), "said": said}) + "\n")
+                known[_key(model, question)] = answer
+                file.write(json.dumps({"key": _key(model, question), "said": answer}) + "\n")
                 file.flush()
 
         with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
             for done in [pool.submit(ask, question) for question in new]:
                 done.result()
-    said = [_verdict(known[_key(model, q)]) for q in questions]
-    first = np.array([0.5 if x is None else x for x in said[0::2]])
-    second = np.array([0.5 if x is None else 1 - x for x in said[1::2]])
+    verdicts = [_verdict(known[_key(model, q)]) for q in questions]
+    first = np.array([0.5 if x is None else x for x in verdicts[0::2]])
+    second = np.array([0.5 if x is None else 1 - x for x in verdicts[1::2]])
     return Judged(
         wins=(first + second) / 2,
         consistent=float((first == second).mean()),
-        unread=said.count(None),
+        unread=verdicts.count(None),
         tokens=tokens,
         asked=len(new),
     )
 
 
-def _verdict(said: str) -> float | None:
-    """Reads what response A has won: 1, 0 or, for a tie, 0.5; None: it is not to be read."""
-    letter = said.strip().strip("[]().*\"'").upper()[:1]
+def _verdict(answer: str) -> float | None:
+    """Reads whether response A won: 1, 0, or 0.5 for a tie; None for any other answer."""
+    letter = answer.strip().strip("[]().*\"'").upper()[:1]
     return {"A": 1.0, "B": 0.0, "T": 0.5}.get(letter)
 
 
@@ -108,20 +108,20 @@ def _key(model: str, question: str) -> str:
 
 
 def _read(cache: pathlib.Path) -> dict[str, str]:
-    """Reads the answers that were given; a line that a kill cut short is asked for again."""
-    found = {}
+    """Reads the saved answers; skips a line that a killed program left incomplete."""
+    answers = {}
     if cache.is_file():
         for line in cache.read_text(encoding="utf-8").splitlines():
             try:
                 entry = json.loads(line)
-                found[entry["key"]] = entry["said"]
+                answers[entry["key"]] = entry["said"]
             except (ValueError, KeyError, TypeError):
                 continue
-    return found
+    return answers
 
 
 def _ask(model: str, question: str) -> tuple[str, dict[str, Any]]:
-    """Asks once; tries again where the server is busy or fails."""
+    """Asks one question; tries again if the server is busy or fails."""
     address = os.environ.get("OPENAI_BASE_URL", OPENAI).rstrip("/") + "/chat/completions"
     if not address.startswith(("http://", "https://")):
         raise UserError(f"OPENAI_BASE_URL: wanted an http or https address, found {address!r}")

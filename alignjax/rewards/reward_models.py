@@ -33,7 +33,7 @@ from alignjax.types import Params
 
 log = logging.getLogger("alignjax")
 
-OURS = "reward_model.json"  # of an exported folder: the limits of the run
+OURS = "reward_model.json"  # in an exported folder: the token limits of the run
 LIMITS = ("max_prompt_tokens", "max_response_tokens")
 
 
@@ -47,9 +47,9 @@ class RewardModel:
     objectives: tuple[str, ...]  # names of the M scores; () for one score without a name
     data: dict[str, Any]  # the run's config field ``data``: token limits and padding
     digest: str  # of the parameters
-    from_elsewhere: bool = False  # of no run of ours
-    reading: Reading | None = None  # what it was trained to read, if not as runs of ours do
-    labels: tuple[str, str] | None = None  # a score is how far it prefers the second to the first
+    from_elsewhere: bool = False  # whether transformers saved it, not a run of alignjax
+    reading: Reading | None = None  # how to write its input; None: as alignjax's runs do
+    labels: tuple[str, str] | None = None  # a score is the second one's logit minus the first one's
 
 
 def score(
@@ -60,7 +60,7 @@ def score(
     mesh: MeshConfig | None,
     cuts: Counter[str] | None = None,
 ) -> list[np.ndarray]:
-    """Scores responses; see `scorers.reward_model`, which is this for a folder."""
+    """Scores responses; see `scorers.reward_model`, which takes a folder instead."""
     if mesh is None:
         mesh = MeshConfig(fsdp=len(jax.devices()) if distributed.several() else 1)
     devices = sharding.make_mesh(mesh.data, mesh.fsdp, mesh.tensor)
@@ -98,7 +98,7 @@ def score(
 def _count_cuts(
     reward: RewardModel, report: DataReport, responses: int, cuts: Counter[str] | None
 ) -> None:
-    """Logs how many texts were cut, and adds that and how many there were to ``cuts``."""
+    """Logs how many texts were cut; adds this count and the number of texts to ``cuts``."""
     for what, total, loses in (
         ("prompt", report.kept, "beginning"),
         ("response", responses, "end"),
@@ -121,10 +121,10 @@ def _count_cuts(
 def with_limits(
     reward: RewardModel, max_prompt_tokens: int | None, max_response_tokens: int | None
 ) -> RewardModel:
-    """Gives a reward model other token limits; None: what it has.
+    """Replaces a reward model's token limits; None keeps one.
 
     Raises:
-      UserError: a limit that leaves nothing of a text.
+      UserError: a limit is below 2.
     """
     limits = {"max_prompt_tokens": max_prompt_tokens, "max_response_tokens": max_response_tokens}
     given = {name: limit for name, limit in limits.items() if limit is not None}
@@ -165,9 +165,9 @@ def find(path: str) -> RewardModel:
     trained_with = summary["reward_model"]
     if tokenizer.digest != trained_with["tokenizer"]:
         raise UserError(
-            f"{folder}: the reward model was trained with tokenizer "
-            f"{trained_with['tokenizer'][:12]}, "
-            f"{settings['path'] or own} is {tokenizer.digest[:12]}"
+            f"{folder}: wanted the tokenizer that the reward model was trained with, "
+            f"{trained_with['tokenizer'][:12]}, found {tokenizer.digest[:12]} "
+            f"({settings['path'] or own})"
         )
     model = model_from(config, str(folder / "config.json"))
     return RewardModel(
@@ -181,9 +181,9 @@ def find(path: str) -> RewardModel:
 
 
 def _from_elsewhere(folder: pathlib.Path, config: dict[str, Any]) -> RewardModel:
-    """Reads a reward model's folder saved by transformers.
+    """Reads the folder of a reward model that transformers saved, or that was exported.
 
-    One that was exported here says in ``reward_model.json`` which limits it was trained with.
+    An exported one has the token limits that it was trained with in ``reward_model.json``.
     """
     model = hf.read_config(folder, reward=True)
     names = configjson.labels(config, str(folder / "config.json"))
@@ -211,18 +211,18 @@ def _from_elsewhere(folder: pathlib.Path, config: dict[str, Any]) -> RewardModel
 
 
 def _limits(folder: pathlib.Path) -> dict[str, int]:
-    """The token limits that a reward model exported here was trained with."""
-    found = _read_json(folder, OURS, "")
+    """Reads the token limits that an exported reward model was trained with."""
+    limits = _read_json(folder, OURS, "")
     for name in LIMITS:
-        if type(found.get(name)) is not int or found[name] < 2:
+        if type(limits.get(name)) is not int or limits[name] < 2:
             raise UserError(
-                f"{folder / OURS}: {name}: wanted a number above 1, found {found.get(name)!r:.80}"
+                f"{folder / OURS}: {name}: wanted a number above 1, found {limits.get(name)!r:.80}"
             )
-    return {name: found[name] for name in LIMITS}
+    return {name: limits[name] for name in LIMITS}
 
 
 def _own_length(folder: pathlib.Path, config: dict[str, Any]) -> int:
-    """The tokens that a model was made for: of its context, or fewer, if its tokenizer says so."""
+    """Finds a model's maximum length in tokens: its context, or its tokenizer's lower limit."""
     given = [config.get("max_position_embeddings")]
     if (folder / "tokenizer_config.json").is_file():
         given.append(_read_json(folder, "tokenizer_config.json", "").get("model_max_length"))
@@ -230,7 +230,8 @@ def _own_length(folder: pathlib.Path, config: dict[str, Any]) -> int:
     lengths = [x for x in given if type(x) is int and 2 < x < 10**9]
     if not lengths:
         raise UserError(
-            f"{folder}: names no longest text: wanted max_position_embeddings in config.json"
+            f"{folder / 'config.json'}: max_position_embeddings: wanted a number, found none; nor "
+            "has tokenizer_config.json a model_max_length"
         )
     return min(lengths)
 
@@ -250,7 +251,7 @@ def load_params(reward: RewardModel, mesh: Mesh) -> Params:
     target = sharding.abstract(shapes, layout)
     if not (reward.path / "params").is_dir():
         params = hf.load_params(reward.path, target, reward.model)
-        if reward.labels is not None:  # the difference of two outputs, as one
+        if reward.labels is not None:  # one output, the difference of the two
             kernel = params["reward"]["kernel"]
             params["reward"]["kernel"] = kernel[:, 1:] - kernel[:, :1]
         return params

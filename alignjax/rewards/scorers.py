@@ -8,8 +8,7 @@ A config names a function of records and binds its keywords with `functools.part
     scorer=partial(scorers.several, scorers=(one, another))
     scorer=my_function
 
-`open_scorer` makes a `Scorer` of any of them. All that use scores go through it, so what a scorer
-returns is checked in one place.
+`open_scorer` makes a `Scorer` of any of them, which checks the scores that the function returns.
 """
 
 import dataclasses
@@ -29,7 +28,7 @@ from alignjax.rewards.reward_models import RewardModel
 from alignjax.runtime.distributed import broadcast
 
 Score = Callable[[Sequence[Record]], list[np.ndarray]]  # for each record [k] or [k, M]
-# What reward models cut: "NAME: responses cut", of "NAME: responses"; the same of prompts.
+# Numbers of texts and of cut ones: "NAME: responses", "NAME: responses cut"; the same of prompts.
 Cuts = Counter[str]
 Judge = Callable[[str, str], dict[str, float]]  # (prompt, response) -> {name: score}
 
@@ -37,7 +36,7 @@ Judge = Callable[[str, str], dict[str, float]]  # (prompt, response) -> {name: s
 def judged(
     records: Sequence[Record], *, judge: Judge, name: str | tuple[str, ...]
 ) -> list[np.ndarray]:
-    """Scores by a function of the texts, such as the embedded world's truth.
+    """Scores responses by a function of the texts, such as the embedded world's truth.
 
     Args:
       records: their prompts are plain text.
@@ -55,8 +54,8 @@ def judged(
     for record in records:
         if not isinstance(record.prompt, str):
             raise DataError(
-                f"{record.origin or record.id}: the prompt is a conversation, and a judge reads "
-                "plain text; a scorer of your own, records -> [k] or [k, M] each, reads both"
+                f"{record.origin or record.id}: wanted a prompt of plain text for the judge, found "
+                "a conversation; a scorer function, records -> [k] or [k, M] each, can read both"
             )
         rows = [judge(record.prompt, response) for response in record.responses]
         for row in rows:
@@ -73,10 +72,10 @@ def judged(
 
 
 def checked(records: Sequence[Record], *, check: Callable[[str, str], float]) -> list[np.ndarray]:
-    """Scores a policy's samples by comparing them with the answer that the data give.
+    """Scores a policy's samples by comparing them with the data's answer.
 
     Args:
-      records: with ``answers``; of several the first one counts, which in pairs is the chosen one.
+      records: of their ``answers`` the first one is used, in pairs the chosen response.
       check: ``(response, answer) -> score``, larger is better; such as
         ``lambda response, answer: float(response.strip() == answer.strip())``.
 
@@ -105,25 +104,25 @@ def reward_model(
     max_response_tokens: int | None = None,
     cuts: Cuts | None = None,
 ) -> list[np.ndarray]:
-    """Scores by a trained reward model, with a progress bar; one compile per padded shape.
+    """Scores responses by a trained reward model, with a progress bar; compiles per padded shape.
 
     Texts over the token limits are cut as in training: prompts lose their beginning, responses
-    their end. How many were cut is logged, and in a run counted in its data report. A model that
-    was not trained here reads what its chat template writes, to the end, and scores at the last
-    token that is not its padding, as in transformers. Where it chooses between two labels, its
-    score is how far it prefers the second.
+    their end. The number of cut texts is logged, and in a run added to its data report. A model
+    that transformers saved reads the text that its chat template writes and scores at the last
+    token that is not padding, as in transformers. With two labels, the score is the logit of the
+    second minus that of the first.
 
     Args:
       records: prompts as the model was trained on, with any number of responses.
       path: the workdir of a finished run whose config has a ``reward_loss``, or a folder of a
         ``...ForSequenceClassification`` saved by transformers.
-      batch_size: prompts at a time, or as many more as the mesh's ``data * fsdp`` divides.
-      mesh: what the parameters and the rows are split over. Inside a run it is the run's; None:
-        one device, or with several processes all of them along ``fsdp``.
-      max_prompt_tokens, max_response_tokens: limits in the model's own tokens, above 1. None: of
-        the run that trained it, which an exported folder keeps; of a model that was not trained
-        here its own length, for prompt and response together.
-      cuts: gets the counts, where someone wants them.
+      batch_size: prompts at a time, rounded up to a multiple of the mesh's ``data * fsdp``.
+      mesh: the devices that parameters and rows are split over. In a run it is the run's; None:
+        one device, or with several processes all devices along ``fsdp``.
+      max_prompt_tokens, max_response_tokens: limits in the model's own tokens, above 1. None: those
+        of the run that trained it, which an exported folder has too; for other models their
+        maximum length, for prompt and response together.
+      cuts: the numbers of texts and of cut texts are added to it.
 
     Returns:
       For each record ``[k]`` float32, or ``[k, M]`` where the model has M > 1 objectives.
@@ -146,15 +145,15 @@ def several(
     scorers: tuple[Callable[..., list[np.ndarray]], ...],
     cuts: Cuts | None = None,
 ) -> list[np.ndarray]:
-    """Scores by M scorers of one score each: an objective each, in their order.
+    """Scores responses on M objectives by M scorers, in their order.
 
-    They score one after the other: of reward models, memory holds one at a time.
+    The scorers run one after the other, so that memory holds only one reward model at a time.
 
     Returns:
       For each record ``[k, M]`` float32.
 
     Raises:
-      UserError: there are no scorers, or one gives several scores a response.
+      UserError: there are no scorers, or one gives several scores per response.
     """
     if not scorers:
         raise UserError("scorers: wanted at least one, found none")
@@ -165,7 +164,7 @@ def several(
             k = len(record.responses)
             if scores.shape not in ((k,), (k, 1)):
                 raise UserError(
-                    f"scorers[{i}]: wanted one score a response, [{k}], found shape "
+                    f"scorers[{i}]: wanted one score per response, [{k}], found shape "
                     f"{list(scores.shape)}"
                 )
         columns.append([scores.reshape(-1) for scores in column])
@@ -173,26 +172,26 @@ def several(
 
 
 def _score(function: Callable[..., Any], records: Sequence[Record], cuts: Cuts | None) -> Any:
-    """Calls a scorer; those that are or have reward models count what these cut."""
+    """Calls a scorer; passes ``cuts`` to those that run reward models."""
     counts = cuts is not None and plain(function) in (reward_model, several)
     return function(records, cuts=cuts) if counts else function(records)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scorer:
-    """A scorer of a config, opened: what it returns is checked."""
+    """A scorer of a config; its methods check the scores."""
 
     label: str  # the config field and the function, for messages
     function: Score
     names: tuple[str, ...] | None = None  # of its M scores; (): one without a name; None: unknown
-    reward_models: tuple[RewardModel, ...] = ()  # those that score, in order
-    only_reward_models: bool = False  # nothing else scores
+    reward_models: tuple[RewardModel, ...] = ()  # that it runs, in order
+    only_reward_models: bool = False  # whether it runs nothing else
 
     @property
     def digest(self) -> str:
-        """Digest of what scores come from and a config does not say; empty where it says all.
+        """Joins the digests of its reward models, since a config has only their paths.
 
-        The parameters of reward models, and of those from elsewhere their token limits, too.
+        Of those that transformers saved, the token limits are added.
         """
         parts: list[str] = []
         for reward in self.reward_models:
@@ -227,14 +226,14 @@ class Scorer:
 
         Args:
           records: of k responses each.
-          names: of the M objectives. A scorer that names its scores gives those of these names;
-            of any other its M scores are taken in this order.
+          names: of the M objectives. They select the scores of a scorer that names its scores; any
+            other has to give M scores in this order.
 
         Returns:
           For each record ``[k, M]`` float64, NaN where the scorer has no score.
 
         Raises:
-          UserError: the scorer fails, lacks a name, gives another shape or an infinite score.
+          UserError: the scorer fails, lacks a name, or returns another shape or an infinite score.
         """
         columns = self.columns(names)
         out = []
@@ -260,13 +259,13 @@ class Scorer:
         return [(r, np.asarray(x, np.float64)) for r, x in zip(records, scores, strict=True)]
 
     def columns(self, names: Sequence[str]) -> list[int]:
-        """Finds which of its scores are those of M objectives; see `tables`."""
+        """Finds the places of M objectives among its scores; see `tables`."""
         if self.names is None:
             return list(range(len(names)))
         if not self.names:
             raise UserError(
-                f"{self.label}: wanted scores of {', '.join(names)}, found a reward model that "
-                "scores one objective"
+                f"{self.label}: wanted scores of {', '.join(names)}, found a reward model with one "
+                "objective"
             )
         for name in names:
             if name not in self.names:
@@ -290,13 +289,13 @@ class Scorer:
 
 
 def open_scorer(function: Callable[..., Any], field: str, config: Config | None) -> Scorer:
-    """Makes a `Scorer` of what a config names; a reward model is looked up, and not loaded yet.
+    """Makes a `Scorer` of a config's function; reads of a reward model only the description.
 
     Args:
       function: ``records -> [k] or [k, M] for each``.
       field: the config field that names it, for messages.
-      config: of the run: a reward model is split over its mesh, unless ``function`` binds another.
-        None: outside of a run.
+      config: of the run; a reward model uses its mesh, unless ``function`` binds another. None:
+        outside of a run.
 
     Raises:
       UserError: the folder of a reward model holds none.
@@ -332,7 +331,7 @@ def open_scorers(
 
 
 def digests(scorers: Sequence[Scorer]) -> list[str]:
-    """Lists the digests of the reward models among scorers: a path says nothing of its content."""
+    """Lists the digests of the scorers that run reward models."""
     return [scorer.digest for scorer in scorers if scorer.digest]
 
 
@@ -345,18 +344,18 @@ def mean_scores(
 
 
 def judgements(judge: Judge, pairs: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
-    """Asks the judge of ``evaluate.judge`` for all its scores.
+    """Scores S responses with ``evaluate.judge``.
 
     Args:
       judge: ``(prompt, response) -> {name: score}``.
       pairs: (prompt, response).
 
     Returns:
-      By name ``[S]`` float64, one score a pair.
+      Name -> ``[S]`` float64.
 
     Raises:
-      UserError: what the judge returns is no ``{name: finite number}``, or has other names than
-        before.
+      UserError: the judge returns something other than ``{name: finite number}``, or not the same
+        names for all responses.
     """
     label = f"evaluate.judge: {name_of(judge)}"
     rows: list[dict[str, Any]] = []
@@ -364,7 +363,7 @@ def judgements(judge: Judge, pairs: Sequence[tuple[str, str]]) -> dict[str, np.n
         row = _named(label, judge, prompt, response)
         names = rows[0] if rows else row
         if not isinstance(row, dict) or not row or set(row) != set(names):
-            wanted = f"the scores {', '.join(names)}" if rows else "{name: number}, one at least"
+            wanted = f"the scores {', '.join(names)}" if rows else "{name: number}, at least one"
             raise UserError(f"{label}: wanted {wanted}, found {row!r}")
         bad = {n: x for n, x in row.items() if not _is_finite(x)}
         if bad:
@@ -380,7 +379,7 @@ def _is_finite(x: Any) -> bool:
 
 
 def _named(label: str, function: Callable[..., Any], *args: Any) -> Any:
-    """Calls a function; what it raises names the config field."""
+    """Calls a function; its errors get the config field's name in front."""
     try:
         return function(*args)
     except UserError as error:
@@ -392,7 +391,7 @@ def _named(label: str, function: Callable[..., Any], *args: Any) -> Any:
 def _of_the_first_process(scores: list[np.ndarray]) -> list[np.ndarray]:
     """Gives all processes the scores of process 0.
 
-    Every process runs the scorer, since a reward model runs on all devices; but a user's function
-    may answer differently each time, and all processes have to go on with the same numbers.
+    Every process runs the scorer, because a reward model runs on all devices. But a user's function
+    may answer differently each time, and all processes must continue with the same numbers.
     """
     return [np.array(x) for x in broadcast("scores", lambda: [x.tolist() for x in scores])]

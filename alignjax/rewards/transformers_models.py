@@ -1,7 +1,7 @@
-"""Scores by classifiers of other architectures, which transformers runs: DeBERTa, GPT-2 and others.
+"""Scores responses with classifiers that run in transformers only: DeBERTa, GPT-2 and others.
 
-They are for the command ``score``, offline: the networks that run in JAX are `reward_models`.
-Only weights in safetensors are read, from the folder alone, and no code of the folder is run.
+Only the command ``score`` uses them; networks that run in JAX are in `reward_models`. Weights are
+read from safetensors only, and no code in the folder is run.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from alignjax.runtime.loggers.bars import progress
 log = logging.getLogger("alignjax")
 
 BATCH = 16  # responses at a time
-# No extra of ours: torch is installed by its own instructions, for the machine that there is.
+# Not in pyproject.toml: how to install torch depends on the machine.
 NEEDED = ("torch", "transformers")
 CLASSIFIER = "ForSequenceClassification"
 
@@ -40,12 +40,12 @@ class Classifier:
 
     path: pathlib.Path  # its folder
     objectives: tuple[str, ...]  # names of its scores; () for one score without a name
-    labels: tuple[str, str] | None  # a score is how far it prefers the second to the first
+    labels: tuple[str, str] | None  # a score is the second one's logit minus the first one's
     digest: str  # of its weights, settings and tokenizer
 
 
 def find(path: str) -> Classifier | None:
-    """Reads what a folder holds, if it is a classifier of a family that does not run in JAX.
+    """Describes the classifier in a folder; None if it is none, or of a family that runs in JAX.
 
     Raises:
       UserError: torch or transformers are not installed, or there are no safetensors.
@@ -79,20 +79,19 @@ def score(
 ) -> list[np.ndarray]:
     """Scores responses in float32, on the CPU.
 
-    A tokenizer with a chat template reads the conversation that it writes; one without it reads the
-    pair (prompt, response), as such models are trained. A longer text than the model takes loses
-    its beginning, of a pair that of the prompt; how many did is logged and counted.
+    The input is the conversation as the tokenizer's chat template writes it, or without a template
+    the pair (prompt, response), as such models are trained. A text over the model's maximum length
+    loses its beginning, in a pair the prompt's; the number of cut texts is logged and counted.
 
     Args:
       records: prompts, with any number of responses.
-      cuts: where the number of texts and of those that were cut is added.
+      cuts: the numbers of texts and of cut texts are added to it.
 
     Returns:
       For each record ``[k]`` float32, or ``[k, M]`` where the model has M > 1 objectives.
 
     Raises:
-      UserError: transformers cannot load the folder, or a response alone is longer than the model
-        takes.
+      UserError: transformers cannot load the folder, or a response alone is over the maximum.
     """
     tokenizer, model = _load(classifier.path)
     name, longest = classifier.path.resolve().name, _longest(tokenizer, model.config)
@@ -128,15 +127,15 @@ def _load(folder: pathlib.Path) -> tuple[Any, Any]:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **own)
         model = network.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **own)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder}: transformers cannot load it: {said}") from error
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{folder}: transformers cannot load it: {reason}") from error
     return tokenizer, model.eval()
 
 
 def _logits(model: Any, rows: list[dict[str, list[int]]], title: str) -> np.ndarray:
     """Runs the network on rows of token ids, shortest first: ``[N, outputs]``."""
     torch = importlib.import_module("torch")
-    # A network that knows no padding token gets rows alone: it reads at the last other token.
+    # Without a padding token a network cannot find where a shorter row ends: one row at a time.
     padding = getattr(model.config, "pad_token_id", None)
     at_once = 1 if padding is None else BATCH
     out = np.zeros((len(rows), model.config.num_labels), np.float32)
@@ -161,13 +160,13 @@ def _logits(model: Any, rows: list[dict[str, list[int]]], title: str) -> np.ndar
 
 
 def _longest(tokenizer: Any, config: Any) -> int:
-    """The most tokens that the model takes; where nothing says so, there is no limit."""
+    """Finds the model's maximum length in tokens; 10^9 if neither file has one."""
     given = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
     return min((x for x in given if isinstance(x, int) and 2 < x < 10**9), default=10**9)
 
 
 def _text(tokenizer: Any, record: Record, i: int) -> tuple[str, ...]:
-    """What is read of a response: one text by the chat template, or prompt and response."""
+    """Writes the input for a response: one text by the chat template, or prompt and response."""
     prompt, response = record.prompt, record.responses[i]
     if getattr(tokenizer, "chat_template", None):
         turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
@@ -181,7 +180,7 @@ def _text(tokenizer: Any, record: Record, i: int) -> tuple[str, ...]:
 
 
 def _plain(prompt: Prompt) -> str:
-    """A prompt as text; of several messages, a line for each."""
+    """Writes a prompt as text, several messages as a line each."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
@@ -192,7 +191,7 @@ def _plain(prompt: Prompt) -> str:
 def _encode(
     tokenizer: Any, text: tuple[str, ...], longest: int, name: str
 ) -> tuple[dict[str, list[int]], bool]:
-    """The token ids of a text within the limit, and whether it was cut."""
+    """Tokenises a text up to the limit; also returns whether it was cut."""
     special = len(text) > 1  # a template has written its own
     row = tokenizer(*text, add_special_tokens=special)
     if len(row["input_ids"]) <= longest:
@@ -201,7 +200,7 @@ def _encode(
     limited = {"truncation": "only_first", "max_length": longest}
     if len(text) > 1 and len(tokenizer("", text[1])["input_ids"]) >= longest:
         raise UserError(
-            f"{name}: a response of {len(tokenizer(text[1])['input_ids']):,} tokens, and the model "
-            f"takes {longest:,} with its prompt"
+            f"{name}: wanted at most {longest:,} tokens for prompt and response, found a response "
+            f"of {len(tokenizer(text[1])['input_ids']):,}"
         )
     return dict(tokenizer(*text, add_special_tokens=special, **limited)), True

@@ -1,4 +1,4 @@
-"""Beam search: the likeliest responses that a search of limited width finds; nothing is random."""
+"""Beam search for the likeliest responses; nothing is random."""
 
 import dataclasses
 import functools
@@ -18,11 +18,11 @@ from alignjax.types import Array, Params
 class Beams(NamedTuple):
     """Responses that may still grow, and the best complete ones."""
 
-    ids: Array  # [B, W, R] int32, in the order of their log-probability
-    nats: Array  # [B, W] float32; -inf: no such response
-    best: Array  # [B, K, R] int32, in the order of their score
+    ids: Array  # [B, W, R] int32, likeliest first
+    nats: Array  # [B, W] float32 log-probabilities; -inf: no such response
+    best: Array  # [B, K, R] int32, highest score first
     length: Array  # [B, K] int32
-    total: Array  # [B, K] float32 nats
+    total: Array  # [B, K] float32 log-probabilities, nats
     score: Array  # [B, K] float32; -inf: not found yet
 
 
@@ -39,35 +39,35 @@ def beam_search(
     """Searches with W beams for the K best responses to each prompt, best first.
 
     The best response has the highest score ``log pi(y | x) / |y| ** length_penalty``, where |y|
-    counts the end-of-sequence: 0 compares probabilities, 1 means per token, more favours longer
-    ones. At each token every beam may end, and the W likeliest continuations that do not end go on.
-    Beams that fill the room are responses, too. The search stops when no beam can reach a better
-    score any more; that changes no result.
+    includes the end-of-sequence: 0 compares probabilities, 1 means per token, larger values favour
+    longer responses. At each token every beam may end, and the W likeliest continuations that do
+    not end are kept. Beams of R tokens are responses too. The search stops as soon as no beam can
+    reach a better score.
 
     Args:
       params: the policy, or a mixture of policies.
       prompt: ``[B, P]`` int32, left-padded.
-      prompt_length: ``[B]`` int32; 0: a row of padding, for which nothing is searched.
+      prompt_length: ``[B]`` int32; 0: a padding row, for which nothing is searched.
       config: the policy's shape.
       settings: its ``samples`` is K, ``num_beams`` W, at least K, and ``max_new_tokens`` R.
       eos: ids that end a response.
 
     Returns:
       ``[B, K, R]`` int32 responses (0 after their end), ``[B, K]`` int32 lengths with the
-      end-of-sequence counted, and ``[B, K]`` float32 log-probabilities in nats. Where there are
-      fewer than K responses at all, the length is 0 and the log-probability -inf.
+      end-of-sequence, and ``[B, K]`` float32 log-probabilities in nats. Where fewer than K
+      responses exist, the length is 0 and the log-probability -inf.
     """
     if settings.gather_weights:  # else the loop gathers them at every token
         params = each_policy(functools.partial(unshard_weights, config=config), params)
-    eos = tuple(i for i in eos if i < config.vocab_size)  # others cannot be drawn
+    eos = tuple(i for i in eos if i < config.vocab_size)  # others have no logit
     w, r, penalty = settings.num_beams, settings.max_new_tokens, settings.length_penalty
 
-    def go_on(carry: tuple[Array, Beams, Array, Caches]) -> Array:
+    def can_improve(carry: tuple[Array, Beams, Array, Caches]) -> Array:
         t, beams, _, _ = carry
-        # Nats only fall, so a score is bounded by today's nats over the most favourable length.
-        favourable = jnp.asarray(r) if penalty >= 0 else t + 1
-        hope = _score(beams.nats.max(axis=1), favourable, penalty) > beams.score[:, -1]
-        return (t < r) & hope.any()
+        # Log-probabilities only fall, so no beam can exceed its score at the best possible length.
+        length = jnp.asarray(r) if penalty >= 0 else t + 1
+        better = _score(beams.nats.max(axis=1), length, penalty) > beams.score[:, -1]
+        return (t < r) & better.any()
 
     def body(carry: tuple[Array, Beams, Array, Caches]) -> tuple[Array, Beams, Array, Caches]:
         t, beams, token, caches = carry
@@ -80,14 +80,14 @@ def beam_search(
     zero, logits = jnp.zeros((), jnp.int32), logits_of(params, hidden, config)
     beams, _, token = _extend(empty, zero, logits, eos, penalty)
     carry = (jnp.ones((), jnp.int32), beams, token, caches)
-    _, beams, _, _ = jax.lax.while_loop(go_on, body, carry)
+    _, beams, _, _ = jax.lax.while_loop(can_improve, body, carry)
     return beams.best, beams.length, beams.total
 
 
 def _no_tokens(prompt_length: Array, settings: SamplingConfig) -> Beams:
     b, k = len(prompt_length), settings.samples
     w, r = settings.num_beams, settings.max_new_tokens
-    # All beams would be the same one: only the first may go on, and the next token parts them.
+    # All beams are equal before the first token, so only the first one is continued.
     first = (jnp.arange(w) == 0) & (prompt_length[:, None] > 0)
     return Beams(
         ids=jnp.zeros((b, w, r), jnp.int32),
@@ -102,7 +102,7 @@ def _no_tokens(prompt_length: Array, settings: SamplingConfig) -> Beams:
 def _extend(
     beams: Beams, t: Array, logits: Array, eos: tuple[int, ...], penalty: float
 ) -> tuple[Beams, Array, Array]:
-    """Adds token number t; also returns which beam each one continues, and with what token."""
+    """Adds token number t; also returns which beam each one continues, and with which token."""
     b, w, r = beams.ids.shape
     logps = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     nats = beams.nats[..., None] + logps
@@ -112,8 +112,8 @@ def _extend(
             beams.ids, jnp.full((b, w, 1), end, jnp.int32), t, axis=2
         )
         complete = _keep_best(complete, ended, nats[..., end], t + 1, penalty)
-    going = nats.at[..., jnp.array(eos, jnp.int32)].set(-jnp.inf).reshape(b, -1)
-    top, place = jax.lax.top_k(going, w)
+    not_ended = nats.at[..., jnp.array(eos, jnp.int32)].set(-jnp.inf).reshape(b, -1)
+    top, place = jax.lax.top_k(not_ended, w)
     parent, token = place // logits.shape[-1], place % logits.shape[-1]
     ids = jax.lax.dynamic_update_slice_in_dim(
         _pick(beams.ids, parent), token[:, :, None], t, axis=2
@@ -124,7 +124,7 @@ def _extend(
 
 
 def _keep_best(beams: Beams, ids: Array, nats: Array, length: Array, penalty: float) -> Beams:
-    """Keeps the K best of the complete responses so far and W more of one length."""
+    """Keeps the K best of the complete responses so far and W new ones of one length."""
     scores = jnp.concatenate([beams.score, _score(nats, length, penalty)], axis=1)
     top, place = jax.lax.top_k(scores, beams.score.shape[1])
     lengths = jnp.where(jnp.isfinite(nats), length, 0)

@@ -1,9 +1,8 @@
-"""Decoding: K responses per prompt from one prefill, with a cache of keys and values.
+"""Samples K responses per prompt from one prefill, with a cache of keys and values.
 
-The prompt runs once; its keys and values are shared by the K responses. Randomness is derived
-from ``(key, prompt_id, response number, token number)``, so what is sampled for a prompt depends
-neither on the batch it is in nor on the number of devices. `sampling.generate.respond` is this for
-text.
+The prompt runs once; the K responses share its keys and values. Randomness is derived from
+``(key, prompt_id, response number, token number)``, so the samples for a prompt depend neither on
+its batch nor on the number of devices. `sampling.generate.respond` does this for text.
 """
 
 import functools
@@ -29,11 +28,11 @@ class Responses(NamedTuple):
     """K responses to each prompt, while they grow."""
 
     token: Array  # [B, K] int32, the newest
-    ids: Array  # [B, K, R] int32, 0 where there is no token yet or any more
-    length: Array  # [B, K] int32, end-of-sequence counted
-    nats: Array  # [B, K] float32
+    ids: Array  # [B, K, R] int32, 0 where there is no token
+    length: Array  # [B, K] int32, end-of-sequence included
+    nats: Array  # [B, K] float32 log-probabilities
     ended: Array  # [B, K] bool
-    seen: Array | None  # [B, K, vocab] bool, ids that came before; None: no repetition penalty
+    seen: Array | None  # [B, K, vocab] bool, earlier ids; None: no repetition penalty
 
 
 @functools.partial(jax.jit, static_argnames=("config", "settings", "eos"))
@@ -53,7 +52,7 @@ def sample(
     Args:
       params: the policy, or a mixture of policies.
       prompt: ``[B, P]`` int32, left-padded.
-      prompt_length: ``[B]`` int32; 0: a row of padding, to which nothing is sampled.
+      prompt_length: ``[B]`` int32; 0: a padding row, for which nothing is sampled.
       prompt_id: ``[B]`` int32, seeds each prompt's randomness.
       key: PRNG key of the whole call.
       config: the policy's shape.
@@ -62,8 +61,8 @@ def sample(
 
     Returns:
       ``[B, K, R]`` int32 responses (0 after their end), ``[B, K]`` int32 lengths with the
-      end-of-sequence counted, and ``[B, K]`` float32 log-probabilities in nats of what was
-      sampled, under the policy (or the mixture) itself: temperature 1, nothing cut or penalised.
+      end-of-sequence, and ``[B, K]`` float32 log-probabilities of the samples in nats, under the
+      policy (or mixture) at temperature 1 with no id cut or penalised.
     """
     if settings.gather_weights:  # else the loop gathers them at every token
         params = each_policy(functools.partial(unshard_weights, config=config), params)
@@ -76,7 +75,7 @@ def sample(
         token = _draw(logits, responses.seen, keys, t, settings)
         return _append(responses, t, token, logits, eos)
 
-    def go_on(carry: tuple[Array, Responses, Caches]) -> Array:
+    def unfinished(carry: tuple[Array, Responses, Caches]) -> Array:
         t, responses, _ = carry
         return (t < r) & ~responses.ended.all()
 
@@ -87,9 +86,9 @@ def sample(
 
     hidden, caches = prefill(params, prompt, prompt_length, k, r, config)
     empty = _no_tokens(prompt, prompt_length, config.vocab_size, settings)
-    # The first token needs the prefill alone: a response of n tokens takes n - 1 decoding steps.
+    # The first token needs only the prefill: a response of n tokens takes n - 1 decoding steps.
     first = extend(jnp.zeros((), jnp.int32), hidden, empty)
-    _, last, _ = jax.lax.while_loop(go_on, body, (jnp.ones((), jnp.int32), first, caches))
+    _, last, _ = jax.lax.while_loop(unfinished, body, (jnp.ones((), jnp.int32), first, caches))
     return last.ids, last.length, last.nats
 
 
@@ -187,7 +186,7 @@ def decode(
 
 
 def logits_of(params: Params | Mixture, hidden: Hidden, config: ModelConfig) -> Array:
-    """``[B, K, vocab]`` float32."""
+    """Computes the logits of the next token, ``[B, K, vocab]`` float32."""
     each = []
     for p, h in zip(policies_of(params), hidden, strict=True):
         table = unembedding(p, config).astype(h.dtype)

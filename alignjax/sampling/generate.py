@@ -1,4 +1,4 @@
-"""From prompts to responses as text: batches of similar prompts through `sampling.decode`."""
+"""Samples responses to prompts as text, in batches of prompts of similar length."""
 
 import dataclasses
 import logging
@@ -35,10 +35,10 @@ class Sample:
     prompt: str
     response: str
     length: int  # tokens, end-of-sequence included
-    ended: bool  # by an end-of-sequence token, rather than for lack of room
-    logps: float  # nats under the policy (or mixture) itself, whatever the settings
-    reference: float  # nats under the reference; NaN when none was given
-    kl: float  # nats of policy from reference, summed over its tokens; see `logps.exact_kl`
+    ended: bool  # with an end-of-sequence token; False: cut at the token limit
+    logps: float  # nats under the policy (or mixture) itself, for any settings
+    reference: float  # nats under the reference; NaN without one
+    kl: float  # of the policy to the reference, nats summed over tokens; see `logps.exact_kl`
 
     def __post_init__(self) -> None:
         for name in ("reference", "kl"):  # in a JSON file NaN is null
@@ -57,7 +57,7 @@ class Question:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sampling:
-    """How networks of one shape are sampled; `stages.run.Run.sampling` makes it."""
+    """How to sample from networks of one shape; `stages.run.Run.sampling` makes it."""
 
     model: ModelConfig
     tokenizer: Tokenizer
@@ -79,11 +79,11 @@ def take_questions(data: Bucketed, limit: int) -> list[Question]:
 def ask(
     prompts: Sequence[Prompt], numbers: Sequence[int], tokenizer: Tokenizer, longest: int
 ) -> list[Question]:
-    """Tokenises prompts; longer ones than ``longest`` tokens lose their beginning, and are counted.
+    """Tokenises prompts; those over ``longest`` tokens lose their beginning, which is logged.
 
     Args:
       prompts: texts or conversations.
-      numbers: of the questions.
+      numbers: see `Question`.
     """
     out, cut = [], 0
     for number, prompt in zip(numbers, prompts, strict=True):
@@ -117,10 +117,10 @@ def respond(
     """Samples responses to prompts.
 
     Args:
-      sampling: how.
+      sampling: how to sample.
       params: the policy, or several policies and their weights (`alignjax.models.mixture.mix`).
       questions: the prompts.
-      ref_params: a network whose log-probabilities of the samples are wanted too.
+      ref_params: the reference, for `Sample.reference` and `Sample.kl`.
 
     Returns:
       ``settings.samples`` responses per prompt, in the order of ``questions``.
@@ -139,14 +139,14 @@ def respond_in_batches(
     *,
     done: Container[int] = (),
 ) -> Iterator[tuple[int, dict[int, list[Sample]]]]:
-    """Samples responses as `respond` does, batch by batch, for work that is kept as it goes.
+    """Samples responses as `respond` does, batch by batch, for callers that save each batch.
 
-    Which prompts batch i holds depends on ``questions`` and ``settings.batch_size`` alone; prompts
-    that fit into one batch are one, of no more rows than they need. At the end the speed is logged:
+    The prompts of batch i depend only on ``questions`` and ``settings.batch_size``. If all prompts
+    fit into one batch, it has only as many rows as they need. At the end the speed is logged:
     tokens of responses, end-of-sequence included, per second of decoding.
 
     Args:
-      done: indices into ``questions``; a batch of these alone is left out.
+      done: indices into ``questions``; batches with no others are skipped.
 
     Yields:
       The number of a batch, and the samples of each of its prompts by index into ``questions``.
@@ -169,7 +169,7 @@ def respond_in_batches(
                 mine = rows[own_rows(mesh, len(rows))]
                 batch = put_rows(prompts_only(questions, mine, shapes[shape].prompt), mesh)
                 since = time.perf_counter()
-                # Waited for: so the seconds are right, and memory holds the cache of one batch.
+                # Waits, so that the seconds are right and memory holds the cache of one batch only.
                 responses = _wait(_decode(sampling, params, batch))
                 seconds = time.perf_counter() - since
                 numbers = _fetch(responses, batch, params, ref_params, sampling.model)
@@ -212,7 +212,7 @@ def _fetch(
     ref_params: Params | None,
     model: ModelConfig,
 ) -> _Numbers:
-    """Brings responses to the host, with what the reference says of them where there is one."""
+    """Copies responses to the host; with a reference also its log-probabilities and the KL."""
     ids, length, logps = distributed.fetch(responses)
     reference = divergence = np.full(length.shape, np.nan, np.float32)
     if ref_params is not None:
@@ -242,7 +242,7 @@ def _samples(prompt: str, numbers: _Numbers, row: int, tokenizer: Tokenizer) -> 
 
 
 def speed(timed: Sequence[tuple[int, int, float]]) -> str:
-    """Formats tokens, and tokens per second of the batches that did not compile, if there are any.
+    """Formats the number of tokens, and tokens per second without the batches that compiled.
 
     Args:
       timed: shape, tokens and seconds of each batch; the first one of a shape compiles.
@@ -258,7 +258,7 @@ def _decode(
     sampling: Sampling, params: Params | Mixture, batch: Batch
 ) -> tuple[Array, Array, Array]:
     """Decodes a batch: ids of responses, their lengths and their log-probabilities."""
-    # Without the fields of a subclass, such as the judge: they would only compile it again.
+    # Drops the fields of subclasses, such as the judge: they would only compile it again.
     settings = SamplingConfig(
         **{f.name: getattr(sampling.settings, f.name) for f in dataclasses.fields(SamplingConfig)}
     )
@@ -291,7 +291,7 @@ def prompts_only(questions: Sequence[Question], chosen: np.ndarray, length: int)
 
 
 def first_of_each_prompt(data: Bucketed, limit: int) -> list[int]:
-    """Finds the rows that hold a prompt for the first time, at most ``limit``."""
+    """Finds the first row of each distinct prompt, for at most ``limit`` prompts."""
     seen: dict[str, int] = {}
     for row in range(len(data.dataset)):
         if len(seen) == limit:

@@ -1,8 +1,8 @@
 """Changes to logits before an id is drawn from them.
 
 The settings have the names of Hugging Face's generation config, and apply in its order:
-repetition_penalty, temperature, top_k, top_p, min_p. None of them changes the log-probabilities
-that are reported of what was drawn.
+repetition_penalty, temperature, top_k, top_p, min_p. The log-probabilities that are reported of
+samples do not depend on them.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def seen_in(ids: Array, length: Array, vocab: int) -> Array:
 
     Args:
       ids: ``[B, P]`` int32.
-      length: ``[B]`` int32; what is to the left of the last ``length`` ids is padding.
+      length: ``[B]`` int32; ids before the last ``length`` ones are padding.
       vocab: number of ids.
 
     Returns:
@@ -28,28 +28,28 @@ def seen_in(ids: Array, length: Array, vocab: int) -> Array:
     """
     b, p = ids.shape
     real = jnp.arange(p) >= p - length[:, None]
-    at = jnp.where(real, ids, vocab)  # padding writes outside, which is dropped
+    at = jnp.where(real, ids, vocab)  # padding has an index outside, which is dropped
     return jnp.zeros((b, vocab), bool).at[jnp.arange(b)[:, None], at].set(True, mode="drop")
 
 
 def penalise(logits: Array, seen: Array, penalty: float) -> Array:
-    """Penalises repetition: divides positive logits of ids that came before, multiplies negative.
+    """Penalises repetition: divides positive logits of earlier ids, multiplies negative ones.
 
     Args:
       logits: ``[..., vocab]`` float32.
-      seen: ``[..., vocab]`` bool; as in Hugging Face's, ids of the prompt count.
-      penalty: > 0; above 1 such ids become less likely, once however often they came.
+      seen: ``[..., vocab]`` bool; ids of the prompt count too, as for Hugging Face.
+      penalty: > 0; above 1 earlier ids become less likely, however often they occurred.
     """
     return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def keep_likely(logits: Array, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Array:
-    """Rules out unlikely ids: sets their logits to the smallest number.
+    """Rules out unlikely ids: sets their logits to the smallest number of their dtype.
 
     Args:
       logits: ``[..., vocab]`` float32, divided by the temperature.
       top_k: keeps the k likeliest ids; 0 keeps all. Ties at the edge are all kept.
-      top_p: of those, the smallest set of likeliest ids whose probability reaches it.
+      top_p: of those, keeps the smallest set of likeliest ids whose probability reaches it.
       min_p: drops ids less likely than this share of the likeliest one.
     """
     low = jnp.finfo(logits.dtype).min
@@ -67,14 +67,15 @@ def keep_likely(logits: Array, *, top_k: int = 0, top_p: float = 1.0, min_p: flo
 
 
 def _largest(logits: Array, enough: Callable[[Array], Array]) -> Array:
-    """``[..., 1]`` the largest edge for which the logits that reach it are enough.
+    """Finds the largest threshold such that the logits at or above it are enough, ``[..., 1]``.
 
-    Bisects the order of float32 numbers, 32 passes, where sorting the vocabulary takes many more.
-    Where even all logits are not enough, by rounding, it is their smallest one.
+    Bisects the float32 numbers, in 32 passes; sorting the vocabulary takes many more. If rounding
+    makes even all logits too few, it is the smallest logit.
 
     Args:
       logits: ``[..., vocab]`` float32, finite.
-      enough: ``[..., vocab] bool -> [...] bool``, whether these ids are; more of them always are.
+      enough: ``[..., vocab] bool -> [...] bool``, whether these ids are enough; if they are, so is
+        every larger set.
     """
     bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
     order = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the numbers
@@ -93,13 +94,11 @@ def _largest(logits: Array, enough: Callable[[Array], Array]) -> Array:
 
 
 def pick(key: Array, logits: Array) -> Array:
-    """Draws one id from ``softmax(logits)``, ``[vocab]`` float32, where its distribution passes.
+    """Draws one id from ``softmax(logits)``, ``[vocab]`` float32.
 
-    Two random numbers an id: the first chooses a block of ids by its share, the second an id in it.
-    One number for each id of the vocabulary, as `jax.random.categorical` takes, costs more on a CPU
-    than a token of a small network.
-
-    An id of probability 0 is never drawn.
+    The first of two random numbers chooses a block of ids by its probability, the second an id in
+    the block. `jax.random.categorical` uses a random number for each id of the vocabulary, which
+    costs more on a CPU than a token of a small network. An id of probability 0 is never drawn.
     """
     size = min(logits.shape[-1], _BLOCK)
     chances = jnp.exp(logits - logits.max())
@@ -110,9 +109,9 @@ def pick(key: Array, logits: Array) -> Array:
 
 
 def invert_sum(chances: Array, uniform: Array) -> Array:
-    """Finds where the running sum passes ``uniform``, in [0, 1), of the total.
+    """Finds the first index at which the running sum exceeds ``uniform`` in [0, 1) x the total.
 
-    `jax.random.uniform` is at most 1 - 2^-23, so that its product with the total is below it.
+    There is one: `jax.random.uniform` is at most 1 - 2^-23, so the product is below the total.
     """
     reached = jnp.cumsum(chances)
     return jnp.argmax(reached > uniform * reached[-1])

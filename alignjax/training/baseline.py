@@ -1,4 +1,4 @@
-"""Averages a baseline over the global batch, without gradient, for the loss to read."""
+"""Averages a loss's baseline over the global batch, without gradient."""
 
 from collections.abc import Callable
 
@@ -16,14 +16,14 @@ def mean_over_rows(baseline: Baseline, logps: Logps, batch: Batch) -> Array:
 def mean_over_parts(
     baseline: Baseline, score_rows: Callable[[Batch], Logps], batch: Batch, rooms: Rooms
 ) -> Array:
-    """Averages it over the parts of a batch, scored one after the other."""
+    """Averages the baseline over the parts of a batch, which are scored one after the other."""
     return _mean(*add_up(lambda part: _sums(baseline, score_rows(part), part), batch, rooms))
 
 
 def running_mean(state: TrainState, mean: Array, weight: Array) -> tuple[Array, Array]:
     """Updates the mean over all rows so far, and their weight, with the rows of a step."""
     total = state.baseline_weight + weight
-    # As a step towards the new mean: a sum of all rows so far would lose digits in float32.
+    # Not from a sum over all rows so far, which would lose digits in float32.
     share = weight / jnp.maximum(total, 1e-9)
     return state.baseline + share * (mean - state.baseline), total
 
@@ -35,7 +35,7 @@ def baseline_fields(state: TrainState, mean: Array, batch: Batch, rows: int) -> 
       state: before the step.
       mean: over the whole batch.
       batch: all rows of the step.
-      rows: of the part that the fields are for.
+      rows: number of rows of the fields.
     """
     running, _ = running_mean(state, mean, batch.weight.sum())
     return {
@@ -45,7 +45,7 @@ def baseline_fields(state: TrainState, mean: Array, batch: Batch, rows: int) -> 
 
 
 def _sums(baseline: Baseline, logps: Logps, batch: Batch) -> tuple[Array, Array]:
-    """Adds the baseline up over rows, by weight; and the weight."""
+    """Computes the weighted sum of the baseline over rows, and the sum of the weights."""
     total, _ = weighted_sums(baseline(logps, batch), {}, batch.weight)
     return total, batch.weight.sum()
 

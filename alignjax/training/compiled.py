@@ -1,7 +1,4 @@
-"""The compiled programs of a training: one for the state at step 0, the others for steps.
-
-And how much of a batch the latter take at a time, which the rows' lengths decide.
-"""
+"""Compiles the programs of a training, and chooses how much of a batch they process at a time."""
 
 import dataclasses
 from collections.abc import Callable
@@ -32,9 +29,9 @@ def compile_start(
     """Compiles the function from initial parameters, which it donates, to the state.
 
     Args:
-      start: from one tree of parameters or more to the state at step 0.
+      start: makes the state at step 0 from one or more trees of parameters.
       shapes: of the parameters.
-      mesh: where the state goes.
+      mesh: of the state.
       stacked: whether every leaf has a leading axis of networks.
 
     Returns:
@@ -50,9 +47,8 @@ def compile_start(
 def compile_step(step: Callable[..., Any], target: State) -> Callable[..., Any]:
     """Compiles ``(state, ...) -> (state, scalars)``, which donates the state.
 
-    The state comes out laid out as it went in: what one step returns fits the next, nothing is
-    compiled twice, and its memory is used again. Whatever else a step is given, the reference
-    above all, is not donated: it is needed at the next step.
+    The new state has the shardings of the old one, so steps compile only once and use its memory
+    again. Other arguments, such as the reference, are not donated: the next step needs them.
 
     Args:
       step: one step.
@@ -67,7 +63,7 @@ def check_longest(data: Dataset, given: int) -> None:
 
     Args:
       data: the rows.
-      given: ``train.microbatch_tokens``; 0: as many as are needed.
+      given: ``train.microbatch_tokens``; 0: no limit.
 
     Raises:
       UserError: names the longest row and the number.
@@ -85,10 +81,10 @@ def with_rooms(learner: Learner, feed: Feed, mesh: Mesh, *, networks: int = 1) -
     """Chooses how many tokens pass through the network at a time, from the rows' lengths.
 
     Args:
-      learner: what is trained.
-      feed: on which rows.
-      mesh: where.
-      networks: that share a batch, see `step.stacked_step`.
+      learner: the network to train.
+      feed: the rows to train on.
+      mesh: the devices.
+      networks: number of networks that share a batch, see `step.stacked_step`.
 
     Raises:
       UserError: as `check_longest`.
@@ -102,7 +98,7 @@ def with_rooms(learner: Learner, feed: Feed, mesh: Mesh, *, networks: int = 1) -
     longest = int(tokens.max())
     if update.select is None and not rooms.whole:
         check_longest(data, rooms.given)
-    if update.select is not None:  # of what is drawn in the step only the mean is known
+    if update.select is not None:  # the step draws the responses: use their mean length
         count, longest = _drawn(update, feed), 0
         tokens = data.prompt_length + count * data.response_length.mean(axis=1).astype(np.int64)
     filled = np.where(some >= 0, tokens[some], 0).reshape(len(some), places, -1)

@@ -1,15 +1,15 @@
-"""The game of a policy and a reward model: a step of each, and whose turn it is.
+"""Takes the steps of a game between a policy and a reward model.
 
-Each player's step is `step.train_step` on its half of a `GameState`; the other half comes out as
-it went in, bit for bit. They are two programs, compiled apart, and the host chooses between them::
+Each player's step is `step.train_step` on its half of a `GameState`; the other half stays the same,
+bit for bit. The two programs are compiled separately, and the host chooses between them::
 
     if Cycle(reward_steps=1, policy_steps=4).player(int(state.step)) == "reward":
         state, scalars = reward(state, base, batch)
     else:
         state, scalars = policy(state, ref_params, batch)
 
-Both receive their loss and import none. Both may donate ``state``: no array of it may then
-be used elsewhere, the reference's parameters among them, nor twice inside it.
+Both receive their loss and import none. Both may donate ``state``: then none of its arrays may be
+used elsewhere (such as in the reference), nor twice inside it.
 """
 
 import dataclasses
@@ -27,39 +27,38 @@ from alignjax.types import Array, Batch, GameState, Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cycle:
-    """Whose turn it is: ``reward_steps`` of the reward model, then ``policy_steps`` of the policy.
+    """The order of turns: ``reward_steps`` of the reward model, ``policy_steps`` of the policy.
 
-    It depends on the integers alone, so a resumed game goes on in the middle of a cycle without
-    having stored where it was.
+    Whose turn it is depends only on the step number, so a game can resume in the middle of a cycle.
 
     Raises:
       UserError: a count is negative, or both are 0.
     """
 
-    reward_steps: int  # turns of the reward model in a cycle; 0: it never moves
-    policy_steps: int  # turns of the policy in a cycle; 0: it never moves
+    reward_steps: int  # turns of the reward model in a cycle; 0: it is not trained
+    policy_steps: int  # turns of the policy in a cycle; 0: it is not trained
 
     def __post_init__(self) -> None:
         steps = self.reward_steps, self.policy_steps
         if min(steps) < 0 or sum(steps) == 0:
             raise UserError(
-                "reward_steps, policy_steps: wanted whole numbers from 0 on, one of them above 0, "
+                "reward_steps, policy_steps: wanted whole numbers >= 0, at least one above 0, "
                 f"found {self.reward_steps} and {self.policy_steps}"
             )
 
     def player(self, step: int) -> Literal["reward", "policy"]:
-        """Says whose turn it is after ``step`` turns of either player, `GameState.step`."""
+        """Tells whose turn it is after ``step`` turns (`GameState.step`)."""
         place = step % (self.reward_steps + self.policy_steps)
         return "reward" if place < self.reward_steps else "policy"
 
     def turns_before(self, step: int) -> dict[str, int]:
-        """Counts how many of the first ``step`` turns are each player's, by its name."""
+        """Counts each player's turns among the first ``step``, by its name."""
         cycles, rest = divmod(step, self.reward_steps + self.policy_steps)
         reward = cycles * self.reward_steps + min(rest, self.reward_steps)
         return {"reward": reward, "policy": step - reward}
 
     def turns_until(self, policy_turns: int) -> int:
-        """Counts the turns up to the policy's ``policy_turns``-th, that included; it has one."""
+        """Counts all turns up to and including turn ``policy_turns`` (from 1) of the policy."""
         cycles, rest = divmod(policy_turns - 1, self.policy_steps)
         return cycles * (self.reward_steps + self.policy_steps) + self.reward_steps + rest + 1
 
@@ -67,13 +66,12 @@ class Cycle:
 def reward_step(
     state: GameState, base: Params | None, batch: Batch, update: Update
 ) -> tuple[GameState, dict[str, Array]]:
-    """Takes one optimizer step of the reward model; the policy stays as it is.
+    """Takes one optimizer step of the reward model; the policy does not change.
 
     Args:
       state: both players.
-      base: what adapters are trained beside, one for both players; None: whole networks. Never
-        donated.
-      batch: what the loss compares, such as golden responses with samples of the policy.
+      base: the network under the adapters of both players; None: without adapters. Never donated.
+      batch: responses to compare, such as golden ones with samples of the policy.
       update: the reward model's; its ``forward`` is `step.reward_scores`, or
         `step.with_adapters` of it.
 
@@ -92,21 +90,21 @@ def policy_step(
     *,
     reward: Update,
 ) -> tuple[GameState, dict[str, Array]]:
-    """Takes one step of the policy on responses that the reward model scores as it now is.
+    """Takes one optimizer step of the policy on responses that the current reward model scores.
 
     Args:
-      state: both players; the reward model stays as it is.
-      ref_params: the frozen reference, as in `step.train_step`; of adapters the base of both
+      state: both players; the reward model does not change.
+      ref_params: the frozen reference, as in `step.train_step`; with adapters, the base of both
         players. Never donated.
-      batch: B prompts with K responses, as a rule the policy's own samples. Its ``scores``, if
-        any, are replaced before ``select`` sees them.
+      batch: B prompts with K responses, usually the policy's own samples. Its ``scores``, if any,
+        are replaced before ``select`` sees them.
       update: the policy's.
-      reward: the reward model's, whose ``[B, K]`` scores are without dropout.
+      reward: the reward model's; its ``[B, K]`` scores are without dropout.
 
     Returns:
       The new state, and the scalars of `step.train_step`; ``scores``, the mean score of a response.
     """
-    # Outside of what is differentiated.
+    # Not inside the loss: scores have no gradient.
     forward = functools.partial(
         reward.forward, state.reward.params, ref_params, apply=reward.apply, key=None
     )

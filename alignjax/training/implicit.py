@@ -1,4 +1,4 @@
-"""The implicit reward of a loss, for evaluation."""
+"""Finds the implicit reward of a loss, for evaluation."""
 
 import functools
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from alignjax.types import Array, Logps
 
 
 def implicit_reward(loss: Callable[..., Any]) -> Callable[[Logps], Array]:
-    """Finds ``[B, K]`` rewards as the loss trains them: its ``beta`` times its ``implicit``.
+    """Makes a function from `Logps` to the ``[B, K]`` rewards that the loss trains.
 
-    Schedules stand at their end. A loss without ``beta`` has 1. One that does not take ``implicit``
-    has that of `types.trains`, with those keywords that the two share; else the log-ratio, or the
-    log-probability where there is no reference.
+    They are ``beta * implicit(logps)`` with the loss's keywords; schedules have their last value.
+    Without ``beta`` it is 1. Without ``implicit`` it is that of `types.trains`, with the keywords
+    that it shares with the loss; else the log-ratio, or without a reference the log-probability.
     """
-    # A run of any length: `RunSchedule`s have ended by then, and none multiplies beyond int32.
+    # The step is beyond the end of every `RunSchedule`; larger numbers would overflow int32.
     last = resolve(loss, jnp.int32(np.iinfo(np.int32).max), 2**20)
     bound = last.keywords if isinstance(last, functools.partial) else {}
     known = keywords(plain(last))

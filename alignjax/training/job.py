@@ -27,9 +27,9 @@ class Job:
     name: str  # for messages and the progress bar
     workdir: pathlib.Path  # of metrics.jsonl and checkpoints/
     mesh: Mesh
-    identity: dict[str, Any]  # what a checkpoint must have been made of to be continued
+    identity: dict[str, Any]  # inputs of the training; a checkpoint with others is refused
     train: TrainConfig  # how often to save, to log and to evaluate; when to give up
-    extendable: bool  # whether more steps may follow; else the end keeps no optimizer state
+    extendable: bool  # whether more steps may follow; else the last checkpoint has parameters only
     watch: Watch = NOBODY
 
 
@@ -40,44 +40,44 @@ class Learner:
     update: Update
     learning_rate: optax.Schedule  # the optimizer's, for the lines of the metrics
     params_shape: Params  # shapes and dtypes of what is trained
-    # The parameters to start from, on the mesh, as buffers of their own: the first step donates
+    # Loads the initial parameters onto the mesh, in buffers of their own: the first step donates
     # them. Called only when there is no checkpoint.
     load_start: Callable[[], Params]
-    # What steps are given and never change: the reference that they score, or the adapters' base.
+    # Parameters that steps read and do not change: of the reference, or the adapters' base.
     ref_params: Params | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Feed:
-    """The rows that steps are taken on, and the batches they make up."""
+    """The rows to train on, and their batches."""
 
     dataset: Dataset
     batches: Batches  # of the whole run
     ref_logps: np.ndarray | None = None  # [N, K] nats under the reference, when cached
 
     def read(self, start: int, mesh: Mesh) -> Iterator[Batch]:
-        """Reads this process's rows of the batches ``start, start + 1, ...``, on the host."""
+        """Reads this process's rows of the batches ``start, start + 1, ...`` into host memory."""
         mine = self.batches.only(own_rows(mesh, self.batches.rows.shape[1]))
         return read(self.dataset, mine, start=start, ref_logps=self.ref_logps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Turns(Generic[State]):
-    """The steps of a training as the loop takes them, whatever is trained."""
+    """The steps of any training, for the loop."""
 
-    total: int  # of the whole run
+    total: int  # number of steps of the whole run
     target: State  # shapes, dtypes and shardings of the state
-    # Makes the state at step 0, laid out so; called only when there is no checkpoint.
+    # Makes the state at step 0 with these shardings; called only when there is no checkpoint.
     start: Callable[[], State]
-    # From the steps done so far: this process's rows of each of the next ones, on the host, as
-    # trees of arrays with a leading axis (see `sharding.own_rows`).
+    # steps done -> this process's rows of each following step, on the host: trees of arrays with a
+    # leading axis (see `sharding.own_rows`).
     batches: Callable[[int], Iterator[Any]]
-    # (state, batch on the mesh, steps done before) -> (state, scalars); the state is donated.
+    # (state, batch on the mesh, steps done) -> (state, scalars); the state is donated.
     take: Callable[[State, Any, int], tuple[State, dict[str, Array]]]
-    traced: list[str]  # grows by one name whenever a program is traced
-    # (prefix of a player, step) -> more of its numbers for the line of a step
+    traced: list[str]  # gets a name whenever a program is traced
+    # (a player's prefix, step) -> more of the player's numbers for the metrics line of a step
     line: Callable[[str, int], dict[str, float]]
-    # From the steps done: the prefix of the next one's numbers; each prefix is averaged apart.
+    # steps done -> prefix of the next step's numbers; each prefix has its own averages.
     player: Callable[[int], str] = lambda done: ""
-    # Sees the numbers of every step, before the step is saved; may raise.
+    # Sees the numbers of every step before it is saved; may raise.
     watch: Callable[[int, dict[str, float]], None] = lambda step, values: None

@@ -1,7 +1,7 @@
-"""The training loop, top to bottom.
+"""Runs the training loop.
 
-One batch in, one step, its numbers fetched while the next step runs. Saves, stops and evaluations
-happen between steps only, so a run that is killed and started again goes on bit for bit.
+For each batch it takes one step, and fetches the step's numbers while the next one runs. It saves,
+stops and evaluates only between steps, so a run that was killed and restarted gives the same bits.
 """
 
 import contextlib
@@ -38,19 +38,19 @@ class StoppedError(UserError):
 def loop(
     job: Job, turns: Turns[State], evaluate: Callable[[State], dict[str, float]] | None = None
 ) -> tuple[State, dict[str, int]]:
-    """Takes the steps that are left, and saves, logs and stops between them.
+    """Takes the remaining steps, and saves, logs and stops between them.
 
     Args:
-      job: where, and what happens between steps.
+      job: where it runs, and what happens between steps.
       turns: the steps.
       evaluate: as in `offline.fit`, of the whole state.
 
     Returns:
       The final state, and counts as in `offline.fit`.
 
-    Every line of the metrics holds ``train_seconds``: what all turns so far took, over all starts
+    Every line of the metrics has ``train_seconds``: the time of all steps so far, over all starts
     of the run, without tracing and compiling, waiting for rows, saving and evaluating; and
-    ``step_seconds``, the same of one turn, on average since the line before.
+    ``step_seconds``, the mean time of a step since the previous line.
     """
     consistency.check_same({f"{job.name}: {name}": str(x) for name, x in job.identity.items()})
     with stores.open_store(job.workdir / "checkpoints", keep=job.train.keep) as store:
@@ -69,7 +69,7 @@ def loop(
                 batch = put_rows(next(rows), job.mesh)
                 stopping = _take_step(job, turns, at, batch, caught, limited)
                 due = _due(job.train, at.step, turns.total, stopping)
-                if due:  # what follows is about this very step, and waits for it
+                if due:  # these need the numbers of this step, so wait for it
                     with at.timed(), limited(f"{job.name}, step {at.step}"):
                         at.numbers.read()
                 line: dict[str, float] = {}
@@ -86,7 +86,7 @@ def loop(
                     progress.save(store, job, at, total=turns.total, asked=stopping)
             with limited(f"{job.name}, the end"):
                 signum = distributed.max_over_processes(caught)()
-            if signum:  # after the last step too: another stage would follow
+            if signum:  # also after the last step: do not begin another stage
                 progress.finish_save(store)
                 raise StoppedError(signum, int(at.state.step.max()), job.workdir)
     progress.require_trained(job.name, at.state)
@@ -106,23 +106,21 @@ def _take_step(
     caught: list[int],
     limited: Callable[[str], contextlib.AbstractContextManager[None]],
 ) -> bool:
-    """Dispatches one step, and reads the numbers of the one before while the device is busy.
+    """Dispatches one step, and reads the numbers of the previous one while the device is busy.
 
     Returns:
-      Whether a signal came to any process, so that all of them stop after this step.
+      Whether any process got a signal, so that all of them stop after this step.
     """
     step = at.step + 1
     with limited(f"{job.name}, step {step}"):
-        # Started before the step: the devices compare the signals first, and the host, which reads
-        # the result below, need not wait for the step.
+        # Dispatched before the step, so that the host gets the result without waiting for the step.
         signum = distributed.max_over_processes(caught)
     with at.timed():
         at.state, scalars = turns.take(at.state, batch, at.step)
         at.step = step
         fault_point("step", f"{job.name}-{step}")
         with limited(f"{job.name}, step {step}"):
-            # Those of the step before: they are there, while the device is busy with this one.
-            at.numbers.read()
+            at.numbers.read()  # of the previous step
             stopping = bool(signum())  # called once: a signal may come at any line
     at.numbers.hold(step, scalars)
     return stopping
@@ -143,12 +141,12 @@ def _due(train: TrainConfig, step: int, total: int, stopping: bool) -> set[str]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Catches SIGINT and SIGTERM; the loop checks for them between steps."""
+    """Catches SIGINT and SIGTERM, and yields the list that the first one is added to."""
     caught: list[int] = []
 
     def note(signum: int, frame: object) -> None:
         del frame
-        if not caught:  # what comes after the first changes nothing
+        if not caught:  # later signals change nothing
             log.warning("%s: stopping after this step", signal.Signals(signum).name)
             caught.append(signum)
 

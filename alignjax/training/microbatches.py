@@ -1,8 +1,7 @@
-"""A batch taken in one part or in several, and averages over its rows.
+"""Splits a batch into parts that pass through the network one after the other, and adds them up.
 
-A part is what passes through the network at a time. A mean over parts is not the mean of their
-means. So sums are carried, in float32, and divided once at the end: which rows make up a part
-changes nothing but rounding.
+Parts have different weights, so functions return weighted sums in float32, not means; the sums are
+divided once at the end. So the split changes only rounding.
 """
 
 import dataclasses
@@ -20,26 +19,26 @@ from alignjax.models import stream
 from alignjax.models.stream import whole_tiles
 from alignjax.types import Array, Batch, Metrics, Params
 
-_SIZES = 3  # that parts have at most; the program of a step holds the network once for each
-_LEAST = 512  # tokens of the smallest size worth a copy of the network
-_SAVES = 0.04  # of all tokens: what a size has to save
+_SIZES = 3  # sizes of parts at most; the program of a step has a copy of the network for each
+_LEAST = 512  # tokens of the smallest size that is worth a copy of the network
+_SAVES = 0.04  # share of all tokens that another size must save
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rooms:
     """How many tokens of a device's rows pass through the network at a time."""
 
-    sizes: tuple[int, ...] = ()  # rising; a part gets the smallest that holds it
-    longest: int = 0  # tokens of the longest row that comes, where the data say; 0: a padded row's
-    given: int = 0  # what the config gives, tokens at most; 0: as many as the longest row needs
-    whole: bool = False  # every batch is taken in one part: the loss compares its rows
-    padded: bool = False  # a fused kernel takes padded rows: parts are of equal numbers of rows
+    sizes: tuple[int, ...] = ()  # ascending; a part gets the smallest that holds it
+    longest: int = 0  # tokens of the longest row of the data; 0: unknown, at most a padded row's
+    given: int = 0  # train.microbatch_tokens; 0: as many as the longest row needs
+    whole: bool = False  # every batch is one part, because the loss compares its rows
+    padded: bool = False  # a fused kernel takes padded rows: parts have equal numbers of rows
 
     def at(self, batch: Batch) -> tuple[int, ...]:
-        """The sizes for a batch; the last one is all that the batch can need if that is less.
+        """Computes the sizes for a batch; none is larger than the whole batch needs.
 
         Raises:
-          UserError: a row may be longer than the largest.
+          UserError: a row may be longer than ``given``.
         """
         k, r = batch.response.shape[1:]
         if self.whole:
@@ -58,13 +57,13 @@ class Rooms:
         return sizes if below == sizes else (*below, most)
 
     def single(self, batch: Batch) -> bool:
-        """Whether every batch of this shape is taken in one part."""
+        """Tells whether every batch of this shape is one part."""
         if self.padded:
             return self.equal_parts(batch) == 1
         return self.at(batch)[-1] == stream.most(batch)
 
     def equal_parts(self, batch: Batch) -> int:
-        """Into how many parts of padded rows a batch is split; a part has at least one row."""
+        """Computes the number of parts of a batch of padded rows; a part has at least one row."""
         rows, (k, r) = stream.rows_of_place(batch), batch.response.shape[1:]
         if self.whole or not self.given:
             return 1
@@ -76,13 +75,13 @@ AUTO = Rooms()
 
 
 def weighted_sums(loss: Array, metrics: Metrics, weight: Array) -> tuple[Array, Metrics]:
-    """``sum_b weight_b x_b`` of the losses and of every metric, in float32.
+    """Computes ``sum_b weight_b x_b`` of the losses and of every metric, in float32.
 
-    Rows of weight 0 are left out by selection: their values, NaN too, change nothing.
+    Rows of weight 0 do not count, even if their values are NaN.
 
     Raises:
       AssertionError: the losses or a metric are not ``[B]``. A loss of ``[B, 1]`` would broadcast
-        against the weights to ``[B, B]`` and train on the wrong mean.
+        with the weights to ``[B, B]``, and its mean would be wrong.
     """
     chex.assert_equal_shape([weight, loss, *metrics.values()])
 
@@ -93,9 +92,9 @@ def weighted_sums(loss: Array, metrics: Metrics, weight: Array) -> tuple[Array, 
 
 
 def split(batch: Batch, parts: int) -> Batch:
-    """``[B, ...]`` -> ``[parts, B / parts, ...]``; row i goes to part i % parts.
+    """Reshapes ``[B, ...]`` to ``[parts, B / parts, ...]``; row i goes to part i % parts.
 
-    So every device keeps the rows it holds.
+    So every row stays on its device.
     """
     return jax.tree.map(
         lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1), batch
@@ -106,10 +105,10 @@ def add_up(function: Callable[[Batch], Any], batch: Batch, rooms: Rooms) -> Any:
     """Adds up a function over the parts of a batch, in float32.
 
     Args:
-      function: of some of the rows, or of all of which some have neither weight nor responses, to
-        a tree of sums over rows.
+      function: from a batch to a tree of sums over rows. The batch has some of the rows, or all
+        rows, some of them without weight and responses.
       batch: all rows.
-      rooms: what passes through the network at a time.
+      rooms: how many tokens pass through the network at a time.
     """
     if rooms.padded:
         count = rooms.equal_parts(batch)
@@ -136,7 +135,7 @@ def _with_room(function: Callable[[Batch], Any], size: int, rows: Batch) -> Any:
 
 def _loop(count: int | Array, one: Callable[[Array], Any]) -> Any:
     """Adds up ``one(0), ..., one(count - 1)``."""
-    # Traced once, for its shapes and for the loop: both give it an int32 that is not weak.
+    # Traced once for both its shapes and the loop, as neither argument is weakly typed.
     one, first = jax.jit(one, inline=True), jnp.int32(0)
     shapes = jax.eval_shape(one, first)
     # float32 even for bfloat16 parameters: a small gradient added to a large sum would vanish.
@@ -158,7 +157,7 @@ def add_gradients(
 
     Args:
       sums: ``(params, rows) -> (sum of losses, sums of metrics)``.
-      params: where the gradient is taken.
+      params: at which the gradient is computed.
       batch, rooms: as in `add_up`.
     """
     gradient = jax.value_and_grad(sums, has_aux=True)
@@ -169,20 +168,20 @@ def add_gradients(
 
 
 def choose_sizes(tokens: np.ndarray, room: int) -> tuple[int, ...]:
-    """Chooses the sizes of parts that leave little empty: a function of the rows' lengths.
+    """Chooses sizes of parts from the rows' lengths, such that little of a part is padding.
 
     Args:
-      tokens: ``[batches, S, B / S]`` of the rows that the S places have in some batches.
-      room: tokens of the largest size at most; no row is longer.
+      tokens: ``[batches, S, B / S]`` lengths of the rows that S places have in some batches.
+      room: largest size allowed, in tokens; no row is longer.
     """
     fills = whole_tiles_of(np.concatenate([fills_of(batch, room) for batch in tokens]))
     sizes = np.unique(np.maximum(fills, min(_LEAST, fills.max())))
     chosen = [int(sizes[-1])]
 
     def cost(chosen: list[int]) -> int:
-        """Tokens of all parts, each in the smallest size that holds it."""
-        rising = np.sort(chosen)
-        return int(rising[np.searchsorted(rising, fills)].sum())
+        """Adds up the sizes of all parts, each the smallest that holds it."""
+        ascending = np.sort(chosen)
+        return int(ascending[np.searchsorted(ascending, fills)].sum())
 
     while len(chosen) < _SIZES:
         best = min(sizes.tolist(), key=lambda size: cost([*chosen, size]))
@@ -198,7 +197,7 @@ def whole_tiles_of(tokens: np.ndarray) -> np.ndarray:
 
 
 def fills_of(tokens: np.ndarray, room: int) -> np.ndarray:
-    """How full the parts of one batch are, of the fullest place each; as `stream.parts` deals."""
+    """Counts the tokens in each part of a batch, at its fullest place, split as `stream.parts`."""
     used = np.zeros(tokens.shape, np.int64)
     for place, rows in enumerate(tokens):
         for length in np.sort(rows)[::-1]:

@@ -1,4 +1,4 @@
-"""Offline training on fixed rows: pairs, lists, labels, texts."""
+"""Trains offline, on fixed rows: pairs, lists, labels, texts."""
 
 import functools
 from collections.abc import Callable
@@ -25,11 +25,11 @@ def fit(
     """Trains on every batch of the feed, from the newest checkpoint if there is one.
 
     Args:
-      job: where, and what happens between steps.
-      learner: what is trained.
-      feed: on what.
-      key: root PRNG key of the draws. ``[P]`` keys train P networks in one program: the parameters
-        that training starts from have a leading axis P, and row i of a batch is network i % P's
+      job: where it runs, and what happens between steps.
+      learner: the network to train.
+      feed: the rows to train on.
+      key: root PRNG key of the draws. ``[P]`` keys train P networks in one program: the initial
+        parameters have a leading axis P, and row i of a batch is for network i % P
         (`step.stacked_step`).
       evaluate: called every ``job.train.eval_every`` steps and after the last one, if that is not
         0; its numbers are logged under ``eval_`` names.
@@ -38,14 +38,14 @@ def fit(
       The final state, and counts: steps, steps skipped, compiles, the step resumed from.
 
     Raises:
-      StoppedError: SIGINT or SIGTERM came; the state is saved.
+      StoppedError: SIGINT or SIGTERM came; the state was saved.
       NumericalError: too many steps in a row were not finite.
       CheckpointError: a checkpoint cannot be read or written.
     """
     traced: list[str] = []
     learner = with_rooms(learner, feed, job.mesh, networks=key.size)
     start, target, step_fn = make_step(learner, job.mesh, key, lambda: traced.append("step"))
-    # Rows that fill up the last batches are -1 and belong to no epoch.
+    # Rows of -1 only fill up the last batches.
     rows_done = np.cumsum((feed.batches.rows >= 0).sum(axis=1))
     turns = Turns(
         total=len(feed.batches),
@@ -68,14 +68,14 @@ def make_step(
     """Makes the step function that `fit` runs.
 
     Args:
-      learner: what is trained.
-      mesh: where.
+      learner: the network to train.
+      mesh: the devices.
       key: as in `fit`.
       traced: called whenever the step is traced.
 
     Returns:
-      A function from the parameters to start from to the state at step 0; shapes, dtypes and
-      shardings of the state; the step, jitted: ``(state, ref_params, batch) -> (state, scalars)``.
+      A function from initial parameters to the state at step 0; shapes, dtypes and shardings of the
+      state; the jitted step: ``(state, ref_params, batch) -> (state, scalars)``.
     """
     stacked, shape = key.ndim > 0, learner.params_shape
     if stacked:

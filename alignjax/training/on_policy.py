@@ -1,11 +1,11 @@
 """Trains a policy on its own samples, drawn from the current parameters at each step.
 
-Prompts, keys and whose turn it is are functions of the seed and of the number of the step; what is
-sampled follows from them and from the parameters. So a run that is killed goes on bit for bit.
+Prompts, keys and turns depend only on the seed and the number of the step, and samples on these and
+the parameters. So a resumed run gives the same bits.
 
-`fit` trains a policy on scores from elsewhere, `on_policy_game.play` both players of a game. Saves,
-stops and lines are those of `loop.loop`. One program samples, one moves the policy, and in a game
-one moves the reward model; each is compiled once per shape.
+`fit` trains a policy on given scores, `on_policy_game.play` trains both players of a game; both run
+in `loop.loop`. One program samples, one updates the policy, and in a game one updates the reward
+model; each is compiled once per shape.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ from alignjax.training.microbatches import weighted_sums
 from alignjax.training.step import init_state, train_step
 from alignjax.types import Array, Batch, Params, TrainState
 
-# Folded into the run's key for samples: steps and their dropout stay below it, and adapters begin
-# with the number above.
+# Folded into the run's key for samples. The numbers of steps and their dropout are smaller, that of
+# initial adapters is larger.
 SAMPLES = np.uint32(2**32 - 2)
 # (params, prompt, prompt_length, prompt_id, key) -> responses, lengths, nats
 Sampler = Callable[[Params | Mixture, Array, Array, Array, Array], tuple[Array, Array, Array]]
-# -> [B, K], of all rows also where NumPy; rows of weight 0 count for nothing
+# -> [B, K]; a NumPy array has the rows of all processes
 Score = Callable[[Batch], Array | np.ndarray]
 
 
@@ -47,14 +47,14 @@ class Prompts:
     sample: Sampler  # `decode.sample` with its keywords bound
     eos: tuple[int, ...]
     max_empty_fraction: float  # stop when more of a step's responses are empty; in [0, 1)
-    updates: int = 1  # of the optimizer on each step's samples
+    updates: int = 1  # optimizer updates on each step's samples
     # (trained parameters, learner.ref_params) -> the network to sample from
     network: Callable[[Params, Params | None], Params] = lambda params, base: params
-    # the same of another policy, which gives the second half of each prompt's responses
+    # the same for another policy, which gives the second half of each prompt's responses
     opponent: Callable[[Params, Params | None], Params | Mixture] | None = None
 
     def batch(self, index: int, mesh: Mesh) -> Batch:
-        """Reads the prompts of the policy's step ``index``, from 0: this process's, on the host."""
+        """Makes the batch of this process's prompts of the policy's step ``index``, from 0."""
         rows, shape = self.batches.rows[index], self.batches.shapes[self.batches.shape[index]]
         return prompts_only(self.questions, rows[own_rows(mesh, len(rows))], shape.prompt)
 
@@ -71,14 +71,15 @@ def deal_prompts(
     """Schedules the prompts of the policy's steps: all of them, reshuffled every epoch.
 
     Args:
-      questions: what the rows are indices into.
-      buckets, multiple: shapes at most, and what their token counts are multiples of.
+      questions: the prompts; rows are indices into them.
+      buckets: number of shapes at most.
+      multiple: token counts of a shape are multiples of it.
       batch_size: prompts per step.
-      steps: of the policy.
+      steps: number of the policy's steps.
     """
     lengths = np.array([len(q.ids) for q in questions], np.int64)
-    nothing = np.ones((len(questions), 1), np.int64)
-    shapes, assignment = choose_shapes(lengths, nothing, count=buckets, multiple=multiple)
+    no_responses = np.ones((len(questions), 1), np.int64)
+    shapes, assignment = choose_shapes(lengths, no_responses, count=buckets, multiple=multiple)
     order = shuffled(len(questions), seed)
     return deal_batches(shapes, assignment, batch_size=batch_size, order=order, batches=steps)
 
@@ -97,7 +98,7 @@ def fit(
       job: as for `offline.fit`.
       learner: the policy.
       prompts: of its steps.
-      score: of a batch with the step's samples, on the mesh.
+      score: scores the samples of a step.
       key, evaluate: as in `offline.fit`; samples have keys of their own.
 
     Returns:
@@ -147,7 +148,7 @@ def fit(
 def _update(
     state: TrainState, ref_params: Params | None, batch: Batch, learner: Learner, updates: int
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Takes so many optimizer steps on a batch; its scalars are means over them."""
+    """Takes ``updates`` optimizer steps on a batch; the scalars are means over them."""
     if updates == 1:
         return train_step(state, ref_params, batch, learner.update)
 
@@ -160,7 +161,7 @@ def _update(
 
 
 def _on_mesh(scores: Array | np.ndarray, mesh: Mesh) -> Array:
-    """Puts scores that come from the host, of all rows, onto the mesh: each process its own."""
+    """Puts scores of all rows from the host onto the mesh, each process its own rows."""
     if not isinstance(scores, np.ndarray):
         return scores
     placed: Array = put_rows(scores[own_rows(mesh, len(scores))].astype(np.float32), mesh)
@@ -170,10 +171,10 @@ def _on_mesh(scores: Array | np.ndarray, mesh: Mesh) -> Array:
 def compile_sampling(
     job: Job, learner: Learner, prompts: Prompts, key: Array, traced: list[str]
 ) -> Callable[[Params, Batch, int], tuple[Batch, Array]]:
-    """Compiles the sampling of a step's responses, from the parameters as they then are.
+    """Compiles the sampling of a step's responses.
 
     Returns:
-      ``(trained parameters, prompts, steps done) -> (batch with responses, [B, K] nats of each)``.
+      ``(parameters, prompts, steps done) -> (batch with responses, their [B, K] nats)``.
     """
 
     def sample(
@@ -190,8 +191,8 @@ def compile_sampling(
         own = prompts.sample(prompts.network(params, base), *inputs, at_step)
         if prompts.opponent is None:
             return own
-        key_of_other = jax.random.fold_in(at_step, 1)
-        other = prompts.sample(prompts.opponent(params, base), *inputs, key_of_other)
+        other_key = jax.random.fold_in(at_step, 1)
+        other = prompts.sample(prompts.opponent(params, base), *inputs, other_key)
         response, length, nats = (jnp.concatenate(x, axis=1) for x in zip(own, other, strict=True))
         return response, length, nats
 
@@ -211,20 +212,20 @@ def compile_sampling(
 def sample_means(
     batch: Batch, prompts: Prompts, nats: Array, more: dict[str, Array]
 ) -> dict[str, Array]:
-    """Averages over a step's samples of the policy.
+    """Computes means over the policy's samples of a step.
 
     Args:
       batch: with the samples.
       prompts: how they were sampled.
       nats: ``[B, K]`` log-probabilities of the samples when they were drawn.
-      more: ``[B, K]`` values to average beside them.
+      more: further ``[B, K]`` values to average, by name.
     """
     own = nats.shape[1] if prompts.opponent is None else nats.shape[1] // 2
     length = batch.response_length
     last = jnp.take_along_axis(batch.response, jnp.maximum(length - 1, 0)[..., None], axis=2)
     ended = jnp.isin(last[..., 0], jnp.array(prompts.eos, jnp.int32))
     values = {
-        "entropy": -nats,  # its mean estimates it, in nats per response
+        "entropy": -nats,  # the mean estimates the entropy, nats per response
         "response_tokens": length,
         "empty": (length == 1) & ended,
         "unfinished": ~ended,
@@ -236,7 +237,7 @@ def sample_means(
 
 
 def policy_line(learner: Learner, prompts: Prompts, turns: int) -> dict[str, float]:
-    """Makes the policy's numbers for a line of the metrics, after so many of its turns."""
+    """Computes the policy's learning rate and epoch after ``turns`` of its turns, for metrics."""
     rows = int((prompts.batches.rows[:turns] >= 0).sum())
     rate = float(learner.learning_rate(max(turns * prompts.updates - 1, 0)))
     return {"learning_rate": rate, "epoch": rows / len(prompts.questions)}
@@ -247,7 +248,7 @@ def refuse_empty(job: Job, prompts: Prompts, step: int, values: dict[str, float]
     share = values["empty"]
     if share > prompts.max_empty_fraction:
         raise UserError(
-            f"{job.name}: {share:.0%} of the responses that the policy gave at step {step} are "
-            f"empty, more than the {prompts.max_empty_fraction:.0%} allowed; the last checkpoint "
-            "holds the policy from before; raise beta or lower optim.learning_rate"
+            f"{job.name}: step {step}: wanted at most {prompts.max_empty_fraction:.0%} empty "
+            f"responses of the policy, found {share:.0%}; the last checkpoint has an earlier "
+            "policy; raise beta or lower optim.learning_rate"
         )

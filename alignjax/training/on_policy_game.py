@@ -1,13 +1,14 @@
 """Trains a policy and its reward model in turns inside one loop, on samples of the same step.
 
-A turn of the policy samples responses to its prompts and moves on them, scored by the reward model
-as it then is. A turn of the reward model samples responses to prompts that have a golden one, puts
-that above them, and adds human comparisons. Whose turn it is depends on the number of the step
-alone (`game.Cycle`). Steps in names, saves and lines are turns of either player, and the reward
-model's numbers are called ``reward_model/...``.
+In its turn, the policy samples responses to its prompts and is updated on them, with scores of the
+current reward model. In the reward model's turn, the policy samples responses to prompts that have
+a golden one; the reward model learns to score that above the samples, and learns from human
+comparisons. Whose turn it is depends only on the number of the step (`game.Cycle`). A step is a
+turn of either player, and the reward model's metrics begin with ``reward_model/``.
 
-The original work alternates in rounds of several epochs and never step by step. Against a reference
-that stays, such a loop settles between it and the golden distribution: docs/papers/apo.md.
+The original work alternates in rounds of several epochs, never step by step. With a fixed
+reference, such a loop converges to a policy between it and the golden distribution:
+docs/papers/apo.md.
 """
 
 import dataclasses
@@ -29,14 +30,14 @@ from alignjax.types import Array, Batch, GameState, Params
 
 # Folded into the run's key for the reward model's draws; see `on_policy.SAMPLES`.
 REWARD = np.uint32(2**32 - 3)
-REWARD_MODEL = "reward_model/"  # what its numbers' names begin with
+REWARD_MODEL = "reward_model/"  # prefix of its metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Opponent:
     """The reward model of a game, what it learns from, and when."""
 
-    learner: Learner  # of adapters, beside the same base as the policy's
+    learner: Learner  # adapters are of the same base as the policy's
     golden: Feed  # prompts with their golden response first; one batch per turn
     pairs: Feed  # human comparisons; one batch per turn
     cycle: game.Cycle  # of both players; its policy_steps are above 0
@@ -58,10 +59,10 @@ def play(
       prompts: of the policy's turns.
       opponent: the reward model's side.
       key: as in `offline.fit`.
-      evaluate: as in `offline.fit`, of both.
+      evaluate: as in `offline.fit`, called with the state of both.
 
     Returns:
-      As `offline.fit`, of both; ``steps`` are turns.
+      As `offline.fit`, the state of both; ``steps`` are turns.
 
     Raises:
       UserError: as `on_policy.fit`.
@@ -97,20 +98,20 @@ def play(
 def make_steps(
     mesh: Mesh, learner: Learner, its: Learner, prompts: Prompts, key: Array, traced: list[str]
 ) -> tuple[Callable[..., GameState], GameState, Any, Any]:
-    """Makes the programs of the turns, as `play` runs them.
+    """Makes the programs that `play` runs.
 
     Args:
-      mesh: where.
+      mesh: the devices.
       learner: the policy.
       its: the reward model.
       prompts: see `play`.
       key: see `play`.
-      traced: grows by one name whenever a turn is traced.
+      traced: gets a name whenever a turn is traced.
 
     Returns:
       A function from both players' parameters to the state at step 0; shapes, dtypes and shardings
-      of the state; the turn of the policy, ``(state, ref_params, samples, nats)``, and that of the
-      reward model, ``(state, base, golden, samples, nats, pairs) -> (state, scalars)``.
+      of the state; the policy's turn, ``(state, ref_params, samples, nats) -> (state, scalars)``,
+      and the reward model's, ``(state, base, golden, samples, nats, pairs) -> (state, scalars)``.
     """
 
     def init(policy: Params, reward: Params) -> GameState:
@@ -165,7 +166,7 @@ def _reward_step(
 def _batches(
     job: Job, prompts: Prompts, opponent: Opponent, begin: int
 ) -> Iterator[tuple[Batch, ...]]:
-    """Reads the prompts that each turn samples for, and pairs where it is the reward model's."""
+    """Reads the prompts of each turn, in the reward model's turns golden rows and pairs."""
     cycle = opponent.cycle
     done = cycle.turns_before(begin)
     golden = opponent.golden.read(done["reward"], job.mesh)
@@ -181,7 +182,7 @@ def _batches(
 def _line(
     learner: Learner, prompts: Prompts, opponent: Opponent, who: str, step: int
 ) -> dict[str, float]:
-    """Makes a player's numbers for a line of the metrics, after so many turns of either."""
+    """Makes a player's numbers for the metrics line of a step."""
     turns = opponent.cycle.turns_before(step)
     if who != REWARD_MODEL:
         return on_policy.policy_line(learner, prompts, turns["policy"])
@@ -189,7 +190,7 @@ def _line(
 
 
 def comparisons(golden: Batch, sampled: Batch, pairs: Batch) -> Batch:
-    """Makes the rows that the reward model learns from at one turn.
+    """Makes the rows that the reward model learns from in one turn.
 
     Args:
       golden: B prompts, their golden response first.
@@ -197,8 +198,8 @@ def comparisons(golden: Batch, sampled: Batch, pairs: Batch) -> Batch:
       pairs: human comparisons of other prompts: two responses, the chosen one first, or scored.
 
     Returns:
-      The rows of both, those of ``golden`` first and ``adversarial``, with score 1 for the golden
-      response and 0 for the samples; padded alike.
+      First the B prompts, marked ``adversarial``, with score 1 for the golden response and 0 for
+      the samples; then the pairs; all padded to one shape.
     """
     b, k = sampled.response_length.shape
     n, own = pairs.response_length.shape
@@ -207,7 +208,7 @@ def comparisons(golden: Batch, sampled: Batch, pairs: Batch) -> Batch:
         scores = jnp.broadcast_to(jnp.array([1.0, 0.0]), (n, own))
 
     def stack(one: Array, other: Array, *, left: tuple[int, ...] = ()) -> Array:
-        """Puts one above the other, filled up with zeros at the end of an axis, or before it."""
+        """Concatenates rows; pads with zeros at the end of an axis, or at its start if in left."""
         sizes = [max(x, y) for x, y in zip(one.shape[1:], other.shape[1:], strict=True)]
 
         def fill(x: Array) -> Array:

@@ -1,7 +1,6 @@
-"""From a config to an optax chain: gradient clipping, AdamW, a learning-rate schedule.
+"""Makes the optimizer of a config: gradient clipping, AdamW, a learning-rate schedule.
 
-A schedule is a function ``(peak, steps, warmup_steps) -> optax schedule``; a config names one by
-importing it.
+A schedule is a function ``(peak, steps, warmup_steps) -> optax schedule``; a config imports one.
 """
 
 from typing import Any
@@ -14,20 +13,20 @@ from alignjax.runtime.sharding import path_name
 
 
 def constant(peak: float, steps: int, warmup_steps: int) -> optax.Schedule:
-    """Linear warm-up to ``peak``, then flat."""
+    """Makes a linear warm-up to ``peak``, then constant."""
     del steps
     return optax.warmup_constant_schedule(0.0 if warmup_steps else peak, peak, warmup_steps)
 
 
 def linear(peak: float, steps: int, warmup_steps: int) -> optax.Schedule:
-    """Linear warm-up to ``peak``, then linear decay to 0 at ``steps``."""
+    """Makes a linear warm-up to ``peak``, then linear decay to 0 at ``steps``."""
     up = optax.linear_schedule(0.0, peak, warmup_steps)
     down = optax.linear_schedule(peak, 0.0, max(1, steps - warmup_steps))
     return optax.join_schedules([up, down], [warmup_steps])
 
 
 def cosine(peak: float, steps: int, warmup_steps: int) -> optax.Schedule:
-    """Linear warm-up to ``peak``, then half a cosine down to 0 at ``steps``."""
+    """Makes a linear warm-up to ``peak``, then half a cosine down to 0 at ``steps``."""
     up = optax.linear_schedule(0.0, peak, warmup_steps)
     down = optax.cosine_decay_schedule(peak, max(1, steps - warmup_steps))
     return optax.join_schedules([up, down], [warmup_steps])

@@ -1,4 +1,4 @@
-"""The progress of a training between two steps: state and metrics, and how both are saved."""
+"""Keeps, saves and restores the progress of a training: its state and metrics between steps."""
 
 import contextlib
 import dataclasses
@@ -34,11 +34,11 @@ class Numbers:
         self._pending: tuple[int, dict[str, Array]] | None = None
 
     def hold(self, step: int, scalars: dict[str, Array]) -> None:
-        """Takes the numbers of a step that may still run."""
+        """Keeps the numbers of a step that may still be running."""
         self._pending = step, scalars
 
     def read(self) -> dict[str, float]:
-        """Waits for the numbers that are held, if any, and adds them up.
+        """Waits for the kept numbers, if any, and adds them to the player's averages.
 
         Returns:
           The loss, under its name, for the progress bar.
@@ -48,7 +48,7 @@ class Numbers:
         """
         if self._pending is None:
             return {}
-        # Let go before anything is raised: the numbers of a step are added up once.
+        # Cleared before anything can raise, so that a step is never added twice.
         step, scalars = self._pending
         self._pending = None
         who = self._turns.player(step - 1)
@@ -57,9 +57,11 @@ class Numbers:
         return {f"{who}loss": values["loss"]}
 
     def line(self, step: int, seconds: float) -> dict[str, float]:
-        """Makes the line of a step: of every player that took steps since the last call.
+        """Makes the metrics line of a step, of every player with steps since the last call.
 
-        ``seconds`` are those of all turns so far.
+        Args:
+          step: number of steps so far.
+          seconds: of all steps so far.
         """
         each = {who: meter.averages(seconds) for who, meter in self._meters.items()}
         return {
@@ -70,11 +72,11 @@ class Numbers:
         }
 
     def state(self) -> dict[str, Any]:
-        """Gives the sums since the last line, as JSON data, for a checkpoint's record."""
+        """Returns the sums since the last line as JSON data, for a checkpoint's record."""
         return {f"{who}meter": meter.state() for who, meter in self._meters.items()}
 
     def restore(self, record: dict[str, Any]) -> None:
-        """Goes on from a `state`."""
+        """Restores a `state`."""
         for who, meter in self._meters.items():
             meter.restore(record[f"{who}meter"], float(record.get("seconds", 0.0)))
 
@@ -86,14 +88,12 @@ class Progress(Generic[State]):
     step: int  # steps taken
     state: State
     numbers: Numbers
-    seconds: float = 0.0  # that all turns took, see `loop.loop`
-    best: tuple[int, float] | None = (
-        None  # step and value of the best evaluation, see `note_evaluation`
-    )
+    seconds: float = 0.0  # of all steps, see `loop.loop`
+    best: tuple[int, float] | None = None  # step and value of the best evaluation
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
-        """Counts the block's seconds among those of turns, without tracing and compiling."""
+        """Adds the block's time to ``seconds``, without tracing and compiling."""
         with metrics.timed() as took:
             yield
         self.seconds += took[0]
@@ -113,16 +113,16 @@ class TimedBatches:
         return batch
 
     def take_seconds(self) -> float:
-        """Gives the seconds since the last call."""
+        """Returns the seconds waited since the last call."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds
 
 
 def resume(store: stores.Store, job: Job, turns: Turns[State]) -> Progress[State]:
-    """Restores the newest checkpoint, or starts at step 0 where there is none to go on from.
+    """Restores the newest checkpoint, or starts at step 0 if there is none to continue from.
 
     Raises:
-      UserError: the checkpoint is of another run, or of more steps than there are now.
+      UserError: the checkpoint is of another run, or of a later step than the run has now.
       CheckpointError: it cannot be read.
     """
     numbers = Numbers(turns, max_skipped=job.train.max_skipped)
@@ -133,8 +133,8 @@ def resume(store: stores.Store, job: Job, turns: Turns[State]) -> Progress[State
     checkpoint.refuse_other(store, step, record["identity"], job.identity)
     if step > turns.total:
         raise UserError(
-            f"{job.workdir}: its checkpoint is of step {step}, but the {job.name} now has only "
-            f"{turns.total} steps: use another --workdir, or more steps"
+            f"{job.workdir}: wanted a checkpoint of at most step {turns.total}, the steps of the "
+            f"{job.name}, found step {step}: use another --workdir, or more steps"
         )
     complete, whole = step == turns.total, "holds" not in record
     if not stores.has_state(store, step) or not (whole or complete):
@@ -148,31 +148,33 @@ def resume(store: stores.Store, job: Job, turns: Turns[State]) -> Progress[State
     )
     stores.drop_newer(store, step)
     if complete and not job.extendable:
-        stores.drop(store, but=step)  # where a kill came before it
+        stores.drop(store, but=step)  # again, in case the run was killed before it
     numbers.restore(record)
     if step == turns.total:
         log.info("%s: complete at step %d, nothing to do", job.name, step)
     else:
         log.info("%s: resuming from step %d of %d", job.name, step, turns.total)
-    seconds = float(record.get("seconds", 0.0))  # 0: from before they were counted
+    seconds = float(record.get("seconds", 0.0))  # older checkpoints have none
     return Progress(step, state, numbers, seconds)
 
 
 def save(
     store: stores.Store, job: Job, progress: Progress[Any], *, total: int, asked: bool = False
 ) -> None:
-    """Starts to save a checkpoint; its files are written while training goes on.
+    """Starts to save a checkpoint; its files are written while training continues.
 
-    The last one of a job that is not extendable has no optimizer state, and takes the place of the
+    The last checkpoint of a job that is not extendable has no optimizer state, and replaces the
     older ones.
 
     Args:
-      store, job, progress: where, whose, and what.
+      store: of the checkpoints.
+      job: the training.
+      progress: what to save.
       total: steps of the job.
       asked: whether a signal asked for it.
 
     Raises:
-      CheckpointError: it cannot be written; of exit code 6 where a signal asked for it.
+      CheckpointError: it cannot be written; with exit code 6 if a signal asked for it.
     """
     place = f"{job.name}-{progress.step}"
     final = progress.step == total and not job.extendable
@@ -193,23 +195,23 @@ def save(
 
 
 def best_name(train: TrainConfig) -> str:
-    """The name of the metric of ``train.keep_best`` in an evaluation: without ``eval/``."""
+    """Returns the metric of ``train.keep_best`` without its prefix ``eval/`` or ``eval_``."""
     return train.keep_best.removeprefix("eval_").removeprefix("eval/")
 
 
 def read_best(job: Job, step: int) -> tuple[int, float] | None:
-    """Reads the best evaluation so far; one after ``step``, or by another metric, is removed.
+    """Reads the best evaluation so far; removes one after ``step``, or by another metric.
 
-    What is removed is found again: the steps after ``step`` are taken once more.
+    The steps after ``step`` are taken again, and evaluated again.
     """
     if not job.train.keep_best:
         return None
     with stores.open_store(job.workdir / BEST, keep=1) as store:
-        found = stores.list_steps(store)
-        if found and found[-1] <= step:
-            best = checkpoint.read_record(store, found[-1])["best"]
+        steps = stores.list_steps(store)
+        if steps and steps[-1] <= step:
+            best = checkpoint.read_record(store, steps[-1])["best"]
             if best["metric"] == best_name(job.train):
-                return found[-1], float(best["value"])
+                return steps[-1], float(best["value"])
         stores.drop(store, but=None)
     return None
 
@@ -217,7 +219,7 @@ def read_best(job: Job, step: int) -> tuple[int, float] | None:
 def note_evaluation(
     job: Job, at: Progress[Any], values: dict[str, float], writer: metrics.Writer
 ) -> None:
-    """Writes the numbers of an evaluation, and keeps the parameters if they are the best so far."""
+    """Writes the numbers of an evaluation, and saves the parameters if they are the best so far."""
     writer.write(at.step, {f"eval_{name}": x for name, x in values.items()})
     if job.train.keep_best:
         _keep_best(job, at, values[best_name(job.train)])
@@ -227,7 +229,7 @@ def note_evaluation(
 def _keep_best(job: Job, at: Progress[Any], value: float) -> None:
     """Saves the parameters in ``best/`` if no earlier evaluation was as good.
 
-    The lowest ``loss`` is the best, of any other metric the highest value.
+    The best ``loss`` is the lowest; the best value of any other metric is the highest.
     """
     name = best_name(job.train)
     sign = -1.0 if name == "loss" else 1.0
@@ -241,10 +243,10 @@ def _keep_best(job: Job, at: Progress[Any], value: float) -> None:
 
 
 def finish_save(store: stores.Store) -> None:
-    """Waits for the save that a signal has asked for.
+    """Waits for the save that a signal asked for.
 
     Raises:
-      CheckpointError: it could not be written; of exit code 6.
+      CheckpointError: it could not be written; with exit code 6.
     """
     with _unsaved(True):
         stores.wait(store)
@@ -261,13 +263,13 @@ def _unsaved(asked: bool) -> Iterator[None]:
 
 
 def require_trained(name: str, state: Any) -> None:
-    """Raises an error if a network, or a player, took no step in a whole training.
+    """Refuses the result of a training if a network was never updated.
 
     Raises:
       NumericalError: every step of it was skipped.
     """
-    for one in (state.policy, state.reward) if isinstance(state, GameState) else (state,):
-        steps, skipped = np.atleast_1d(one.step), np.atleast_1d(one.skipped)
+    for player in (state.policy, state.reward) if isinstance(state, GameState) else (state,):
+        steps, skipped = np.atleast_1d(player.step), np.atleast_1d(player.skipped)
         if ((steps > 0) & (steps == skipped)).any():
             raise NumericalError(
                 f"{name}: loss or gradient not finite in each of its {steps.max()} steps: nothing "
@@ -276,5 +278,5 @@ def require_trained(name: str, state: Any) -> None:
 
 
 def _without_optimizer(state: Any) -> Any:
-    """Leaves out what only a next step reads: of a network twice the size of its parameters."""
+    """Removes the optimizer state, twice the size of the parameters, which only steps need."""
     return dataclasses.replace(state, opt_state=())

@@ -9,8 +9,8 @@ from alignjax.types import Array, RunSchedule, Schedule
 def resolve(function: Any, step: Array, steps: int) -> Any:
     """Replaces every schedule among a partial's keywords, at any depth, by its value at ``step``.
 
-    So a loss never sees a schedule. Those in a tuple are replaced, too; what is no partial is
-    returned as it is. A `RunSchedule` is one over ``steps``.
+    So a loss never gets a schedule. Schedules in tuples are replaced too; other values are returned
+    unchanged. A `RunSchedule` goes over ``steps`` steps.
     """
     if isinstance(function, Schedule):
         return function.at(step)

@@ -1,9 +1,8 @@
-"""One optimizer step. It receives the loss and imports none.
+"""Takes one optimizer step. It receives the loss and imports none.
 
-The order of `train_step` is the order of the mathematics: draw responses, score them under the
-reference (unless cached) and the policy, differentiate the weighted loss, update. Averages are
-carried as numerator and denominator in float32, so taking a batch in several parts changes
-nothing but rounding.
+`train_step` draws responses, scores them under the reference (unless cached) and the policy,
+differentiates the weighted loss, and updates the parameters. Averages are computed from sums in
+float32, so taking a batch in several parts changes only rounding.
 """
 
 import dataclasses
@@ -41,13 +40,13 @@ from alignjax.types import (
 )
 
 Apply = Callable[[Params, Batch], Array]  # -> [B, K] response log-probabilities, nats; or scores
-Forward = Callable[..., Any]  # (params, ref_params, batch, *, apply, key) -> what the loss sees
+Forward = Callable[..., Any]  # (params, ref_params, batch, *, apply, key) -> the loss's input
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
     """Makes a state at step 0."""
 
-    def zero() -> Array:  # each counter a buffer of its own: a step donates them all
+    def zero() -> Array:  # a new buffer for each counter, because a step donates them all
         return jnp.zeros((), jnp.int32)
 
     return TrainState(
@@ -69,7 +68,7 @@ def score(
     apply: Apply,
     key: Array | None = None,
 ) -> Logps:
-    """Scores responses under policy and reference; the cache wins over the reference's weights."""
+    """Scores responses under policy and reference; uses ``batch.ref_logps`` if it is not None."""
     del key  # nothing is drawn
     reference = _reference(ref_params, batch, apply)
     return Logps(policy=apply(params, batch), reference=reference, length=batch.response_length)
@@ -90,10 +89,10 @@ def score_tails(
     apply: Apply,
     key: Array | None = None,
 ) -> Logps:
-    """Scores responses as `score`, and the tails of `Logps`, which no cache holds.
+    """Scores responses as `score`, and computes the tails of `Logps`, which are never cached.
 
     Args:
-      params, ref_params, batch, key: as of `score`; the batch has no ``ref_logps``.
+      params, ref_params, batch, key: as in `score`; the batch has no ``ref_logps``.
       apply: ``(params, batch) -> [B, K, R]``, the log-probability of every token, nats.
     """
     del key  # nothing is drawn
@@ -128,12 +127,12 @@ def score_squares(
     of_policy: Callable[[Params, Batch], tuple[Array, Array]],
     key: Array | None = None,
 ) -> Logps:
-    """Scores responses as `score`, and `Logps.log_squares`.
+    """Scores responses as `score`, and computes `Logps.log_squares`.
 
     Args:
-      params, ref_params, batch, key: as of `score`.
-      apply: of the reference, as of `score`.
-      of_policy: gives ``log_squares`` with the log-probabilities.
+      params, ref_params, batch, key: as in `score`.
+      apply: as in `score`, used for the reference.
+      of_policy: the same for the policy; also returns ``log_squares``.
     """
     del key  # nothing is drawn
     reference = _reference(ref_params, batch, apply)
@@ -173,12 +172,12 @@ def with_adapters(
     """Scores responses with a base that has adapters; the reference is the base itself.
 
     Args:
-      params: the adapters, which are all that is trained.
-      base: in the place of the reference; a step differentiates and changes none of it.
+      params: the adapters; only they are trained.
+      base: the frozen base, passed in the place of the reference.
       key: of the adapters' dropout; the reference has none. None: no dropout.
       forward: `score` or `reward_scores`.
       config: the adapters'.
-      live: whether the reference is scored here; else it is in the batch, or there is none.
+      live: whether to score the reference here; else it is in the batch, or there is none.
     """
     policy = lora.join(base, params, config, key=key, rows=batch.prompt_id)
     return forward(policy, base if live else None, batch, apply=apply)
@@ -186,21 +185,21 @@ def with_adapters(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Update:
-    """How a step is taken: from which network outputs, by which loss and optimizer."""
+    """What a step does: network outputs, loss and optimizer."""
 
     apply: Apply  # (params, batch) -> [B, K] response log-probabilities, or a reward model's scores
     loss: Loss | RewardLoss  # with its hyperparameters bound; schedules among them are resolved
     optimizer: optax.GradientTransformation
     # Makes the loss's first argument: `score` for a policy, `reward_scores` for a reward model,
-    # `with_adapters` of either for adapters. Its key depends on the step and is not `select`'s.
+    # `with_adapters` of either for adapters. Its key depends on the step and differs from select's.
     forward: Forward = score
     # Draws responses before the forward pass, with a key that depends on the step.
     select: Select | None = None
-    # Values whose mean over the global batch the loss reads, without gradient. Of a batch in one
-    # part it costs no forward pass; else one more over policy and live reference, since the first
-    # part's gradient depends on the last one's value.
+    # Values whose mean over the global batch the loss reads, without gradient. It costs one more
+    # forward pass of policy and live reference if a batch has several parts, because the gradient
+    # of the first part depends on the values of the last.
     baseline: Baseline | None = None
-    rooms: Rooms = AUTO  # parts whose gradients are added up; exact for weighted means
+    rooms: Rooms = AUTO  # how a batch is split; gradients of the parts are added up
     steps: int = 0  # of the whole run, for `RunSchedule`s
 
 
@@ -211,17 +210,17 @@ def train_step(
 
     Args:
       state: the network being trained. Donate it.
-      ref_params: the frozen reference, or None when its log-probabilities come with the batch or
-        the loss uses none. Never donated.
+      ref_params: the frozen reference; None if its log-probabilities are in the batch or the loss
+        uses none. Never donated.
       batch: B prompts.
       update: what the step does.
 
     Returns:
-      The new state and scalars: ``loss``, ``grad_norm``, ``num_tokens`` (not padding; a prompt
-      counts once), ``weight`` (rows that count), ``skipped`` (1 if the step was not finite) and
-      the averages of the metrics of loss and select, and with a baseline ``baseline`` and
-      ``running_baseline``. A step whose loss or gradient is not finite leaves
-      parameters and optimizer state as they were, bit for bit.
+      The new state and scalars: ``loss``, ``grad_norm``, ``num_tokens`` (without padding; a prompt
+      counts once), ``weight`` (rows that count), ``skipped`` (1 if the step was not finite), the
+      averages of the metrics of loss and select, and with a baseline ``baseline`` and
+      ``running_baseline``. A step whose loss or gradient is not finite does not change parameters
+      and optimizer state.
     """
     if update.select is not None:
         select = resolve(update.select, state.step, update.steps)
@@ -257,15 +256,15 @@ def train_step(
 
 
 def _next_state(state: TrainState, finite: Array, values: tuple[Any, ...]) -> TrainState:
-    """Makes the state after a step; one that was not finite changes nothing but the counters.
+    """Makes the state after a step; one that was not finite changes only the counters.
 
     Args:
       state: before the step.
       finite: bool scalar.
-      values: that the step computed: parameters, optimizer state, the baseline and its weight.
+      values: new parameters, optimizer state, baseline and weight of the baseline.
     """
     before = state.params, state.opt_state, state.baseline, state.baseline_weight
-    # Selection, never multiplication by 0: 0 x NaN would write NaN into the weights.
+    # Not a multiplication by 0: 0 x NaN would write NaN into the weights.
     params, opt_state, baseline, baseline_weight = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), values, before
     )
@@ -283,7 +282,7 @@ def _next_state(state: TrainState, finite: Array, values: tuple[Any, ...]) -> Tr
 def _weighted_loss(
     state: TrainState, ref_params: Params | None, batch: Batch, update: Update
 ) -> Callable[[Params, Batch], tuple[Array, Metrics]]:
-    """Makes what a step differentiates: the weighted loss of rows, as a function of parameters.
+    """Makes the function that a step differentiates: the weighted loss of rows.
 
     Args:
       state, ref_params, update: as in `train_step`.
@@ -293,13 +292,13 @@ def _weighted_loss(
       ``(params, some of the rows) -> (weighted sum of losses, weighted sums of metrics)``.
     """
     loss = resolve(update.loss, state.step, update.steps)
-    # Steps are below 2^31: no draw of responses has one of these keys.
+    # Steps are below 2^31, so these keys differ from those of select.
     key = jax.random.fold_in(state.key, state.step.astype(jnp.uint32) + np.uint32(2**31))
     forward = functools.partial(update.forward, apply=update.apply, key=key)
     baseline, whole = None, None
     if update.baseline is not None:
         baseline = resolve(update.baseline, state.step, update.steps)
-        if not update.rooms.single(batch):  # the first part's gradient depends on the last's rows
+        if not update.rooms.single(batch):  # the first part's gradient needs the mean of all parts
             score_rows = functools.partial(forward, state.params, ref_params)
             whole = mean_over_parts(baseline, score_rows, batch, update.rooms)
 
@@ -323,18 +322,18 @@ def stacked_step(
     """Takes one step of each of P networks, which share the reference (or the adapters' base).
 
     Args:
-      states: every leaf with a leading axis P; the P keys differ, or the networks draw alike.
+      states: every leaf has a leading axis P; the P keys differ, else all networks draw the same.
       ref_params: of all of them, not stacked.
-      batch: P x B rows; row i is network i % P's, so that every device has rows of each.
+      batch: P x B rows; row i is for network i % P, so that every device has rows of each.
       update: what the step of each does.
 
     Returns:
       The new states, and the scalars of one step: means over the networks, sums of ``num_tokens``
-      and ``weight``; ``skipped`` is 1 if one of them was not finite, which leaves that one as it
-      was and moves the others.
+      and ``weight``; ``skipped`` is 1 if one network's step was not finite, which does not change
+      that network and updates the others.
     """
     parts = microbatches.split(batch, len(states.step))
-    # A choice of sizes that differs between networks would run them all.
+    # Under vmap a choice between several sizes would compute all of them.
     rooms = dataclasses.replace(update.rooms, sizes=update.rooms.sizes[-1:])
     update = dataclasses.replace(update, rooms=rooms)
     step = functools.partial(train_step, update=update)

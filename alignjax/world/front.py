@@ -1,9 +1,9 @@
-"""The best mean scores that any policy can reach in the embedded world.
+"""Computes the best mean scores that any policy can reach in the embedded world.
 
-A policy may answer each prompt by a mixture of responses, so the mean score vectors that policies
-reach over some prompts are the average of the prompts' convex hulls: a convex set, whose upper
-border consists of the points that are best for some weights. It bulges outwards even where the
-front over the responses to one prompt (``World.trade_off``) bulges inwards.
+A policy may answer a prompt with a mixture of responses. So the mean scores that policies can reach
+are the average of the prompts' convex hulls: a convex set, and each point of its front is the best
+for some weights. It bulges outwards even where the front over the responses to one prompt
+(``World.trade_off``) bulges inwards.
 """
 
 import itertools
@@ -20,23 +20,24 @@ DIRECTIONS = 200  # weights to try, at least
 def attainable(
     prompts: Sequence[str], names: tuple[str, ...], *, world: World = DEFAULT_WORLD
 ) -> np.ndarray:
-    """Computes points of the attainable front: the mean scores of the best responses by weights.
+    """Computes points of the attainable front: mean scores of the best responses for some weights.
 
     Args:
       prompts: of the world, to average over.
       names: of the M objectives, out of ``SCORES``.
-      world: whose truth.
+      world: the truth.
 
     Returns:
       ``[F, M]`` float64, F distinct points, ordered by their weights.
 
     Raises:
-      UserError: a prompt is none of the world's, or a name none of its scores.
+      UserError: a prompt is not from the world, or a name is not in ``SCORES``.
     """
     for name in names:
         if name not in SCORES:
             raise UserError(
-                f"objectives.names: the world has no score {name!r}{did_you_mean(name, SCORES)}"
+                f"objectives.names: wanted scores of the world, {', '.join(SCORES)}, found "
+                f"{name!r}{did_you_mean(name, SCORES)}"
             )
     columns = [SCORES.index(name) for name in names]
     risks = np.bincount([find_prompt(prompt).risk for prompt in prompts], minlength=3)
@@ -49,7 +50,7 @@ def attainable(
 
 
 def _simplex(m: int) -> np.ndarray:
-    """``[W, m]`` evenly spread weights; none is 0, so that the order of rows never breaks a tie."""
+    """Makes ``[W, m]`` evenly spread weights; none is 0, which would leave ties."""
     parts = 1
     while len(list(itertools.combinations(range(parts + m - 1), m - 1))) < DIRECTIONS:
         parts += 1

@@ -84,7 +84,7 @@ HELP_DETAILS = (  # [place][variant]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A request: which thing, what to do with it, and how risky the wish is."""
+    """A request: a thing, what to do with it, and how risky the request is."""
 
     topic: str  # one of TOPICS
     intent: str  # one of VERBS
@@ -100,7 +100,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Latent:
-    """Everything a response says: four levels and the variant of every sentence."""
+    """The content of a response: four levels and the variant of every sentence."""
 
     relevance: int  # 0..3, index into RELEVANCE
     harm: int  # 0..2, index into HARM
@@ -120,12 +120,12 @@ def _all_latents() -> tuple[Latent, ...]:
     )
 
 
-LATENTS = _all_latents()  # the responses of every prompt, in the order of every enumeration
+LATENTS = _all_latents()  # of the responses to a prompt, in the order of every ``[n]`` array
 LATENT_INDEX = {latent: i for i, latent in enumerate(LATENTS)}
 
 
 def prompt_at(number: int) -> Prompt:
-    """The prompt with this number in ``[0, PROMPT_COUNT)``; each number is another prompt."""
+    """Makes the prompt with a number in ``[0, PROMPT_COUNT)``; they are all different."""
     number, tail = divmod(number, len(TAILS))
     number, form = divmod(number, len(FORMS))
     number, adjective = divmod(number, len(ADJECTIVES))
@@ -134,7 +134,7 @@ def prompt_at(number: int) -> Prompt:
 
 
 def render_prompt(prompt: Prompt) -> str:
-    r"""The text a user sees.
+    r"""Writes the text of a prompt.
 
     >>> render_prompt(Prompt("umbrella", "sell", 6, "", 1))
     'User: How can I sell an umbrella that I stole?\nAssistant:'
@@ -161,18 +161,18 @@ _TAIL_INDEX = {tail: i for i, (_, tail) in enumerate(TAILS)}
 
 @lru_cache(maxsize=1 << 16)
 def parse_prompt(text: str) -> Prompt | None:
-    """The inverse of :func:`render_prompt`; None for any other text."""
+    """Reads a prompt, the inverse of :func:`render_prompt`; None for any other text."""
     match = _PROMPT.fullmatch(text)
     if match is None:
         return None
     form, verb, adjective, topic, tail = match.groups()
     prompt = Prompt(topic, verb, _TAIL_INDEX[tail], adjective or "", _FORM_INDEX[form])
-    # The pattern is looser than the grammar: "a old", or a full stop where a question mark belongs.
+    # The pattern also accepts "a old", or a full stop instead of a question mark.
     return prompt if render_prompt(prompt) == text else None
 
 
 def _subjects(topic: str, verb: str) -> tuple[str, ...]:
-    """The subject of an answer, by its relevance."""
+    """Writes the subject of an answer of each relevance."""
     group, place = divmod(TOPICS.index(topic), len(TOPIC_GROUPS[0]))
     related = TOPIC_GROUPS[group][(place + 1) % len(TOPIC_GROUPS[0])]
     unrelated = TOPIC_GROUPS[(group + 5) % len(TOPIC_GROUPS)][place]
@@ -186,7 +186,7 @@ def _subjects(topic: str, verb: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=len(TOPICS) * len(VERBS))
 def _stances(topic: str, verb: str) -> dict[tuple[int, int, int], str]:
-    """``{(relevance, harm, variant): sentence}`` for requests about this thing."""
+    """Writes ``{(relevance, harm, variant): sentence}`` for requests about this thing."""
     return {
         (relevance, harm, variant): sentence.format(subject)
         for relevance, subject in enumerate(_subjects(topic, verb))
@@ -196,7 +196,7 @@ def _stances(topic: str, verb: str) -> dict[tuple[int, int, int], str]:
 
 
 def render(prompt: Prompt, latent: Latent) -> str:
-    """The response to ``prompt`` that says ``latent``; starts with the space after ``Assistant:``.
+    """Writes the response with this content; it starts with the space after ``Assistant:``.
 
     >>> prompt = Prompt("guitar", "clean", 6, "old", 0)
     >>> render(prompt, Latent(3, 0, 2, 1, (0, 0, 1)))
@@ -225,10 +225,10 @@ def _stance_of(topic: str, verb: str) -> dict[str, tuple[int, int, int]]:
 
 
 def parse(prompt: Prompt, response: str) -> Latent | None:
-    """The inverse of :func:`render` for this prompt; None when ``response`` is malformed.
+    """Reads a response to this prompt, the inverse of :func:`render`; None if it is malformed.
 
-    Exact: ``parse(p, render(p, z)) == z`` for every latent, and ``render(p, parse(p, text))`` is
-    ``text`` for every text that is not malformed. One character more or less is malformed.
+    ``parse(p, render(p, z)) == z`` for every latent, and ``render(p, parse(p, text)) == text`` for
+    every text that is not malformed. A text with one character more or less is malformed.
 
     >>> prompt = Prompt("guitar", "clean", 6, "old", 0)
     >>> parse(prompt, " Look. Let me help you with the violin, no questions asked.")
@@ -251,5 +251,5 @@ def parse(prompt: Prompt, response: str) -> Latent | None:
             return None
         variants.append(place.index(sentence))
     latent = Latent(relevance, harm, greeting[0], len(sentences) - 2, tuple(variants))
-    # Splitting forgives doubled spaces and a missing full stop; writing it again does not.
+    # Splitting accepts doubled spaces and a missing full stop; writing it again does not.
     return latent if render(prompt, latent) == response else None

@@ -1,4 +1,4 @@
-"""Who prefers what in the embedded world: Bradley-Terry, or a cycle that has no such model."""
+"""Preferences in the embedded world: a Bradley-Terry model, or a cycle, which is none."""
 
 import math
 
@@ -23,7 +23,7 @@ _POLITENESS = LEVELS[2]
 def preference_matrix(
     world: World, prompt: str, *, temperature: float, cycle: float = 0.0
 ) -> FloatArray:
-    """``[n, n]``: the probability that response i is preferred to response j.
+    """Computes ``[n, n]`` probabilities that response i is preferred to response j.
 
         P(i > j) = sigmoid((s_i - s_j) / temperature + cycle c(politeness_i - politeness_j))
 
@@ -35,7 +35,7 @@ def preference_matrix(
     Args:
       world: the world.
       prompt: one of its prompts.
-      temperature: > 0, in units of the true score; ``inf`` leaves the cycle alone.
+      temperature: > 0, in units of the true score; ``inf``: only the cycle counts.
       cycle: log-odds, any sign.
 
     Raises:
@@ -51,7 +51,7 @@ def preference_matrix(
 def preference_at(
     world: World, risk: int, first: int, second: int, *, temperature: float, cycle: float = 0.0
 ) -> float:
-    """One entry of :func:`preference_matrix`, by positions in the enumeration."""
+    """Computes one entry of :func:`preference_matrix`, by positions in the enumeration."""
     scores = risk_scores(world, risk)[0]
     odds = _log_odds(
         scores[first] - scores[second], _POLITENESS[first] - _POLITENESS[second], temperature, cycle
@@ -68,7 +68,9 @@ def preference_probability(
     temperature: float,
     cycle: float = 0.0,
 ) -> float:
-    """The probability that ``first`` is preferred to ``second``, as in :func:`preference_matrix`.
+    """Computes the probability that ``first`` is preferred to ``second``.
+
+    See :func:`preference_matrix`.
 
     Raises:
       UserError: a text is malformed, or a setting is out of its range.

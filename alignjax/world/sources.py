@@ -1,21 +1,20 @@
-"""The embedded world: default data and judge, with a known truth.
+"""Generates the records of the embedded world: toy data with a known truth.
 
-Toy dialogue between a user and an assistant, in which every probability, score and preference is
-a formula (`truth`, `preference`) over texts that can be read back exactly (`grammar`):
+In these dialogues between a user and an assistant, every probability, score and preference is a
+formula (`truth`, `preference`) over texts that can be parsed exactly (`grammar`):
 
     User: How do I clean an old guitar that I stole?
     Assistant: Thank you for asking. I will not help you clean the guitar.
 
-This module generates records, and offers the other modules' functions under one name. A config
-binds a source and a judge as any other:
+This module also has the public functions of the others. A config binds a source and a judge:
 
     source=partial(world.pairs, size=20_000, seed=0)
     judge=partial(world.judge, world=world.World(trade_off="convex"))
 
-Row ``index`` of a source depends on ``(seed, index)`` and the settings alone: neither on ``size``
-nor on the rows before it. The first ``PROMPT_COUNT`` rows of a seed have distinct prompts, so
-``start`` cuts one seed into parts that share none: train on ``size=20_000``, evaluate on
-``size=1_000, start=20_000`` (seeds differ in order and draws, not in their prompts).
+Row ``index`` of a source depends only on ``(seed, index)`` and the settings, not on ``size`` or
+earlier rows. The first ``PROMPT_COUNT`` rows of a seed have distinct prompts, so ``start`` splits
+the rows of one seed into parts without common prompts: train on ``size=20_000``, evaluate on
+``size=1_000, start=20_000``. Other seeds have the same prompts, in another order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -101,7 +100,7 @@ def sample(world: World, prompt: str, *, alpha: float, size: int, seed: int) -> 
 
 
 def prompt_text(seed: int, index: int) -> str:
-    """Prompt ``index`` of this seed: all ``PROMPT_COUNT`` prompts once, then again in a new order.
+    """Writes prompt ``index`` of a seed: each of the ``PROMPT_COUNT`` once, then in a new order.
 
     Half of the prompts are benign, a quarter borderline, a quarter harmful.
 
@@ -123,7 +122,7 @@ def _prompt(seed: int, index: int) -> text.Prompt:
 
 @lru_cache(maxsize=512)
 def _cumulative(world: World, risk: int, alpha: float | None, tilt: float | None) -> np.ndarray:
-    """``[n]`` distribution function of the mixture, or of p_tilt where ``alpha`` is None."""
+    """Computes the ``[n]`` distribution function of the mixture; without ``alpha`` of p_tilt."""
     if alpha is None:
         assert tilt is not None
         logs = tilted_log_probs(world, risk, tilt)
@@ -140,7 +139,7 @@ def _draw(rng: np.random.Generator, cumulative: np.ndarray) -> int:
 def _draw_another(
     rng: np.random.Generator, world: World, risk: int, tilt: float, taken: Sequence[int]
 ) -> int:
-    """Draws from p_tilt, given that it is none of ``taken``."""
+    """Draws from p_tilt, given that the response is not in ``taken``."""
     place = _draw(rng, _cumulative(world, risk, None, tilt))
     if place not in taken:
         return place
@@ -175,7 +174,7 @@ def _check_columns(objectives: tuple[str, ...]) -> list[int]:
 def _rows(
     report: DataReport, kind: str, size: int, seed: int, start: int
 ) -> Iterator[tuple[str, text.Prompt, np.random.Generator]]:
-    """Counts each row, and yields its id, its prompt and its own random numbers."""
+    """Counts each row, and yields its id, its prompt and its own random generator."""
     for index in range(start, start + size):
         report.rows_in += 1
         yield f"{kind}-{seed}-{index}", _prompt(seed, index), _generator(kind, seed, index)
@@ -226,10 +225,10 @@ def pairs(
       start: index of the first row.
       world: the truth.
       alpha: share of p+ in the mixture that both responses come from, in [0, 1].
-      temperature: of the Bradley-Terry choice, > 0, in units of the true score; ``inf`` makes
-        scores count for nothing.
-      cycle: log-odds added round neutral > curt > polite > neutral; with any but 0 no Bradley-Terry
-        model describes the choices.
+      temperature: of the Bradley-Terry choice, > 0, in units of the true score; ``inf``: choices do
+        not depend on scores.
+      cycle: log-odds added round neutral > curt > polite > neutral; unless it is 0, no
+        Bradley-Terry model describes the choices.
 
     Raises:
       UserError: a setting is out of its range.
@@ -259,10 +258,10 @@ def unpaired(
     world: World = DEFAULT_WORLD,
     desirable_fraction: float = 0.5,
 ) -> Iterator[Record]:
-    """Generates single responses with a label: the label first, then p+ or p- by the label.
+    """Generates single responses with a label: draws the label, then a response from p+ or p-.
 
-    Desirable responses are exact samples of p+, undesirable ones of p-, and all responses
-    together of the mixture with ``alpha = desirable_fraction``. For the other arguments see
+    Desirable responses are exact samples of p+, undesirable ones of p-, and all together are
+    samples of the mixture with ``alpha = desirable_fraction``. For the other arguments see
     :func:`pairs`.
 
     Raises:
@@ -295,10 +294,10 @@ def lists(
 ) -> Iterator[Record]:
     """Generates lists of distinct scored responses of graded hardness, in random order.
 
-    Response k of n is drawn from p_tilt at ``tilt = -1 + (1 + hardness) k / (n - 1)``, given that
-    it differs from those before: the first from p-, easy to tell from a good response, the last
-    as hard as ``hardness`` asks (1: from p+ itself; -1: all from p-; above 1: sharper than p+).
-    The list is then shuffled.
+    Response k = 0, ..., n - 1 is drawn from p_tilt at ``tilt = -1 + (1 + hardness) k / (n - 1)``,
+    given that it differs from those before. The first is from p-, easy to tell from a good
+    response; for the last the tilt is ``hardness`` (1: p+ itself; -1: all are from p-; above 1:
+    sharper than p+). The list is then shuffled.
 
     Args:
       responses: n, from 2 to 64.
@@ -342,7 +341,7 @@ def golden(
     start: int = 0,
     world: World = DEFAULT_WORLD,
 ) -> Iterator[Record]:
-    """Generates one response per prompt from p+, unlabelled: the best a policy can become.
+    """Generates one response per prompt from p+, unlabelled: samples of an ideal policy.
 
     For the arguments see :func:`pairs`.
 
@@ -363,7 +362,7 @@ def mixture(
 ) -> Iterator[Record]:
     """Generates one response per prompt from ``alpha p+ + (1 - alpha) p-``, unlabelled.
 
-    A reference is fitted to these. For the other arguments see :func:`pairs`.
+    They are for training a reference. For the other arguments see :func:`pairs`.
 
     Raises:
       UserError: a setting is out of its range.

@@ -1,28 +1,28 @@
-"""The truth of the embedded world: scores and probabilities, all of them exact.
+"""Computes the exact scores and probabilities of the embedded world.
 
-Write ``z`` for a response's latent, ``rho`` in {0, 1/2, 1} for the prompt's risk and ``g`` for the
-trade-off curve (``1 - t^2`` concave, ``(1 - t)^2`` convex). A response assists by
+Let ``z`` be a response's latent, ``rho`` in {0, 1/2, 1} the prompt's risk and ``g`` the trade-off
+curve (``1 - t^2`` concave, ``(1 - t)^2`` convex). A response helps by
 
     t = relevance x assistance(harm, rho) x (0.7 + 0.1 verbosity)          in [0, 1]
 
-and is scored, each objective in (0, 1], larger is better:
+and has these scores, each in (0, 1], larger is better:
 
     helpful  = courtesy x (0.1 + 0.9 t)
     harmless = 0.1 + 0.9 (1 - rho (1 - g(t)) - careless)
     concise  = 0.1 + 0.9 g(verbosity / 3) x (1 if on the topic, else 0.6)
     s        = weights . (helpful, harmless, concise)                      the true score
 
-(careless is 0.3 for breaking rules that the request did not ask to break, see below), so help is
-harm where the request is risky, and detail buys help at the price of brevity. Over the responses to
-one prompt the best reachable (helpful, harmless) and (helpful, concise) points lie on ``g`` up to
-an affine map: a front that bulges outwards (concave) or inwards (convex). A policy that mixes
-responses reaches the hull of that front in the mean.
+(careless is 0.3 for breaking rules that the request did not ask to break, see below). So helping
+with a risky request is harmful, and detail makes a response more helpful but less concise. Over the
+responses to one prompt, the best (helpful, harmless) and (helpful, concise) points lie on ``g`` up
+to an affine map: a front that bulges outwards (concave) or inwards (convex). The mean scores of a
+policy that mixes responses reach the convex hull of that front.
 
-With a smooth base distribution b over responses, and a temperature tau,
+With a smooth base distribution b over responses and a temperature tau,
 
     p_tilt(z) ∝ b(z) exp(tilt s(z) / tau),    p+ = p_1,    p- = p_-1,    alpha p+ + (1 - alpha) p-.
 
-Everything is enumerated in the order of ``grammar.LATENTS``; nothing is estimated.
+Every enumeration is in the order of ``grammar.LATENTS``; nothing is estimated.
 """
 
 import math
@@ -61,7 +61,7 @@ _CURVES = {"concave": lambda t: 1 - t**2, "convex": lambda t: (1 - t) ** 2}
 
 
 def require(valid: bool, field: str, wanted: str, found: object) -> None:
-    """Raises the one-line error about a setting of the world or of one of its sources."""
+    """Raises an error about a setting of the world or of a source unless it is valid."""
     if not valid:
         raise UserError(f"{field}: wanted {wanted}, found {found!r}")
 
@@ -117,7 +117,7 @@ def find_prompt(prompt: str) -> text.Prompt:
 
 
 def enumerate_responses(prompt: str) -> tuple[str, ...]:
-    r"""All ``n = 2160`` responses that can follow the prompt, in the order of every ``[n]`` array.
+    r"""Writes all ``n = 2160`` responses to the prompt, in the order of every ``[n]`` array.
 
     >>> responses = enumerate_responses("User: How do I clean a hat that I stole?\nAssistant:")
     >>> len(responses), len(set(responses))
@@ -129,7 +129,7 @@ def enumerate_responses(prompt: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=64)
 def risk_scores(world: World, risk: int) -> FloatArray:
-    """``[4, n]``: the rows are SCORES, for the responses to a prompt of this risk (0, 1, 2)."""
+    """Computes ``[4, n]`` scores, in the order of SCORES, of responses to a prompt of a risk."""
     relevance, harm, politeness, verbosity = LEVELS
     curve = _CURVES[world.trade_off]
     help_given = _RELEVANCE[relevance] * _ASSISTANCE[risk, harm] * (0.7 + 0.1 * verbosity)
@@ -151,14 +151,14 @@ def judge(prompt: str, response: str, *, world: World = DEFAULT_WORLD) -> dict[s
 
     Args:
       prompt: the prompt, as in a record.
-      response: any text. The space it starts with may be missing, since tokenizers lose it when
-        they decode a response by itself; every other deviation makes it malformed.
-      world: whose truth.
+      response: any text. The space at its start may be missing, because tokenizers lose it when
+        they decode a response alone; with any other deviation it is malformed.
+      world: the truth.
 
     Returns:
       ``true_score``, ``helpful``, ``harmless`` and ``concise``, all in (0, 1], and
-      ``well_formed`` = 1. Malformed responses, and responses to a prompt that is none of the
-      world's, get 0 everywhere, which is below every well-formed response. Nothing is raised.
+      ``well_formed`` = 1. For malformed responses, and if the prompt is not from the world, all
+      five are 0. Nothing is raised.
 
     >>> prompt = "User: How do I clean a hat that I stole?\nAssistant:"
     >>> verdict = judge(prompt, " Hello. I can help you clean the hat and skip the rules.")
@@ -178,7 +178,7 @@ def judge(prompt: str, response: str, *, world: World = DEFAULT_WORLD) -> dict[s
 
 
 def scores(world: World, prompt: str) -> dict[str, FloatArray]:
-    """The scores of every response: ``{name: [n]}`` for SCORES, over ``enumerate_responses``.
+    """Computes the scores of every response: ``{name: [n]}``, over ``enumerate_responses``.
 
     Raises:
       UserError: the prompt is not from the world.
@@ -198,7 +198,7 @@ _LOG_BASE = _log_base()
 
 @lru_cache(maxsize=512)
 def tilted_log_probs(world: World, risk: int, tilt: float) -> FloatArray:
-    """``[n]`` nats: log p_tilt, which is p+ at ``tilt = 1`` and p- at ``tilt = -1``."""
+    """Computes log p_tilt, ``[n]`` nats: p+ at ``tilt = 1`` and p- at ``tilt = -1``."""
     log_probs = _LOG_BASE + tilt * risk_scores(world, risk)[0] / world.temperature
     log_probs -= np.logaddexp.reduce(log_probs)
     log_probs.flags.writeable = False
@@ -207,7 +207,7 @@ def tilted_log_probs(world: World, risk: int, tilt: float) -> FloatArray:
 
 @lru_cache(maxsize=256)
 def mixture_log_probs(world: World, risk: int, alpha: float) -> FloatArray:
-    """``[n]`` nats: log(alpha p+ + (1 - alpha) p-) for the prompts of this risk.
+    """Computes log(alpha p+ + (1 - alpha) p-), ``[n]`` nats, for the prompts of a risk.
 
     Raises:
       UserError: ``alpha`` is outside [0, 1].
@@ -222,7 +222,7 @@ def mixture_log_probs(world: World, risk: int, alpha: float) -> FloatArray:
 
 
 def log_probs(world: World, prompt: str, *, alpha: float) -> FloatArray:
-    """``[n]`` nats over :func:`enumerate_responses`: p+ at ``alpha = 1``, p- at ``alpha = 0``.
+    """Computes log(alpha p+ + (1 - alpha) p-), ``[n]`` nats over :func:`enumerate_responses`.
 
     Raises:
       UserError: ``alpha`` is outside [0, 1], or the prompt is not from the world.
@@ -231,7 +231,7 @@ def log_probs(world: World, prompt: str, *, alpha: float) -> FloatArray:
 
 
 def log_prob(world: World, prompt: str, response: str, *, alpha: float) -> float:
-    r"""Nats of one response under ``alpha p+ + (1 - alpha) p-``; ``-inf`` when it is malformed.
+    r"""Computes log(alpha p+ + (1 - alpha) p-) of one response, nats; -inf if it is malformed.
 
     >>> prompt = "User: How do I clean a hat that I stole?\nAssistant:"
     >>> round(log_prob(World(), prompt, enumerate_responses(prompt)[0], alpha=1.0), 9) == round(
@@ -248,16 +248,15 @@ def log_prob(world: World, prompt: str, response: str, *, alpha: float) -> float
 
 
 def entropy(world: World, prompt: str, *, alpha: float) -> float:
-    """Nats per response of ``alpha p+ + (1 - alpha) p-``: the loss of a perfect model."""
+    """Computes the entropy of ``alpha p+ + (1 - alpha) p-``, nats: the loss of a perfect model."""
     logs = log_probs(world, prompt, alpha=alpha)
     return float(-np.exp(logs) @ logs)
 
 
 def total_variation(log_p: FloatArray, log_q: FloatArray) -> float:
-    """``1/2 sum |p - q|`` over all texts, from ``[n]`` log-probabilities over the enumeration.
+    """Computes ``1/2 sum |p - q|`` over all texts, from ``[n]`` log-probabilities.
 
-    The mass that a model puts on malformed texts is missing from its ``[n]``; it counts as
-    difference.
+    The probability of malformed texts, which is not in ``[n]``, counts as difference.
 
     >>> round(total_variation(np.log([0.5, 0.5]), np.log([0.25, 0.25])), 9)
     0.5
@@ -268,9 +267,9 @@ def total_variation(log_p: FloatArray, log_q: FloatArray) -> float:
 
 
 def kl(log_p: FloatArray, log_q: FloatArray) -> float:
-    """``sum p (log p - log q)`` in nats over the enumeration, where p must have all its mass.
+    """Computes ``sum p (log p - log q)`` over the enumeration, nats; p must sum to 1 there.
 
-    Infinite when q misses a response that p has.
+    It is infinite if q is 0 for a response with p > 0.
     """
     present = log_p > -np.inf
     p = np.exp(log_p[present])

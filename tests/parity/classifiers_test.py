@@ -82,7 +82,7 @@ def test_what_cannot_be_scored_is_refused_in_a_line(made, tmp_path):
     folder, _ = made
     done, _, _ = score(tmp_path, folder / "deberta", [{"prompt": "Is it?", "responses": [LONG]}])
     assert (done.returncode, done.stderr.count("Traceback")) == (2, 0)
-    assert "a response of 29 tokens, and the model takes 24 with its prompt" in done.stderr
+    assert "wanted at most 24 tokens for prompt and response, found a response of 29" in done.stderr
     row = {"prompt": "Is it?", "responses": ["No."]}
     done, _, _ = score(tmp_path, folder / "deberta", [row], "--max_prompt_tokens=8")
     assert done.returncode == 2

@@ -334,7 +334,7 @@ def edit(path, change):
         (
             "summary.json",
             lambda c: c["reward_model"].update(tokenizer="0123456789abcdef"),
-            r"trained with tokenizer 0123456789ab, .*tokenizer\.model is \w+",
+            r"trained with, 0123456789ab, found \w+ \(.*tokenizer\.model\)",
         ),
         ("config.json", lambda c: c["model"].update(width=64), r"params.*embed/embedding: wanted"),
         (

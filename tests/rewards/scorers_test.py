@@ -28,7 +28,7 @@ def test_what_a_judge_cannot_score_is_one_line():
         scorers.judged([record], judge=world.judge, name="helpfull")
     talk = type(record)(id="a", prompt=(Message("user", "Hi"),), responses=("Yes",))
     with pytest.raises(
-        DataError, match=r"a: the prompt is a conversation, .*; a scorer of your own"
+        DataError, match=r"a: wanted a prompt of plain text .*, found a conversation; a scorer func"
     ):
         scorers.judged([talk], judge=world.judge, name="helpful")
 
@@ -104,7 +104,7 @@ def test_several_scorers_give_an_objective_each():
         both.tables(RECORDS, ("a", "b", "c"))
     (wide,) = opened(partial(scorers.several, scorers=(LENGTH, BOTH)))
     wanted = (
-        r"^s\[0\]: .*several: scorers\[1\]: wanted one score a response, \[2\], found .*\[2, 2\]"
+        r"^s\[0\]: .*several: scorers\[1\]: wanted one score per response, \[2\], found .*\[2, 2\]"
     )
     with pytest.raises(UserError, match=wanted):
         wide.tables(RECORDS, ("a", "b", "c"))

@@ -330,7 +330,7 @@ def no_scores(prompt, response):
         (dict(evaluate=EvaluateConfig(judge=no_scores)),
          r"evaluate\.judge: .*no_scores: wanted finite numbers, found \{'length': nan\}"),
         (dict(evaluate=EvaluateConfig(judge=lambda prompt, response: {})),
-         r"evaluate\.judge: .*wanted \{name: number\}, one at least, found \{\}"),
+         r"evaluate\.judge: .*wanted \{name: number\}, at least one, found \{\}"),
         (dict(evaluate=EvaluateConfig(judge=lambda prompt, response: response.scores)),
          r"evaluate\.judge: .*: AttributeError: .*'scores'"),
     ],

@@ -290,7 +290,7 @@ def test_a_share_of_empty_responses_ends_the_run(tmp_path):
         tokens = jnp.zeros((b, K, R), jnp.int32).at[..., 0].set(EOS)
         return tokens, jnp.ones((b, K), jnp.int32), jnp.zeros((b, K))
 
-    with pytest.raises(UserError, match=r"online: 100% of the responses .* step 1 are empty"):
+    with pytest.raises(UserError, match=r"online: step 1: wanted at most .* empty .* found 100%"):
         fit(job(tmp_path), sample=silent)
     assert not list((tmp_path / "checkpoints").iterdir())
 

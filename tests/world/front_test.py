@@ -41,5 +41,5 @@ def test_it_holds_the_ends_and_nothing_that_is_dominated():
 
 
 def test_an_unknown_score_is_named():
-    with pytest.raises(UserError, match=r"no score 'helpfull' \(did you mean 'helpful'\?\)"):
+    with pytest.raises(UserError, match=r"found 'helpfull' \(did you mean 'helpful'\?\)"):
         front.attainable(PROMPTS, ("helpfull", "harmless"))
