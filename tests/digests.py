@@ -432,7 +432,7 @@ COUNTED = ("compiles",)
 # Pictures, pages that hold them, and the number of the process that has the folder.
 PRESENT = re.compile(r"\.(png|html)$|^\.lock$")
 # Folders of other formats, whose content the metrics and the data's digests tell; or of times.
-LIBRARIES = ("tensorboard", "tfds", "seconds")
+LIBRARIES = ("tensorboard", "tfds", "rows", "seconds")
 MODULE = re.compile(r"\b(?:alignjax|tests|configs|__main__)(?:\.\w+)*\.(\w+)\b")
 
 

@@ -1,7 +1,5 @@
-"""Stores token rows: written once as array_record files by TFDS, then opened; or in memory."""
+"""Stores token rows: written once as array_record files, opened by TFDS; or in memory."""
 
-import contextlib
-import functools
 import hashlib
 import io
 import itertools
@@ -16,9 +14,9 @@ import numpy as np
 
 from alignjax.data.encode import Row, reasons
 from alignjax.data.records import DataError, DataReport
-from alignjax.errors import UserError
 
-FORMAT = 3  # increase it when the files of the same rows change
+FORMAT = 3  # increase it when the files of earlier versions would be read as other rows
+_NAME = "preference_rows"
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +93,7 @@ def write(rows: Iterable[Row], folder: str | os.PathLike[str], report: DataRepor
         raise DataError(f"all {report.dropped_total} rows were dropped: {reasons(report)}")
     os.makedirs(folder)
     columns = _Columns(objectives=first.record.objectives)
-    location = _write_rows(columns.through(itertools.chain([first], rows)), folder)
+    _write_rows(columns.through(itertools.chain([first], rows)), os.path.join(folder, "rows"))
     arrays = {
         "response_length": columns.lengths(),
         "prompt_length": np.asarray(columns.prompt_length, np.int32),
@@ -105,7 +103,7 @@ def write(rows: Iterable[Row], folder: str | os.PathLike[str], report: DataRepor
     for name, array in arrays.items():
         pathlib.Path(folder, f"{name}.npy").write_bytes(npy(array))
     meta = {
-        "rows": os.path.relpath(location, folder),
+        "rows": "rows",
         "objectives": list(columns.objectives),
         "labels": [columns.desirable, columns.undesirable],
         "score_sd": columns.score_sd(),
@@ -218,7 +216,7 @@ class _Columns:
         return np.sqrt(self.squares / max(self.freedom, 1)).tolist() if self.objectives else []
 
     def through(self, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
-        """Yields what TFDS stores of each row: flat arrays, because nested ones need TensorFlow."""
+        """Yields what is stored of each row: texts and flat arrays."""
         for row in rows:
             record = row.record
             kind = (bool(record.scores), bool(record.desirable))
@@ -259,73 +257,60 @@ class _Columns:
             }
 
 
-@functools.cache
-def _builder_class() -> Any:
-    """Defines the TFDS builder on first use, because importing TFDS is slow."""
+def _write_rows(examples: Iterator[dict[str, Any]], folder: str) -> None:
+    """Writes one array_record file and the files by which TFDS knows its content.
+
+    TFDS's own writer converts and checks every value, writes all rows to a temporary file and reads
+    them again; it takes four times as long.
+    """
     import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
 
-    def ids(dtype: Any) -> Any:
-        return tfds.features.Tensor(shape=(None,), dtype=dtype)
-
-    class PreferenceRows(tfds.core.GeneratorBasedBuilder):
-        """Rows in the order they are given."""
-
-        VERSION = tfds.core.Version(f"{FORMAT}.0.0")
-        code_path = None  # no checksum or description files lie beside this source file
-
-        def __init__(self, *, examples: Iterator[dict[str, Any]], **kwargs: Any):
-            self._examples = examples
-            super().__init__(**kwargs)
-
-        def _info(self) -> Any:
-            text = tfds.features.Text()
-            return tfds.core.DatasetInfo(
-                builder=self,
-                disable_shuffling=True,
-                features=tfds.features.FeaturesDict(
-                    {
-                        **dict.fromkeys(("id", "domain", "prompt", "responses"), text),
-                        **{name: ids(np.int32) for name in ("prompt_ids", "response_ids")},
-                        "response_length": ids(np.int32),
-                        "scores": ids(np.float32),
-                        "desirable": ids(np.int32),
-                    }
-                ),
-            )
-
-        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            return {"train": enumerate(self._examples)}
-
-        def _generate_examples(self) -> None:
-            """Not called: the split is an iterator."""
-
-    return PreferenceRows
-
-
-def _write_rows(examples: Iterator[dict[str, Any]], folder: str) -> str:
-    """Writes array_record files below ``folder``; returns TFDS's folder."""
-    import tensorflow_datasets as tfds
-
-    errors: list[UserError] = []
-
-    def record_errors() -> Iterator[dict[str, Any]]:
-        try:
-            yield from examples
-        except UserError as error:
-            errors.append(error)
-            raise
-
-    # array_record, because TFDS needs TensorFlow to write its default format.
-    builder = _builder_class()(
-        examples=record_errors(), data_dir=os.path.join(folder, "tfds"), file_format="array_record"
+    os.makedirs(folder)
+    file = pathlib.Path(folder, f"{_NAME}-train.array_record-00000-of-00001")
+    rows = size = 0
+    writer = ArrayRecordWriter(str(file), "group_size:1")  # TFDS's options: rows are read singly
+    for example in examples:
+        content = _serialised(example)
+        writer.write(content)
+        rows, size = rows + 1, size + len(content)
+    writer.close()
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name=_NAME, split="train", filetype_suffix="array_record"
     )
-    tfds.disable_progress_bar()
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints a download that does not happen
-            builder.download_and_prepare(download_config=config)
-    except Exception:
-        if errors:  # TFDS wraps errors of its generator
-            raise errors[0] from None
-        raise
-    return str(builder.data_dir)
+    split = tfds.core.SplitInfo(
+        name="train", shard_lengths=[rows], num_bytes=size, filename_template=template
+    )
+    text, integers = tfds.features.Text(), tfds.features.Tensor(shape=(None,), dtype=np.int32)
+    features = {
+        **dict.fromkeys(("id", "domain", "prompt", "responses"), text),
+        **dict.fromkeys(("prompt_ids", "response_ids", "response_length", "desirable"), integers),
+        "scores": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+    }
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=features,
+        split_infos=[split],
+        version=f"{FORMAT}.0.0",
+        check_data=False,  # would need TensorFlow
+        disable_shuffling=True,
+    )
+
+
+def _serialised(example: dict[str, Any]) -> bytes:
+    """Serialises texts and arrays of one row as a tf.train.Example."""
+    from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+
+    def feature(value: Any) -> Any:
+        if isinstance(value, str):
+            content = tf_feature_pb2.BytesList(value=[value.encode()])
+            return tf_feature_pb2.Feature(bytes_list=content)
+        if value.dtype.kind == "f":
+            content = tf_feature_pb2.FloatList(value=value.tolist())
+            return tf_feature_pb2.Feature(float_list=content)
+        content = tf_feature_pb2.Int64List(value=value.tolist())
+        return tf_feature_pb2.Feature(int64_list=content)
+
+    features = tf_feature_pb2.Features(feature={k: feature(v) for k, v in example.items()})
+    row: bytes = tf_example_pb2.Example(features=features).SerializeToString(deterministic=True)
+    return row

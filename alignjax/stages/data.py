@@ -24,9 +24,10 @@ from alignjax.data.tokenizer import chat, training
 from alignjax.data.tokenizer import load as tokenizers
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
-from alignjax.runtime import artifacts, storage, watchdog
+from alignjax.runtime import artifacts, storage
 from alignjax.runtime.consistency import check_same, check_shared_folder
 from alignjax.runtime.distributed import run_on_main, several
+from alignjax.runtime.loggers import bars
 
 log = logging.getLogger("alignjax")
 
@@ -83,9 +84,8 @@ def read_records(
     data: DataConfig, path: str, report: DataReport, field: str = "data.path"
 ) -> list[Record]:
     """Reads and checks every record of a source; see `read_source`."""
-    with watchdog.phase(f"{field}: reading rows") as note_progress:
-        rows = (note_progress() or row for row in read_source(data, path, report, field))
-        return list(check(rows, report))
+    rows = bars.counted(f"{field}: reading rows", read_source(data, path, report, field))
+    return list(check(rows, report))
 
 
 def _located(data: DataConfig, path: str, field: str) -> str:
@@ -358,7 +358,7 @@ def rows_of(
 
     def write(scratch: pathlib.Path) -> None:
         rows = encode(
-            records,
+            bars.shown("tokenising rows", records),
             tokenizer,
             max_prompt_tokens=data.max_prompt_tokens,
             max_response_tokens=data.max_response_tokens,

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import os
+import pathlib
 import re
 
 import numpy as np
@@ -313,7 +314,7 @@ def test_damage_is_found_when_opening(tok, tmp_path, name):
 def test_a_flipped_byte_in_the_rows_never_gives_other_numbers(tok, tmp_path):
     dataset = make(pairs(100), tok, tmp_path)
     wanted = [dataset[i].prompt_ids.tolist() for i in range(100)]
-    (file,) = tmp_path.glob("*/tfds/*/*/*.array_record*")
+    (file,) = tmp_path.glob("*/rows/*.array_record*")
     content = file.read_bytes()
     detected = 0
     used = np.flatnonzero(np.frombuffer(content, np.uint8))  # most of a small file is padding
@@ -331,6 +332,16 @@ def test_a_flipped_byte_in_the_rows_never_gives_other_numbers(tok, tmp_path):
         else:
             assert found == wanted
     assert detected >= 3
+
+
+def test_the_same_rows_are_the_same_bytes(tok, tmp_path):
+    first, second = (pathlib.Path(make(pairs(20), tok, tmp_path).path) for _ in range(2))
+    first, second = (
+        {str(x.relative_to(top)): x.read_bytes() for x in top.rglob("*") if x.is_file()}
+        for top in (first, second)
+    )
+    assert first == second
+    assert any("array_record" in name for name in first)
 
 
 def test_threads_read_the_same_rows(tok, tmp_path):

@@ -6,7 +6,9 @@ import re
 import pytest
 
 from alignjax.data import sources
+from alignjax.data.files import Row
 from alignjax.data.records import DataError, DataReport, Message, check
+from alignjax.data.sources import columns
 
 U, A = "user", "assistant"
 
@@ -518,3 +520,57 @@ def test_real_sets_need_no_source(data_dir, pattern, kept, reading):
     (sentence,) = report.readings
     assert len(records) == report.records_in - report.dropped_total == kept
     assert re.search(reading, sentence), sentence
+
+
+@pytest.mark.parametrize(
+    ("rows", "readings"),
+    [
+        # The same columns: a number or a word, two equal texts or different ones, JSON or text.
+        (
+            [
+                {"prompt": "p", "completion": "a", "label": 1},
+                {"prompt": "p", "completion": "b", "label": "no"},
+                {"prompt": "p", "completion": "c", "score": 0.5},
+                {"prompt": "p", "completion": "d", "score": "0.5"},
+            ],
+            [("response", "label"), ("response", "label")] + [("response", "scores")] * 2,
+        ),
+        (
+            [
+                {"prompt": "p", "chosen": "a", "rejected": "b"},
+                {"prompt": "p", "chosen": "", "rejected": "b"},
+                {"prompt": '[{"role": "user", "content": "p"}]', "chosen": "a", "rejected": "b"},
+                {"messages": '[{"role": "user", "content": "p"}]', "chosen": "a", "rejected": "b"},
+                {"messages": "text", "chosen": "a", "rejected": "b"},
+            ],
+            [("pair", "rejected")] * 5,
+        ),
+    ],
+)
+def test_a_row_is_read_alike_whatever_came_before(rows, readings):
+    """The columns of rows of one shape are found once: no other row may get them."""
+
+    def found(order):
+        known = {}
+        out = {}
+        for i in order:
+            row = Row(rows[i], f"f:{i}", str(i), "f")
+            flat = columns.flatten(row, columns.Columns())
+            out[i] = columns.find_once(flat, columns.Columns(), known)
+        return [out[i] for i in range(len(rows))]
+
+    alone = [found([i] * 2 + [j for j in range(len(rows)) if j != i])[i] for i in range(len(rows))]
+    assert alone == found(range(len(rows))) == found(reversed(range(len(rows))))
+    assert [(x.kind, list(x.names)[-1]) for x in alone] == readings
+
+
+def test_columns_of_one_role_are_told_apart_by_their_values():
+    same = {"prompt": "p", "question": "p", "chosen": "a", "rejected": "b"}
+    known = {}
+    for fields, fits in ((same, True), ({**same, "question": "q"}, False), (same, True)):
+        row = columns.flatten(Row(fields, "f:1", "1", "f"), columns.Columns())
+        if fits:
+            assert columns.find_once(row, columns.Columns(), known).names["prompt"] == "prompt"
+        else:
+            with pytest.raises(DataError, match="could each be the prompt"):
+                columns.find_once(row, columns.Columns(), known)

@@ -45,6 +45,24 @@ def test_without_a_terminal_a_training_says_a_line_of_numbers(said, clock):
     assert all(len(line) <= 100 for line in said())
 
 
+def test_items_of_unknown_number_are_counted_now_and_then(said, clock):
+    def items():
+        for i in range(5000):
+            clock[0] += 0.02
+            yield i
+
+    assert list(bars.counted("reading rows", items())) == list(range(5000))
+    assert said() == [f"reading rows: {n:,} so far" for n in (2048, 4096)]
+
+
+def test_many_items_say_how_far_they_are_and_few_say_nothing(said, monkeypatch):
+    monkeypatch.setattr(bars, "MANY", 300)
+    assert list(bars.shown("rows", list(range(299)))) == list(range(299))
+    assert not said()
+    assert list(bars.shown("rows", list(range(300)))) == list(range(300))
+    assert said() == ["rows 300/300: took 0:00:00"]
+
+
 def test_other_work_says_a_line_now_and_then_and_one_at_its_end(said, clock):
     with bars.progress("  held-out rows", 100) as advance:
         for _ in range(10):

@@ -16,7 +16,7 @@ from alignjax.data.sources.asked import (
     read_asked,
     without_answer,
 )
-from alignjax.data.sources.columns import BAD_LABELS, Found, number_of, plain_name
+from alignjax.data.sources.columns import Found, number_of
 from alignjax.data.sources.dialogues import HUMAN, split_texts
 from alignjax.data.sources.messages import (
     DroppedRowError,
@@ -25,6 +25,7 @@ from alignjax.data.sources.messages import (
     read_messages,
     split_last,
 )
+from alignjax.data.sources.names import BAD_LABELS, plain_name
 from alignjax.data.sources.scored import read_scores
 
 _YES = (True, 1, "true", "yes", "1", "good", "desirable", "chosen", "positive", "like", "upvote")

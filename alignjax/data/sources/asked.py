@@ -5,7 +5,7 @@ from typing import Any
 
 from alignjax.data.files import Row
 from alignjax.data.records import DataError, DataReport, Message, Prompt
-from alignjax.data.sources.columns import PLAIN_PROMPTS, Found, plain_name
+from alignjax.data.sources.columns import Found
 from alignjax.data.sources.dialogues import ASSISTANT, HUMAN, text_turns
 from alignjax.data.sources.messages import (
     DroppedRowError,
@@ -16,6 +16,7 @@ from alignjax.data.sources.messages import (
     read_tools,
     split_last,
 )
+from alignjax.data.sources.names import PLAIN_PROMPTS, plain_name
 
 # Fields that hold the text of a response that is an object.
 _TEXTS = (

@@ -5,12 +5,13 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from alignjax.data.files import Row, read_rows
 from alignjax.data.records import DataError, DataReport, Message, Prompt, Record
 from alignjax.data.sources import answers
 from alignjax.data.sources.asked import Options
-from alignjax.data.sources.columns import Columns, Found, find, flatten
+from alignjax.data.sources.columns import Columns, Found, find_once, flatten
 from alignjax.data.sources.dialogues import ASSISTANT
 from alignjax.data.sources.messages import DroppedRowError
 from alignjax.errors import UserError
@@ -48,10 +49,11 @@ def auto(
         raise UserError(f"data.source.turns: wanted 'all' or 'last', found {turns!r}")
     options = Options(chat=chat, marker=marker, all_turns=turns == "all")
     rated: dict[Prompt, list[Record]] = {}
+    known: dict[Any, Found] = {}
     for raw in read_rows(path):
         report.rows_in += 1
         try:
-            found, records = read_row(report, raw, columns, options)
+            found, records = read_row(report, raw, columns, options, known)
         except DroppedRowError as error:
             report.drop(error.reason, raw.id)
             continue
@@ -71,8 +73,16 @@ def read_row(
     raw: Row,
     columns: Columns = Columns(),  # noqa: B008 (frozen)
     options: Options = Options(),  # noqa: B008 (frozen)
+    known: dict[Any, Found] | None = None,
 ) -> tuple[Found, list[Record]]:
     """Finds the columns of a row, and reads its records.
+
+    Args:
+      report: counts are added to it.
+      raw: the row.
+      columns: names of columns whose role cannot be recognised.
+      options: how conversations are read.
+      known: the columns of rows before it, by `shape`; gets those of this row.
 
     Raises:
       DroppedRowError: the row cannot be used.
@@ -80,7 +90,7 @@ def read_row(
     """
     row = flatten(raw, columns)
     _refuse_columns(row)
-    found = find(row, columns)
+    found = find_once(row, columns, {} if known is None else known)
     _note_reading(report, raw, found)
     if row.fields.get("margin") is not None:
         report.warn("ignored_margin", row.id)
@@ -91,7 +101,7 @@ def read_row(
 
 def _note_reading(report: DataReport, raw: Row, found: Found) -> None:
     """Counts the row's reading, and its unread columns."""
-    sentence = f"read as {found}"
+    sentence = f"read as {found.description}"
     report.readings[sentence] = report.readings.get(sentence, 0) + 1
     for name, value in raw.fields.items():
         if name not in found.columns and name != "id" and value not in (None, "", [], {}):

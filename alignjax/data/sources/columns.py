@@ -7,13 +7,24 @@ to set.
 import dataclasses
 import functools
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alignjax.data.files import Row
 from alignjax.data.records import DataError
 from alignjax.data.sources.messages import is_message, parse_dialogue, parse_list
+from alignjax.data.sources.names import (
+    ATTRIBUTES,
+    INSIDE,
+    LISTS,
+    NAMES,
+    NO_SCORE,
+    NUMBERED,
+    OPTIONAL,
+    PAIRS,
+    REJECTED_ALONE,
+    plain_name,
+)
 from alignjax.errors import did_you_mean
 
 
@@ -40,75 +51,10 @@ class Columns:
     domain: str = ""  # text that becomes `Record.domain`
 
 
-# Names by `plain_name`. A role has groups of names; a later group counts if no earlier one fits.
-_DIALOGUES = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog")
-_NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "prompt": (
-        ("prompt", "question", "instruction", "query", "user_query", "user_prompt", "problem"),
-        ("input", "context", "history", "post", "full_text", "user", "human"),
-    ),
-    "dialogue": ((*_DIALOGUES, "trajectory", "context_messages", "turns"),),
-    "system": (("system", "system_prompt", "system_message"),),
-    "tools": (("tools", "functions"),),
-    "history": (("history",),),
-    "context": (("input", "context"),),
-    "response": (
-        ("completion", "response", "output", "answer", "generation", "system_output", "solution"),
-        ("model_response", "chatgpt_response", "model_output", "reply"),
-    ),
-    "responses": (
-        ("responses", "completions", "generations", "answers", "candidates", "summaries"),
-        ("output", "response", "completion", "answer"),
-    ),
-    "scores": (
-        ("scores", "ratings", "rating", "score", "reward", "rewards", "overall_score", "quality"),
-    ),
-    "ranks": (("ranks", "rank", "ranking", "rankings"),),
-    "label": (
-        ("label", "labels", "kto_tag", "desirable", "is_desirable", "is_safe", "is_good"),
-        ("hallucination", "is_hallucination", "toxic", "is_toxic", "is_harmful", "is_unsafe"),
-    ),
-    "preferred": (
-        ("better_response_id", "safer_response_id", "winner", "preference", "overall_preference"),
-        ("preference_strength", "preferred", "choice", "chosen", "best", "labels", "label"),
-    ),
-}
-_INSIDE = {name for role in ("prompt", "dialogue", "response") for name in _NAMES[role][0]}
-_INSIDE |= {"full_text", "post"}
-_LISTS = {x for role in ("responses", "scores", "ranks", "history") for x in _NAMES[role][0]}
-BAD_LABELS = _NAMES["label"][1]  # in these, yes means undesirable
-PLAIN_PROMPTS = ("prompt", "source", "text")  # continued as text; others are a user's message
-_PAIRS = (
-    *(("chosen", "rejected"), ("preferred", "dispreferred"), ("preferred", "rejected")),
-    *(("chosen_response", "rejected_response"), ("chosen_messages", "rejected_messages")),
-    *(("response_chosen", "response_rejected"), ("chosen_answer", "rejected_answer")),
-    *(("preferred_output", "non_preferred_output"), ("answer_chosen", "answer_rejected")),
-    *(("preferred_response", "dispreferred_response"), ("good", "bad"), ("better", "worse")),
-    *(("preferred_response", "rejected_response"), ("good_response", "bad_response")),
-    *(("better_response", "worse_response"), ("positive", "negative"), ("win", "lose")),
-    *(("winner", "loser"), ("accepted", "rejected"), ("accept", "reject"), ("pos", "neg")),
-    *(("response_j", "response_k"), ("chosen_text", "rejected_text")),
-    *(("chosen_output", "rejected_output"), ("chosen_completion", "rejected_completion")),
-    *(("chosen_conversation", "rejected_conversation"), ("text_chosen", "text_rejected")),
-    ("answer_matching_behavior", "answer_not_matching_behavior"),
-)
-_INSIDE |= {name for pair in _PAIRS[:2] for name in pair}
-_REJECTED_ALONE = ("rejected_response", "rejected_messages", "rejected_output", "rejected")
-_NUMBERED = re.compile(
-    r"(response|answer|completion|output|human_ref|conversation|summary|prediction|generation"
-    r"|candidate|assistant)_?([0-9]{1,2}|[a-d])"
-)
-_OPTIONAL = ("system", "tools", "history", "context", "domain")
-_NO_SCORE = re.compile(r"len|token|count|index|idx|ids?$|num|time|seed|logp|loss|error|distance"
-                       r"|perplexity|order|rank|place|position|cost|toxic|harmful")  # fmt: skip
-ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")  # HelpSteer's
-
-
-@functools.lru_cache(4096)
-def plain_name(name: str) -> str:
-    """Normalises a column's name: lower case, words joined by "_"; of a.b, the last part."""
-    last = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.rpartition(".")[2])
-    return re.sub(r"[ _-]+", "_", last.lower())
+@functools.lru_cache
+def _named(given: Columns) -> Mapping[str, str]:
+    """Returns the columns that the config names, by role."""
+    return {role: name for role, name in dataclasses.asdict(given).items() if name}
 
 
 def flatten(row: Row, given: Columns) -> Row:
@@ -116,17 +62,17 @@ def flatten(row: Row, given: Columns) -> Row:
 
     def parts(at: str, value: Any) -> Iterator[tuple[str, Any]]:
         if value is not None:
-            yield at, parse_list(value) if plain_name(at) in _LISTS else value
-        elif plain_name(at) in _NAMES["system"][0]:
+            yield at, parse_list(value) if plain_name(at) in LISTS else value
+        elif plain_name(at) in NAMES["system"][0]:
             yield at, ""  # so that rows with and without a system text are read the same way
         inside = isinstance(value, dict) and not is_message(value)
-        if inside and _INSIDE & set(map(plain_name, value)):
+        if inside and INSIDE & set(map(plain_name, value)):
             for name, inner in value.items():
                 yield from parts(f"{at}.{name}", inner)
 
     fields = {k: v for name, value in row.fields.items() for k, v in parts(name, value)}
     fields = dict(sorted(fields.items(), key=lambda item: "." in item[0]))
-    for name in filter(None, dataclasses.asdict(given).values()):
+    for name in _named(given).values():
         value: Any = row.fields
         for part in name.split(".") if name not in row.fields else ():
             value = value.get(part) if isinstance(value, dict) else None
@@ -144,17 +90,38 @@ class Found:
     numbered: tuple[str, ...] = ()  # columns of one response each
     attributes: tuple[str, ...] = ()  # columns of one score each
 
-    @property
+    @functools.cached_property
     def columns(self) -> set[str]:
         """The names of the columns, and of the objects that they are in."""
         used = {*self.names.values(), *self.numbered, *self.attributes}
         return used | {name.partition(".")[0] for name in used}
 
-    def __str__(self) -> str:
+    @functools.cached_property
+    def description(self) -> str:
+        """The kind, and each role with its column."""
         roles = [f"{role} from {name!r}" for role, name in self.names.items()]
         several = {"responses": self.numbered, "scores": self.attributes}
         roles += [f"{role} from {', '.join(map(repr, n))}" for role, n in several.items() if n]
         return f"{self.kind}: {', '.join(roles)}"
+
+
+def shape(row: Row) -> Any:
+    """Returns what `find` knows of a flat row that it does not look into: equal for equal results.
+
+    These are the columns' names and types, and which values are equal. None if a value is a list,
+    an object or JSON text, which `find` reads.
+    """
+    columns: list[tuple[str, type, int]] = []
+    first: dict[Any, int] = {}
+    for name, value in row.fields.items():
+        kind = type(value)
+        if kind not in (str, int, float, bool):
+            return None
+        if kind is str and value[:1] in "[{ \t\r\n" and value.lstrip()[:1] in ("[", "{"):
+            return None
+        same = repr(value) if kind is float else value
+        columns.append((name, kind, first.setdefault((kind, same), len(columns))))
+    return tuple(columns)
 
 
 def find(row: Row, given: Columns) -> Found:
@@ -164,9 +131,9 @@ def find(row: Row, given: Columns) -> Found:
       DataError: a column of ``given`` is missing, two columns fit one role, or there is no column
         of responses.
     """
-    named = {role: name for role, name in dataclasses.asdict(given).items() if name}
+    named = _named(given)
     for role, name in named.items():
-        if name not in row.fields and role not in _OPTIONAL:
+        if name not in row.fields and role not in OPTIONAL:
             known = ", ".join(repr(x) for x in row.fields if "." not in x)
             raise DataError(
                 f"{row.origin}: column {name!r} of data.columns.{role} is missing or null"
@@ -183,6 +150,21 @@ def find(row: Row, given: Columns) -> Found:
         )
     domain = {"domain": named["domain"]} if "domain" in named else {}
     return dataclasses.replace(found, names={**found.names, **domain})
+
+
+def find_once(row: Row, given: Columns, known: dict[Any, Found]) -> Found:
+    """Finds the columns of a flat row, unless a row of its shape came before.
+
+    Args:
+      row, given: as in `find`.
+      known: the columns of the rows before, by `shape`; gets those of this row.
+    """
+    key = shape(row)
+    if key is None:
+        return find(row, given)
+    if key not in known:
+        known[key] = find(row, given)
+    return known[key]
 
 
 def is_dialogue(value: Any) -> bool:
@@ -203,7 +185,7 @@ def _one(row: Row, named: Mapping[str, str], role: str, *types: type) -> str:
     if role in named:
         return named[role]
     taken = {name for other, name in named.items() if other != role}
-    for group in _NAMES[role]:
+    for group in NAMES[role]:
         fits = [
             name
             for name, value in row.fields.items()
@@ -242,7 +224,7 @@ def _asked(row: Row, named: Mapping[str, str]) -> dict[str, str]:
         named = {"prompt": by_name["source"], **named}
     names = {"prompt": _one(row, named, "prompt", str, list)}
     dialogue = _one(row, named, "dialogue")
-    second = plain_name(names["prompt"]) in _NAMES["prompt"][1]
+    second = plain_name(names["prompt"]) in NAMES["prompt"][1]
     if second and dialogue and "prompt" not in named:  # these names have other uses too
         names["prompt"] = ""
     names["dialogue"] = "" if "prompt" in named else dialogue
@@ -265,7 +247,7 @@ def _pair(row: Row, named: Mapping[str, str]) -> Found | None:
         return None
     sides: list[tuple[str, str]] = [
         (by_name[good], by_name[bad])
-        for good, bad in _PAIRS
+        for good, bad in PAIRS
         if {good, bad} <= set(by_name)
         and (good == "chosen" or _is_answer(row.fields[by_name[good]]))
     ]
@@ -278,7 +260,7 @@ def _pair(row: Row, named: Mapping[str, str]) -> Found | None:
     if sides:
         asked.pop("dialogue" if "prompt" in asked else "", None)
         return Found("pair", {**asked, "chosen": sides[0][0], "rejected": sides[0][1]})
-    bad = named.get("rejected", next((by_name[x] for x in _REJECTED_ALONE if x in by_name), ""))
+    bad = named.get("rejected", next((by_name[x] for x in REJECTED_ALONE if x in by_name), ""))
     if bad:
         good = named.get("chosen", "") or _one(row, named, "response", str, list)
         if good:
@@ -299,7 +281,7 @@ def _numbered(row: Row, named: Mapping[str, str]) -> Found | None:
     """Finds columns of one response each (response_0, response_1), and the one that ranks them."""
     stems: dict[str, list[str]] = {}
     for name, value in row.fields.items():
-        match = _NUMBERED.fullmatch(plain_name(name)) if "." not in name else None
+        match = NUMBERED.fullmatch(plain_name(name)) if "." not in name else None
         if match and _is_answer(value):
             stems.setdefault(match[1], []).append(name)
     several = [names for names in stems.values() if len(names) > 1]
@@ -330,7 +312,7 @@ def _numbered(row: Row, named: Mapping[str, str]) -> Found | None:
 
 def number_of(name: str) -> str:
     """Returns the number of a numbered column: "0" of response_0, "a" of answer_a."""
-    match = _NUMBERED.fullmatch(plain_name(name))
+    match = NUMBERED.fullmatch(plain_name(name))
     return match[2] if match else ""
 
 
@@ -350,7 +332,7 @@ def _list(row: Row, named: Mapping[str, str]) -> Found | None:
         others = [
             name
             for name, x in row.fields.items()
-            if _is_numbers(x, size) and not _NO_SCORE.search(plain_name(name))
+            if _is_numbers(x, size) and not NO_SCORE.search(plain_name(name))
         ]
         if len(others) > 1:
             raise _ask(row, "scores", others)

@@ -141,7 +141,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Decodes ids; leaves out special tokens and ids outside the vocabulary."""
-        kept = (int(i) for i in ids if 0 <= int(i) < self.vocab_size)
+        array = np.asarray(ids, np.int64)
+        kept = array[(array >= 0) & (array < self.vocab_size)].tolist()
         return self.decode_ids([i for i in kept if i not in self._closing])
 
     @functools.cached_property

@@ -9,8 +9,8 @@ import datetime
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from alignjax.runtime import distributed, watchdog
 
@@ -25,6 +25,8 @@ SHOWN = {
     "learning_rate": ("lr", "{:.2g}"),
     "tokens_per_second": ("tokens/s", "{:,.0f}"),
 }
+MANY = 20_000  # quick items that take long enough to show progress
+T = TypeVar("T")
 Advance = Callable[..., None]  # (items done, **numbers)
 
 
@@ -45,6 +47,33 @@ def progress(title: str, total: int, *, done: int = 0, watched: bool = True) -> 
             show(n, **numbers)
 
         yield advance
+
+
+def counted(title: str, items: Iterable[T]) -> Iterator[T]:
+    """Yields items whose number is unknown; writes how many there were every `EVERY` seconds."""
+    last = time.monotonic()
+    with watchdog.phase(title) as moved:
+        for count, item in enumerate(items, 1):
+            moved()
+            if count % 1024 == 0 and time.monotonic() - last >= EVERY:
+                last = time.monotonic()
+                if distributed.is_main():
+                    log.info("%s: %s so far", title, f"{count:,}")
+            yield item
+
+
+def shown(title: str, items: Iterable[T]) -> Iterator[T]:
+    """Yields items; shows the progress if they are a list of at least `MANY`."""
+    total = len(items) if isinstance(items, list) else 0
+    if total < MANY:
+        yield from items
+        return
+    with progress(title, total) as advance:
+        for count, item in enumerate(items, 1):
+            yield item
+            if count % 256 == 0:
+                advance(256)
+        advance(total % 256)
 
 
 @contextlib.contextmanager
