@@ -157,6 +157,26 @@ def test_eq_15_is_eq_17_and_the_excess_risk_is_the_divergence(alpha):
         np.testing.assert_allclose(eq_17(ratio) - eq_17(best), divergence, rtol=1e-9)
 
 
+@pytest.mark.parametrize("alpha", [0.2, 0.39, 0.5, 0.8])
+def test_the_distance_is_bounded_by_the_excess_risk(alpha):
+    """Lemma B.2; and DDRO's bound, without the least probability by whose square it is divided."""
+    plus, minus = truth()
+    reference = alpha * plus + (1 - alpha) * minus
+    rng = np.random.default_rng(2)
+    for spread in (0.01, 0.5, 3.0):
+        g = minus / plus * np.exp(rng.normal(0, spread, N))
+        policy = reference / (alpha + (1 - alpha) * g)
+        largest = max(g.max(), (minus / plus).max())
+        curvature = 1 / (largest * (1 + largest))
+        risk = (plus * bregman(minus / plus, g)).sum()
+        distance = (plus * (policy - plus) ** 2).sum()
+        ratio, target = policy / reference, plus / reference  # at most 1 / alpha
+        excess = (reference * bregman(target, ratio)).sum()
+        assert 0 < distance <= 2 * (1 + alpha) / alpha**3 * excess
+        bound = 2 * (1 - alpha) ** 2 / (alpha**2 * curvature) * risk
+        assert distance <= bound
+
+
 # The gradient's coefficients
 
 
