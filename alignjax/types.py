@@ -112,7 +112,7 @@ class Logps:
 
 @flax.struct.dataclass(kw_only=True)
 class TrainState:
-    """One network in training. The reference model is not part of it."""
+    """One network in training. Only a reference that follows the policy is part of it."""
 
     step: Array  # int32 scalar, optimizer steps taken, skipped ones included
     params: Params
@@ -121,6 +121,7 @@ class TrainState:
     skipped: Array  # int32 scalar, steps skipped because loss or gradient was not finite
     baseline: Array  # float32 scalar, mean of the `Baseline` over all rows so far; 0 without one
     baseline_weight: Array  # float32 scalar, the total weight of those rows
+    reference: Params | None = None  # of ``reference.follow``; None: the reference stays as it is
 
 
 @flax.struct.dataclass(kw_only=True)

@@ -172,19 +172,20 @@ def environment(**env: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **env}
 
 
-def stored(workdir: pathlib.Path, config: Config) -> TrainState:
-    """The state of a run's newest checkpoint."""
+def stored(workdir: pathlib.Path, config: Config, at: int | None = None) -> TrainState:
+    """The state of a run's checkpoint of a step, by default the newest."""
 
     def start() -> TrainState:
-        params = init_params(config.model, jax.random.key(0))
-        return step.init_state(params, optim.make(config.optim, 1), jax.random.key(0))
+        params, follows = init_params(config.model, jax.random.key(0)), config.reference.follow
+        optimizer, key = optim.make(config.optim, 1), jax.random.key(0)
+        return step.init_state(params, optimizer, key, follows=follows is not None)
 
     shapes = jax.eval_shape(start)
     target = sharding.abstract(shapes, sharding.shard_tree(shapes, sharding.make_mesh(1, 1, 1)))
     with stores.open_store(workdir / "checkpoints", keep=config.train.keep) as store:
-        newest = stores.latest(store)
-        assert newest is not None
-        return checkpoint.restore(store, newest, target)
+        at = stores.latest(store) if at is None else at
+        assert at is not None
+        return checkpoint.restore(store, at, target)
 
 
 def supervised(workdir: pathlib.Path, config: Config) -> Any:

@@ -206,11 +206,29 @@ class CandidatesConfig(SamplingConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FollowConfig:
+    """How a reference follows the policy: TR-DPO, arXiv 2404.09656.
+
+    After every so many steps it becomes alpha * policy + (1 - alpha) * reference, by parameters.
+    """
+
+    every: int = setting(512, EVERY)  # optimizer steps
+    alpha: float = setting(0.6, between(0, 1, "(]"))  # 1: the reference becomes the policy
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReferenceConfig:
-    """How the reference's log-probabilities are computed."""
+    """What the policy is compared with in training: its start, or what follows the policy."""
 
     # auto (the cheaper) | cache | live | none (the loss uses no reference)
     mode: str = setting("auto", one_of("auto", "cache", "live", "none"), identity=False)
+    follow: FollowConfig | None = None  # None: the reference stays as it is
+
+    def rules(self) -> Iterator[Rule]:
+        """See `validate.check`."""
+        live = self.follow is None or self.mode in ("auto", "live")
+        wanted = f"none with reference.mode={self.mode!r}: only a reference that steps score moves"
+        yield Rule(live, "follow", wanted)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ def check(config: Any) -> None:
         check_keywords(config.recipe, "recipe")
     _check_task(config)
     _check_best(config)
+    _check_follow(config)
     for at, section in sections(config):
         _check(section, at, _ranges(section))
         if hasattr(section, "rules"):
@@ -77,12 +78,29 @@ def _check_best(config: Any) -> None:
     for at, section in sections(config):
         if not getattr(section, "keep_best", ""):
             continue
-        alone = at == "train" and not any(_sections_of_recipe(config)) and config.loss is not None
+        alone = at == "train" and _trains_one_policy(config)
         measured = config.evaluate.held_out and section.eval_every != 0
         wanted = "empty: only a run of one policy with one loss reads it"
         _check(section, at, [Rule(alone, "keep_best", wanted)])
         wanted = "empty where nothing is evaluated (evaluate.held_out, train.eval_every)"
         _check(section, at, [Rule(measured, "keep_best", wanted)])
+
+
+def _check_follow(config: Any) -> None:
+    """Refuses a reference that follows the policy where that is not one whole network."""
+    if config.reference.follow is None:
+        return
+    one = "none: only the reference of one policy with one loss can follow it"
+    whole = (
+        "none with lora: the reference is the adapters' base, and no adapters of one rank are the "
+        "mean of others (lora=none trains all parameters)"
+    )
+    rules = (_trains_one_policy(config), one), (config.lora is None, whole)
+    _check(config, "", (Rule(holds, "reference.follow", wanted) for holds, wanted in rules))
+
+
+def _trains_one_policy(config: Any) -> bool:
+    return config.loss is not None and not any(_sections_of_recipe(config))
 
 
 def _check_types(value: Any, at: str) -> None:

@@ -99,6 +99,7 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
             "params": bytes_per_device(state.params),
             "optimizer": bytes_per_device(state.opt_state),
             "frozen params": bytes_per_device(learner.ref_params),
+            "reference that follows": bytes_per_device(state.reference),
         },
         reference="" if made.choice is None else made.choice.text,
     )

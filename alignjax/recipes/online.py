@@ -149,8 +149,10 @@ def _train(
     originals = {record.id: record for record in records}
 
     def during(params: Params) -> dict[str, float]:
-        policy = adapters.whole(config, learner.ref_params, params)
-        return evaluation.history_line(watched, policy, learner.ref_params, on_held_out)
+        policy, of = adapters.whole(config, learner.ref_params, params), learner.ref_params
+        if of is None and watched.config.evaluate.during:
+            of = reference.load()  # the KL is to the start, also where the reference has moved
+        return evaluation.history_line(watched, policy, of, on_held_out)
 
     state, counts = on_policy.fit(
         job,
@@ -172,7 +174,7 @@ def _finish(
     counts: dict[str, int],
 ) -> dict[str, Any]:
     """Measures the policy beside the reference, and writes the report."""
-    ref_params = learner.ref_params
+    ref_params = reference.load() if learner.ref_params is None else learner.ref_params
     params = adapters.whole(run.config, ref_params, trained)
     digest = checkpoint.tree_digest(params)
     after = evaluation.held_out_samples("after", run, digest, lambda: (params, ref_params))

@@ -7,6 +7,7 @@ checkpoint is refused. Saves are atomic. A checkpoint holds the digests of its f
 verified before it is read (`alignjax.runtime.stores`); the error names a damaged file.
 """
 
+import dataclasses
 import hashlib
 import logging
 import pathlib
@@ -39,7 +40,7 @@ def save(store: Store, step: int, state: Any, record: dict[str, Any]) -> None:
         stores.wait(store)  # raises errors of the previous save
         path = store.directory / f"{step}.writing"
         response = ocp.save_checkpointables_async(
-            path, {"state": state, "record": {"format": FORMAT, **record}}
+            path, {"state": _as_dict(state), "record": {"format": FORMAT, **record}}
         )
         store.saving = store.writer.submit(_finish, store, step, path, response)
 
@@ -88,8 +89,25 @@ def restore(store: Store, step: int, target: Any) -> Any:
     stores.verify(store, step)
     path = store.directory / str(step)
     with one_line(store.directory, f"step {step} cannot be restored"):
-        _check_arrays(ocp.checkpointables_metadata(path).metadata["state"], target)
-        return ocp.load_checkpointables(path, {"state": target})["state"]
+        wanted = _as_dict(target)
+        _check_arrays(ocp.checkpointables_metadata(path).metadata["state"], wanted)
+        return _filled(target, ocp.load_checkpointables(path, {"state": wanted})["state"])
+
+
+def _as_dict(state: Any) -> Any:
+    """Turns a state into the dict of its fields that are not None: older ones lack these."""
+    if not dataclasses.is_dataclass(state) or isinstance(state, type):
+        return state
+    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+    return {name: _as_dict(x) for name, x in fields.items() if x is not None}
+
+
+def _filled(target: Any, found: Any) -> Any:
+    """Puts what `_as_dict` made of a state back into one."""
+    if not dataclasses.is_dataclass(target) or isinstance(target, type):
+        return found
+    parts = {name: _filled(getattr(target, name), x) for name, x in found.items()}
+    return dataclasses.replace(target, **parts)
 
 
 def restore_params(store: Store, step: int, target: Any) -> Any:

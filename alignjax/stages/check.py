@@ -129,6 +129,23 @@ def check_trained(config: Config, batch: Batch) -> None:
     if config.baseline is not None:
         selected = _baseline(config.baseline, logps, selected)
     _check("loss", config.loss, logps, selected)
+    _check_follow(config, logps, selected)
+
+
+def _check_follow(config: Config, logps: Logps, batch: Any) -> None:
+    """Refuses a reference that follows the policy if the loss reads none."""
+    if config.reference.follow is None:
+        return
+    assert config.loss is not None
+    without = dataclasses.replace(logps, reference=None, reference_tail=None)
+    try:
+        _trace("loss", config.loss, without, batch)
+    except UserError:
+        return
+    raise UserError(
+        f"reference.follow: {name_of(config.loss)} with this config compares the policy with no "
+        "reference; set reference.follow=none, or use another loss"
+    )
 
 
 def _check_reward(config: Config, batch: Any) -> None:
@@ -248,7 +265,7 @@ def keeps_cache(config: Config, rows: Bucketed) -> bool:
 
 
 def _keeps_cache(config: Config, batch: Batch) -> bool:
-    if _reads(config, "reads_tail"):
+    if _reads(config, "reads_tail") or config.reference.follow is not None:
         return False
     cache: Any = np.zeros(batch.response_length.shape, np.float32)
     cached = dataclasses.replace(batch, ref_logps=cache)

@@ -60,6 +60,11 @@ def check_opponent(config: Config, sampling: SamplingConfig, opponent: float | N
                 "another policy's; wanted a number in [0, 1], 1 for the reference, found none"
             )
         return
+    if config.reference.follow is not None:
+        raise UserError(
+            "opponent: wanted none with reference.follow, which moves the reference that the "
+            f"opponent is a mixture with, found {opponent}"
+        )
     if not 0 <= opponent <= 1:
         raise UserError(f"opponent: wanted a number in [0, 1], found {opponent}")
     if sampling.samples % 2:

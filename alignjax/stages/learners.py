@@ -49,7 +49,7 @@ def policy(
       load_reference: loads the reference, from which the policy starts.
       base: the reference, if it is loaded; else it is loaded if it is ``live`` or the base of
         adapters.
-      live: whether every step scores the reference.
+      live: whether every step scores the reference. One that follows is part of the state.
       load_start: loads other initial parameters, or adapters if the config has ``lora``.
     """
     if base is None and (live or config.lora is not None):
@@ -61,7 +61,7 @@ def policy(
             learning_rate=optim.learning_rate(config.optim, steps),
             params_shape=jax.eval_shape(partial(init_params, config.model), jax.random.key(0)),
             load_start=load_start or load_reference,
-            ref_params=base if live else None,
+            ref_params=base if live and config.reference.follow is None else None,
         )
     assert base is not None
     forward = partial(with_adapters, forward=scored, config=config.lora, live=live)
@@ -152,6 +152,7 @@ def _update(
             padded=kernel != "tiles",
         ),
         steps=steps,
+        follow=config.reference.follow,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from alignjax.config import Config, SftConfig
+from alignjax.config import Config, ReferenceConfig, SftConfig
 from alignjax.data.batching import Bucketed
 from alignjax.runtime import artifacts, checkpoint, storage, stores
 from alignjax.runtime.metrics import NOBODY
@@ -32,6 +32,7 @@ def stage_config(config: Config, sft: SftConfig) -> Config:
         recipe=None,
         select=sft.select,
         baseline=None,
+        reference=ReferenceConfig(mode="none"),
         optim=dataclasses.replace(config.optim, learning_rate=sft.learning_rate),
         train=dataclasses.replace(
             config.train,

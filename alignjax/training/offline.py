@@ -82,7 +82,10 @@ def make_step(
         shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(key), *x.shape), x.dtype), shape)
 
     def start(params: Params) -> TrainState:
-        make = functools.partial(init_state, optimizer=learner.update.optimizer)
+        update = learner.update
+        make = functools.partial(
+            init_state, optimizer=update.optimizer, follows=update.follow is not None
+        )
         if stacked:
             return jax.vmap(lambda p, k: make(p, key=k))(params, key)
         return make(params, key=key)

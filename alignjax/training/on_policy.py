@@ -110,7 +110,9 @@ def fit(
     """
     traced: list[str] = []  # one name per program and shape
     total = len(prompts.batches)
-    init = functools.partial(init_state, optimizer=learner.update.optimizer, key=key)
+    update = learner.update
+    follows = update.follow is not None
+    init = functools.partial(init_state, optimizer=update.optimizer, key=key, follows=follows)
     start, target = compile_start(init, learner.params_shape, mesh=job.mesh)
     sample = compile_sampling(job, learner, prompts, key, traced)
 

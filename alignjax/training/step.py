@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from alignjax.config import FollowConfig
 from alignjax.models import lora
 from alignjax.models.config import LoraConfig
+from alignjax.models.mixture import average
 from alignjax.training import microbatches
 from alignjax.training.baseline import (
     baseline_fields,
@@ -43,8 +45,10 @@ Apply = Callable[[Params, Batch], Array]  # -> [B, K] response log-probabilities
 Forward = Callable[..., Any]  # (params, ref_params, batch, *, apply, key) -> the loss's input
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
-    """Makes a state at step 0."""
+def init_state(
+    params: Params, optimizer: optax.GradientTransformation, key: Array, *, follows: bool = False
+) -> TrainState:
+    """Makes a state at step 0; one whose reference ``follows`` begins with a copy as reference."""
 
     def zero() -> Array:  # a new buffer for each counter, because a step donates them all
         return jnp.zeros((), jnp.int32)
@@ -57,6 +61,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, key: Arr
         skipped=zero(),
         baseline=jnp.zeros((), jnp.float32),
         baseline_weight=jnp.zeros((), jnp.float32),
+        reference=jax.tree.map(jnp.copy, params) if follows else None,
     )
 
 
@@ -201,6 +206,7 @@ class Update:
     baseline: Baseline | None = None
     rooms: Rooms = AUTO  # how a batch is split; gradients of the parts are added up
     steps: int = 0  # of the whole run, for `RunSchedule`s
+    follow: FollowConfig | None = None  # how the reference, then the state's, moves; None: never
 
 
 def train_step(
@@ -210,8 +216,8 @@ def train_step(
 
     Args:
       state: the network being trained. Donate it.
-      ref_params: the frozen reference; None if its log-probabilities are in the batch or the loss
-        uses none. Never donated.
+      ref_params: the frozen reference, or None when its log-probabilities come with the batch,
+        the loss uses none, or the state has one that follows. Never donated.
       batch: B prompts.
       update: what the step does.
 
@@ -222,6 +228,8 @@ def train_step(
       ``running_baseline``. A step whose loss or gradient is not finite does not change parameters
       and optimizer state.
     """
+    if update.follow is not None:
+        ref_params = state.reference
     if update.select is not None:
         select = resolve(update.select, state.step, update.steps)
         batch = select(jax.random.fold_in(state.key, state.step), batch)
@@ -244,6 +252,8 @@ def train_step(
         finite &= jnp.isfinite(averages["baseline"])
         means = running_mean(state, averages["baseline"], weight)
     new = _next_state(state, finite, (params, opt_state, *means))
+    if update.follow is not None:
+        new = dataclasses.replace(new, reference=_followed(new, update.follow))
     tokens = jnp.where(batch.weight > 0, batch.prompt_length + batch.response_length.sum(1), 0)
     return new, {
         "loss": loss,
@@ -268,15 +278,26 @@ def _next_state(state: TrainState, finite: Array, values: tuple[Any, ...]) -> Tr
     params, opt_state, baseline, baseline_weight = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), values, before
     )
-    return TrainState(
+    return dataclasses.replace(
+        state,
         step=state.step + 1,
         params=params,
         opt_state=opt_state,
-        key=state.key,
         skipped=state.skipped + jnp.where(finite, 0, 1).astype(jnp.int32),
         baseline=baseline,
         baseline_weight=baseline_weight,
     )
+
+
+def _followed(state: TrainState, follow: FollowConfig) -> Params:
+    """Gives the reference after a step: moved towards the policy if it is due, else as it was.
+
+    Steps that were not finite count, as in ``state.step``.
+    """
+    due = state.step % follow.every == 0
+    weights = follow.alpha, 1 - follow.alpha
+    moved = average((state.params, state.reference), weights)
+    return jax.tree.map(lambda new, old: jnp.where(due, new, old), moved, state.reference)
 
 
 def _weighted_loss(

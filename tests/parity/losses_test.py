@@ -8,8 +8,10 @@ from functools import partial
 
 import jax
 import numpy as np
+import optax
 import pytest
 
+from alignjax.config import FollowConfig
 from alignjax.losses import (
     alphapo,
     anchored,
@@ -37,11 +39,11 @@ from alignjax.losses import (
     wpo,
 )
 from alignjax.testing import loss_inputs
+from alignjax.training import step as step_module
 from tests.parity.live import PYTHON, ask
 
 LEFT_OUT = {
     "dpo ld_alpha, use_weighting of other losses": "ld_dpo and wpo are DPO's, of any reward",
-    "dpo sync_ref_model (TR-DPO)": "moves the reference: a matter of the step, not of the loss",
     "online_dpo sigmoid, ipo": "inside a method that samples; the formulas are dpo's",
     "grpo, rloo, a2po, gmpo": "ratios of each token",
     "sft, gkd, gold, distillation and its variants": "distributions of each token, or a teacher",
@@ -191,3 +193,16 @@ def test_every_setting_of_trl_is_one_of_ours(recorded, capsys):
         print(f"\n{len(OURS)} settings of TRL {recorded['trl']} equal, per example to 1e-6")
         for name, reason in LEFT_OUT.items():
             print(f"left out: {name}: {reason}")
+
+
+def test_a_reference_follows_as_trl_s_does(recorded):
+    """TR-DPO: TRL's ``sync_ref_model``, whose callback is told of each step."""
+    follow, kept = FollowConfig(every=2, alpha=0.6), recorded["followed"]
+    with jax.enable_x64(True):
+        reference = np.array(kept["start"])
+        for step, policy in enumerate(kept["policy"], start=1):
+            state = step_module.init_state({"w": np.array(policy)}, optax.identity(), None)
+            state = state.replace(step=np.int32(step), reference={"w": reference})
+            reference = step_module._followed(state, follow)["w"]
+            np.testing.assert_allclose(reference, kept["reference"][step - 1], rtol=1e-12)
+    assert kept["reference"][0] == kept["start"]

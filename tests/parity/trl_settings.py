@@ -13,6 +13,8 @@ from types import SimpleNamespace
 
 import torch
 import trl_values as base
+from accelerate import Accelerator
+from trl.trainer.callbacks import SyncRefModelCallback
 from trl_values import PAIRS, POLICY, REFERENCE, SINGLES, Unigram, padded
 
 DIVERGING = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
@@ -181,6 +183,22 @@ def tails(model):
     return [model.sums([r[min(map(len, pair)) :] for r in pair]) for pair in PAIRS]
 
 
+def followed():
+    """A policy after each of six steps, and the reference that TRL's callback makes of it."""
+    policy, reference = (torch.nn.Linear(3, 1, bias=False).double() for _ in range(2))
+    Accelerator(cpu=True)  # the callback asks what it sets up
+    callback = SyncRefModelCallback(reference, None)
+    args = SimpleNamespace(ref_model_sync_steps=2, ref_model_mixup_alpha=0.6)
+    kept = {"start": reference.weight[0].tolist(), "policy": [], "reference": []}
+    for step in range(1, 7):
+        with torch.no_grad():
+            policy.weight.copy_(torch.tensor([[0.1 * step, step**2, -1.0 / step]]))
+        callback.on_step_end(args, SimpleNamespace(global_step=step), None, model=policy)
+        kept["policy"].append(policy.weight[0].tolist())
+        kept["reference"].append(reference.weight[0].tolist())
+    return kept
+
+
 def main():
     """Writes the settings and the numbers that they were run on."""
     coarse = {"policy": rounded(POLICY), "reference": rounded(REFERENCE)}
@@ -209,6 +227,7 @@ def main():
                 strict=True,
             )
         ],
+        "followed": followed(),
         "scores": SCORES,
         "margins": MARGINS,
     }

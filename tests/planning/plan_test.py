@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from alignjax import recipes
-from alignjax.config import MeshConfig, ReferenceConfig, SamplingConfig
+from alignjax.config import FollowConfig, MeshConfig, ReferenceConfig, SamplingConfig
 from alignjax.config.load import load, override
 from alignjax.errors import UserError
 from alignjax.losses import apo
@@ -213,6 +213,23 @@ def test_adapters_hold_a_frozen_base():
     whole = programs.make(config(reference=kept), make_mesh(1, 2, 1), "step")
     assert made.model_flops == pytest.approx(whole.model_flops * 2 / 3)
     assert math.isfinite(made.tokens)
+
+
+def test_a_reference_that_follows_is_part_of_the_state_and_counted():
+    mesh = make_mesh(1, 2, 1)
+    fixed, moving = (
+        programs.make(config(reference=ReferenceConfig(mode="live", follow=follow)), mesh, "step")
+        for follow in (None, FollowConfig())
+    )
+    assert fixed.holds["reference that follows"] == 0
+    assert fixed.holds["frozen params"] == moving.holds["reference that follows"] > 0
+    assert moving.holds["frozen params"] == 0
+    assert moving.model_flops == fixed.model_flops
+    # As compiled: the state is all that is held, and its memory is used again.
+    compiled = moving.function.lower(*moving.args).compile().memory_analysis()
+    held = sum(moving.holds.values())
+    assert held <= compiled.argument_size_in_bytes < held + moving.holds["params"] / 2
+    assert compiled.alias_size_in_bytes > 0.95 * held
 
 
 def test_networks_trained_side_by_side_are_planned_so():

@@ -10,7 +10,7 @@ import pytest
 
 from alignjax import recipes
 from alignjax.commands import export
-from alignjax.config import CandidatesConfig
+from alignjax.config import CandidatesConfig, FollowConfig, ReferenceConfig
 from alignjax.data.records import DataError, Record
 from alignjax.errors import UserError
 from alignjax.losses import bradley_terry, nash_md, xpo
@@ -145,6 +145,13 @@ def test_beside_adapters_the_reference_is_the_base_with_adapters_of_0():
         (
             {"recipe": functools.partial(recipes.train_online, opponent=1.0)},
             r"^candidates.samples: wanted an even number, .* found 3$",
+        ),
+        (
+            {
+                "recipe": functools.partial(recipes.train_online, opponent=1.0),
+                "reference": ReferenceConfig(follow=FollowConfig()),
+            },
+            r"^opponent: wanted none with reference.follow, .* found 1.0$",
         ),
         (
             {"loss": functools.partial(xpo.loss, beta=0.1)},

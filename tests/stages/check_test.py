@@ -14,12 +14,15 @@ import optax
 import pytest
 
 from alignjax import recipes
-from alignjax.config import EvaluateConfig, ReferenceConfig
+from alignjax.config import EvaluateConfig, FollowConfig, ReferenceConfig
+from alignjax.config.load import load
 from alignjax.data.batching import assemble
 from alignjax.errors import UserError
 from alignjax.losses import (
     bco,
+    bradley_terry,
     dpo,
+    grpo,
     hps,
     kto,
     ld_dpo,
@@ -28,9 +31,11 @@ from alignjax.losses import (
     plackett_luce,
     rdro,
     sft,
+    simpo,
     wpo,
     xpo,
 )
+from alignjax.models.config import LoraConfig
 from alignjax.stages import check
 from alignjax.stages.data import prepare_data
 from alignjax.stages.run import Run
@@ -148,6 +153,49 @@ def test_a_loss_of_two_policies_wants_the_recipe_that_samples_both(loss, lists):
         check.check_losses(config, lists)
     online = partial(recipes.train_online, opponent=1.0)
     check.check_losses(dataclasses.replace(config, recipe=online), lists)
+
+
+def follows(**changes):
+    return runs.get_config(reference=ReferenceConfig(follow=FollowConfig()), **changes)
+
+
+def test_a_reference_that_follows_is_in_no_cache_and_has_to_be_read(pairs, lists):
+    for loss in (partial(dpo.loss, beta=0.1), ld_dpo.loss, wpo.loss):
+        check.check_losses(follows(loss=loss), pairs)
+        assert not check.keeps_cache(follows(loss=loss), pairs)
+    none = r"^reference\.follow: .*{} .*compares the policy with no reference; set .*=none"
+    with pytest.raises(UserError, match=none.format("simpo.loss")):
+        check.check_losses(follows(loss=simpo.loss), pairs)
+    with pytest.raises(UserError, match=none.format("grpo.loss")):
+        check.check_losses(follows(data=LISTS, loss=partial(grpo.loss, beta=0.0)), lists)
+    check.check_losses(follows(data=LISTS, loss=partial(grpo.loss, beta=0.1)), lists)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"lora": LoraConfig(rank=2)}, "none with lora: the reference is the adapters' base"),
+        ({"loss": None, "reward_loss": bradley_terry.reward_loss}, "none: only the reference of "),
+        *(
+            (
+                {"reference": ReferenceConfig(mode=mode)},
+                rf"none with reference\.mode='{mode}': only a reference that steps score moves",
+            )
+            for mode in ("cache", "none")
+        ),
+    ],
+)
+def test_a_reference_cannot_follow_what_is_no_whole_policy_or_not_scored(changes, wanted):
+    settings = {"reference": ReferenceConfig(), "evaluate": EvaluateConfig(), **changes}
+    settings["reference"] = dataclasses.replace(settings["reference"], follow=FollowConfig())
+    with pytest.raises(UserError, match=rf"^reference\.follow: wanted {wanted}.*, found FollowC"):
+        runs.get_config(**settings)
+
+
+@pytest.mark.parametrize("file", ["apo", "paretohqd"])
+def test_a_reference_of_several_policies_follows_none(file):
+    with pytest.raises(UserError, match=r"^reference\.follow: wanted none: only the reference of"):
+        load(f"configs/demo/{file}.py", ["reference.follow.every=2"])
 
 
 def test_tails_are_in_no_cache(pairs):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import chex
 import jax
@@ -11,6 +12,7 @@ import optax
 import pytest
 from absl.testing import parameterized
 
+from alignjax.config import FollowConfig
 from alignjax.losses import bco, bradley_terry, dpo, hps, kto
 from alignjax.runtime.checkpoint import tree_digest
 from alignjax.testing import loss_inputs
@@ -19,6 +21,7 @@ from alignjax.training.microbatches import AUTO, Rooms, weighted_sums
 from alignjax.training.schedules import resolve
 from alignjax.training.step import Update, init_state, score, train_step
 from alignjax.types import Logps, RunSchedule, Schedule
+from tests import tiny
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1, weight_decay=0.01))
 SGD = optax.sgd(1.0)
@@ -470,6 +473,46 @@ def test_the_reference_gets_no_gradient_and_is_not_touched():
     for seed in range(3):
         state, _ = step(state, ref, make_batch(seed=seed))
     assert tree_digest(ref) == digest
+
+
+def steps_with(follow, count, *, bad=()):
+    """The states of so many donating steps, whose reference follows, and their losses."""
+    update = Update(apply=apply, optimizer=OPTIMIZER, loss=LOSS, follow=follow)
+    step = jax.jit(functools.partial(train_step, update=update), donate_argnums=0)
+    state = init_state(make_params(), OPTIMIZER, jax.random.key(7), follows=True)
+    kept, losses = [jax.tree.map(np.array, (state.params, state.reference))], []
+    for seed in range(count):
+        batch = make_batch(seed=seed)
+        if seed in bad:
+            batch = batch.replace(weight=batch.weight.at[0].set(jnp.inf))
+        state, scalars = step(state, None, batch)
+        kept.append(jax.tree.map(np.array, (state.params, state.reference)))
+        losses.append(scalars["loss"])
+    return kept, losses
+
+
+def test_a_reference_that_follows_is_the_mean_that_numpy_computes():
+    follow = FollowConfig(every=2, alpha=0.6)
+    kept, losses = steps_with(follow, 5, bad=(2,))
+    wanted = kept[0][0]
+    for done, (policy, reference) in enumerate(kept):
+        if done and done % 2 == 0:  # step 3, which was skipped, counts
+            wanted = jax.tree.map(lambda p, r: 0.6 * p + 0.4 * r, policy, wanted)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), reference, wanted)
+    assert not tiny.same_bits(kept[3][0], kept[1][0])
+    assert tiny.same_bits(kept[3][0], kept[2][0])  # skipped
+    # What a step compares with is the reference as the step before left it.
+    fixed = init_state(kept[3][0], OPTIMIZER, jax.random.key(7))
+    _, scalars = make_step()(fixed, kept[3][1], make_batch(seed=3))
+    np.testing.assert_allclose(losses[3], scalars["loss"], rtol=1e-6)
+
+
+def test_after_a_hard_update_policy_and_reference_are_equal():
+    kept, losses = steps_with(FollowConfig(every=3, alpha=1.0), 4)
+    assert tiny.same_bits(*kept[3])
+    assert not tiny.same_bits(*kept[2])
+    np.testing.assert_allclose([losses[0], losses[3]], math.log(2), rtol=1e-6)
+    assert abs(losses[2] - math.log(2)) > 1e-3
 
 
 def test_a_donated_state_may_be_stepped_again_and_again():
