@@ -253,6 +253,8 @@ def _smaller_sampling(config: Config) -> Iterator[list[str]]:
     settings = get(config, field)
     if settings.gather_weights:
         yield [f"{field}.gather_weights=False"]
+    if resolved.is_online(config):
+        return
     rows = settings.batch_size
     while rows % (2 * config.mesh.data * config.mesh.fsdp) == 0:
         rows //= 2

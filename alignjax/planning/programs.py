@@ -7,7 +7,6 @@ labels, scored lists) is found by trying each.
 
 import dataclasses
 import functools
-import json
 from typing import Any
 
 import jax
@@ -18,25 +17,26 @@ from jax.sharding import Mesh
 from alignjax.config import Config
 from alignjax.config.fields import keywords
 from alignjax.config.validate import get
-from alignjax.data.batching import Batches, Bucketed, assemble, bucket
-from alignjax.data.store import Dataset
+from alignjax.data.batching import Batches, Bucketed, assemble
 from alignjax.errors import UserError
 from alignjax.models import logps
 from alignjax.planning import resolved
 from alignjax.planning.measure import bytes_per_device, forward_flops
+from alignjax.planning.rows import everywhere, on_mesh, two_rows
 from alignjax.recipes.apo.config import StepsConfig
 from alignjax.recipes.multi_objective.method import AtOnce
 from alignjax.runtime import sharding
 from alignjax.sampling.decode import sample
-from alignjax.stages import learners, pretrained, reference, sft
+from alignjax.stages import fresh_samples, learners, pretrained, reference, sft
 from alignjax.stages.check import bind_fraction, check_losses, count_responses, keeps_cache
-from alignjax.training import microbatches, offline, on_policy_game
+from alignjax.training import microbatches, offline, on_policy, on_policy_game
 from alignjax.training.job import Learner
 from alignjax.training.on_policy import Prompts
 from alignjax.training.schedules import resolve
-from alignjax.types import Batch, Params
+from alignjax.types import Batch, Params, TrainState
 
 PARTS = ("step", "sft", "reward", "score", "sample")
+_NO_BATCHES = Batches((), np.zeros(0, np.int32), np.zeros((0, 1), np.int64))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,12 +95,7 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
         tokens=b * (p + scored * r),
         model_flops=passes * forward_flops(counted, b, scored, p, r),
         parts=_parts(learner, batch, networks),
-        holds={
-            "params": bytes_per_device(state.params),
-            "optimizer": bytes_per_device(state.opt_state),
-            "frozen params": bytes_per_device(learner.ref_params),
-            "reference that follows": bytes_per_device(state.reference),
-        },
+        holds=_holds(state, learner),
         reference="" if made.choice is None else made.choice.text,
     )
 
@@ -112,9 +107,8 @@ def _turn(config: Config, mesh: Mesh, part: str, responses: int) -> Program:
     base, steps, k = _frozen_params(config, mesh), 2, game.sampling.samples
     learner = learners.policy(mine, mesh, steps, load_reference=_nothing, base=base, live=True)
     opponent = learners.reward_model(its, mesh, steps, load_start=_nothing, base=base)
-    nobody = Batches((), np.zeros(0, np.int32), np.zeros((0, 1), np.int64))
     prompts = Prompts(
-        questions=(), batches=nobody, sample=_no_samples, eos=(1,), max_empty_fraction=0.5
+        questions=(), batches=_NO_BATCHES, sample=_no_samples, eos=(1,), max_empty_fraction=0.5
     )
     _, state, *programs = on_policy_game.make_steps(
         mesh, learner, opponent, prompts, jax.random.key(0), []
@@ -122,7 +116,7 @@ def _turn(config: Config, mesh: Mesh, part: str, responses: int) -> Program:
     is_policy = part == "step"
     b = (mine if is_policy else its).train.batch_size
     drawn, r = _drawn(config, b, k, mesh), game.sampling.max_new_tokens
-    nats = _rows(np.zeros((b, k), np.float32), mesh)
+    nats = on_mesh(np.zeros((b, k), np.float32), mesh)
     p = drawn.prompt.shape[1]
     rewards = dataclasses.replace(config.model, vocab_size=1)  # of a reward model's forward pass
     frozen = 3 if config.lora is None else 2  # see `make`
@@ -176,15 +170,15 @@ def _no_samples(*args: Any) -> Any:
 
 def _of_width(config: Config, b: int, k: int, mesh: Mesh) -> Batch:
     """Describes b rows of k responses of the greatest length, on the mesh."""
-    rows = _two_rows(config, k)
-    return _rows(assemble(rows.dataset, np.arange(b) % 2, rows.shapes[0]), mesh)
+    rows = two_rows(config, k)
+    return on_mesh(assemble(rows.dataset, np.arange(b) % 2, rows.shapes[0]), mesh)
 
 
 def _drawn(config: Config, b: int, k: int, mesh: Mesh) -> Batch:
     """Describes b rows with k samples each."""
     r = get(config, "recipe.game").sampling.max_new_tokens
     rows = _of_width(config, b, k, mesh)
-    return dataclasses.replace(rows, response=_rows(np.zeros((b, k, r), np.int32), mesh))
+    return dataclasses.replace(rows, response=on_mesh(np.zeros((b, k, r), np.int32), mesh))
 
 
 def _networks(config: Config, part: str) -> int:
@@ -203,7 +197,7 @@ def _side_by_side(batch: Batch, networks: int, mesh: Mesh) -> Batch:
     rows = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((networks * x.shape[0], *x.shape[1:]), x.dtype), batch
     )
-    return _rows(rows, mesh)
+    return on_mesh(rows, mesh)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -235,14 +229,16 @@ def make_learner(config: Config, mesh: Mesh, part: str, responses: int = 0) -> M
                 of,
                 responses=batch.response.shape[1],
                 scored=scored,
-                cacheable=keeps_cache(of, rows),
+                cacheable=keeps_cache(of, rows) and not resolved.is_online(of),
             )
         if choice is not None and choice.mode == "cache":
             zeros: Any = np.zeros(batch.response_length.shape, np.float32)
             batch = dataclasses.replace(batch, ref_logps=zeros)
         live = choice is not None and choice.mode == "live"
         learner = learners.policy(of, mesh, steps, load_reference=_nothing, base=base, live=live)
-    return Made(config=of, learner=learner, batch=_rows(batch, mesh), scored=scored, choice=choice)
+    return Made(
+        config=of, learner=learner, batch=on_mesh(batch, mesh), scored=scored, choice=choice
+    )
 
 
 def _nothing() -> Params:
@@ -285,13 +281,13 @@ def _part_of(config: Config, part: str) -> Config:
 
 def _inference(config: Config, mesh: Mesh, part: str, responses: int) -> Program:
     """Builds scoring as for the reference's table, or sampling as in training or evaluation."""
-    rows = _two_rows(config, responses or 2)
+    rows = two_rows(config, responses or 2)
     params = pretrained.target(config.model, mesh)
     settings = resolved.sampling_settings(config)
     b, shape = (settings if part == "sample" else config.evaluate).batch_size, rows.shapes[0]
     batch = assemble(rows.dataset, np.arange(b) % len(rows.dataset), shape)
     holds = {"params": bytes_per_device(params)}
-    split = _rows(batch, mesh)
+    split = on_mesh(batch, mesh)
     if part == "score":
         k = batch.response.shape[1]
         return Program(
@@ -304,11 +300,13 @@ def _inference(config: Config, mesh: Mesh, part: str, responses: int) -> Program
             parts=1,
             holds=holds,
         )
+    if resolved.is_online(config):
+        return _sampling_in_steps(config, mesh, split)
     k, r = settings.samples, settings.max_new_tokens
     return Program(
         name="sampling",
         function=sample,
-        args=(params, split.prompt, split.prompt_length, split.prompt_id, _key(mesh)),
+        args=(params, split.prompt, split.prompt_length, split.prompt_id, everywhere(mesh, _a_key)),
         static=dict(config=config.model, settings=settings, eos=(1,)),
         tokens=b * (shape.prompt + k * r),
         model_flops=forward_flops(config.model, b, k, shape.prompt, r),
@@ -317,30 +315,66 @@ def _inference(config: Config, mesh: Mesh, part: str, responses: int) -> Program
     )
 
 
-def _key(mesh: Mesh) -> Any:
-    shape = jax.eval_shape(jax.random.key, 0)
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return sharding.abstract(shape, everywhere)
+def _a_key() -> Any:
+    return jax.random.key(0)
 
 
-def _rows(batch: Any, mesh: Mesh) -> Any:
-    split = sharding.row_sharding(mesh)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), batch)
+def _sampling_in_steps(config: Config, mesh: Mesh, rows: Batch) -> Program:
+    """Builds the sampling of a step of `recipes.train_online`, beside all that the step keeps."""
+    base, settings = _frozen_params(config, mesh), resolved.sampling_settings(config)
+    weight = get(config, "recipe.opponent")
+    learner = learners.policy(config, mesh, 2, load_reference=_nothing, base=base, live=True)
+    _, state, _ = offline.make_step(learner, mesh, jax.random.key(0))
+    prompts = fresh_samples.make_prompts(
+        *(config, (), _NO_BATCHES, (1,)),
+        sampling=settings,
+        max_empty_fraction=0.5,
+        opponent=weight,
+    )
+    program = on_policy.sampling_program(prompts, jax.random.key(0), mesh, [])
+
+    def among_all(state: TrainState, base: Params, *inputs: Any) -> Any:
+        return program(state.params, base, *inputs)
+
+    done = everywhere(mesh, lambda: jnp.int32(0))
+    (b, p), k, r = rows.prompt.shape, settings.samples, settings.max_new_tokens
+    networks = 1.0 if weight in (None, 1) else 1.5  # half of the samples run through two
+    return Program(
+        name="the sampling of a step" + ("" if weight is None else ", half by an opponent"),
+        # What is kept and not read takes memory as well.
+        function=jax.jit(among_all, keep_unused=True),
+        args=(state, learner.ref_params, rows.prompt, rows.prompt_length, rows.prompt_id, done),
+        static={},
+        tokens=b * (p + k * r),
+        model_flops=networks * forward_flops(config.model, b, k, p, r),
+        parts=1,
+        holds=_holds(state, learner),
+    )
+
+
+def _holds(state: TrainState, learner: Learner) -> dict[str, int]:
+    """Counts what a training keeps on a device, in bytes."""
+    return {
+        "params": bytes_per_device(state.params),
+        "optimizer": bytes_per_device(state.opt_state),
+        "frozen params": bytes_per_device(learner.ref_params),
+        "reference that follows": bytes_per_device(state.reference),
+    }
 
 
 def _stand_in(config: Config, of: Config, part: str, responses: int) -> Bucketed:
     """Makes two rows of the greatest length, of the kind that the part is given or accepts."""
     if part == "step" and config.candidates is not None:
         k = config.candidates.samples + (responses or 2) * config.candidates.keep_own
-        return _two_rows(of, k, scored=True)
+        return two_rows(of, k, scored=True)
     game = get(config, "recipe.game")
     if game is not None and part in ("step", "reward"):
         k = game.sampling.samples
         golden = part == "reward"
-        return _two_rows(of, k + golden, scored=True, adversarial=golden)
+        return two_rows(of, k + golden, scored=True, adversarial=golden)
     refused: list[UserError] = []
     for k, labels, scored in ((2, False, False), (1, True, False), (2, False, True)):
-        rows = _two_rows(of, responses or k, labels=labels, scored=scored)
+        rows = two_rows(of, responses or k, labels=labels, scored=scored)
         try:
             check_losses(bind_fraction(of, rows), rows)
         except UserError as error:
@@ -348,39 +382,3 @@ def _stand_in(config: Config, of: Config, part: str, responses: int) -> Bucketed
         else:
             return rows
     raise refused[0]
-
-
-def _two_rows(
-    config: Config,
-    k: int,
-    *,
-    labels: bool = False,
-    scored: bool = False,
-    adversarial: bool = False,
-) -> Bucketed:
-    data = config.data
-    lengths = np.full(k, data.max_response_tokens, np.int64)
-    row: dict[str, Any] = {
-        "id": b"",
-        "domain": b"",
-        "prompt": b"",
-        "responses": json.dumps([""] * k).encode(),
-        "prompt_ids": np.zeros(data.max_prompt_tokens, np.int32),
-        "response_ids": np.zeros(lengths.sum(), np.int32),
-        "response_length": lengths,
-        "scores": np.arange(k, dtype=np.float32) if scored else np.zeros(0, np.float32),
-        "desirable": np.zeros(k if labels else 0, np.int64),
-    }
-    other = {**row, "desirable": row["desirable"] + 1}
-    dataset = Dataset(
-        prompt_length=np.full(2, data.max_prompt_tokens, np.int32),
-        response_length=np.tile(lengths, (2, 1)).astype(np.int32),
-        objectives=("score",) if scored else (),
-        labels=(k, k) if labels else (0, 0),
-        digest="",
-        report={},
-        path="",
-        _rows=[row, other],
-        adversarial=np.ones(2, bool) if adversarial else None,
-    )
-    return bucket(dataset, count=1, multiple=data.pad_multiple)

@@ -13,8 +13,9 @@ from typing import Any
 
 import jax
 
+from alignjax import recipes
 from alignjax.config import Config, SamplingConfig
-from alignjax.config.fields import keywords
+from alignjax.config.fields import keywords, plain
 from alignjax.config.validate import get
 from alignjax.errors import UserError
 from alignjax.models.config import ModelConfig
@@ -94,6 +95,11 @@ def choose_reference(config: Config, *, responses: int, scored: int, cacheable: 
     return dataclasses.replace(choice, reason=passes)
 
 
+def is_online(config: Config) -> bool:
+    """Whether each step samples its responses: those of `recipes.train_online`."""
+    return config.recipe is not None and plain(config.recipe) is recipes.train_online
+
+
 def sampling_field(config: Config) -> str:
     """Names the field of a run's sampling settings: of training if it samples, or evaluation."""
     if config.candidates is not None:
@@ -108,7 +114,8 @@ def sampling_settings(config: Config) -> SamplingConfig:
     field, own = sampling_field(config), _sampled_by(config)
     if not own:
         settings: SamplingConfig = get(config, field)
-        return settings
+        rows = config.train.batch_size if is_online(config) else settings.batch_size
+        return dataclasses.replace(settings, batch_size=rows)
     drawn = {name: own[name] for name in ("temperature", "top_p") if name in own}
     return SamplingConfig(
         samples=own.get("samples", 1),

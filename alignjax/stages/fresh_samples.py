@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from alignjax.config import Config, SamplingConfig
 from alignjax.config.fields import is_marked, name_of, plain
+from alignjax.data.batching import Batches
 from alignjax.data.records import Record
 from alignjax.data.tokenizer.load import Tokenizer
 from alignjax.errors import UserError
@@ -112,19 +113,43 @@ def make_policy(
     learner = learners.policy(
         config, mesh, steps * updates, load_reference=load_reference, live=True
     )
-    eos = tuple(tokenizer.ends)
+    batches = on_policy.deal_prompts(
+        questions,
+        buckets=config.data.buckets,
+        multiple=config.data.pad_multiple,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        steps=steps,
+    )
+    return learner, make_prompts(
+        config,
+        questions,
+        batches,
+        tuple(tokenizer.ends),
+        sampling=sampling,
+        max_empty_fraction=max_empty_fraction,
+        updates=updates,
+        opponent=opponent,
+    )
+
+
+def make_prompts(
+    config: Config,
+    questions: Sequence[Question],
+    batches: Batches,
+    eos: tuple[int, ...],
+    *,
+    sampling: SamplingConfig,
+    max_empty_fraction: float,
+    updates: int = 1,
+    opponent: float | None = None,
+) -> Prompts:
+    """Makes the prompts of each step and what responds to them; see `make_policy`."""
     if opponent is not None:
         sampling = dataclasses.replace(sampling, samples=sampling.samples // 2)
-    return learner, Prompts(
+    return Prompts(
         questions=questions,
-        batches=on_policy.deal_prompts(
-            questions,
-            buckets=config.data.buckets,
-            multiple=config.data.pad_multiple,
-            batch_size=config.train.batch_size,
-            seed=config.train.seed,
-            steps=steps,
-        ),
+        batches=batches,
         sample=functools.partial(decode.sample, config=config.model, settings=sampling, eos=eos),
         eos=eos,
         max_empty_fraction=max_empty_fraction,

@@ -121,7 +121,7 @@ def choose(
     if mode != "auto":
         return Choice(mode, f"reference.mode={mode}" + (f" ({counts})" if mode != "none" else ""))
     if not cacheable:
-        return Choice("live", "select, loss or reference.follow wants what cannot be precomputed")
+        return Choice("live", "a step scores what cannot be precomputed")
     if cached:
         return Choice("cache", "found on disk")
     # Prefer the cache if costs are equal: it frees the weights, and other runs can reuse it.

@@ -11,6 +11,7 @@ model; each is compiled once per shape.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -178,6 +179,28 @@ def compile_sampling(
     Returns:
       ``(parameters, prompts, steps done) -> (batch with responses, their [B, K] nats)``.
     """
+    program = sampling_program(prompts, key, job.mesh, traced)
+
+    def respond(params: Params, batch: Batch, done: int) -> tuple[Batch, Array]:
+        inputs = batch.prompt, batch.prompt_length, batch.prompt_id
+        response, length, nats = program(params, learner.ref_params, *inputs, done)
+        batch = dataclasses.replace(
+            batch, response=response, response_length=length, scores=None, desirable=None
+        )
+        return batch, nats
+
+    return respond
+
+
+def sampling_program(prompts: Prompts, key: Array, mesh: Mesh, traced: list[str]) -> Any:
+    """Compiles ``(parameters, base, prompts, their lengths and ids, steps done) -> responses``.
+
+    Args:
+      prompts: how they are sampled; the responses of an opponent come after the policy's.
+      key: of the run.
+      mesh: where.
+      traced: grows by a name whenever the program is traced.
+    """
 
     def sample(
         params: Params,
@@ -198,17 +221,7 @@ def compile_sampling(
         response, length, nats = (jnp.concatenate(x, axis=1) for x in zip(own, other, strict=True))
         return response, length, nats
 
-    program = jax.jit(sample, out_shardings=row_sharding(job.mesh))
-
-    def respond(params: Params, batch: Batch, done: int) -> tuple[Batch, Array]:
-        inputs = batch.prompt, batch.prompt_length, batch.prompt_id
-        response, length, nats = program(params, learner.ref_params, *inputs, done)
-        batch = dataclasses.replace(
-            batch, response=response, response_length=length, scores=None, desirable=None
-        )
-        return batch, nats
-
-    return respond
+    return jax.jit(sample, out_shardings=row_sharding(mesh))
 
 
 def sample_means(

@@ -14,7 +14,7 @@ from alignjax import recipes
 from alignjax.config import FollowConfig, MeshConfig, ReferenceConfig, SamplingConfig
 from alignjax.config.load import load, override
 from alignjax.errors import UserError
-from alignjax.losses import apo
+from alignjax.losses import apo, bradley_terry
 from alignjax.models.config import LoraConfig, ModelConfig
 from alignjax.planning import chips, measure, plan, programs, resolved
 from alignjax.planning.measure import bytes_per_device
@@ -306,6 +306,39 @@ def test_sampling_is_that_of_training_where_there_is_one(file, field):
     assert made.args[1].shape == (6, 16)
     assert made.static["settings"].samples == 3
     assert made.tokens == 6 * (16 + 3 * 5)
+
+
+def in_each_step(samples, **bound):
+    """A plan of a step's samples, as a run on its own samples draws them."""
+    whole = config("configs/demo/grpo.py", recipe=partial(recipes.train_online, **bound))
+    drawn = dataclasses.replace(
+        whole.candidates, samples=samples, max_new_tokens=48, batch_size=64, gather_weights=False
+    )
+    made = programs.make(dataclasses.replace(whole, candidates=drawn), make_mesh(1, 1, 1), "sample")
+    memory = made.function.lower(*made.args).compile().memory_analysis()
+    return made, memory
+
+
+def test_the_samples_of_a_step_are_planned_beside_the_optimizer_and_an_opponent_s_cache():
+    (own, alone), (both, mixed) = in_each_step(4), in_each_step(8, opponent=0.5)
+    assert own.args[2].shape == (8, 16)  # a step's prompts, not candidates.batch_size
+    assert (own.tokens, both.tokens) == (8 * (16 + 4 * 48), 8 * (16 + 8 * 48))
+    assert "opponent" in both.name
+    for made, memory in ((own, alone), (both, mixed)):
+        held = sum(made.holds.values())
+        assert made.holds["frozen params"] == made.holds["params"] > 0
+        assert held <= memory.argument_size_in_bytes < held + 2**12
+    # Four samples are the policy's, the others the mixture's of two networks, each with a cache.
+    of = tiny.model()
+    cache = 8 * (16 + 4 * 48) * 2 * of.layers * of.kv_heads * of.head_dim * 4
+    assert mixed.temp_size_in_bytes - alone.temp_size_in_bytes > 0.8 * cache
+
+
+def test_the_reference_of_a_policy_s_own_samples_is_in_no_cache():
+    of = config("configs/demo/grpo.py", loss=partial(bradley_terry.loss, beta=0.1))
+    made = programs.make_learner(of, make_mesh(1, 1, 1), "step")
+    assert made.choice.mode == "live"
+    assert made.learner.ref_params is not None
 
 
 @pytest.mark.parametrize(
