@@ -1,9 +1,9 @@
-"""The errors a user can cause, each with the exit code the program ends with.
+"""The errors that a user can cause, each with the program's exit code.
 
-0 done; 2 bad configuration or input; 3 bad checkpoint; 4 numerical stop; 5 another process of the
-run is lost or stuck; 128 + signal after a save asked for by a signal (130 Ctrl-C, 143 SIGTERM), 6
-where that save failed. The message is one line that names the file, line or field, what was wanted
-and what was found.
+0: done; 2: bad configuration or input; 3: bad checkpoint; 4: numerical stop; 5: another process of
+the run is lost or stuck; 128 + signal: saved and stopped by a signal (130 Ctrl-C, 143 SIGTERM); 6:
+that save failed. The message is one line that names the file, line or field, what was wanted and
+what was found.
 """
 
 import contextlib
@@ -32,9 +32,15 @@ class NumericalError(UserError):
     exit_code = 4
 
 
+def require(valid: bool, field: str, wanted: str, found: object) -> None:
+    """Raises a `UserError` about a field unless its value is valid."""
+    if not valid:
+        raise UserError(f"{field}: wanted {wanted}, found {found!r}")
+
+
 @contextlib.contextmanager
 def naming_file(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Names the file in a system error that names none, such as that of a full disk."""
+    """Adds the file to a system error that names none, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -43,7 +49,7 @@ def naming_file(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'beta'?)`` for the closest known name, or an empty string."""
+    """Suggests the closest known name, `` (did you mean 'beta'?)``, or returns an empty string."""
     import difflib
 
     close = difflib.get_close_matches(name, list(known), n=1)

@@ -1,11 +1,11 @@
-"""The recipes: what a run does, stage by stage. A config names one of them.
+"""The recipes: functions that run all stages. A config names one of them.
 
     recipe=recipes.train_reward_model
     recipe=partial(recipes.play_rounds, game=recipes.RoundsConfig(...))
 
-What only one recipe reads is bound to it. Every stage writes its result once, and a run that is
-started again goes on after it. The recipes themselves, with all that they import, are loaded when
-they are called: configs are read without them.
+Settings that only one recipe reads are bound to it. Every stage saves its result, so a resumed run
+continues with the first unfinished stage. The modules of the recipes are imported when they are
+called, because configs must load quickly.
 """
 
 import pathlib
@@ -36,12 +36,12 @@ def run_config(
     """Runs the recipe of a config; resumes if the workdir contains a run.
 
     Args:
-      config: its ``recipe`` is called; None: `align_policy`.
+      config: its ``recipe`` is called; if it is None, `align_policy`.
       workdir: the run's folder.
-      allow_config_change: continue although the config differs from the one the run began with.
+      allow_config_change: continue a run that began with another config.
 
     Returns:
-      What ``summary.json`` holds.
+      The content of ``summary.json``.
 
     Raises:
       UserError: see `alignjax.errors` for the kinds and their exit codes.
@@ -81,7 +81,7 @@ def train_online(
     updates: int = 1,
     opponent: float | None = None,
 ) -> dict[str, Any]:
-    """Trains a policy on samples that it draws at every step, see `recipes.online`."""
+    """Trains a policy on its own samples, drawn at every step, see `recipes.online`."""
     if config.loss is None:
         raise UserError("loss: wanted one with train_online, such as grpo.loss; found none")
     from alignjax.recipes import online
@@ -109,7 +109,7 @@ def play_steps(
     *,
     game: StepsConfig,
 ) -> dict[str, Any]:
-    """Trains both in turns inside one loop, on fresh samples, see `recipes.apo.stepwise`."""
+    """Trains both in turns inside one loop, on new samples, see `recipes.apo.stepwise`."""
     from alignjax.recipes.apo import stepwise
 
     return stepwise.run(config, workdir, game, allow_config_change)

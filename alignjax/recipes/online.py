@@ -1,26 +1,25 @@
 """Trains a policy on its own samples: GRPO, RLOO, online DPO, or any loss of scored responses.
 
-Read it downwards: `run` is the order of events. It writes what `recipes.align` writes, except for
-``candidates/`` and the held-out rows in the table of ``summary.json``.
+`run` has the stages in order. They write the files of `recipes.align`, except for ``candidates/``
+and the held-out rows in the table of ``summary.json``.
 
-Of the config, ``candidates`` says how many responses the policy gives to each prompt, how they are
-sampled, and which scorers score them. `recipes.align` samples them once, from the supervised
-policy; here every step samples anew from the policy as it is at that step. ``loss`` reads the
-scores:
+The config's ``candidates`` has the number of responses to each prompt, how they are sampled, and
+the scorers. `recipes.align` samples once, from the supervised policy; here every step samples from
+the current policy. ``loss`` reads the scores:
 
     grpo.loss             GRPO, Dr. GRPO and RLOO by its arguments
     grpo.loss_batch       REINFORCE++
     grpo.loss_clipped     PPO of whole responses: several ``updates`` on each step's samples
     apo.loss              REINFORCE with the other samples' mean as baseline, and a KL penalty
     bradley_terry.loss    online DPO: the best of the samples against the worst
-    xpo.loss              online DPO against the reference's samples: ``opponent=1.0``
-    nash_md.loss          preferred to a mixture of policy and reference: ``opponent=0.5``
+    xpo.loss              XPO, online DPO against the reference's samples: ``opponent=1.0``
+    nash_md.loss          Nash-MD, against a mixture of policy and reference: ``opponent=0.5``
 
 With ``opponent`` the second half of each prompt's responses is sampled from that mixture, and the
-metrics are of the first.
+metrics are of the first half.
 
 The prompts are the distinct ones of the training data. The data's own responses are not trained on;
-scorers see them as ``Record.answers``, so that `scorers.checked` can compare samples with them.
+scorers get them as ``Record.answers``, so that `scorers.checked` can compare samples with them.
 """
 
 import dataclasses
@@ -64,10 +63,11 @@ def run(
     """Trains and measures the policy; see `alignjax.recipes.run_config`.
 
     Args:
-      updates: of the optimizer on each step's samples; several want a loss that corrects for it.
+      updates: optimizer updates on each step's samples; more than 1 need a loss that corrects for
+        it.
       opponent: weight of the reference in the mixture that gives the second half of each prompt's
-        samples, whose logits are (1 - opponent) of the policy's and the rest the reference's; 1:
-        the reference; None: the policy gives all samples.
+        samples: its logits are (1 - opponent) x the policy's + opponent x the reference's. None:
+        the policy gives all samples.
 
     Raises:
       UserError: there are no ``candidates``, or they keep the data's own responses; a scorer fails;
@@ -100,7 +100,7 @@ def run(
 
 
 def _measured(run: Run, scorers: tuple[Callable[..., Any], ...]) -> Run:
-    """The run, evaluated by the scorers that it learns from where ``evaluate.scorers`` has none."""
+    """Evaluates with the scorers that it learns from, if ``evaluate.scorers`` is empty."""
     evaluate = run.config.evaluate
     if evaluate.scorers:
         return run
@@ -137,7 +137,7 @@ def _train(
     scorers: list[Scorer],
     made_of: dict[str, Any],
 ) -> tuple[Params, dict[str, int]]:
-    """Trains the policy: its parameters (with ``lora`` the adapters), and counts."""
+    """Trains the policy; returns its parameters (with ``lora`` the adapters) and counts."""
     config, steps, on_held_out = run.config, len(prompts.batches), None
     if config.evaluate.held_out or config.train.keep_best:
         title = "reference, held out"
@@ -173,12 +173,12 @@ def _finish(
     trained: Params,
     counts: dict[str, int],
 ) -> dict[str, Any]:
-    """Measures the policy beside the reference, and writes the report."""
+    """Measures the policy and its KL to the reference, and writes the report."""
     ref_params = reference.load() if learner.ref_params is None else learner.ref_params
     params = adapters.whole(run.config, ref_params, trained)
     digest = checkpoint.tree_digest(params)
     after = evaluation.held_out_samples("after", run, digest, lambda: (params, ref_params))
-    # Steps donate their buffers: had one donated the reference's, all that is below would be wrong.
+    # Steps donate buffers; if one donated the reference's, all numbers below would be wrong.
     if checkpoint.tree_digest(ref_params) != reference.digest:
         raise AssertionError("the reference's parameters changed during the run")
     table: tables.Table = evaluation.compare_samples(run, before, after) if after else {}

@@ -1,15 +1,15 @@
-"""The recipe of a reward model: data, supervised fine-tuning, training, calibration, report.
+"""Runs the recipe of a reward model: data, supervised fine-tuning, training, calibration, report.
 
-Read it downwards: `run` is the order of events. What each stage writes into the workdir:
+`run` has the stages in order. They write into the workdir:
 
-    config.json  data_report.json  tokenizer.model   what the run is made of
-    pretrained/                                      what came with the model of model.path
+    config.json  data_report.json  tokenizer.model   settings, data report, tokenizer
+    pretrained/                                      files that came with the model of model.path
     sft/                                             the language model it starts from
     cache/  prepared.json  held_out.jsonl            prepared rows
-    metrics.jsonl  tensorboard/  checkpoints/        the training itself
+    metrics.jsonl  tensorboard/  checkpoints/        the training
     params/                                          the reward model, for `scorers.reward_model`
-    summary.json  report.png  reliability.png        what came of it
-    report.html                                      all of it on a page
+    summary.json  report.png  reliability.png        the results
+    report.html                                      all results on a page
     .artifacts/                                      digests of what is reused, unfinished parts
 """
 
@@ -60,8 +60,8 @@ def run(
 def _starts(run: Run) -> tuple[Callable[[], Params], Callable[[], Params] | None]:
     """Makes loaders of the initial language model, and of the initial reward model or None.
 
-    Where ``model.path`` holds a reward model, training goes on from that: the first loader gives
-    its decoder, which adapters are trained beside.
+    If ``model.path`` has a reward model, its training continues: the first loader loads its
+    decoder, which is the base of adapters.
 
     Raises:
       UserError: it has another number of outputs than the data have objectives.
@@ -69,37 +69,37 @@ def _starts(run: Run) -> tuple[Callable[[], Params], Callable[[], Params] | None
     config = run.config
     if not hf.is_classifier(config.model.path):
         return sft.run_stage(run), None
-    found = reward_models.find(config.model.path)
-    outputs, wanted = max(1, len(found.objectives)), max(1, len(_objectives(run)))
+    start = reward_models.find(config.model.path)
+    outputs, wanted = max(1, len(start.objectives)), max(1, len(_objectives(run)))
     if outputs != wanted:
         raise UserError(
-            f"model.path: {config.model.path} has {outputs} outputs, and the data have {wanted} "
-            "objectives"
+            f"model.path: {config.model.path}: wanted {wanted} outputs, one per objective of the "
+            f"data, found {outputs}"
         )
     log.info("continuing to train the reward model of %s", config.model.path)
-    found = dataclasses.replace(found, model=config.model)
-    load = functools.partial(reward_models.load_params, found, run.mesh)
+    start = dataclasses.replace(start, model=config.model)
+    load = functools.partial(reward_models.load_params, start, run.mesh)
     quantize = config.lora.quantize if config.lora is not None else ""
 
     def decoder() -> Params:
         params = {name: x for name, x in load().items() if name != "reward"}
         return pretrained.quantize_params(params, quantize, run.mesh)
 
-    def beside() -> Params:
+    def with_fresh_adapters() -> Params:
         params = load()
         fresh = adapters.fresh(config, run.mesh, params, objectives=outputs)()
         head = jax.tree.map(lambda x: x.astype(np.float32), params["reward"])
         return {**fresh, "reward": head}
 
-    return decoder, load if config.lora is None else beside
+    return decoder, load if config.lora is None else with_fresh_adapters
 
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """A trained reward model's measures."""
+    """The measurements of a trained reward model."""
 
-    summary: dict[str, Any]  # what summary.json holds
-    measured: dict[str, Interval]  # held out
+    summary: dict[str, Any]  # content of summary.json
+    measured: dict[str, Interval]  # on held-out rows
     calibrated: dict[str, tuple[dict[str, Any], tuple[calibration.Bins, calibration.Bins]]]
 
 
@@ -114,11 +114,11 @@ def fit(
     """Trains a reward model, saves its parameters and writes ``summary.json``; resumes.
 
     Args:
-      run: its ``reward_loss`` is trained, with its ``optim`` and ``train``.
-      load_language_model: gives what it starts from.
+      run: its config's ``reward_loss``, ``optim`` and ``train`` are used.
+      load_language_model: loads the network that it starts from.
       name: for the progress bar.
-      load_start: gives the reward model that it starts from instead; with ``lora`` adapters and a
-        head, beside the language model.
+      load_start: loads an initial reward model instead; with ``lora`` adapters and a head, for the
+        language model.
       extendable: see `training.job.Job`.
     """
     config, names = run.config, _objectives(run)
@@ -136,7 +136,7 @@ def fit(
         base=base,
         names=names,
     )
-    base = learner.ref_params  # without adapters none: its memory is free from here on
+    base = learner.ref_params  # None without adapters, which frees its memory
     better = _better(run.data.held_out)
 
     def during(params: Params) -> dict[str, float]:
@@ -147,25 +147,26 @@ def fit(
     state, counts = offline.fit(job, learner, feed, jax.random.key(config.train.seed), during)
     params, table = state.params, scored.of(state.params)
     if config.lora is not None:
-        params, table = lora.merge(with_head(base), params, config.lora), None  # rounds otherwise
+        # Merging changes the rounding, so the rows are scored again.
+        params, table = lora.merge(with_head(base), params, config.lora), None
     table = _rewards(run, params, count) if table is None else table
     digest = pretrained.keep_params(run.workdir / "params", params)
     return _measure(run, table, digest, better, {**counts, "identity": job.identity})
 
 
 def _objectives(run: Run) -> tuple[str, ...]:
-    """Finds the objectives that the rows are scored on; none for pairs."""
+    """Returns the objectives that the rows are scored on; none for pairs."""
     names = run.data.train.dataset.objectives
     held_out = run.data.held_out.dataset.objectives
     if held_out != names:
         raise UserError(
-            f"data.eval_path: its rows are scored on {held_out}, the training rows on {names}"
+            f"data.eval_path: wanted scores on {names}, as the training rows have, found {held_out}"
         )
     return names
 
 
 def _rewards(run: Run, params: Params, objectives: int) -> np.ndarray:
-    """``[N, K, M]`` scores of the held-out responses."""
+    """Computes ``[N, K, M]`` scores of the held-out responses."""
     rows, config = run.data.held_out, run.config
     table = map_rows(
         lambda batch: reward_head.score_responses(params, batch, config=config.model),
@@ -178,7 +179,7 @@ def _rewards(run: Run, params: Params, objectives: int) -> np.ndarray:
 
 
 def _preferences(run: Run, table: np.ndarray, better: np.ndarray) -> dict[str, np.ndarray]:
-    """``[N]`` accuracies and margins of the held-out rows, for each objective."""
+    """Computes ``[N]`` accuracies and margins of the held-out rows, for each objective."""
     dataset = run.data.held_out.dataset
     values: dict[str, np.ndarray] = {}
     for m, name in enumerate(dataset.objectives or ("reward",)):
@@ -205,7 +206,7 @@ def _measure(
     summary = {
         "table": {name: x.as_dict() for name, x in measured.items() if x.count},
         "calibration": {name: numbers for name, (numbers, _) in calibrated.items()},
-        # What `scorers.reward_model` compares with what it finds.
+        # `scorers.reward_model` compares these with its inputs.
         "reward_model": {
             "objectives": list(dataset.objectives),
             "tokenizer": run.data.tokenizer.digest,
@@ -220,9 +221,9 @@ def _measure(
 
 
 def _better(rows: Bucketed) -> np.ndarray:
-    """``[N, K, M]`` true scores of held-out responses, NaN for absent ones.
+    """Makes a table ``[N, K, M]`` of true scores of held-out responses, NaN for absent ones.
 
-    Pairs without scores have 1 for the chosen response and 0 for the rejected one.
+    In pairs without scores the chosen response has 1 and the rejected one 0.
     """
     dataset = rows.dataset
     n, k = dataset.response_length.shape
@@ -264,7 +265,7 @@ def _calibration(
 
 
 def _report(workdir: pathlib.Path, fitted: Fitted) -> None:
-    """Draws the pictures, prints the tables and where things are."""
+    """Draws the pictures, and prints the tables and the places of files."""
     measured, calibrated = fitted.measured, fitted.calibrated
     curves, diagram = workdir / "report.png", workdir / "reliability.png"
     plots.plot_training(workdir, curves, None, "")

@@ -37,9 +37,9 @@ def open_run(
     """Prepares the data and checks the config's functions, before anything is trained.
 
     Args:
-      config: as the config file gives it.
-      workdir: the run's folder; the run owns it inside the block.
-      allow_config_change: continue although the config differs from the one the run began with.
+      config: from the config file.
+      workdir: the run's folder, locked inside the block.
+      allow_config_change: continue a run that began with another config.
       check: tries the config's functions on the shapes of the training rows.
 
     Raises:
@@ -57,7 +57,7 @@ def open_run(
         config = bind_fraction(config, data.train)
         check(config, data.train)
         check_scorers(config, data)
-        if config.select is None:  # else the responses that a step scores are not known yet
+        if config.select is None:  # otherwise a step's responses are not known yet
             compiled.check_longest(data.train.dataset, config.train.microbatch_tokens)
         _warn(findings.of_data(describe(config), data.report))
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -65,7 +65,7 @@ def open_run(
         if (workdir / "summary.json").is_file():
             _warn(broadcast("report.html", lambda: report.write(workdir)))
             tables.say(f"report: {workdir / 'report.html'}")
-        # What `align` and `online` leave is one policy.
+        # `align` and `online` train one policy.
         if config.loss is not None and (config.recipe is None or config.candidates is not None):
             named = shlex.quote(str(workdir))
             tables.say(f"chat with it: python -m alignjax chat --model={named}")
@@ -79,13 +79,13 @@ def _warn(sentences: Sequence[str]) -> None:
 
 
 def optimized(learner: Learner, optimizer: optax.GradientTransformation) -> Learner:
-    """Replaces the optimizer by one whose learning rate is not known here."""
+    """Replaces the optimizer by one with an unknown learning rate."""
     update = dataclasses.replace(learner.update, optimizer=optimizer)
     return dataclasses.replace(learner, update=update, learning_rate=lambda step: math.nan)
 
 
 def _kept(workdir: pathlib.Path) -> str:
-    """Lists what a finished run keeps on disk, largest first."""
+    """Describes what a finished run keeps on disk, largest first."""
     sizes = storage.sizes(workdir)
     largest = sorted(sizes, key=lambda name: -sizes[name])[:4]
     listed = ", ".join(f"{name} {sizes[name] / 2**20:,.1f}" for name in largest)

@@ -1,7 +1,7 @@
-"""Configs for a pretrained model, a file of preferences and the name of a loss.
+"""Makes configs from a pretrained model, a file of preferences and the name of a loss.
 
-What is not asked for is chosen for a machine with little memory: adapters of rank 16 are trained,
-everything else is recomputed where it can be; the lengths, and what is held out, follow the data.
+The defaults are for a machine with little memory: it trains adapters of rank 16 and recomputes
+activations. Lengths and the number of held-out rows are chosen from the data.
 """
 
 import dataclasses
@@ -41,11 +41,11 @@ from alignjax.types import Batch
 
 REWARD = "reward"  # the method that trains a reward model
 ONLINE = "grpo"  # the method that trains a policy on its own samples
-SAMPLED = 128  # tokens of such a sample at most: it may reason before it answers
-LOOKED_AT = 500  # rows whose lengths are counted
+SAMPLED = 128  # tokens of such a sample at most; it may reason before it answers
+LOOKED_AT = 500  # rows used to choose the lengths
 LONGEST = 512  # tokens of a prompt, and of a response, at most
 MOST_HELD_OUT = 64  # rows, about
-FEWEST_SAMPLED, MOST_SAMPLED = 2, 8  # prompts, before and after; one for every `STEPS_PER_PROMPT`
+FEWEST_SAMPLED, MOST_SAMPLED = 2, 8  # prompts, before and after; one per `STEPS_PER_PROMPT` steps
 STEPS_PER_PROMPT = 4
 
 
@@ -53,7 +53,7 @@ STEPS_PER_PROMPT = 4
 class _Kind:
     """The kind of a file's rows: K responses with M scores, or labels."""
 
-    said: str
+    name: str  # for messages
     responses: int
     objectives: int = 0
     labels: bool = False
@@ -81,9 +81,9 @@ def config(
       method: a module of `alignjax.losses`, or ``reward``.
       model: folder, or GGUF file, of the model to start from.
       data: file, glob, folder or id of a data set.
-      overrides: ``field=value`` changes; what they do not set follows from the data.
-      reward_models: of ``grpo``: folders of reward models, whose mean scores the policy's samples;
-        none: a rule compares the samples with the data's answers.
+      overrides: ``field=value`` changes; other settings are chosen from the data.
+      reward_models: for ``grpo``: folders of reward models, whose mean is the score of a sample;
+        without them a rule compares the samples with the data's answers.
 
     Raises:
       UserError: the model or the data cannot be read, or the method does not learn from such data.
@@ -94,8 +94,8 @@ def config(
     first = next(read_source(start.data, start.data.path, report), None)
     if first is None:
         why = f": all {report.rows_in} were dropped: {reasons(report)}" if report.rows_in else ""
-        raise UserError(f"data.path: {start.data.path} has no row that can be used{why}")
-    if method != ONLINE:  # which takes any rows: their prompts, and their first responses
+        raise UserError(f"data.path: {start.data.path}: wanted rows to train on, found none{why}")
+    if method != ONLINE:  # that uses only the prompts and first responses of any rows
         _check_kind(method, start, first)
     start = dataclasses.replace(start, data=as_messages(start.data, first, tokenizer))
     rows = list(read_source(start.data, start.data.path, DataReport()))
@@ -144,7 +144,7 @@ def say(method: str, config: Config, overrides: list[str]) -> str:
 
 
 def _say_online(config: Config) -> str:
-    """Says how the policy's samples are drawn and scored."""
+    """Describes how the policy's samples are drawn and scored."""
     settings = config.candidates
     if settings is None:
         return ""
@@ -164,7 +164,7 @@ def _say_online(config: Config) -> str:
 
 
 def _say_samples(config: Config, overrides: list[str]) -> str:
-    """Says in a line how many responses are sampled, and of which length, where that was chosen."""
+    """Describes in a line how many responses are sampled before and after, and their length."""
     settings = config.evaluate
     if config.reward_loss is not None or not settings.prompts:
         return ""
@@ -211,7 +211,7 @@ def _reward_model() -> dict[str, Any]:
 
 
 def _online(paths: Sequence[str]) -> dict[str, Any]:
-    """GRPO without a KL term, as DAPO and Dr. GRPO have it; `_fitted` chooses the rule."""
+    """Makes GRPO without a KL term, as in DAPO and Dr. GRPO; `_fitted` chooses the rule."""
     rule = functools.partial(scorers.checked, check=answers.same_text)
     models = [functools.partial(scorers.reward_model, path=path) for path in paths]
     return {
@@ -222,7 +222,7 @@ def _online(paths: Sequence[str]) -> dict[str, Any]:
 
 
 def _policy(method: str) -> dict[str, Any]:
-    """The loss of a method, with the ``select`` and the ``baseline`` beside it in its module."""
+    """Finds the ``loss`` of a method's module, and its ``select`` and ``baseline``, if any."""
     module = importlib.import_module(f"alignjax.losses.{method}")
     beside = {name: getattr(module, name, None) for name in ("select", "baseline")}
     found: dict[str, Any] = {name: x for name, x in beside.items() if x is not None}
@@ -239,11 +239,11 @@ def _policy(method: str) -> dict[str, Any]:
 
 
 def _fitted(method: str, start: Config, rows: list[Record], tokenizer: Tokenizer) -> Config:
-    """Fills in what depends on the model, the loss and the data."""
+    """Chooses the settings that depend on the model, the loss and the data."""
     looked_at = rows[:: max(1, len(rows) // LOOKED_AT)]
     no_limit = dict(max_prompt_tokens=2**30, max_response_tokens=2**30)
     encoded = list(encode(looked_at, tokenizer, **no_limit, report=DataReport()))
-    prompts = [len(x.prompt_ids) for x in encoded] or [0]  # none: the run says why
+    prompts = [len(x.prompt_ids) for x in encoded] or [0]  # without rows the run explains why
     responses = [len(ids) for x in encoded for ids in x.response_ids] or [0]
     train, count = start.train, len(rows)
     steps = train.steps or int(train.epochs * count / train.batch_size)
@@ -271,7 +271,7 @@ def _fitted(method: str, start: Config, rows: list[Record], tokenizer: Tokenizer
 
 
 def _by_rule(candidates: CandidatesConfig, rows: list[Record]) -> CandidatesConfig:
-    """Compares numbers if every answer has one; reward models stay."""
+    """Makes the rule compare numbers if every answer has one; keeps reward models."""
     numbers = all(answers.last_number(row.responses[0]) is not None for row in rows)
     if plain(candidates.scorers[0]) is not scorers.checked or not numbers:
         return candidates
@@ -285,7 +285,7 @@ def _limit(longest: int) -> int:
 
 
 def _learning_rate(method: str, start: Config) -> float:
-    """Adapters get ten times the rate of whole networks; sft and reward models more than others."""
+    """Chooses 10x for adapters what whole networks get, and more for sft and reward models."""
     rate = 2e-4 if method in (REWARD, "sft") else 5e-5
     return rate if start.lora is not None else rate / 10
 
@@ -300,14 +300,14 @@ def _kind(record: Record) -> _Kind:
 
 
 def _check_kind(method: str, start: Config, first: Record) -> None:
-    """Refuses data that do not fit the method, and names the methods that they fit."""
+    """Refuses data that do not fit the method, and names methods that fit them."""
     kind = _kind(first)
     if _takes(start, kind):
         return
-    wanted = " or ".join(x.said for x in KINDS if _takes(start, x)) or "no single file"
+    wanted = " or ".join(x.name for x in KINDS if _takes(start, x)) or "no single file"
     fits = [name for name in (*losses.methods(), REWARD) if _takes(_start(name, "", ""), kind)]
     raise UserError(
-        f"{method} learns from {wanted}, and {start.data.path} holds {kind.said} ({first.origin})"
+        f"{start.data.path}: wanted {wanted} for {method}, found {kind.name} ({first.origin})"
         f"; losses for these data: {', '.join(fits) or 'none'}"
     )
 
@@ -320,7 +320,7 @@ def _reads_reference(start: Config, first: Record) -> bool:
 
 
 def _takes(config: Config, kind: _Kind) -> bool:
-    """Tells whether the functions of a config fit such rows, by tracing them on shapes."""
+    """Tells whether the functions of a config fit rows of a kind, by tracing them on shapes."""
     try:
         check.check_trained(_with_fraction(config), _shapes(kind))
     except UserError:
@@ -329,7 +329,7 @@ def _takes(config: Config, kind: _Kind) -> bool:
 
 
 def _with_fraction(config: Config) -> Config:
-    """Binds a placeholder for the desirable fraction if a function takes it; a run counts it."""
+    """Binds a placeholder for the desirable fraction to functions that take it; a run counts it."""
     changes: dict[str, Any] = {}
     for name in ("loss", "baseline"):
         function = getattr(config, name)
@@ -339,7 +339,7 @@ def _with_fraction(config: Config) -> Config:
 
 
 def _shapes(kind: _Kind) -> Batch:
-    """A batch of two such rows of one token each."""
+    """Makes a batch of two rows of a kind, with one token each."""
     k, m = kind.responses, kind.objectives
     arrays: dict[str, Any] = dict(
         prompt=np.zeros((2, 1), np.int32),

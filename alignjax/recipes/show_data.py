@@ -1,4 +1,4 @@
-"""The command ``data``: reads and checks the data of a config, without training."""
+"""Runs the command ``data``: reads and checks the data of a config, without training."""
 
 import os
 import pathlib
@@ -18,10 +18,10 @@ def show_data(config: Config, show: str = "text") -> None:
 
     Args:
       config: of a run.
-      show: rows as their text, or token by token, see `shown.tokens`.
+      show: ``text``, or ``tokens`` as in `shown.tokens`.
 
     Raises:
-      UserError: bad data, or no such way to show them.
+      UserError: the data are bad, or ``show`` is neither.
     """
     if show not in ("text", "tokens"):
         raise UserError(f"--show: wanted text or tokens, found {show!r}")
@@ -34,11 +34,11 @@ def show_data(config: Config, show: str = "text") -> None:
         for example in examples:
             tables.say(f"\n--- {example.id}" + (f"\n{example.prompt}" if show == "text" else ""))
             for i, response in enumerate(example.responses):
-                told = [] if example.desirable is None else [f" desirable={example.desirable[i]}"]
+                notes = [] if example.desirable is None else [f" desirable={example.desirable[i]}"]
                 if example.scores is not None:
                     scores = zip(names, example.scores[i], strict=True)
-                    told += [f" {name}={score:.7g}" for name, score in scores]
+                    notes += [f" {name}={score:.7g}" for name, score in scores]
                 if show == "tokens":
                     ids = example.prompt_ids, example.response_ids[i]
                     response = " " + shown.tokens(tokenizer, *ids, colour=colour)
-                tables.say(f"  [{i}{','.join(told)}]{response}")
+                tables.say(f"  [{i}{','.join(notes)}]{response}")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from alignjax.errors import UserError
+from alignjax.errors import UserError, require
 from alignjax.world import grammar as text
 from alignjax.world.truth import (
     LEVELS,
@@ -13,7 +13,6 @@ from alignjax.world.truth import (
     World,
     find_prompt,
     log_probs,
-    require,
     risk_scores,
 )
 

@@ -23,7 +23,7 @@ from functools import lru_cache
 import numpy as np
 
 from alignjax.data.records import DataReport, Record
-from alignjax.errors import UserError, did_you_mean
+from alignjax.errors import UserError, did_you_mean, require
 from alignjax.world import grammar as text
 from alignjax.world.grammar import PROMPT_COUNT
 from alignjax.world.preference import (
@@ -45,7 +45,6 @@ from alignjax.world.truth import (
     log_prob,
     log_probs,
     mixture_log_probs,
-    require,
     risk_scores,
     scores,
     tilted_log_probs,

@@ -32,7 +32,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from alignjax.errors import UserError, did_you_mean
+from alignjax.errors import UserError, did_you_mean, require
 from alignjax.world import grammar as text
 
 OBJECTIVES = ("helpful", "harmless", "concise")
@@ -58,12 +58,6 @@ LEVELS = np.array(
     [(z.relevance, z.harm, z.politeness, z.verbosity) for z in text.LATENTS], dtype=np.int64
 ).T  # [4, n]: relevance, harm, politeness, verbosity
 _CURVES = {"concave": lambda t: 1 - t**2, "convex": lambda t: (1 - t) ** 2}
-
-
-def require(valid: bool, field: str, wanted: str, found: object) -> None:
-    """Raises an error about a setting of the world or of a source unless it is valid."""
-    if not valid:
-        raise UserError(f"{field}: wanted {wanted}, found {found!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

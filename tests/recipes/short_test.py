@@ -61,8 +61,8 @@ def test_every_method_learns_from_its_data_and_its_config_can_be_written_out(
 ):
     start = short._start(method, MODEL, "x.jsonl")
     said, reference = told()[method]
-    kinds = [kind for kind in short.KINDS if kind.said in said]
-    path = files[next(kind.said for kind in kinds if short._takes(start, kind))]
+    kinds = [kind for kind in short.KINDS if kind.name in said]
+    path = files[next(kind.name for kind in kinds if short._takes(start, kind))]
     config = short.config(method, MODEL, str(path), [THIN, "optim.b2=0.95", "model.dtype=bf16"])
     assert (config.lora.rank, config.optim.b2, config.model.dtype) == (4, 0.95, "bfloat16")
     assert {"auto": "yes", "none": "no"}[config.reference.mode] == reference or reference == "some"
@@ -129,15 +129,13 @@ def test_data_without_a_usable_row_are_refused_with_the_reasons(tmp_path):
     row = {"chosen": turns("Q", "a", "R", "good"), "rejected": turns("Q", "b", "R", "bad")}
     path = tmp_path / "p.jsonl"
     path.write_text(f"{json.dumps(row)}\n" * 2)
-    message = (
-        "no row that can be used: all 2 were dropped: context_mismatch 2 .p.jsonl:1, p.jsonl:2"
-    )
+    message = "found none: all 2 were dropped: context_mismatch 2 .p.jsonl:1, p.jsonl:2"
     with pytest.raises(UserError, match=message):
         short.config("dpo", MODEL, str(path), [THIN])
 
 
 def test_data_of_another_kind_are_refused_with_the_methods_that_they_are_for(files):
-    message = r"kto learns from single labelled responses, and .*pairs\.jsonl holds pairs \(.*:1\)"
+    message = r"pairs\.jsonl: wanted single labelled responses for kto, found pairs \(.*:1\)"
     with pytest.raises(UserError, match=message + ".*for these data: .*cpo, .*, dpo, .*, reward$"):
         short.config("kto", MODEL, str(files["pairs"]), [THIN])
 

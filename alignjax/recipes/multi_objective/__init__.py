@@ -1,9 +1,8 @@
-"""Several objectives: runs that end in a way to respond for each preference between them.
+"""Trains policies for several objectives: a way to respond for each preference between them.
 
 A method is a module here with ``train(setting, *, ...) -> Policies``, which a config binds as
-``method`` of `ObjectivesConfig`. `run` calls it and measures what it gives. Configs import methods,
-so what is heavy (the training loop, checkpoints, pictures) is imported inside the functions that
-use it.
+``method`` of `ObjectivesConfig`. `run` calls it and measures the result. Configs import methods, so
+slow imports (the training loop, checkpoints, pictures) stand inside the functions that use them.
 """
 
 import dataclasses
@@ -16,18 +15,18 @@ from alignjax.config.ranges import SHARE, Rule, setting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectivesConfig:
-    """Several objectives at once: a way to respond for each preference between them."""
+    """The settings of a run with several objectives."""
 
     # recipes.multi_objective: (setting, ...) -> how to respond for a preference
     method: Callable[..., Any]
-    # alignjax.rewards.scorers: M scores a response, of samples and bare data
+    # alignjax.rewards.scorers: M scores per response, for samples and for data without scores
     scorer: Callable[..., Any]
     names: tuple[str, ...]  # of the M objectives
     preferences: tuple[tuple[float, ...], ...]  # M weights each, >= 0, scaled to sum to 1
     max_missing_fraction: float = setting(0.01, SHARE)  # stop when more responses lack an objective
-    # (low, high) each; None: from the fronts
+    # of the hypervolume, (low, high) of each objective; None: from the fronts
     box: tuple[tuple[float, float], ...] | None = setting(None, identity=False)
-    # (prompts, names) -> [F, M] best mean scores there are
+    # (prompts, names) -> [F, M] best possible mean scores, if they are known
     truth: Callable[..., Any] | None = setting(None, identity=False)
 
     def rules(self) -> Iterator[Rule]:

@@ -1,8 +1,8 @@
-"""Keeps what methods cost: device seconds of training steps and of sampling, by part.
+"""Saves the costs of methods: device seconds of training steps and of sampling, by part.
 
-This is not the time of the whole run: reading, compiling, saving and measuring are left out. Steps
-count as ``train_seconds`` does (`training.loop`), sampling as `metrics.timed`, both over all starts
-of a killed run. If others use the device, their share is included.
+They do not include reading, compiling, saving and measuring. Steps are timed as ``train_seconds``
+(`training.loop`), sampling by `metrics.timed`, both over all starts of a killed run. Time that
+other programs use on the device is included.
 """
 
 import pathlib
@@ -13,7 +13,7 @@ from alignjax.runtime.distributed import broadcast
 
 
 def note_seconds(setting: Setting, name: str, seconds: float) -> None:
-    """Keeps the seconds that a part of a method took; a later value replaces them."""
+    """Saves the seconds that a part of a method took; a later value replaces them."""
     from alignjax.runtime import storage
 
     path = setting.run.workdir / "seconds" / f"{name.replace('/', '-')}.json"
@@ -21,7 +21,7 @@ def note_seconds(setting: Setting, name: str, seconds: float) -> None:
 
 
 def note_steps(setting: Setting, name: str) -> None:
-    """Keeps the seconds that the steps of the training in ``workdir/name`` took."""
+    """Saves the seconds that the steps of the training in ``workdir/name`` took."""
     path = setting.run.workdir / name / "metrics.jsonl"
     seconds = broadcast("seconds", lambda: _train_seconds(path))
     note_seconds(setting, name, seconds)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import numpy as np
 
+from alignjax import errors
 from alignjax.commands.policies import Network, Policies, Preference
 from alignjax.config import Config
 from alignjax.data.batching import Bucketed
@@ -14,11 +15,11 @@ from alignjax.recipes.multi_objective import ObjectivesConfig
 from alignjax.stages.reference import Reference
 from alignjax.stages.run import Run
 
-# (setting, *, hyperparameters): trains, resumes if it was killed, and says where the networks are
-# and how one responds to a preference.
+# (setting, *, hyperparameters): trains, resumes if it was killed, and returns where the networks
+# are and how to respond for a preference.
 Method = Callable[..., Policies]
-# The hyperparameter of a method that says how many networks it trains in one program, side by side:
-# whoever plans the memory of a run finds it by this annotation.
+# Annotates the hyperparameter of a method for the number of networks that it trains in one program;
+# `alignjax.planning` finds it by this annotation.
 AtOnce = Annotated[int, "networks in one program"]
 
 
@@ -32,11 +33,11 @@ class Setting:
 
     @property
     def preferences(self) -> list[Preference]:
-        """Those of the config, each scaled to sum to 1."""
+        """The preferences of the config, each scaled to sum to 1."""
         return [normalise(weights) for weights in self.objectives.preferences]
 
     def policies(self, way: str, networks: Sequence[Network]) -> Policies:
-        """Makes what a method returns: see `alignjax.commands.policies`."""
+        """Makes the result of a method, see `alignjax.commands.policies`."""
         return Policies(
             objectives=self.objectives.names,
             preferences=tuple(self.preferences),
@@ -50,7 +51,7 @@ class Setting:
         )
 
     def stage(self, config: Config, rows: Bucketed) -> Run:
-        """Makes the run of one training inside the method, with a config and rows of its own."""
+        """Makes the run of one training inside the method, with its own config and rows."""
         return dataclasses.replace(self.run, config=config).on(rows)
 
 
@@ -58,10 +59,15 @@ class Setting:
 class Rows:
     """Every training response with its scores, in the order of the data. N responses."""
 
-    ids: tuple[str, ...]  # of the records they belong to: responses to one prompt share theirs
+    ids: tuple[str, ...]  # of their records; responses to one prompt have the same
     prompts: tuple[Prompt, ...]
     responses: tuple[str, ...]
     scores: np.ndarray  # [N, M] float64, larger is better, in the order of ``objectives.names``
+
+
+def require(valid: bool, name: str, wanted: str, found: object) -> None:
+    """Raises a `UserError` about a hyperparameter of a method unless it is valid."""
+    errors.require(valid, f"recipe.objectives.method.{name}", wanted, found)
 
 
 def normalise(weights: Sequence[float]) -> Preference:

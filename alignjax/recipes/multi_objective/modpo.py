@@ -1,4 +1,4 @@
-"""MODPO: one policy (or one adapter) for each preference, trained on pairs of one objective.
+"""Trains MODPO: a policy (or adapters) for each preference, on pairs ordered by one objective.
 
 It writes ``modpo-00/`` and so on into the workdir, one per preference, see `training`.
 """
@@ -16,7 +16,7 @@ from alignjax.data.records import Record
 from alignjax.errors import UserError
 from alignjax.losses import modpo
 from alignjax.recipes.multi_objective import ObjectivesConfig, rows, training
-from alignjax.recipes.multi_objective.method import Rows, Setting
+from alignjax.recipes.multi_objective.method import Rows, Setting, require
 from alignjax.types import Loss
 
 log = logging.getLogger("alignjax")
@@ -25,25 +25,25 @@ log = logging.getLogger("alignjax")
 def train(
     setting: Setting, *, main: int | None = None, log_odds: float = 1.0, noisy: bool = False
 ) -> Policies:
-    """Trains for every preference of the config, one after the other, from the same reference.
+    """Trains a policy for every preference of the config, each from the same reference.
 
-    A step draws one pair of every list in its batch (`modpo.select`). Scores become rewards in
-    log-odds: one standard deviation of an objective over the training responses is ``log_odds``, so
-    that weights compare objectives of the same size.
+    A step draws one pair of every list in its batch (`modpo.select`). Scores are scaled to rewards
+    in log-odds: the standard deviation of each objective over the training responses becomes
+    ``log_odds``, so that weights mean the same for all objectives.
 
     Args:
-      setting: the config's ``loss`` is `modpo.loss`, its ``preference`` and ``main`` left open.
-      main: the objective that orders the pairs. If it is None, or its weight is 0, which the loss
-        divides by: the objective of the largest weight, the first of several.
-      log_odds: of one standard deviation of an objective; > 0.
+      setting: the config's ``loss`` is `modpo.loss` without ``preference`` and ``main``.
+      main: the objective that orders the pairs. If it is None, or its weight, which the loss
+        divides by, is 0: the first objective of the largest weight.
+      log_odds: standard deviation of an objective in log-odds; > 0.
       noisy: see `modpo.select`.
 
     Raises:
       UserError: the loss takes no preference, a keyword is out of its range, no prompt has two
-        responses, an objective has one value; or as `training.fit`.
+        responses, an objective has only one value; or as `training.fit`.
 
-    Differs from the authors' code: there the pairs of one objective are data of their own and the
-    margins a reward model's; here all are scores of one list.
+    Differs from the authors' code: there pairs come from a data set of one objective and margins
+    from a reward model; here both come from the scores of a list.
     """
     loss = setting.run.config.loss
     assert loss is not None  # a config with objectives trains policies
@@ -67,18 +67,14 @@ def train(
 def _check(loss: Loss, count: int, main: int | None, log_odds: float) -> None:
     if "preference" not in keywords(plain(loss)):
         raise UserError(f"loss: wanted modpo.loss with this method, found {name_of(loss)}")
-    if main is not None and not 0 <= main < count:
-        raise UserError(f"recipe.objectives.method.main: wanted 0 to {count - 1}, found {main}")
-    if not 0 < log_odds < np.inf:
-        raise UserError(
-            f"recipe.objectives.method.log_odds: wanted a positive number, found {log_odds}"
-        )
+    require(main is None or 0 <= main < count, "main", f"0 to {count - 1}", main)
+    require(0 < log_odds < np.inf, "log_odds", "a positive number", log_odds)
 
 
 def _log_order(
     setting: Setting, preference: Preference, order: int, records: Sequence[Record]
 ) -> None:
-    """Logs which objective orders the pairs, and how many prompts have no pair by it."""
+    """Logs which objective orders the pairs, and for how many prompts it orders none."""
     tied = sum(len({scores[order] for scores in record.scores}) < 2 for record in records)
     log.info(
         "preference %s: pairs ordered by %s (%s of %s prompts have none)",
@@ -88,7 +84,7 @@ def _log_order(
 
 
 def ordering(preference: Preference, main: int | None) -> int:
-    """Chooses the objective that orders the pairs: ``main``, or the one of the largest weight.
+    """Chooses the objective that orders the pairs: ``main``, or the one with the largest weight.
 
     >>> ordering((0.3, 0.7), None), ordering((0.3, 0.7), 0), ordering((0.0, 1.0), 0)
     (1, 0, 1)
@@ -102,13 +98,13 @@ def make_lists(objectives: ObjectivesConfig, scored: Rows, log_odds: float) -> l
     """Makes a record of each prompt of the data, with M rewards in log-odds for each response.
 
     Raises:
-      UserError: an objective has one value everywhere, or no prompt has two responses.
+      UserError: an objective has only one value, or no prompt has two responses.
     """
     for name, values in zip(objectives.names, scored.scores.T, strict=True):
         if values.max() == values.min():
             raise UserError(
-                f"recipe.objectives.names: {name} has one value, {values[0]}, in all {len(values)} "
-                "rows, and orders no pair: leave it out"
+                f"recipe.objectives.names: wanted objectives that order pairs, found {name}, which "
+                f"has one value, {values[0]}, in all {len(values)} rows: leave it out"
             )
     rewards = scored.scores * (log_odds / scored.scores.std(axis=0))
     records, single = [], 0

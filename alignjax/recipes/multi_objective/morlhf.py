@@ -1,9 +1,9 @@
-"""MORLHF: for each preference a policy of its own, by policy gradient on a weighted sum of scores.
+"""Trains MORLHF: a policy for each preference, by policy gradient on a weighted sum of scores.
 
-With w the preference and r_k the scores of ``objectives.scorer``, normalised::
+With w the preference and r_k the normalised scores of ``objectives.scorer``, it solves::
 
     max_pi  E_pi[sum_k w_k r_k(x, y)] - beta KL[pi || pi_ref]
-    whose optimum is pi_ref(y|x) exp(sum_k w_k r_k(x, y) / beta), normalised
+    optimum: pi(y|x) = pi_ref(y|x) exp(sum_k w_k r_k(x, y) / beta), normalised
 
 ===============================  =====================================================
 symbol                           code
@@ -15,14 +15,14 @@ pi_ref                           the supervised policy, ``setting.reference``
 ===============================  =====================================================
 
 A step samples responses of the current policy (`training.on_policy`), scores them, and updates it.
-The prompts are the distinct ones of the training data, shuffled anew in every pass; the data's own
-responses only set the scale of the scores.
+The prompts are the distinct ones of the training data, shuffled again in every pass; the data's own
+responses are only used to normalise the scores.
 
-Differs from the paper: other papers run this baseline with PPO, a value network, ratios clipped
-token by token and several passes over each batch. Here each sample is used once, in REINFORCE, with
-the mean of the prompt's other samples as its baseline (`apo.loss`). The optimum is the same. PPO's
-passes and clipping are ``updates=4`` and ``loss=partial(grpo.loss_clipped, beta=0.2)``: its ratios
-are of whole responses, and its baseline is the same mean. In RiC's code the KL coefficient adapts
+Differs from the paper: papers run this baseline with PPO: a value network, ratios clipped token by
+token, and several passes over each batch. Here REINFORCE uses each sample once, with the mean of
+the prompt's other samples as its baseline (`apo.loss`). The optimum is the same. For several passes
+with clipping, set ``updates=4`` and ``loss=partial(grpo.loss_clipped, beta=0.2)``; its ratios are
+of whole responses, and its baseline is the same mean. In RiC's code the KL coefficient adapts
 (initially 0.2); here beta is constant.
 
 Reference: the baseline of Rewards-in-Context, arXiv 2402.10207 (code YangRui2015/RiC,
@@ -40,9 +40,8 @@ import numpy as np
 from alignjax.commands.policies import TRAINED, Network, Policies, Preference
 from alignjax.config import CandidatesConfig, SamplingConfig
 from alignjax.data.records import Record
-from alignjax.errors import UserError
 from alignjax.recipes.multi_objective import cost, rows
-from alignjax.recipes.multi_objective.method import Rows, Setting
+from alignjax.recipes.multi_objective.method import Rows, Setting, require
 from alignjax.sampling.generate import take_questions
 from alignjax.types import Array, Batch
 
@@ -103,19 +102,20 @@ def policy(
       setting: the run. Batch size, learning rate and adapters are the config's.
       preference: M weights that sum to 1.
       steps: of sampling; None: ``train.steps``, or ``train.epochs`` over the distinct prompts.
-      samples: K responses per prompt and step, 2 at least; drawn at temperature 1 from all tokens.
-      max_new_tokens: of a response; a longer one is cut, and learned from as it is.
-      normalise: of each objective over the training responses: "zscore" (less the mean, over the
-        standard deviation), "minmax" (to [0, 1]) or "none". beta is in units of the result.
+      samples: K responses per prompt and step, at least 2; drawn at temperature 1 from all tokens.
+      max_new_tokens: of a response; a longer one is cut, and trained on without its end.
+      normalise: how to scale each objective by its scores of the training responses: "zscore"
+        (subtract the mean, divide by the standard deviation), "minmax" (to [0, 1]) or "none". beta
+        is in units of the result.
       max_empty_fraction: stop when more of a step's responses are empty; in [0, 1).
-      updates: of the optimizer on a step's samples; more than 1 want a loss that corrects for it.
+      updates: optimizer updates on a step's samples; more than 1 need a loss that corrects for it.
 
     Returns:
-      Where it is; there are adapters alone where the config has ``lora``.
+      The place of the network, with ``lora`` of its adapters.
 
     Raises:
-      UserError: a hyperparameter is out of its range, or the loss does not fit scored samples;
-        the policy gives empty responses; or as `offline.fit`.
+      UserError: a hyperparameter is out of its range, the loss does not fit scored samples, the
+        policy gives too many empty responses; or as `offline.fit`.
     """
     from alignjax.stages import check, fresh_samples
     from alignjax.training import on_policy
@@ -163,31 +163,23 @@ def policy(
 
 
 def _check(samples: int, max_new_tokens: int, normalise: str, max_empty_fraction: float) -> None:
-    for ok, field, wanted, value in (
-        (samples >= 2, "samples", "2 at least", samples),
-        (max_new_tokens > 0, "max_new_tokens", "a positive number", max_new_tokens),
-        (normalise in NORMALISED, "normalise", ", ".join(NORMALISED), normalise),
-        (
-            0 <= max_empty_fraction < 1,
-            "max_empty_fraction",
-            "a number in [0, 1)",
-            max_empty_fraction,
-        ),
-    ):
-        if not ok:
-            raise UserError(f"recipe.objectives.method.{field}: wanted {wanted}, found {value!r}")
+    require(samples >= 2, "samples", "at least 2", samples)
+    require(max_new_tokens > 0, "max_new_tokens", "a positive number", max_new_tokens)
+    require(normalise in NORMALISED, "normalise", ", ".join(NORMALISED), normalise)
+    share = max_empty_fraction
+    require(0 <= share < 1, "max_empty_fraction", "a number in [0, 1)", share)
 
 
 def _warn_of_constants(setting: Setting, name: str, scale: np.ndarray) -> None:
     constant = [n for n, s in zip(setting.objectives.names, scale, strict=True) if not s]
     if constant:
         log.warning(
-            "%s: %s: the same score for all training responses, left out", name, ", ".join(constant)
+            "%s: left out %s: all training responses have the same score", name, ", ".join(constant)
         )
 
 
 def normalisation(table: np.ndarray, how: str) -> tuple[np.ndarray, np.ndarray]:
-    """Finds shift and scale that make objectives comparable, by ``(r - shift) * scale``.
+    """Computes shift and scale for normalised scores ``(r - shift) * scale``.
 
     Args:
       table: ``[N, M]`` scores of the training responses.
@@ -209,8 +201,8 @@ def scalar_score(
 ) -> Callable[[Batch], Array | np.ndarray]:
     """Makes the score of a step's samples: ``[B, K]`` weighted sums of normalised scores.
 
-    Reward models score the sampled ids on the devices, which hold all of them; any other scorer
-    gets the text.
+    Reward models score the sampled ids on the devices, all models in memory at once; any other
+    scorer gets the text.
     """
     from alignjax.stages import fresh_samples
 

@@ -1,23 +1,24 @@
-"""ParetoHqD in two stages: fine-tuning on curated data, then on curated responses of its own.
+"""Trains ParetoHqD in two stages: on curated data, then on curated responses of its policies.
 
 Algorithm of the paper (arXiv 2504.16628), for P preferences between M objectives:
 
-1. Every training response is scored; `losses.paretohqd.curate` chooses the ``size`` nearest to
-   each preference's direction out of the best layers.
+1. Every training response is scored; `losses.paretohqd.curate` chooses from the best layers the
+   ``size`` responses nearest to each preference's direction.
 2. Stage 1: for each preference the supervised policy is fine-tuned on its ``size`` responses.
-3. M + 1 representatives, one for each objective alone and the balanced one, respond to training
-   prompts. The responses are cleaned, scored and curated again, ``size // 2`` for each preference.
-4. Stage 2: each preference's policy of stage 1 is fine-tuned on those.
+3. M + 1 representatives, one for each objective alone and one for equal weights, respond to
+   training prompts. The responses are cleaned, scored and curated again, ``size // 2`` for each
+   preference.
+4. Stage 2: each preference's policy of stage 1 is fine-tuned on these.
 
-It writes into the workdir, besides what `training` does:
+It writes into the workdir, besides the files of `training`:
 
     stage1/NN/  stage2/NN/         checkpoints of the preferences from number NN on
     representative-NN.json         responses of the policy of preference NN
-    representatives.json           the scores of those that are left
-    stage1.json  stage2.json       which responses were chosen, their mean scores, what was cleaned
+    representatives.json           the scores of the cleaned responses
+    stage1.json  stage2.json       the chosen responses, their mean scores, counts of the cleaning
 
-Differs from the paper: its learning rate, adapters and rule for cleaning are not stated in what was
-available to us. Here a response is removed if it is empty, was cut for lack of room, is collapsed
+Differs from the paper: the text available to us does not state its learning rate, adapters and rule
+for cleaning. Here a response is removed if it is empty, was cut at the token limit, is collapsed
 (`fronts.is_collapsed`), or repeats an earlier one to the same prompt.
 """
 
@@ -35,7 +36,7 @@ from alignjax.errors import UserError
 from alignjax.evaluation import fronts
 from alignjax.losses import paretohqd
 from alignjax.recipes.multi_objective import rows, sampling, stacked
-from alignjax.recipes.multi_objective.method import AtOnce, Rows, Setting
+from alignjax.recipes.multi_objective.method import AtOnce, Rows, Setting, require
 from alignjax.sampling.generate import Question, Sample, take_questions
 from alignjax.types import Params
 
@@ -57,27 +58,28 @@ def train(
 ) -> Policies:
     """Trains a policy, or a set of adapters, for each preference.
 
-    The config's ``loss`` (`losses.paretohqd.loss`), ``optim``, ``train`` and ``lora`` are those
-    of each fine-tuning.
+    Each fine-tuning uses the config's ``loss`` (`losses.paretohqd.loss`), ``optim``, ``train`` and
+    ``lora``.
 
     Args:
-      size: k, responses that each preference is fine-tuned on in stage 1; half of it in stage 2.
+      size: k, responses that each preference is fine-tuned on in stage 1; half as many in stage 2.
       curate: ``(scores, preferences, size) -> [P, size]`` rows; `paretohqd.curate_linear` is the
         paper's ablation.
-      two_stages: False stops after stage 1, another ablation.
-      centred: curates by how much better a response is than the mean of its prompt's responses,
-        rather than by its scores. Not in the paper: where objectives conflict for some prompts
-        only, the best layers would otherwise be full of the prompts where they do not.
-      prompts: training prompts that the representatives respond to, at random, at most.
+      two_stages: False: only stage 1, another ablation.
+      centred: subtracts from scores their mean over the prompt's responses before curating. Not in
+        the paper: if objectives conflict for some prompts only, the best layers without it have
+        mostly responses to the other prompts.
+      prompts: number of random training prompts that the representatives respond to, at most.
       max_new_tokens, temperature, top_p: of these responses, as in `SamplingConfig`; those that are
         cut are not trained on.
-      at_once: preferences trained in one program, side by side: more of them are quicker as long
-        as memory holds the activations of their rows (docs/running.md).
+      at_once: preferences trained in one program; more are quicker, if the activations of their
+        rows fit into memory (docs/running.md).
 
     Raises:
-      UserError: fewer responses to choose from than ``size``, or after cleaning than half of it.
+      UserError: there are fewer than ``size`` responses, or after cleaning than half of it.
     """
-    _check(size, prompts, at_once)
+    for name, value, least in (("size", size, 2), ("prompts", prompts, 1), ("at_once", at_once, 1)):
+        require(value >= least, name, f"a number >= {least}", value)
     drawn = sampling.settings(
         setting, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
     )
@@ -93,17 +95,8 @@ def train(
     return setting.policies(TRAINED, stacked.networks(setting, name, at_once=at_once))
 
 
-def _check(size: int, prompts: int, at_once: int) -> None:
-    for name, value, least in (("size", size, 2), ("prompts", prompts, 1), ("at_once", at_once, 1)):
-        if value < least:
-            raise UserError(
-                f"recipe.objectives.method.{name}: wanted a number of {least} or more, found "
-                f"{value}"
-            )
-
-
 def representatives(preferences: Sequence[Preference]) -> list[int]:
-    """Finds the preferences nearest to each objective alone and to equal weights; once each.
+    """Finds the preferences nearest to each objective alone and to equal weights, without repeats.
 
     >>> representatives([(0.0, 1.0), (0.3, 0.7), (0.6, 0.4), (1.0, 0.0)])
     [3, 0, 2]
@@ -116,7 +109,7 @@ def representatives(preferences: Sequence[Preference]) -> list[int]:
 
 
 def _none_left(counts: dict[str, int]) -> str:
-    """Says what became of the responses where none can be chosen; those kept have no score.
+    """Explains why no response can be chosen, from the counts of the cleaning.
 
     >>> _none_left({"unfinished": 8, "kept": 1})
     '8 unfinished, 1 without a score; recipe.objectives.method.max_new_tokens may be too low'
@@ -138,10 +131,10 @@ def _choose(
     centred: bool,
     counts: dict[str, int] | None = None,
 ) -> np.ndarray:
-    """Chooses rows for each preference, and writes which to ``NAME.json``.
+    """Chooses rows for each preference, and writes the choice to ``NAME.json``.
 
     Args:
-      counts: what became of the responses in cleaning.
+      counts: numbers of responses that cleaning kept and removed.
 
     Returns:
       ``[P, size]`` rows.
@@ -151,11 +144,11 @@ def _choose(
     names, preferences = setting.objectives.names, setting.preferences
     if not scored.ids:
         raise UserError(
-            f"recipe.objectives.method, {name}: no response is left to choose from: "
+            f"recipe.objectives.method, {name}: wanted responses to choose from, found none: "
             f"{_none_left(counts or {})}"
         )
     for m in np.flatnonzero(np.ptp(scored.scores, axis=0) == 0):
-        log.warning("%s: %s is the same for all responses, and says nothing", name, names[m])
+        log.warning("%s: %s is the same for all responses, and has no effect", name, names[m])
     try:
         chosen = curate(_centre(scored) if centred else scored.scores, preferences, size)
     except ValueError as error:
@@ -202,7 +195,7 @@ def _fine_tune(
 
 
 def _centre(rows: Rows) -> np.ndarray:
-    """Subtracts from ``[N, M]`` scores their means over the responses to the same prompt."""
+    """Subtracts from ``[N, M]`` scores their mean over the responses to the same prompt."""
     _, prompt, count = np.unique(rows.ids, return_inverse=True, return_counts=True)
     sums = np.zeros((len(count), rows.scores.shape[1]))
     np.add.at(sums, prompt, rows.scores)
@@ -215,7 +208,7 @@ def _sample_representatives(
     """Samples responses of the representatives to training prompts, cleans and scores them.
 
     Returns:
-      What is left, and how many responses were kept or removed for each fault.
+      The remaining responses, and the numbers kept and removed for each fault.
     """
     data = setting.run.data
     questions, texts = _training_prompts(setting, scored, prompts)
@@ -252,7 +245,7 @@ def _sample_representatives(
 def _training_prompts(
     setting: Setting, scored: Rows, limit: int
 ) -> tuple[list[Question], list[tuple[str, Prompt]]]:
-    """Draws training prompts at random, at most ``limit``: tokenised, and with id and text."""
+    """Draws at most ``limit`` random training prompts: tokenised, and as (id, text)."""
     train = setting.run.data.train
     prompts = dict(zip(scored.ids, scored.prompts, strict=True))
     questions = take_questions(train, len(train.dataset))
@@ -267,7 +260,7 @@ def _training_prompts(
 
 
 def _fault(sample: Sample, ids: list[int]) -> str:
-    """Returns why a response is not used for training; empty for a good one."""
+    """Returns why a response is not used for training; an empty text if it is used."""
     if not sample.response.strip():
         return "empty"
     if not sample.ended:

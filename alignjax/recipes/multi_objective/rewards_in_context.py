@@ -1,16 +1,17 @@
-"""Rewards-in-Context: one policy for all preferences, whose prompt states the target scores.
+"""Trains Rewards-in-Context: one policy for all preferences; prompts state the target scores.
 
-Offline, every training response is imitated under a prompt that tells its own scores. Then come
-rounds: the policy is asked for high scores on all objectives but one, the samples are scored, and
-those good at something are imitated under the scores they got, together with responses of the data.
-For a preference, every prompt asks for the target of that preference. It writes into the workdir:
+In the offline stage, the policy is trained on every training response, with a prompt that states
+the response's own scores. In each online round, prompts ask for high scores on all objectives but
+one; the samples are scored, and the policy is trained on those with a high score, with prompts that
+state the actual scores, and on training responses. To respond for a preference, every prompt asks
+for the target scores of that preference. It writes into the workdir:
 
-    offline/  online-1/ ...               the stages, as `training.fit` leaves them
+    offline/  online-1/ ...               the stages, see `training.fit`
     online-1.json  online-1-scores.json   the samples of a round, and their scores
     rewards_in_context.json               mean, deviation and limits of the scores; counts of rounds
 
-Scores in prompts are z-scores by mean and deviation of the training responses, for samples too.
-Targets depend on the training responses alone. Where in a prompt they stand: see `condition`.
+Scores in prompts are z-scores by mean and standard deviation of the training responses, also for
+samples. Targets depend only on the training responses. `condition` adds scores to a prompt.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from alignjax.data.records import Prompt, Record, extend_prompt
 from alignjax.errors import UserError
 from alignjax.losses import rewards_in_context as ric
 from alignjax.recipes.multi_objective import rows, sampling, training
-from alignjax.recipes.multi_objective.method import Rows, Setting
+from alignjax.recipes.multi_objective.method import Rows, Setting, require
 from alignjax.sampling import generate
 from alignjax.sampling.generate import Sample
 from alignjax.types import Params
@@ -38,30 +39,30 @@ Limits = Callable[..., tuple[np.ndarray, np.ndarray]]  # [N, M] z-scores -> [M] 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Scale:
-    """From scores to z-scores, by the training responses."""
+    """Statistics of the training responses, for z-scores."""
 
     mean: np.ndarray  # [M]
     deviation: np.ndarray  # [M]
-    flat: np.ndarray  # [M] objectives that have one value
+    flat: np.ndarray  # [M] whether an objective has only one value
 
     def z_scores(self, scores: np.ndarray) -> np.ndarray:
-        """``[N, M]``; 0 for a flat objective, whose deviation is 0 or rounding."""
+        """Computes ``[N, M]`` z-scores; 0 for flat objectives, whose deviation is 0 or rounding."""
         deviation = np.where(self.flat, 1.0, self.deviation)
         return np.where(self.flat, 0.0, (scores - self.mean) / deviation)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Training:
-    """The training responses, with the scores that their prompts state."""
+    """The training responses, with their scores and the range of targets."""
 
     scored: Rows
     scale: _Scale
     z: np.ndarray  # [N, M] z-scores of the responses
-    low: np.ndarray  # [M] z-scores that targets lie between
-    high: np.ndarray  # [M]
+    low: np.ndarray  # [M] lowest z-scores of targets
+    high: np.ndarray  # [M] highest
 
     def record(self, i: int, wanted: np.ndarray) -> Record:
-        """Response i, with a prompt that states these z-scores."""
+        """Makes a record of response i, with a prompt that states these z-scores."""
         rows = self.scored
         prompt = condition(rows.prompts[i], wanted)
         return Record(id=f"{rows.ids[i]}-{i}", prompt=prompt, responses=(rows.responses[i],))
@@ -82,31 +83,34 @@ def train(
     temperature: float = 0.7,
     top_p: float = 0.9,
 ) -> Policies:
-    """Trains offline as ``train`` and ``optim`` of the config say, then in rounds.
+    """Trains offline with ``train`` and ``optim`` of the config, then in rounds.
 
     Args:
       setting: the config's ``loss`` is `rewards_in_context.loss`.
       target: `l2`, `linf` or `linear` of losses.rewards_in_context: from a preference to the
         z-scores that a prompt asks for.
-      limits: `normal_limits` or `data_limits` of it: the z-scores a target lies between.
+      limits: `normal_limits` or `data_limits` of the same module: lowest and highest z-scores of
+        targets.
       online_rounds: rounds after the offline stage; 0: none.
       online_samples: samples of a round, to prompts of random training responses.
-      originals: training responses that a round trains on too, at most; of those that `keep` keeps.
-      quantile: of `keep`, for samples and originals, each among its own kind.
+      originals: training responses that a round also trains on, at most; chosen by `keep`.
+      quantile: of `keep`, separately for samples and originals.
       online_steps: optimizer steps of a round.
-      online_learning_rate: peak; schedule and the rest as in ``optim``.
+      online_learning_rate: peak; other settings as in ``optim``.
       max_new_tokens, temperature, top_p: of the samples of a round, as in `SamplingConfig`; those
         that are cut are not trained on.
 
     Raises:
-      UserError: a keyword out of its range, a round without a single usable sample; or as
-        `training.fit`.
+      UserError: a keyword is out of its range, a round has no usable sample; or as `training.fit`.
 
-    Differs from the authors' code: a sample that is empty or was cut for lack of room is left out;
-    there some repetitive ones are. Objectives with one value are told as 0.0. Rounds of a constant
-    learning rate need ``optim.constant``.
+    Differs from the authors' code: samples that are empty or were cut at the token limit are left
+    out; there some repetitive ones are. Objectives with one value have the score 0.0 in prompts. A
+    constant learning rate in rounds needs ``optim.constant``.
     """
-    _check_ranges(online_rounds, online_samples, originals, quantile)
+    require(online_rounds >= 0, "online_rounds", "a number >= 0", online_rounds)
+    require(online_samples > 0, "online_samples", "a positive number", online_samples)
+    require(originals >= 0, "originals", "a number >= 0", originals)
+    require(0 <= quantile <= 1, "quantile", "a number in [0, 1]", quantile)
     settings = sampling.settings(
         setting, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
     )
@@ -149,7 +153,7 @@ def train(
 def _policies(
     setting: Setting, name: str, data: _Training, target: Callable[..., np.ndarray]
 ) -> Policies:
-    """One network, and what its prompts ask for; its preference is that of none in particular."""
+    """Makes the policies: one network for all preferences, and the target scores of each."""
     names, preferences = setting.objectives.names, setting.preferences
     scores = [target(preference, data.low, data.high).tolist() for preference in preferences]
     for preference, wanted in zip(preferences, scores, strict=True):
@@ -165,7 +169,7 @@ def _policies(
 
 
 def condition(prompt: Prompt, wanted: np.ndarray | tuple[float, ...]) -> Prompt:
-    r"""A prompt that tells scores: `score_text` of them, where `extend_prompt` adds text.
+    r"""Adds scores to a prompt: `score_text` of them, where `extend_prompt` adds text.
 
     >>> condition("User: Hi!\nAssistant:", (1.25, -0.5))
     'User: Hi! <rm1_score> 1.2 <rm2_score> -0.5\nAssistant:'
@@ -173,17 +177,6 @@ def condition(prompt: Prompt, wanted: np.ndarray | tuple[float, ...]) -> Prompt:
     'Once upon <rm1_score> 1.0 <rm2_score> 0.0'
     """
     return extend_prompt(prompt, ric.score_text(wanted))
-
-
-def _check_ranges(rounds: int, samples: int, originals: int, quantile: float) -> None:
-    for ok, field, wanted, found in (
-        (rounds >= 0, "online_rounds", "a number >= 0", rounds),
-        (samples > 0, "online_samples", "a positive number", samples),
-        (originals >= 0, "originals", "a number >= 0", originals),
-        (0 <= quantile <= 1, "quantile", "a number in [0, 1]", quantile),
-    ):
-        if not ok:
-            raise UserError(f"recipe.objectives.method.{field}: wanted {wanted}, found {found!r}")
 
 
 def _read_training(setting: Setting, limits: Limits) -> _Training:
@@ -197,7 +190,7 @@ def _read_training(setting: Setting, limits: Limits) -> _Training:
 def _fit_scale(names: Sequence[str], table: np.ndarray) -> _Scale:
     flat = table.max(axis=0) == table.min(axis=0)
     for i in np.flatnonzero(flat).tolist():
-        log.warning("objective %s has one value, %s, in all rows: told as 0", names[i], table[0, i])
+        log.warning("objective %s has one value, %s, in all rows: set to 0", names[i], table[0, i])
     return _Scale(table.mean(axis=0), table.std(axis=0), flat)
 
 
@@ -222,7 +215,7 @@ def _ask(rng: np.random.Generator, data: _Training, count: int) -> tuple[np.ndar
 def _usable(
     scored: Rows, responses: np.ndarray, samples: Sequence[Sample], name: str
 ) -> tuple[list[Record], dict[str, int]]:
-    """Keeps the finished samples, with the original prompts."""
+    """Makes records of the finished samples, with the original prompts; counts the others."""
     counts = {"sampled": len(samples), "empty": 0, "unfinished": 0}
     records = []
     for i, sample in enumerate(samples):
@@ -236,8 +229,7 @@ def _usable(
     if not records:
         raise UserError(
             f"{name}: wanted samples to train on, found {counts['empty']} empty and "
-            f"{counts['unfinished']} cut for lack of room "
-            "(recipe.objectives.method.max_new_tokens)"
+            f"{counts['unfinished']} cut at recipe.objectives.method.max_new_tokens"
         )
     return records, counts
 
@@ -254,7 +246,8 @@ def _good(
     whole = np.isfinite(table).all(axis=1)  # a scorer may lack an objective
     if not whole.any():
         raise UserError(
-            f"recipe.objectives.scorer: gives no sample of {name} a score on every objective"
+            f"recipe.objectives.scorer: wanted scores on all objectives, found them for no sample "
+            f"of {name}"
         )
     own = data.scale.z_scores(table[whole])
     kept = ric.keep(own, quantile=quantile)

@@ -25,7 +25,7 @@ from alignjax.stages.data import rows_of, split
 
 log = logging.getLogger("alignjax")
 
-AT_ONCE = 512  # records that the scorer gets at a time, and that are kept when they are scored
+AT_ONCE = 512  # records that the scorer gets at a time; their scores are saved together
 
 
 def objectives_scorer(objectives: ObjectivesConfig, config: Config) -> Scorer:
@@ -34,7 +34,7 @@ def objectives_scorer(objectives: ObjectivesConfig, config: Config) -> Scorer:
 
 
 def score_records(setting: Setting, records: Sequence[Record], name: str) -> list[np.ndarray]:
-    """Scores records, and keeps the scores in ``workdir/NAME.json``.
+    """Scores records, and saves the scores in ``workdir/NAME.json``.
 
     Returns:
       For each record ``[k, M]`` float64; NaN where the scorer has no score.
@@ -75,12 +75,12 @@ def score_records(setting: Setting, records: Sequence[Record], name: str) -> lis
 def scored_rows(setting: Setting) -> Rows:
     """Reads every training response with its M scores, in the order of ``objectives.names``.
 
-    The scores are those of the data where the records have these objectives, and else those of
-    ``objectives.scorer``. A response that lacks an objective is left out and counted.
+    The scores are the data's if the records have these objectives, otherwise those of
+    ``objectives.scorer``. Responses that lack an objective are left out and counted.
 
     Raises:
-      UserError: more of them lack one than ``objectives.max_missing_fraction``; a name that neither
-        the data nor the scorer has; scores of another shape.
+      UserError: too many lack one (``objectives.max_missing_fraction``), neither the data nor the
+        scorer has a name, or scores have another shape.
     """
     report = DataReport()
     records, _ = split(setting.run.config, {"train": report, "held_out": DataReport()})
@@ -90,7 +90,7 @@ def scored_rows(setting: Setting) -> Rows:
         tables = [np.array(r.scores, np.float64)[:, columns] for r in records]
     else:
         tables = score_records(setting, records, "rows")
-    # Reading the data has left out the responses with a null score: they lack an objective, too.
+    # Responses with a null score, which reading the data has left out, lack an objective too.
     left_out = report.warned.get("removed_null_scores", 0)
     return join_scores(setting.objectives, records, tables, left_out=left_out)
 
@@ -106,11 +106,11 @@ def join_scores(
 
     Args:
       records: any number.
-      tables: ``[k, M]`` for each; NaN for a score that is missing.
-      left_out: responses that were left out before, to be counted too.
+      tables: ``[k, M]`` for each; NaN for a missing score.
+      left_out: responses that were left out before, which count too.
 
     Raises:
-      UserError: more of them lack one than ``objectives.max_missing_fraction``.
+      UserError: too many lack an objective (``objectives.max_missing_fraction``).
     """
     rows = [
         (record.id, record.prompt, text, scores)
@@ -139,7 +139,7 @@ def join_scores(
 
 
 def single_records(rows: Rows, chosen: Sequence[int]) -> list[Record]:
-    """Makes a record of each chosen response alone, without scores, for supervised training."""
+    """Makes a record of each chosen response, without scores, for supervised training."""
     return [
         Record(id=f"{rows.ids[i]}-{i}", prompt=rows.prompts[i], responses=(rows.responses[i],))
         for i in chosen
@@ -147,15 +147,14 @@ def single_records(rows: Rows, chosen: Sequence[int]) -> list[Record]:
 
 
 def prepare_rows(setting: Setting, records: Sequence[Record], name: str) -> Bucketed:
-    """Tokenises and cuts records as the data are, to train on them.
+    """Tokenises and cuts records to train on, in the same way as the data.
 
     Args:
-      records: all of one kind (scores, labels); kept in their order. Their texts are the key under
-        which the rows are cached.
+      records: all of one kind (scores, labels). Their content is the key of the cached rows.
       name: of the rows, in messages.
 
     Raises:
-      UserError: no record, or too many that cannot be used (``data.max_drop_fraction``).
+      UserError: there are no records, or too many cannot be used (``data.max_drop_fraction``).
     """
     run, report = setting.run, DataReport(rows_in=len(records))
     plain = [dataclasses.asdict(dataclasses.replace(r, origin="")) for r in records]

@@ -1,14 +1,14 @@
-"""The recipe of several objectives: data, supervised fine-tuning, a method, its front.
+"""Runs the recipe of several objectives: data, supervised fine-tuning, a method, its front.
 
-Read it downwards: `run` is the order of events. What each stage writes into the workdir:
+`run` has the stages in order. They write into the workdir:
 
-    config.json  data_report.json  tokenizer.model   what the run is made of
-    pretrained/                                      what came with the model of model.path
+    config.json  data_report.json  tokenizer.model   settings, data report, tokenizer
+    pretrained/                                      files that came with the model of model.path
     sft/                                             the policy that methods start from
     cache/                                           prepared rows, reference log-probabilities
     policies.json                                    what was trained, for generate and export
-    rows.json  seconds/  and what the method keeps   see `rows`, `cost`, and the method
-    samples/                                         sampled responses, a file a preference
+    rows.json  seconds/  and the method's files      see `rows`, `cost`, and the method
+    samples/                                         sampled responses, one file per preference
     front.json                                       their scores, which the command front compares
     summary.json  front.png                          the results
     .artifacts/                                      digests of what is reused, unfinished parts
@@ -52,10 +52,7 @@ def run(
     objectives: ObjectivesConfig,
     allow_config_change: bool = False,
 ) -> dict[str, Any]:
-    """Trains a way to respond for each preference and measures it.
-
-    See `alignjax.recipes.run_config`.
-    """
+    """Runs the method and measures its front; see `alignjax.recipes.run_config`."""
     with open_run(config, workdir, allow_config_change, check=_check) as run:
         example = run.data.original_records[run.data.originals.dataset[0].id]
         objectives_scorer(objectives, config).tables([example], objectives.names)
@@ -66,14 +63,14 @@ def run(
 
 
 def _check(config: Config, rows: Bucketed) -> None:
-    """Tries the supervised stage alone: each method trains on rows of its own."""
+    """Tries only the supervised stage's functions, since methods train on rows of their own."""
     if config.sft is not None:
         loss, select = config.sft.loss, config.sft.select
         check_losses(dataclasses.replace(config, recipe=None, loss=loss, select=select), rows)
 
 
 def _measure(setting: Setting, trained: Policies) -> dict[str, Any]:
-    """Samples for every preference and scores the samples: the content of ``front.json``."""
+    """Samples for every preference, scores the samples, and makes ``front.json``'s content."""
     run, objectives = setting.run, setting.objectives
     questions = take_questions(run.data.originals, run.config.evaluate.prompts)
     scorer = objectives_scorer(objectives, run.config)
@@ -107,7 +104,7 @@ def _measure(setting: Setting, trained: Policies) -> dict[str, Any]:
 
 
 def _report(setting: Setting, measured: dict[str, Any]) -> dict[str, Any]:
-    """Writes and prints what was measured; see the module's docstring."""
+    """Writes and prints the results; see the module's docstring."""
     workdir = setting.run.workdir
     storage.keep_json(workdir / "front.json", measured)
     summary = {
@@ -123,7 +120,7 @@ def _report(setting: Setting, measured: dict[str, Any]) -> dict[str, Any]:
 
 
 def _true_front(objectives: ObjectivesConfig, prompts: list[str]) -> list[list[float]] | None:
-    """Computes the best mean scores that responses to these prompts can have, where known."""
+    """Computes the best possible mean scores for these prompts; None if they are not known."""
     if objectives.truth is None:
         return None
     points = np.asarray(objectives.truth(prompts, objectives.names), np.float64)
@@ -138,7 +135,7 @@ def _true_front(objectives: ObjectivesConfig, prompts: list[str]) -> list[list[f
 def _sample(
     setting: Setting, trained: Policies, questions: list[Question], i: int, preference: Preference
 ) -> list[Sample]:
-    """Samples responses to the held-out prompts for preference number i, or reads them back."""
+    """Samples responses to the held-out prompts for preference number i, unless it was done."""
     run = setting.run
     config = run.config
     parts = ("loss", "select", "optim", "train", "lora")
@@ -161,6 +158,6 @@ def _sample(
 
 
 def _collapsed_share(tokenizer: Tokenizer, samples: Sequence[Sample]) -> float:
-    """Computes the share of responses that are collapsed, as the run's tokenizer cuts them."""
+    """Computes the share of responses that are collapsed, in tokens of the run's tokenizer."""
     responses = tokenizer.encode("", [s.response for s in samples]).response_ids
     return float(np.mean([fronts.is_collapsed(ids[:-1].tolist()) for ids in responses]))

@@ -1,4 +1,4 @@
-"""Samples from trained policies: answers for a preference, and responses to train on."""
+"""Samples from trained policies: responses for a preference, and responses to train on."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from alignjax.config import SamplingConfig
 from alignjax.config.fields import describe, identity
 from alignjax.errors import UserError
 from alignjax.recipes.multi_objective import cost
-from alignjax.recipes.multi_objective.method import Setting
+from alignjax.recipes.multi_objective.method import Setting, require
 from alignjax.sampling.generate import Question, Sample
 from alignjax.types import Params
 
@@ -29,7 +29,7 @@ def whole_network(setting: Setting, params: Params) -> Params:
 
 
 def merged_network(setting: Setting, params: Params) -> Params:
-    """Merges adapters into the reference's weights, which samples faster than unmerged ones."""
+    """Merges adapters into the reference's weights, which makes sampling faster."""
     from alignjax.models import lora
 
     config = setting.run.config.lora
@@ -41,20 +41,16 @@ def merged_network(setting: Setting, params: Params) -> Params:
 def settings(
     setting: Setting, *, max_new_tokens: int, temperature: float, top_p: float
 ) -> SamplingConfig:
-    """Makes the settings of responses to train on, one to each prompt.
+    """Makes the settings of responses to train on, one per prompt.
 
-    How many are drawn at a time is as ``evaluate`` says; it changes no response.
+    The batch size is that of ``evaluate``; it changes no response.
 
     Raises:
       UserError: one is out of its range.
     """
-    for ok, field, wanted, found in (
-        (max_new_tokens > 0, "max_new_tokens", "a positive number", max_new_tokens),
-        (temperature >= 0, "temperature", "a number >= 0", temperature),
-        (0 < top_p <= 1, "top_p", "a number in (0, 1]", top_p),
-    ):
-        if not ok:
-            raise UserError(f"recipe.objectives.method.{field}: wanted {wanted}, found {found!r}")
+    require(max_new_tokens > 0, "max_new_tokens", "a positive number", max_new_tokens)
+    require(temperature >= 0, "temperature", "a number >= 0", temperature)
+    require(0 < top_p <= 1, "top_p", "a number in (0, 1]", top_p)
     evaluate = setting.run.config.evaluate
     return SamplingConfig(
         samples=1,
@@ -69,19 +65,19 @@ def settings(
 def respond(
     setting: Setting, trained: Policies, preference: Preference, questions: Sequence[Question]
 ) -> list[Sample]:
-    """Samples responses to held-out prompts as ``evaluate`` says, for a preference of the config.
+    """Samples responses to held-out prompts with the settings of ``evaluate``, for a preference.
 
     Raises:
-      UserError: the method trains a network for each preference, and did not for this one.
+      UserError: the method trains a network for each preference, but has none for this one.
     """
     from alignjax.commands import finished_run, networks
 
     run = setting.run
-    there = [network.preference for network in trained.networks]
-    if trained.way == policies.TRAINED and preference not in there:
+    present = [network.preference for network in trained.networks]
+    if trained.way == policies.TRAINED and preference not in present:
         raise UserError(
             f"recipe.objectives.method: wanted a policy for {policies.as_flag(preference)}, found "
-            f"{' '.join(map(policies.as_flag, there))}"
+            f"{' '.join(map(policies.as_flag, present))}"
         )
     rows = run.data.originals.dataset
     records = [run.data.original_records[rows[question.number].id] for question in questions]
@@ -105,14 +101,14 @@ def sample_to_train(
     settings: SamplingConfig,
     seed: int,
 ) -> list[Sample]:
-    """Samples responses that a method trains on, and keeps them in ``workdir/NAME.json``.
+    """Samples responses that a method trains on, and saves them in ``workdir/NAME.json``.
 
     Args:
-      name: of the file, the progress bar and the time.
+      name: of the file, the progress bar and the file of the time.
       params: of a whole network, or adapters of `training.fit`.
       questions: the prompts, e.g. ``generate.take_questions(setting.run.data.train, 1000)``.
-      settings: how many responses to each, and how to draw them.
-      seed: folded into the run's, so that two draws for one prompt differ.
+      settings: number of responses to each, and how to sample them.
+      seed: folded into the run's, so that calls with different seeds draw differently.
 
     Returns:
       ``settings.samples`` responses per prompt, in the order of ``questions``.

@@ -1,12 +1,12 @@
-"""Rewarded soups: one policy per objective, and for a preference the average of their weights.
+"""Trains the experts of rewarded soups: one policy per objective; their weights are averaged.
 
 With theta_k the parameters of the policy trained for objective k alone, and w a preference::
 
     theta(w) = sum_k w_k theta_k
 
-Whole networks are averaged (`mixture.average`). Where the config has ``lora``, each expert is
-merged into the base first, so that the products A B are averaged. The average of A times the
-average of B would be another matrix, with cross terms between the experts.
+Whole networks are averaged (`mixture.average`). With ``lora``, each expert is first merged into the
+base, so that the products A B are averaged. The average of A times the average of B would have
+cross terms between the experts.
 
 Reference: Rame et al., Rewarded soups, arXiv 2306.04488.
 """

@@ -27,18 +27,18 @@ def fit_each(
 ) -> list[Params]:
     """Trains one network for each preference with the config's loss, on rows of its own.
 
-    With ``lora`` the networks are sets of adapters beside one base. The loss sees no reference.
+    With ``lora`` the networks are adapters of one base. The loss gets no reference.
 
     Args:
-      name: of the folder, the progress bars and the time; ``name/NN`` holds the networks from
-        number NN on. The same call is skipped once it is done.
+      name: of the folder, the progress bars and the file of the time; ``name/NN`` has the networks
+        from number NN on. A call that was completed before is skipped.
       rows: of all networks together.
       chosen: ``[P, k]`` rows of each network.
-      at_once: networks trained in one program; it changes results by rounding alone.
-      starts: P of `fit_each`; None: the reference, or fresh adapters, alike for all.
+      at_once: networks trained in one program; changes results only by rounding.
+      starts: P results of `fit_each`; None: the reference, or the same fresh adapters, for all.
 
     Returns:
-      P trained networks, or sets of adapters.
+      P trained networks, or adapters.
 
     Raises:
       UserError: the loss does not fit the rows; or as `offline.fit`.
@@ -53,7 +53,7 @@ def fit_each(
 
 
 def networks(setting: Setting, name: str, *, at_once: int) -> list[Network]:
-    """Says where `fit_each` leaves the network of each preference."""
+    """Lists the places where `fit_each` saves the network of each preference."""
     preferences = setting.preferences
     return [
         Network(
@@ -95,7 +95,7 @@ def _fit_together(
         "start": "reference" if starts is None else checkpoint.tree_digest(list(starts)),
         "rows": hashlib.sha256(batches.rows.tobytes()).hexdigest()[:16],
     }
-    # A network's key depends on its number alone, not on which others it is trained beside.
+    # A network's key depends only on its number, not on the others in its program.
     root = jax.random.key(config.train.seed)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(root, first + jnp.arange(count))
     own = dataclasses.replace(run, workdir=run.workdir / name)
@@ -110,7 +110,7 @@ def _fit_together(
 
 
 def _deal_batches(config: Config, rows: Bucketed, chosen: np.ndarray) -> Batches:
-    """Deals every batch: row i is network i % P's. All have one shape, and compile once."""
+    """Deals every batch: row i is for network i % P. All have one shape, and compile once."""
     data, settings = rows.dataset, config.train
     used = np.unique(chosen)
     shapes, _ = choose_shapes(

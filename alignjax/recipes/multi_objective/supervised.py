@@ -1,4 +1,4 @@
-"""No alignment: the supervised policy responds, for every preference."""
+"""Trains nothing: the supervised policy responds for every preference, as a baseline."""
 
 from alignjax.commands.policies import TRAINED, Network, Policies
 from alignjax.recipes.multi_objective.method import Setting

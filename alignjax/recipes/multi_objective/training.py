@@ -1,8 +1,8 @@
-"""Trains networks inside a method, each in a folder of its own.
+"""Trains networks inside a method, each in its own folder.
 
-The same call under the same name goes on where it was killed, and returns at once when it is done:
+A repeated call with the same name resumes a killed one, and skips a finished one:
 
-    NAME/checkpoints/             what `fit` trained under that name
+    NAME/checkpoints/             the network trained by `fit`
     seconds/NAME.json             the time of its steps, see `cost`
 """
 
@@ -35,10 +35,10 @@ def stage_config(
     Args:
       config: of the run.
       loss, select: of this training.
-      steps: of the optimizer, in the place of ``train.steps`` and ``train.epochs``.
-      learning_rate: peak, in the place of ``optim.learning_rate``.
-      reference: whether the loss reads log-probabilities of the reference; None: as
-        ``reference.mode`` says, where "none" is no.
+      steps: optimizer steps, instead of ``train.steps`` and ``train.epochs``.
+      learning_rate: peak, instead of ``optim.learning_rate``.
+      reference: whether the loss reads log-probabilities of the reference; None: unless
+        ``reference.mode`` is "none".
     """
     optim, train, mode = config.optim, config.train, config.reference.mode
     if learning_rate is not None:
@@ -65,14 +65,13 @@ def fit(
     """Trains in ``workdir/name``.
 
     Args:
-      name: of the folder, the progress bar and the time.
+      name: of the folder, the progress bar and the file of the time.
       rows: from `rows.prepare_rows`.
       config: from `stage_config`.
-      start: parameters to start from, adapters where the config has ``lora``; None: the reference,
-        or fresh adapters.
+      start: initial parameters, with ``lora`` adapters; None: the reference, or fresh adapters.
 
     Returns:
-      The trained parameters: of the whole network, or adapters where the config has ``lora``.
+      The trained parameters, with ``lora`` adapters.
 
     Raises:
       UserError: the loss does not fit the rows; or as `offline.fit`.
@@ -86,12 +85,12 @@ def fit(
     check.check_losses(config, rows)
     run, reference = check.bind_score_sd(setting.stage(config, rows)), setting.reference
     batches = run.batches()
-    # Adapters need it as their base anyway, where a table is to be filled too.
+    # Adapters need their base anyway, so it also computes the reference's log-probabilities.
     base = None if config.lora is None else reference.load()
     title, rows_seen = f"reference, {name}", batches.row_count
     ref_logps, choice = attach(run, reference, title, trained_rows=rows_seen, params=base)
     load_start, identity = None, "reference"
-    if start is not None:  # steps donate what they start from; the caller keeps its own
+    if start is not None:  # a copy, because the first step donates it
         load_start = functools.partial(jax.tree.map, jnp.copy, start)
         identity = checkpoint.tree_digest(start)
     learner = learners.policy(

@@ -152,7 +152,7 @@ def test_prompts_with_one_response_are_counted(caplog):
 
 
 def test_bad_data_and_keywords_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"helpful has one value, 2\.0, in all 3 rows"):
+    with pytest.raises(UserError, match=r"found helpful, which has one value, 2\.0, in all 3 rows"):
         method.make_lists(OBJECTIVES, rows([[1, 2], [3, 2], [4, 2]]), 1.0)
     with pytest.raises(UserError, match="wanted prompts with two responses or more, found 2"):
         method.make_lists(

@@ -239,7 +239,7 @@ def test_a_reward_model_of_another_tokenizer_is_refused(two_headed, monkeypatch)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"samples": 1}, r"recipe.objectives.method.samples: wanted 2 at least, found 1"),
+        ({"samples": 1}, r"recipe.objectives.method.samples: wanted at least 2, found 1"),
         ({"max_new_tokens": 0}, r"method.max_new_tokens: wanted a positive number, found 0"),
         ({"normalise": "z"}, r"normalise: wanted zscore, minmax, none, found 'z'"),
         ({"max_empty_fraction": 1.0}, r"max_empty_fraction: wanted a number in \[0, 1\)"),

@@ -228,10 +228,10 @@ def with_rows(monkeypatch, table):
             dict(size=21),
             r"stage1: size: wanted 21 .* preference \(0.0, 1.0\), found 20 in the data",
         ),
-        (dict(size=1), r"recipe\.objectives\.method\.size: wanted a number of 2 or more, found 1"),
+        (dict(size=1), r"recipe\.objectives\.method\.size: wanted a number >= 2, found 1"),
         (
             dict(at_once=0),
-            r"recipe\.objectives\.method\.at_once: wanted a number of 1 or more, found 0",
+            r"recipe\.objectives\.method\.at_once: wanted a number >= 1, found 0",
         ),
         (
             dict(max_new_tokens=0),
@@ -239,7 +239,7 @@ def with_rows(monkeypatch, table):
         ),
         (
             dict(prompts=0),
-            r"recipe\.objectives\.method\.prompts: wanted a number of 1 or more, found 0",
+            r"recipe\.objectives\.method\.prompts: wanted a number >= 1, found 0",
         ),
     ],
 )
@@ -257,10 +257,10 @@ def test_a_constant_objective_is_named(setting, monkeypatch, caplog):
         method.train(setting, size=4, two_stages=False)
     finally:
         logging.getLogger("alignjax").removeHandler(caplog.handler)
-    assert "stage1: varied is the same for all responses, and says nothing" in caplog.text
+    assert "stage1: varied is the same for all responses, and has no effect" in caplog.text
 
 
 def test_nothing_left_after_cleaning_is_refused(setting, monkeypatch):
     monkeypatch.setattr(method, "_fault", lambda sample, ids: "collapsed")
-    with pytest.raises(UserError, match=r"stage2: no response is left .*: 60 collapsed"):
+    with pytest.raises(UserError, match=r"stage2: wanted responses .*found none: 60 collapsed"):
         noted(setting)
