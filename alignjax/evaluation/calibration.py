@@ -1,12 +1,12 @@
-"""Calibration: how far a reward model's probabilities of preference are from the outcomes.
+"""Measures calibration: how far a reward model's probabilities of preference are from outcomes.
 
-A reward r says that response i is preferred to j with probability ``p = sigma(r_i - r_j)``
-(Bradley-Terry). Every pair of a row with different true scores counts in both orders, so that
-outcomes are 0 as well as 1; bins are over p in [0, 1]::
+By Bradley-Terry, a reward r predicts that response i is preferred to j with probability
+``p = sigma(r_i - r_j)``. Every pair of a row with different true scores counts in both orders, so
+that there are outcomes 0 and 1; bins are over p in [0, 1]::
 
     ECE = sum_b |sum_{n in b} p_n - sum_{n in b} y_n| / N            equal-width bins
-    MCE = max_b |mean_{n in b} p_n - mean_{n in b} y_n|              the same bins, empty ones not
-    ACE = the ECE of adaptive bins, which hold equally many pairs each (as far as ties allow)
+    MCE = max_b |mean_{n in b} p_n - mean_{n in b} y_n|              the same, without empty bins
+    ACE = the ECE of adaptive bins with equal numbers of pairs (as far as ties allow)
 
 Reference: Cheng et al., Adversarial Preference Optimization, arXiv 2311.08045 (ECE of reward
 models); Nixon et al., Measuring Calibration in Deep Learning, arXiv 1904.01685 (ACE); Naeini et
@@ -18,18 +18,18 @@ import dataclasses
 import numpy as np
 
 BINS = 10
-TEMPERATURES = (1e-3, 1e3)  # where the fit looks
+TEMPERATURES = (1e-3, 1e3)  # range of the fit
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """Compared responses, each pair once; P pairs."""
+    """P pairs of compared responses, each once."""
 
     margin: np.ndarray  # [P] reward of the preferred response minus that of the other
     row: np.ndarray  # [P] the row it is from
 
     def of_rows(self, chosen: np.ndarray) -> "Pairs":
-        """Keeps the pairs of the rows at which ``chosen [N]`` is True."""
+        """Selects the pairs of the rows where ``chosen [N]`` is True."""
         keep = chosen[self.row]
         return Pairs(self.margin[keep], self.row[keep])
 
@@ -60,7 +60,7 @@ def bins(margin: np.ndarray, *, temperature: float = 1.0, adaptive: bool = False
     Args:
       margin: ``[P]``, the preferred response's reward minus the other's.
       temperature: the margins are divided by it.
-      adaptive: bins that hold equally many comparisons, and not of equal width.
+      adaptive: bins with equal numbers of comparisons instead of equal width.
     """
     p = _sigmoid(np.concatenate([margin, -margin]) / temperature)
     y = np.repeat([1.0, 0.0], len(margin))
@@ -82,7 +82,7 @@ def measure(margin: np.ndarray, *, temperature: float = 1.0) -> dict[str, float]
     """Computes ``ece``, ``ace``, ``mce`` (see the module) and ``nll``, nats per pair.
 
     Returns:
-      NaN for all four where there is no pair.
+      The four by name; NaN without pairs.
     """
     if not len(margin):
         return dict.fromkeys(("ece", "ace", "mce", "nll"), float("nan"))
@@ -96,10 +96,10 @@ def measure(margin: np.ndarray, *, temperature: float = 1.0) -> dict[str, float]
 
 
 def ece_if_calibrated(margin: np.ndarray, *, temperature: float = 1.0, draws: int = 100) -> float:
-    """Simulates the mean ECE of a calibrated model: that of outcomes drawn from its probabilities.
+    """Simulates the mean ECE of a calibrated model, by drawing outcomes from its probabilities.
 
-    A finite number of pairs has an ECE above 0 however well calibrated the model is; an ECE near
-    this number shows no miscalibration. Seeded: the same margins give the same number.
+    With a finite number of pairs, even a calibrated model has an ECE above 0; an ECE near this
+    number is no sign of miscalibration. Seeded: the same margins give the same number.
     """
     rng = np.random.default_rng(0)
     errors = []
@@ -112,12 +112,12 @@ def ece_if_calibrated(margin: np.ndarray, *, temperature: float = 1.0, draws: in
 def fit_temperature(margin: np.ndarray) -> float:
     """Finds the T that minimises ``mean log(1 + exp(-margin / T))``.
 
-    The loss is convex in 1/T, so its derivative changes sign once, and log T is found by
-    bisection. Where all pairs are ordered rightly the best T is 0, and where the rewards order no
-    better than chance it is infinite: the ends of TEMPERATURES are returned then.
+    The loss is convex in 1/T, so its derivative changes sign at most once, and log T is found by
+    bisection. If all pairs are ordered correctly the best T is 0, and if the rewards are no better
+    than chance it is infinite; then the result is an end of TEMPERATURES.
 
     Returns:
-      T, or 1 where there is no pair.
+      T, or 1 without pairs.
     """
     if not len(margin):
         return 1.0
@@ -128,7 +128,7 @@ def fit_temperature(margin: np.ndarray) -> float:
     low, high = np.log(TEMPERATURES)
     for _ in range(60):
         middle = (low + high) / 2
-        if slope(middle) <= 0:  # 1/T wants to grow; 0 where it underflows
+        if slope(middle) <= 0:  # a larger 1/T is better; 0: it underflowed
             high = middle
         else:
             low = middle

@@ -1,11 +1,11 @@
-"""Finds what is suspicious about a run: sentences for its log and the top of its report."""
+"""Finds signs that something is wrong with a run: sentences for its log and its report."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-MANY = 0.5  # share of responses that is worth a warning when they are cut
-SOME = 0.1  # the same of prompts
-FAR = 25.0  # nats of KL to the reference, per response
+MANY = 0.5  # share of cut responses from which on there is a warning
+SOME = 0.1  # the same for prompts
+FAR = 25.0  # the same for the KL to the reference, nats per response
 
 
 def of_data(settings: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
@@ -28,9 +28,8 @@ def of_data(settings: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]
             ("truncated_response", "have a truncated response", MANY, "max_response_tokens"),
             ("truncated_prompt", "have a truncated prompt", SOME, "max_prompt_tokens"),
         ):
-            share = (
-                min(1.0, warned.get(reason, 0) / kept) if kept else 0.0
-            )  # some are dropped later
+            # At most 1: rows can be dropped after they were counted.
+            share = min(1.0, warned.get(reason, 0) / kept) if kept else 0.0
             if share >= limit:
                 found.append(f"{share:.0%} of the {where} rows {what}: raise data.{field}")
     labels = report.get("train", {}).get("kept_labels")
@@ -97,7 +96,7 @@ def _of_table(after: Mapping[str, Mapping[str, Any]]) -> list[str]:
     kl = after.get("KL to reference, nats", {}).get("mean", 0.0)
     if kl > FAR:
         found.append(
-            f"the KL to the reference is {kl:.1f} nats per response: the policy is far away"
+            f"the KL to the reference is {kl:.1f} nats per response: the policy is far from it"
         )
     for name, rate in after.items():
         if name.startswith("win rate/") and rate.get("high", 1.0) < 0.5:
@@ -115,7 +114,7 @@ def _of_table(after: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def side(pair: Any, name: str) -> Any:
-    """Returns one side of a row of a summary's table; a reward model's row has only one side."""
+    """Returns one side of a row of a summary's table; of a reward model there is only "after"."""
     if isinstance(pair, dict) and "mean" in pair:
         return pair if name == "after" else None
     return pair.get(name)

@@ -1,4 +1,4 @@
-"""Measures of a front: hypervolume, faithfulness to the preferences, collapsed responses.
+"""Measures a front: hypervolume, faithfulness to the preferences, collapsed responses.
 
 Axes: P preferences, N prompts, M objectives. **Larger is better** in every objective. A front is
 ``scores [P, N, M]``, the mean scores of the responses to each prompt for each preference; its
@@ -14,14 +14,14 @@ from alignjax.evaluation import pareto
 from alignjax.evaluation.statistics import Interval, between, bootstrap, mean_over_prompts
 from alignjax.losses import paretohqd
 
-SHORTEST = 5  # tokens; a response of fewer has collapsed
-GRAM = 4  # tokens that count as a phrase
+SHORTEST = 5  # tokens; a shorter response has collapsed
+GRAM = 4  # tokens of a phrase
 REPEATED = 0.5  # share of repeated phrases from which on a response has collapsed
 DRAWS = 1000  # of a bootstrap
 
 
 def repetition(ids: Sequence[Hashable]) -> float:
-    """Computes the share of phrases of 4 tokens that stood in the response before; 0 without any.
+    """Computes the share of phrases of 4 tokens that repeat an earlier one; 0 without phrases.
 
     >>> repetition("abababab"), repetition("abcdefgh")
     (0.6, 0.0)
@@ -57,21 +57,20 @@ def box(fronts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 def hypervolume(
     scores: np.ndarray, *, low: np.ndarray, high: np.ndarray, seed: int = 0, draws: int = DRAWS
 ) -> Interval:
-    """Measures `pareto.hypervolume` of a front's points, with a bootstrap interval.
+    """Computes `pareto.hypervolume` of a front's points, with a bootstrap interval.
 
     A draw takes N prompts with replacement, the same ones for every preference; the interval is
-    from the 2.5% to the 97.5% quantile of the draws. The largest of several means is above the
-    mean of the largest, so draws, like the value itself, lie above what infinitely many prompts
-    would give; the fewer prompts, the more.
+    from the 2.5% to the 97.5% quantile of the draws. Value and draws are biased upwards, more so
+    for fewer prompts, because the maximum of noisy means is above the maximum of true means.
 
     Args:
       scores: ``[P, N, M]``.
       low, high: ``[M]`` the reference point and the ideal point; see `pareto.hypervolume`.
       seed: of the draws.
-      draws: how many.
+      draws: number of draws.
 
     Returns:
-      Share of the box in [0, 1].
+      The share of the box, in [0, 1].
 
     Raises:
       ValueError: ``high`` is not above ``low`` in every objective.
@@ -92,9 +91,9 @@ def hypervolume(
 class Faithfulness:
     """Whether asking for more of an objective gives more of it."""
 
-    correlation: tuple[float, ...]  # [M] in [-1, 1], 1: always more, or as much
+    correlation: tuple[float, ...]  # [M] in [-1, 1]
     violations: int  # pairs of preferences that asked for more of an objective and got less
-    pairs: int  # pairs that asked for more of an objective, over all objectives
+    pairs: int  # pairs of preferences that asked for more of an objective, over all objectives
 
     @property
     def mean(self) -> float:
@@ -105,9 +104,9 @@ class Faithfulness:
 
 
 def faithfulness(preferences: np.ndarray, means: np.ndarray) -> Faithfulness:
-    """Correlates the weight of each objective with its mean score, by Spearman's rank correlation.
+    """Computes Spearman's rank correlation of each objective's weights with its mean scores.
 
-    Where all weights or all means of an objective are equal it is 0: asking changes nothing.
+    If all weights or all means of an objective are equal, it is 0.
 
     Args:
       preferences: ``[P, M]`` weights, each row summing to 1.
@@ -126,7 +125,7 @@ def faithfulness(preferences: np.ndarray, means: np.ndarray) -> Faithfulness:
 
 
 def upper_hull(points: np.ndarray) -> np.ndarray:
-    """Finds the corners of what mixtures of points reach and nothing dominates, left to right.
+    """Finds the corners of the front that mixtures of points can reach, from left to right.
 
     Args:
       points: ``[F, 2]``.
@@ -139,7 +138,7 @@ def upper_hull(points: np.ndarray) -> np.ndarray:
     for point in best:
         while len(chain) > 1:
             (ax, ay), (bx, by) = chain[-1] - chain[-2], point - chain[-2]
-            if ax * by - ay * bx < 0:  # the way turns right: the last point is a corner
+            if ax * by - ay * bx < 0:  # the path turns right: the last point is a corner
                 break
             chain.pop()
         chain.append(point)
@@ -147,6 +146,6 @@ def upper_hull(points: np.ndarray) -> np.ndarray:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0; equal values share the mean of theirs."""
+    """Computes ranks from 0; equal values get the mean of their ranks."""
     below, equal = (f(values[:, None], values).sum(axis=1) for f in (np.greater, np.equal))
     return below + (equal - 1) / 2

@@ -1,4 +1,4 @@
-"""A run's evaluations along its training, as points at which runs can be compared."""
+"""Reads the evaluations during a run's training, and compares runs at the same step or KL."""
 
 import itertools
 import pathlib
@@ -8,7 +8,7 @@ from typing import Any
 from alignjax.errors import UserError
 from alignjax.runtime.metrics import read
 
-Point = dict[str, float]  # step, kl and what else was measured there
+Point = dict[str, float]  # step, kl and other metrics
 
 KL = "kl"
 ZERO_AT_START = ("kl", "RM_DPO", "winner_log_ratio", "rewards/margins")
@@ -43,15 +43,15 @@ def points(workdir: pathlib.Path) -> list[Point]:
 
 
 def at_step(history: Sequence[Point], name: str, step: float) -> float | None:
-    """Looks up a metric at one evaluated step; None where it was not measured."""
+    """Looks up a metric at an evaluated step; None if it was not measured."""
     return next((p.get(name) for p in history if p["step"] == step), None)
 
 
 def at_kl(history: Sequence[Point], name: str, kl: float) -> float | None:
-    """Interpolates a metric to where training first reaches a KL, between two evaluations.
+    """Interpolates a metric between two evaluations, to where training first reaches a KL.
 
     Returns:
-      None where the run never had this KL: nothing is extrapolated.
+      The metric, or None if the run never reached this KL: nothing is extrapolated.
     """
     along = [(p[KL], p[name]) for p in history if KL in p and name in p]
     for (x, a), (y, b) in itertools.pairwise(along):

@@ -1,7 +1,7 @@
-"""Hypervolume: how much of a box the points of a front dominate.
+"""Computes hypervolumes: the share of a box that the points of a front dominate.
 
-Axes: N points, M objectives. **Larger is better** in every objective. The volume itself is
-computed by the `moocore` library.
+Axes: N points, M objectives. **Larger is better** in every objective. The `moocore` library
+computes the volume.
 """
 
 import numpy as np
@@ -10,11 +10,10 @@ from alignjax.losses.paretohqd import check_points
 
 
 def hypervolume(points: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> float:
-    """Share of the box between ``low`` and ``high`` that some point dominates.
+    """Computes the share of the box between ``low`` and ``high`` that some point dominates.
 
-    The number means nothing without its box: a front looks better the lower the corner ``low`` is
-    put. Print both with it. A point below ``low`` in some objective dominates nothing; beyond
-    ``high`` it counts as at ``high``.
+    It depends on the box: with a lower ``low``, a front has a larger share. Print both with it. A
+    point below ``low`` in some objective dominates nothing; above ``high`` it counts as ``high``.
 
     Args:
       points: ``[N, M]``.

@@ -1,4 +1,4 @@
-"""Pictures of runs, as PNG files. Of several processes the first one writes them."""
+"""Draws pictures of runs, as PNG files. Of several processes only the first writes them."""
 
 import dataclasses
 import itertools
@@ -17,18 +17,18 @@ from alignjax.runtime import distributed
 from alignjax.runtime.metrics import read
 
 Round = tuple[int, float, float]  # round, value, half-width of its 95% interval
-Front = dict[str, Any]  # what ``front.json`` holds
+Front = dict[str, Any]  # content of ``front.json``
 
-_MARGINS = (0.9, 0.15, 0.5, 0.35)  # inches of a panel to the left, to the right, below, above
+_MARGINS = (0.9, 0.15, 0.5, 0.35)  # of a panel, inches: left, right, below, above
 
 
 @dataclasses.dataclass(frozen=True)
 class _Panel:
-    """A picture of some of a run's numbers over its steps."""
+    """A plot of some of a run's metrics over its steps."""
 
     title: str
     unit: str
-    names: dict[str, str]  # of metrics.jsonl -> what the legend says
+    names: dict[str, str]  # metric in metrics.jsonl -> name in the legend
 
 
 _PANELS = (
@@ -55,8 +55,8 @@ _PANELS = (
 
 def _panels(lines: Sequence[dict[str, Any]]) -> list[_Panel]:
     """Returns the panels for which there are numbers."""
-    there = {name for line in lines for name, value in line.items() if value is not None}
-    return [x for x in _PANELS if there & x.names.keys()]
+    present = {name for line in lines for name, value in line.items() if value is not None}
+    return [x for x in _PANELS if present & x.names.keys()]
 
 
 def _draw(axis: Any, panel: _Panel, lines: Sequence[dict[str, Any]]) -> None:
@@ -66,7 +66,7 @@ def _draw(axis: Any, panel: _Panel, lines: Sequence[dict[str, Any]]) -> None:
         if not some:
             continue
         steps, values = [x["step"] for x in some], [x[name] for x in some]
-        # Few points are marked: a line of one is not seen.
+        # Few points get markers, because a line with one point is invisible.
         marker = "o" if name.startswith("eval_") else "." if len(some) < 20 else None
         widths = [x.get(f"{name}_half_width") for x in some]
         if None in widths:
@@ -94,13 +94,13 @@ def plot_training(
     scores: Sequence[Sequence[float]] | None,
     score_name: str,
 ) -> Any:
-    """Draws training curves of a run and, where responses were judged, their scores.
+    """Draws training curves of a run and, if responses were judged, their scores.
 
     Args:
-      workdir: holds ``metrics.jsonl``.
+      workdir: has ``metrics.jsonl``.
       path: the PNG to write.
-      scores: one score per sampled response, before and after; None draws no such panel.
-      score_name: what the scores are called.
+      scores: one score per sampled response, before and after; None: no such panel.
+      score_name: name of the scores.
     """
     panels = _panels(lines := read(workdir / "metrics.jsonl"))
     count = len(panels) + (scores is not None)
@@ -139,7 +139,7 @@ def plot_reliability(path: pathlib.Path, bins: dict[str, tuple[Bins, Bins]]) -> 
 
 
 def plot_rounds(panels: dict[str, dict[str, list[Round]]], path: pathlib.Path) -> Any:
-    """Draws values by round, with 95% intervals: "who: what" -> line -> points."""
+    """Draws values by round, with 95% intervals, from "who: what" -> line -> points."""
     figure, axes = _figure(1, len(panels), (4.2, 3.2))
     for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
         for name, points in lines.items():
@@ -155,7 +155,7 @@ def plot_rounds(panels: dict[str, dict[str, list[Round]]], path: pathlib.Path) -
 
 
 def plot_histories(runs: dict[str, list[Point]], metrics: Sequence[str], path: pathlib.Path) -> Any:
-    """Draws every metric over the step and, below, over the KL; a line per run."""
+    """Draws every metric over the step and, below, over the KL; one line per run."""
     rows = (("step", "step"), ("kl", "KL to the reference, nats"))
     figure, axes = _figure(2, len(metrics), (3.6, 3.0))
     for column, metric in enumerate(metrics):
@@ -174,12 +174,13 @@ def plot_fronts(
 ) -> Any:
     """Draws fronts in a plane, or in pairwise panels and parallel coordinates.
 
-    A point per preference with its 95% interval, a line per front, what is attainable in grey.
+    There is a point per preference with its 95% interval, and a line per front; the attainable
+    front is grey.
 
     Args:
       named: fronts by name; of the same objectives.
-      low, high: ``[M]`` the box that parallel coordinates are cut to; an objective whose ends are
-        equal is drawn as it is.
+      low, high: ``[M]`` the box that parallel coordinates are scaled to; an objective with equal
+        ends is not scaled.
       path: the PNG to write.
     """
     names = next(iter(named.values()))["objectives"]
@@ -194,7 +195,7 @@ def plot_fronts(
     for unused in axes[panels:]:
         unused.set_axis_off()
     for axis, (x, y) in zip(axes, pairs, strict=False):
-        if (low < high)[[x, y]].all():  # the box that hypervolumes are shares of
+        if (low < high)[[x, y]].all():  # the box of the hypervolumes
             corners = [(low[x], high[x], high[x], low[x]), (low[y], low[y], high[y], high[y])]
             axis.fill(*corners, fill=False, edgecolor="gray", linestyle=":", label="box")
         _plane(axis, named, x, y)
@@ -229,7 +230,7 @@ def _plane(axis: Any, named: dict[str, Front], x: int, y: int) -> None:
             alpha=0.85,
             label=name,
         )
-        if len(named) == 1 and len(order) <= 12:  # a run's own picture says which point is which
+        if len(named) == 1 and len(order) <= 12:  # a run's own picture has labels at the points
             texts = [" : ".join(f"{w:.2g}" for w in front["preferences"][i]) for i in order]
             size = 0.16 * np.ptp(axis.get_xlim()), 0.04 * np.ptp(axis.get_ylim())
             for at, text in _joined(mean, texts, size):
@@ -239,7 +240,7 @@ def _plane(axis: Any, named: dict[str, Front], x: int, y: int) -> None:
 def _joined(
     points: np.ndarray, texts: Sequence[str], size: tuple[float, float]
 ) -> list[tuple[np.ndarray, str]]:
-    """Joins the labels of points ``[N, 2]`` that would overlap, by a label's width and height."""
+    """Joins labels of points ``[N, 2]`` that would overlap, given a label's width and height."""
     groups: list[tuple[np.ndarray, list[str]]] = []
     for point, text in zip(points, texts, strict=True):
         for at, lines in groups:
@@ -252,7 +253,7 @@ def _joined(
 
 
 def _parallel(axis: Any, named: dict[str, Front], low: np.ndarray, high: np.ndarray) -> None:
-    """Draws a line per preference across all objectives."""
+    """Draws one line per preference across all objectives."""
     names = next(iter(named.values()))["objectives"]
     varies = high > low
     scale = np.where(varies, high - low, 1.0)
@@ -268,12 +269,12 @@ def _parallel(axis: Any, named: dict[str, Front], low: np.ndarray, high: np.ndar
 def _figure(
     rows: int, columns: int, size: tuple[float, float], *, layout: Any = None
 ) -> tuple[Any, Any]:
-    """Makes a figure and its axes ``[rows, columns]``, each of a size in inches.
+    """Makes a figure and its axes ``[rows, columns]``; the size is of each, in inches.
 
-    Without a layout every panel has the same room for its labels: to measure them takes as long as
-    to draw them.
+    Without a layout every panel has the same margins, because measuring labels takes as long as
+    drawing them.
     """
-    from matplotlib.figure import Figure  # by itself it needs no display and keeps no global state
+    from matplotlib.figure import Figure  # unlike pyplot needs no display and has no global state
 
     width, height = size
     figure = Figure(figsize=(width * columns, height * rows), layout=layout)
@@ -292,7 +293,7 @@ def _figure(
 
 
 def _save(figure: Any, path: pathlib.Path) -> Any:
-    """Writes a figure, and returns it for tests to look at."""
+    """Writes a figure, and returns it for tests."""
     if distributed.is_main():
         with naming_file(path):
             figure.savefig(path, dpi=120)

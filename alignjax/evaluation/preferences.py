@@ -1,4 +1,4 @@
-"""Metrics of a policy on held-out rows and on samples: one value a row or a sample."""
+"""Computes metrics on held-out rows and on samples: one value per row or sample."""
 
 from collections.abc import Sequence
 
@@ -16,13 +16,13 @@ def reward_metrics(
     Args:
       reward: ``[N, K]``, implicit or explicit.
       length: ``[N, K]`` tokens, 0 = absent.
-      scores: ``[N, K]`` external scores, or None: index 0 is chosen and the rest are not.
+      scores: ``[N, K]`` external scores, or None: response 0 is chosen, the others are rejected.
 
     Returns:
       ``[N]`` arrays: ``rewards/margins`` (best minus worst response), ``rewards/accuracies`` (share
-      of the row's ordered pairs that the reward orders alike; a tie of rewards is wrong, pairs of
-      equal score are none), ``rewards/chosen``, ``rewards/rejected`` (best and worst). NaN where a
-      row has no ordered pair. And those of `list_metrics`, where a row has more than two responses.
+      of the row's pairs with different scores that the reward orders in the same way; equal rewards
+      are wrong), ``rewards/chosen`` and ``rewards/rejected`` (best and worst). NaN if a row has no
+      such pair. If a row has more than two responses, also those of `list_metrics`.
     """
     n = len(reward)
     present = length > 0
@@ -52,19 +52,19 @@ BEST, TIES = "rewards/best_accuracies", "rewards/best_ties"
 def list_metrics(
     reward: np.ndarray, length: np.ndarray, scores: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Tells of each list of more than two responses whether the reward puts the best one on top.
+    """Tells for lists of more than two responses whether the best one has the highest reward.
 
-    RewardBench 2 reads its lists of four so. Its code takes the first of equal rewards, which is
-    the right response; here a tie is no success.
+    RewardBench 2 measures its lists of four in this way, except that its code counts a tie as a
+    success: it takes the first of equal rewards, which is the right response.
 
     Args:
       reward, length, scores: ``[N, K]``, as in `reward_metrics`. Of several best responses the one
         with the largest reward counts.
 
     Returns:
-      ``[N]`` arrays: `BEST`, 1.0 where a best response has a higher reward than all that are not,
-      and `TIES`, 1.0 where it shares the highest with one of those. NaN for rows of two responses,
-      and where all scores are equal or unknown. Empty where no row is longer.
+      ``[N]`` arrays: `BEST`, 1.0 if a best response has a higher reward than all others, and
+      `TIES`, 1.0 if it shares the highest with one of them. NaN for rows of two responses, and if
+      all scores are equal or unknown. Empty if no row is longer.
     """
     present = length > 0
     scored = present & ~np.isnan(scores)
@@ -73,12 +73,12 @@ def list_metrics(
     longer = present.sum(1) > 2
     if not longer.any():
         return {}
-    says = longer & best.any(1) & others.any(1)
+    counts = longer & best.any(1) & others.any(1)
     top = np.where(best, reward, -np.inf).max(1)
     rest = np.where(others, reward, -np.inf).max(1)
     return {
-        BEST: np.where(says, top > rest, np.nan),
-        TIES: np.where(says, top == rest, np.nan),
+        BEST: np.where(counts, top > rest, np.nan),
+        TIES: np.where(counts, top == rest, np.nan),
     }
 
 
@@ -89,7 +89,7 @@ def over_prompts(name: str, values: np.ndarray, prompts: Sequence[str]) -> Inter
 
 
 def padded(lists: Sequence[Sequence[float]]) -> np.ndarray:
-    """Makes a table ``[N, K]`` of N lists; NaN where one is shorter than the longest."""
+    """Makes a table ``[N, K]`` of N lists; NaN after the end of shorter ones."""
     table = np.full((len(lists), max(map(len, lists))), np.nan)
     for row, values in zip(table, lists, strict=True):
         row[: len(values)] = values
@@ -114,23 +114,23 @@ def _best_and_worst(length: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray,
 def margins(
     policy: np.ndarray, reference: np.ndarray, length: np.ndarray, scores: np.ndarray | None
 ) -> dict[str, np.ndarray]:
-    """Computes margins as the HPS paper reports them.
+    """Computes margins as in the HPS paper.
 
     With T = log pi - log pi_ref, for the best (y_w) and the worst (y_l) response of each row::
 
         RM_DPO   = T(y_w) - T(y_l)                        without beta
         RM_R-DPO = RM_DPO - 0.01 (|y_w| - |y_l|)
-        winner_log_ratio = T(y_w)                         what the paper calls KL
+        winner_log_ratio = T(y_w)                         called KL in the paper
 
-    ``winner_log_ratio`` is no divergence from the reference: y_w is not sampled from the policy.
+    ``winner_log_ratio`` is not the KL to the reference, because y_w is not a sample of the policy.
 
     Args:
       policy, reference: ``[N, K]`` nats.
       length: ``[N, K]`` tokens, 0 = absent.
-      scores: ``[N, K]``, or None: index 0 is the best, the next one the worst.
+      scores: ``[N, K]``, or None: response 0 is the best, response 1 the worst.
 
     Returns:
-      ``[N]`` arrays by these names; NaN where a row has no two responses of different score.
+      ``[N]`` arrays by these names; NaN if a row has no two responses with different scores.
     """
     ratio = policy - reference
     scores = _scores(length, scores)
@@ -148,7 +148,7 @@ def margins(
 
 
 def best_of(scores: np.ndarray, first: int = 0) -> np.ndarray:
-    """Finds the best of each row's first scores, ``[P]`` indices; of equals the first one.
+    """Finds the best of each row's first N scores, ``[P]`` indices; the first of equal ones.
 
     Args:
       scores: ``[P, S]``, larger is better.
@@ -160,17 +160,17 @@ def best_of(scores: np.ndarray, first: int = 0) -> np.ndarray:
 def label_metrics(
     policy: np.ndarray, reference: np.ndarray | None, desirable: np.ndarray, length: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Measures what a policy did to labelled responses, in nats and as a ranking over all rows.
+    """Measures the log-ratios of labelled responses, and their ranking over all rows.
 
     Args:
-      policy, reference: ``[N, K]`` nats; without a reference log-probabilities stand for ratios.
+      policy, reference: ``[N, K]`` nats; without a reference, log-probabilities are used as ratios.
       desirable: ``[N, K]`` bool.
       length: ``[N, K]`` tokens, 0 = absent.
 
     Returns:
       ``[N]`` arrays: ``log_ratio/desirable`` and ``log_ratio/undesirable``, the row's mean over the
-      class; ``labels/accuracies``, the share of the undesirable responses of all rows that have a
-      smaller log-ratio than the row's desirable ones (a tie is wrong). NaN where a row has none.
+      class, nats; ``labels/accuracies``, the share of all rows' undesirable responses that have a
+      smaller log-ratio than the row's desirable ones (a tie is wrong). NaN if a row has none.
     """
     ratio = policy if reference is None else policy - reference
     good, bad = desirable & (length > 0), ~desirable & (length > 0)
@@ -190,10 +190,10 @@ def label_metrics(
 
 
 def kl_to_reference(samples: Sequence[Sample]) -> Interval:
-    """Estimates ``KL(policy || reference)`` per response, nats, along the policy's own samples.
+    """Estimates ``KL(policy || reference)`` per response, nats, on the policy's own samples.
 
-    The samples must come at temperature 1 with no ids cut off, and with a reference. Of responses
-    that did not end it is the divergence up to there.
+    They must be sampled at temperature 1 with no ids cut off, and with a reference. For cut
+    responses it is the KL of their tokens.
     """
     return mean_over_prompts(np.array([s.kl for s in samples]), [s.prompt for s in samples])
 

@@ -1,6 +1,6 @@
-"""A run's report as one self-contained HTML file, without external scripts or pictures.
+"""Writes a run's report as one HTML file, without external scripts or pictures.
 
-It is made only from files in the run's folder, so it can be written again at any time.
+It needs only files in the run's folder, so it can be written again at any time.
 """
 
 import base64
@@ -61,7 +61,7 @@ field.addEventListener("input", filter); changed.addEventListener("change", filt
 
 
 def write(workdir: pathlib.Path) -> list[str]:
-    """Writes ``report.html`` into a run's folder; returns what is suspicious about its result.
+    """Writes ``report.html`` into a run's folder; returns the findings about its result.
 
     Raises:
       UserError: the folder holds no finished run.
@@ -130,7 +130,7 @@ def _rows(rows: Iterable[tuple[Any, ...]], head: Sequence[str] = ()) -> str:
 
 
 def interval(value: Any) -> str:
-    """Writes a number of a summary with its 95% interval, which needs two prompts or more."""
+    """Writes a number of a summary with its 95% interval, if there are two prompts or more."""
     if value is None or value["mean"] is None:
         return "-"
     if "low" in value:
@@ -140,7 +140,7 @@ def interval(value: Any) -> str:
 
 
 def _table(table: dict[str, Any] | None) -> str:
-    """Writes the held-out metrics before and after training; None: a recipe that has none."""
+    """Writes the held-out metrics before and after training; empty for recipes without them."""
     if not table:
         return "" if table is None else "<p>Nothing was measured.</p>"
     rows = [
@@ -214,7 +214,7 @@ def _rounds(workdir: pathlib.Path, rounds: Sequence[dict[str, Any]]) -> str:
             title = f"{called}: accuracy on {place}"
             rows.append((title, *(interval(x.get("accuracy")) for x in some)))
     head = ("", *(f"round {line['round']}" for line in rounds))
-    picture = _picture(workdir / "report.png")  # some panels side by side: to be scrolled
+    picture = _picture(workdir / "report.png")  # wide, because its panels are side by side
     return f'<div class="scroll wide">{picture}</div>{_rows(rows, head)}'
 
 
@@ -251,7 +251,7 @@ def _calibration(calibration: dict[str, Any]) -> str:
 
 
 def _sides(workdir: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
-    """Finds the files of samples that are shown side by side, and what each is called."""
+    """Finds the files of samples to show side by side, with titles."""
     if (workdir / "front.json").is_file():
         all_weights = storage.read_json(workdir / "front.json")["preferences"]
         step = max(1, -(-(len(all_weights) - 1) // (SIDES - 1)))

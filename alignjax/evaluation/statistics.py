@@ -1,4 +1,4 @@
-"""Means over prompts with 95% intervals: the only statistics of what is measured."""
+"""Computes means over prompts with 95% intervals."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,12 +12,12 @@ DRAWS = 2000  # of a bootstrap
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A number that is measured over prompts, and its 95% interval."""
+    """A mean over prompts, and its 95% interval."""
 
     mean: float
     half_width: float  # of the interval
     count: int  # prompts
-    ends: tuple[float, float] | None = None  # of an interval that is not symmetric about the mean
+    ends: tuple[float, float] | None = None  # of an interval that is not symmetric
 
     def __post_init__(self) -> None:
         for name in ("mean", "half_width"):  # in a JSON file NaN is null
@@ -40,7 +40,7 @@ class Interval:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def as_dict(self) -> dict[str, Any]:
-        """Gives the numbers for a JSON file; ``Interval(**numbers)`` reads a symmetric one back."""
+        """Returns the numbers for a JSON file; ``Interval(**numbers)`` restores symmetric ones."""
         if self.ends is None:
             return {"mean": self.mean, "half_width": self.half_width, "count": self.count}
         return {"mean": self.mean, "low": self.low, "high": self.high, "count": self.count}
@@ -55,14 +55,14 @@ def between(mean: float, low: float, high: float, count: int) -> Interval:
 
 
 def mean_over_prompts(values: np.ndarray, prompts: Sequence[object]) -> Interval:
-    """Mean with a 95% interval that treats rows of one prompt as one cluster.
+    """Computes a mean with a 95% interval; rows of one prompt are one cluster.
 
-    The interval is ``1.96`` standard errors of the ratio estimator over prompts, so rows that
-    share a prompt are not counted as independent.
+    The interval is ``1.96`` standard errors of the ratio estimator over prompts, so rows of one
+    prompt do not count as independent.
 
     Args:
-      values: ``[N]``, NaN where a row has none.
-      prompts: ``[N]`` anything hashable that is equal for rows of one prompt.
+      values: ``[N]``, NaN for rows without one.
+      prompts: ``[N]`` hashable values that are equal for rows of one prompt.
     """
     values, cluster = _clusters(values, prompts)
     if not len(values):
@@ -76,12 +76,12 @@ def mean_over_prompts(values: np.ndarray, prompts: Sequence[object]) -> Interval
 
 
 def bootstrap_over_prompts(values: np.ndarray, prompts: Sequence[object]) -> Interval:
-    """Mean with a 95% bootstrap interval: prompts are drawn with replacement, with all their rows.
+    """Computes a mean with a 95% bootstrap interval; draws prompts, each with all its rows.
 
-    It stays within the range of the values, which is why shares near 0 or 1 take it.
+    It stays within the range of the values, which matters for shares near 0 or 1.
 
     Args:
-      values: ``[N]``, NaN where a row has none.
+      values: ``[N]``, NaN for rows without one.
       prompts: ``[N]``, as in `mean_over_prompts`.
     """
     values, cluster = _clusters(values, prompts)
@@ -94,7 +94,7 @@ def bootstrap_over_prompts(values: np.ndarray, prompts: Sequence[object]) -> Int
 
 
 def _clusters(values: np.ndarray, prompts: Sequence[object]) -> tuple[np.ndarray, np.ndarray]:
-    """Leaves out values that are NaN, and numbers the prompts of the others from 0."""
+    """Removes NaN values, and numbers the prompts of the others from 0."""
     has_value = ~np.isnan(values)
     kept = [prompt for prompt, has in zip(prompts, has_value, strict=True) if has]
     numbers = {prompt: i for i, prompt in enumerate(dict.fromkeys(kept))}
@@ -102,27 +102,24 @@ def _clusters(values: np.ndarray, prompts: Sequence[object]) -> tuple[np.ndarray
 
 
 def means(values: dict[str, np.ndarray]) -> dict[str, float]:
-    """Means of ``[N]`` arrays over the rows that have a value, which are not NaN.
-
-    Where none has, there is no entry.
-    """
+    """Computes means of ``[N]`` arrays without NaN; leaves out arrays that have only NaN."""
     kept = {name: x[~np.isnan(x)] for name, x in values.items()}
     return {name: float(x.mean()) for name, x in kept.items() if len(x)}
 
 
 def resample(count: int, *, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Draws ``[count]`` of ``count`` rows with replacement, again and again."""
+    """Yields ``draws`` bootstrap samples: ``[count]`` of ``count`` rows, drawn with replacement."""
     rng = np.random.default_rng(seed)
     for _ in range(draws):
         yield rng.integers(0, count, count)
 
 
 def bootstrap(statistic: Callable[[Any], Any], samples: Iterable[Any]) -> np.ndarray:
-    """Finds the 95% interval of a statistic: its 2.5% and 97.5% quantiles over samples.
+    """Computes the 95% interval of a statistic: its 2.5% and 97.5% quantiles over samples.
 
     Args:
-      statistic: of one sample a number, or an array of them.
-      samples: what `resample` draws, or any other samples with replacement.
+      statistic: from a sample to a number, or an array.
+      samples: from `resample`, or drawn in another way.
 
     Returns:
       ``[2]`` or ``[2, ...]``: low and high.

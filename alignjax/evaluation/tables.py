@@ -1,4 +1,4 @@
-"""Printed tables and lines of results. Of several processes the first one prints them."""
+"""Prints tables and lines of results. Of several processes only the first prints them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,20 +11,20 @@ Table = dict[str, tuple[Interval | None, Interval | None]]  # name -> before, af
 
 
 def say(text: str) -> None:
-    """Prints a line on standard output, as it is."""
+    """Prints a line on standard output."""
     if distributed.is_main():
         logs.show(text + "\n")
 
 
 def print_table(table: Table, title: str) -> None:
-    """Prints before and after, one row a metric, with 95% half-widths."""
+    """Prints before and after, one row per metric, with 95% half-widths."""
     rows = {name: ["-" if x is None else str(x) for x in pair] for name, pair in table.items()}
     print_rows(rows, ("held-out", "before", "after"), title)
     say("± is the half-width of the 95% interval over prompts.")
 
 
 def print_rows(rows: dict[str, list[str]], columns: Sequence[str], title: str) -> None:
-    """Prints a table of texts: names to the left, numbers to the right."""
+    """Prints a table of texts: names are left-aligned, numbers right-aligned."""
     if not distributed.is_main():
         return
     import rich.console
@@ -37,7 +37,7 @@ def print_rows(rows: dict[str, list[str]], columns: Sequence[str], title: str) -
     for name, cells in rows.items():
         out.add_row(name, *cells)
     console = rich.console.Console()
-    # Where there is little room, and in a pipe, lines get long: cells would lose their numbers.
+    # In a narrow terminal and in a pipe lines may be too long: otherwise numbers would be cut.
     needed = console.measure(out, options=console.options.update(max_width=1000)).maximum
     wide = rich.console.Console(width=max(console.width, needed))
     with wide.capture() as captured:

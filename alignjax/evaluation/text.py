@@ -1,4 +1,4 @@
-"""BLEU of sampled responses against preferred ones, with 95% intervals over prompts."""
+"""Computes BLEU of sampled responses against preferred ones, with 95% intervals over prompts."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,14 @@ import numpy as np
 from alignjax.evaluation.statistics import Interval, bootstrap, resample
 
 DRAWS = 1000  # of the bootstrap
-_BLANK = "\u2581"  # stands for a blank where characters are tokens: it counts as one of them
+_BLANK = "\u2581"  # replaces a blank where characters are tokens, so that it is a token too
 
 
 def bleu(responses: Sequence[str], references: Sequence[str]) -> Interval:
     """Computes corpus BLEU over words as sacrebleu does: 13a tokens, 1- to 4-grams, 0 to 100.
 
-    Matches are added up over all prompts before anything is divided. The interval is that of
-    `DRAWS` draws of prompts with replacement.
+    Matches are added up over all prompts before dividing. The interval is from `DRAWS` draws of
+    prompts with replacement.
 
     Args:
       responses: one per prompt.
@@ -44,11 +44,11 @@ def bleu(responses: Sequence[str], references: Sequence[str]) -> Interval:
 
 
 def bleu_char(responses: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """Computes BLEU-4 over characters, by response, 0 to 1, as the HPS authors' code does.
+    """Computes BLEU-4 over characters for each response, 0 to 1, as the HPS authors' code does.
 
-    That code hands strings over where lists of words are expected, so that every character, blanks
-    included, is a token; nothing is smoothed. A response without a common 4-gram scores 0 here; the
-    nltk function that the code calls then gives a number below 1e-70 and a warning.
+    That code passes strings instead of lists of words, so every character, also a blank, is a
+    token. There is no smoothing. A response without a common 4-gram scores 0; in the authors' code
+    nltk returns a number below 1e-70 and warns.
 
     Returns:
       ``[N]``; the published number is their mean.

@@ -1,4 +1,4 @@
-"""Who wins: scores of two policies' responses to the same prompts, compared prompt by prompt."""
+"""Computes win rates from the scores of two policies' responses to the same prompts."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ def compare(
 ) -> WinRate:
     """Compares the scored responses of two policies: shares won, lost and tied.
 
-    At each prompt every one of our responses is compared with every one of theirs, and each prompt
-    counts alike. Two scores tie when they differ by at most ``tie``. Intervals are the 2.5% and the
-    97.5% quantile over `DRAWS` draws of prompts with replacement.
+    For each prompt every response of ours is compared with every response of theirs; all prompts
+    have the same weight. Scores that differ by at most ``tie`` are a tie. Intervals are the 2.5%
+    and 97.5% quantiles of `DRAWS` draws of prompts with replacement.
 
     Args:
       ours: for each prompt ``[k]`` scores, larger is better; k may differ between prompts.
@@ -43,17 +43,17 @@ def compare(
 
 
 def of_shares(wins: np.ndarray, *, seed: int = 0) -> WinRate:
-    """Makes the win rate of shares won, ``[prompts]`` in [0, 1]; one half is a tie."""
+    """Computes the win rate from shares won, ``[prompts]`` in [0, 1]; one half is a tie."""
     won, lost = np.maximum(2 * wins - 1, 0), np.maximum(1 - 2 * wins, 0)
     return _rate(np.stack([won, lost, 1 - won - lost, wins], axis=1), seed)
 
 
 def at_equal_length(wins: np.ndarray, longer: np.ndarray) -> float:
-    """Estimates the win rate that is left when no response is longer than the other.
+    """Estimates the win rate for responses of equal length.
 
-    A logistic regression of what was won on how much longer our response is, at length 0:
-    ``P(win) = sigmoid(a + b tanh(d / sd(d)))``, of which ``sigmoid(a)`` is returned. It is the
-    length term of AlpacaEval 2, without the terms for models and prompts.
+    Fits ``P(win) = sigmoid(a + b tanh(d / sd(d)))`` by logistic regression on the difference of
+    lengths d, and returns ``sigmoid(a)``. This is the length term of AlpacaEval 2, without the
+    terms for models and prompts.
 
     Args:
       wins: ``[N]`` in [0, 1].
@@ -74,7 +74,7 @@ def at_equal_length(wins: np.ndarray, longer: np.ndarray) -> float:
 
 
 def _rate(table: np.ndarray, seed: int) -> WinRate:
-    """Makes shares with intervals of a table ``[prompts, 4]``."""
+    """Computes shares with intervals from a table ``[prompts, 4]``."""
     samples = resample(len(table), draws=DRAWS, seed=seed)
     low, high = bootstrap(lambda rows: table[rows].mean(axis=0), samples)
     wins, losses, ties, win_rate = (

@@ -1,4 +1,4 @@
-"""The settings of a game: what both of its forms read, and what each alone does."""
+"""The settings of a game, for both of its forms."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -21,35 +21,35 @@ from alignjax.config.ranges import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GameConfig:
-    """A policy and a reward model trained against each other: the settings of either form.
+    """The settings of a policy and a reward model that are trained against each other.
 
-    ``loss``, ``select``, ``optim`` and ``train`` of the config are the policy's, ``reward_loss``
-    and what is here the reward model's.
+    ``loss``, ``select``, ``optim`` and ``train`` of the config are for the policy, ``reward_loss``
+    and the fields here for the reward model.
     """
 
     optim: OptimConfig  # the reward model's
     train: TrainConfig = TrainConfig()  # the reward model's
-    # a source of golden answers, one per prompt; None: the responses that the data prefer
+    # a source of golden answers, one per prompt; None: the data's preferred responses
     golden: Callable[..., Any] | None = setting(None, later=("path",))
     golden_path: str = ""  # file or glob, for sources that read files
     max_missing_fraction: float = setting(0.01, SHARE)  # stop when a larger share of the reward
     # model's prompts has no golden answer
-    policy_fraction: float = setting(0.5, between(0, 1, "()"))  # share of the training prompts that
-    # the policy answers; the others, with their pairs and golden answers, are the reward model's
-    sampling: SamplingConfig = SamplingConfig()  # of the policy, on both kinds of prompts
+    policy_fraction: float = setting(0.5, between(0, 1, "()"))  # share of the training prompts for
+    # the policy; the others, with their pairs and golden answers, are for the reward model
+    sampling: SamplingConfig = SamplingConfig()  # of the policy, on all prompts
     max_drop_fraction: float = setting(0.1, SHARE)  # stop when a larger share of a round's prompts
     # gives no list of different samples
     max_empty_fraction: float = setting(0.5, between(0, 1, "[)"))  # stop when a larger share of the
     # samples is empty
-    reward_model: str = ""  # workdir of a finished reward model, in the place of the one that is
-    # fitted to the pairs alone; of the same model and tokenizer
+    reward_model: str = ""  # workdir of a finished reward model of the same model and tokenizer,
+    # instead of one trained on pairs only
 
     def rules(self) -> Iterator[Rule]:
         """See `config.validate.check`."""
         yield Rule(
             self.sampling.samples > 1,
             "sampling.samples",
-            "2 at least: a policy learns from which of them is better",
+            "at least 2: a policy learns from which of them is better",
         )
         yield Rule(
             self.sampling.temperature > 0,
@@ -65,8 +65,8 @@ class GameConfig:
         yield Rule(unread, "candidates", "none with a game, it would not be read")
 
     def _begins(self, config: Any) -> Rule:
-        """Refuses adapters that would have to go on from a reward model of another base."""
-        wanted = "none with lora: adapters begin beside the policy that the game begins with"
+        """Refuses adapters that would have to continue from a reward model of another base."""
+        wanted = "none with lora, whose adapters need the game's supervised policy as their base"
         begins = config.lora is None or not self.reward_model
         return Rule(begins, "recipe.game.reward_model", wanted)
 
@@ -76,14 +76,14 @@ class RoundsConfig(GameConfig):
     """A game in rounds. Numbers of steps and epochs are of one round."""
 
     rounds: int = setting(3, count(1, 10_000))
-    # the policy's peak in each round, the last one in all later ones; (): optim.learning_rate
+    # the policy's peak in each round; later rounds use the last one; (): optim.learning_rate
     learning_rates: tuple[float, ...] = setting(
         (), Range("numbers >= 0", lambda rates: all(NOT_NEGATIVE.holds(x) for x in rates))
     )
-    # the policy's: previous (of the round before) | supervised
+    # the policy's reference: previous (the policy of the round before) | supervised
     reference: str = setting("previous", one_of("previous", "supervised"))
     adversarial: bool = True  # False: one reward model, of pairs only, in all rounds
-    sequential: bool = False  # a round's reward model goes on from the one before, not from base
+    sequential: bool = False  # train each round's reward model from the previous one, not from base
 
     def rules_of_run(self, config: Any) -> Iterator[Rule]:
         """See `config.validate.check`."""
@@ -94,18 +94,18 @@ class RoundsConfig(GameConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepsConfig(GameConfig):
-    """A game step by step, in one loop: in turns ``reward_steps`` and ``policy_steps``.
+    """A game step by step, in one loop: ``reward_steps`` and ``policy_steps`` in turn.
 
-    The reference is the supervised policy. Of ``train`` the loop reads the batch size; the rest is
-    of the reward model of pairs only, from which the loop's goes on.
+    The reference is the supervised policy. The loop starts with the reward model of pairs only,
+    which is trained with ``train``; the loop itself reads only its batch size.
     """
 
-    reward_steps: int = setting(1, STEPS)  # of a cycle; 0: the reward model stays as it is
+    reward_steps: int = setting(1, STEPS)  # of a cycle; 0: the reward model does not change
     policy_steps: int = setting(1, EVERY)  # of a cycle
 
     def rules_of_run(self, config: Any) -> Iterator[Rule]:
         """See `config.validate.check`."""
         yield from super().rules_of_run(config)
         yield self._begins(config)
-        live = config.reference.mode in ("auto", "live")  # fresh samples are in no cache
+        live = config.reference.mode in ("auto", "live")  # new samples cannot be in a cache
         yield Rule(live, "reference.mode", "auto or live for a game in one loop")

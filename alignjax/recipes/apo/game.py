@@ -1,4 +1,4 @@
-"""The start and the report of a game, shared by both forms."""
+"""Opens and reports a game, in both forms."""
 
 import contextlib
 import functools
@@ -30,7 +30,7 @@ def open_game(
     settings: GameConfig,
     allow_config_change: bool,
 ) -> Iterator[tuple[Game, Reference, RewardModel]]:
-    """Opens a run and trains both players before the game starts.
+    """Opens a run, and trains the supervised policy and the first reward model.
 
     Yields:
       The game, the supervised policy, and the reward model of pairs only.
@@ -39,7 +39,7 @@ def open_game(
     with open_run(config, workdir, allow_config_change, check=check) as run:
         game = setup.set_up(run, settings)
         if settings.reward_model:
-            reward_turn.find_finished(game)  # refused, if it has to be, before anything is trained
+            reward_turn.find_finished(game)  # raises before anything is trained
         supervised = sft.reference_of(run)
         yield game, supervised, reward_turn.train_base(game, supervised)
 
@@ -51,13 +51,13 @@ def report_game(
     rewarded: pathlib.Path,
     counts: dict[str, int],
 ) -> dict[str, Any]:
-    """Writes the summary and the picture; prints the tables and where things are.
+    """Writes the summary and the picture; prints the tables and the places of files.
 
     Args:
-      history: of `measure.measure`; the first is what was before the game.
-      columns: what each line of it is called.
+      history: results of `measure.measure`; the first is from before the game.
+      columns: a title for each of them.
       rewarded: the last reward model's folder.
-      counts: what else the summary is to hold.
+      counts: more entries of the summary.
     """
     config, workdir = game.config, game.workdir
     first, last = history[0]["policy"], history[-1]["policy"]
@@ -84,7 +84,7 @@ def report_game(
     tables.say(f"± is the half-width of the 95% interval over prompts. {_legend(ranking)}".rstrip())
     picture = workdir / "report.png"
     plots.plot_rounds(_panels(history), picture)
-    storage.keep_json(workdir / "summary.json", summary)  # last: with it the run has ended
+    storage.keep_json(workdir / "summary.json", summary)  # last, because it marks a finished run
     tables.say(f"plot: {picture}\nnumbers: {workdir / 'summary.json'}")
     tables.say(
         f"the last reward model: {rewarded}; to score with it: python -m alignjax score "
@@ -94,24 +94,24 @@ def report_game(
 
 
 def _legend(rows: Iterable[str]) -> str:
-    """Explains which policy the samples in the rows of a table come from.
+    """Explains which policy the samples in a table come from.
 
     >>> _legend(["pairs: accuracy of the round", "samples: accuracy of the round"])
     "samples: of the round's policy."
     >>> _legend(["pairs: accuracy of the round"])
     ''
     """
-    said = {
+    meanings = {
         SAMPLES: "of the round's policy",
         BEFORE: "of the policy that the round began with",
     }
-    found = {row.split(":")[0] for row in rows}
-    told = "; ".join(f"{name}: {text}" for name, text in said.items() if name in found)
-    return told and f"{told}."
+    shown = {row.split(":")[0] for row in rows}
+    text = "; ".join(f"{name}: {meaning}" for name, meaning in meanings.items() if name in shown)
+    return text and f"{text}."
 
 
 def _ranking(history: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Tabulates how the reward models order held-out responses, a cell a round."""
+    """Tabulates how the reward models order held-out responses, one cell per round."""
     rows: dict[str, list[str]] = {}
     for where in (PAIRS, SAMPLES, BEFORE):
         for who, called in WHO.items():
@@ -132,20 +132,21 @@ def _ranking(history: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def _panels(history: list[dict[str, Any]]) -> dict[str, dict[str, list[plots.Round]]]:
-    """Collects the picture's panel -> line -> (round, value, half-width) points."""
+    """Collects the points of a picture: panel -> line -> (round, value, half-width)."""
     panels: dict[str, dict[str, list[plots.Round]]] = {}
+
+    def add(panel: str, name: str, number: int, numbers: dict[str, Any]) -> None:
+        value = Interval(**numbers)
+        point = (number, value.mean, value.half_width)
+        panels.setdefault(panel, {}).setdefault(name, []).append(point)
+
     for line in history:
-        for name, x in list(line["policy"].items())[:1]:
-            found = Interval(**x)
-            point = (line["round"], found.mean, found.half_width)
-            panels.setdefault(f"policy: {name}", {}).setdefault("samples", []).append(point)
+        for name, numbers in list(line["policy"].items())[:1]:
+            add(f"policy: {name}", "samples", line["round"], numbers)
     for where in (PAIRS, SAMPLES):
         for line in history:
             for who, called in WHO.items():
-                x = line[who].get(where)
-                if x is not None:
-                    found = Interval(**x[ACCURACY])
-                    point = (line["round"], found.mean, found.half_width)
-                    title = f"reward model: accuracy on {where}"
-                    panels.setdefault(title, {}).setdefault(called, []).append(point)
+                if where in line[who]:
+                    panel, numbers = f"reward model: accuracy on {where}", line[who][where]
+                    add(panel, called, line["round"], numbers[ACCURACY])
     return panels

@@ -1,7 +1,7 @@
-"""The game's prompts, split between the players, and the golden answer to each.
+"""Splits the game's prompts between the players, and finds golden answers.
 
-The training prompts are split in two. The reward model's side has golden answers and humans'
-comparisons; on the policy's side nothing but the prompts is used.
+The reward model's side uses golden answers and human comparisons; the policy's side uses only the
+prompts.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from alignjax.stages.data import read_records
 
 log = logging.getLogger("alignjax")
 
-OBJECTIVE = "preferred"  # what the scores of the reward model's rows are called
+OBJECTIVE = "preferred"  # name of the scores of the reward model's rows
 
 
 def split_sides(
@@ -26,16 +26,16 @@ def split_sides(
 ) -> tuple[list[Record], list[Record]]:
     """Splits records into the reward model's and the policy's; no prompt is on both sides.
 
-    The split is another one than that of the held-out prompts, and depends on the run's seed.
+    The split is independent of that of the held-out prompts, and depends on the run's seed.
 
     Raises:
-      UserError: one of the sides has no prompt.
+      UserError: the policy has no prompt.
     """
     reward, policy = split_by_prompt(records, seed=seed + 2**31, eval_fraction=policy_fraction)
     if not policy:
         raise UserError(
-            f"recipe.game.policy_fraction: {policy_fraction} of {len(records)} training rows "
-            "leaves the policy no prompt"
+            f"recipe.game.policy_fraction: wanted prompts for the policy, found none with "
+            f"{policy_fraction} of {len(records)} training rows"
         )
     return reward, policy
 
@@ -47,16 +47,16 @@ def find_answers(
 
     Args:
       data: of the run.
-      game: its ``golden`` is where they come from; None: from the records themselves.
+      settings: its ``golden`` is their source; None: the records themselves.
       records: of the reward model's side.
 
     Returns:
-      The answer by `prompt_digest`, of the first golden row of the prompt; and a report of the
-      prompts: those without an answer are dropped from it as ``no_golden_answer``.
+      The answer by `prompt_digest`, from the first golden row of the prompt; and a report of the
+      prompts, in which those without an answer are dropped as ``no_golden_answer``.
 
     Raises:
-      UserError: the source cannot be read, or more prompts than ``game.max_missing_fraction`` have
-        no answer.
+      UserError: the source cannot be read, or too many prompts have no answer
+        (``game.max_missing_fraction``).
     """
     rows = list(records)
     if settings.golden is not None:
@@ -68,8 +68,8 @@ def find_answers(
         )
     elif settings.golden_path:
         raise UserError(
-            "recipe.game.golden_path: no game.golden to read it (e.g. golden=sources.auto), found "
-            f"{settings.golden_path!r}"
+            "recipe.game.golden_path: wanted none without a game.golden to read it (such as "
+            f"golden=sources.auto), found {settings.golden_path!r}"
         )
     best: dict[str, str] = {}
     for record in rows:
@@ -101,7 +101,7 @@ def find_answers(
 
 
 def _other_form(missing: Sequence[Record], golden: Sequence[Record]) -> str:
-    """Explains missing golden answers if one source has texts and the other messages."""
+    """Explains missing golden answers if one source has texts as prompts, the other messages."""
     forms = {isinstance(record.prompt, str) for record in golden}
     other = [record for record in missing if isinstance(record.prompt, str) not in forms]
     if not golden or not other:
@@ -110,16 +110,16 @@ def _other_form(missing: Sequence[Record], golden: Sequence[Record]) -> str:
         ("text", "messages") if isinstance(other[0].prompt, str) else ("messages", "text")
     )
     return (
-        f"; the prompts of {len(other)} of them are {mine} (data.source) and those of the golden "
-        f"answers {theirs} (recipe.game.golden), so none is the same: wanted one form for both, "
-        "messages for models with a chat template, e.g. partial(sources.hh, chat=True)"
+        f"; wanted the same form of prompts in data.source and recipe.game.golden, found {mine} "
+        f"({len(other)} of these prompts) and {theirs}: use messages for models with a chat "
+        "template, such as partial(sources.hh, chat=True)"
     )
 
 
 def preferred_response(record: Record) -> str | None:
-    """Finds the response that a record prefers: its only one, the chosen one, or the best scored.
+    """Returns a record's preferred response: its only one, the chosen one, or the best scored.
 
-    None where its labels say that none is desirable.
+    Of labelled responses it is the first desirable one; None if there is none.
     """
     if record.desirable:
         good = (y for y, label in zip(record.responses, record.desirable, strict=True) if label)
@@ -131,16 +131,20 @@ def preferred_response(record: Record) -> str | None:
 
 
 def score_comparison(record: Record) -> Record:
-    """Turns a human's comparison into a scored list: 1 for the chosen response and 0 for the other.
+    """Turns a human comparison into a scored list: 1 for the chosen response and 0 for the others.
 
     Raises:
       UserError: the record is no comparison, or has several objectives.
     """
     where = record.origin or record.id
     if len(record.objectives) > 1:
-        raise UserError(f"{where}: a game has one objective, found {', '.join(record.objectives)}")
+        names = ", ".join(record.objectives)
+        raise UserError(f"{where}: wanted one objective for a game, found {names}")
     if record.desirable or len(record.responses) < 2:
-        raise UserError(f"{where}: a game's reward model needs pairs or scored lists")
+        kind = "labels" if record.desirable else "one response"
+        raise UserError(
+            f"{where}: wanted pairs or scored lists for a game's reward model, found {kind}"
+        )
     scores = record.scores
     if not scores:
         scores = ((1.0,), *((0.0,),) * (len(record.responses) - 1))
@@ -148,14 +152,14 @@ def score_comparison(record: Record) -> Record:
 
 
 def adversarial_row(record: Record, answer: str, samples: Sequence[str]) -> Record:
-    """Makes an adversarial row: the golden answer, of score 1, and a policy's samples, of score 0.
+    """Makes an adversarial row: the golden answer with score 1, a policy's samples with score 0.
 
     Args:
-      record: any of the prompt's.
-      answer: golden.
-      samples: all of them, those that repeat or equal the golden answer as well. Pairs are of
-        independent draws of both: without these the policy's distribution would be another, and the
-        golden one no fixed point.
+      record: any record of the prompt.
+      answer: the golden answer.
+      samples: all of them, also repeated ones and those equal to the golden answer. Without these
+        the pairs would not be independent draws from both distributions, and the golden
+        distribution would not be a fixed point of the game.
     """
     return Record(
         id=f"adversarial:{record.id}",

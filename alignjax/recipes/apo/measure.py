@@ -1,9 +1,9 @@
 """Measures a round on held-out prompts: the policy's samples, and how reward models rank them.
 
-A reward model is measured on humans' comparisons and on the policy's own samples, to which the
-distribution has shifted; the reward model of pairs only is measured beside it, on the same.
-The true order of samples is the judge's first score, or without a judge the mean of
-``evaluate.scorers``; without either the samples say nothing of reward models.
+The round's reward model and the reward model of pairs only are measured on human comparisons and on
+the policy's own samples, whose distribution has shifted. The true order of samples is the judge's
+first score, or without a judge the mean of ``evaluate.scorers``; without either, reward models are
+measured on comparisons only.
 """
 
 import dataclasses
@@ -34,13 +34,13 @@ PAIRS, SAMPLES, BEFORE = "pairs", "samples", "samples before"
 
 @dataclasses.dataclass(frozen=True)
 class Players:
-    """The networks that are evaluated in a round, and the ones that they are compared with."""
+    """The networks that are evaluated in a round, and those that they are compared with."""
 
     policy: Reference  # of the round
     before: Reference  # the policy whose samples the reward model was trained on
     reward: RewardModel  # of the round
     base: RewardModel  # the reward model of pairs only
-    supervised: Reference  # the policy's KL is measured to it
+    supervised: Reference  # reference of the policy's KL
 
 
 # Records, and the true scores of their responses, [N, K], NaN for absent ones.
@@ -48,27 +48,27 @@ Ordered = tuple[list[Record], np.ndarray]
 
 
 def measure(game: Game, number: int, players: Players) -> dict[str, Any]:
-    """Measures a line of the game's history, or reads it if the players were measured before.
+    """Measures the players of a round, or reads the results if they were measured before.
 
     Args:
       number: of the round.
 
     Returns:
-      ``round``; ``policy``, its samples' metrics; ``reward_model`` and ``base``, by what they were
-      measured on, accuracy (an estimate) and ECE; ``ahead``, how much more often than base the
-      reward model orders two samples of one prompt rightly, by whose samples.
+      ``round``; ``policy``, metrics of its samples; ``reward_model`` and ``base``, accuracy (an
+      estimate) and ECE on each set of responses; ``ahead``, the accuracy of the reward model minus
+      that of base on each set.
     """
     key = {
         "data": game.data.held_out.dataset.digest,
         "players": [getattr(players, field.name).digest for field in dataclasses.fields(players)],
         "evaluate": describe(game.config.evaluate),
-        "reward_models": scorers.digests(_scorers(game)),  # a path is not what is there
+        "reward_models": scorers.digests(_scorers(game)),  # the config has only their paths
     }
 
     name = f"round-{number}"
 
     def make(scratch: pathlib.Path) -> dict[str, Any]:
-        del scratch  # what takes long, the samples, is kept by itself
+        del scratch  # the samples, which take long, have files of their own
         policy, sets = _measure_policy(game, number, players)
         return {"round": number, "policy": policy, **_measure_rewards(game, name, players, sets)}
 
@@ -80,7 +80,7 @@ def measure(game: Game, number: int, players: Players) -> dict[str, Any]:
 def _measure_policy(
     game: Game, number: int, players: Players
 ) -> tuple[dict[str, Any], dict[str, Ordered]]:
-    """Metrics of the policy's samples, and responses in their true order to rank."""
+    """Measures the policy's samples; also returns sets of responses with their true scores."""
     sets: dict[str, Ordered | None] = {PAIRS: _comparisons(game)}
     metrics: dict[str, Interval] = {}
     if game.config.evaluate.prompts:
@@ -91,7 +91,7 @@ def _measure_policy(
         metrics = evaluation.sample_metrics(game.run, scored)
         kl = evaluation.policy_kl(game.run, params, ref, samples)
         metrics |= {} if kl is None else {evaluation.KL: kl}
-        del params, ref  # reward models come next
+        del params, ref  # frees memory for reward models
         sets[SAMPLES] = _order(game, samples)
         if number:
             sets[BEFORE] = _order(game, _earlier_samples(game, number - 1, players))
@@ -112,7 +112,7 @@ def _measure_rewards(
         prompts = [record.prompt for record in records]
         for who, (right, ece) in (("reward_model", mine), ("base", theirs)):
             mean = statistics.mean_over_prompts(right, prompts)
-            if mean.count:  # else no prompt has two responses of which one is better
+            if mean.count:  # 0: no prompt has two responses with different scores
                 out[who][where] = {ACCURACY: mean.as_dict(), ECE: ece}
         ahead = statistics.mean_over_prompts(mine[0] - theirs[0], prompts)
         if ahead.count:
@@ -122,7 +122,7 @@ def _measure_rewards(
 
 
 def _earlier_samples(game: Game, number: int, players: Players) -> list[Sample]:
-    """Reads the samples of an earlier round; samples them again where the file is damaged."""
+    """Reads the samples of an earlier round; samples again if the file is damaged."""
     name, before = f"round-{number}/samples", players.before
     load = functools.partial(_load_with_supervised, game, before, players.supervised)
     return evaluation.held_out_samples(name, game.run, before.digest, load)
@@ -131,7 +131,7 @@ def _earlier_samples(game: Game, number: int, players: Players) -> list[Sample]:
 def _load_with_supervised(
     game: Game, policy: Reference, supervised: Reference
 ) -> tuple[Params, Params]:
-    """Loads a policy and the supervised one: of adapters their base, which is loaded once."""
+    """Loads a policy and the supervised one; with adapters this is their base, loaded only once."""
     params = policy.load()
     return params, supervised.load() if game.config.lora is None else lora.without(params)
 

@@ -1,4 +1,4 @@
-"""The policy's turn in a round: it is trained on its own samples, scored by the reward model."""
+"""Trains the policy in its turn of a round: on its own samples, scored by the reward model."""
 
 import dataclasses
 import functools
@@ -38,9 +38,9 @@ def train(
 
     Args:
       number: of the round.
-      policy: of the round before; it is sampled, and goes on.
-      reference: what it is held to.
-      supervised: the policy before the first round, which adapters go beside.
+      policy: of the round before; samples come from it, and training starts with it.
+      reference: the reference of the round.
+      supervised: the policy before the first round, the base of adapters.
       reward: the round's reward model.
       learning_rate: the round's peak.
     """
@@ -99,13 +99,13 @@ def score_once(
     score: Callable[[list[Record], Cuts], list[np.ndarray]], records: list[Record], cuts: Cuts
 ) -> list[np.ndarray]:
     """Scores each distinct response of a record once, so that repeated ones tie exactly."""
-    different = [tuple(dict.fromkeys(record.responses)) for record in records]
-    found = score(
-        [dataclasses.replace(r, responses=y) for r, y in zip(records, different, strict=True)], cuts
+    distinct = [tuple(dict.fromkeys(record.responses)) for record in records]
+    scored = score(
+        [dataclasses.replace(r, responses=y) for r, y in zip(records, distinct, strict=True)], cuts
     )
     return [
         scores[[texts.index(response) for response in record.responses]]
-        for record, texts, scores in zip(records, different, found, strict=True)
+        for record, texts, scores in zip(records, distinct, scored, strict=True)
     ]
 
 
@@ -117,13 +117,13 @@ def _fit(
     reference: Reference,
     supervised: Reference,
 ) -> dict[str, Any]:
-    """Trains on the run's rows, in a folder of the round, and returns its summary."""
+    """Trains on the run's rows, in a folder of the round; returns the summary."""
     config, rows = run.config, run.data.train
     name = f"round {number}: policy"
     batches = run.batches()
     ref_logps, choice, base, made_of = None, None, None, {"start": start.digest}
     if config.lora is not None:
-        # The base, or it with the adapters of the reference: those that are trained replace them.
+        # The reference is the base, or the base with adapters, which the trained ones replace.
         base, made_of["base"] = reference.load(), supervised.digest
     if config.reference.mode != "none":
         base = reference.load() if base is None else base
@@ -142,7 +142,7 @@ def _fit(
         load_start=start.load_adapters,
     )
     network = functools.partial(adapters.whole, config, learner.ref_params)
-    del base  # unless steps are given it, its memory is free from here on
+    del base  # frees its memory, unless steps need it
     state, counts = offline.fit(
         dataclasses.replace(run, workdir=folder).job(name, reference.digest, made_of),
         learner,

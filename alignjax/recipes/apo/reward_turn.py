@@ -1,4 +1,4 @@
-"""The reward model's turn in a round: golden answers against the policy's samples, and pairs."""
+"""Trains the reward model in its turn of a round: on golden answers against samples, and pairs."""
 
 import dataclasses
 import functools
@@ -23,16 +23,14 @@ from alignjax.runtime import artifacts, checkpoint, storage, stores
 from alignjax.stages import pretrained
 from alignjax.stages.reference import Reference
 
-# Models that differ in these alone, beside what is no part of their identity, have the same
-# parameters.
-DTYPES = ("dtype", "param_dtype")
+DTYPES = ("dtype", "param_dtype")  # fields of a model that do not change its shapes
 
 
 def find_finished(game: Game) -> RewardModel:
     """Finds the reward model of ``game.reward_model``.
 
     Raises:
-      UserError: there is none, or of another tokenizer, of another size or of several objectives.
+      UserError: there is none, or it has another tokenizer, another size or several objectives.
     """
     config, settings = game.config, game.settings
     try:
@@ -74,9 +72,9 @@ def train(
 
     Args:
       number: of the round.
-      language_model: what it starts from where ``start`` is None.
-      policy: of the round before, whose samples it learns to score below golden answers.
-      start: a reward model that it goes on from.
+      language_model: the network that it starts from if ``start`` is None.
+      policy: of the round before; its samples should score below golden answers.
+      start: an initial reward model.
     """
     file, digest = setup.respond(
         game,
@@ -97,7 +95,7 @@ def train(
 
 
 def adversarial_rows(game: Game, file: pathlib.Path) -> list[Record]:
-    """Makes an adversarial row of each of the reward model's lists, golden answers first."""
+    """Makes an adversarial row from each of the reward model's lists, golden answers first."""
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return [
         golden.adversarial_row(original, answer, line["responses"][1:])
@@ -118,7 +116,7 @@ def _fit(
     start: RewardModel | None,
     name: str,
 ) -> RewardModel:
-    """Trains a reward model in a folder that `scorers.reward_model` reads, unless it exists."""
+    """Trains a reward model in a folder for `scorers.reward_model`, unless it exists."""
     config = config_of(game)
     key = {
         "rows": rows.dataset.digest,
@@ -132,7 +130,7 @@ def _fit(
     }
 
     def fit(scratch: pathlib.Path) -> dict[str, Any]:
-        del scratch  # a killed training goes on from its checkpoints
+        del scratch  # a killed training resumes from its checkpoints
         if not config.tokenizer.path:
             storage.copy(game.workdir / "tokenizer.model", folder / "tokenizer.model")
         storage.keep_json(folder / "config.json", describe(config))
@@ -152,14 +150,14 @@ def _fit(
             digest,
             functools.partial(setup.load_trained, config, folder, game.mesh, objectives=1),
         )
-    stores.drop_state(folder / "checkpoints")  # its parameters are in params/ as well
+    stores.drop_state(folder / "checkpoints")  # the parameters are also in params/
     target = pretrained.target(config.model, game.mesh, objectives=1)
     load: Any = functools.partial(checkpoint.load_params, folder / "params", target)
     return RewardModel(folder, digest, load)
 
 
 def config_of(game: Game) -> Config:
-    """Makes the config of a reward model's run."""
+    """Makes the config of a reward model's training."""
     config = game.config
     return dataclasses.replace(
         config,

@@ -1,21 +1,21 @@
-"""A game in rounds: in each the reward model is trained on samples, then the policy on rewards.
+"""Plays a game in rounds: each trains the reward model on samples, then the policy on its scores.
 
-Read it downwards: `run` is the order of events. What is written into the workdir, besides what
-`recipes.align` writes of config, data and the supervised stage:
+`run` has the events in order. They write into the workdir, besides the files of `recipes.align` for
+config, data and the supervised stage:
 
     base/                                   the reward model of pairs only
-    round-0/                                what is measured before the first round
-    round-1/reward_lists/                   golden answers and the policy's samples beside them
+    round-0/                                measurements before the first round
+    round-1/reward_lists/                   golden answers with samples of the policy
     round-1/reward/                         the round's reward model, for `score`
-    round-1/policy_lists/                   samples that the policy learns from, scored
+    round-1/policy_lists/                   scored samples that the policy is trained on
     round-1/policy/                         the policy's training
-    round-1/samples.json  measured.json     responses to held-out prompts, and what was measured
-    history.json  summary.json  report.png  what came of it
-    report.html                             all of it on a page
-    prepared.json  held_out.jsonl           the pairs, as prepared
+    round-1/samples.json  measured.json     responses to held-out prompts, and the measurements
+    history.json  summary.json  report.png  the results
+    report.html                             all results on a page
+    prepared.json  held_out.jsonl           the prepared pairs
     .artifacts/                             digests of what is reused, unfinished parts
 
-A game that was killed goes on in the stage, and in the batch or step of it, that it was at.
+A killed game resumes in the stage, and the batch or step of the stage, where it was.
 """
 
 import logging
@@ -51,7 +51,7 @@ def run(
 def _play(
     game: Game, settings: RoundsConfig, supervised: Reference, base: RewardModel
 ) -> list[dict[str, Any]]:
-    """Plays all rounds; returns a line of history for each, and one for the start."""
+    """Plays all rounds; returns the measurements of the start and of each round."""
     policy, reward = supervised, base
     rates = settings.learning_rates or (game.config.optim.learning_rate,)
     history: list[dict[str, Any]] = []

@@ -36,14 +36,14 @@ log = logging.getLogger("alignjax")
 class RewardModel:
     """A reward model at one point of the game; a policy is a `Reference`."""
 
-    folder: pathlib.Path  # as `scorers.reward_model` takes it
+    folder: pathlib.Path  # for `scorers.reward_model`
     digest: str  # of the parameters
-    load: Callable[[], Params]  # what training goes on from: with ``lora`` adapters and head alone
+    load: Callable[[], Params]  # loads them for training; with ``lora`` only adapters and head
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """One side's prompts, each once, and a record of each."""
+    """One side's distinct prompts, and a record of each."""
 
     questions: Sequence[Question]
     originals: Sequence[Record]
@@ -55,7 +55,7 @@ class Game:
 
     run: Run
     settings: GameConfig
-    pairs: list[Record]  # humans' comparisons on the reward model's side
+    pairs: list[Record]  # human comparisons on the reward model's side
     held_out: list[Record]  # the same of held-out prompts
     reward: Prompts  # those with a golden answer
     answers: list[str]  # golden, of these prompts
@@ -114,7 +114,9 @@ def set_up(run: Run, settings: GameConfig) -> Game:
             sides[digest in policy].append((question, original))
     for is_policy, name in ((False, "reward model"), (True, "policy")):
         if not sides[is_policy]:
-            raise UserError(f"recipe.game.policy_fraction: the {name} is left without a prompt")
+            raise UserError(
+                f"recipe.game.policy_fraction: wanted prompts for the {name}, found none"
+            )
     log.info(
         "prompts: %s of the reward model, with golden answers and %s comparisons; %s of the policy",
         *(f"{len(x):,}" for x in (sides[False], pairs, sides[True])),
@@ -137,11 +139,11 @@ def prepare_rows(game: Game, records: Sequence[Record], made_of: Any, name: str)
     """Prepares scored records as rows to train or to measure on.
 
     Args:
-      made_of: JSON data that changes whenever the records would.
+      made_of: JSON data that identifies the records.
       name: of the rows, for messages.
 
     Raises:
-      UserError: a larger share than ``game.max_drop_fraction`` says nothing.
+      UserError: too many cannot be used (``game.max_drop_fraction``).
     """
     report = DataReport(rows_in=len(records))
     rows = rows_of(
@@ -169,7 +171,7 @@ def enforce_drops(game: Game, report: DataReport, name: str) -> None:
 def make_side(
     game: Game, number: int, name: str, own: Sequence[Sequence[str]]
 ) -> sample_lists.Side:
-    """Makes the side of a round to sample for; all its samples count, so repeated ones stay."""
+    """Makes the side of a round to sample for; keeps repeated samples, because all count."""
     prompts: Prompts = getattr(game, name)
     of_round = jax.random.fold_in(jax.random.key(game.config.train.seed), number)
     return sample_lists.Side(
@@ -192,27 +194,27 @@ def respond(
     score: Callable[[list[Record], Cuts], Any],
     made_of: dict[str, Any],
 ) -> tuple[pathlib.Path, str]:
-    """Samples from the policy to one side's prompts, into a folder of the round; resumes.
+    """Samples the policy's responses to one side's prompts into a folder of the round; resumes.
 
     Args:
       number: of the round.
-      name: ``reward`` or ``policy``: whose prompts.
-      policy: who responds.
-      own: responses that stand before each prompt's samples.
+      name: the side: ``reward`` or ``policy``.
+      policy: the policy that responds.
+      own: responses to put before each prompt's samples.
       score: see `sample_lists.make`.
-      made_of: JSON data that changes whenever the scores would.
+      made_of: JSON data that identifies the scores.
 
     Returns:
       The file of the lists, and its digest.
 
     Raises:
-      UserError: more than ``game.max_empty_fraction`` of the samples are empty; with the round.
+      UserError: too many samples are empty (``game.max_empty_fraction``).
     """
     settings = game.settings
     folder = game.workdir / f"round-{number}" / f"{name}_lists"
     key = {**game.made_of, **made_of, "policy": policy.digest}
     key |= {"sampling": identity(settings.sampling), "round": number, "side": name}
-    key |= {"repeats": True}  # lists of games that began earlier have none
+    key |= {"repeats": True}  # older versions made lists without it
     side = make_side(game, number, name, own)
     record = sample_lists.make(game.run, folder, key, [side], policy.load, settings.sampling, score)
     game.run.note_cuts(f"round-{number}/{name}_lists", record.get("cuts", {}).get("lists", {}))
@@ -224,9 +226,9 @@ def respond(
     share = counts.get("empty", 0) / max(counts["sampled"], 1)
     if share > settings.max_empty_fraction:
         raise UserError(
-            f"round {number}: {share:.1%} of the policy's {counts['sampled']:,} samples to the "
-            f"{name} prompts are empty, more than recipe.game.max_empty_fraction = "
-            f"{settings.max_empty_fraction:g} allows"
+            f"recipe.game.max_empty_fraction: round {number}: wanted at most "
+            f"{settings.max_empty_fraction:.1%} empty samples, found {share:.1%} of the policy's "
+            f"{counts['sampled']:,} samples to the {name} prompts"
         )
     return folder / "lists.jsonl", record["sha256"]["lists"]
 
@@ -234,7 +236,7 @@ def respond(
 def load_trained(
     config: Config, folder: pathlib.Path, mesh: Mesh, *, objectives: int = 0
 ) -> Params:
-    """Loads what a finished turn trained: a network, or adapters where the config has ``lora``.
+    """Loads the network of a finished turn, with ``lora`` its adapters.
 
     Args:
       config: of the turn.
@@ -245,19 +247,21 @@ def load_trained(
         target = pretrained.target(config.model, mesh, objectives=objectives)
     else:
         target = adapters.target(config.lora, config.model, mesh, objectives=objectives)
-    # So many that opening the folder to read removes no checkpoint.
+    # A large number, so that opening the folder removes no checkpoint.
     with stores.open_store(folder / "checkpoints", keep=1_000_000) as store:
         newest = stores.latest(store)
         if newest is None:
-            raise CheckpointError(f"{folder}: its last checkpoint is gone; remove the folder")
+            raise CheckpointError(
+                f"{folder}: wanted its last checkpoint, found none; remove the folder"
+            )
         return checkpoint.restore_params(store, newest, target)
 
 
 def load_beside(config: Config, supervised: Reference, load: Callable[[], Params]) -> Params:
-    """Loads the supervised policy with a policy's adapters."""
+    """Loads the supervised policy, and adds a policy's adapters to it."""
     return adapters.whole(config, supervised.load(), load())
 
 
 def describe_adapters(config: Config) -> dict[str, Any]:
-    """Describes adapters for the key of a turn; nothing of networks that are trained whole."""
+    """Describes adapters for the key of a turn; empty without ``lora``."""
     return {} if config.lora is None else {"lora": describe(config.lora)}

@@ -1,23 +1,22 @@
-"""A game step by step: policy and reward model in turns inside one loop, on fresh samples.
+"""Plays a game step by step: policy and reward model in turns inside one loop, on new samples.
 
-As `apo.rounds`, with the same prompts, golden answers and measures, but every turn samples from the
-policy as it is at that turn (`training.on_policy_game`). Read it downwards: `run` is the order of
-events. What is written into the workdir, besides what `recipes.align` writes of config, data and
-the supervised stage:
+Prompts, golden answers and measurements are those of `apo.rounds`, but every turn samples from the
+current policy (`training.on_policy_game`). `run` has the events in order. They write into the
+workdir, besides the files of `recipes.align` for config, data and the supervised stage:
 
-    base/                                the reward model of pairs only; the loop's goes on
+    base/                                the reward model of pairs only, which the loop starts with
     metrics.jsonl  checkpoints/          the loop: turns of both players
-    policy/  reward/  players.json       what it ended with; `score` takes reward
-    round-0/  round-1/                   what was measured before the loop and after it
-    history.json  summary.json           what came of it
+    policy/  reward/  players.json       the trained players; `score` takes reward
+    round-0/  round-1/                   measurements before and after the loop
+    history.json  summary.json           the results
     .artifacts/                          digests of what is reused, unfinished parts
     report.png  report.html
 
-Of the config, ``train`` and ``optim`` are the policy's: its steps are counted in its own turns, and
-so is its learning rate. Of ``game.train`` the batch size is read: a turn of the reward model has so
-many golden answers against samples, and as many comparisons. ``reward_steps=0`` is the control: the
-reward model of pairs only stays as it is. The reference is the supervised
-policy, which stays: the loop settles between it and the golden answers, see docs/papers/apo.md.
+The config's ``train`` and ``optim`` are the policy's; its steps and learning rate count only its
+own turns. The batch size of ``game.train`` is the number of golden answers, and of comparisons, in
+a turn of the reward model. ``reward_steps=0`` is the control: the reward model of pairs only does
+not change. The reference is always the supervised policy, and the loop converges between it and the
+golden answers, see docs/papers/apo.md.
 """
 
 import dataclasses
@@ -71,7 +70,7 @@ def run(
 def _play(
     game: Game, settings: StepsConfig, supervised: Reference, base: RewardModel
 ) -> tuple[Reference, RewardModel, dict[str, int]]:
-    """Plays the loop: the policy and the reward model that it ends with, and counts."""
+    """Plays the loop; returns the trained policy and reward model, and counts."""
     config = dataclasses.replace(game.config, recipe=None, reward_loss=None, sft=None)
     run = dataclasses.replace(game.run, config=config)
     learner, prompts = fresh_samples.make_policy(
@@ -110,12 +109,12 @@ def _keep(
     base: Params | None,
     made: dict[str, Any],
 ) -> tuple[Reference, RewardModel]:
-    """Saves both players, unless all of them is there; they are read back where they are needed.
+    """Saves both players, unless it was done; returns them as loaders.
 
     Args:
-      supervised: what the policy's adapters go beside when they are read back.
-      base: the same on the mesh, of both players where they are adapters; the reward model is
-        merged into it, and its adapters and head are kept as a checkpoint.
+      supervised: the base of the policy's adapters, to load it later.
+      base: the same on the mesh, for both players' adapters; the reward model is merged into it,
+        and its adapters and head are saved as a checkpoint.
       made: the job's identity and steps.
     """
     policy, reward = game.workdir / "policy", game.workdir / "reward"
@@ -146,11 +145,12 @@ def _keep(
 def _opponent(
     game: Game, settings: StepsConfig, start: RewardModel, base: Params | None, *, turns: int
 ) -> Opponent:
-    """Makes the reward model's side of a loop that has so many turns of the policy.
+    """Makes the reward model's side of a loop.
 
     Args:
-      start: what the reward model goes on from.
-      base: of the policy's adapters, and of its own.
+      start: the initial reward model.
+      base: of both players' adapters.
+      turns: number of the policy's turns.
     """
     cycle = Cycle(reward_steps=settings.reward_steps, policy_steps=settings.policy_steps)
     steps = cycle.turns_until(turns) - turns
@@ -172,12 +172,12 @@ def _opponent(
 
 
 def _one_shape(game: Game, rows: Bucketed) -> Bucketed:
-    """Pads rows to one shape: golden rows and pairs share a batch, and all would meet all."""
+    """Pads rows to one shape, because golden rows and pairs of any shape can share a batch."""
     return bucket(rows.dataset, count=1, multiple=game.config.data.pad_multiple)
 
 
 def _batches(game: Game, rows: Bucketed, steps: int, *, stream: int) -> Batches:
-    """Deals one batch of rows for each turn of the reward model; it may have none."""
+    """Deals one batch of rows for each turn of the reward model, of which there may be none."""
     b = game.settings.train.batch_size
     if not steps:
         return Batches(rows.shapes, np.zeros(0, np.int32), np.zeros((0, b), np.int64))
@@ -193,7 +193,7 @@ def _batches(game: Game, rows: Bucketed, steps: int, *, stream: int) -> Batches:
 def _describe_reward_model(
     game: Game, folder: pathlib.Path, digest: str, made: dict[str, Any]
 ) -> None:
-    """Writes what `scorers.reward_model` and ``export`` want beside the parameters."""
+    """Writes the files that `scorers.reward_model` and ``export`` need beside the parameters."""
     config = reward_turn.config_of(game)
     storage.keep_json(folder / "config.json", describe(config))
     if not config.tokenizer.path:

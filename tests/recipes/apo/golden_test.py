@@ -62,7 +62,7 @@ def test_every_prompt_is_on_one_side(records):
     assert 0 < len(policy) < 27
     held_out = split_by_prompt(records, seed=0, eval_fraction=0.3)[1]
     assert policy != held_out  # the two splits are independent
-    with pytest.raises(UserError, match=r"game\.policy_fraction: .* leaves the policy no prompt"):
+    with pytest.raises(UserError, match=r"game\.policy_fraction: wanted prompts for the policy"):
         golden.split_sides(records, policy_fraction=1e-9, seed=0)
 
 
@@ -153,10 +153,10 @@ def test_what_a_record_prefers(fields, wanted):
 
 def test_what_is_no_comparison_is_refused():
     one = Record(id="x", prompt="p", responses=("a",), origin="f:1")
-    with pytest.raises(UserError, match=r"^f:1: a game's reward model needs pairs or scored lists"):
+    with pytest.raises(UserError, match=r"^f:1: wanted pairs or scored lists .* one response"):
         golden.score_comparison(one)
     two = dict(responses=("a", "b"), scores=((1.0, 2.0), (0.0, 1.0)), objectives=("s", "t"))
-    with pytest.raises(UserError, match=r"^f:1: a game has one objective, found s, t"):
+    with pytest.raises(UserError, match=r"^f:1: wanted one objective for a game, found s, t"):
         golden.score_comparison(dataclasses.replace(one, **two))
 
 

@@ -257,8 +257,8 @@ def test_a_policy_of_empty_responses_is_stopped_with_round_and_share(begun, monk
 
     monkeypatch.setattr(samples, "respond_in_batches", mute)
     match = (
-        r"^round 2: 100\.0% of the policy's \d+ samples to the policy prompts are empty, more than "
-        r"recipe\.game\.max_empty_fraction = 0\.5 allows$"
+        r"^recipe\.game\.max_empty_fraction: round 2: wanted at most 50\.0% empty samples, found "
+        r"100\.0% of the policy's \d+ samples to the policy prompts$"
     )
     settings = config(game=dict(sequential=True))
     refused(settings, begun, match)
