@@ -1,4 +1,4 @@
-"""The losses, one file each; ``losses.dpo`` is imported when it is first used."""
+"""The losses, one file each; a module such as ``losses.dpo`` is imported when it is first used."""
 
 import functools
 import importlib
@@ -18,15 +18,15 @@ def __getattr__(name: str) -> Any:
 def methods() -> dict[str, str]:
     """Describes the methods by name: the modules with a ``loss``, without importing them.
 
-    A module whose loss only a recipe of several stages trains is none. It has a line
-    ``RECIPE = "configs/..."``, the config that shows it.
+    Losses that only a recipe of several stages can train are left out. Their modules have a line
+    ``RECIPE = "configs/..."`` with an example config.
     """
     return {name: _about(text) for name, text in _modules() if not _recipe(text)}
 
 
 @functools.cache
 def recipes() -> dict[str, str]:
-    """Gives the config of each loss that only a recipe trains, by the loss's name."""
+    """Lists the example config of each loss that only a recipe can train, by the loss's name."""
     return {name: recipe for name, text in _modules() if (recipe := _recipe(text))}
 
 
@@ -37,10 +37,10 @@ def _modules() -> list[tuple[str, str]]:
 
 
 def _recipe(text: str) -> str:
-    found = re.search(r'^RECIPE = "(.*)"', text, re.M)
-    return found[1] if found else ""
+    match = re.search(r'^RECIPE = "(.*)"', text, re.M)
+    return match[1] if match else ""
 
 
 def _about(text: str) -> str:
-    """Takes the first line of a module's docstring."""
+    """Returns the first line of a module's docstring."""
     return text.partition('"""')[2].partition("\n")[0].removesuffix('"""').rstrip(".")

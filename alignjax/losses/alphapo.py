@@ -5,12 +5,12 @@ from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
 
 def implicit(logps: Logps, *, alpha: float = 0.25, of: Implicit = simpo.implicit) -> Array:
-    """``[B, K]`` implicit reward per unit of beta: (1 - p^-alpha) / alpha, p per token.
+    """Computes ``[B, K]`` implicit rewards per unit of beta: (1 - p^-alpha) / alpha, p per token.
 
     Args:
       logps: ``[B, K]`` nats.
-      alpha: positive values flatten the reward of likely responses and steepen that of unlikely
-        ones, negative ones the reverse; not 0, whose limit is ``of`` itself.
+      alpha: positive values make the reward flatter for likely responses and steeper for unlikely
+        ones, negative values the reverse; not 0 (the limit at 0 is ``of`` itself).
       of: log p; cpo.implicit for the probability of the whole response.
     """
     return (1.0 - f_dpo.exp(-alpha * of(logps))) / alpha
@@ -42,14 +42,14 @@ def loss(
     ================================  ======================================
 
     Args:
-      logps: ``[B, 2]`` nats, with ``length``; the reference is not read: the config may say
+      logps: ``[B, 2]`` nats, with ``length``; the reference is not read, so the config may have
         ``reference.mode="none"``.
-      batch: not read: which response was chosen is its index.
+      batch: not read: the chosen response has index 0.
       beta: > 0.
       gamma_beta_ratio: the margin per unit of beta; >= 0.
       label_smoothing: as in `simpo.loss`.
-      implicit: the reward per unit of beta; ``--set loss.implicit.alpha=...`` reaches alpha once
-        the config binds ``implicit=partial(alphapo.implicit, alpha=...)``.
+      implicit: the reward per unit of beta; ``--set loss.implicit.alpha=...`` changes alpha if the
+        config binds ``implicit=partial(alphapo.implicit, alpha=...)``.
 
     Returns:
       ``[B]`` losses in nats; `dpo.pair_metrics`, whose margins do not subtract gamma.
@@ -57,8 +57,8 @@ def loss(
     Raises:
       ValueError: K is not 2 (set ``select`` in the config).
 
-    Differs from the paper: it gives gamma itself; an exponential of more than 40 nats goes on as a
-    straight line.
+    Differs from the paper: it has gamma itself as a hyperparameter; here exponentials continue as a
+    straight line beyond 40 nats.
     From the authors' code: none was found. TRL's "alphapo" is the same.
 
     >>> from alignjax.testing import loss_inputs

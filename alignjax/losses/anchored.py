@@ -1,6 +1,6 @@
 """*Anchored* Preference Optimization: compares each response with the reference.
 
-Not to be confused with `apo`, *Adversarial* Preference Optimization. TRL calls the losses here
+`apo` is another method, *Adversarial* Preference Optimization. TRL's names of the losses here are
 "apo_zero", "apo_down" and "apo_zero_unpaired".
 
 ================================  ==========================================================
@@ -11,9 +11,9 @@ y_w, y_l                          response 0 (chosen), 1 (rejected); ``batch.des
 beta                              ``beta``
 ================================  ==========================================================
 
-`loss` (APO-zero) raises the chosen response and lowers the rejected one: for chosen responses that
-are better than the model's own. `loss_down` (APO-down) lowers both, the rejected one more: for
-chosen responses that are worse than the model's own.
+`loss` (APO-zero) raises the chosen response and lowers the rejected one; it is for chosen responses
+that are better than the model's own. `loss_down` (APO-down) lowers both, the rejected one more; it
+is for chosen responses that are worse than the model's own.
 
 Reference: D'Oosterlinck et al., Anchored Preference Optimization and Contrastive Revisions:
 Addressing Underspecification in Alignment, arXiv 2408.06266.
@@ -37,7 +37,7 @@ def loss(
 
     Args:
       logps: ``[B, 2]`` nats.
-      batch: not read: which response was chosen is its index.
+      batch: not read: the chosen response has index 0.
       beta: reward per nat; > 0.
       implicit: log pi_theta / pi_ref, or another reward per unit of beta, as in dpo.loss.
 
@@ -71,7 +71,7 @@ def loss_down(
 
         loss = sigma(r_w) - sigma(r_w - r_l) + 1
 
-    Where policy equals reference the chosen response has no gradient, and the rejected one is
+    Where policy equals reference, the chosen response has no gradient and the rejected one is
     lowered.
 
     Args:
@@ -116,7 +116,7 @@ def loss_unpaired(
 
     Args:
       logps: ``[B, K]`` nats, any K.
-      batch: ``desirable [B, K]``; absent responses count for nothing, and a row costs the sum over
+      batch: ``desirable [B, K]``; absent responses do not count, and a row's loss is the sum over
         its responses.
       beta: reward per nat; > 0.
       desirable_weight, undesirable_weight: l_D and l_U; >= 0.
@@ -128,7 +128,7 @@ def loss_unpaired(
     Raises:
       ValueError: the data have no labels, or there is no reference (``reference.mode``).
 
-    Differs from the paper: it has pairs; TRL took them apart.
+    Differs from the paper: it has pairs; TRL has this form for single responses.
     From the authors' code: not compared. TRL's loss_type "apo_zero_unpaired" is the same.
 
     >>> from alignjax.testing import loss_inputs

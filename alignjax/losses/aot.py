@@ -10,9 +10,9 @@ beta                              ``beta``
 epsilon                           ``label_smoothing``
 ================================  ==========================================================
 
-Every quantile of what is preferred has to lie above the same quantile of what is not: first-order
-stochastic dominance. The quantiles are those of a whole batch, which a step therefore takes in one
-part (`types.compares_rows`): a large batch is what the method wants.
+Every quantile of the preferred responses' rewards should be above the same quantile of the others:
+first-order stochastic dominance. Quantiles are computed over a whole batch, so a step takes a batch
+in one part (`types.compares_rows`). The method needs large batches.
 
 Reference: Melnyk et al., Distributional Preference Alignment of LLMs via Optimal Transport, arXiv
 2406.05882.
@@ -39,7 +39,7 @@ def loss(
 
     Args:
       logps: ``[B, 2]`` nats.
-      batch: ``weight``: rows of weight 0 take no part, all others one alike.
+      batch: ``weight``: rows of weight 0 do not count, all others count the same.
       beta: reward per nat; > 0.
       label_smoothing: probability that a label is wrong, in [0, 0.5).
 
@@ -51,7 +51,7 @@ def loss(
       ValueError: K is not 2 (set ``select`` in the config), or there is no reference
         (``reference.mode``).
 
-    Differs from the paper: its other losses of the quantiles' violation are left out.
+    Differs from the paper: its other losses of violated quantiles are left out.
     From the authors' code: not compared. TRL's loss_type "aot" is the same.
 
     >>> from alignjax.testing import loss_inputs
@@ -78,7 +78,7 @@ def loss_unpaired(
 ) -> tuple[Array, Metrics]:
     """Raises the sorted rewards of the chosen responses above those of the rejected ones.
 
-    Unpaired AOT, u the chosen and v the rejected responses' log-ratios, whatever the prompt::
+    Unpaired AOT, u the chosen and v the rejected responses' log-ratios, of any prompts::
 
         loss = -(1 - e) log sigma(beta (u_(i) - v_(i))) - e log sigma(-beta (u_(i) - v_(i)))
 
@@ -88,12 +88,13 @@ def loss_unpaired(
       implicit: log pi_theta / pi_ref, or another reward per unit of beta, as in dpo.loss.
 
     Returns:
-      As `loss`; `dpo.pair_metrics` of the rows as they stand.
+      As `loss`; `dpo.pair_metrics` of the unsorted rows.
 
     Raises:
       ValueError: as `loss`.
 
-    Differs from the paper: there may be as many of each only, one of each in a row.
+    Differs from the paper: here there must be as many chosen as rejected responses, one of each in
+    a row.
     From the authors' code: not compared. TRL's loss_type "aot_unpaired" is the same.
 
     >>> from alignjax.testing import loss_inputs
@@ -108,7 +109,7 @@ def loss_unpaired(
 
 
 def _partner(of: Array, among: Array, batch: Batch) -> Array:
-    """``[B]`` for each row the value of ``among`` that has the rank which its own has in ``of``."""
+    """Finds for each row the value of ``among`` with the same rank as the row's in ``of``, [B]."""
 
     def order(x: Array) -> Array:  # rows of weight 0 come last
         return jnp.argsort(jnp.where(batch.weight > 0, x, jnp.inf))

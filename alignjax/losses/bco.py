@@ -41,14 +41,14 @@ def loss(
 
     Args:
       logps: ``[B, K]`` nats, any K.
-      batch: ``desirable [B, K]``; ``running_baseline [B]``; absent responses count for nothing, and
-        a row costs the sum over its responses.
+      batch: ``desirable [B, K]``; ``running_baseline [B]``; absent responses do not count, and a
+        row's loss is the sum over its responses.
       beta: KL strength, reward per nat; > 0.
       desirable_fraction: desirable share of the training responses, in (0, 1). The recipe binds it.
       reduction: ``class_mean``, the equation, by the weights of `rdro.loss`; or ``batch_mean``,
         weight 1 for every response.
-      density_ratio: ``batch -> [B]``, how much likelier a row's prompt is among the desirable rows
-        than among the undesirable ones, without gradient; None: 1.
+      density_ratio: ``batch -> [B]``, the probability of a row's prompt among desirable rows
+        divided by that among undesirable ones, without gradient; None: 1.
 
     Returns:
       ``[B]`` losses in nats, log 2 times the class weight for each response where policy equals
@@ -58,7 +58,7 @@ def loss(
     Raises:
       ValueError: there is no baseline (set ``baseline`` to `baseline`); or as `rdro.loss`.
 
-    Differs from the paper: the ratio has to be given, it is not fitted here.
+    Differs from the paper: the density ratio must be given; it is not fitted here.
     From the authors' code: not compared. TRL averages over the mixed batch, ``batch_mean``.
 
     >>> from alignjax.testing import loss_inputs
@@ -85,7 +85,7 @@ def loss(
 def loss_pairs(
     logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = dpo.implicit
 ) -> tuple[Array, Metrics]:
-    """Fits the classifier to the two responses of a pair, without a shift.
+    """Fits the classifier to the two responses of a pair, without a reward shift.
 
     The binary cross-entropy of a chosen (D+) and a rejected (D-) response, delta = 0::
 
@@ -93,7 +93,7 @@ def loss_pairs(
 
     Args:
       logps: ``[B, 2]`` nats.
-      batch: not read: which response was chosen is its index.
+      batch: not read: the chosen response has index 0.
       beta: KL strength, reward per nat; > 0.
       implicit: log pi_theta / pi_ref, or another reward per unit of beta, as in dpo.loss.
 
@@ -104,7 +104,7 @@ def loss_pairs(
       ValueError: K is not 2 (set ``select`` in the config), or there is no reference
         (``reference.mode``).
 
-    Differs from the paper: no shift, for which `loss` reads labelled responses.
+    Differs from the paper: there is no shift; `loss` has one, for labelled responses.
     From the authors' code: not compared. TRL's DPO loss_type "bco_pair" is the same.
 
     >>> from alignjax.testing import loss_inputs
@@ -125,10 +125,10 @@ def baseline(
     desirable_fraction: float | None = None,
     reduction: str = "class_mean",
 ) -> Array:
-    """``[B]`` log-ratios whose mean over rows is the shift, in nats: delta / beta.
+    """Computes ``[B]`` log-ratios whose mean over rows is the shift, in nats: delta / beta.
 
     delta = (E_{D+}[r] + E_{D-}[r]) / 2 with ``class_mean``; the mean over all responses with
-    ``batch_mean``. A row of several responses gives their mean, so each row weighs the same.
+    ``batch_mean``. A row of several responses has their mean, so all rows have the same weight.
 
     Raises:
       ValueError: as `rdro.loss`.

@@ -31,20 +31,20 @@ def loss(
     s                                 ``scale``
     ================================  ======================================
 
-    KLIEP is lambda 0 and s 1, its limit R + log R; LSIF is lambda 1 and s 1/2, R^2 - 2 / R; DPO's
-    ratio matching, the logistic one, is `dpo.loss`. All have the same optimum over labels drawn
-    from a distribution; they weigh pairs differently on the way. With s = 4 the slope where policy
-    equals reference is DPO's. Unlike DPO's loss this one is unbounded below: for a pair that is
-    never answered the other way it falls for ever, the faster the larger lambda.
+    KLIEP has lambda 0 and s 1, with the limit R + log R; LSIF has lambda 1 and s 1/2, R^2 - 2 / R;
+    the logistic form is `dpo.loss`. For labels drawn from a distribution all have the same optimum,
+    but they weigh pairs differently during training. With s = 4 the slope where policy equals
+    reference is DPO's. Unlike DPO's loss this one is unbounded below: for a pair that is never
+    answered the other way it falls without limit, faster for a larger lambda.
 
     Args:
       logps: ``[B, 2]`` nats.
-      batch: not read: which response was chosen is its index.
+      batch: not read: the chosen response has index 0.
       beta: KL strength, reward per nat; > 0.
       power: lambda; >= 0.
       scale: s; > 0. The paper's SBA has 4.
-      implicit: T, or another reward per unit of beta, as in dpo.loss; f_dpo's give the paper's
-        combination with f-DPO.
+      implicit: T, or another reward per unit of beta, as in dpo.loss; those of f_dpo give the
+        paper's combination with f-DPO.
 
     Returns:
       ``[B]`` losses, 1 / (s (lambda + 1)) where policy equals reference; `dpo.pair_metrics`.
@@ -53,8 +53,8 @@ def loss(
       ValueError: K is not 2 (set ``select`` in the config), or there is no reference
         (``reference.mode``).
 
-    Differs from the paper: 1 / (s lambda) is added, so that lambda may go to 0; an exponential of
-    more than 40 goes on as a straight line. The default lambda is this package's.
+    Differs from the paper: 1 / (s lambda) is added, so that lambda can be 0; exponentials continue
+    as a straight line beyond 40. The default lambda is this package's choice.
     From the authors' code: not compared (aailab-kaist/BPO).
 
     >>> from alignjax.testing import loss_inputs

@@ -8,8 +8,8 @@ y_w, y_l                          the response of the larger external score, the
 D_x, K choose 2 comparisons       `plackett_luce.ordered_pairs`: different scores only
 ================================  ==========================================================
 
-`select` and `select_random` leave a pair for any pair loss; they score two responses instead
-of n. `loss` and `reward_loss` compare everything with everything.
+`select` and `select_random` keep one pair, for any pair loss; then two responses are scored instead
+of n. `loss` and `reward_loss` compare all responses with each other.
 
 Reference: Ouyang et al., Training language models to follow instructions with human feedback,
 arXiv 2203.02155, section 3.5 (no code published). The pair of best and worst is the "BT" baseline
@@ -47,7 +47,7 @@ def loss(
     Responses of equal score are not compared. Two responses give `dpo.loss`.
 
     Args:
-      logps: ``[B, K]`` nats, K >= 2, in any order; index 0 is chosen where there are no scores.
+      logps: ``[B, K]`` nats, K >= 2, in any order; without scores index 0 is chosen.
       batch: ``scores [B, K]``, larger is better; or none, with K = 2.
       beta: KL strength, reward per nat; > 0.
       implicit: reward per unit of beta, as in dpo.loss.
@@ -83,24 +83,26 @@ def reward_loss(
 ) -> tuple[Array, Metrics]:
     """Fits a reward model to all comparisons in a list.
 
-    Eq. 1, P the ordered pairs of the list and s their external scores, with a margin and a pull of
-    each pair's rewards towards a mean of 0::
+    Eq. 1, P the ordered pairs of the list and s their external scores, with a margin and a term
+    that centres each pair's rewards at 0::
 
         loss = (1/|P|) sum_{(w, l) in P} -log sigma(r_w - r_l - m_wl) + c (r_w + r_l)^2
         m_wl = m + d (s_w - s_l)
 
-    Responses of equal external score are not compared: nothing says which of them is better. An
-    absent response, or one whose external score is not finite, is in no pair.
+    Responses of equal external score are not compared. An absent response, or one whose external
+    score is not finite, is in no pair.
 
     Args:
       scores: ``[B, K]`` the model's rewards, K >= 2; gradients flow through them.
       batch: ``scores [B, K]``, the external ones, larger is better; without them K is 2, index 0
         chosen and index 1 rejected.
-      margin: m, how far apart the rewards are asked to be, in their unit (log-odds); >= 0.
-      score_margin: d, log-odds of margin per unit of score; >= 0. Llama 2's margin (arXiv
-        2307.09288, Eq. 2): score a pair by how clearly it was preferred, 0 for the rejected one.
+      margin: m, in log-odds; >= 0.
+      score_margin: d, log-odds of margin per unit of score; >= 0. For Llama 2's margin (arXiv
+        2307.09288, Eq. 2), the chosen response's score is how clearly it was preferred, the
+        rejected one's is 0.
       center_weight: c, TRL's ``center_rewards_coefficient``; >= 0 (Eisenstein et al., arXiv
-        2312.09244, whose 0.01 TRL's documents advise). Rewards are else free up to a constant.
+        2312.09244; TRL's documentation recommends their 0.01). With 0, rewards are determined only
+        up to a constant.
 
     Returns:
       ``[B]`` losses in nats, log 2 where all rewards are 0 and m and d are 0, 0 for a list without
@@ -109,8 +111,8 @@ def reward_loss(
     Raises:
       ValueError: see `plackett_luce.ranking_scores`; or there are no scores and K is not 2.
 
-    Differs from the paper: m = d = c = 0 is Eq. 1 for lists whose responses all differ; where some
-    tie, the mean is over the pairs that remain.
+    Differs from the paper: m = d = c = 0 is Eq. 1 for lists without ties; with ties the mean is
+    over the remaining pairs.
     From the authors' code: none is published.
 
     >>> from alignjax.testing import loss_inputs
@@ -136,9 +138,8 @@ def select(key: Array, batch: Batch) -> Batch:
       batch: K >= 2 responses per prompt with ``scores [B, K]``.
 
     Returns:
-      The batch with K' = 2, index 0 a response of the largest score and index 1 one of the
-      smallest, the first ones where several tie. A list of ties has nothing to teach and gets
-      weight 0.
+      The batch with K' = 2: index 0 is the first response with the largest score, index 1 the first
+      with the smallest. A list of ties gets weight 0.
 
     Raises:
       ValueError: see `plackett_luce.ranking_scores`.
@@ -152,14 +153,14 @@ def select(key: Array, batch: Batch) -> Batch:
 def select_random(key: Array, batch: Batch) -> Batch:
     """Draws one ordered pair of every list, uniformly.
 
-    The draw depends on ``key`` and the row's ``prompt_id`` alone.
+    The draw depends only on ``key`` and the row's ``prompt_id``.
 
     Args:
       key: PRNG key of the step.
       batch: K >= 2 responses per prompt with ``scores [B, K]``.
 
     Returns:
-      The batch with K' = 2, the response of the larger score first. A list of ties has no ordered
+      The batch with K' = 2, the response with the larger score first. A list of ties has no ordered
       pair and gets weight 0.
 
     Raises:
@@ -174,7 +175,7 @@ def random_pair(key: Array, batch: Batch) -> tuple[Array, Array, Array]:
 
     Returns:
       ``[B]`` index of the better response, ``[B]`` of the worse one, and ``[B]`` bool, whether
-      there is a pair at all.
+      there is a pair.
 
     Raises:
       ValueError: see `plackett_luce.ranking_scores`.
@@ -182,8 +183,8 @@ def random_pair(key: Array, batch: Batch) -> tuple[Array, Array, Array]:
     pairs = ordered_pairs(batch)
     keys = jax.vmap(jax.random.split)(prompt_keys(key, batch))
     draw = jax.vmap(jax.random.categorical)
-    # The better one by how many it beats, then one of those: uniform over pairs, and a list
-    # padded to another K draws the same pair.
+    # First the better one, by the number of responses that it beats, then one of those. This is
+    # uniform over pairs, and a list padded to another K draws the same pair.
     better = draw(keys[:, 0], jnp.log(pairs.sum(axis=2)))
     beaten = jnp.take_along_axis(pairs, better[:, None, None], axis=1)[:, 0]
     worse = draw(keys[:, 1], jnp.where(beaten, 0.0, -jnp.inf))
@@ -191,7 +192,7 @@ def random_pair(key: Array, batch: Batch) -> tuple[Array, Array, Array]:
 
 
 def with_scores(batch: Batch, loss_name: str) -> Batch:
-    """Pairs without scores get 1 for the chosen response and 0 for the rejected one.
+    """Adds scores to pairs without them: 1 for the chosen response and 0 for the rejected one.
 
     Raises:
       ValueError: there are no scores and K is not 2.
@@ -201,15 +202,15 @@ def with_scores(batch: Batch, loss_name: str) -> Batch:
     b, k = batch.response_length.shape
     if k != 2:
         raise ValueError(
-            f"{loss_name} needs `scores` to order K={k} responses, and these data have none: use "
-            "a source that gives them, or pairs"
+            f"{loss_name}: wanted `scores` to order K={k} responses, found none: use a source that "
+            "has them, or pairs"
         )
     return dataclasses.replace(batch, scores=jnp.tile(jnp.array([1.0, 0.0]), (b, 1)))
 
 
 def _comparisons(reward: Array, batch: Batch, margin: Array | float = 0.0) -> Array:
-    """``[B]`` mean of -log sigma(r_w - r_l - m) over ordered pairs, 0 where there is none."""
+    """Computes ``[B]`` means of -log sigma(r_w - r_l - m) over ordered pairs, 0 without pairs."""
     pairs = ordered_pairs(batch)
-    # Masked before the logarithm, too: a gradient through infinite rewards would be NaN.
+    # Also masked before the logarithm: the gradient through infinite rewards would be NaN.
     ahead = jnp.where(pairs, reward[:, :, None] - reward[:, None, :] - margin, 0.0)
     return mean_over_pairs(pairs, -jax.nn.log_sigmoid(ahead))

@@ -8,7 +8,7 @@ from alignjax.types import Array, Batch, Implicit, Logps, Metrics, trains
 
 
 def implicit(logps: Logps) -> Array:
-    """CPO's reward s per unit of beta: ``[B, K]`` nats, 0 for absent responses; no reference."""
+    """Returns CPO's reward s per unit of beta: ``[B, K]`` nats, 0 if absent; no reference."""
     return jnp.where(logps.length > 0, logps.policy, 0.0)
 
 
@@ -38,28 +38,28 @@ def loss(
     e (TRL's; 0 in the paper)         ``label_smoothing``
     ================================  ======================================
 
-    With another comparison than DPO's it is `mixed.loss` of that, such as
-    ``partial(slic.loss_hinge, implicit=cpo.implicit)``, and ``sft.loss_chosen``; CPO-SimPO is
+    For another comparison than DPO's, use `mixed.loss` of that, such as
+    ``partial(slic.loss_hinge, implicit=cpo.implicit)``, and of ``sft.loss_chosen``. CPO-SimPO is
     `loss_simpo`.
 
     Args:
       logps: ``[B, 2]`` nats; ``reference`` is not read.
-      batch: not read: which response was chosen is its index.
+      batch: not read: the chosen response has index 0.
       beta: reward per nat; > 0.
-      nll_weight: weight of the imitation; >= 0.
+      nll_weight: weight of the supervised term; >= 0.
       label_smoothing: probability that a label is wrong, in [0, 0.5).
 
     Returns:
       ``[B]`` losses in nats; `dpo.pair_metrics` with ``beta * s`` as rewards, and
-      ``nll_per_token``. A pair that lacks a response compares nothing.
+      ``nll_per_token``. A pair that lacks a response has only the supervised term.
 
     Raises:
       ValueError: K is not 2 (set ``select`` in the config).
 
     Differs from the paper: its L_NLL is the expectation of -log pi_theta(y_w|x), a sum over the
-    tokens; here it is their mean, as in the code that gave its results.
-    From the authors' code: there the mean runs over all chosen tokens of a micro-batch, so that
-    long responses weigh more; here over one response, each prompt with weight 1.
+    tokens; here it is their mean, as in the authors' code.
+    From the authors' code: there the mean is over all chosen tokens of a micro-batch, so that long
+    responses have more weight; here it is over one response, and each prompt has weight 1.
 
     >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-4.0, -9.0]], length=[[2, 3]])
@@ -92,9 +92,9 @@ def loss_simpo(
     label_smoothing: float = 0.0,
     implicit: Implicit = simpo.implicit,
 ) -> tuple[Array, Metrics]:
-    """CPO-SimPO: prefers the chosen response per token, by a margin, with a supervised term.
+    """Prefers the chosen response per token, by a margin, with a supervised term (CPO-SimPO).
 
-    SimPO's comparison with CPO's imitation, s / |y| the log-probability per token::
+    SimPO's comparison with CPO's supervised term, s / |y| the log-probability per token::
 
         loss = -log sigma(beta s_w / |y_w| - beta s_l / |y_l| - gamma) - alpha s_w / |y_w|
 
@@ -107,9 +107,9 @@ def loss_simpo(
 
     Args:
       logps: ``[B, 2]`` nats, with ``length``; ``reference`` is not read.
-      batch: not read: which response was chosen is its index.
+      batch: not read: the chosen response has index 0.
       beta, gamma_beta_ratio, label_smoothing, implicit: as in `simpo.loss`.
-      nll_weight: weight of the imitation; >= 0.
+      nll_weight: weight of the supervised term; >= 0.
 
     Returns:
       ``[B]`` losses in nats; the metrics of `simpo.loss` and ``nll_per_token``.
@@ -117,8 +117,8 @@ def loss_simpo(
     Raises:
       ValueError: K is not 2 (set ``select`` in the config).
 
-    Differs from the paper: no paper has it; arXiv 2405.14734 has the comparison.
-    From the authors' code: fe1ixxu/CPO_SIMPO, with the mean over a batch's chosen tokens.
+    Differs from the paper: no paper has it; the comparison is from arXiv 2405.14734.
+    From the authors' code: fe1ixxu/CPO_SIMPO, where the mean is over a batch's chosen tokens.
 
     >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-4.0, -9.0]], length=[[4, 3]])

@@ -17,7 +17,7 @@ def loss(
 ) -> tuple[Array, Metrics]:
     """Fits the policy's distribution over a list to the same distribution, tilted by the scores.
 
-    p the policy's probabilities within the list, r the scores; the target q has no gradient::
+    With p the policy's probabilities within the list and r the scores; q has no gradient::
 
         loss = -sum_i q_i log p_i,    q_i proportional to p_i exp(r_i / lambda)
 
@@ -27,18 +27,18 @@ def loss(
     p_C(y_i), policy on candidates    softmax of ``implicit(logps)``
     r(x, y_i), the reward model       ``batch.scores``
     lambda                            ``temperature``
-    candidates C_K                    responses that take part, at most K
+    candidates C_K                    responses that count, at most K
     ================================  ======================================
 
-    One step of mirror descent towards larger scores, taken anew from where the policy is. Nothing
-    holds it to a reference: it ends with all probability on the best of the list. The paper centres
-    r under p first, which changes no q.
+    Each step is one step of mirror descent towards larger scores, from the current policy. There is
+    no reference, so in the end the best response of a list has all the probability. The paper first
+    subtracts from r its mean under p, which does not change q.
 
     Args:
       logps: ``[B, K]`` nats, K >= 2, in any order; the reference is not read.
       batch: ``scores [B, K]``, the rewards; their size counts, not only their order.
       temperature: units of score that make up one nat; > 0.
-      implicit: the policy's score of a response, log pi_theta; simpo.implicit for the mean over its
+      implicit: the policy's score of a response, log pi_theta; simpo.implicit for its mean over
         tokens.
 
     Returns:
@@ -47,8 +47,8 @@ def loss(
     Raises:
       ValueError: see `plackett_luce.ranking_scores`.
 
-    Differs from the paper: no. Which score of a response it takes, a sum or a mean over tokens, we
-    could not read there; lambda 1 is that of its scripts.
+    Differs from the paper: no. We do not know whether its score of a response is a sum or a mean
+    over tokens; lambda = 1 is from its scripts.
     From the authors' code: not compared.
 
     >>> from alignjax.testing import loss_inputs

@@ -9,10 +9,10 @@ g_theta, a model of p- / p+       ``exp`` of `log_g`
 S(t) = log sigma(t)               ``loss_log_sigmoid``
 ================================  ==========================================================
 
-g is positive for rho < 1/alpha only. Here it is clamped from below at ``CLAMP``, this project's
-choice: beyond, a response costs what it costs at the clamp and has **no gradient**, an undesirable
-one neither. The paper adds beta KL(p_theta || p_ref) to the value and not to the gradient, so
-it is not computed here.
+g is positive only for rho < 1/alpha. Here it is clamped from below at ``CLAMP``, this project's
+choice: beyond, the loss of a response is constant, and even an undesirable one has **no gradient**.
+The paper adds beta KL(p_theta || p_ref) to the value and not to the gradient, so it is not computed
+here.
 
 Reference: Higuchi and Suzuki, Direct Density Ratio Optimization, arXiv 2505.07558, in the
 equations 3-11 and appendix E of arXiv 2604.04410.
@@ -43,12 +43,12 @@ def loss(
 
         g = (1/rho - alpha) / (1 - alpha)
 
-    Unbounded where the supports differ: log(1 + 1/g) grows to -log of the clamp as rho tends to
-    1/alpha, its gradient to about alpha / ((1 - alpha) clamp).
+    Unbounded where the supports differ: as rho tends to 1/alpha, log(1 + 1/g) grows to -log of the
+    clamp and its gradient to about alpha / ((1 - alpha) clamp).
 
     Args:
       logps: ``[B, K]`` nats, any K.
-      batch: ``desirable [B, K]``; absent responses count for nothing.
+      batch: ``desirable [B, K]``; absent responses do not count.
       alpha: share of p+ in the reference, in (0, 1); None: ``desirable_fraction``.
       desirable_fraction: desirable share of the training responses, in (0, 1). The recipe binds it.
       reduction: ``class_mean``, the equation, by the weights of `rdro.loss`; or ``batch_mean``,
@@ -87,12 +87,12 @@ def loss_log_sigmoid(
 
         loss = (1/N) sum_{D+} S(log(1 + g)) + (1/M) sum_{D-} S(log(1 + 1/g))
 
-    Bounded, and **not consistent**: for g* = p-/p+ in (1/2, 2) the pointwise minimiser is
-    g = (2 g* - 1) / (2 - g*), below it 0 and above it infinite, so it is right at g* = 1 alone.
+    It is bounded and **not consistent**: for g* = p-/p+ in (1/2, 2) the pointwise minimiser is
+    g = (2 g* - 1) / (2 - g*), below it 0 and above it infinite, so it is right only at g* = 1.
 
     Args:
       logps: ``[B, K]`` nats, any K.
-      batch: ``desirable [B, K]``; absent responses count for nothing.
+      batch: ``desirable [B, K]``; absent responses do not count.
       alpha: share of p+ in the reference, in (0, 1); None: ``desirable_fraction``.
       desirable_fraction: desirable share of the training responses, in (0, 1). The recipe binds it.
       reduction: as in `loss`.
@@ -140,10 +140,10 @@ def _weighted(
 
 
 def log_g(log_ratio: Array | float, alpha: float) -> Array:
-    """``log((1/rho - alpha) / (1 - alpha))``, at least ``log(CLAMP)``.
+    """Computes ``log((1/rho - alpha) / (1 - alpha))``, at least ``log(CLAMP)``.
 
-    In terms of u = log(alpha rho) < 0, so that no exp(-T) overflows; the clamp is on u, where it is
-    far from rounding.
+    It is computed from u = log(alpha rho) < 0, so that no exp(-T) overflows; u is clamped, far from
+    its rounding errors.
     """
     edge = -jnp.log1p((1 - alpha) / alpha * CLAMP)  # g = CLAMP
     u = jnp.minimum(log_ratio + jnp.log(alpha), edge)

@@ -30,16 +30,16 @@ def loss(
     tau                               ``temperature``
     ================================  ======================================
 
-    **It is not monotone.** With tau = 0.05 its slope is positive for margins from -0.118 to
-    0.072: where policy equals reference a step makes the margin smaller, not larger. Pairs on the
-    left of the hump are not pulled over it.
+    **It is not monotone.** With tau = 0.05 its slope is positive for margins from -0.118 to 0.072:
+    where policy equals reference, a step makes the margin smaller. Pairs to the left of this hump
+    do not get over it.
 
     Args:
       logps: ``[B, 2]`` nats.
-      batch: not read: which response was chosen is its index.
+      batch: not read: the chosen response has index 0.
       beta: KL strength, reward per nat; > 0.
-      temperature: tau, in the unit of the margin; in (0, 1], else the exponential term has no
-        bound for pairs ordered wrongly. The paper's is 0.05.
+      temperature: tau, in the unit of the margin; in (0, 1], otherwise the exponential term is
+        unbounded for wrongly ordered pairs. The paper's is 0.05.
       implicit: T, or another reward per unit of beta, as in dpo.loss.
 
     Returns:
@@ -63,13 +63,13 @@ def loss(
     dpo.check_pairs(logps, "discopop.loss")
     if isinstance(temperature, int | float) and not 0 < temperature <= 1:
         raise ValueError(
-            f"discopop.loss: loss.temperature has to be in (0, 1], found {temperature}: beyond 1 "
-            "the loss of a pair ordered wrongly has no bound"
+            f"discopop.loss: loss.temperature: wanted a number in (0, 1], found {temperature}: "
+            "beyond 1 the loss of wrongly ordered pairs is unbounded"
         )
     reward = beta * implicit(logps)
     margin = reward[:, 0] - reward[:, 1]
     towards_logistic = jax.nn.sigmoid(-margin / temperature)
-    # g exp(-m) in one exponential: g and exp(-m) alone would be 0 times infinity.
+    # g exp(-m) as one exponential, because g times exp(-m) can be 0 times infinity.
     exponential = jnp.exp(jax.nn.log_sigmoid(margin / temperature) - margin)
     losses = exponential - towards_logistic * jax.nn.log_sigmoid(margin)
     return losses, dpo.pair_metrics(reward, logps.policy)

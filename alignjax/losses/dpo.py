@@ -6,7 +6,7 @@ from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
 
 def implicit(logps: Logps) -> Array:
-    """``[B, K]`` implicit reward per unit of beta, nats: log pi_theta / pi_ref.
+    """Computes ``[B, K]`` implicit rewards per unit of beta, nats: log pi_theta / pi_ref.
 
     Raises:
       ValueError: there is no reference (``reference.mode``).
@@ -39,7 +39,7 @@ def loss(
 
     Args:
       logps: ``[B, 2]`` nats.
-      batch: not read: which response was chosen is its index.
+      batch: not read: the chosen response has index 0.
       beta: KL strength, reward per nat; > 0.
       label_smoothing: probability that a label is wrong, in [0, 0.5).
       implicit: T, or another loss's reward per unit of beta, such as simpo.implicit.
@@ -52,7 +52,7 @@ def loss(
         (``reference.mode``).
 
     Differs from the paper: no; label_smoothing=0 is Eq. 7.
-    From the authors' code: no; "ipo" and "reference_free" there are other losses here.
+    From the authors' code: no; its "ipo" and "reference_free" are other losses here.
 
     >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs(policy=[[-4.0, -9.0]], reference=[[-5.0, -6.0]])
@@ -72,7 +72,7 @@ def loss(
 
 
 def check_pairs(logps: Logps, loss_name: str) -> None:
-    """Refuses batches that do not hold pairs.
+    """Refuses batches without pairs.
 
     Raises:
       ValueError: K is not 2.
@@ -80,9 +80,9 @@ def check_pairs(logps: Logps, loss_name: str) -> None:
     k = logps.policy.shape[1]
     if k != 2:
         raise ValueError(
-            f"{loss_name} compares 2 responses per prompt and the batch holds K={k}: set `select` "
-            "in the config to one that leaves a pair (such as hps.select), or use a loss "
-            "for lists (such as plackett_luce.loss) or for single responses (such as sft.loss)"
+            f"{loss_name}: wanted 2 responses per prompt, found K={k}: set `select` in the config "
+            "to one that keeps a pair (such as hps.select), or use a loss for lists (such as "
+            "plackett_luce.loss) or for single responses (such as sft.loss)"
         )
 
 
@@ -104,8 +104,8 @@ def reward_metrics(reward: Array) -> Metrics:
     """Summarises the rewards ``[B, 2]`` of a chosen and a rejected response.
 
     Returns:
-      Four entries ``[B]``. ``rewards/accuracies`` is 1 where the chosen response has the larger
-      reward, else 0: a tie counts as wrong.
+      Four entries ``[B]``. ``rewards/accuracies`` is 1 if the chosen response has the larger
+      reward, otherwise 0: a tie is wrong.
     """
     margin = reward[:, 0] - reward[:, 1]
     return {

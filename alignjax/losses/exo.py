@@ -11,8 +11,8 @@ f_r                               softmax of ``batch.scores / beta_r``; 1 - e, e
 epsilon                           ``label_smoothing``
 ================================  ==========================================================
 
-DPO is the forward divergence between the same two distributions, which spreads the policy over all
-that was preferred; this one seeks the modes, as reinforcement learning with a KL penalty does.
+DPO minimises the forward divergence between the same two distributions, which spreads the policy
+over all preferred responses; this one seeks modes, like reinforcement learning with a KL penalty.
 
 Reference: Ji et al., Towards Efficient Exact Optimization of Language Model Alignment, arXiv
 2402.00856; code haozheji/exact-optimization@1278978, src/align_stage/loss.py.
@@ -38,7 +38,7 @@ def loss(
     label_smoothing: float = 1e-3,
     implicit: Implicit = dpo.implicit,
 ) -> tuple[Array, Metrics]:
-    """Fits how a pair divides its probability to its label, by the reverse KL divergence.
+    """Fits a pair's probabilities to its label, by the reverse KL divergence.
 
     Section 3.2 (EXO-pref), p the softmax of the pair's two rewards r = beta log pi_theta/pi_ref::
 
@@ -46,7 +46,7 @@ def loss(
 
     Args:
       logps: ``[B, 2]`` nats.
-      batch: not read: which response was chosen is its index.
+      batch: not read: the chosen response has index 0.
       beta: beta_pi, reward per nat; > 0.
       label_smoothing: e, the probability that the rejected response gets; in (0, 0.5).
       implicit: log pi_theta / pi_ref, or another reward per unit of beta, as in dpo.loss.
@@ -60,7 +60,7 @@ def loss(
 
     Differs from the paper: no.
     From the authors' code: there the logarithms of 1 - e and e are 0 and -10, so e is 4.5e-5 and
-    the label does not add up to 1; the default here is TRL's 1e-3.
+    the label does not sum to 1; the default here is TRL's 1e-3.
 
     >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-5.0, -6.0]], [[-5.0, -6.0]])
@@ -70,8 +70,8 @@ def loss(
     dpo.check_pairs(logps, "exo.loss")
     if isinstance(label_smoothing, float | int) and not 0 < label_smoothing < 0.5:
         raise ValueError(
-            f"exo.loss needs label_smoothing in (0, 0.5), found {label_smoothing}: the divergence "
-            "from a certain label is infinite"
+            f"exo.loss: label_smoothing: wanted a number in (0, 0.5), found {label_smoothing}: the "
+            "divergence from a certain label is infinite"
         )
     reward = beta * implicit(logps)
     margin = reward[:, 0] - reward[:, 1]
@@ -89,7 +89,7 @@ def loss_list(
     beta_r: float = 1.0,
     implicit: Implicit = dpo.implicit,
 ) -> tuple[Array, Metrics]:
-    """Fits how a list divides its probability to its scores, by the reverse KL divergence.
+    """Fits a list's probabilities to its scores, by the reverse KL divergence.
 
     Section 3.2 (EXO-rw), over the K responses of a prompt::
 
@@ -97,10 +97,10 @@ def loss_list(
 
     Args:
       logps: ``[B, K]`` nats, K >= 2, in any order.
-      batch: ``scores [B, K]``, the rewards; their size counts, not only their order.
+      batch: ``scores [B, K]``, the rewards; their values count, not only their order.
       beta: beta_pi, reward per nat; > 0.
-      beta_r: units of score that make up one nat; > 0. The policy that is fitted is
-        pi_ref exp(score / (beta beta_r)).
+      beta_r: units of score per nat; > 0. The optimum is pi_ref exp(score / (beta beta_r)),
+        normalised.
       implicit: as in `loss`.
 
     Returns:
@@ -109,7 +109,7 @@ def loss_list(
     Raises:
       ValueError: see `plackett_luce.ranking_scores`; or there is no reference.
 
-    Differs from the paper: no; K responses are an estimate that is exact as K grows.
+    Differs from the paper: no; K responses give an estimate that becomes exact as K grows.
     From the authors' code: no.
 
     >>> from alignjax.testing import loss_inputs

@@ -9,10 +9,10 @@ alpha                             ``alpha``
 beta                              ``beta`` of the loss
 ================================  ==========================================================
 
-A policy that maximises reward less beta times a divergence has the reward beta f'(u) up to a
-constant, so the divergence changes the implicit reward and nothing else. The functions here go
-under any loss that takes ``implicit``: ``partial(exo.loss, implicit=f_dpo.forward_kl)``. Each is 0
-where policy equals reference, and there has slope 1 in the log-ratio, `jensen_shannon` 1/2.
+A policy that maximises the reward minus beta times a divergence has the implicit reward beta f'(u)
+up to a constant, so the divergence changes only the implicit reward. Any loss that takes
+``implicit`` can use these functions: ``partial(exo.loss, implicit=f_dpo.forward_kl)``. Where policy
+equals reference each is 0 and has slope 1 in the log-ratio, `jensen_shannon` 1/2.
 
 Reference: Wang et al., Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse
 Divergence Constraints, arXiv 2309.16240; code alecwangcq/f-divergence-dpo.
@@ -24,22 +24,22 @@ import jax.numpy as jnp
 from alignjax.losses import dpo
 from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
-# Nats beyond which an exponential goes on as a straight line: its square is finite in float32.
+# Nats beyond which exponentials continue as a straight line; their square is finite in float32.
 STRAIGHT = 40.0
 
 
 def forward_kl(logps: Logps, *, of: Implicit = dpo.implicit) -> Array:
-    """``[B, K]`` 1 - 1/u: the forward KL divergence KL[pi_ref || pi_theta].
+    """Computes ``[B, K]`` 1 - 1/u, for the forward KL divergence KL[pi_ref || pi_theta].
 
     Args:
       logps: ``[B, K]`` nats.
-      of: log u, or another reward in its place, such as cpo.implicit.
+      of: log u, or another reward instead, such as cpo.implicit.
     """
     return 1.0 - exp(-of(logps))
 
 
 def jensen_shannon(logps: Logps, *, of: Implicit = dpo.implicit) -> Array:
-    """``[B, K]`` log(2 u / (1 + u)): the Jensen-Shannon divergence; at most log 2.
+    """Computes ``[B, K]`` log(2 u / (1 + u)), for the Jensen-Shannon divergence; at most log 2.
 
     Args: as in `forward_kl`.
     """
@@ -48,11 +48,11 @@ def jensen_shannon(logps: Logps, *, of: Implicit = dpo.implicit) -> Array:
 
 
 def alpha(logps: Logps, *, alpha: float = 0.5, of: Implicit = dpo.implicit) -> Array:
-    """``[B, K]`` (1 - u^-alpha) / alpha: between the reverse KL (alpha to 0) and the forward (1).
+    """Computes ``[B, K]`` (1 - u^-alpha) / alpha: reverse KL as alpha goes to 0, forward KL at 1.
 
     Args:
       logps, of: as in `forward_kl`.
-      alpha: not 0. TRL's ``f_alpha_divergence_coef`` is 1 less it.
+      alpha: not 0. TRL's ``f_alpha_divergence_coef`` is 1 - alpha.
     """
     return (1.0 - exp(-alpha * of(logps))) / alpha
 
@@ -68,7 +68,7 @@ def loss(
 
     Args:
       logps: ``[B, 2]`` nats.
-      batch: not read: which response was chosen is its index.
+      batch: not read: the chosen response has index 0.
       beta: strength of the divergence, reward per unit of f'; > 0.
       implicit: f', one of the functions here.
 
@@ -79,8 +79,8 @@ def loss(
       ValueError: K is not 2 (set ``select`` in the config), or there is no reference
         (``reference.mode``).
 
-    Differs from the paper: a constant is added to f', which cancels in pairs; an exponential of
-    more than 40 nats goes on as a straight line, so that a far response keeps a finite gradient.
+    Differs from the paper: a constant is added to f', which cancels in pairs; exponentials continue
+    as a straight line beyond 40 nats, so that gradients stay finite.
     From the authors' code: not compared. TRL's ``f_divergence_type`` is the same.
 
     >>> from alignjax.testing import loss_inputs
@@ -92,5 +92,5 @@ def loss(
 
 
 def exp(x: Array) -> Array:
-    """``exp(x)``, from `STRAIGHT` on its tangent there."""
+    """Computes ``exp(x)``; beyond `STRAIGHT` its tangent there."""
     return jnp.exp(jnp.minimum(x, STRAIGHT)) * (1.0 + jnp.maximum(x - STRAIGHT, 0.0))

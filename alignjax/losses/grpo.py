@@ -7,14 +7,14 @@ r_i, i = 1..G                     ``batch.scores``: of a reward model, or of a r
 o_i, |o_i|                        the K = G samples of a prompt, ``logps.length``
 A_i                               (r_i - mean r) / std r, or another ``scale``
 pi_theta / pi_old, its clipping   1: a sample is used once, by the policy that drew it
-beta, D_KL[pi_theta || pi_ref]    ``beta``, in the score: r_i - beta log pi_theta / pi_ref
+beta, D_KL[pi_theta || pi_ref]    ``beta``, in the reward: r_i - beta log pi_theta / pi_ref
 ================================  ==========================================================
 
-A group is a prompt and its samples, which is a row of a batch here. `alignjax.training.on_policy`
-samples anew for every step, so the ratio of new to old policy is 1: the gradient is that of GRPO
-with one update a batch, whatever its clipping range is (clip-higher too), and that of GSPO, whose
-ratio is of the whole sequence. `loss_clipped` is for several updates on a step's samples; its ratio
-is of whole responses, since a loss here does not see tokens.
+A group is a prompt and its samples, a row of a batch. `alignjax.training.on_policy` samples again
+for every step, so the ratio of new to old policy is 1, and the gradient is that of GRPO with one
+update per batch and any clipping range (also clip-higher), and that of GSPO, whose ratio is of the
+whole sequence. `loss_clipped` is for several updates on a step's samples; its ratio is of whole
+responses, because losses here do not get tokens.
 
 ::
 
@@ -54,7 +54,7 @@ def loss(
     scale: str = "std",
     length: str = "response",
 ) -> tuple[Array, Metrics]:
-    """Raises the samples that score above their group's mean, and lowers those below it.
+    """Raises samples that score above their group's mean, and lowers those below it.
 
     Eq. 3 where pi_theta = pi_old, R_i = r_i - beta log pi_theta(o_i) / pi_ref(o_i)::
 
@@ -64,32 +64,32 @@ def loss(
         A_i = (R_i - mean R) / std R ("std"), R_i - mean R ("none"), R_i - mean_{j != i} R_j ("loo")
         l_i = |o_i| ("response"), 1 ("sum"), (1/G) sum_j |o_j| ("group")
 
-    The samples have to come from pi_theta **as it is at this step**, and all that were drawn have
-    to be there, as for `apo.loss`. Only "loo" with "sum" is the unbiased gradient of the expected
-    reward; "none" with "sum" is (G - 1) / G times it. A group of equal scores teaches nothing.
+    The samples must come from **the current** pi_theta, and none of them may be removed, as for
+    `apo.loss`. Only "loo" with "sum" is the unbiased gradient of the expected reward; "none" with
+    "sum" is (G - 1) / G times it. A group of equal scores has no gradient.
 
     Args:
-      logps: ``[B, K]`` nats, K >= 2; the reference is read where beta is not 0.
-      batch: ``scores [B, K]``. A sample that is absent, or whose score is not finite, takes no
-        part; where a single one is left there is no gradient.
+      logps: ``[B, K]`` nats, K >= 2; the reference is read unless beta is 0.
+      batch: ``scores [B, K]``. Absent samples and those without a finite score do not count; if
+        only one is left there is no gradient.
       beta: reward per nat; >= 0.
       scale: ``std``, the group's standard deviation (of a sample, with G - 1); ``none``; ``loo``.
-      length: what the log-probability of a response is divided by, as above.
+      length: divisor of a response's log-probability, as above.
 
     Returns:
       ``[B]`` losses, the group's negative mean R; ``scores``, the mean r; ``scores/std``; and
-      ``kl``, the mean log-ratio, where beta is not 0.
+      ``kl``, the mean log-ratio, unless beta is 0.
 
     Raises:
-      ValueError: scale or length is another word; see `plackett_luce.ranking_scores`; or beta is
+      ValueError: scale or length has another value; see `plackett_luce.ranking_scores`; or beta is
         not 0 and there is no reference (``reference.mode``).
 
-    Differs from the paper: its KL term is an estimate at each token, beside the reward; here the
-    log-ratio of the whole response is part of the reward, as in RLOO. With beta 0, as DAPO and
-    Dr. GRPO have it, there is no difference.
-    From the authors' code: none is published. TRL's GRPOTrainer with one iteration a batch has
-    this gradient: ``scale_rewards`` is scale, "grpo", "dr_grpo" and "dapo" are length, where
-    "dr_grpo" divides by the largest length allowed, a constant.
+    Differs from the paper: its KL term is an estimate at each token, outside of the reward; here
+    the log-ratio of the whole response is part of the reward, as in RLOO. With beta 0, as in DAPO
+    and Dr. GRPO, there is no difference.
+    From the authors' code: none is published. TRL's GRPOTrainer with one iteration per batch has
+    this gradient: its ``scale_rewards`` is scale; its "grpo", "dr_grpo" and "dapo" are lengths,
+    where "dr_grpo" divides by a constant, the largest allowed length.
 
     >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-2.0, -5.0]], length=[[2, 5]], scores=[[1.0, 0.0]])
@@ -99,12 +99,12 @@ def loss(
     """
     for name, found, known in (("scale", scale, SCALES), ("length", length, LENGTHS)):
         if found not in known:
-            raise ValueError(f"grpo.loss: loss.{name} is {found!r}, wanted one of {known}")
+            raise ValueError(f"grpo.loss: loss.{name}: wanted one of {known}, found {found!r}")
     scores = ranking_scores(batch)
     ranked = scores > -jnp.inf
     some = jnp.maximum(ranked.sum(axis=1, keepdims=True), 1)
 
-    def mean(x: Array) -> Array:  # [B, 1] over the samples that take part
+    def mean(x: Array) -> Array:  # [B, 1] over the samples that count
         return jnp.where(ranked, x, 0.0).sum(axis=1, keepdims=True) / some
 
     value, metrics = _penalised(logps, scores, beta, mean)
@@ -123,7 +123,7 @@ def loss(
 def _penalised(
     logps: Logps, scores: Array, beta: float, mean: Callable[[Array], Array]
 ) -> tuple[Array, Metrics]:
-    """Computes ``[B, K]`` rewards less the KL term, and the metrics of both."""
+    """Computes ``[B, K]`` rewards minus the KL term, and the metrics of both."""
     metrics = {"scores": mean(scores)[:, 0]}
     value = jnp.where(scores > -jnp.inf, scores, 0.0)
     if not (isinstance(beta, float | int) and beta == 0):
@@ -137,7 +137,7 @@ def _penalised(
 def loss_batch(
     logps: Logps, batch: Batch, *, beta: float = 0.0, baseline: bool = False
 ) -> tuple[Array, Metrics]:
-    """Raises the samples that score above the mean of the whole batch, in its standard deviations.
+    """Raises samples that score above the whole batch's mean, in units of its standard deviation.
 
     REINFORCE++, where pi_theta = pi_old and a whole response is an action; mean and std are over
     all samples of all prompts of the step::
@@ -147,15 +147,15 @@ def loss_batch(
 
         A_i = (d_i - mean d) / std d,    d_i = R_i, or R_i - its group's mean R ("baseline")
 
-    Unlike in GRPO, a prompt whose samples differ little moves the policy little; and without
-    ``baseline`` a prompt whose samples are all above the batch's mean raises all of them.
+    Unlike in GRPO, a prompt whose scores differ little has a small gradient; and without
+    ``baseline``, if all samples of a prompt are above the batch's mean, all of them are raised.
 
     Args:
-      logps: ``[B, K]`` nats; the reference is read where beta is not 0.
-      batch: ``scores [B, K]``, K >= 2. A sample that is absent, or whose score is not finite, takes
-        no part.
+      logps: ``[B, K]`` nats; the reference is read unless beta is 0.
+      batch: ``scores [B, K]``, K >= 2. Absent samples and those without a finite score do not
+        count.
       beta: reward per nat; >= 0.
-      baseline: REINFORCE++-baseline, which compares a sample with its own group first.
+      baseline: REINFORCE++-baseline, which first subtracts the mean of a sample's group.
 
     Returns:
       As `loss`, with ``scores/std`` of the batch.
@@ -163,8 +163,8 @@ def loss_batch(
     Raises:
       ValueError: see `plackett_luce.ranking_scores`; or beta is not 0 and there is no reference.
 
-    Differs from the paper: there a response's tokens have advantages of their own by the KL of what
-    follows them, and ratios are clipped; for one update on a step's samples they are 1.
+    Differs from the paper: there each token has its own advantage, with the KL of the tokens after
+    it, and ratios are clipped; for one update on a step's samples they are 1.
     From the authors' code: not compared.
 
     >>> from alignjax.testing import loss_inputs
@@ -201,9 +201,9 @@ def loss_batch(
 def loss_clipped(
     logps: Logps, batch: Batch, *, beta: float = 0.1, clip: float = 0.2
 ) -> tuple[Array, Metrics]:
-    """Learns from samples of a policy some updates ago: PPO, where a whole response is an action.
+    """Raises or lowers samples of a policy some updates ago: PPO with a response as one action.
 
-    ::
+    The clipped objective, over the G samples of a prompt::
 
         loss = -(1/G) sum_i min(rho_i A_i, clip(rho_i, 1 - clip, 1 + clip) A_i)
 
@@ -214,10 +214,10 @@ def loss_clipped(
 
     Args:
       logps: ``[B, K]`` nats, K >= 2, and the reference's.
-      batch: ``scores [B, K]``; ``drawn_logps``, log pi_old. A sample that is absent, or whose score
-        is not finite, takes no part; where a single one is left there is no gradient.
+      batch: ``scores [B, K]``; ``drawn_logps``, log pi_old. Absent samples and those without a
+        finite score do not count; if only one is left there is no gradient.
       beta: reward per nat; > 0.
-      clip: how far a ratio may move before its sample has no more gradient; > 0.
+      clip: distance of a ratio from 1 beyond which a sample has no gradient; > 0.
 
     Returns:
       ``[B]`` losses; ``scores``, the mean r; ``kl``, the mean log-ratio of the old policy; and
@@ -227,8 +227,8 @@ def loss_clipped(
       ValueError: see `plackett_luce.ranking_scores`; or there is no reference.
 
     Differs from the paper: ratios, rewards and clipping are of whole responses, not of tokens, and
-    the baseline is the mean of the other samples, not a value network (which TRL's PPO, that
-    published MORLHF runs use, puts on the policy, with its own clipped loss).
+    the baseline is the mean of the other samples, not a value network. (TRL's PPO, with which
+    MORLHF runs were published, has a value network on the policy with its own clipped loss.)
     From the authors' code: not compared.
 
     >>> from alignjax.testing import loss_inputs

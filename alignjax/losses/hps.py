@@ -10,17 +10,17 @@ N = n - 1                         number of negatives; ``batch.drawn_from`` afte
 beta, gamma                       ``beta``, ``gamma``, see below
 ================================  ==========================================================
 
-`select` draws y_s ~ q before the forward pass, which is where the method saves its compute: two
-responses are scored instead of n. q, the scores and the reference carry no gradient. Responses
-tied with the best one are not negatives. Any pair loss may follow `select`: that is the
-paper's X-HPS for X in DPO (`loss_published`), EXO, IPO, SPPO and NCA.
+`select` draws y_s ~ q before the forward pass, so only two responses are scored instead of n. q,
+the scores and the reference have no gradient. Responses tied with the best one are not negatives.
+Any pair loss can follow `select`: these are the paper's X-HPS for X in DPO (`loss_published`), EXO,
+IPO, SPPO and NCA.
 
-How hard a gamma is depends on the spread of the scores: with 7 negatives, gamma = 3 gives the
-hardest one 0.21 where a list's scores spread by 0.13, and 0.60 where they spread by 1. So gamma is
-counted per ``score_sd``, the standard deviation of scores within a list, pooled over the training
-lists. A run binds it (`alignjax.stages.check.bind_score_sd`); it is stored with the prepared rows.
-The paper and its code multiply the raw scores: ``score_sd=1.0``. Other losses see the scores as
-they are.
+The effect of gamma depends on the spread of the scores: with 7 negatives and gamma = 3, the hardest
+one has probability 0.21 if the standard deviation of a list's scores is 0.13, and 0.60 if it is 1.
+So gamma is divided by ``score_sd``, the standard deviation of scores within a list, pooled over the
+training lists. A run binds it (`alignjax.stages.check.bind_score_sd`); it is stored with the
+prepared rows. The paper and its code multiply the raw scores: ``score_sd=1.0``. Other losses get
+the raw scores.
 
 Reference: Zou et al., HPS: Hard Preference Sampling for Human Preference Alignment, arXiv
 2502.14400; code LVLab-SMU/HPS@606b7ce, dpo_iteration/run_dpo.py.
@@ -49,14 +49,13 @@ def loss(
 ) -> tuple[Array, Metrics]:
     """Fits the implicit reward to "the best beats a hard negative", one negative per prompt.
 
-    Eq. 8 with its expectation replaced by the one drawn response y_s, which leaves the inner
-    expectation unbiased::
+    Eq. 8 with its inner expectation estimated by the one drawn response y_s, without bias::
 
         loss = -log exp(r_1) / (exp(r_1) + N exp(r_s)) = softplus(log N + r_s - r_1)
 
     Args:
-      logps: ``[B, 2]`` nats, as `select` leaves them: best, drawn.
-      batch: ``drawn_from [B]``, the N that response 1 was drawn from.
+      logps: ``[B, 2]`` nats, in the order of `select`: best, drawn.
+      batch: ``drawn_from [B]``, the number N of negatives that response 1 was drawn from.
       beta: KL strength, reward per nat; > 0.
       implicit: reward per unit of beta, as in dpo.loss.
 
@@ -68,9 +67,9 @@ def loss(
       ValueError: K is not 2 or nothing was drawn (set ``select`` to `select`), or there is no
         reference (``reference.mode``).
 
-    Differs from the paper: its practice is stated with Eq. 10, which as printed loses the factor
-    N of Eq. 8 (q / p is N q, not q); this is Eq. 8, the form that its Theorem 1 analyses.
-    From the authors' code: that runs the printed Eq. 10, here `loss_published`.
+    Differs from the paper: it states its practical loss as Eq. 10, which as printed lacks the
+    factor N of Eq. 8 (q / p is N q, not q); this is Eq. 8, the form that its Theorem 1 analyses.
+    From the authors' code: that is the printed Eq. 10, here `loss_published`.
 
     >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]], drawn_from=[15])
@@ -80,8 +79,8 @@ def loss(
     dpo.check_pairs(logps, "hps.loss")
     if batch.drawn_from is None:
         raise ValueError(
-            "hps.loss needs to know how many responses the rejected one was drawn from: set "
-            "`select` to hps.select in the config, or use dpo.loss for pairs that come as pairs"
+            "hps.loss: wanted `drawn_from`, the number of negatives that one was drawn from, found "
+            "none: set `select` to hps.select in the config, or use dpo.loss for pairs"
         )
     reward = beta * implicit(logps)
     negatives = jnp.maximum(batch.drawn_from, 1).astype(reward.dtype)  # 0 only in rows of weight 0
@@ -98,7 +97,7 @@ def loss_full(
     score_sd: float | None = None,
     implicit: Implicit = dpo.implicit,
 ) -> tuple[Array, Metrics]:
-    """Fits the implicit reward to "the best beats hard negatives", all of them, weighted by q.
+    """Fits the implicit reward to "the best beats all negatives", weighted by their hardness q.
 
     Eq. 8 with the q of Eq. 9, over all n responses; gamma=0 is `plackett_luce.loss_top1`::
 
@@ -109,8 +108,8 @@ def loss_full(
       logps: ``[B, K]`` nats, K >= 2, in any order.
       batch: ``scores [B, K]``, larger is better.
       beta: KL strength, reward per nat; > 0.
-      gamma: hardness: > 0 weighs the best-scored negatives up, < 0 down.
-      score_sd: the unit of gamma, > 0; a run binds that of its training lists. None: the score's.
+      gamma: hardness: > 0 gives more weight to negatives with high scores, < 0 less.
+      score_sd: standard deviation of scores, > 0; a run binds that of its training lists. None: 1.
       implicit: reward per unit of beta, as in dpo.loss.
 
     Returns:
@@ -120,7 +119,7 @@ def loss_full(
     Raises:
       ValueError: see `plackett_luce.ranking_scores`; or there is no reference.
 
-    Differs from the paper: no; its practice is `loss`.
+    Differs from the paper: no; its practical loss is `loss`.
     From the authors' code: that never computes the expectation.
 
     >>> from alignjax.testing import loss_inputs
@@ -146,7 +145,7 @@ def loss_two_valid(
     second_weight: float = 1.0,
     implicit: Implicit = dpo.implicit,
 ) -> tuple[Array, Metrics]:
-    """Fits the implicit reward to "two responses are right, the best one before the second".
+    """Fits the implicit reward to "the best beats all, and the second best the rest".
 
     Appendix E, with L(y; Y) the loss of Eq. 8 for y against the negatives Y::
 
@@ -167,8 +166,8 @@ def loss_two_valid(
     Raises:
       ValueError: see `plackett_luce.ranking_scores`; or there is no reference.
 
-    Differs from the paper: it leaves lambda and ties open. What ties with y_1 or y_2 is no negative
-    of that one; y_2 may tie with y_1.
+    Differs from the paper: it does not define lambda and ties. A response tied with y_1 or y_2 is
+    not a negative of that one; y_2 may be tied with y_1.
     From the authors' code: that has no second valid response.
 
     >>> from alignjax.testing import loss_inputs
@@ -196,14 +195,14 @@ def loss_published(
     label_smoothing: float = 0.1,
     implicit: Implicit = dpo.implicit,
 ) -> tuple[Array, Metrics]:
-    """Fits the implicit reward to the drawn pair alone, as the authors' code does.
+    """Fits the implicit reward to the drawn pair, as the authors' code does.
 
     Eq. 10 as printed with one draw, and smoothing e: this is DPO on the pair of `select`::
 
         loss = -(1 - e) log sigma(r_1 - r_s) - e log sigma(r_s - r_1)
 
     Args:
-      logps: ``[B, 2]`` nats, as `select` leaves them: best, drawn.
+      logps: ``[B, 2]`` nats, in the order of `select`: best, drawn.
       batch: not read.
       beta: KL strength; 0.25 is the code's value (the paper's is 0.1).
       label_smoothing: e in [0, 0.5); 0.1 is the code's value (the paper has none).
@@ -215,10 +214,10 @@ def loss_published(
     Raises:
       ValueError: K is not 2 (set ``select`` to `select`), or there is no reference.
 
-    Differs from the paper: label_smoothing; and the log N of Eq. 8 is lost, as in Eq. 10.
-    From the authors' code: no. There gamma goes by a row's place in a data set that is shuffled
-    again afterwards, and the ``hard_i`` schedule reads gamma before it is assigned; use
-    `curriculum`.
+    Differs from the paper: label_smoothing; and the log N of Eq. 8 is missing, as in Eq. 10.
+    From the authors' code: no. Use `curriculum` for gamma: there gamma depends on a row's place in
+    a data set that is shuffled afterwards, and the ``hard_i`` schedule reads gamma before it is
+    assigned.
 
     >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]])
@@ -231,19 +230,18 @@ def loss_published(
 def select(key: Array, batch: Batch, *, gamma: float, score_sd: float | None = None) -> Batch:
     """Draws one rejected response per prompt, ``y_s ~ q`` of Eq. 9, before the forward pass.
 
-    The draw depends on ``key`` and the row's ``prompt_id`` alone, not on its place in the batch,
-    the batch size or the number of devices.
+    The draw depends only on ``key`` and the row's ``prompt_id``, not on its place in the batch, the
+    batch size or the number of devices.
 
     Args:
       key: PRNG key of the step.
       batch: K >= 2 responses per prompt with ``scores [B, K]``.
       gamma: hardness, a number or a scalar array; large: the hardest negative.
-      score_sd: the unit of gamma, > 0; a run binds that of its training lists. None: the score's.
+      score_sd: standard deviation of scores, > 0; a run binds that of its training lists. None: 1.
 
     Returns:
       The batch with K' = 2, index 0 the best response and index 1 the drawn one,
-      ``drawn_from`` = N and `hardness_metrics`. A prompt without a negative has nothing to teach
-      and gets weight 0.
+      ``drawn_from`` = N and `hardness_metrics`. A prompt without a negative gets weight 0.
 
     Raises:
       ValueError: see `plackett_luce.ranking_scores`.
@@ -259,16 +257,16 @@ def select(key: Array, batch: Batch, *, gamma: float, score_sd: float | None = N
 
 
 def hardness_metrics(log_q: Array, batch: Batch) -> Metrics:
-    """Says how hard q is.
+    """Measures how hard q is.
 
     Args:
       log_q: ``[B, K]``, Eq. 9.
-      batch: the lists that it is of.
+      batch: the lists.
 
     Returns:
-      ``negatives/effective``: the exponential of q's entropy, N where q is uniform and 1 where one
-      negative has all of it; ``negatives/p_hardest``: what q gives to the largest score among the
-      negatives. ``[B]``, both 0 for a list without a negative.
+      ``negatives/effective [B]``: the exponential of q's entropy, N if q is uniform and 1 if one
+      negative has all the probability; ``negatives/p_hardest [B]``: the probability of the
+      negatives with the largest score. Both are 0 for a list without a negative.
     """
     _, negatives = best_and_negatives(batch)
     q = jnp.where(negatives, jnp.exp(log_q), 0.0)
@@ -282,18 +280,17 @@ def hardness_metrics(log_q: Array, batch: Batch) -> Metrics:
 
 
 def curriculum(*, start: float = -5.0, stop: float = 3.0, plateaus: int | None = 5) -> RunSchedule:
-    """A schedule for ``gamma``, from easy to hard negatives over the run, however long that is.
+    """Makes a schedule for ``gamma``, from easy to hard negatives over a run of any length.
 
     Args:
       start: gamma at the first step.
       stop: gamma at the last step.
-      plateaus: gamma stays constant over each of this many equal parts of the run, and goes from
-        ``start`` to ``stop`` in equal steps. The default is the authors' code: -5, -3, -1, 1, 3.
-        The paper's text says "from -5 to 5": ``stop=5.0`` is -5, -2.5, 0, 2.5, 5. None: linear in
-        the step.
+      plateaus: number of equal parts of the run with a constant gamma, from ``start`` to ``stop``
+        in equal steps. The default is that of the authors' code: -5, -3, -1, 1, 3. The paper's text
+        says "from -5 to 5": ``stop=5.0`` is -5, -2.5, 0, 2.5, 5. None: linear in the step.
 
     Raises:
-      ValueError: there are fewer than 2 plateaus; or, when the run begins, no steps.
+      ValueError: there are fewer than 2 plateaus; or, when the run begins, it has no steps.
 
     >>> print(*[curriculum().over(10)(step) for step in (0, 2, 9)])
     -5.0 -3.0 3.0
@@ -301,29 +298,29 @@ def curriculum(*, start: float = -5.0, stop: float = 3.0, plateaus: int | None =
     -5.0 -4.0 5.0
     """
     if plateaus is not None and plateaus < 2:
-        raise ValueError(f"hps.curriculum needs plateaus >= 2 or None, found {plateaus}")
+        raise ValueError(f"hps.curriculum: wanted plateaus >= 2 or None, found {plateaus}")
     return RunSchedule(functools.partial(_ramp, start=start, stop=stop, plateaus=plateaus))
 
 
 def _ramp(
     steps: int, *, start: float, stop: float, plateaus: int | None
 ) -> Callable[[Array], Array]:
-    """Gamma by the step of a run of so many; after them it stays as it is."""
+    """Makes gamma by the step, for a run of ``steps`` steps; after them it is constant."""
     if steps < 1:
-        raise ValueError(f"hps.curriculum needs a run of at least 1 step, found {steps}")
+        raise ValueError(f"hps.curriculum: wanted a run of at least 1 step, found {steps}")
 
     def gamma(step: Array) -> Array:
         step = jnp.minimum(step, steps - 1)
         if plateaus is None:
             return start + (stop - start) * step / max(steps - 1, 1)
-        # In integers, which are exact where one plateau ends.
+        # In integers, so that plateaus end at exact steps.
         return start + (stop - start) * (step * plateaus // steps) / (plateaus - 1)
 
     return gamma
 
 
 def _expected(reward: Array, best: Array, negatives: Array, log_q: Array) -> Array:
-    """``[B]`` Eq. 8 with its expectation, for rewards ``[B, K]``; 0 without a negative."""
+    """Computes ``[B]`` Eq. 8 with its expectation, for rewards ``[B, K]``; 0 without negatives."""
     count = negatives.sum(axis=1)
     lead = reward - jnp.take_along_axis(reward, best[:, None], axis=1)
     log_expectation = jax.nn.logsumexp(log_q + lead, axis=1)
@@ -332,12 +329,12 @@ def _expected(reward: Array, best: Array, negatives: Array, log_q: Array) -> Arr
 
 
 def _log_q(batch: Batch, negatives: Array, gamma: float, score_sd: float | None) -> Array:
-    """Eq. 9: ``[B, K]`` log q, -inf for responses that are no negatives.
+    """Computes Eq. 9, ``[B, K]`` log q, -inf for responses that are no negatives.
 
     A list without negatives gets a uniform q, to avoid a division by 0; callers ignore its result.
     """
     if score_sd is not None and score_sd <= 0:
-        raise ValueError(f"hps: score_sd, a standard deviation, must be > 0, found {score_sd}")
+        raise ValueError(f"hps: score_sd: wanted a standard deviation > 0, found {score_sd}")
     among = negatives | ~negatives.any(axis=1, keepdims=True)
     per_score = gamma if score_sd is None else gamma / score_sd
     hardness = per_score * jnp.where(negatives, ranking_scores(batch), 0.0)

@@ -1,16 +1,16 @@
-"""Identity Preference Optimization: a bounded gap between the chosen and the rejected response.
+"""Identity Preference Optimization: a finite gap between the chosen and the rejected response.
 
 ================================  ======================================
 paper                             code
 ================================  ======================================
 log pi_theta / pi_ref             ``implicit(logps)``
-h(y_w, y_l)                       its difference, response 0 less 1
+h(y_w, y_l)                       its difference, response 0 minus 1
 y_w, y_l                          response 0 (chosen), 1 (rejected)
 tau                               ``beta``
 ================================  ======================================
 
-Unlike a log-likelihood the square has its minimum at a finite gap, 1 / (2 beta), however clear the
-preference is.
+Unlike a log-likelihood, the square has its minimum at a finite gap, 1 / (2 beta), even if the
+preference is certain.
 
 Reference: Azar et al., A General Theoretical Paradigm to Understand Learning from Human
 Preferences, arXiv 2310.12036 (no code published); as run in huggingface/trl and ContextualAI/HALOs.
@@ -24,14 +24,14 @@ from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
 
 def implicit_mean(logps: Logps, *, of: Implicit = dpo.implicit) -> Array:
-    """``[B, K]`` implicit reward per unit of beta: log pi_theta / pi_ref per token, nats.
+    """Computes ``[B, K]`` implicit rewards per unit of beta: log pi_theta / pi_ref per token, nats.
 
-    Under ``dpo.loss`` this is length-normalised DPO (Tulu 3, arXiv 2411.15124), TRL's
+    With ``dpo.loss`` this is length-normalised DPO (Tulu 3, arXiv 2411.15124), TRL's
     "sigmoid_norm".
 
     Args:
       logps: ``[B, K]`` nats, with ``length``.
-      of: what is divided by the number of tokens.
+      of: the reward to divide by the number of tokens.
 
     Raises:
       ValueError: there is no reference (``reference.mode``).
@@ -42,7 +42,7 @@ def implicit_mean(logps: Logps, *, of: Implicit = dpo.implicit) -> Array:
 def loss(
     logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = dpo.implicit
 ) -> tuple[Array, Metrics]:
-    """Moves the gap between the log-ratios of a pair to a finite target.
+    """Fits the gap between the log-ratios of a pair to a finite target.
 
     Eq. 17, over the log-probabilities of whole responses::
 
@@ -50,7 +50,7 @@ def loss(
 
     Args:
       logps: ``[B, 2]`` nats.
-      batch: not read: which response was chosen is its index.
+      batch: not read: the chosen response has index 0.
       beta: KL strength tau; > 0. The target gap is 1 / (2 beta) nats.
       implicit: log pi_theta / pi_ref, or another reward per unit of beta, as in dpo.loss.
 
@@ -78,7 +78,7 @@ def loss(
 def loss_mean(
     logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = implicit_mean
 ) -> tuple[Array, Metrics]:
-    """Moves the gap between the per-token log-ratios of a pair to a finite target.
+    """Fits the gap between the per-token log-ratios of a pair to a finite target.
 
     Eq. 17 with every log-ratio divided by its number of tokens |y|::
 
@@ -91,13 +91,13 @@ def loss_mean(
       implicit: log-ratio per token, or another reward per unit of beta.
 
     Returns:
-      As `loss`; the rewards are per token, too.
+      As `loss`; the rewards are per token too.
 
     Raises:
       ValueError: as `loss`.
 
-    Differs from the paper: it sums over the tokens; this average is what its authors named to
-    those who implemented it, and what trainers run.
+    Differs from the paper: it sums over the tokens; its authors recommended this average to
+    implementers, and trainers use it.
     From the authors' code: none is published; TRL's and HALOs' "ipo" is this one.
 
     >>> from alignjax.testing import loss_inputs
@@ -111,13 +111,13 @@ def loss_mean(
 def loss_list(
     logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = dpo.implicit
 ) -> tuple[Array, Metrics]:
-    """Moves the gaps of all ordered pairs of a list to one target.
+    """Fits the gaps of all ordered pairs of a list to one target.
 
     Eq. 17 over P, the pairs of different scores::
 
         loss = (1/|P|) sum_{(w, l) in P} (h(y_w, y_l) - 1 / (2 beta))^2
 
-    The mean, not the sum, over pairs: prompts weigh alike whatever their n, and n = 2 is `loss`.
+    It is a mean over pairs, so that prompts have the same weight for any n; n = 2 is `loss`.
 
     Args:
       logps: ``[B, K]`` nats, K >= 2, in any order.
@@ -131,10 +131,10 @@ def loss_list(
     Raises:
       ValueError: see `plackett_luce.ranking_scores`; or there is no reference.
 
-    Differs from the paper: it has pairs only. Three responses cannot all be 1 / (2 beta) apart: the
-    minimiser spaces n responses evenly, 1 / (n beta) apart.
-    From the authors' code: none is published. HPS (arXiv 2502.14400) reports an "IPO-PL" whose form
-    it does not give.
+    Differs from the paper: it has only pairs. Three responses cannot all be 1 / (2 beta) apart: at
+    the minimum n responses are evenly spaced, 1 / (n beta) apart.
+    From the authors' code: none is published. HPS (arXiv 2502.14400) reports an "IPO-PL" without
+    its equation.
 
     >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-9.0, -4.0]], [[-6.0, -5.0]], scores=[[0.1, 0.8]])

@@ -9,9 +9,9 @@ lambda_D, lambda_U                ``desirable_weight``, ``undesirable_weight``
 beta                              ``beta``
 ================================  ==========================================================
 
-A config sets all three: ``select=kto.select, baseline=kto.baseline, loss=kto.loss``. `select` puts
-the response of another prompt beside each row's own, `baseline` reads its log-ratio, and the step
-averages it over the whole global batch.
+A config sets all three: ``select=kto.select, baseline=kto.baseline, loss=kto.loss``. `select` adds
+the response of another prompt to each row, `baseline` returns its log-ratio, and the step averages
+it over the whole global batch.
 
 Reference: Ethayarajh et al., KTO: Model Alignment as Prospect Theoretic Optimization, arXiv
 2402.01306.
@@ -34,18 +34,18 @@ def loss(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> tuple[Array, Metrics]:
-    """Raises the value of desirable responses over the baseline, and lowers that of the others.
+    """Raises the value of desirable responses above the baseline, and lowers that of the others.
 
-    Eq. 8, lambda_y less the value v, for lambda_D desirable and lambda_U undesirable responses::
+    Eq. 8, lambda_y - v, v the value; for a desirable or an undesirable response::
 
         loss = lambda_D (1 - sigma(beta (r - z_0)))   or   lambda_U (1 - sigma(beta (z_0 - r)))
 
     Args:
-      logps: ``[B, K]`` nats, any K, or ``[B, K + 1]`` as `select` leaves them.
+      logps: ``[B, K]`` nats, any K, or ``[B, K + 1]`` after `select`.
       batch: ``desirable [B, K]``; ``baseline [B]`` nats, the mean over the global batch; absent
-        responses count for nothing, and a row costs the sum over its responses.
+        responses do not count, and a row's loss is the sum over its responses.
       beta: risk aversion per nat; > 0.
-      desirable_weight: lambda_D. The paper wants lambda_D N / (lambda_U M) within [1, 4/3] for N
+      desirable_weight: lambda_D. The paper recommends lambda_D N / (lambda_U M) in [1, 4/3] for N
         desirable and M undesirable responses; the data report prints both counts.
       undesirable_weight: lambda_U.
 
@@ -67,8 +67,8 @@ def loss(
     """
     if batch.baseline is None:
         raise ValueError(
-            "kto.loss needs the baseline of the global batch: set `select` to kto.select and "
-            "`baseline` to kto.baseline in the config"
+            "kto.loss: wanted the baseline of the global batch, found none: set `select` to "
+            "kto.select and `baseline` to kto.baseline in the config"
         )
     labels, count = _labels(batch)
     present, ratio = batch.present[:, :count], logps.log_ratio[:, :count]
@@ -84,16 +84,16 @@ def loss(
 
 
 def implicit(logps: Logps, *, per_token: bool = False) -> Array:
-    """KTO's reward l(y) log pi_theta / pi_ref, per unit of beta, for losses that take ``implicit``.
+    """Computes KTO's reward l(y) log pi_theta / pi_ref, for losses that take ``implicit``.
 
-    The baseline z_0 of a prompt cancels in comparisons, so it is no part of this.
+    The baseline z_0 cancels in comparisons, so it is left out.
 
     Args:
       logps: ``[B, K]`` nats.
       per_token: l(y) = 1/|y| instead of 1.
 
     Returns:
-      ``[B, K]`` nats, or nats per token.
+      ``[B, K]`` rewards per unit of beta, in nats, or nats per token.
 
     Raises:
       ValueError: there is no reference (``reference.mode``).
@@ -104,18 +104,18 @@ def implicit(logps: Logps, *, per_token: bool = False) -> Array:
 def select(key: Array, batch: Batch) -> Batch:
     """Appends to every row the response of another prompt, for `baseline`.
 
-    The partner is the next row that counts (``weight`` > 0), the last row's the first one, so it is
-    never the row itself; its first present response is taken. Two rows may hold one prompt text (a
-    data set with several labelled responses to it, or the end of one epoch and the start of the
-    next in a batch): then the pair is not mismatched. A batch in which one row counts has no
-    partner: the appended response is absent and z_0 is 0.
+    It is the first present response of the next row that counts (``weight`` > 0), for the last row
+    of the first one. If two neighbouring rows have the same prompt (a data set with several
+    labelled responses to it, or the end of one epoch and the start of the next in a batch), the
+    response is not mismatched. If only one row counts, the appended response is absent and z_0 is
+    0.
 
-    The appended response costs a forward and a backward pass like any other, although its gradient
-    is 0: at 32 + 64 tokens and K = 1 a step of padded rows in one part (else the baseline takes one
-    more forward pass) does 1.73 times the floating-point operations of one without it, 2.28 times
-    with a cached reference, which this rules out: its log-probability is in no cache
-    (tests/losses/kto_test.py counts them). Scoring it apart, without a gradient, would run the
-    prompt again and save a tenth.
+    The appended response costs a forward and a backward pass, although its gradient is 0: with
+    32 + 64 tokens and K = 1, a step of padded rows in one part (otherwise the baseline takes one
+    more forward pass) does 1.73 times the floating-point operations of a step without it, and 2.28
+    times those of a step with a cached reference, which cannot be used here
+    (tests/losses/kto_test.py counts them). Scoring it separately without a gradient would compute
+    the prompt twice and save only a tenth.
 
     Args:
       key: not used, nothing is random.
@@ -131,7 +131,7 @@ def select(key: Array, batch: Batch) -> Batch:
     rdro.desirable(batch, "kto.select")
     counts = batch.weight > 0
     total = counts.sum()
-    order = jnp.argsort(~counts, stable=True)  # rows that count come first, as they stand
+    order = jnp.argsort(~counts, stable=True)  # rows that count come first, in their order
     place = jnp.argsort(order)
     partner = order[jnp.where(place + 1 < total, place + 1, 0)]
     column = jnp.argmax(batch.present[partner], axis=1)
@@ -146,22 +146,22 @@ def select(key: Array, batch: Batch) -> Batch:
 
 
 def baseline(logps: Logps, batch: Batch) -> Array:
-    """``[B]`` log-ratio of the mismatched response, whose mean estimates the KL to the reference.
+    """Returns ``[B]`` log-ratios of the mismatched responses; their mean estimates the KL.
 
     Raises:
-      ValueError: there is none (``select``), no reference or no labels.
+      ValueError: there are none (``select``), no reference or no labels.
     """
     _, count = _labels(batch)
     if logps.policy.shape[1] != count + 1:
         raise ValueError(
-            "kto.baseline reads the response of another prompt, and the batch holds none: set "
+            "kto.baseline: wanted the response of another prompt in each row, found none: set "
             "`select` to kto.select in the config"
         )
     return logps.log_ratio[:, -1]
 
 
 def _labels(batch: Batch) -> tuple[Array, int]:
-    """``[B, K]`` labels and K: `select` appends a response and no label."""
+    """Returns ``[B, K]`` labels and K, since `select` appends a response without a label."""
     if batch.desirable is None:
         return rdro.desirable(batch, "kto.loss"), 0
     return batch.desirable, batch.desirable.shape[1]

@@ -1,4 +1,4 @@
-"""Length-desensitised DPO (LD-DPO): DPO that weighs down what a longer response has in excess."""
+"""Length-desensitised DPO (LD-DPO): DPO where the excess tokens of a longer response count less."""
 
 import dataclasses
 
@@ -18,9 +18,9 @@ def loss(
     label_smoothing: float = 0.0,
     implicit: Implicit = dpo.implicit,
 ) -> tuple[Array, Metrics]:
-    """Fits pairs by DPO, where the tokens beyond the shorter response count less.
+    """Fits pairs by DPO, where tokens beyond the length of the shorter response count less.
 
-    l the length of the shorter response, p_i the probability of token i, of policy and reference::
+    With l the length of the shorter response and p_i the probability of token i::
 
         loss = -log sigma(beta (T_w - T_l)),  T = log pi^_theta / pi^_ref
         pi^(y|x) = p_1 ... p_l (p_{l+1} ... p_|y|)^alpha
@@ -36,11 +36,11 @@ def loss(
     ================================  =================================================
 
     Args:
-      logps: ``[B, 2]`` nats, with the tails, which a step computes for this loss; the reference
-        is run in every step, since its cache has no tails.
-      batch: not read: which response was chosen is its index.
+      logps: ``[B, 2]`` nats, with the tails, which a step computes for this loss; every step runs
+        the reference, because its cache has no tails.
+      batch: not read: the chosen response has index 0.
       beta: KL strength, reward per nat; > 0.
-      alpha: weight of the excess, in [0, 1]; 1 is DPO.
+      alpha: weight of the excess tokens, in [0, 1]; 1 is DPO.
       label_smoothing: as in `dpo.loss`.
       implicit: T, or another reward per unit of beta, as in dpo.loss.
 
@@ -52,8 +52,8 @@ def loss(
       ValueError: K is not 2 (set ``select`` in the config), there is no reference
         (``reference.mode``), or there are no tails: another loss, such as `mixed.loss`, calls this.
 
-    Differs from the paper: no. Rewards of held-out responses are those of whole responses, and a
-    run has no held-out loss: both are computed from tables of whole responses.
+    Differs from the paper: no. Rewards of held-out responses count all tokens, and there is no
+    held-out loss, because evaluation has only tables of whole responses.
     From the authors' code: not compared. TRL 1.16's ``ld_alpha`` is the same.
 
     >>> from alignjax.testing import loss_inputs
@@ -69,9 +69,9 @@ def loss(
     reference, tail = logps.reference, logps.reference_tail
     if logps.policy_tail is None or (reference is not None and tail is None):
         raise ValueError(
-            "ld_dpo.loss reads the tokens beyond the shorter response, which a step sums only for "
-            "a loss marked with types.reads_tail: make it the run's loss, or mark the one that "
-            "calls it"
+            "ld_dpo.loss: wanted the tokens beyond the shorter response, found none: a step sums "
+            "them only for a loss marked with types.reads_tail: make it the run's loss, or mark "
+            "the one that calls it"
         )
     policy = logps.policy - (1 - alpha) * logps.policy_tail
     if reference is not None and tail is not None:

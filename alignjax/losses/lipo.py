@@ -11,7 +11,7 @@ from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 def loss(
     logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = dpo.implicit
 ) -> tuple[Array, Metrics]:
-    """Fits the implicit reward to all pairs of a list, those that matter to DCG most.
+    """Fits the implicit reward to all pairs of a list, weighted by their effect on the DCG.
 
     The lambda loss, with s = beta T; tau(i) is the rank of s_i within its list, 1 the largest::
 
@@ -28,27 +28,27 @@ def loss(
     beta                              ``beta``
     ================================  ======================================
 
-    A response that is absent, or whose score is not finite, takes no part and has no rank. Tied
-    scores are not compared. Of responses with equal s the one scored lower is ranked first, as if
-    it had been mistaken for the better one; where the scores are tied, too, they share the mean
-    of their ranks. So the order in the batch means nothing, and a list on which policy and
-    reference agree teaches something, although all its s are 0.
+    Absent responses and those without a finite score do not count and have no rank. Tied scores are
+    not compared. Of responses with equal s, the one with the lower score is ranked first, as the
+    worst case; if the scores are tied too, they share the mean of their ranks. So the order in the
+    batch does not matter, and where policy equals reference there is a gradient, although all s are
+    0.
 
     Args:
       logps: ``[B, K]`` nats, K >= 2, in any order.
-      batch: ``scores [B, K]``, larger is better. Their scale counts, by 2^psi: bring rewards into
-        about [0, 1] first, as win rates are; from 128 on float32 overflows.
+      batch: ``scores [B, K]``, larger is better. Their scale counts, by 2^psi: scale rewards to
+        about [0, 1], like win rates; from 128 on float32 overflows.
       beta: KL strength, reward per nat; > 0.
       implicit: reward per unit of beta, as in dpo.loss.
 
     Returns:
-      ``[B]`` losses, in nats times the weight; `plackett_luce.list_metrics`.
+      ``[B]`` losses, nats times the weights; `plackett_luce.list_metrics`.
 
     Raises:
       ValueError: see `plackett_luce.ranking_scores`; or there is no reference.
 
-    Differs from the paper: ties, which it leaves open. The logarithm of its discount is taken as
-    the natural one; base 2 would multiply the loss by log 2.
+    Differs from the paper: it does not define ties. The logarithm of its discount is taken to be
+    natural; base 2 would multiply the loss by log 2.
     From the authors' code: none is published.
 
     >>> from alignjax.testing import loss_inputs
@@ -63,7 +63,7 @@ def loss(
     scores = ranking_scores(batch)
     ranked = scores > -jnp.inf
 
-    # [B, i, j] below: response i beside response j.
+    # The arrays below are [B, i, j]: response i compared with response j.
     gap = reward[:, :, None] - reward[:, None, :]
     ahead = (gap < 0) | ((gap == 0) & (scores[:, None, :] < scores[:, :, None]))
     level = (

@@ -16,7 +16,7 @@ def loss(
     losses: tuple[Loss, ...] = (dpo.loss, bco.loss_pairs, sft.loss_chosen),
     weights: tuple[float, ...] = (0.8, 0.2, 1.0),
 ) -> tuple[Array, Metrics]:
-    """Adds weighted losses. The defaults are MPO's: preference, quality and supervised terms.
+    """Adds weighted losses; by default MPO's preference, quality and supervised terms.
 
     Eq. 3 of MPO, for any losses and weights::
 
@@ -32,20 +32,21 @@ def loss(
     Args:
       logps: ``[B, K]`` nats, with a K that all the losses accept.
       batch: what the losses read.
-      losses: each a loss of this package or your own, such as ``partial(dpo.loss, beta=0.2)``.
-      weights: as many; MPO's are 0.8, 0.2 and 1.
+      losses: losses of this package or your own, such as ``partial(dpo.loss, beta=0.2)``.
+      weights: one for each loss; MPO's are 0.8, 0.2 and 1.
 
     Returns:
-      ``[B]`` losses; every metric of every loss after its name, ``dpo.loss/rewards/margins``. A
-      loss that occurs twice is numbered from the second on, ``dpo.loss_2/rewards/margins``.
+      ``[B]`` losses; every metric with the name of its loss in front,
+      ``dpo.loss/rewards/margins``. If a loss occurs again it has a number,
+      ``dpo.loss_2/rewards/margins``.
 
     Raises:
-      ValueError: there are not as many weights as losses, or none; or a loss refuses the batch.
+      ValueError: there is not one weight for each loss, or there are no losses; or a loss refuses
+        the batch.
 
-    Differs from the paper: its quality loss moves the rewards by a shift delta; `bco.loss_pairs`
-    has none.
-    From the authors' code: none but TRL's is used there; TRL's ``loss_type`` with several names and
-    ``loss_weights`` is the same.
+    Differs from the paper: its quality loss has a reward shift delta; `bco.loss_pairs` has none.
+    From the authors' code: it uses TRL's ``loss_type`` with several names and ``loss_weights``,
+    which is the same.
 
     >>> from alignjax.testing import loss_inputs
     >>> case = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]], length=[[2, 3]])
@@ -59,23 +60,23 @@ def loss(
     """
     if not losses or len(losses) != len(weights):
         raise ValueError(
-            f"mixed.loss: loss.losses are {len(losses)} and loss.weights {len(weights)}; wanted a "
-            "weight for each loss, and at least one"
+            "mixed.loss: loss.weights: wanted one weight for each loss, and at least one loss, "
+            f"found {len(weights)} weights and {len(losses)} losses"
         )
-    found = [each(logps, batch) for each in losses]
+    results = [each(logps, batch) for each in losses]
     metrics: Metrics = {}
-    for name, (_, of_one) in zip(names(losses), found, strict=True):
+    for name, (_, of_one) in zip(names(losses), results, strict=True):
         metrics |= {f"{name}/{key}": value for key, value in of_one.items()}
-    weighted = [weight * values for weight, (values, _) in zip(weights, found, strict=True)]
+    weighted = [weight * values for weight, (values, _) in zip(weights, results, strict=True)]
     return functools.reduce(operator.add, weighted), metrics
 
 
 def names(losses: tuple[Callable[..., Any], ...]) -> list[str]:
-    """Names each loss as ``file.function``, with its number where one occurs again."""
-    found: list[str] = []
+    """Names each loss as ``file.function``, with a number if it occurs again."""
+    out: list[str] = []
     plain = [x.func if isinstance(x, functools.partial) else x for x in losses]
     for i, loss in enumerate(plain):
         again = plain[:i].count(loss)
         number = f"_{again + 1}" if again else ""
-        found.append(f"{loss.__module__.rpartition('.')[2]}.{loss.__name__}{number}")
-    return found
+        out.append(f"{loss.__module__.rpartition('.')[2]}.{loss.__name__}{number}")
+    return out

@@ -11,9 +11,9 @@ y_w, y_l                          response 0 (better on objective k), 1
 beta                              ``beta``
 ================================  ==========================================================
 
-With pairs that are labelled by Bradley-Terry on r_k, the minimum is pi_theta proportional to
-pi_sft exp(w . r / beta), whatever k is: what MORLHF seeks, without a reward of one's own for k and
-without sampling.
+If the pairs are labelled by Bradley-Terry on r_k, the minimum for every k is pi_theta proportional
+to pi_sft exp(w . r / beta). This is the optimum of MORLHF, but needs no reward model for k and no
+sampling.
 
 Reference: Zhou et al., Beyond One-Preference-Fits-All Alignment: Multi-Objective Direct Preference
 Optimization, arXiv 2310.03708; code ZHZisZZ/modpo@56c52a9.
@@ -44,33 +44,33 @@ def loss(
 ) -> tuple[Array, Metrics]:
     """Fits the pairs of one objective by Bradley-Terry, with the other objectives as a margin.
 
-    The paper's L_MODPO, m the rewards of the objectives but k::
+    The paper's L_MODPO, m the rewards of the objectives other than k::
 
         loss = -log sigma( [beta (T_w - T_l) - sum_{i != k} w_i (m_i(y_w) - m_i(y_l))] / w_k )
 
     Args:
       logps: ``[B, 2]`` nats.
       batch: ``scores [B, 2, M]``, M >= 2, in log-odds of the objective's own comparisons; those of
-        ``main`` are not read, the order of the pair says them.
+        ``main`` are not read, only the order of the pair.
       beta: KL strength, reward per nat; > 0.
-      preference: M weights >= 0. The recipe binds each of a config's.
+      preference: M weights >= 0. The recipe binds each preference of a config.
       main: the objective that ordered the pairs, in [0, M).
       implicit: T, or another loss's reward per unit of beta, as in dpo.loss.
 
     Returns:
-      ``[B]`` losses in nats; `dpo.pair_metrics` of the rewards of objective k that the policy
-      implies, what sigma is taken of their difference, and ``rewards/collective``, the margin
+      ``[B]`` losses in nats; `dpo.pair_metrics` of the policy's implicit rewards on objective k,
+      whose difference is the argument of sigma, and ``rewards/collective``, the margin
       beta (T_w - T_l) of all objectives together. An absent response has reward 0.
 
     Raises:
-      ValueError: K is not 2, or not M scores of M weights (``select``, ``data.source``); no
-        preference, or one that is no weighting; w_k is 0, which the loss divides by (``main``);
-        there is no reference (``reference.mode``).
+      ValueError: K is not 2, or scores and weights differ in number (``select``,
+        ``data.source``); the preference is missing or invalid; w_k, by which the loss divides, is 0
+        (``main``); there is no reference (``reference.mode``).
 
-    Differs from the paper: no. Weights are scaled to sum to 1 here, on a simplex there.
-    From the authors' code: no; its hinge is slic's here. There each margin reward comes from a
-    model that is run in the step, often beta T of a frozen DPO policy; here they are the batch's
-    scores, computed once.
+    Differs from the paper: no. Weights are scaled to sum to 1.
+    From the authors' code: no; its hinge loss is in slic. There each margin reward comes from a
+    model that runs in the step, often beta T of a frozen DPO policy; here rewards are scores in the
+    batch, computed once.
 
     >>> from alignjax.testing import loss_inputs
     >>> scores = [[[9.0, 1.0], [2.0, 3.0]]]  # ordered by the first, margins from the second
@@ -92,22 +92,22 @@ def loss(
 def select(key: Array, batch: Batch, *, main: int = 0, noisy: bool = False) -> Batch:
     """Draws a pair of every list, ordered by one of its objectives.
 
-    As `bradley_terry.select_random` by the scores of ``main``; the draw depends on ``key`` and the
-    row's ``prompt_id`` alone.
+    Like `bradley_terry.select_random` with the scores of ``main``; the draw depends only on ``key``
+    and the row's ``prompt_id``.
 
     Args:
       key: PRNG key of the step.
       batch: K >= 2 responses per prompt with ``scores [B, K, M]``.
       main: the objective that orders the pair, in [0, M).
-      noisy: the larger score comes first with probability sigma(difference), as one who compares
-        by Bradley-Terry would have it; the minimum of `loss` is then finite and the one that the
-        theory is about. Otherwise always.
+      noisy: True: the larger score comes first with probability sigma(difference), a Bradley-Terry
+        label; then the minimum of `loss` is finite and the one of the theory. False: it always
+        comes first.
 
     Returns:
       The batch with K' = 2. A list whose responses tie on ``main`` has no pair and gets weight 0.
 
     Raises:
-      ValueError: there are not M >= 2 scores per response, or not that many for ``main``.
+      ValueError: there are not M >= 2 scores per response, or ``main`` is not below M.
     """
     scores = objective_scores(batch, "modpo.select")
     _check_main(main, scores.shape[2])
@@ -116,7 +116,7 @@ def select(key: Array, batch: Batch, *, main: int = 0, noisy: bool = False) -> B
     pair = jnp.stack([first, second], axis=1)
     if noisy:
         lead = jnp.take_along_axis(ordering, pair, axis=1)
-        # 0 and 1 would be the keys that the pair was drawn with.
+        # Not 0 or 1: the pair was drawn with these keys.
         draw = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 2)))
         uniform = draw(prompt_keys(key, batch))
         swapped = uniform > jax.nn.sigmoid(lead[:, 0] - lead[:, 1])
@@ -125,7 +125,7 @@ def select(key: Array, batch: Batch, *, main: int = 0, noisy: bool = False) -> B
 
 
 def objective_scores(batch: Batch, objective: str) -> Array:
-    """``[B, K, M]`` scores, without gradient, 0 for absent responses.
+    """Returns ``[B, K, M]`` scores, without gradient, 0 for absent responses.
 
     Raises:
       ValueError: there are not M >= 2 scores per response.
@@ -133,8 +133,8 @@ def objective_scores(batch: Batch, objective: str) -> Array:
     if batch.scores is None or batch.scores.ndim != 3:
         found = "none" if batch.scores is None else "one"
         raise ValueError(
-            f"{objective} needs scores on several objectives, [B, K, M], and these data have "
-            f"{found} per response: use a source that gives them"
+            f"{objective}: wanted scores on several objectives, [B, K, M], found {found} per "
+            "response: use a source that has them"
         )
     scores = jax.lax.stop_gradient(batch.scores)
     return jnp.where(batch.present[..., None], scores, 0.0)
@@ -146,19 +146,19 @@ def _check_main(main: int, objectives: int) -> None:
 
 
 def _weights(preference: tuple[float, ...] | None, main: int, objectives: int) -> list[float]:
-    """The weights, scaled to sum to 1; that of ``main``, which the loss divides by, is not 0."""
+    """Scales the weights to sum to 1; refuses weight 0 for ``main``."""
     _check_main(main, objectives)
     weights = preference_weights(preference, objectives).tolist()
     if weights[main] == 0:
         raise ValueError(
-            f"main: objective {main} has weight 0 in the preference {preference}, and modpo.loss "
-            "divides by it: order the pairs by an objective of positive weight"
+            f"main: wanted an objective with a positive weight, by which modpo.loss divides, found "
+            f"objective {main} of the preference {preference}"
         )
     return weights
 
 
 def preference_weights(preference: tuple[float, ...] | None, objectives: int) -> np.ndarray:
-    """``[M]`` float64 weights of a preference, scaled to sum to 1.
+    """Makes ``[M]`` float64 weights of a preference, scaled to sum to 1.
 
     Raises:
       ValueError: there are not M weights, or they are negative, not finite or all 0.

@@ -1,4 +1,4 @@
-"""Nash-MD: towards a policy that no other is preferred to, against a mixture with the reference."""
+"""Nash-MD: seeks the Nash equilibrium of preferences, against a mixture with the reference."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ RECIPE = "configs/demo/grpo.py"  # it learns from the policy's own samples
 def loss(
     logps: Logps, batch: Batch, *, tau: float = 0.1, temperature: float = 1.0
 ) -> tuple[Array, Metrics]:
-    """Raises the probability that a sample is preferred to the opponent's, less a KL, by gradient.
+    """Raises the probability that a sample is preferred to the opponent's, minus a KL term.
 
     Nash-MD-PG, over n samples y_i of the policy and n of the opponent, z_j::
 
@@ -34,11 +34,11 @@ def loss(
     ================================  ======================================
 
     Args:
-      logps: ``[B, K]`` nats, K even, with a reference; of the opponent's they are not read.
-      batch: ``scores [B, K]``. A pair i, i + K/2 takes part where both of its responses are there
-        and have finite scores.
+      logps: ``[B, K]`` nats, K even, with a reference; the opponent's half is not read.
+      batch: ``scores [B, K]``. A pair i, i + K/2 counts if both of its responses are present and
+        have finite scores.
       tau: strength of the KL to the reference; >= 0.
-      temperature: units of score in which the better one is preferred e to 1; > 0.
+      temperature: difference of scores at which the better one is preferred with odds e; > 0.
 
     Returns:
       ``[B]`` losses, 0 for a row without a pair; the metrics of `xpo.half_metrics`; and
@@ -47,9 +47,9 @@ def loss(
     Raises:
       ValueError: K is odd, there are no scores, or there is no reference (``reference.mode``).
 
-    Differs from the paper: P is a model of preferences over two responses there; here scores are
-    compared by Bradley-Terry, so the game has the maximum of the score as its solution as well.
-    The values of tau and temperature are ours.
+    Differs from the paper: there P is a model of preferences between two responses; here scores are
+    compared by Bradley-Terry, so maximising the score also solves the game. The default values of
+    tau and temperature are this package's choice.
     From the authors' code: not compared.
 
     >>> from alignjax.testing import loss_inputs

@@ -6,13 +6,13 @@ paper                             code
 r_theta = beta log pi_th / mu     ``beta * implicit(logps)``, mu the reference
 r(x, y_i), alpha                  ``batch.scores``, ``alpha``
 w_i = softmax(r / alpha)          `plackett_luce.log_shares` of ``batch.scores / alpha``
-K                                 responses that take part, at most K
+K                                 responses that count, at most K
 beta                              ``beta``
 ================================  ==========================================================
 
-InfoNCA (`loss_info`) compares the responses of a list with each other, and on pairs is DPO; NCA
-compares each with the reference, so its rewards have a minimum each: the chosen response's
-log-probability is held up, where DPO only asks for a gap.
+InfoNCA (`loss_info`) compares the responses of a list with each other; for pairs it is DPO. NCA
+compares each response with the reference, so the loss has a minimum in each reward: it keeps the
+chosen response's log-probability up, while DPO depends only on the gap.
 
 Reference: Chen et al., Noise Contrastive Alignment of Language Models with Explicit Rewards, arXiv
 2402.05369; code thu-ml/Noise-Contrastive-Alignment@cbb9248.
@@ -35,13 +35,13 @@ def loss(
 ) -> tuple[Array, Metrics]:
     """Raises the chosen response above the reference and lowers the rejected one below it.
 
-    The NCA loss for preferences, which is `loss_list` for alpha -> 0::
+    The NCA loss for preferences, the limit of `loss_list` for alpha -> 0::
 
         loss = -log sigma(r_w) - (1/2) log sigma(-r_w) - (1/2) log sigma(-r_l)
 
     Args:
       logps: ``[B, 2]`` nats.
-      batch: not read: which response was chosen is its index.
+      batch: not read: the chosen response has index 0.
       beta: KL strength, reward per nat; > 0.
       implicit: log pi_theta / pi_ref, or another reward per unit of beta, as in dpo.loss.
 
@@ -75,31 +75,31 @@ def loss_list(
     alpha: float = 1.0,
     implicit: Implicit = dpo.implicit,
 ) -> tuple[Array, Metrics]:
-    """Moves the log-ratio of each response to the target that its reward sets.
+    """Fits the log-ratio of each response to a target given by its reward.
 
     The NCA loss, w the softmax of the rewards over the K responses::
 
         loss = -sum_i [ w_i log sigma(r_theta,i) + (1/K) log sigma(-r_theta,i) ]
 
-    Its minimum is at r_theta,i = log(K w_i), for each response by itself.
+    Its minimum is at r_theta,i = log(K w_i) for each response.
 
     Args:
       logps: ``[B, K]`` nats, K >= 2, in any order.
-      batch: ``scores [B, K]``, the rewards; their size counts, not only their order.
+      batch: ``scores [B, K]``, the rewards; their values count, not only their order.
       beta: KL strength, reward per nat; > 0.
-      alpha: units of score that make up one nat; > 0. Towards 0 only the best response is signal.
+      alpha: units of score per nat; > 0. Near 0 only the best response is signal.
       implicit: as in `loss`.
 
     Returns:
       ``[B]`` losses in nats, 2 log 2 where policy equals reference, 0 for a list with fewer than
-      two responses that take part; `plackett_luce.list_metrics`.
+      two responses that count; `plackett_luce.list_metrics`.
 
     Raises:
       ValueError: see `plackett_luce.ranking_scores`; or there is no reference.
 
-    Differs from the paper: responses may be fewer than K.
-    From the authors' code: that adds 0.01 to the first response's score, so that it is the best
-    one where scores tie, and is written for K = 4.
+    Differs from the paper: there can be fewer than K responses.
+    From the authors' code: that adds 0.01 to the first response's score, so that it is the best of
+    tied ones, and is written for K = 4.
 
     >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-5.0, -6.0, -7.0]], [[-5.0, -6.0, -7.0]], scores=[[3, 2, 1]])
@@ -129,10 +129,10 @@ def loss_info(
 
     Args:
       logps: ``[B, K]`` nats, K >= 2, in any order.
-      batch: ``scores [B, K]``, the rewards; their size counts, not only their order.
+      batch: ``scores [B, K]``, the rewards; their values count, not only their order.
       beta: KL strength, reward per nat; > 0.
-      alpha: units of score that make up one nat; > 0. Towards 0 this is
-        `plackett_luce.loss_top1`, and on pairs DPO.
+      alpha: units of score per nat; > 0. The limit at 0 is `plackett_luce.loss_top1`, for pairs
+        DPO.
       implicit: as in `loss`.
 
     Returns:
@@ -141,7 +141,7 @@ def loss_info(
     Raises:
       ValueError: see `plackett_luce.ranking_scores`; or there is no reference.
 
-    Differs from the paper: responses may be fewer than K.
+    Differs from the paper: there can be fewer than K responses.
     From the authors' code: that adds 0.01 to the first response's score, as for `loss_list`.
 
     >>> from alignjax.testing import loss_inputs
@@ -156,7 +156,7 @@ def loss_info(
 
 
 def _shares(batch: Batch, alpha: float) -> tuple[Array, Array, Array]:
-    """``[B, K]`` which responses take part, ``[B, K]`` w, and ``[B, 1]`` how many they are."""
+    """Returns ``[B, K]`` which responses count, ``[B, K]`` w, and ``[B, 1]`` their number."""
     scores = ranking_scores(batch)
     ranked = scores > -jnp.inf
     share = jnp.where(ranked, jnp.exp(log_shares(scores / alpha, ranked)), 0.0)

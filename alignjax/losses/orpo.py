@@ -6,19 +6,19 @@ import jax.numpy as jnp
 from alignjax.losses import dpo
 from alignjax.types import Array, Batch, Logps, Metrics, trains
 
-# Log-odds are taken of probabilities up to exp(-1e-6), where they are 13.8: float32 does not
-# resolve 1 - p much further.
+# Log-odds are computed for probabilities up to exp(-1e-6), where they are 13.8: beyond, 1 - p has
+# few digits in float32.
 LARGEST = -1e-6
 
 
 def implicit(logps: Logps) -> Array:
-    """``[B, K]`` p of Eq. 3, whose odds ORPO compares, nats per token; no reference."""
+    """Returns ``[B, K]`` p of Eq. 3, whose odds ORPO compares, nats per token; no reference."""
     return logps.per_token
 
 
 @trains(implicit)
 def loss(logps: Logps, batch: Batch, *, odds_weight: float = 0.1) -> tuple[Array, Metrics]:
-    """Imitates the chosen response and raises its odds over the rejected one's.
+    """Fits the chosen response and raises its odds above the rejected one's.
 
     Eq. 6 and 7, with p = log P(y|x) the mean over the tokens of Eq. 3::
 
@@ -36,21 +36,21 @@ def loss(logps: Logps, batch: Batch, *, odds_weight: float = 0.1) -> tuple[Array
 
     Args:
       logps: ``[B, 2]`` nats; ``reference`` is not read.
-      batch: not read: which response was chosen is its index.
+      batch: not read: the chosen response has index 0.
       odds_weight: lambda, the weight of the odds ratio; > 0.
 
     Returns:
-      ``[B]`` losses in nats per token; `dpo.pair_metrics` with p as rewards (not the log odds,
-      which order alike), ``nll_per_token`` and ``log_odds_ratio``. A pair that lacks a response
-      compares nothing.
+      ``[B]`` losses in nats per token; `dpo.pair_metrics` with p as rewards (the log odds have the
+      same order), ``nll_per_token`` and ``log_odds_ratio``. A pair that lacks a response has only
+      the likelihood term.
 
     Raises:
       ValueError: K is not 2 (set ``select`` in the config).
 
-    Differs from the paper: above p = -1e-6 the odds count as those of p = -1e-6.
-    From the authors' code: there the likelihood term is averaged over all tokens of a
-    micro-batch, those of the prompt included unless --disable_prompt_loss; here over the tokens
-    of the response, each prompt with weight 1. TRL's ORPOTrainer counts the prompt as well.
+    Differs from the paper: above p = -1e-6 the odds are those of p = -1e-6.
+    From the authors' code: there the likelihood term is averaged over all tokens of a micro-batch,
+    also of the prompt unless --disable_prompt_loss is given; here over the tokens of the response,
+    and each prompt has weight 1. TRL's ORPOTrainer also counts the prompt.
 
     >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-2.0, -6.0]], length=[[2, 3]])  # p = -1, -2
@@ -73,10 +73,10 @@ def loss(logps: Logps, batch: Batch, *, odds_weight: float = 0.1) -> tuple[Array
 
 
 def log_odds(score: Array) -> Array:
-    """``log(p / (1 - p))`` of ``p = exp(score)``, exact for score near 0 and far below it.
+    """Computes ``log(p / (1 - p))`` of ``p = exp(score)``, exact near 0 and far below it.
 
     Args:
-      score: log-probabilities, nats. Above -1e-6 the value stays and the gradient is 0.
+      score: log-probabilities, nats. Above -1e-6 the value is constant and the gradient is 0.
     """
     score = jnp.minimum(score, LARGEST)
     return score - jax.nn.log1mexp(-score)

@@ -7,16 +7,16 @@ r = (r^1, ..., r^M)               ``scores [N, M]``, one row per response, large
 omega, a preference               one of ``preferences``: M weights >= 0, scaled to sum 1
 r_max, r_min                      the largest and smallest score of each objective, over all rows
 W = r_min + omega (r_max - r_min) the compromise point of a preference
-P_omega                           the line through r_max and W: `distances` are to it
+P_omega                           the line through r_max and W, used by `distances`
 D_Pareto                          the first non-dominated layers of the data, `high_quality`
 k                                 ``size``
 ================================  ==========================================================
 
-Linear scalarisation of the objectives finds the end points of a front that is not concave,
-whatever the weights; the line from the ideal point finds its inside too.
+If a front is not concave, linear scalarisation of the objectives finds only its end points, for any
+weights; the line from the ideal point also finds points between them.
 
 Reference: ParetoHqD: Fast Offline Multiobjective Alignment of Large Language Models using Pareto
-High-quality Data, arXiv 2504.16628. No code of the authors was at hand.
+High-quality Data, arXiv 2504.16628. We had no code of the authors.
 """
 
 import logging
@@ -42,7 +42,7 @@ def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
 
     Args:
       logps: ``[B, K]`` nats; ``reference`` is not read.
-      batch: ``response_length`` says which responses are present.
+      batch: ``response_length``, 0 for absent responses.
 
     Returns:
       ``[B]`` losses in nats per response, and the metrics of `sft.loss`.
@@ -64,18 +64,17 @@ def curate(
     *,
     depth: int | None = None,
 ) -> np.ndarray:
-    """Chooses the responses nearest to each preference's direction, out of the best layers.
+    """Chooses from the best layers the responses nearest to each preference's direction.
 
-    Ties in distance go to the response with more room for itself (`crowding` within its
-    layer), then to the earlier row. An objective that is the same everywhere says nothing: it is
-    dropped, with a line in the log, and the other weights are scaled to sum to 1. The data are
-    sorted once for all preferences.
+    Of equal distances, the response with the larger `crowding` distance within its layer is first,
+    then the earlier row. An objective with only one value is dropped, with a line in the log, and
+    the other weights are scaled to sum to 1. The data are sorted once for all preferences.
 
     Args:
       scores: ``[N, M]``, M >= 2, finite.
       preferences: P of M weights each, >= 0, not all 0.
-      size: how many.
-      depth: non-dominated layers to choose from; None: the fewest that hold ``10 * size``
+      size: number of responses per preference.
+      depth: number of non-dominated layers to choose from; None: the fewest with ``10 * size``
         responses.
 
     Returns:
@@ -85,19 +84,19 @@ def curate(
       ValueError: weights that are negative, all 0 or not M; scores not finite; fewer rows in the
         layers than ``size``.
 
-    Differs from the paper: the number of layers and the metric of "nearest" are not stated in what
-    was available to us; depth and the normalisation to ranges are this project's choices.
+    Differs from the paper: the text available to us does not state the number of layers and the
+    metric of "nearest"; depth and the normalisation to ranges are this project's choices.
     From the authors' code: not compared.
     """
     points, weights = _checked(scores, preferences, size)
     pool = high_quality(points, size=10 * size, depth=depth)
     where = f"the first {depth} layers" if depth else "the data, all its layers"
     _enough(len(pool), size, preferences, where)
-    layer = layers(points[pool])  # the same as among all: whole layers were taken
+    layer = layers(points[pool])  # as among all points, because the pool has whole layers
     room = np.zeros(len(pool))
     for i in np.unique(layer):
         room[layer == i] = crowding(points[pool[layer == i]])
-    # Distances that differ by rounding alone are ties.
+    # Distances that differ only by rounding are ties.
     table = distances(points, weights)[:, pool].round(12)
     return np.stack([pool[np.lexsort((pool, -room, row))[:size]] for row in table])
 
@@ -105,14 +104,14 @@ def curate(
 def curate_linear(
     scores: np.ndarray, preferences: Sequence[tuple[float, ...]], size: int
 ) -> np.ndarray:
-    """Chooses the ``size`` responses with the largest weighted sum of scores: the ablation.
+    """Chooses the ``size`` responses with the largest weighted sum of scores, as an ablation.
 
     Equation, with the scores in units of each objective's range::
 
         s_omega = sum_i omega_i (r^i - r_min^i) / (r_max^i - r_min^i)
 
-    Arguments, result, errors and dropped objectives are those of `curate`; ties go to the earlier
-    row. It takes no layers: with positive weights the largest sums are not dominated anyway.
+    Arguments, result, errors and dropped objectives are those of `curate`; of ties the earlier row
+    is first. Layers are not needed: with positive weights the largest sums are not dominated.
     """
     points, weights = _checked(scores, preferences, size)
     _enough(len(points), size, preferences, "the data")
@@ -122,11 +121,11 @@ def curate_linear(
 
 
 def high_quality(scores: np.ndarray, *, size: int, depth: int | None = None) -> np.ndarray:
-    """Rows of the first non-dominated layers, in the data's order.
+    """Finds the rows of the first non-dominated layers, in the data's order.
 
     Args:
       scores: ``[N, M]``.
-      size: take the fewest layers that hold this many rows; all rows if there are not so many.
+      size: take the fewest layers with this many rows; all rows if there are fewer.
       depth: take this many layers instead.
     """
     layer = layers(scores)
@@ -137,10 +136,10 @@ def high_quality(scores: np.ndarray, *, size: int, depth: int | None = None) -> 
 
 
 def layers(points: np.ndarray) -> np.ndarray:
-    """Sorts points into non-dominated layers: the layer of each, 0 for the best.
+    """Sorts points into non-dominated layers; returns the layer of each, 0 for the best.
 
     A point dominates another if it is at least as good in all objectives and better in one. Layer
-    i holds the points that nothing dominates once earlier layers are removed; equal points share a
+    i has the points that nothing dominates after earlier layers are removed; equal points share a
     layer.
 
     Args:
@@ -159,11 +158,11 @@ def layers(points: np.ndarray) -> np.ndarray:
 
 
 def crowding(points: np.ndarray) -> np.ndarray:
-    """Computes the crowding distance of every point: how much room it has to itself.
+    """Computes the crowding distance of every point of a layer (Deb et al., NSGA-II).
 
-    The sum over objectives of the gap between a point's two neighbours in that objective, in units
-    of the objective's range; infinite for the extremes of an objective (Deb et al., NSGA-II). An
-    objective with one value says nothing. Meant for the points of one layer.
+    It is the sum over objectives of the gap between a point's two neighbours in that objective, in
+    units of the objective's range; infinite for the extremes of an objective. Objectives with only
+    one value do not count.
 
     Args:
       points: ``[N, M]``.
@@ -186,23 +185,23 @@ def crowding(points: np.ndarray) -> np.ndarray:
 def distances(
     scores: np.ndarray, preferences: Sequence[tuple[float, ...]] | np.ndarray
 ) -> np.ndarray:
-    """Distance of every response to the direction of each preference.
+    """Computes the distance of every response to the direction of each preference.
 
-    In units of each objective's range, the direction from the ideal point through the compromise
-    point::
+    In units of each objective's range, with the direction u from the ideal point through the
+    compromise point::
 
         z = (r - r_max) / (r_max - r_min)
         u = (omega - 1) / |omega - 1|
         distance = |z - (z . u) u|
 
-    z and u have no positive entry, so the line and the ray are one here.
+    z and u have no positive entry, so distances to the line and to the ray are the same.
 
     Args:
       scores: ``[N, M]``, M >= 2.
       preferences: P of M weights each, >= 0, not all 0.
 
     Returns:
-      ``[P, N]`` float64. With one objective that varies, the distance to its largest value.
+      ``[P, N]`` float64. If only one objective varies, the distance to its largest value.
     """
     points, weights = _checked(scores, preferences, 1)
     units, kept = _units(points)
@@ -210,7 +209,7 @@ def distances(
     out = np.zeros((len(weights), len(z)))
     for row, weight in zip(out, weights[:, kept], strict=True):
         if weight.sum() == 0:
-            continue  # nothing to tell the responses apart by
+            continue  # all objectives with weight have one value: equal distances
         if len(weight) == 1:
             row[:] = -z[:, 0]
             continue
@@ -239,10 +238,10 @@ def check_points(points: np.ndarray, name: str = "scores") -> np.ndarray:
 
 
 def _units(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The scores as shares of their ranges, without the objectives that have one value.
+    """Computes the scores as shares of their ranges, without objectives that have one value.
 
     Returns:
-      ``[N, M']``, and ``[M]`` bool: which objectives they are.
+      ``[N, M']``, and ``[M]`` bool: the kept objectives.
     """
     high, low = points.max(axis=0), points.min(axis=0)
     kept = high > low
@@ -258,7 +257,7 @@ def _units(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _checked(
     scores: np.ndarray, preferences: Sequence[tuple[float, ...]] | np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The scores, and ``[P, M]`` weights that sum to 1."""
+    """Checks the arguments; returns the scores, and ``[P, M]`` weights that sum to 1."""
     points = check_points(scores)
     if size < 1:
         raise ValueError(f"size: wanted a positive number, found {size}")

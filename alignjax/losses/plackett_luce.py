@@ -1,19 +1,19 @@
-"""Plackett-Luce: lists of responses ranked by a score, in full or for the best one only.
+"""Plackett-Luce: lists of responses ranked by a score, completely or only for the best one.
 
 ================================  =============================================
 paper                             code
 ================================  =============================================
 r = beta log pi_theta / pi_ref    ``beta * implicit(logps)``
 ranking y_1 > ... > y_n           decreasing ``batch.scores``
-n                                 responses that take part, at most K
+n                                 responses that count, at most K
 beta                              ``beta``
 ================================  =============================================
 
-A response that is absent, or whose score is not finite, takes no part in a ranking.
+Absent responses and those without a finite score do not count.
 
 Reference: Zou et al., HPS: Hard Preference Sampling for Human Preference Alignment, arXiv
-2502.14400, Eq. 4-6; code LVLab-SMU/HPS@606b7ce. For implicit rewards first in Rafailov et al.,
-Direct Preference Optimization, arXiv 2305.18290, appendix A.3.
+2502.14400, Eq. 4-6; code LVLab-SMU/HPS@606b7ce. First for implicit rewards: Rafailov et al., Direct
+Preference Optimization, arXiv 2305.18290, appendix A.3.
 """
 
 import dataclasses
@@ -35,9 +35,9 @@ def loss(
 
         loss = sum_{j<n} [ log sum_{k>=j} exp(r_k) - r_j ]
 
-    Tied responses are not compared: each is chosen from itself and the responses scored strictly
-    lower. So the loss does not depend on how ties are sorted, equals the formula without ties, and
-    is 0 where all are tied.
+    Tied responses are not compared: each is chosen from itself and the responses with strictly
+    lower scores. So the loss does not depend on the order of tied responses, equals the formula if
+    there are no ties, and is 0 if all are tied.
 
     Args:
       logps: ``[B, K]`` nats, K >= 2, in any order.
@@ -52,7 +52,7 @@ def loss(
     Raises:
       ValueError: see `ranking_scores`; or there is no reference (``reference.mode``).
 
-    Differs from the paper: it leaves ties open.
+    Differs from the paper: it does not define ties.
     From the authors' code: that has no ranking loss.
 
     >>> from alignjax.testing import loss_inputs
@@ -67,7 +67,7 @@ def loss(
 def reward_loss(scores: Array, batch: Batch) -> tuple[Array, Metrics]:
     """Fits a reward model to whole rankings by Plackett-Luce maximum likelihood.
 
-    As `loss`, with the model's scores f for the rewards::
+    As `loss`, with the model's scores f as rewards::
 
         loss = sum_{j<n} [ log sum_{k>=j} exp(f_k) - f_j ]
 
@@ -81,8 +81,8 @@ def reward_loss(scores: Array, batch: Batch) -> tuple[Array, Metrics]:
     Raises:
       ValueError: see `ranking_scores`.
 
-    Differs from the paper: it ranks implicit rewards; its first use for reward models is Ouyang et
-    al., arXiv 2203.02155, with pairs.
+    Differs from the paper: it ranks implicit rewards. The first use for reward models, with pairs,
+    is Ouyang et al., arXiv 2203.02155.
     From the authors' code: that trains no reward model.
 
     >>> from alignjax.testing import loss_inputs
@@ -94,7 +94,7 @@ def reward_loss(scores: Array, batch: Batch) -> tuple[Array, Metrics]:
 
 
 def _ranking(reward: Array, batch: Batch) -> Array:
-    """``[B]`` -log of the probability that rewards ``[B, K]`` give to the order of the scores."""
+    """Computes ``[B]`` -log p, p the probability of the scores' order by rewards ``[B, K]``."""
     # [B, j, k]: response j is chosen from itself and the responses k below it.
     choice = ordered_pairs(batch) | jnp.eye(reward.shape[1], dtype=bool)
     lead = reward[:, None, :] - reward[:, :, None]
@@ -111,7 +111,7 @@ def loss_top1(
 
         loss = log sum_{i=1..n} exp(r_i) - r_1
 
-    Responses tied with the best one are left out of the sum: nothing says that they are worse.
+    Responses tied with the best one are left out of the sum, because they are not worse.
 
     Args:
       logps: ``[B, K]`` nats, K >= 2, in any order.
@@ -126,7 +126,7 @@ def loss_top1(
     Raises:
       ValueError: see `ranking_scores`; or there is no reference (``reference.mode``).
 
-    Differs from the paper: it leaves ties open.
+    Differs from the paper: it does not define ties.
     From the authors' code: that has no list loss.
 
     >>> from alignjax.testing import loss_inputs
@@ -143,7 +143,7 @@ def loss_top1(
 
 
 def ranking_scores(batch: Batch) -> Array:
-    """``[B, K]`` scores, without gradient, -inf for responses that take no part in the ranking.
+    """Returns ``[B, K]`` scores, without gradient, -inf for responses that do not count.
 
     Raises:
       ValueError: there is not exactly one score per response, or K < 2.
@@ -151,18 +151,18 @@ def ranking_scores(batch: Batch) -> Array:
     """
     if batch.scores is None:
         raise ValueError(
-            "ranking responses needs `scores`, and these data have none: use a source that gives "
-            "them, or a pair loss such as dpo.loss"
+            "wanted `scores` to rank responses, found none: use a source that has them, or a pair "
+            "loss such as dpo.loss"
         )
     if batch.scores.ndim != 2:
         raise ValueError(
-            f"ranking responses needs one score each, and these data have {batch.scores.shape[2]} "
-            "(scores [B, K, M]): combine the objectives into one score in the source"
+            f"wanted one score per response, found {batch.scores.shape[2]} (scores [B, K, M]): "
+            "combine the objectives into one score in the source"
         )
     if batch.scores.shape[1] < 2:
         raise ValueError(
-            "ranking responses needs at least 2 per prompt, and the batch holds K=1: use lists "
-            "or pairs, or a loss for single responses such as sft.loss"
+            "wanted at least 2 responses per prompt to rank, found K=1: use lists or pairs, or a "
+            "loss for single responses such as sft.loss"
         )
     chex.assert_equal_shape([batch.scores, batch.response_length])
     scores = jax.lax.stop_gradient(batch.scores)
@@ -170,10 +170,9 @@ def ranking_scores(batch: Batch) -> Array:
 
 
 def best_and_negatives(batch: Batch) -> tuple[Array, Array]:
-    """Finds the best response of every list, and the responses it is preferred to.
+    """Finds the best response of every list, and its negatives: the responses with lower scores.
 
-    Responses tied with the best are not negatives. A response that is absent, or whose score is
-    not finite, is neither.
+    Absent responses and those without a finite score are neither.
 
     Returns:
       ``[B]`` int32, the index of the largest score (the first one if tied; 0 for a prompt without
@@ -188,7 +187,7 @@ def best_and_negatives(batch: Batch) -> tuple[Array, Array]:
 
 
 def ordered_pairs(batch: Batch) -> Array:
-    """``[B, K, K]`` bool: whether response i is preferred to response j, by strictly larger score.
+    """Finds ``[B, K, K]`` bool: whether response i has a strictly larger score than response j.
 
     Raises:
       ValueError: see `ranking_scores`.
@@ -198,22 +197,22 @@ def ordered_pairs(batch: Batch) -> Array:
 
 
 def log_shares(x: Array, ranked: Array) -> Array:
-    """``[B, K]`` log-softmax of x over the responses that take part, 0 for the others."""
-    among = ranked | ~ranked.any(axis=1, keepdims=True)  # nothing is divided by 0
+    """Computes ``[B, K]`` log-softmax of x over the responses that count, 0 for the others."""
+    among = ranked | ~ranked.any(axis=1, keepdims=True)  # avoids a division by 0
     x = jnp.where(ranked, x, 0.0)
     return jnp.where(ranked, jax.nn.log_softmax(x, axis=1, where=among), 0.0)
 
 
 def mean_over_pairs(pairs: Array, terms: Array) -> Array:
-    """``[B]`` mean of terms ``[B, K, K]`` over ordered pairs, 0 where there is none."""
+    """Computes ``[B]`` means of terms ``[B, K, K]`` over ordered pairs, 0 without pairs."""
     return jnp.where(pairs, terms, 0.0).sum(axis=(1, 2)) / jnp.maximum(pairs.sum(axis=(1, 2)), 1)
 
 
 def prompt_keys(key: Array, batch: Batch) -> Array:
-    """A PRNG key for each row, by its ``prompt_id``.
+    """Makes a PRNG key for each row from its ``prompt_id``.
 
-    A draw then depends neither on a row's place in the batch, nor on the batch size or the number
-    of devices.
+    So a draw does not depend on a row's place in the batch, the batch size or the number of
+    devices.
     """
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch.prompt_id)
 
@@ -231,7 +230,7 @@ def keep_pair(batch: Batch, pair: Array, exists: Array) -> Batch:
 
 
 def list_metrics(reward: Array, policy: Array, batch: Batch) -> Metrics:
-    """`dpo.pair_metrics` of the best response against the mean of its negatives.
+    """Computes `dpo.pair_metrics` of the best response and the mean of its negatives.
 
     Args:
       reward: ``[B, K]`` implicit rewards.
@@ -247,11 +246,11 @@ def list_metrics(reward: Array, policy: Array, batch: Batch) -> Metrics:
 
 
 def list_reward_metrics(reward: Array, batch: Batch) -> Metrics:
-    """`dpo.reward_metrics` of the best response against the mean of its negatives.
+    """Computes `dpo.reward_metrics` of the best response and the mean of its negatives.
 
     Returns:
       Four entries ``[B]``. ``rewards/accuracies`` is the share of the negatives whose reward is
-      below the best response's, a tie counting as wrong.
+      below the best response's; a tie is wrong.
     """
     best, negatives = best_and_negatives(batch)
     pair = _against_mean(reward, best, negatives)
@@ -261,7 +260,7 @@ def list_reward_metrics(reward: Array, batch: Batch) -> Metrics:
 
 
 def _against_mean(x: Array, best: Array, negatives: Array) -> Array:
-    """``[B, 2]`` x of the best response and its mean over the negatives."""
+    """Computes ``[B, 2]``: x of the best response and its mean over the negatives."""
     count = jnp.maximum(negatives.sum(axis=1), 1)
     mean = jnp.where(negatives, x, 0.0).sum(axis=1) / count
     return jnp.stack([jnp.take_along_axis(x, best[:, None], axis=1)[:, 0], mean], axis=1)

@@ -9,13 +9,13 @@ from alignjax.types import Array, Batch, Logps, Metrics, trains
 
 
 def implicit(logps: Logps) -> Array:
-    """``[B, K]`` log-probability per token p, by which PRO ranks, nats; no reference."""
+    """Returns ``[B, K]`` log-probabilities per token p, which PRO ranks, nats; no reference."""
     return logps.per_token
 
 
 @trains(implicit)
 def loss(logps: Logps, batch: Batch, *, nll_weight: float = 0.05) -> tuple[Array, Metrics]:
-    """Makes each response likelier than those ranked below it, and imitates the best one.
+    """Makes each response likelier than those ranked below it, and fits the best one.
 
     Responses in the order of decreasing score r, p = log pi_theta(y|x) / |y|::
 
@@ -28,19 +28,19 @@ def loss(logps: Logps, batch: Batch, *, nll_weight: float = 0.05) -> tuple[Array
     r_pi(x, y), here p                ``logps.per_token``
     s = log pi_theta(y|x)             ``logps.policy``
     r(x, y), the reward model's       ``batch.scores``
-    n                                 responses that take part, at most K
-    1 / T_k^i                         ``gap``: the score of k less that of i
+    n                                 responses that count, at most K
+    1 / T_k^i                         ``gap``: the score of k minus that of i
     c, with beta = c (n - 1)^2        ``nll_weight``
     ================================  ======================================
 
-    A response that is absent, or whose score is not finite, takes no part. Tied responses are not
-    compared: each is chosen from itself and the responses scored strictly lower. If several are
-    tied for best, s_1 is their mean.
+    Absent responses and those without a finite score do not count. Tied responses are not compared:
+    each is chosen from itself and the responses with strictly lower scores. If several are tied for
+    best, s_1 is their mean.
 
     Args:
       logps: ``[B, K]`` nats, K >= 2, in any order; ``reference`` is not read.
-      batch: ``scores [B, K]``, larger is better. Their scale counts: it is the temperature's.
-      nll_weight: c, weight of the imitation; >= 0.
+      batch: ``scores [B, K]``, larger is better. Their scale sets the temperatures.
+      nll_weight: c, weight of the supervised term; >= 0.
 
     Returns:
       ``[B]`` losses in nats; `plackett_luce.list_metrics` with p as rewards, and ``nll``, nats
@@ -49,9 +49,9 @@ def loss(logps: Logps, batch: Batch, *, nll_weight: float = 0.05) -> tuple[Array
     Raises:
       ValueError: see `plackett_luce.ranking_scores`.
 
-    Differs from the paper: ties, where its temperature is infinite.
+    Differs from the paper: ties, for which its temperature is infinite.
     From the authors' code: it adds 1e-10 inside the logarithm, and keeps a tied response in the
-    sum as exp(0). Its imitation term is this one: summed over tokens, c = 0.05.
+    sum as exp(0). Its supervised term is the same: summed over tokens, c = 0.05.
 
     >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-2.0, -6.0]], length=[[2, 3]], scores=[[0.9, 0.4]])

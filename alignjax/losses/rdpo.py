@@ -5,11 +5,11 @@ from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
 
 def implicit(logps: Logps, *, penalty: float = 0.1) -> Array:
-    """``[B, K]`` implicit reward per unit of beta: log pi_theta / pi_ref + penalty |y|, nats.
+    """Computes ``[B, K]`` rewards per unit of beta: log pi_theta / pi_ref + penalty |y|, nats.
 
-    The reward that a policy is optimal for when every token costs ``beta * penalty`` besides the
-    KL divergence. A longer chosen response is explained by its length in part, and moves the
-    policy less.
+    This is the reward for which the policy is optimal if every token costs ``beta * penalty``
+    besides the KL divergence. If the chosen response is longer, its length explains a part of the
+    preference, and the gradient is smaller.
 
     Args:
       logps: ``[B, K]`` nats.
@@ -24,7 +24,7 @@ def implicit(logps: Logps, *, penalty: float = 0.1) -> Array:
 def loss(
     logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = implicit
 ) -> tuple[Array, Metrics]:
-    """Fits pairs by Bradley-Terry, with a reward that pays the policy for its tokens.
+    """Fits pairs by Bradley-Terry, with a reward that includes the length.
 
     Eq. 9, T the log-ratio and |y| the tokens of a response::
 
@@ -41,7 +41,7 @@ def loss(
 
     Args:
       logps: ``[B, 2]`` nats, with ``length``.
-      batch: not read: which response was chosen is its index.
+      batch: not read: the chosen response has index 0.
       beta: KL strength, reward per nat; > 0.
       implicit: reward per unit of beta; set its penalty with
         ``implicit=partial(rdpo.implicit, penalty=...)`` or ``--set loss.implicit.penalty=...``.
@@ -53,8 +53,8 @@ def loss(
       ValueError: K is not 2 (set ``select`` in the config), or there is no reference
         (``reference.mode``).
 
-    Differs from the paper: alpha is given per unit of beta, so that changing beta does not change
-    how many nats a token is worth.
+    Differs from the paper: alpha is given per unit of beta, so that the penalty of a token in nats
+    does not depend on beta.
     From the authors' code: none is published.
 
     >>> from alignjax.testing import loss_inputs

@@ -3,16 +3,16 @@
 ================================  ==========================================================
 paper                             code
 ================================  ==========================================================
-p+, p-                            where desirable and undesirable responses come from
-p_ref = alpha p+ + (1-alpha) p-   the reference: it has to fit *all* responses
+p+, p-                            distributions of desirable and undesirable responses
+p_ref = alpha p+ + (1-alpha) p-   the reference: it must fit *all* responses
 T = log pi_theta / p_ref          ``logps.log_ratio``; r_theta = exp(T) models p+ / p_ref
 D+, D- of N and M responses       ``batch.desirable`` where ``batch.present``
 alpha                             ``alpha``; by default ``desirable_fraction``
 N / (N + M)                       ``desirable_fraction``, of the training data, not of a batch
 ================================  ==========================================================
 
-Reference: Relative Density Ratio Optimization, arXiv 2604.04410. Written from its
-equations; its published code served neither as a source nor as a source of numbers.
+Reference: Relative Density Ratio Optimization, arXiv 2604.04410. Written from its equations; its
+published code was not used.
 """
 
 import numbers
@@ -37,34 +37,34 @@ def loss(
 
         loss = (1/N) sum_{D+} [(1 + alpha) sp(T) - T] + (1/M) sum_{D-} (1 - alpha) sp(T)
 
-    A row's loss is the sum over its responses of the bracket times 1/f where desirable and of
-    (1 - alpha) sp(T) times 1/(1 - f) where not, f the data's desirable fraction. Its mean over
-    random batches is Eq. 18 whatever a batch holds, one class only included. Rows of several
-    responses give Eq. 18 times the mean number of responses in a row: 1 for unpaired data, and a
-    constant that moves no optimum for lists. The gradient with respect to T is within (-1, alpha)
+    A row's loss is the sum over its responses: the bracket times 1/f for desirable ones and
+    (1 - alpha) sp(T) times 1/(1 - f) for the others, f the data's desirable fraction. Its mean over
+    random batches is Eq. 18, even if some batches have only one class. Rows of several responses
+    give Eq. 18 times the mean number of responses in a row: 1 for unpaired data, and for lists a
+    constant, which does not change the optimum. The gradient with respect to T is in (-1, alpha)
     (desirable, 0 at T = log(1/alpha)) or (0, 1 - alpha), before the class weight.
 
     Args:
       logps: ``[B, K]`` nats, any K.
-      batch: ``desirable [B, K]``; absent responses count for nothing.
+      batch: ``desirable [B, K]``; absent responses do not count.
       alpha: share of p+ in the reference, in (0, 1); None: ``desirable_fraction``.
       desirable_fraction: desirable share of the training responses, in (0, 1). The recipe binds it.
       reduction: ``class_mean``, Eq. 18; or ``batch_mean``, weight 1 for every response, the mean
-        over a mixed batch that published runs minimise. Its pointwise minimiser, p+ if f = 1/2
-        alone, is ``pi_theta / p_ref = f p+ / (f alpha p+ + (1 - f) (1 - alpha) p-)``; a policy
-        sums to 1 and ends still farther off (docs/papers/rdro.md).
+        over a mixed batch that published runs minimise. Its pointwise minimiser is
+        ``pi_theta / p_ref = f p+ / (f alpha p+ + (1 - f) (1 - alpha) p-)``, which is p+ only if
+        f = 1/2; a policy, which must sum to 1, is still farther from p+ (docs/papers/rdro.md).
 
     Returns:
-      ``[B]`` losses in nats; `label_metrics`. Where policy equals reference, a response costs
-      (1 + alpha) log 2 (desirable) or (1 - alpha) log 2, times its class weight.
+      ``[B]`` losses in nats; `label_metrics`. Where policy equals reference, the loss of a response
+      is (1 + alpha) log 2 (desirable) or (1 - alpha) log 2, times its class weight.
 
     Raises:
       ValueError: the data have no labels (``data.source``), there is no reference
         (``reference.mode``), ``desirable_fraction`` is not given, or a value is out of range.
 
-    Differs from the paper: no. The class-wise means are taken by weights, right for each batch.
-    From the authors' code: as the paper describes its runs, those average over the mixed batch;
-    ``reduction="batch_mean"``.
+    Differs from the paper: no. Weights give the class-wise means, so that each batch is unbiased.
+    From the authors' code: not compared. According to the paper its runs average over the mixed
+    batch: ``reduction="batch_mean"``.
 
     >>> from alignjax.testing import loss_inputs
     >>> case = loss_inputs([[-4.0], [-9.0]], [[-5.0], [-6.0]], desirable=[[True], [False]])
@@ -74,7 +74,7 @@ def loss(
     labels = desirable(batch, "rdro.loss")
     alpha = mixture(alpha, desirable_fraction, "rdro.loss")
     ratio = logps.log_ratio
-    # sp(-T) + alpha sp(T) is (1 + alpha) sp(T) - T without the difference of large numbers.
+    # sp(-T) + alpha sp(T) equals (1 + alpha) sp(T) - T without a difference of large numbers.
     good = jax.nn.softplus(-ratio) + alpha * jax.nn.softplus(ratio)
     terms = jnp.where(labels, good, (1 - alpha) * jax.nn.softplus(ratio))
     weights = class_weights(batch, desirable_fraction, reduction, "rdro.loss")
@@ -82,22 +82,22 @@ def loss(
 
 
 def desirable(batch: Batch, loss_name: str) -> Array:
-    """``[B, K]`` bool labels.
+    """Returns ``[B, K]`` bool labels.
 
     Raises:
       ValueError: the data have none, or not one for every response.
     """
     if batch.desirable is None:
         raise ValueError(
-            f"{loss_name} needs a label for every response, and these data have none: use a "
-            "source that gives `desirable` (sources.unpaired, world.unpaired, or sources.trl on "
-            "rows with `label`), or a pair loss such as dpo.loss"
+            f"{loss_name}: wanted a label for every response, found none: use a source that has "
+            "`desirable` (sources.unpaired, world.unpaired, or sources.trl on rows with `label`), "
+            "or a pair loss such as dpo.loss"
         )
     labels, responses = batch.desirable.shape[1], batch.response_length.shape[1]
     if labels != responses:
         raise ValueError(
-            f"{loss_name}: {responses} responses and {labels} labels a prompt: `select` appends "
-            "responses that another loss reads (kto.select: kto.loss)"
+            f"{loss_name}: wanted a label for each of {responses} responses, found {labels}: "
+            "`select` appends responses for another loss (kto.select: kto.loss)"
         )
     return batch.desirable
 
@@ -105,7 +105,7 @@ def desirable(batch: Batch, loss_name: str) -> Array:
 def class_weights(
     batch: Batch, desirable_fraction: float | None, reduction: str, loss_name: str
 ) -> Array:
-    """``[B, K]`` weights under which a mean over responses is a sum of class-wise means.
+    """Computes ``[B, K]`` weights that turn a mean over responses into a sum of class-wise means.
 
     Args:
       batch: ``desirable [B, K]``.
@@ -115,13 +115,13 @@ def class_weights(
       loss_name: for messages.
 
     Raises:
-      ValueError: no labels, no or a wrong fraction, another reduction.
+      ValueError: there are no labels, the fraction is missing or wrong, or reduction is another.
     """
     labels = desirable(batch, loss_name)
     fraction = _fraction(desirable_fraction, loss_name)
     if reduction not in ("class_mean", "batch_mean"):
         raise ValueError(
-            f"{loss_name}: reduction is {reduction!r}, expected 'class_mean' or 'batch_mean'"
+            f"{loss_name}: reduction: wanted 'class_mean' or 'batch_mean', found {reduction!r}"
         )
     weights: Array = jnp.ones(labels.shape)
     if reduction == "class_mean":
@@ -143,9 +143,9 @@ def mixture(alpha: float | None, desirable_fraction: float | None, loss_name: st
 def _fraction(desirable_fraction: float | None, loss_name: str) -> float:
     if desirable_fraction is None:
         raise ValueError(
-            f"{loss_name} weighs the classes by desirable_fraction, the desirable share of the "
-            "training responses, and it is not given: `alignjax run` binds it from the data; in a "
-            "direct call pass desirable_fraction=N / (N + M)"
+            f"{loss_name}: wanted desirable_fraction, the desirable share of the training "
+            "responses, found none: `alignjax run` binds it from the data; in a direct call pass "
+            "desirable_fraction=N / (N + M)"
         )
     return inside_unit(desirable_fraction, "desirable_fraction", loss_name)
 
@@ -157,22 +157,23 @@ def inside_unit(value: float, name: str, loss_name: str) -> float:
       ValueError: it does not.
     """
     if isinstance(value, numbers.Real) and not 0 < value < 1:
-        raise ValueError(f"{loss_name}: {name} is {value}, expected a number in (0, 1)")
+        raise ValueError(f"{loss_name}: {name}: wanted a number in (0, 1), found {value}")
     return value
 
 
 def label_metrics(log_ratio: Array, batch: Batch) -> Metrics:
-    """Computes metrics of labelled responses per row, in a form that averages well over rows.
+    """Computes metrics of labelled responses per row, whose means over rows can be combined.
 
     Args:
       log_ratio: ``[B, K]`` nats.
       batch: ``desirable [B, K]``.
 
     Returns:
-      Three entries ``[B]``: ``desirable``, the share of the row's responses that are;
-      ``log_ratio/desirable`` and ``log_ratio/undesirable``, the row's sum of T over that class
-      divided by all its responses. The mean T of desirable responses is then the average of
-      ``log_ratio/desirable`` divided by that of ``desirable``; of undesirable ones, by 1 less it.
+      Three entries ``[B]``: ``desirable``, the share of the row's responses that are desirable;
+      ``log_ratio/desirable`` and ``log_ratio/undesirable``, the sum of T over the class divided by
+      the number of all the row's responses. The mean T of desirable responses is then the mean of
+      ``log_ratio/desirable`` divided by the mean of ``desirable``; for undesirable ones, divided by
+      1 minus that.
     """
     count = jnp.maximum(batch.present.sum(axis=1), 1)
     good = batch.present & desirable(batch, "label_metrics")

@@ -1,21 +1,21 @@
-"""Rewards-in-Context (RiC): one policy whose prompt states the rewards to aim for.
+"""Rewards-in-Context (RiC): one policy whose prompt states the target rewards.
 
 ================================  ==========================================================
 paper                             code
 ================================  ==========================================================
 R = (R_1, ..., R_M)               z-scores of a response's rewards: mean 0, deviation 1 over the
                                   training responses
-x with R in the prompt            `score_text`, put into a prompt by the recipe
+x with R in the prompt            `score_text`, added to a prompt by the recipe
 w, a preference                   ``preference``: M weights >= 0; their sum is scaled to 1
-preference-to-reward map          `l2`, `linf`, `linear`: what to ask for, between low and high
+preference-to-reward map          `l2`, `linf`, `linear`: targets between low and high
 low, high                         `normal_limits` (as published) or `data_limits`
-multi-objective rejection         `online_targets`, what samples are asked for, and `keep`
+multi-objective rejection         `online_targets`, the targets of samples, and `keep`
 ================================  ==========================================================
 
-Offline, the policy imitates every response under a prompt that states the rewards of that response.
-Online, prompts ask for high rewards on all objectives but one; samples with a high reward on some
-objective are imitated under the rewards that they really got. To follow a preference, the prompt
-asks for the rewards that the preference maps to.
+Offline, the policy is trained on every response with a prompt that states the response's rewards.
+Online, prompts ask for high rewards on all objectives but one; the policy is trained on samples
+with a high reward on some objective, with prompts that state the actual rewards. To follow a
+preference, the prompt states the target rewards of that preference.
 
 Reference: Yang et al., Rewards-in-Context: Multi-objective Alignment of Foundation Models with
 Dynamic Preference Adjustment, arXiv 2402.10207; code YangRui2015/RiC@0d7267f.
@@ -31,7 +31,7 @@ RECIPE = "configs/demo/rewards_in_context.py"  # its loss alone is no method: se
 
 
 def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
-    """Fits responses given the prompt and the rewards that they got, by maximum likelihood.
+    """Fits responses given the prompt and their rewards, by maximum likelihood.
 
     The loss of all stages, which is `sft.loss` at K = 1 on prompts that state R::
 
@@ -39,14 +39,14 @@ def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
 
     Args:
       logps: ``[B, K]`` nats; ``reference`` is not read.
-      batch: ``response_length`` says which responses are present.
+      batch: ``response_length``, 0 for absent responses.
 
     Returns:
       ``[B]`` losses in nats per response, and the metrics of `sft.loss`.
 
     Differs from the paper: no, with one response a row.
-    From the authors' code: that averages over the tokens of a batch, so that long responses weigh
-    more; here each response has weight 1.
+    From the authors' code: that averages over the tokens of a batch, so that long responses have
+    more weight; here each response has weight 1.
 
     >>> from alignjax.testing import loss_inputs
     >>> print(loss(*loss_inputs([[-6.0]]))[0])
@@ -56,9 +56,9 @@ def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
 
 
 def score_text(scores: np.ndarray | tuple[float, ...]) -> str:
-    """Writes M z-scores as the prompt states them, rounded to one decimal.
+    """Writes M z-scores for a prompt, rounded to one decimal.
 
-    As published, but for -0.0, which is 0.0 here.
+    As published, except that -0.0 is 0.0 here.
 
     >>> score_text((1.234, -0.04))
     '<rm1_score> 1.2 <rm2_score> 0.0'
@@ -72,8 +72,8 @@ def normal_limits(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Takes the smallest and the largest of many standard normal draws, as published.
 
-    About -4.2 and 4.2. Where z-scores of the data do not reach that far, as those of bounded
-    rewards do not, this asks for rewards that training never showed: see `data_limits`.
+    They are about -4.2 and 4.2. If the data's z-scores have a smaller range, as with bounded
+    rewards, prompts ask for rewards that are not in the training data: see `data_limits`.
 
     Args:
       scores: ``[N, M]``; only M is read.
@@ -83,8 +83,8 @@ def normal_limits(
     Returns:
       ``[M]`` low and ``[M]`` high, float64.
     """
-    found = np.random.default_rng(seed).standard_normal((draws, scores.shape[1]))
-    return found.min(axis=0), found.max(axis=0)
+    drawn = np.random.default_rng(seed).standard_normal((draws, scores.shape[1]))
+    return drawn.min(axis=0), drawn.max(axis=0)
 
 
 def data_limits(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -101,35 +101,35 @@ def data_limits(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def l2(preference: tuple[float, ...], low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """``low + w / |w| (high - low)``: equal weights ask for 0.71 of every range if M = 2.
+    """Computes ``low + w / |w| (high - low)``; equal weights give 0.71 of every range if M = 2.
 
     Args:
       preference: M weights >= 0, not all 0.
       low, high: ``[M]``.
 
     Returns:
-      ``[M]`` z-scores to ask for, float64; not rounded, `score_text` does that.
+      ``[M]`` target z-scores, float64; `score_text` rounds them.
 
     Raises:
-      ValueError: weights that are negative, all 0 or not M.
+      ValueError: the weights are negative, all 0 or not M.
     """
     w = preference_weights(preference, len(low))
     return np.asarray(low + w / np.linalg.norm(w) * (high - low))
 
 
 def linf(preference: tuple[float, ...], low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """``low + min(M w, 1) (high - low)``: the top weight, and any of 1/M or more, asks for high.
+    """Computes ``low + min(M w, 1) (high - low)``; every weight of at least 1/M gives high.
 
-    Arguments, result and errors as `l2`.
+    Arguments, result and errors as for `l2`.
     """
     w = preference_weights(preference, len(low))
     return np.asarray(low + np.minimum(len(w) * w, 1.0) * (high - low))
 
 
 def linear(preference: tuple[float, ...], low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """``low + w (high - low)``: equal weights ask for 1/M of every range.
+    """Computes ``low + w (high - low)``; equal weights give 1/M of every range.
 
-    Arguments, result and errors as `l2`.
+    Arguments, result and errors as for `l2`.
     """
     return np.asarray(low + preference_weights(preference, len(low)) * (high - low))
 
@@ -137,14 +137,14 @@ def linear(preference: tuple[float, ...], low: np.ndarray, high: np.ndarray) -> 
 def online_targets(
     rng: np.random.Generator, count: int, *, low: np.ndarray, high: np.ndarray
 ) -> np.ndarray:
-    """Draws the rewards to ask for in the online stage: high on all objectives but one.
+    """Draws the target rewards of the online stage: high on all objectives but one.
 
     M places between low and high are drawn uniformly; the lowest one is kept, the others become
-    high. So no target dominates another whose low objective differs.
+    high. So targets with different low objectives do not dominate each other.
 
     Args:
-      rng: where the draws come from.
-      count: targets.
+      rng: random generator.
+      count: number of targets.
       low, high: ``[M]``.
 
     Returns:

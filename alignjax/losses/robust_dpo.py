@@ -1,4 +1,4 @@
-"""Robust DPO: preference pairs whose labels are flipped at a known rate."""
+"""Robust DPO: pairs whose labels are wrong at a known rate."""
 
 import jax
 
@@ -14,7 +14,7 @@ def loss(
     flip_rate: float = 0.1,
     implicit: Implicit = dpo.implicit,
 ) -> tuple[Array, Metrics]:
-    """Fits the implicit reward to the pairs as they were before some of them were flipped.
+    """Fits the implicit reward to the true labels of pairs, some of which were flipped.
 
     Section 3.1; l(m) = -log sigma(m) is the loss of DPO, m = beta (T_w - T_l)::
 
@@ -29,14 +29,14 @@ def loss(
     epsilon                           ``flip_rate``
     ================================  ======================================
 
-    Over labels that are flipped with probability e its mean is the DPO loss of the true labels
-    (Lemma 3.1). `dpo.loss` with label_smoothing=e is another loss: that one is least at a finite
-    margin, log((1 - e) / e). This one has no minimum; it falls by e / (1 - 2 e) per unit of a
-    large margin, so what bounds the margins is the length of the run.
+    If labels are flipped with probability e, its mean is the DPO loss of the true labels (Lemma
+    3.1). `dpo.loss` with label_smoothing=e is another loss, with its minimum at a finite margin,
+    log((1 - e) / e). This one has no minimum: at large margins it falls by e / (1 - 2 e) per unit
+    of margin, so only the length of the run bounds the margins.
 
     Args:
       logps: ``[B, 2]`` nats.
-      batch: not read: which response was chosen is its index.
+      batch: not read: the chosen response has index 0.
       beta: KL strength, reward per nat; > 0.
       flip_rate: probability that a label is wrong, in [0, 0.5); 0 is `dpo.loss`.
       implicit: reward per unit of beta, as in dpo.loss.
@@ -64,8 +64,8 @@ def loss(
     dpo.check_pairs(logps, "robust_dpo.loss")
     if isinstance(flip_rate, int | float) and not 0 <= flip_rate < 0.5:
         raise ValueError(
-            f"robust_dpo.loss: loss.flip_rate has to be in [0, 0.5), found {flip_rate}: labels "
-            "that are wrong more often than right are to be swapped in the data"
+            f"robust_dpo.loss: loss.flip_rate: wanted a number in [0, 0.5), found {flip_rate}: if "
+            "most labels are wrong, swap them in the data"
         )
     reward = beta * implicit(logps)
     margin = reward[:, 0] - reward[:, 1]

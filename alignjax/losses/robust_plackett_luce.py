@@ -18,8 +18,8 @@ def loss(
 ) -> tuple[Array, Metrics]:
     """Fits rankings by Plackett-Luce, each mixed with the ranking that fits worst.
 
-    The worst case over all labels within total variation rho of the given one, which the paper
-    shows to be a mixture; PL(ranking) is the loss of `plackett_luce.loss` for a ranking::
+    The worst case over all labels within total variation rho of the given one is a mixture, as the
+    paper shows; PL(ranking) is the loss of `plackett_luce.loss` for a ranking::
 
         loss = (1 - rho) PL(by decreasing score) + rho PL(by increasing reward)
 
@@ -29,11 +29,11 @@ def loss(
     reward, beta log pi_theta/pi_ref  ``beta * implicit(logps)``
     ranking                           decreasing ``batch.scores``
     rho, radius of the ambiguity      ``rho``
-    K, responses of a list            those that take part, at most K
+    K, responses of a list            those that count, at most K
     ================================  ======================================
 
-    Of two responses it is DPO with probability 1 - rho, and the DPO of the pair in the order that
-    the policy contradicts with probability rho.
+    For two responses it is (1 - rho) times DPO, plus rho times DPO with the pair in the order that
+    the policy contradicts.
 
     Args:
       logps: ``[B, K]`` nats, K >= 2, in any order.
@@ -49,9 +49,9 @@ def loss(
     Raises:
       ValueError: see `plackett_luce.ranking_scores`; or there is no reference (``reference.mode``).
 
-    Differs from the paper: it has no ties; a list without an ordered pair says nothing here.
-    From the authors' code: none was found. Its term for lists that the policy sampled itself is
-    left out.
+    Differs from the paper: it has no ties; here a list of ties has loss 0. Its term for lists that
+    the policy sampled itself is left out.
+    From the authors' code: none was found.
 
     >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-9.0, -4.0]], [[-6.0, -5.0]], scores=[[0.1, 0.8]])
@@ -63,14 +63,14 @@ def loss(
     """
     nominal, metrics = plackett_luce.loss(logps, batch, beta=beta, implicit=implicit)
     worst = _worst_case(beta * implicit(logps), ranking_scores(batch) > -jnp.inf)
-    says_something = ordered_pairs(batch).any(axis=(1, 2))
-    losses = (1 - rho) * nominal + rho * jnp.where(says_something, worst, 0.0)
+    has_pairs = ordered_pairs(batch).any(axis=(1, 2))
+    losses = (1 - rho) * nominal + rho * jnp.where(has_pairs, worst, 0.0)
     return losses, metrics
 
 
 def _worst_case(reward: Array, ranked: Array) -> Array:
-    """``[B]`` Plackett-Luce loss of the ranking by increasing reward, ties by index."""
-    order = jnp.argsort(jnp.where(ranked, reward, jnp.inf), axis=1)  # the others come last
+    """Computes ``[B]`` Plackett-Luce losses of the ranking by increasing reward, ties by index."""
+    order = jnp.argsort(jnp.where(ranked, reward, jnp.inf), axis=1)  # absent ones come last
     reward, ranked = (jnp.take_along_axis(x, order, axis=1) for x in (reward, ranked))
     later = jnp.triu(jnp.ones((reward.shape[1],) * 2, bool))
     choice = (later & ranked[:, None, :]) | jnp.eye(reward.shape[1], dtype=bool)

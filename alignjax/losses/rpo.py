@@ -13,7 +13,7 @@ def loss(
     label_smoothing: float = 0.0,
     implicit: Implicit = dpo.implicit,
 ) -> tuple[Array, Metrics]:
-    """Fits the implicit reward to pairs, and holds the chosen response's probability up.
+    """Fits the implicit reward to pairs, and keeps the chosen response's probability up.
 
     Eq. 1 and 2, T = log pi_theta / pi_ref::
 
@@ -31,22 +31,22 @@ def loss(
 
     Args:
       logps: ``[B, 2]`` nats, with ``length``.
-      batch: ``response_length``; which response was chosen is its index.
+      batch: ``response_length``; the chosen response has index 0.
       beta: KL strength, reward per nat; > 0.
-      nll_weight: alpha, nats of loss per nat per token; >= 0.
+      nll_weight: alpha, the weight of the supervised term; >= 0.
       label_smoothing: as in `dpo.loss`.
       implicit: T, or another reward per unit of beta, as in dpo.loss.
 
     Returns:
-      ``[B]`` losses in nats; those of `dpo.loss` and ``nll_per_token``.
+      ``[B]`` losses in nats; the metrics of `dpo.loss` and ``nll_per_token``.
 
     Raises:
       ValueError: K is not 2 (set ``select`` in the config), or there is no reference
         (``reference.mode``).
 
     Differs from the paper: no.
-    From the authors' code: none is published. TRL's ``rpo_alpha`` was this, today its loss_type
-    ["sigmoid", "sft"], with the mean over the chosen tokens of a batch instead of a response.
+    From the authors' code: none is published. It is TRL's loss_type ["sigmoid", "sft"] (once
+    ``rpo_alpha``), except that its mean is over the chosen tokens of a batch, not of a response.
 
     >>> from alignjax.testing import loss_inputs
     >>> case = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]], length=[[2, 3]])

@@ -8,7 +8,7 @@ from alignjax.types import Array, Batch, Logps, Metrics, trains
 
 
 def implicit(logps: Logps, *, length_penalty: float = 1.0) -> Array:
-    """p, what RRHF ranks by: ``[B, K]``, log-probability over |y|^length_penalty; no reference."""
+    """Computes p, which RRHF ranks: ``[B, K]`` log-probability / |y|^length_penalty."""
     length = jnp.maximum(logps.length, 1).astype(logps.policy.dtype)
     return jnp.where(logps.length > 0, logps.policy, 0.0) / length**length_penalty
 
@@ -17,7 +17,7 @@ def implicit(logps: Logps, *, length_penalty: float = 1.0) -> Array:
 def loss(
     logps: Logps, batch: Batch, *, rank_weight: float = 1.0, length_penalty: float = 1.0
 ) -> tuple[Array, Metrics]:
-    """Orders the responses as their scores do, and imitates the best one.
+    """Ranks the responses like their scores, and fits the best one.
 
     Eq. 1 to 4, p_i = s_i / |y_i|^a with s = log pi_theta(y|x) summed over the tokens::
 
@@ -33,8 +33,8 @@ def loss(
     a (1)                             ``length_penalty``
     ================================  ======================================
 
-    A response that is absent, or whose score is not finite, takes no part. Tied responses are not
-    compared; if several are tied for best, s_best is their mean.
+    Absent responses and those without a finite score do not count. Tied responses are not compared;
+    if several are tied for best, s_best is their mean.
 
     Args:
       logps: ``[B, K]`` nats, K >= 2, in any order; ``reference`` is not read.
@@ -43,15 +43,15 @@ def loss(
       length_penalty: a; 0 ranks by the log-probability of the whole response.
 
     Returns:
-      ``[B]`` losses in nats, equal to the negative log-probability of the best response where
-      the order is right; `plackett_luce.list_metrics` with p as rewards, and ``nll``, nats.
+      ``[B]`` losses in nats, equal to the negative log-probability of the best response if the
+      order is right; `plackett_luce.list_metrics` with p as rewards, and ``nll``, nats.
 
     Raises:
       ValueError: see `plackett_luce.ranking_scores`.
 
-    Differs from the paper: ties, which it leaves open.
-    From the authors' code: there the imitation term is the mean over the micro-batch's padded
-    positions, not a sum, the first of tied responses counts as best, and w is 100. To come near
+    Differs from the paper: it does not define ties.
+    From the authors' code: there the supervised term is a mean over the micro-batch's padded
+    positions, not a sum; the first of tied responses counts as best; and w is 100. To approximate
     it, set rank_weight to 100 times the usual number of tokens and divide the learning rate by it.
 
     >>> from alignjax.testing import loss_inputs
@@ -73,9 +73,9 @@ def loss(
 
 
 def best_nll(logps: Logps, batch: Batch) -> Array:
-    """``[B]`` negative log-probability of the best response, nats, summed over its tokens.
+    """Computes ``[B]`` negative log-probabilities of the best response, nats, summed over tokens.
 
-    The mean of those tied for best; 0 for a list without a scored response.
+    Of responses tied for best it is the mean; 0 for a list without a scored response.
 
     Raises:
       ValueError: see `plackett_luce.ranking_scores`.

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: imitates the responses, without preferences and without a reference."""
+"""Supervised fine-tuning: fits the responses, without preferences and without a reference."""
 
 import jax.numpy as jnp
 
@@ -6,9 +6,9 @@ from alignjax.types import Array, Batch, Logps, Metrics, take_responses
 
 
 def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
-    """Fits the distribution that the responses were drawn from, by maximum likelihood.
+    """Fits the distribution of the responses, by maximum likelihood.
 
-    Equation (no number in the paper), a mean over the responses a prompt has::
+    Equation (no number in the paper), the mean over a prompt's responses::
 
         loss = -(1/|Y|) sum_{y in Y} log pi_theta(y|x)
 
@@ -19,12 +19,12 @@ def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
     Y                                 the K responses, absent ones left out
     ================================  ======================================
 
-    All K responses are imitated alike: on pairs this fits the mixture of chosen and rejected,
-    which is the reference that mixture-based losses assume. `select` keeps the chosen one.
+    All K responses have the same weight: for pairs this fits the mixture of chosen and rejected
+    responses, the reference that some losses assume (`rdro`). `select` keeps the chosen one.
 
     Args:
       logps: ``[B, K]`` nats, any K; ``reference`` is not read.
-      batch: ``response_length`` says which responses are present.
+      batch: ``response_length``, 0 for absent responses.
 
     Returns:
       ``[B]`` losses in nats per response (0 for a prompt without responses), and the metrics
@@ -32,7 +32,7 @@ def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
 
     Differs from the paper: no.
     From the authors' code: none is published. Most trainers average over the tokens of a batch,
-    so that long responses weigh more; here each prompt has weight 1.
+    so that long responses have more weight; here each prompt has weight 1.
 
     >>> from alignjax.testing import loss_inputs
     >>> losses, metrics = loss(*loss_inputs([[-6.0, -2.0]], length=[[3, 1]]))
@@ -43,14 +43,14 @@ def loss(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
     feedback, arXiv 2203.02155, step 1.
     """
     nll = -jnp.where(batch.present, logps.policy, 0.0).sum(axis=1)
-    responses = jnp.maximum(batch.present.sum(axis=1), 1)  # 1 where a prompt has none: 0 / 1
+    responses = jnp.maximum(batch.present.sum(axis=1), 1)  # 1 without responses: 0 / 1
     tokens = jnp.maximum(logps.length.sum(axis=1), 1)
     losses = nll / responses
     return losses, {"nll": losses, "nll_per_token": nll / tokens}
 
 
 def loss_chosen(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
-    """Imitates the chosen response of a pair, beside a loss that compares: see `mixed`, `rpo`.
+    """Fits the chosen response of a pair, as a term of other losses: see `mixed`, `rpo`.
 
     Equation (no number in the paper), the mean over the tokens of response 0::
 
@@ -63,7 +63,7 @@ def loss_chosen(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
     ================================  ======================================
 
     Args:
-      logps: ``[B, K]`` nats, any K; index 0 is imitated, ``reference`` is not read.
+      logps: ``[B, K]`` nats, any K; only index 0 is read, and no ``reference``.
       batch: not read.
 
     Returns:
@@ -85,7 +85,7 @@ def loss_chosen(logps: Logps, batch: Batch) -> tuple[Array, Metrics]:
 
 
 def select(key: Array, batch: Batch) -> Batch:
-    """Keeps the chosen response of a pair (index 0), so that the others cost no forward pass.
+    """Keeps the chosen response of a pair (index 0), which saves the others' forward pass.
 
     Args:
       key: not used, nothing is random.

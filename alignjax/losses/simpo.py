@@ -7,9 +7,9 @@ from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
 
 def implicit(logps: Logps) -> Array:
-    """``[B, K]`` implicit reward per unit of beta: log pi_theta per token, nats; 0 if absent.
+    """Returns ``[B, K]`` implicit rewards per unit of beta: log pi_theta per token; 0 if absent.
 
-    Under other losses this drops their reference: ``partial(hps.loss, implicit=simpo.implicit)``.
+    In other losses it replaces the reference: ``partial(hps.loss, implicit=simpo.implicit)``.
     """
     return logps.per_token
 
@@ -23,7 +23,7 @@ def loss(
     label_smoothing: float = 0.0,
     implicit: Implicit = implicit,
 ) -> tuple[Array, Metrics]:
-    """Asks the chosen response to be likelier per token than the rejected one, by a margin.
+    """Makes the chosen response likelier per token than the rejected one, by a margin.
 
     Eq. 6, s the log-probability of a response and |y| its tokens, with label smoothing e::
 
@@ -41,9 +41,9 @@ def loss(
     ================================  ======================================
 
     Args:
-      logps: ``[B, 2]`` nats, with ``length``; the reference is not read: the config may say
+      logps: ``[B, 2]`` nats, with ``length``; the reference is not read, so the config may have
         ``reference.mode="none"``.
-      batch: not read: which response was chosen is its index.
+      batch: not read: the chosen response has index 0.
       beta: reward per nat per token; > 0.
       gamma_beta_ratio: the margin in nats per token; >= 0.
       label_smoothing: probability that a label is wrong, in [0, 0.5); 0 is Eq. 6.
@@ -55,8 +55,8 @@ def loss(
     Raises:
       ValueError: K is not 2 (set ``select`` in the config).
 
-    Differs from the paper: no; it gives gamma itself.
-    From the authors' code: no; the names and the defaults are its.
+    Differs from the paper: no; it has gamma itself as a hyperparameter.
+    From the authors' code: no; names and defaults are the same.
 
     >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-4.0, -9.0]], length=[[4, 3]])

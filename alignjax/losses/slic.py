@@ -22,7 +22,7 @@ from alignjax.types import Array, Batch, Implicit, Logps, Metrics, trains
 
 
 def implicit(logps: Logps) -> Array:
-    """``[B, K]`` log P, which `loss` compares, nats; 0 for absent responses; no reference."""
+    """Returns ``[B, K]`` log P, which `loss` compares, nats; 0 if absent; no reference."""
     return jnp.where(logps.length > 0, logps.policy, 0.0)
 
 
@@ -30,7 +30,7 @@ def implicit(logps: Logps) -> Array:
 def loss(
     logps: Logps, batch: Batch, *, margin: float = 1.0, nll_weight: float = 0.1
 ) -> tuple[Array, Metrics]:
-    """Asks for a margin of log-probability between chosen and rejected, and imitates the chosen.
+    """Fits a margin of log-probability between chosen and rejected, and the chosen response.
 
     Eq. 1, with y_ref the chosen response::
 
@@ -38,20 +38,20 @@ def loss(
 
     Args:
       logps: ``[B, 2]`` nats; ``reference`` is not read.
-      batch: not read: which response was chosen is its index.
+      batch: not read: the chosen response has index 0.
       margin: delta, nats; > 0.
       nll_weight: lambda; >= 0.
 
     Returns:
       ``[B]`` losses in nats; `dpo.pair_metrics` with log P as rewards, and ``nll``, nats per
-      response. A pair that lacks a response compares nothing.
+      response. A pair that lacks a response has only the supervised term.
 
     Raises:
       ValueError: K is not 2 (set ``select`` in the config).
 
     Differs from the paper: y_ref is always the chosen response; there it may also be the target
-    of supervised fine-tuning. The HPS paper (arXiv 2502.14400, Eq. 16) prints the last term
-    inside the max: a pair beyond its margin would then stop being imitated.
+    of supervised fine-tuning. The HPS paper (arXiv 2502.14400, Eq. 16) prints the last term inside
+    the max; then a pair beyond its margin would have no supervised term.
     From the authors' code: none is published. ContextualAI/HALOs has the same two terms, delta 1
     and lambda 0.1.
 
@@ -72,16 +72,16 @@ def loss(
 def loss_hinge(
     logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = dpo.implicit
 ) -> tuple[Array, Metrics]:
-    """Asks for a margin of 1 between the implicit rewards of chosen and rejected.
+    """Fits a margin of 1 between the implicit rewards of chosen and rejected.
 
-    The calibration term alone, on log-ratios instead of log-probabilities; T is
+    Only the calibration term, on log-ratios instead of log-probabilities; T is
     ``implicit(logps)``, log pi_theta / pi_ref::
 
         loss = max(0, 1 - beta (T_w - T_l))
 
     Args:
       logps: ``[B, 2]`` nats.
-      batch: not read: which response was chosen is its index.
+      batch: not read: the chosen response has index 0.
       beta: KL strength, reward per nat; the margin of the log-ratios is 1 / beta nats; > 0.
       implicit: reward per unit of beta, as in dpo.loss.
 
@@ -92,8 +92,8 @@ def loss_hinge(
       ValueError: K is not 2 (set ``select`` in the config), or there is no reference
         (``reference.mode``).
 
-    Differs from the paper: that calibrates log-probabilities and has a regulariser; this form
-    regularises by the reference.
+    Differs from the paper: that calibrates log-probabilities and has a regulariser; here the
+    reference is the regulariser.
     From the authors' code: none is published; TRL's loss_type "hinge" is the same.
 
     >>> from alignjax.testing import loss_inputs

@@ -8,8 +8,8 @@ eta                               ``1 / beta``
 P(y > pi_t), estimated            1 and 0 for a pair; for a list from ``batch.scores``
 ================================  ==========================================================
 
-One round of the paper's game: the opponent pi_t is the reference. Further rounds are runs that
-start from the last policy, with responses that it sampled.
+This is one round of the paper's game, with the reference as the opponent pi_t. Further rounds are
+runs that start from the last policy, with responses sampled from it.
 
 Reference: Wu et al., Self-Play Preference Optimization for Language Model Alignment, arXiv
 2405.00675; code uclaml/SPPO@5e61c4e, sppo/trainer.py and scripts/compute_prob.py.
@@ -26,7 +26,7 @@ from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 def loss(
     logps: Logps, batch: Batch, *, beta: float = 0.1, implicit: Implicit = dpo.implicit
 ) -> tuple[Array, Metrics]:
-    """Moves the chosen response's log-ratio up to a target and the rejected one's down to one.
+    """Fits the chosen response's log-ratio to a positive target, the rejected one's to a negative.
 
     Eq. 4.7 with win rates 1 for the chosen response and 0 for the rejected one::
 
@@ -34,8 +34,8 @@ def loss(
 
     Args:
       logps: ``[B, 2]`` nats.
-      batch: not read: which response was chosen is its index.
-      beta: 1 / eta; > 0. The targets are 1 / (2 beta) nats either way.
+      batch: not read: the chosen response has index 0.
+      beta: 1 / eta; > 0. The targets are 1 / (2 beta) and -1 / (2 beta) nats.
       implicit: T = log pi_theta / pi_ref, or another reward per unit of beta, as in dpo.loss.
 
     Returns:
@@ -68,7 +68,7 @@ def loss_list(
     temperature: float = 1.0,
     implicit: Implicit = dpo.implicit,
 ) -> tuple[Array, Metrics]:
-    """Moves every response's log-ratio to what its win rate against the list asks for.
+    """Fits every response's log-ratio to a target given by its win rate against the list.
 
     Eq. 4.7, with the win rate against pi_t estimated over the K responses::
 
@@ -77,22 +77,22 @@ def loss_list(
 
     Args:
       logps: ``[B, K]`` nats, K >= 2, in any order; responses that the reference sampled.
-      batch: ``scores [B, K]``; their size counts, not only their order.
+      batch: ``scores [B, K]``; their values count, not only their order.
       beta: 1 / eta; > 0.
-      temperature: units of score that make up one log-odds of winning; > 0.
+      temperature: units of score per unit of log-odds of winning; > 0.
       implicit: as in `loss`.
 
     Returns:
-      ``[B]`` losses in nats^2, 0 for a list with fewer than two responses that take part;
+      ``[B]`` losses in nats^2, 0 for a list with fewer than two responses that count;
       `plackett_luce.list_metrics`.
 
     Raises:
       ValueError: see `plackett_luce.ranking_scores`; or there is no reference.
 
-    Differs from the paper: the win rates come from scores by Bradley-Terry, a response against
-    itself counting 1/2.
-    From the authors' code: the win rates are the same, over K = 5 samples scored by a pair ranker;
-    but only the best and the worst response are trained on, with half the sum of their squares.
+    Differs from the paper: the win rates come from scores by Bradley-Terry; a response against
+    itself counts 1/2.
+    From the authors' code: its win rates are the same, over K = 5 samples scored by a pair ranker;
+    but it trains only on the best and the worst response, with half the sum of their squares.
 
     >>> from alignjax.testing import loss_inputs
     >>> logps, batch = loss_inputs([[-5.0, -6.0]], [[-5.0, -6.0]], scores=[[50.0, 0.0]])

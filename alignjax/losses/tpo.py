@@ -19,7 +19,7 @@ def loss(
     nll_weight: float = 1.0,
     compare: Loss = PREFERENCE,
 ) -> tuple[Array, Metrics]:
-    """Imitates the best response of a list, and prefers the second best to the worst.
+    """Fits the best response of a list, and prefers the second best to the worst.
 
     The paper's L_preference + alpha L_reference, s = log pi_theta::
 
@@ -34,28 +34,27 @@ def loss(
     beta                              ``beta`` of ``compare``, 0.01 as in TRL
     ================================  =============================================
 
-    TRL's other forms are other ``compare``: TPO-L is ``simpo.loss``, "hinge" and "ipo" are
-    ``partial(slic.loss_hinge, implicit=cpo.implicit)`` and
+    TRL's other forms have another ``compare``: TPO-L ``simpo.loss``, "hinge"
+    ``partial(slic.loss_hinge, implicit=cpo.implicit)``, and "ipo"
     ``partial(ipo.loss, implicit=simpo.implicit)``.
 
     Args:
-      logps: ``[B, K]`` nats, K >= 3, in any order; ``reference`` is not read, unless by
-        ``compare``.
-      batch: ``scores [B, K]``: the largest is the gold response's. Where no two others differ
+      logps: ``[B, K]`` nats, K >= 3, in any order; only ``compare`` may read ``reference``.
+      batch: ``scores [B, K]``: the largest is the gold response's. If all others are equal,
         nothing is compared.
       nll_weight: alpha; >= 0.
       compare: a loss of pairs, with its hyperparameters bound.
 
     Returns:
-      ``[B]`` losses in nats; the metrics of ``compare`` (0 where nothing is compared), and
+      ``[B]`` losses in nats; the metrics of ``compare`` (0 if nothing is compared), and
       ``nll_per_token`` of the gold response.
 
     Raises:
       ValueError: K < 3; see also `plackett_luce.ranking_scores`.
 
-    Differs from the paper: no; it too takes the best of a scored list for gold.
-    From the authors' code: not compared. TRL's experimental TPO is the same, for rows that name
-    their gold response; its NLL is a mean over the tokens of a batch.
+    Differs from the paper: no; it also uses the best of a scored list as gold response.
+    From the authors' code: not compared. TRL's experimental TPO is the same for rows with a column
+    for the gold response, except that its NLL is a mean over the tokens of a batch.
 
     >>> from alignjax.testing import loss_inputs
     >>> case = loss_inputs([[-9.0, -4.0, -6.0]], scores=[[0, 1, 2]], length=[[3, 2, 3]])
@@ -69,10 +68,10 @@ def loss(
     scores = ranking_scores(batch)
     if scores.shape[1] < 3:
         raise ValueError(
-            "tpo.loss needs 3 responses per prompt: gold, chosen and rejected, by their scores; "
-            f"the batch holds K={scores.shape[1]}"
+            "tpo.loss: wanted at least 3 responses per prompt (gold, chosen and rejected by their "
+            f"scores), found K={scores.shape[1]}"
         )
-    order = jnp.argsort(-scores, axis=1)  # those that take no part come last
+    order = jnp.argsort(-scores, axis=1)  # those that do not count come last
     count = (scores > -jnp.inf).sum(axis=1, keepdims=True)
     pair = jnp.concatenate([order[:, 1:2], _at(order, jnp.maximum(count - 1, 1))], axis=1)
     values = _at(scores, pair)

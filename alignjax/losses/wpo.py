@@ -1,4 +1,4 @@
-"""Weighted Preference Optimization (WPO): DPO, most on pairs that the policy is likely to write."""
+"""Weighted Preference Optimization (WPO): DPO with more weight on pairs likely under the policy."""
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,13 @@ def loss(
 ) -> tuple[Array, Metrics]:
     """Fits pairs by DPO, weighted by the policy's own probability of their tokens.
 
-    T = log pi_theta / pi_ref; v are the tokens of the vocabulary at place t, y_<t before them::
+    With T = log pi_theta / pi_ref, and v over the tokens of the vocabulary::
 
         loss = -w(y_w) w(y_l) log sigma(beta (T_w - T_l))
         w(y) = exp(1/|y| sum_t log(pi(y_t|x, y_<t) / sum_v pi(v|x, y_<t)^2)), without gradient
 
-    The sum over v is the mean probability of a token that the policy draws: by it samples of the
-    policy weigh about the same, however sure of them it is.
+    The sum over v is the mean probability of a token sampled from the policy. Dividing by it gives
+    the policy's own samples about the same weight, whether its distribution is sharp or flat.
 
     ================================  =================================================
     paper                             code
@@ -39,19 +39,19 @@ def loss(
     Args:
       logps: ``[B, 2]`` nats, with ``length`` and ``log_squares``, which a step computes for this
         loss.
-      batch: not read: which response was chosen is its index.
+      batch: not read: the chosen response has index 0.
       beta: KL strength, reward per nat; > 0.
       label_smoothing: as in `dpo.loss`.
       implicit: T, or another reward per unit of beta, as in dpo.loss.
 
     Returns:
-      ``[B]`` losses in nats; those of `dpo.loss`, and ``pair_weight``.
+      ``[B]`` losses in nats; the metrics of `dpo.loss`, and ``pair_weight``.
 
     Raises:
       ValueError: K is not 2 (set ``select`` in the config), there is no reference
         (``reference.mode``), or no ``log_squares``: another loss, such as `mixed.loss`, calls this.
 
-    Differs from the paper: it is its weight with the sampled alignment; the greedy alignment is
+    Differs from the paper: the weight is the paper's with sampled alignment; greedy alignment is
     left out. A run has no held-out loss.
     From the authors' code: not compared. TRL 1.16's ``use_weighting`` is the same.
 
@@ -73,11 +73,12 @@ def loss(
 
 
 def _weights(logps: Logps) -> Array:
-    """``[B, K]`` weights of responses, without gradient; 1 for absent ones."""
+    """Computes ``[B, K]`` weights of responses, without gradient; 1 for absent ones."""
     if logps.log_squares is None:
         raise ValueError(
-            "wpo.loss reads the policy's squared probabilities, which a step sums only for a loss "
-            "marked with types.reads_squares: make it the run's loss, or mark the one that calls it"
+            "wpo.loss: wanted the policy's squared probabilities, found none: a step sums them "
+            "only for a loss marked with types.reads_squares: make it the run's loss, or mark the "
+            "one that calls it"
         )
     ahead = jax.lax.stop_gradient(logps.policy - logps.log_squares)
     mean = jnp.where(logps.length > 0, ahead / jnp.maximum(logps.length, 1), 0.0)

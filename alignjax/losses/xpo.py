@@ -1,4 +1,4 @@
-"""XPO: online DPO against the reference's own samples, with a bonus for leaving them."""
+"""XPO: online DPO against the reference's samples, with a bonus for exploration."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def loss(
     alpha: float = 1e-5,
     implicit: Implicit = dpo.implicit,
 ) -> tuple[Array, Metrics]:
-    """Prefers the better of two samples, the policy's or the reference's, and lowers the latter.
+    """Prefers the better of two samples, one of the policy and one of the reference.
 
     Algorithm 1, over the n pairs of a prompt, y_i a sample of the policy and z_i one of the
     reference; the better of the two is y^+, the other y^-::
@@ -35,28 +35,29 @@ def loss(
     beta, alpha                       ``beta``, ``alpha``
     ================================  ======================================
 
-    The first term is optimism: of two policies that explain the preferences alike it chooses the
-    one that gives the reference's samples less probability.
+    The first term is for exploration: of two policies that explain the preferences equally well, it
+    favours the one with lower probabilities of the reference's samples.
 
     Args:
       logps: ``[B, K]`` nats, K even, with a reference.
-      batch: ``scores [B, K]``, larger for the better response. A pair takes part where both of its
-        responses are there and have finite scores; of equal scores it is the first term alone.
+      batch: ``scores [B, K]``, larger for the better response. A pair counts if both of its
+        responses are present and have finite scores; if the scores are equal, it has only the first
+        term.
       beta: KL strength, reward per nat; > 0.
       alpha: weight of the bonus; >= 0. 0 is online DPO against the reference's samples.
       implicit: T, or another loss's reward per unit of beta.
 
     Returns:
       ``[B]`` losses in nats, 0 for a row without a pair; ``scores``, the policy's mean; ``wins``,
-      the share of pairs in which its sample is the better one, ties being one half; and ``kl``, the
+      the share of pairs in which its sample is the better one, a tie as one half; and ``kl``, the
       mean log-ratio of its samples.
 
     Raises:
       ValueError: K is odd, there are no scores, or there is no reference (``reference.mode``).
 
-    Differs from the paper: its D_pref holds all pairs so far, here it holds those of this step; n
-    pairs of a prompt are averaged, the paper has one. The value of alpha is ours: log pi_theta of
-    a whole response is of order 100 nats.
+    Differs from the paper: its D_pref has all pairs so far, here only those of this step; the paper
+    has one pair per prompt, here n are averaged. The default alpha is this package's choice:
+    log pi_theta of a whole response is of order 100 nats.
     From the authors' code: not compared.
 
     >>> from alignjax.testing import loss_inputs
@@ -82,7 +83,7 @@ def halves(batch: Batch, loss_name: str) -> tuple[tuple[Array, Array], Array]:
     """Splits the scores of a batch into the policy's and its opponent's.
 
     Returns:
-      Both ``[B, K/2]``, without gradient; and where both of a pair take part.
+      Both ``[B, K/2]``, without gradient; and ``[B, K/2]`` bool, whether both of a pair count.
 
     Raises:
       ValueError: K is odd, or see `plackett_luce.ranking_scores`.
@@ -90,20 +91,20 @@ def halves(batch: Batch, loss_name: str) -> tuple[tuple[Array, Array], Array]:
     scores = ranking_scores(batch)
     if scores.shape[1] % 2:
         raise ValueError(
-            f"{loss_name} compares the policy's responses, the first half, with another policy's, "
-            f"the second; wanted an even number, found {scores.shape[1]} per prompt"
+            f"{loss_name}: wanted an even number of responses per prompt, half of them the "
+            f"policy's and half another policy's, found {scores.shape[1]}"
         )
     own, other = jnp.split(scores, 2, axis=1)
     return (own, other), (own > -jnp.inf) & (other > -jnp.inf)
 
 
 def mean_where(mask: Array, values: Array) -> Array:
-    """Averages ``[B, n]`` values over where the mask holds: ``[B]``, 0 where it holds nowhere."""
+    """Averages ``[B, n]`` values where the mask is True: ``[B]``, 0 where it is never True."""
     return jnp.where(mask, values, 0.0).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
 
 
 def half_metrics(logps: Logps, own: Array, other: Array, both: Array) -> Metrics:
-    """Metrics of the policy's half of the responses, in the pairs that take part."""
+    """Computes metrics of the policy's half of the responses, in the pairs that count."""
     won = jnp.where(both, jnp.sign(jnp.where(both, own - other, 0.0)), 0.0)
     log_ratio = jax.lax.stop_gradient(logps.log_ratio)[:, : own.shape[1]]
     return {

@@ -127,7 +127,7 @@ def test_without_scores_index_0_is_golden(loss):
     _, bare = loss_inputs(reward, adversarial=kinds)
     _, scored = loss_inputs(reward, scores=[[1, 0], [1, 0]], adversarial=kinds)
     chex.assert_trees_all_equal(loss(reward, bare), loss(reward, scored))
-    with pytest.raises(ValueError, match=r"needs `scores` to order K=3"):
+    with pytest.raises(ValueError, match=r"wanted `scores` to order K=3"):
         loss(jnp.zeros((1, 3)), loss_inputs(np.zeros((1, 3)))[1])
 
 
@@ -194,7 +194,7 @@ def test_rejection_sampling_imitates_the_best_sample():
     np.testing.assert_array_equal(drawn.weight, rows)
     kept = logps.replace(policy=drawn.ref_logps, length=drawn.response_length)
     np.testing.assert_allclose(sft.loss(kept, drawn)[0][rows], -best[rows], rtol=1e-6)
-    with pytest.raises(ValueError, match="needs `scores`"):
+    with pytest.raises(ValueError, match="wanted `scores`"):
         apo.select_best(jax.random.key(0), loss_inputs([[0.0, 0.0]])[1])
 
 

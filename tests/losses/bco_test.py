@@ -30,7 +30,7 @@ def test_what_is_missing_is_named():
     for call in (bco.loss, bco.baseline):
         with pytest.raises(ValueError, match=r"binds it from the data"):
             call(logps, batch.replace(running_baseline=jnp.zeros(1)))
-        with pytest.raises(ValueError, match=r"needs a label for every response"):
+        with pytest.raises(ValueError, match=r"wanted a label for every response"):
             call(logps, batch.replace(desirable=None), desirable_fraction=F)
 
 

@@ -92,7 +92,7 @@ def test_errors_say_what_to_change():
         hps.curriculum().over(0)
     with pytest.raises(ValueError, match="plateaus >= 2 or None, found 1"):
         hps.curriculum(plateaus=1)
-    with pytest.raises(ValueError, match=r"score_sd, .* must be > 0, found 0\.0"):
+    with pytest.raises(ValueError, match=r"score_sd: wanted .* > 0, found 0\.0"):
         hps.loss_full(*loss_inputs([[0, 0]], [[0, 0]], scores=[[1, 0]]), score_sd=0.0)
 
 

@@ -82,9 +82,9 @@ def test_what_is_missing_is_named():
         kto.baseline(logps, batch)
     bare = batch.replace(desirable=None, baseline=jnp.zeros(1))
     for call in (lambda: kto.loss(logps, bare), lambda: kto.select(jax.random.key(0), bare)):
-        with pytest.raises(ValueError, match=r"needs a label for every response"):
+        with pytest.raises(ValueError, match=r"wanted a label for every response"):
             call()
-    with pytest.raises(ValueError, match=r"2 responses and 1 labels"):
+    with pytest.raises(ValueError, match=r"each of 2 responses, found 1"):
         rdro.loss(logps, kto.select(jax.random.key(0), labelled([1])), desirable_fraction=0.5)
 
 

@@ -95,7 +95,7 @@ def test_a_list_that_ties_on_the_objective_is_voided():
         ({"preference": (0.5, -0.5, 1.0)}, "wanted weights >= 0"),
         ({"preference": (0.0, 0.0, 0.0)}, "not all 0"),
         ({"preference": (0.5, float("nan"), 1.0)}, "wanted weights >= 0"),
-        ({"preference": (0.0, 0.5, 0.5)}, "objective 0 has weight 0 .* divides by it"),
+        ({"preference": (0.0, 0.5, 0.5)}, "positive weight, .* found objective 0"),
         ({"preference": (0.2, 0.3, 0.5), "main": 3}, r"objective in \[0, 3\), found 3"),
     ],
 )
@@ -107,9 +107,9 @@ def test_bad_preferences_are_refused(keywords, message):
 def test_data_without_several_objectives_are_refused():
     case = rows()
     case["scores"] = case["scores"][..., 0]
-    with pytest.raises(ValueError, match=r"\[B, K, M\], and these data have one per response"):
+    with pytest.raises(ValueError, match=r"\[B, K, M\], found one per response"):
         modpo.loss(*loss_inputs(**case), preference=(0.5, 0.5))
-    with pytest.raises(ValueError, match="these data have none"):
+    with pytest.raises(ValueError, match="found none per response"):
         modpo.select(jax.random.key(0), loss_inputs(np.zeros((2, 2)))[1])
     with pytest.raises(ValueError, match=r"objective in \[0, 2\), found -1"):
         modpo.select(jax.random.key(0), lists(2), main=-1)

@@ -69,15 +69,15 @@ def test_what_is_refused(loss):
     with pytest.raises(ValueError, match=r"binds it from the data"):
         loss(logps, batch, alpha=0.5)
     for value in (0.0, 1.0, -0.1, 2, float("nan")):
-        with pytest.raises(ValueError, match=rf"alpha is {value}, expected a number in \(0, 1\)"):
+        with pytest.raises(ValueError, match=rf"alpha: wanted a number in \(0, 1\), found {value}"):
             loss(logps, batch, desirable_fraction=F, alpha=value)
-        with pytest.raises(ValueError, match=rf"desirable_fraction is {value}, expected"):
+        with pytest.raises(ValueError, match=rf"desirable_fraction: wanted .* found {value}"):
             loss(logps, batch, desirable_fraction=value)
-    with pytest.raises(ValueError, match=r"reduction is 'mean', expected 'class_mean'"):
+    with pytest.raises(ValueError, match=r"reduction: wanted 'class_mean' .* found 'mean'"):
         loss(logps, batch, desirable_fraction=F, reduction="mean")
-    with pytest.raises(ValueError, match=r"needs a label .*sources\.unpaired"):
+    with pytest.raises(ValueError, match=r"wanted a label .*sources\.unpaired"):
         loss(logps, batch.replace(desirable=None), desirable_fraction=F)
-    with pytest.raises(ValueError, match=r"3 responses and 2 labels .*kto\.select"):
+    with pytest.raises(ValueError, match=r"each of 3 responses, found 2: .*kto\.select"):
         loss(logps, batch.replace(desirable=batch.desirable[:, :2]), desirable_fraction=F)
 
 

@@ -488,8 +488,8 @@ def test_another_step_draws_again(select):
 @pytest.mark.parametrize(
     ("loss", "k", "changes", "message"),
     [
-        (dpo.loss, 1, {}, r"dpo\.loss compares 2 .* K=1: set `select`"),
-        (dpo.loss, 3, {}, r"dpo\.loss compares 2 .* K=3: set `select`"),
+        (dpo.loss, 1, {}, r"dpo\.loss: wanted 2 .* K=1: set `select`"),
+        (dpo.loss, 3, {}, r"dpo\.loss: wanted 2 .* K=3: set `select`"),
         (dpo.loss, 2, dict(reference=None), r"reference\.mode"),
         (hps.loss, 2, {}, r"set `select` to hps\.select"),
         (hps.loss, 3, {}, "K=3: set `select`"),
@@ -498,25 +498,30 @@ def test_another_step_draws_again(select):
             refusal
             for loss in (plackett_luce.loss, plackett_luce.loss_top1)
             for refusal in (
-                (loss, 3, dict(scores=None), "needs `scores`"),
-                (loss, 3, dict(scores=np.zeros((8, 3, 4))), r"have 4 \(scores \[B, K, M\]\): comb"),
-                (loss, 1, {}, "at least 2 per prompt"),
+                (loss, 3, dict(scores=None), "wanted `scores`"),
+                (loss, 3, dict(scores=np.zeros((8, 3, 4))), r"found 4 \(scores \[B, K, M\]\)"),
+                (loss, 1, {}, "at least 2 responses per prompt"),
             )
         ),
         *(
-            (loss, 3, dict(scores=None), r"bradley_terry\..*loss needs `scores` to order K=3")
+            (loss, 3, dict(scores=None), r"bradley_terry\..*loss: wanted `scores` to order K=3")
             for loss in (bradley_terry.loss, REWARD_LOSS)
         ),
         *(
-            (functools.partial(exo.loss, label_smoothing=e), 2, {}, r"label_smoothing in \(0, 0\.5")
+            (
+                functools.partial(exo.loss, label_smoothing=e),
+                2,
+                {},
+                r"label_smoothing: wanted .*0\.5",
+            )
             for e in (0, 0.0, 0.5, -0.1)
         ),
         *(
             (functools.partial(discopop.loss, temperature=t), 2, {}, rf"temperature .*{t}")
             for t in (0.0, 1.5)
         ),
-        (functools.partial(mixed.loss, weights=(1.0,)), 2, {}, "losses are 3 and loss.weights 1"),
-        (functools.partial(mixed.loss, losses=(), weights=()), 2, {}, "at least one"),
+        (functools.partial(mixed.loss, weights=(1.0,)), 2, {}, "found 1 weights and 3 losses"),
+        (functools.partial(mixed.loss, losses=(), weights=()), 2, {}, "at least one loss"),
         (tpo.loss, 2, {}, "gold, chosen and rejected"),
         *(
             (functools.partial(robust_dpo.loss, flip_rate=rate), 2, {}, rf"flip_rate .*{rate}")

@@ -278,7 +278,7 @@ def test_what_takes_no_fraction_is_left_alone(unpaired, pairs):
     assert check.bind_fraction(config, unpaired.train).loss is config.loss
     config = runs.get_config(loss=rdro.loss)
     assert check.bind_fraction(config, pairs) is config
-    with pytest.raises(UserError, match=r"rdro\.loss needs a label for every response"):
+    with pytest.raises(UserError, match=r"rdro\.loss: wanted a label for every response"):
         check.check_losses(config, pairs)
 
 
@@ -350,12 +350,9 @@ def test_one_class_only_is_refused(unpaired, labels, name):
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        (dict(alpha=1.0), r"loss: .*rdro\.loss on this data: .*alpha is 1\.0, expected"),
-        (
-            dict(desirable_fraction=1.5),
-            r"desirable_fraction is 1\.5, expected a number in \(0, 1\)",
-        ),
-        (dict(reduction="sum"), r"reduction is 'sum', expected 'class_mean' or 'batch_mean'"),
+        (dict(alpha=1.0), r"loss: .*rdro\.loss on this data: .*alpha: wanted .* found 1\.0"),
+        (dict(desirable_fraction=1.5), r"desirable_fraction: wanted .* in \(0, 1\), found 1\.5"),
+        (dict(reduction="sum"), r"reduction: wanted 'class_mean' or 'batch_mean', found 'sum'"),
     ],
 )
 def test_values_out_of_range_are_told_before_anything_is_compiled(unpaired, keywords, message):
