@@ -1,8 +1,8 @@
-"""Devices to compile for, which need not be there: chips, their published peaks, topologies.
+"""Describes devices to compile for, also absent ones: chips, their published peaks, topologies.
 
-For TPUs the compiler is a package (libtpu) that compiles for any topology on any machine: memory,
-products and collectives are those of the program that would run. GPUs have no such compiler where
-there is no GPU: XLA's compiler for CPUs stands in for it, and gives an estimate.
+The TPU compiler (the package libtpu) compiles for any topology on any machine, so memory, products
+and collectives are exact. The GPU compiler needs a GPU, so plans for GPUs are estimates with XLA's
+CPU compiler.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import jax
 from alignjax.errors import UserError, did_you_mean
 
 GIB = 2.0**30
-PROCESS = 1.0 * GIB  # of a process on CPUs beside its arrays: measured, see docs/pods.md
+PROCESS = 1.0 * GIB  # memory of a process on CPUs besides its arrays, measured: docs/pods.md
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Chip:
     memory: float  # bytes of HBM
     flops: float  # per second, bfloat16
     bandwidth: float  # bytes per second, HBM
-    network: float  # bytes per second that a device can send, all links together
-    shapes: tuple[str, ...]  # topologies that are sold; () for any number of devices
+    network: float  # bytes per second that a device can send over all links
+    shapes: tuple[str, ...]  # available topologies; () for any number of devices
 
 
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -57,21 +57,22 @@ class Machine:
     chip: Chip
     devices: Sequence[Any]
     exact: bool  # whether its own compiler is used
-    process: float = 0.0  # bytes that a process takes beside its arrays, where they share memory
+    process: float = 0.0  # bytes of the process besides its arrays, if they share memory
 
 
 def find_machine(topology: str) -> Machine:
     """Finds the devices of a topology such as ``v5p:4x4x4`` or ``h100:8``.
 
     Raises:
-      UserError: there is no such topology (the message lists what there is), or libtpu is missing.
+      UserError: the topology is unknown (the message lists the known ones), or libtpu is missing.
     """
     kind, _, shape = topology.partition(":")
     if kind == "cpu":
         return _this_machine(topology, shape)
     if kind not in CHIPS:
         raise UserError(
-            f"--topology={topology}: no chip {kind!r}{did_you_mean(kind, CHIPS)}; {_known()}"
+            f"--topology={topology}: wanted a known chip, found {kind!r}"
+            f"{did_you_mean(kind, CHIPS)}; {_known()}"
         )
     chip = CHIPS[kind]
     if not chip.shapes:
@@ -85,17 +86,17 @@ def find_machine(topology: str) -> Machine:
             f"--topology={topology}: compiling for TPUs requires libtpu (but no TPU), which is not "
             'installed: pip install -c requirements.txt -e ".[tpu]" (Linux, x86-64)'
         )
-    # libtpu looks for these, and warns where there is no TPU.
+    # libtpu looks for these, and warns without a TPU.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
-    # Compiling holds no chip, so that several processes may compile at once.
+    # Compiling uses no chip, so several processes may compile at the same time.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    except Exception as error:  # libtpu documents no type for it
+    except Exception as error:  # libtpu does not document the type
         reason = " ".join(str(error).split()).removeprefix("INVALID_ARGUMENT: ")
         raise UserError(f"--topology={topology}: {reason[:200]}; {_known()}") from None
     return Machine(topology, chip, described.devices, exact=True)
@@ -119,11 +120,11 @@ def _known() -> str:
 
 
 def _virtual_devices(count: int) -> Sequence[Any]:
-    """Makes CPU devices that stand in for GPUs."""
+    """Makes CPU devices, also as a substitute for GPUs."""
     present: int = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
-    with contextlib.suppress(RuntimeError):  # too late if JAX has made its devices
+    with contextlib.suppress(RuntimeError):  # JAX has made its devices already
         jax.config.update("jax_num_cpu_devices", max(count, present))
     devices = jax.devices("cpu")
     if len(devices) < count:
-        raise UserError(f"--topology: needs {count} devices, this process has {len(devices)}")
+        raise UserError(f"--topology: wanted {count} devices, found {len(devices)} in this process")
     return devices[:count]

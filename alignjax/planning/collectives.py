@@ -1,4 +1,4 @@
-"""Finds the collectives of a compiled program; numbers are of one device and one call."""
+"""Finds the collectives of a compiled program; numbers are per device and per call."""
 
 import dataclasses
 import math
@@ -17,10 +17,10 @@ class Collective:
 
     kind: str
     size: int  # bytes of the result, on one device, each time
-    group: int  # devices that take part
+    group: int  # number of devices that exchange data
     times: int
     shapes: tuple[Shape, ...]
-    source: str  # the operation it was made for, as JAX names it
+    source: str  # JAX's name of the operation that it is for
 
     @property
     def entered(self) -> int:
@@ -68,7 +68,7 @@ def find_collectives(program: Program) -> list[Collective]:
     by_key: dict[tuple[str, ...], Collective] = {}
     for where, line in lines:
         kind, chain = line.opcode.removesuffix("-done"), _chain(line)
-        # One operation may start in one fusion and go on in others, in the same loop body or in
+        # One operation may start in one fusion and continue in others, in the same loop body or in
         # loops inside it. It counts where it starts.
         body = _body(callers, where) if chain else where
         key = (*chain, body) if chain else (where, line.name)
@@ -92,7 +92,7 @@ def find_collectives(program: Program) -> list[Collective]:
 
 
 def _chain(line: Instruction) -> tuple[str, ...]:
-    """Identifies the parts of one collective by what they share; () for one in a single part."""
+    """Returns the ids shared by the parts of a collective; () if it has only one part."""
     chain = re.search(r'chain_id="(\w+)"', line.text)
     channel = re.search(r"channel_id=(\d+)", line.text)
     return (line.opcode, chain[1], channel[1] if channel else "") if chain else ()

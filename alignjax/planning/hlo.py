@@ -1,8 +1,9 @@
 """Parses the text of a compiled program, and counts how often each part of it runs.
 
-XLA's own ``cost_analysis`` counts the body of a loop once. Here every computation counts as
-often as it runs: a loop's body once per iteration. A loop that may end early (sampling) counts to
-its bound, and a conditional with all branches. `hlo_costs` and `collectives` say what parts cost.
+XLA's ``cost_analysis`` counts the body of a loop once. Here every computation counts as often as
+it runs: a loop's body once per iteration. A loop that may end early (sampling) has its maximum
+number of iterations, and a conditional counts all branches. `hlo_costs` and `collectives` compute
+the costs of parts.
 """
 
 import dataclasses
@@ -63,7 +64,7 @@ class Instruction:
     opcode: str
     shapes: tuple[Shape, ...]  # of its results
     operands: tuple[str, ...]
-    text: str  # what follows the operands
+    text: str  # after the operands
 
     @property
     def size(self) -> int:
@@ -77,7 +78,7 @@ class Program:
 
     computations: dict[str, tuple[Instruction, ...]]
     times: dict[str, int]  # how often each computation runs in one call of the program
-    fused: frozenset[str]  # computations inside fusions, whose values get no buffers
+    fused: frozenset[str]  # computations inside fusions, whose values have no buffers
     devices: int
 
     def running(self) -> Iterator[tuple[str, Instruction, int]]:
@@ -90,7 +91,7 @@ class Program:
 
 def parse(text: str) -> Program:
     """Parses the text of a compiled program (``compiled.as_text()``)."""
-    # The metadata of a kernel take several lines: join them to the kernel's own.
+    # Join the metadata of a kernel, which have several lines, to the kernel's line.
     text = text.replace('={\n"', '={"').replace('"\n}}', '"}}')
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", ""
@@ -159,14 +160,14 @@ def _count(
         turns = _iterations(computations, line) if line.opcode == "while" else 1
         elementwise = line.opcode in ("reduce", "reduce-window", "scatter", "sort", "map", "select")
         elementwise |= line.opcode.startswith(("all-reduce", "reduce-scatter"))
-        if not elementwise:  # what is applied to single elements costs next to nothing
+        if not elementwise:  # functions applied to single elements cost almost nothing
             for other in called:
                 deeper = inside or line.opcode == "fusion"
                 _count(computations, other, count * turns, times, fused, deeper)
 
 
 def _iterations(computations: dict[str, tuple[Instruction, ...]], loop: Instruction) -> int:
-    """Counts a loop's iterations: from the compiler, or by the bound in its condition."""
+    """Finds a loop's number of iterations: from the compiler, or the bound in its condition."""
     if known := re.search(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)', loop.text):
         return int(known[1])
     condition, body = (
@@ -185,7 +186,7 @@ def _iterations(computations: dict[str, tuple[Instruction, ...]], loop: Instruct
 
 
 def _stride(body: tuple[Instruction, ...], index: int) -> int:
-    """Finds by how much a loop's body raises its counter: more than 1 where it was unrolled."""
+    """Finds the increment of a loop's counter; it is above 1 if the loop was unrolled."""
     if not body:
         return 1
     by_name = {line.name: line for line in body}

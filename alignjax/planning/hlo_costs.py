@@ -1,4 +1,4 @@
-"""Counts what a compiled program computes, moves and keeps, on one device in one call."""
+"""Counts a compiled program's FLOPs, memory traffic and buffers, per device and per call."""
 
 import functools
 import math
@@ -36,12 +36,12 @@ def flops(program: Program) -> float:
 
 
 def _splash(line: Instruction, shapes: dict[str, tuple[Shape, ...]]) -> tuple[float, float] | None:
-    """Counts FLOPs of a call of splash attention and bytes it reads; None for another line.
+    """Counts FLOPs of a call of splash attention and bytes it reads; None for other lines.
 
-    `models.kernels` writes into the call's name how many blocks of scores are not empty, and how
-    wide a block is. For each of them the forward pass has two products (with the keys and with the
-    values), the gradient of the queries three, and that of keys and values four, as both compute
-    the scores again. For each, two blocks are read: of keys and values, or for their gradient, of
+    `models.kernels` writes the number of blocks of scores that are not empty, and their width, into
+    the call's name. For each block the forward pass has two products (with keys and with values),
+    the gradient of the queries three, and that of keys and values four, because both compute the
+    scores again. For each block, two blocks are read: of keys and values, or for their gradient of
     queries and of the queries' incoming gradient.
     """
     name = _KERNEL.search(line.text)
@@ -55,7 +55,7 @@ def _splash(line: Instruction, shapes: dict[str, tuple[Shape, ...]]) -> tuple[fl
 
 
 def uncounted(program: Program) -> list[str]:
-    """Lists the kernels whose contents are unknown: their products are not in `flops`."""
+    """Lists the kernels whose contents are unknown, so that `flops` does not count them."""
     calls = (x for _, x, _ in program.running() if "tpu_custom_call" in x.text)
     return sorted({line.name for line in calls if _KERNEL.search(line.text) is None})
 
@@ -68,10 +68,10 @@ def _shapes(program: Program) -> dict[str, dict[str, tuple[Shape, ...]]]:
 
 
 def _convolution(line: Instruction, left: Shape, right: Shape) -> float:
-    """Counts FLOPs of a convolution, which is what TPU programs make of matrix products.
+    """Counts FLOPs of a convolution: TPU programs have matrix products as convolutions.
 
     A batch axis becomes a window that covers one element and padding, or gaps of a dilated axis.
-    Only what lies on elements is counted.
+    Only elements are counted.
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.text)
     assert labels is not None, line.text
@@ -111,10 +111,10 @@ def _pairs(
 
 
 def bytes_moved(program: Program) -> float:
-    """Counts bytes that instructions read from and write to memory; what stays in a fusion is free.
+    """Counts bytes that instructions read from and write to memory; values in a fusion are free.
 
-    Where a fusion reads a slice of an operand, or updates a part of one, only that part counts.
-    A collective that is spread over fusions counts in the first and the last: those between only
+    If a fusion reads a slice of an operand, or updates a part of one, only that part counts. A
+    collective that is spread over fusions counts in the first and the last one; those between only
     pass its buffers on.
     """
     shapes = _shapes(program)
@@ -145,7 +145,7 @@ def bytes_moved(program: Program) -> float:
 
 
 def _read(program: Program, inner: tuple[Instruction, ...], index: int, size: int) -> int:
-    """Counts bytes that a fusion, or one inside of it, reads of its operand number ``index``."""
+    """Counts bytes that a fusion, or one inside it, reads of its operand number ``index``."""
     name = next(
         (x.name for x in inner if x.opcode == "parameter" and x.operands[0] == str(index)), ""
     )
@@ -165,7 +165,7 @@ def _read(program: Program, inner: tuple[Instruction, ...], index: int, size: in
 
 
 def _written(inner: tuple[Instruction, ...], size: int) -> int:
-    """Counts bytes that a fusion writes: only the update of a buffer that is updated in place."""
+    """Counts bytes that a fusion writes; of a buffer updated in place, only the update."""
     by_name = {x.name: x for x in inner}
     for x in inner:
         if x.opcode == "dynamic-update-slice" and x.size == size and x.operands[1] in by_name:
@@ -174,7 +174,7 @@ def _written(inner: tuple[Instruction, ...], size: int) -> int:
 
 
 def buffers(program: Program) -> dict[Shape, str]:
-    """Lists the shapes that get a buffer of their own, each with one instruction that has it."""
+    """Lists the shapes of buffers, each with an instruction that has it."""
     return {
         shape: line.name
         for where, line, _ in program.running()

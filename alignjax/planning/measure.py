@@ -1,4 +1,4 @@
-"""Compiles programs for machines that need not be there, and measures what they need."""
+"""Compiles programs for any machine, also absent ones, and measures their memory and costs."""
 
 import dataclasses
 import math
@@ -20,20 +20,20 @@ ASSUMPTION = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """The needs of a program on a machine; sizes and counts are per device and per call."""
+    """The memory and costs of a program on a machine, per device and per call."""
 
     fits: bool
     limit: float  # bytes of HBM
-    total: float  # bytes: arguments + output + temporary + what the process itself takes
+    total: float  # bytes: arguments + output + temporary + the process itself
     arguments: float
-    output: float  # without what reuses the memory of arguments
+    output: float  # without results that reuse the memory of arguments
     temporary: float
     flops: float  # of matrix products as compiled, recomputed ones included
     moved: float  # bytes read and written in HBM
     collectives: dict[str, dict[str, float]]  # kind -> times, and bytes of results, entered, sent
     compile_seconds: float
     uncounted: list[str] = dataclasses.field(default_factory=list)  # kernels not in flops
-    note: str = ""  # the compiler's message where it does not fit
+    note: str = ""  # the compiler's message if the program does not fit
 
     @property
     def results(self) -> float:
@@ -42,7 +42,7 @@ class Measurement:
 
     @property
     def entered(self) -> float:
-        """The same, with the operands of reduce-scatters in the place of their results."""
+        """The same, but for reduce-scatters the bytes of their operands."""
         return sum(kind["entered"] for kind in self.collectives.values())
 
     @property
@@ -88,7 +88,7 @@ def measure_program(function: Any, *args: Any, on: Machine, **static: Any) -> Me
 
 
 def _too_large(error: str, on: Machine, seconds: float) -> Measurement:
-    """Reads the size of a program out of the message with which the compiler refuses it."""
+    """Reads the size of a program from the compiler's error message."""
     sizes = [float(n) * GIB for n in re.findall(r"([\d.]+)G\b", error)]
     note = next(line for line in error.splitlines() if "RESOURCE_EXHAUSTED" in line)
     return Measurement(
@@ -121,17 +121,17 @@ def bytes_per_device(tree: Any) -> int:
 
     def size(leaf: Any) -> int:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return 0  # a few words
+            return 0  # negligible
         return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
     return sum(size(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def forward_flops(model: ModelConfig, rows: int, k: int, prompt: int, response: int) -> float:
-    """Counts multiplications and additions of a forward pass by formula, not by a program.
+    """Computes multiplications and additions of a forward pass by a formula.
 
-    The prompt counts once, causal attention by half, the vocabulary at response tokens only, and
-    all tokens as real ones.
+    The prompt counts once, causal attention half, and the vocabulary only at response tokens;
+    padding counts like real tokens.
     """
     c = model
     inner = c.heads * c.head_dim

@@ -1,6 +1,6 @@
-"""The command ``plan``: whether a run fits a machine, what it does there, and how long it takes.
+"""Runs the command ``plan``: whether a run fits a machine, its costs, and how long it takes.
 
-The programs are those of a run (`planning.programs`), compiled for machines that need not be there
+It compiles the programs of a run (`planning.programs`) for any machine, also absent ones
 (`planning.chips`, `planning.measure`).
 """
 
@@ -40,23 +40,24 @@ def run(
     sweep: bool = False,
     out: str = "",
 ) -> dict[str, Any]:
-    """Compiles what a config would run on a topology, prints the plan, writes it as JSON.
+    """Compiles programs of a config for a topology, prints the plan, and writes it as JSON.
 
     Args:
       config: of the run.
-      topology: ``v5p:4x4x4`` and the like.
-      mesh: ``data=1,fsdp=16,tensor=4``; empty: the config's where it fits, else the most fsdp.
+      topology: such as ``v5p:4x4x4``.
+      mesh: ``data=1,fsdp=16,tensor=4``; empty: the config's if it fits, otherwise the most fsdp.
       parts: programs to compile, of `PARTS`.
       responses: per prompt, in the data; 0: 2, or 1 with labels.
       price: dollars per chip and hour; 0: no dollars.
-      sweep: all meshes and remat policies, ranked, instead of one.
+      sweep: rank all meshes and remat policies instead of planning one.
       out: JSON file; empty: none.
 
     Returns:
-      What the JSON holds.
+      The content of the JSON file.
 
     Raises:
-      UserError: an unknown topology, a mesh or batch that does not divide, no libtpu.
+      UserError: the topology is unknown, the mesh does not divide the devices or the batch, or
+        libtpu is missing.
     """
     on = chips.find_machine(topology)
     for part in parts:
@@ -92,12 +93,12 @@ def run(
 
 
 def _without_kernels(config: Config, topology: str) -> Config:
-    """Takes XLA's attention: the CPU compiler of an estimate has no kernels of GPUs."""
+    """Chooses XLA's attention, because the CPU compiler has no GPU kernels."""
     say(
-        f"{topology}: its compiler runs only where one is; memory, products and collectives are "
-        "an estimate by XLA's compiler for CPUs, with its attention"
+        f"{topology}: its compiler needs such a GPU; memory, products and collectives are an "
+        "estimate by XLA's compiler for CPUs, with XLA's attention"
     )
-    kernels.choose(config.model, "gpu", config.mesh.tensor)  # refuses what a GPU would refuse
+    kernels.choose(config.model, "gpu", config.mesh.tensor)  # raises the errors of a run on GPUs
     return dataclasses.replace(config, model=dataclasses.replace(config.model, attention="xla"))
 
 
@@ -119,14 +120,14 @@ def _choose_mesh(config: Config, text: str, on: Machine) -> MeshConfig:
     if math.prod(sizes.values()) != count:
         product = " x ".join(f"{k}={v}" for k, v in sizes.items())
         raise UserError(
-            f"--mesh={text}: {product} is {math.prod(sizes.values())}, {on.topology} has "
-            f"{count} devices"
+            f"--mesh={text}: wanted the {count} devices of {on.topology}, found {product} = "
+            f"{math.prod(sizes.values())}"
         )
     return MeshConfig(**sizes)
 
 
 def _meshes(config: Config, count: int) -> Iterator[MeshConfig]:
-    """Yields the meshes of so many devices that divide batch and heads, the most fsdp first."""
+    """Yields the meshes of ``count`` devices that divide batch and heads, the most fsdp first."""
     rows = config.train.batch_size
     some = False
     for tensor in (1, 2, 4, 8, 16):
@@ -139,15 +140,15 @@ def _meshes(config: Config, count: int) -> Iterator[MeshConfig]:
             yield MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
     if not some:
         raise UserError(
-            f"train.batch_size: no mesh of {count} devices divides {rows} rows; name a mesh with "
-            "--mesh, or change the batch size"
+            f"train.batch_size: wanted rows that a mesh of {count} devices divides, found {rows}; "
+            "give a mesh with --mesh, or change the batch size"
         )
 
 
 def _plan_part(
     config: Config, part: str, *, on: Machine, responses: int, price: float
 ) -> dict[str, Any]:
-    """Compiles the program of one part, and derives all that the plan says of it."""
+    """Compiles the program of one part, and makes its plan."""
     sizes = config.mesh
     sharding.check_heads(config.model, sizes.tensor)
     mesh = sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor, list(on.devices))
@@ -178,7 +179,7 @@ def _plan_part(
 def _rates(
     program: programs.Program, seconds: dict[str, float], on: Machine, price: float
 ) -> dict[str, Any]:
-    """Derives tokens per second, utilisation and dollars from the seconds of a call."""
+    """Computes tokens per second, utilisation and dollars from the seconds of a call."""
     speeds = [program.tokens / seconds[x] for x in ("at_most", "estimate")]
     peak = seconds["estimate"] * on.chip.flops * len(on.devices)
     rates = {
@@ -199,8 +200,8 @@ def _mesh_name(config: Config) -> str:
 def _shrink_until_it_fits(
     config: Config, part: str, tokens: int, plan_part: PlanPart
 ) -> list[dict[str, Any]]:
-    """Applies changes that save memory, one more each time, until the program fits."""
-    say("it does not fit; trying what would:")
+    """Applies more and more changes that save memory, until the program fits."""
+    say("it does not fit; trying changes that save memory:")
     plans = []
     overrides: dict[str, str] = {}  # field -> its last change
     tried = _smaller_steps(config, tokens) if part == "step" else _smaller_sampling(config)
@@ -214,12 +215,12 @@ def _shrink_until_it_fits(
         if fits:
             break
     else:
-        say("  nothing tried fits: take a larger topology")
+        say("  none of these fits: use a larger topology")
     return plans
 
 
 def _smaller_steps(config: Config, tokens: int) -> Iterator[list[str]]:
-    """Yields overrides that make a step need less memory, each in addition to those before it.
+    """Yields overrides that reduce the memory of a step, each in addition to the previous ones.
 
     Args:
       tokens: of a step, over all devices.
@@ -246,10 +247,10 @@ def _smaller_steps(config: Config, tokens: int) -> Iterator[list[str]]:
 
 
 def _smaller_sampling(config: Config) -> Iterator[list[str]]:
-    """Yields such overrides for sampling."""
+    """Yields overrides that reduce the memory of sampling."""
     field = resolved.sampling_field(config)
     if field == "train":
-        return  # its batch is the step's
+        return  # it has the step's batch size
     settings = get(config, field)
     if settings.gather_weights:
         yield [f"{field}.gather_weights=False"]
@@ -262,13 +263,13 @@ def _smaller_sampling(config: Config) -> Iterator[list[str]]:
 
 
 def _rank(plan: dict[str, Any]) -> tuple[bool, float]:
-    """What fits comes first; then by time, or by memory where nothing is known of the time."""
+    """Makes the sort key: fitting ones first, then by time, or by memory if time is unknown."""
     measured, seconds = plan["measured"], plan["seconds"]["estimate"]
     return not measured["fits"], measured["total"] if math.isnan(seconds) else seconds
 
 
 def _sweep(config: Config, on: Machine, plan_part: PlanPart) -> list[dict[str, Any]]:
-    """Plans the step on every mesh with every remat policy; the quickest that fit come first."""
+    """Plans the step on every mesh with every remat policy; the fastest fitting ones come first."""
     plans = []
     for mesh in _meshes(config, len(on.devices)):
         for remat in REMAT:

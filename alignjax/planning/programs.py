@@ -1,8 +1,8 @@
-"""Builds the programs of a run from shapes alone, by the functions that a run calls.
+"""Builds the programs of a run from shapes, with the functions that a run calls.
 
-No file of data or weights is read: the config, or the model's own config.json, gives the model's
-shape. Rows of the greatest length stand in for the data; which kind of rows the loss takes (pairs,
-labels, scored lists) is found by trying each.
+No data or weights are read: the model's shape is in the config, or in the model's config.json.
+Instead of the data there are rows of the maximum length; the kind of rows that the loss takes
+(pairs, labels, scored lists) is found by trying each.
 """
 
 import dataclasses
@@ -41,17 +41,17 @@ _NO_BATCHES = Batches((), np.zeros(0, np.int32), np.zeros((0, 1), np.int64))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """A function that a run compiles, its arguments, and what is known of it beforehand."""
+    """A function that a run compiles, its arguments, and facts that need no compiler."""
 
     name: str
     function: Any  # of jax.jit
     args: tuple[Any, ...]
     static: dict[str, Any]
-    tokens: int  # of a call, a prompt counted once
+    tokens: int  # of a call; a prompt counts once
     model_flops: float  # of a call, without recomputation, over all devices
-    parts: int  # that a step takes its batch in
+    parts: int  # number of parts that a step splits its batch into
     holds: dict[str, int]  # bytes per device of its arguments, by kind
-    reference: str = ""  # how steps see the reference, and why
+    reference: str = ""  # how steps score the reference, and why
 
 
 def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
@@ -60,12 +60,12 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
     Args:
       config: of the run.
       mesh: of the devices to compile for.
-      part: one of `PARTS`; the step is that of the policy, or of the reward model where the config
-        trains no policy; reward is that of the reward model in a game.
+      part: one of `PARTS`; step is that of the policy, or of the reward model if the config trains
+        no policy; reward is the reward model's step in a game.
       responses: per prompt, in the data; 0: 2, or 1 with labels.
 
     Raises:
-      UserError: the run has no such part, or its loss takes none of the kinds of rows.
+      UserError: the run has no such part, or its loss takes no kind of rows.
     """
     if part in ("score", "sample"):
         return _inference(config, mesh, part, responses)
@@ -82,7 +82,7 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
     # A backward pass costs two forward passes, or one where frozen weights need no gradient.
     live = of.reward_loss is None and part != "sft" and batch.ref_logps is None
     passes = (3 if of.lora is None else 2) + (live and of.reference.mode != "none")
-    # A reward model ends in one number, not in the vocabulary.
+    # A reward model has one output instead of the vocabulary.
     counted = of.model
     if of.reward_loss is not None:
         counted = dataclasses.replace(of.model, vocab_size=1)
@@ -101,7 +101,7 @@ def make(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Program:
 
 
 def _turn(config: Config, mesh: Mesh, part: str, responses: int) -> Program:
-    """Builds the turn of a player in a game in one loop, which holds both and one base."""
+    """Builds the turn of a player in a game in one loop, with both players and one base."""
     game: StepsConfig = get(config, "recipe.game")
     mine, its = _part_of(config, "step"), _part_of(config, "reward")
     base, steps, k = _frozen_params(config, mesh), 2, game.sampling.samples
@@ -149,7 +149,7 @@ def _turn(config: Config, mesh: Mesh, part: str, responses: int) -> Program:
 
 
 def _parts(learner: Learner, batch: Batch, networks: int) -> int:
-    """Counts the parts that a step of padded rows is taken in, after its draw of responses."""
+    """Counts the parts of a step of padded rows, after its draw of responses."""
     update = learner.update
 
     def step(batch: Batch) -> Batch:
@@ -169,7 +169,7 @@ def _no_samples(*args: Any) -> Any:
 
 
 def _of_width(config: Config, b: int, k: int, mesh: Mesh) -> Batch:
-    """Describes b rows of k responses of the greatest length, on the mesh."""
+    """Describes b rows of k responses of the maximum length, on the mesh."""
     rows = two_rows(config, k)
     return on_mesh(assemble(rows.dataset, np.arange(b) % 2, rows.shapes[0]), mesh)
 
@@ -182,18 +182,18 @@ def _drawn(config: Config, b: int, k: int, mesh: Mesh) -> Batch:
 
 
 def _networks(config: Config, part: str) -> int:
-    """Counts the networks that one program trains: of several preferences, `stacked.fit_each`."""
+    """Counts the networks that one program trains, for several preferences: `stacked.fit_each`."""
     several = get(config, "recipe.objectives")
     if several is None or part != "step":
         return 1
     for keyword in keywords(several.method).values():
-        if keyword.annotation == AtOnce:  # what the config binds is its default
+        if keyword.annotation == AtOnce:  # the default is the value that the config binds
             return min(keyword.default, len(several.preferences))
     return 1
 
 
 def _side_by_side(batch: Batch, networks: int, mesh: Mesh) -> Batch:
-    """Repeats the batch for so many networks in one program, as for `step.stacked_step`."""
+    """Repeats the batch for several networks in one program, see `step.stacked_step`."""
     rows = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((networks * x.shape[0], *x.shape[1:]), x.dtype), batch
     )
@@ -202,17 +202,17 @@ def _side_by_side(batch: Batch, networks: int, mesh: Mesh) -> Batch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Made:
-    """What `offline.fit` trains in a part of a run, with shapes in the place of arrays."""
+    """The inputs of `offline.fit` in a part of a run, with shapes instead of arrays."""
 
     config: Config  # of the part
     learner: Learner
     batch: Batch  # shapes on the mesh
     scored: int  # responses per prompt that a step scores
-    choice: reference.Choice | None  # how steps see the reference; None: the part has none
+    choice: reference.Choice | None  # how steps score the reference; None: the part has none
 
 
 def make_learner(config: Config, mesh: Mesh, part: str, responses: int = 0) -> Made:
-    """Makes what is trained in a part of a run from the shapes of its rows."""
+    """Makes the learner and batch of a part of a run from the shapes of its rows."""
     of = _part_of(config, part)
     rows = _stand_in(config, of, part, responses)
     of = bind_fraction(of, rows)
@@ -220,7 +220,7 @@ def make_learner(config: Config, mesh: Mesh, part: str, responses: int = 0) -> M
     batch = assemble(rows.dataset, picked, rows.shapes[0])
     base = _frozen_params(of, mesh)
     scored, choice = count_responses(of, rows), None
-    steps = 2  # their number changes no program
+    steps = 2  # any number gives the same program
     if of.reward_loss is not None:
         learner = learners.reward_model(of, mesh, steps, load_start=_nothing, base=base)
     else:
@@ -256,16 +256,17 @@ def _frozen_params(config: Config, mesh: Mesh) -> Params:
 
 
 def _part_of(config: Config, part: str) -> Config:
-    """Makes the config of one part of a run, as if it were a run of its own."""
+    """Makes the config of one part of a run, as of a separate run."""
     game = get(config, "recipe.game")
     if part == "sft":
         if config.sft is None:
-            raise UserError("--parts=sft: the config has no supervised stage")
+            raise UserError("--parts=sft: wanted a supervised stage in the config, found none")
         return sft.stage_config(config, config.sft)
     if part == "reward":
         if game is None:
             raise UserError(
-                "--parts=reward: the config has no game; a reward model's own step is --parts=step"
+                "--parts=reward: wanted a game in the config, found none; for a reward model's own "
+                "step use --parts=step"
             )
         return dataclasses.replace(
             config,
@@ -280,7 +281,7 @@ def _part_of(config: Config, part: str) -> Config:
 
 
 def _inference(config: Config, mesh: Mesh, part: str, responses: int) -> Program:
-    """Builds scoring as for the reference's table, or sampling as in training or evaluation."""
+    """Builds scoring, as for the reference's table, or sampling, as in training or evaluation."""
     rows = two_rows(config, responses or 2)
     params = pretrained.target(config.model, mesh)
     settings = resolved.sampling_settings(config)

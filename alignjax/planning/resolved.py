@@ -1,6 +1,6 @@
-"""Settles what a plan needs to know beforehand: the model's shape, the reference, the sampling.
+"""Chooses the model's shape, the reference and the sampling for a plan, as a run does.
 
-All is decided as a run decides it. What only the data can tell is reported at its worst.
+What depends on the data is assumed to be the worst case.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ from alignjax.stages.reference import Choice, choose
 
 log = logging.getLogger("alignjax")
 
-MANY = 10**6  # rows that stand for the data where their number does not matter
+MANY = 10**6  # assumed number of rows, where it does not matter
 
 
 def resolve(config: Config) -> Config:
     """Fills in the shape of the model in ``model.path``, as a run does.
 
     Raises:
-      UserError: the model is not here, and the config describes no model either; or as
+      UserError: the model is not on this machine, and the config has no shape; or as
         `pretrained.resolve`.
     """
     path = config.model.path
@@ -41,21 +41,21 @@ def resolve(config: Config) -> Config:
         return pretrained.resolve(config, runs=False)
     if configjson.shape_fields(config.model) == configjson.shape_fields(ModelConfig()):
         raise UserError(
-            f"model.path: {path} is not here, and the config gives no shape of its own: wanted the "
-            "model's folder or GGUF file, or fields such as model.layers"
+            f"model.path: wanted the model's folder or GGUF file, or its shape in fields such as "
+            f"model.layers, found neither: {path} does not exist"
         )
-    log.warning("model.path: %s is not here; the model's shape is the config's", path)
+    log.warning("model.path: %s does not exist; the model's shape is the config's", path)
     return config
 
 
 def say_parameters(config: Config) -> str:
-    """Writes how many parameters the model has, and where its shape comes from."""
+    """Describes the number of the model's parameters, and the source of its shape."""
     init = functools.partial(init_params, config.model)
     leaves = jax.tree.leaves(jax.eval_shape(init, jax.random.key(0)))
     count = sum(math.prod(leaf.shape) for leaf in leaves)
     path = config.model.path
-    here = bool(path) and pathlib.Path(path).exists()
-    source = f"the shape is that of {path}" if here else "the shape is the config's"
+    exists = bool(path) and pathlib.Path(path).exists()
+    source = f"the shape is that of {path}" if exists else "the shape is the config's"
     return f"model: {_millions(count)} parameters ({count:,}; {source})"
 
 
@@ -67,10 +67,11 @@ def _millions(count: int) -> str:
 
 
 def choose_reference(config: Config, *, responses: int, scored: int, cacheable: bool) -> Choice:
-    """Decides how steps see the reference as a run does that finds no table on disk.
+    """Chooses how steps score the reference, as a run without a table on disk does.
 
-    With ``train.epochs`` the number of rows cancels out. With ``train.steps`` it decides and is not
-    known here: steps that score the reference need more memory, and are what is planned.
+    With ``train.epochs`` the choice does not depend on the number of rows. With ``train.steps`` it
+    does, and the number is unknown; then the plan has steps that score the reference, which need
+    more memory.
 
     Args:
       config: of the run.
@@ -105,12 +106,12 @@ def sampling_field(config: Config) -> str:
     if config.candidates is not None:
         return "candidates"
     if "samples" in _sampled_by(config):
-        return "train"  # so many prompts in a step
+        return "train"  # its batch_size is the number of prompts
     return "evaluate" if get(config, "recipe.game") is None else "recipe.game.sampling"
 
 
 def sampling_settings(config: Config) -> SamplingConfig:
-    """A run's sampling settings: of training if it samples, or evaluation."""
+    """Returns a run's sampling settings: of training if it samples, or evaluation."""
     field, own = sampling_field(config), _sampled_by(config)
     if not own:
         settings: SamplingConfig = get(config, field)
@@ -127,7 +128,7 @@ def sampling_settings(config: Config) -> SamplingConfig:
 
 
 def _sampled_by(config: Config) -> dict[str, Any]:
-    """The settings of a method for several objectives that samples to train; else none."""
+    """Returns the settings of a method for several objectives that samples to train, or none."""
     several = get(config, "recipe.objectives")
     own = {} if several is None else _values(several.method)
     if "expert" in own:  # of soups and MOD
@@ -136,4 +137,4 @@ def _sampled_by(config: Config) -> dict[str, Any]:
 
 
 def _values(function: Callable[..., Any]) -> dict[str, Any]:
-    return {name: x.default for name, x in keywords(function).items()}  # what is bound, too
+    return {name: x.default for name, x in keywords(function).items()}  # bound values too

@@ -17,7 +17,7 @@ def _count(n: int, what: str) -> str:
 
 
 def size(plan: dict[str, Any]) -> str:
-    """Formats the memory that a program needs, and what there is."""
+    """Formats the memory that a program needs, and the available memory."""
     measured = plan["measured"]
     return f"{_gib(measured['total'])} of {_gib(measured['limit'])} GiB"
 
@@ -29,7 +29,7 @@ def time(plan: dict[str, Any]) -> str:
 
 
 def print_one(plan: dict[str, Any], on: Machine) -> None:
-    """Prints all that is known of one program, as a table."""
+    """Prints the plan of one program as a table."""
     measured = plan["measured"]
     mesh = ", ".join(f"{k} {v}" for k, v in plan["mesh"].items())
     title = (
@@ -38,7 +38,7 @@ def print_one(plan: dict[str, Any], on: Machine) -> None:
         f"attention {plan['attention']}"
     )
     rows = {"fits": ["yes" if measured["fits"] else f"no: {measured['note'] or size(plan)}"]}
-    if measured["note"]:  # the compiler refused the program, and nothing else is known
+    if measured["note"]:  # the compiler refused the program, so there are no other numbers
         print_rows(rows, ("per device", ""), title)
         return
     known = not math.isnan(plan["seconds"]["estimate"])
@@ -69,7 +69,7 @@ def _memory(plan: dict[str, Any], on: Machine) -> dict[str, list[str]]:
 def _work(plan: dict[str, Any], on: Machine) -> dict[str, list[str]]:
     measured = plan["measured"]
     rows = {"FLOPs of the model": [f"{plan['model_flops']:.3g}"]}
-    # How often those over a stream's tokens run depends on its rows, which no compiler knows.
+    # The number of iterations of loops over a stream's tokens depends on its rows.
     loops = ", loops of unknown length once" if plan["attention"] == "tiles" else ""
     rows[f"FLOPs as compiled{loops}"] = [f"{measured['flops']:.3g}"]
     if measured["uncounted"]:
@@ -97,7 +97,7 @@ def _speed(plan: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def print_ranked(plans: list[dict[str, Any]], on: Machine) -> None:
-    """Prints one line for each of several programs, in the order given."""
+    """Prints one line for each of several programs, in the given order."""
     rows = {
         f"{','.join(f'{k}={v}' for k, v in plan['mesh'].items())} {plan['remat']}": [
             "yes" if plan["measured"]["fits"] else "no",

@@ -77,12 +77,12 @@ def test_flops_of_the_model_by_hand():
 @pytest.mark.parametrize(
     ("topology", "mesh", "changes", "message"),
     [
-        ("v9:2x2", "", [], r"no chip 'v9'.*known: v5e:2x2\|2x4"),
+        ("v9:2x2", "", [], r"found 'v9'.*known: v5e:2x2\|2x4"),
         ("h100:many", "", [], r"wanted a number of GPUs, such as h100:8"),
         ("v5e:four", "", [], r"wanted v5e:SHAPE; known"),
-        ("h100:4", "fsdp=3", [], r"fsdp=3 x tensor=1 is 3, h100:4 has 4 devices"),
+        ("h100:4", "fsdp=3", [], r"wanted the 4 devices of h100:4, found .*tensor=1 = 3"),
         ("h100:4", "rows=4", [], r"wanted data=..,fsdp=..,tensor=.. with positive numbers, found"),
-        ("h100:3", "", [], r"train.batch_size: no mesh of 3 devices divides 8 rows"),
+        ("h100:3", "", [], r"train.batch_size: wanted rows .*mesh of 3 devices divides, found 8"),
         ("h100:4", "tensor=4", ["model.vocab_size=63"], r"mesh.tensor=4 does not divide 63"),
         (
             *("h100:4", "tensor=4", ["model.heads=6", "model.kv_heads=6"]),
@@ -412,9 +412,9 @@ def test_the_models_folder_decides_what_is_planned_and_described(tmp_path, monke
 def test_a_model_that_is_not_here_is_planned_by_a_shape_of_the_config_or_not_at_all(caplog):
     of = config()
     assert resolved.resolve(of) is of
-    assert "nowhere is not here; the model's shape is the config's" in caplog.text
+    assert "nowhere does not exist; the model's shape is the config's" in caplog.text
     shapeless = dataclasses.replace(config(), model=ModelConfig(path="nowhere"))
-    with pytest.raises(UserError, match=r"^model.path: nowhere is not here, and the config gives"):
+    with pytest.raises(UserError, match=r"^model.path: wanted .* found neither: nowhere does not"):
         resolved.resolve(shapeless)
 
 

@@ -1,7 +1,7 @@
-"""Loggers of a training's metrics: TensorBoard, W&B, Trackio, MLflow.
+"""Opens loggers of a training's metrics: TensorBoard, W&B, Trackio, MLflow.
 
-Each is a function that opens one for a run's folder; its package is imported there. Numbers are
-grouped: ``train/loss``, ``eval/loss``. The settings of the run (its config.json) go along.
+A function per logger imports its package and opens it for a run's folder. Metrics are grouped:
+``train/loss``, ``eval/loss``. The settings of the run (its config.json) are logged too.
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ PACKAGES = {name: name for name in ("wandb", "trackio", "mlflow")} | {"tensorboa
 
 @dataclasses.dataclass(frozen=True)
 class Logger:
-    """Takes the numbers of a training."""
+    """Logs the metrics of a training."""
 
-    write: Callable[[int, dict[str, Any]], None]  # step, numbers under grouped names
+    write: Callable[[int, dict[str, Any]], None]  # step, metrics by grouped names
     close: Callable[[], None]
 
 
@@ -35,13 +35,13 @@ def check(names: tuple[str, ...]) -> None:
     """Refuses loggers whose package is not installed.
 
     Raises:
-      UserError: with the command that installs it.
+      UserError: names the package and the command that installs it.
     """
     for name in names:
         if importlib.util.find_spec(PACKAGES[name]) is None:
             raise UserError(
-                f"train.loggers: {name} needs the package {PACKAGES[name]}: pip install "
-                f"-e '.[{name}]'"
+                f"train.loggers: wanted the package {PACKAGES[name]} for {name}, found none: pip "
+                f"install -e '.[{name}]'"
             )
 
 
@@ -50,8 +50,8 @@ def open_all(names: tuple[str, ...], workdir: pathlib.Path, *, after_step: int) 
 
     Args:
       names: of `PACKAGES`.
-      workdir: of the training; its config.json, where there is one, holds the settings.
-      after_step: lines of later steps are written again.
+      workdir: of the training; its config.json, if there is one, has the settings.
+      after_step: metrics of later steps are logged again.
     """
     file = workdir / "config.json"
     settings = flat(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
@@ -60,7 +60,7 @@ def open_all(names: tuple[str, ...], workdir: pathlib.Path, *, after_step: int) 
 
 
 def grouped(values: dict[str, Any]) -> dict[str, float]:
-    """Puts numbers under ``train/`` and ``eval/``; leaves out what is not finite."""
+    """Groups metrics under ``train/`` and ``eval/``; leaves out values that are not finite."""
     names = {
         name: f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
         for name in values
@@ -69,7 +69,7 @@ def grouped(values: dict[str, Any]) -> dict[str, float]:
 
 
 def flat(value: Any, at: str = "") -> dict[str, Any]:
-    """Writes nested settings with dotted names; a list is text."""
+    """Flattens nested settings to dotted names; lists become text."""
     if isinstance(value, dict):
         return {
             name: x
@@ -80,7 +80,7 @@ def flat(value: Any, at: str = "") -> dict[str, Any]:
 
 
 def _name(workdir: pathlib.Path) -> str:
-    """Names a run by its folder; a stage inside of one by both."""
+    """Names a run by its folder, and a stage inside a run by both folders."""
     folder = workdir.resolve()
     inside = not (folder / "config.json").is_file()
     return f"{folder.parent.name}/{folder.name}" if inside else folder.name
@@ -101,10 +101,10 @@ def _tensorboard(workdir: pathlib.Path, settings: dict[str, Any], after_step: in
 def show_samples(
     names: tuple[str, ...], workdir: pathlib.Path, step: int, samples: dict[str, tuple[str, str]]
 ) -> None:
-    """Writes responses into TensorBoard's page of texts, if it is among the loggers.
+    """Writes responses to TensorBoard's page of texts, if it is among the loggers.
 
     Args:
-      names, workdir: as of `open_all`.
+      names, workdir: as in `open_all`.
       step: at which the second responses were sampled.
       samples: by prompt, the response before training and after it.
     """
@@ -115,7 +115,7 @@ def show_samples(
         for prompt, responses in samples.items()
         for name, text in zip(("prompt", "before", "after"), (prompt, *responses), strict=True)
     ]
-    # In a folder of their own: files are named by the second, and one would replace the other.
+    # In a separate folder: files of the same second have the same name and would be overwritten.
     folder = workdir / "tensorboard" / "samples"
     Board(folder, step, {"samples": "\n\n".join(parts)}).close()
 

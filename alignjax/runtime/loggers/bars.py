@@ -1,7 +1,7 @@
 """Shows progress: a bar in a terminal, occasional lines elsewhere.
 
 Without a terminal (a job's log, a notebook, a pipe) a training writes a line whenever it has
-numbers, and any other work one line at its end, or one every `EVERY` seconds.
+metrics; other work writes one line every `EVERY` seconds and one at its end.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from alignjax.runtime import distributed, watchdog
 
 log = logging.getLogger("alignjax")
 
-NOTE = 27  # characters of the numbers behind a bar
-EVERY = 30.0  # seconds between the lines of work that has no numbers
-# What is shown of a line of metrics.jsonl, and as what; of players also behind their names.
+NOTE = 27  # characters of the metrics after a bar
+EVERY = 30.0  # seconds between the lines of work without metrics
+# metric -> its short name and format; a player's name may stand before the metric.
 SHOWN = {
     "loss": ("loss", "{:.4g}"),
     "rewards/accuracies": ("accuracy", "{:.3f}"),
@@ -34,8 +34,8 @@ Advance = Callable[..., None]  # (items done, **numbers)
 def progress(title: str, total: int, *, done: int = 0, watched: bool = True) -> Iterator[Advance]:
     """Shows how many of ``total`` items are done; yields ``advance(n, **numbers)``.
 
-    With several processes the first one shows it. Where it stands still for too long the run ends,
-    see `watchdog.watching`; ``watched`` is False where the block sees to that itself.
+    Of several processes only the first shows it. If there is no progress for too long, the run
+    ends, see `watchdog.watching`; with ``watched=False`` the block must check this itself.
     """
     with (
         watchdog.phase(title.strip() if watched else "") as moved,
@@ -96,7 +96,7 @@ def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
     import rich.table
 
     console = rich.console.Console(stderr=True)
-    wide = console.width >= 100  # else there is no room for the time that it took
+    wide = console.width >= 100  # wide enough for the elapsed time
     name = f"{title:<22}" if wide else f"{title:<19.19}"
     count = 2 * len(str(total)) + 1
     rest = len(name) + count + 8 * wide + len("ETA 0:00:00") + NOTE + 6
@@ -114,7 +114,7 @@ def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
 
         def advance(n: int = 1, **numbers: float) -> None:
             bar.update(task, advance=n)
-            # Two numbers fit beside the rest in 80 columns.
+            # In 80 columns there is room for two metrics.
             note = " ".join(list(texts(numbers))[:2])
             if note:
                 bar.update(task, note=note)
@@ -123,42 +123,42 @@ def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
 
 
 def texts(numbers: dict[str, Any]) -> list[str]:
-    """Formats the numbers to show: ``loss 0.48``, and those of a line's `SHOWN`."""
-    found = []
+    """Formats the metrics of `SHOWN`, such as ``loss 0.48``."""
+    out = []
     for name, (short, form) in SHOWN.items():
         for key, value in numbers.items():
             player = key.removesuffix(name)
             if key.endswith(name) and (not player or player.endswith("/")) and value is not None:
-                found.append(f"{player}{short} {form.format(value)}")
-    return found
+                out.append(f"{player}{short} {form.format(value)}")
+    return out
 
 
 class _Lines:
-    """Lines in the place of a bar."""
+    """Writes lines instead of a bar."""
 
     def __init__(self, title: str, total: int, done: int) -> None:
         self.title, self.total, self.done, self.begun = title, total, done, done
         self.since = self.last = time.monotonic()
-        self.said = -1
+        self.written = -1  # count of the last line
 
     def advance(self, n: int = 1, **numbers: float) -> None:
         self.done += n
-        told = texts(numbers)
+        metrics = texts(numbers)
         now = time.monotonic()
-        if told or (now - self.last >= EVERY and n):
-            self._say(told, now)
+        if metrics or (now - self.last >= EVERY and n):
+            self._write(metrics, now)
 
     def end(self) -> None:
-        """Says the last count, unless a line has said it."""
-        if self.said != self.done and self.done > self.begun:
-            self._say([], time.monotonic())
+        """Writes the last count, unless the last line has it."""
+        if self.written != self.done and self.done > self.begun:
+            self._write([], time.monotonic())
 
-    def _say(self, told: list[str], now: float) -> None:
+    def _write(self, metrics: list[str], now: float) -> None:
         took = now - self.since
         left = (self.total - self.done) * took / max(self.done - self.begun, 1)
         clock = f"ETA {_clock(left)}" if self.done < self.total else f"took {_clock(took)}"
-        log.info("%s %d/%d: %s", self.title, self.done, self.total, ", ".join([*told, clock]))
-        self.last, self.said = now, self.done
+        log.info("%s %d/%d: %s", self.title, self.done, self.total, ", ".join([*metrics, clock]))
+        self.last, self.written = now, self.done
 
 
 def _clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""TensorBoard's files."""
+"""Writes TensorBoard's files."""
 
 import contextlib
 import logging
@@ -9,15 +9,14 @@ from typing import Any
 
 log = logging.getLogger("alignjax")
 
-FLUSH_SECONDS = 30  # which waits for the disk
-COMPARED = ("eval/loss", "eval/rewards/accuracies", "train/loss")  # beside the hyperparameters
+FLUSH_SECONDS = 30  # between flushes, which wait for the disk
+COMPARED = ("eval/loss", "eval/rewards/accuracies", "train/loss")  # shown with hyperparameters
 
 
 class Board:
-    """TensorBoard's files, written where they are asked for.
+    """Writes a TensorBoard file, on the calling thread.
 
-    The library's own writer does it on a thread, for which a training would wait for ever once a
-    full disk has ended it.
+    The library's own writer uses a thread; if a full disk ended it, a training would wait forever.
     """
 
     def __init__(
@@ -27,10 +26,13 @@ class Board:
         texts: dict[str, str],
         settings: dict[str, Any] | None = None,
     ) -> None:
-        """Opens a file; TensorBoard hides what earlier ones hold of steps after ``after_step``.
+        """Opens a file; TensorBoard hides steps after ``after_step`` of earlier files.
 
-        ``texts`` are Markdown by name, ``settings`` the numbers and texts of its page of
-        hyperparameters.
+        Args:
+          folder: of the file.
+          after_step: see above.
+          texts: Markdown by name.
+          settings: values for TensorBoard's page of hyperparameters.
         """
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2
@@ -51,7 +53,7 @@ class Board:
                     self._file.write_event(event_pb2.Event(summary=shown))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes numbers, as long as that has not failed before."""
+        """Writes metrics, unless an earlier write failed."""
         from tensorboardX import summary
         from tensorboardX.proto import event_pb2
 
