@@ -120,7 +120,7 @@ def test_golden_answers_of_the_config_match_its_pairs(tmp_path):
     )
     with pytest.raises(
         UserError,
-        match=r"2 of 2 rows dropped .* 2 of them are text \(data\.source\) and .*messages",
+        match=r"2 of 2 rows dropped .* found text \(2 of these prompts\) and messages",
     ):
         golden.find_answers(loaded.data, settings, text)
 
@@ -132,7 +132,7 @@ def test_a_source_of_files_is_given_its_path(records):
     settings = game(golden=None, golden_path="x.jsonl")
     with pytest.raises(
         UserError,
-        match=r"golden_path: no game\.golden .* \(e\.g\. golden=sources\.auto\), found 'x\.jsonl'",
+        match=r"golden_path: wanted none .* game\.golden .*, found 'x\.jsonl'",
     ):
         golden.find_answers(DATA, settings, records)
 
