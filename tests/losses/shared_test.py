@@ -517,14 +517,14 @@ def test_another_step_draws_again(select):
             for e in (0, 0.0, 0.5, -0.1)
         ),
         *(
-            (functools.partial(discopop.loss, temperature=t), 2, {}, rf"temperature .*{t}")
+            (functools.partial(discopop.loss, temperature=t), 2, {}, rf"temperature: .*{t}")
             for t in (0.0, 1.5)
         ),
         (functools.partial(mixed.loss, weights=(1.0,)), 2, {}, "found 1 weights and 3 losses"),
         (functools.partial(mixed.loss, losses=(), weights=()), 2, {}, "at least one loss"),
         (tpo.loss, 2, {}, "gold, chosen and rejected"),
         *(
-            (functools.partial(robust_dpo.loss, flip_rate=rate), 2, {}, rf"flip_rate .*{rate}")
+            (functools.partial(robust_dpo.loss, flip_rate=rate), 2, {}, rf"flip_rate: .*{rate}")
             for rate in (0.5, 0.7, -0.1)
         ),
     ],
