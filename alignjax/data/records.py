@@ -87,6 +87,7 @@ class Record:
     objectives: tuple[str, ...] = ()  # the names of the M scores
     desirable: tuple[bool, ...] = ()  # K labels, or ()
     adversarial: bool = False  # the first response is golden, the others are a policy's samples
+    prompt_alone: bool = False  # without responses: a run samples its own
     repeats: bool = False  # keep repeated responses: samples, whose frequencies matter
     domain: str = ""
     origin: str = ""  # "file:line" for messages; "" if the row is not from a file
@@ -297,6 +298,8 @@ def _usable(record: Record, report: DataReport) -> tuple[Record | None, str]:
         return None, "empty_prompt"
     if isinstance(record.prompt, tuple) and any(map(_is_empty, record.prompt)):
         return None, "empty_turn"
+    if record.prompt_alone:
+        return record, ""
     if record.scores:
         return _usable_list(record, report)
     if not record.responses or any(not text.strip() for text in record.responses):

@@ -63,7 +63,7 @@ class Dataset:
         except Exception as error:  # array_record's checksums, TFDS's decoder
             raise _damaged(self.path, error) from None
         lengths = row["response_length"]
-        ids = np.split(row["response_ids"], np.cumsum(lengths)[:-1])
+        ids = np.split(row["response_ids"], np.cumsum(lengths))[:-1]
         scores, labels = row["scores"], row["desirable"]
         return Example(
             id=row["id"].decode(),
@@ -205,7 +205,7 @@ class _Columns:
 
     def lengths(self) -> np.ndarray:
         """Returns the responses' lengths, ``[N, K]`` int32, 0 in rows with fewer responses."""
-        count = max(map(len, self.response_length))
+        count = max(1, *map(len, self.response_length))  # of prompts alone: one, which is absent
         table = np.zeros((len(self.response_length), count), np.int32)
         for row, responses in zip(table, self.response_length, strict=True):
             row[: len(responses)] = responses
@@ -239,7 +239,7 @@ class _Columns:
             self.undesirable += len(record.desirable) - sum(record.desirable)
             arrays = {
                 "prompt_ids": row.prompt_ids,
-                "response_ids": np.concatenate(row.response_ids),
+                "response_ids": np.concatenate([np.zeros(0, np.int32), *row.response_ids]),
                 "response_length": np.asarray(lengths, np.int32),
                 "scores": scores.reshape(-1),
                 "desirable": np.asarray(record.desirable, np.int32),

@@ -100,11 +100,16 @@ def run(
 
 
 def _measured(run: Run, scorers: tuple[Callable[..., Any], ...]) -> Run:
-    """Evaluates with the scorers that it learns from, if ``evaluate.scorers`` is empty."""
+    """Evaluates with the scorers that it learns from, if ``evaluate.scorers`` is empty.
+
+    Held-out prompts alone have no responses to compare rewards of.
+    """
     evaluate = run.config.evaluate
-    if evaluate.scorers:
-        return run
-    evaluate = dataclasses.replace(evaluate, scorers=scorers)
+    if not (run.data.held_out.dataset.response_length > 0).any():
+        if run.config.train.keep_best:
+            raise UserError("train.keep_best: wanted empty, because the data are prompts alone")
+        evaluate = dataclasses.replace(evaluate, held_out=False)
+    evaluate = dataclasses.replace(evaluate, scorers=evaluate.scorers or scorers)
     return dataclasses.replace(run, config=dataclasses.replace(run.config, evaluate=evaluate))
 
 

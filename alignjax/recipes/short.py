@@ -111,10 +111,12 @@ def _tokenizer(start: Config) -> Tokenizer:
 
 def as_messages(data: DataConfig, first: Record, tokenizer: Tokenizer) -> DataConfig:
     """Turns plain-text prompts into user messages if the model has a chat template."""
-    plain_text = data.source is sources.auto and isinstance(first.prompt, str)
+    bound = getattr(data.source, "keywords", {})
+    unset = plain(data.source) is sources.auto and not bound.keys() - {"prompts_alone"}
+    plain_text = unset and isinstance(first.prompt, str)
     if not plain_text or tokenizer.chat_template == chat.PLAIN_TEMPLATE:
         return data
-    return dataclasses.replace(data, source=functools.partial(sources.auto, chat=True))
+    return dataclasses.replace(data, source=functools.partial(data.source, chat=True))
 
 
 def about(method: str, config: Config, workdir: str) -> str:
@@ -195,8 +197,10 @@ def _start(method: str, model: str, data: str, reward_models: Sequence[str] = ()
         trained = _online(reward_models)
     else:
         trained = _reward_model() if method == REWARD else _policy(method)
+    # No rule reads the data's answers where reward models score.
+    source = functools.partial(sources.auto, prompts_alone=True) if reward_models else sources.auto
     return Config(
-        data=DataConfig(path=data, max_drop_fraction=0.1),
+        data=DataConfig(path=data, source=source, max_drop_fraction=0.1),
         model=ModelConfig(path=model, remat="full"),
         lora=LoraConfig(),
         optim=OptimConfig(schedule=optim.cosine),
@@ -272,8 +276,9 @@ def _fitted(method: str, start: Config, rows: list[Record], tokenizer: Tokenizer
 
 def _by_rule(candidates: CandidatesConfig, rows: list[Record]) -> CandidatesConfig:
     """Makes the rule compare numbers if every answer has one; keeps reward models."""
-    numbers = all(answers.last_number(row.responses[0]) is not None for row in rows)
-    if plain(candidates.scorers[0]) is not scorers.checked or not numbers:
+    if plain(candidates.scorers[0]) is not scorers.checked:
+        return candidates
+    if any(answers.last_number(row.responses[0]) is None for row in rows):
         return candidates
     rule = functools.partial(scorers.checked, check=answers.same_number)
     return dataclasses.replace(candidates, scorers=(rule,))

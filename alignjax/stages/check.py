@@ -42,6 +42,7 @@ def check_losses(config: Config, rows: Bucketed) -> None:
         not have, or do not return ``[B]`` losses and named ``[B]`` metrics; or ``select`` adds
         responses that no cache has although ``reference.mode`` is cache.
     """
+    check_answered(config, rows)
     batch = _first_rows(rows)
     _check_supervised(config, batch)
     if config.candidates is not None:
@@ -63,12 +64,34 @@ def check_game(config: Config, rows: Bucketed, *, samples: int) -> None:
     Raises:
       UserError: as in `check_losses`.
     """
+    check_answered(config, rows)
     batch = _first_rows(rows)
     _check_supervised(config, batch)
     rows_of_both = _as_lists(batch, max(batch.response.shape[1], 1 + samples))
     adversarial: Any = np.zeros(len(batch.weight), bool)
     _check_reward(config, dataclasses.replace(rows_of_both, adversarial=adversarial))
     check_trained(config, _as_lists(batch, samples))
+
+
+def check_answered(config: Config, rows: Bucketed) -> None:
+    """Refuses prompts alone where something learns from the data's own responses.
+
+    Raises:
+      UserError: names what does, and the first such row.
+    """
+    sampled = config.candidates is not None and not config.candidates.keep_own
+    alone = (rows.dataset.response_length == 0).all(axis=1)
+    if not alone.any() or (sampled and config.sft is None):
+        return
+    if config.sft is not None:
+        reader, instead = "the supervised stage", "set sft=None, or give responses"
+    else:
+        reader = name_of(config.recipe or config.trained_loss)
+        instead = "recipes.train_online, or candidates without keep_own, samples responses"
+    raise UserError(
+        f"data: {alone.sum()} of {len(alone)} rows, such as {rows.dataset[int(alone.argmax())].id},"
+        f" are prompts alone, and {reader} learns from the data's responses: {instead}"
+    )
 
 
 def _check_fewest(config: Config, rows: Bucketed, batch: Batch) -> None:
@@ -360,6 +383,8 @@ def check_scorers(config: Config, data: Prepared) -> None:
     ):
         if not scorer.reward_models:
             record = data.original_records[example.id]
-            scorer.means([dataclasses.replace(record, answers=record.responses)])
+            said = record.responses or ("",)  # of a prompt alone: something to score
+            scorer.means([dataclasses.replace(record, responses=said, answers=record.responses)])
     if config.evaluate.judge is not None:
-        judgements(config.evaluate.judge, [(example.prompt, example.responses[0])])
+        first = example.responses[0] if example.responses else ""
+        judgements(config.evaluate.judge, [(example.prompt, first)])

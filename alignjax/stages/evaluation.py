@@ -241,7 +241,7 @@ def preferred_responses(rows: Bucketed) -> dict[str, str]:
         elif example.desirable is not None:
             best = int(example.desirable.argmax()) if example.desirable.any() else -1
         else:
-            best = 0
+            best = 0 if example.responses else -1
         if best >= 0:
             out.setdefault(example.prompt, example.responses[best])
     return out

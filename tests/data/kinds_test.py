@@ -276,6 +276,43 @@ def test_dialogues_train_every_turn(tmp_path):
     assert report.dropped == {"no_trained_turn": 1}
 
 
+def test_prompts_alone_are_read_where_a_run_samples_its_own_responses(tmp_path):
+    rows = [
+        {"prompt": "1"},
+        {"question": "2"},
+        {"system": "S", "prompt": "3"},
+        {"prompt": [m(U, "4")]},
+        {"messages": [m(U, "5"), m(A, "a"), m(U, "6")]},
+        {"instruction": "7", "input": "8", "output": None},
+        {"messages": [m(U, "9"), m(A, "b")]},
+        {"question": "10", "answer": "c"},
+        {"prompt": "  "},
+        {"prompt": "1"},
+    ]
+    records, report = read(tmp_path, rows, prompts_alone=True)
+    assert [(said(r.prompt), *r.responses) for r in records] == [
+        ("1",),
+        ("u: 2",),
+        ("s: S | u: 3",),
+        ("u: 4",),
+        ("u: 5 | a: a | u: 6",),
+        ("u: 7\n8",),
+        ("u: 9", "b"),
+        ("u: 10", "c"),
+    ]
+    assert [r.prompt_alone for r in records] == [True] * 6 + [False] * 2
+    assert report.dropped == {"empty_prompt": 1, "duplicate": 1}
+    assert report.readings["read as prompt: prompt from 'prompt'"] == 3
+    # An empty list of responses is no prompt alone; without the setting nothing is.
+    _, report = read(
+        tmp_path, [{"prompt": "p", "responses": [], "label": []}], prompts_alone=True,
+        columns=columns.Columns(label="label"),
+    )  # fmt: skip
+    assert report.dropped == {"empty_response": 1}
+    with pytest.raises(DataError, match=r":1: expected .*--set data\.source\.prompts_alone=true$"):
+        read(tmp_path, rows)
+
+
 TOOL = {"name": "weather", "parameters": {"type": "object"}}
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Graz"}}}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +11,22 @@ import pytest
 
 from alignjax import recipes
 from alignjax.commands import export
-from alignjax.config import CandidatesConfig, FollowConfig, ReferenceConfig
+from alignjax.config import CandidatesConfig, FollowConfig, ReferenceConfig, TokenizerConfig
+from alignjax.config.load import load
+from alignjax.data import sources
 from alignjax.data.records import DataError, Record
 from alignjax.errors import UserError
 from alignjax.losses import bradley_terry, nash_md, xpo
 from alignjax.models import lora
 from alignjax.models.config import LoraConfig
 from alignjax.models.transformer import init_params
+from alignjax.recipes.multi_objective import run as multi_objective_run
 from alignjax.rewards import scorers
 from alignjax.rewards.scorers import Scorer
 from alignjax.runtime import metrics
 from alignjax.runtime.faults import FaultError
-from alignjax.stages import fresh_samples
+from alignjax.stages import check, fresh_samples
+from alignjax.stages.data import prepare_data
 from tests import runs, tiny, used
 
 STEPS = 3
@@ -186,3 +191,74 @@ def test_several_reward_models_count_alike_whatever_their_objectives(monkeypatch
     run = type("Run", (), {"data": type("Data", (), {"tokenizer": None}), "mesh": None})
     found = fresh_samples.score_by([one, two], run, {})(tiny.ragged(k=2, b=2))
     np.testing.assert_array_equal(found, np.full((2, 2), 2.5))
+
+
+def letters(records):
+    """A scorer that needs no answer."""
+    return [np.array([float(len(x)) for x in record.responses]) for record in records]
+
+
+def prompts_alone(folder, **changes):
+    """A run on prompts without responses: half of them text, half conversations."""
+    rows = [{"prompt": f"Please say {i} times hello and goodbye."} for i in range(20)]
+    turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    rows += [{"messages": [*turns, {"role": "user", "content": f"Why {i}?"}]} for i in range(20)]
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = functools.partial(sources.auto, prompts_alone=True)
+    data = dataclasses.replace(config().data, source=source, path=str(path), eval_fraction=0.2)
+    scored = dataclasses.replace(config().candidates, scorers=(letters,))
+    parts = dict(data=data, candidates=scored, sft=None, tokenizer=TokenizerConfig(vocab_size=310))
+    return config(**{**parts, **changes})
+
+
+@pytest.mark.long
+def test_lists_are_sampled_to_prompts_alone(tmp_path):
+    """By the offline recipe: once, from the policy that training starts from."""
+    lists = dataclasses.replace(config().candidates, scorers=(letters,), max_drop_fraction=0.9)
+    offline = dict(recipe=None, candidates=lists)
+    summary = recipes.run_config(prompts_alone(tmp_path, **offline), tmp_path / "run")
+    assert "rewards/accuracies" in summary["table"]
+    assert summary["steps"] == STEPS
+
+
+@pytest.mark.slow
+def test_prompts_alone_are_sampled_scored_and_measured(tmp_path):
+    summary = recipes.run_config(prompts_alone(tmp_path), tmp_path / "run")
+    lines = metrics.read(tmp_path / "run" / "metrics.jsonl")
+    assert [x["step"] for x in lines if "scores" in x] == list(range(1, STEPS + 1))
+    assert {"reward", "KL to reference, nats"} <= set(summary["table"])
+    assert not any(name.startswith("rewards/") for name in summary["table"])
+    assert summary["data_report"]["train"]["kept"] == 33
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sft": config().sft}, r"^data: 33 of 33 rows, .* the supervised stage learns from"),
+        (
+            {"candidates": None, "recipe": None},
+            r"^data: 33 of 33 rows, such as \S+, are prompts alone, and .*y_terry.loss learns",
+        ),
+        (
+            {"candidates": config().candidates},
+            r"prompts\.jsonl:\d+: has no answer to compare with$",
+        ),
+        (
+            {"train": dataclasses.replace(config().train, keep_best="eval/loss")},
+            r"^train\.keep_best: wanted empty, because the data are prompts alone$",
+        ),
+    ],
+)
+def test_what_needs_responses_refuses_prompts_alone(changes, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        recipes.run_config(prompts_alone(tmp_path, **changes), tmp_path / "run")
+
+
+def test_recipes_that_learn_from_the_data_s_responses_refuse_prompts_alone(tmp_path):
+    rows = prepare_data(prompts_alone(tmp_path), tmp_path / "run").train
+    game, several = (load(f"configs/demo/{name}.py", ["sft=none"]) for name in ("apo", "paretohqd"))
+    with pytest.raises(UserError, match=r"^data: 33 of 33 rows, .*recipes.play_rounds learns"):
+        check.check_game(game, rows, samples=2)
+    with pytest.raises(UserError, match=r"^data: 33 of 33 rows, .*recipes.trace_front learns"):
+        multi_objective_run._check(several, rows)

@@ -9,9 +9,11 @@ import pytest
 from alignjax import cli, losses, recipes
 from alignjax.config import load, write
 from alignjax.config.fields import describe
+from alignjax.data.records import DataReport
 from alignjax.errors import UserError
 from alignjax.recipes import short
 from alignjax.rewards import answers
+from alignjax.stages.data import read_source
 from tests import runs
 
 THIN = "lora.rank=4"  # the model has few dimensions
@@ -186,3 +188,21 @@ def test_grpo_with_reward_models_scores_by_them(files):
         {"path": "runs/other"},
     ]
     assert "scored by runs/rm, runs/other" in short.say("grpo", config, [])
+
+
+def test_grpo_with_reward_models_reads_prompts_alone(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": f"What follows {i}?"} for i in range(20)]
+    rows += [{"messages": [{"role": "user", "content": f"And {i}?"}]} for i in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = short.config("grpo", MODEL, str(path), [THIN], ["runs/rm"])
+    assert config.data.source.keywords["prompts_alone"]
+    assert config.data.max_prompt_tokens >= 16
+    read = list(read_source(config.data, str(path), DataReport()))
+    assert len(read) == 40
+    assert not any(record.responses for record in read)
+    mine = tmp_path / "mine.py"
+    mine.write_text(write.source(config, short.about("grpo", config, "runs/x")))
+    assert describe(load.load(str(mine), [])) == describe(config)
+    with pytest.raises(UserError, match=r"prompts\.jsonl:1: expected columns of responses"):
+        short.config("grpo", MODEL, str(path), [THIN])  # a rule compares with answers

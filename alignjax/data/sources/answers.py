@@ -52,6 +52,8 @@ def read(report: DataReport, row: Row, found: Found, options: Options) -> list[R
     kinds = {"pair": _pair, "choice": _choice, "list": _list, "response": _response}
     if found.kind == "dialogue":
         return _dialogue(report, row, found, options)
+    if found.kind == "prompt":
+        return [_record(report, row, found, options, [], prompt_alone=True)]
     return kinds[found.kind](report, row, found, options)
 
 
@@ -339,6 +341,8 @@ def _dialogue(report: DataReport, row: Row, found: Found, options: Options) -> l
     turns = read_asked(report, row, found, options, as_message=True)
     assert isinstance(turns, tuple)
     key = found.names["dialogue"]
+    if options.prompts_alone and turns and turns[-1].role != "assistant":
+        return [_record(report, row, found, options, [], prompt_alone=True)]
     if "label" in found.names:
         before, last = split_last(row, key, turns)
         label = _label(row, found.names["label"], row.fields[found.names["label"]])

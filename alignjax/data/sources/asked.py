@@ -32,6 +32,7 @@ class Options:
     chat: bool | None = None
     marker: str = ASSISTANT
     all_turns: bool = True
+    prompts_alone: bool = False
 
 
 def read_answer(row: Row, key: str) -> tuple[tuple[Message, ...] | None, Message]:

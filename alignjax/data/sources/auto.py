@@ -26,6 +26,7 @@ def auto(
     marker: str = ASSISTANT,
     turns: str = "all",
     inline_reasoning: bool = False,
+    prompts_alone: bool = False,
 ) -> Iterator[Record]:
     """Reads rows of any format in docs/data.md's table, by names and types of columns.
 
@@ -41,13 +42,17 @@ def auto(
         each becomes a record. A message whose ``weight`` is 0 is never trained.
       inline_reasoning: write reasoning into the response, between ``<think>`` and ``</think>``,
         instead of leaving it to the chat template.
+      prompts_alone: also read rows without responses, and dialogues that do not end in a turn of
+        the assistant as prompts; for runs that sample their own responses.
 
     Raises:
       DataError: a row is malformed, or its columns are ambiguous.
     """
     if turns not in ("all", "last"):
         raise UserError(f"data.source.turns: wanted 'all' or 'last', found {turns!r}")
-    options = Options(chat=chat, marker=marker, all_turns=turns == "all")
+    options = Options(
+        chat=chat, marker=marker, all_turns=turns == "all", prompts_alone=prompts_alone
+    )
     rated: dict[Prompt, list[Record]] = {}
     known: dict[Any, Found] = {}
     for raw in read_rows(path):
@@ -90,7 +95,8 @@ def read_row(
     """
     row = flatten(raw, columns)
     _refuse_columns(row)
-    found = find_once(row, columns, {} if known is None else known)
+    known = {} if known is None else known
+    found = find_once(row, columns, known, alone=options.prompts_alone)
     _note_reading(report, raw, found)
     if row.fields.get("margin") is not None:
         report.warn("ignored_margin", row.id)

@@ -27,6 +27,10 @@ from alignjax.data.sources.names import (
 )
 from alignjax.errors import did_you_mean
 
+ALONE = (
+    "a run that samples its own responses reads prompts alone: --set data.source.prompts_alone=true"
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Columns:
@@ -124,8 +128,8 @@ def shape(row: Row) -> Any:
     return tuple(columns)
 
 
-def find(row: Row, given: Columns) -> Found:
-    """Finds the columns of a flat row.
+def find(row: Row, given: Columns, *, alone: bool = False) -> Found:
+    """Finds the columns of a flat row; without responses only where prompts may be ``alone``.
 
     Raises:
       DataError: a column of ``given`` is missing, two columns fit one role, or there is no column
@@ -141,29 +145,32 @@ def find(row: Row, given: Columns) -> Found:
             )
     named = {role: name for role, name in named.items() if name in row.fields}
     found = _pair(row, named) or _numbered(row, named) or _list(row, named) or _single(row, named)
+    asked = _asked(row, named) if found is None else {}
+    if alone and {"prompt", "dialogue"} & set(asked):
+        found = Found("prompt", asked)
     if found is None:
         columns = ", ".join(repr(x) for x in row.fields if "." not in x) or "none"
         raise DataError(
             f"{row.origin}: expected columns of responses, such as 'chosen' and 'rejected', "
             "'completion', 'responses' with 'scores', or 'messages' (data.columns.* names others); "
-            f"the row has {columns}"
+            f"the row has {columns}" + (f"; {ALONE}" if {"prompt", "dialogue"} & set(asked) else "")
         )
     domain = {"domain": named["domain"]} if "domain" in named else {}
     return dataclasses.replace(found, names={**found.names, **domain})
 
 
-def find_once(row: Row, given: Columns, known: dict[Any, Found]) -> Found:
+def find_once(row: Row, given: Columns, known: dict[Any, Found], *, alone: bool = False) -> Found:
     """Finds the columns of a flat row, unless a row of its shape came before.
 
     Args:
-      row, given: as in `find`.
+      row, given, alone: as in `find`.
       known: the columns of the rows before, by `shape`; gets those of this row.
     """
     key = shape(row)
     if key is None:
-        return find(row, given)
+        return find(row, given, alone=alone)
     if key not in known:
-        known[key] = find(row, given)
+        known[key] = find(row, given, alone=alone)
     return known[key]
 
 

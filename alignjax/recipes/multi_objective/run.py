@@ -40,7 +40,7 @@ from alignjax.rewards.scorers import Cuts
 from alignjax.runtime import storage, workdirs
 from alignjax.sampling.generate import Question, Sample, take_questions
 from alignjax.stages import evaluation, sft
-from alignjax.stages.check import check_losses
+from alignjax.stages.check import check_answered, check_losses
 from alignjax.stages.samples import reuse_samples
 
 log = logging.getLogger("alignjax")
@@ -64,6 +64,7 @@ def run(
 
 def _check(config: Config, rows: Bucketed) -> None:
     """Tries only the supervised stage's functions, since methods train on rows of their own."""
+    check_answered(config, rows)
     if config.sft is not None:
         loss, select = config.sft.loss, config.sft.select
         check_losses(dataclasses.replace(config, recipe=None, loss=loss, select=select), rows)
