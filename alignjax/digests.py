@@ -1,9 +1,9 @@
-"""Digests of files that are read again: written beside them, and compared whenever they are read.
+"""Writes the digests of files, and compares them whenever the files are read.
 
-A folder that is sealed holds ``digests.json``: the digest of every file in it, and one of that list
-itself, written last. Reading a file here compares it with its digest. The digest is XXH3 of 128
-bits: several times as fast as SHA-256; it detects damage, not forgery. That of a large file is of
-the digests of its pieces, which several threads read at once.
+A sealed folder has ``digests.json``: the digest of every file in it, and a digest of this list,
+written last. `read` compares a file with its digest. Digests are XXH3 of 128 bits, several times as
+fast as SHA-256; they detect damage, not forgery. The digest of a large file is computed from the
+digests of its pieces, which several threads read in parallel.
 """
 
 import concurrent.futures
@@ -21,15 +21,15 @@ import xxhash
 from alignjax.errors import CheckpointError, naming_file
 
 NAME = "digests.json"
-HASHING = 4  # pieces read at once
-PIECE = 2**26  # bytes; below that a file is one piece
-IN_PIECES = f"pieces of {PIECE}: "  # how the digest of a larger one begins
+HASHING = 4  # pieces read in parallel
+PIECE = 2**26  # bytes; smaller files are one piece
+IN_PIECES = f"pieces of {PIECE}: "  # prefix of the digest of a larger file
 
 
 def seal(folder: pathlib.Path) -> None:
-    """Writes the digests of all files of a folder that is complete; this process alone.
+    """Writes the digests of all files of a complete folder; for one process only.
 
-    Of a folder in it that is sealed already nothing more is said.
+    Folders inside it that are sealed already are left out.
 
     Raises:
       OSError: a file cannot be read, or the digests cannot be written.
@@ -44,13 +44,13 @@ def seal(folder: pathlib.Path) -> None:
 
 
 def forget(folder: pathlib.Path, part: str) -> None:
-    """Takes the files of a part, a folder, out of the digests: it is to be removed."""
+    """Removes the files of a folder ``part`` from the digests, before the folder is removed."""
     kept = {x: digest for x, digest in of(folder).items() if not x.startswith(f"{part}/")}
     _write(folder, kept)
 
 
 def of(folder: pathlib.Path) -> dict[str, str]:
-    """Reads a sealed folder's digests, by the name of the file in it.
+    """Reads a sealed folder's digests, by file name.
 
     Raises:
       CheckpointError: they cannot be read.
@@ -68,11 +68,11 @@ def of(folder: pathlib.Path) -> dict[str, str]:
 
 
 def find_damage(folder: pathlib.Path, *, share: int = 0, shares: int = 1) -> str:
-    """Finds the first file that is not as it was written: its name; empty: all are.
+    """Returns the name of the first file that has changed; an empty text if there is none.
 
     Args:
-      folder: sealed; without digests that is the damage.
-      share, shares: which of so many equal shares of the files to read.
+      folder: sealed; if its digests are missing, they count as changed.
+      share, shares: reads only this one of ``shares`` equal parts of the files.
     """
     try:
         wanted = of(folder)
@@ -80,8 +80,8 @@ def find_damage(folder: pathlib.Path, *, share: int = 0, shares: int = 1) -> str
         return NAME
     names = sorted(wanted)[share::shares]
     whole = [folder / x for x in names if not wanted[x].startswith(IN_PIECES)]
-    found = _digests([folder / x for x in names], whole)
-    return next((x for x, is_now in zip(names, found, strict=True) if is_now != wanted[x]), "")
+    present = _digests([folder / x for x in names], whole)
+    return next((x for x, digest in zip(names, present, strict=True) if digest != wanted[x]), "")
 
 
 def of_files(files: Sequence[pathlib.Path]) -> list[str]:
@@ -90,15 +90,15 @@ def of_files(files: Sequence[pathlib.Path]) -> list[str]:
     Raises:
       OSError: one cannot be read.
     """
-    found = _digests(files)
-    for file, digest in zip(files, found, strict=True):
+    digests = _digests(files)
+    for file, digest in zip(files, digests, strict=True):
         if not digest:
             raise OSError(errno.EIO, "cannot be read", str(file))
-    return found
+    return digests
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
-    """Reads a file; one that lies in a sealed folder, or one below it, is as it was written.
+    """Reads a file; verifies it if its folder, or the one above, is sealed.
 
     Raises:
       CheckpointError: it is damaged, or its folder's digests are.
@@ -119,7 +119,7 @@ _is_allowed = contextvars.ContextVar("fallback", default=False)
 
 @contextlib.contextmanager
 def falling_back(allowed: bool) -> Iterator[None]:
-    """Lets the block pass over damaged checkpoints: `runtime.stores.latest`."""
+    """Lets the block skip damaged checkpoints, see `runtime.stores.latest`."""
     token = _is_allowed.set(allowed)
     try:
         yield
@@ -128,7 +128,7 @@ def falling_back(allowed: bool) -> Iterator[None]:
 
 
 def falls_back() -> bool:
-    """Whether damaged checkpoints are passed over."""
+    """Tells whether damaged checkpoints are skipped."""
     return _is_allowed.get()
 
 
@@ -145,22 +145,22 @@ def _of_list(files: dict[str, str]) -> str:
 
 
 def _digests(files: Sequence[pathlib.Path], whole: Collection[pathlib.Path] = ()) -> list[str]:
-    """The digests of files; empty for one that cannot be read.
+    """Computes the digests of files; empty for files that cannot be read.
 
     Args:
-      whole: the files that are taken as one piece each, as earlier versions did.
+      whole: files that are one piece each, as in earlier versions.
     """
-    one_each = set(whole)
+    one_piece = set(whole)
     with concurrent.futures.ThreadPoolExecutor(HASHING) as pool:
         pieces = [
-            [pool.submit(_piece, file, *cut) for cut in _cuts(file, file in one_each)]
+            [pool.submit(_piece, file, *cut) for cut in _cuts(file, file in one_piece)]
             for file in files
         ]
         return [_joined([x.result() for x in of_file]) for of_file in pieces]
 
 
 def _cuts(file: pathlib.Path, is_whole: bool) -> list[tuple[int, int]]:
-    """Where the pieces of a file begin, and their sizes."""
+    """Computes the starts and sizes of a file's pieces."""
     with contextlib.suppress(OSError):
         size = file.stat().st_size
         step = max(size, 1) if is_whole else PIECE
@@ -169,19 +169,19 @@ def _cuts(file: pathlib.Path, is_whole: bool) -> list[tuple[int, int]]:
 
 
 def _piece(file: pathlib.Path, begin: int, size: int) -> str:
-    """The digest of a piece of a file; empty where it cannot be read."""
+    """Computes the digest of a piece of a file; empty if it cannot be read."""
     try:
         with file.open("rb") as opened:
             if not size:
                 return str(xxhash.xxh3_128_hexdigest(b""))
             with mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ, offset=begin) as content:
                 return str(xxhash.xxh3_128_hexdigest(content))
-    except (OSError, ValueError):  # it is shorter than it was a moment ago
+    except (OSError, ValueError):  # ValueError: the file has become shorter
         return ""
 
 
 def _pieces_of(content: bytes, wanted: str) -> list[str]:
-    """The digests of the pieces of a file that has been read."""
+    """Computes the digests of the pieces of a file's content."""
     step = PIECE if wanted.startswith(IN_PIECES) else max(len(content), 1)
     view = memoryview(content)
     cuts = range(0, max(len(content), 1), step)
@@ -189,7 +189,7 @@ def _pieces_of(content: bytes, wanted: str) -> list[str]:
 
 
 def _joined(pieces: list[str]) -> str:
-    """The digest of a file of these pieces; empty where one of them is."""
+    """Computes the digest of a file from those of its pieces; empty if one of them is."""
     if len(pieces) == 1 or not all(pieces):
         return pieces[0] if all(pieces) else ""
     return IN_PIECES + str(xxhash.xxh3_128_hexdigest("".join(pieces).encode()))

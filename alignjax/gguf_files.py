@@ -1,4 +1,4 @@
-"""Opens and writes GGUF files, llama.cpp's format of one file, by the package ``gguf``, an extra.
+"""Opens and writes GGUF files, llama.cpp's one-file format, with the optional package ``gguf``.
 
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -12,19 +12,19 @@ from typing import Any
 from alignjax.errors import UserError
 
 ENDING = ".gguf"
-KINDS = {"f16": 1, "q8_0": 7}  # of files written here -> llama.cpp's number for them
+KINDS = {"f16": 1, "q8_0": 7}  # kind of a file -> llama.cpp's number
 BLOCK = 32  # weights of a row that Q8_0 stores together
 
 Source = tuple[str, tuple[int, ...], Callable[[], Any]]  # name, rows and columns, the numbers
 
 
 def is_gguf(path: Any) -> bool:
-    """Whether a path names a GGUF file and not a folder."""
+    """Tells whether a path is of a GGUF file, not of a folder."""
     return str(path).endswith(ENDING)
 
 
 def read(path: str) -> tuple[dict[str, Any], list[Any]]:
-    """The metadata of a file by key, and its tensors, whose data are mapped and not read.
+    """Reads the metadata of a file by key, and its tensors; their data are mapped, not read.
 
     Raises:
       UserError: the package is not installed; the file is missing or damaged.
@@ -38,33 +38,33 @@ def read(path: str) -> tuple[dict[str, Any], list[Any]]:
 
 @functools.lru_cache(maxsize=2)
 def _read(path: str, changed: int, size: int) -> tuple[dict[str, Any], list[Any]]:
-    del changed, size  # they tell one file from what it is replaced by
+    del changed, size  # only part of the cache's key, in case the file is replaced
     gguf = _package(path)
     try:
         reader: Any = gguf.GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
-    except Exception as error:  # of many kinds: the package checks little
+    except Exception as error:  # of any type, because the package checks little
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: not a readable GGUF file ({reason:.200})") from None
     return fields, list(reader.tensors)
 
 
 def dequantize(path: str, tensor: Any) -> Any:
-    """A tensor's numbers, float32, in the order of rows and columns that transformers has.
+    """Decodes a tensor to float32, in transformers' order of rows and columns.
 
     Raises:
-      UserError: it is quantised in a way that the package cannot decode.
+      UserError: the package cannot decode its quantisation.
     """
     import gguf
     import numpy as np
 
     try:
-        # What comes first in the file's shape varies fastest.
+        # The first axis of the file's shape varies fastest.
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
     except (NotImplementedError, ValueError, KeyError) as error:
         raise UserError(
-            f"{path}: tensor {tensor.name!r}: quantised as {tensor.tensor_type.name}, which the "
-            f"package gguf does not decode ({error})"
+            f"{path}: tensor {tensor.name!r}: wanted a quantisation that the package gguf decodes, "
+            f"found {tensor.tensor_type.name} ({error})"
         ) from None
     return np.asarray(values, np.float32).reshape([int(x) for x in tensor.shape[::-1]])
 
@@ -81,10 +81,10 @@ def write(path: str, fields: dict[str, Any], sources: Sequence[Source], kind: st
     """Writes a file, one tensor at a time.
 
     Args:
-      path: written in place; the caller renames.
-      fields: metadata by key, ``general.architecture`` among them.
-      sources: matrices become what ``kind`` says, all else float32.
-      kind: f16 | q8_0, where a row of which q8_0 makes no whole blocks stays f16.
+      path: of the file, which is written in place; the caller renames it.
+      fields: metadata by key, including ``general.architecture``.
+      sources: matrices are stored as ``kind``, other tensors as float32.
+      kind: f16 | q8_0; with q8_0, matrices whose rows are not whole blocks are stored as f16.
 
     Raises:
       UserError: the package is not installed, or a number is too large for f16.

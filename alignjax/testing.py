@@ -1,4 +1,4 @@
-"""For tests, notebooks and docstrings: the arguments of a loss made from plain numbers."""
+"""Makes the arguments of a loss from plain numbers, for tests, notebooks and docstrings."""
 
 from typing import Any
 
@@ -32,14 +32,14 @@ def loss_inputs(
       scores: ``[B, K]`` or ``[B, K, M]``.
       desirable: ``[B, K]`` bool.
       drawn_from: ``[B]``.
-      baseline, running_baseline: one number, repeated in every row.
+      baseline, running_baseline: the same number in every row.
       adversarial: ``[B]`` bool.
       drawn_logps: ``[B, K]`` nats under the policy that drew the responses.
       policy_tail, reference_tail: ``[B, K]`` nats beyond the shortest response of the prompt.
       log_squares: ``[B, K]``, see `Logps`.
 
     Returns:
-      Logps, and a batch whose every token is id 0: a loss never reads tokens.
+      Logps, and a batch in which every token is id 0, because losses never read tokens.
     """
 
     def array(x: Any, dtype: Any) -> Array | None:

@@ -1,4 +1,4 @@
-"""The types every other file speaks in. Read this file first.
+"""The types that every other file uses. Read this file first.
 
 Axes, everywhere in alignjax:
 
@@ -6,9 +6,9 @@ Axes, everywhere in alignjax:
     K  responses per prompt        R  response tokens (right-padded)
     M  objectives a response is scored on
 
-Every loss sees ``[B, K]``: pairs are ``K = 2``, lists ``K = n``, unpaired data and supervised
+Every loss gets ``[B, K]``: pairs have ``K = 2``, lists ``K = n``, unpaired data and supervised
 fine-tuning ``K = 1``. In pairs **index 0 is the chosen response and index 1 the rejected one**; in
-lists the order means nothing and ``scores`` decides.
+lists the order does not matter, only ``scores``.
 
 A loss is a plain function ``(logps, batch) -> ([B] losses, {name: [B]} metrics)``; `testing`
 makes its arguments from plain numbers:
@@ -35,31 +35,31 @@ Metrics = dict[str, Array]  # name -> [B], one value per prompt; averaged by the
 class Batch:
     """B prompts, each stored once, with its K responses.
 
-    Masks come from lengths, never from ``ids != pad``: a tokenizer may use one id for both
-    padding and end-of-sequence.
+    Masks are made from lengths, never from ``ids != pad``, because a tokenizer may use the same id
+    for padding and end-of-sequence.
     """
 
-    prompt: Array  # [B, P] int32, left-padded; exactly one BOS where the tokenizer has one
+    prompt: Array  # [B, P] int32, left-padded; exactly one BOS if the tokenizer has one
     prompt_length: Array  # [B] int32
     response: Array  # [B, K, R] int32, right-padded; ends with EOS unless it was cut
     response_length: Array  # [B, K] int32, EOS included; 0 marks an absent response
-    weight: Array  # [B] float32; 0 for rows that only fill the batch up
+    weight: Array  # [B] float32; 0 for rows that only fill up the batch
     prompt_id: Array  # [B] int32, index in the dataset; seeds per-prompt randomness
     scores: Array | None = None  # [B, K] or [B, K, M] float32, larger is better; None: no scores
     desirable: Array | None = None  # [B, K] bool, unpaired label; None: no labels
-    ref_logps: Array | None = None  # [B, K] nats, from the cache; None: the reference is run
-    # Of samples: nats under the policy that drew them; None: it is the policy as it is now.
+    ref_logps: Array | None = None  # [B, K] nats, from the cache; None: the step computes them
+    # Of samples: nats under the policy that drew them; None: the current policy drew them.
     drawn_logps: Array | None = None  # [B, K]
-    # Set by a `Select`: how many responses index 1 was drawn from.
+    # Set by a `Select`: the number of responses that index 1 was drawn from.
     drawn_from: Array | None = None  # [B] int32
-    select_metrics: Metrics | None = None  # what it says of its choice; logged beside the loss's
-    # Set by the step, one number repeated in every row: the mean of a `Baseline` over this global
+    select_metrics: Metrics | None = None  # metrics of its choice, logged with those of the loss
+    # Set by the step, the same number in every row: the mean of a `Baseline` over this global
     # batch, and over all batches up to and including this one.
     baseline: Array | None = None  # [B] float32
     running_baseline: Array | None = None  # [B] float32
-    # APO: the row holds a golden response and samples of the policy, not a human's comparison.
+    # APO: the row has a golden response and samples of the policy, not a human comparison.
     adversarial: Array | None = None  # [B] bool
-    # Tokens that a device's rows take at most, padding not counted; 0: not known. See `stream`.
+    # Maximum number of tokens in a device's rows, without padding; 0: unknown. See `stream`.
     room: int = flax.struct.field(pytree_node=False, default=0)
 
     @property
@@ -78,17 +78,17 @@ class Logps:
     policy: Array  # [B, K] float32; gradients flow through this one
     reference: Array | None  # [B, K] float32, no gradient; None when no reference is used
     length: Array  # [B, K] int32 response tokens, EOS included
-    # Of a step whose loss is marked with `reads_tail`; else None. The tail of a response is what
-    # lies beyond the length of the shortest response to its prompt.
+    # Only for losses marked with `reads_tail`. The tail of a response are its tokens beyond the
+    # length of the shortest response to its prompt.
     policy_tail: Array | None = None  # [B, K] float32 nats of the tail, part of `policy`
-    reference_tail: Array | None = None  # [B, K] float32, no gradient; None: no reference either
-    # Of a step whose loss is marked with `reads_squares`: the log of the policy's sum of squared
+    reference_tail: Array | None = None  # [B, K] float32, no gradient; None without a reference
+    # Only for losses marked with `reads_squares`: the log of the policy's sum of squared
     # probabilities over the vocabulary, summed over the tokens of the response.
     log_squares: Array | None = None  # [B, K] float32, no gradient
 
     @property
     def log_ratio(self) -> Array:
-        """``[B, K]`` log pi / pi_ref in nats; 0, without gradient, for absent responses.
+        """Computes ``[B, K]`` log pi / pi_ref, nats; 0, without gradient, for absent responses.
 
         Raises:
           ValueError: the run has no reference (config field ``reference.mode``).
@@ -96,8 +96,8 @@ class Logps:
         """
         if self.reference is None:
             raise ValueError(
-                "this loss compares the policy with a reference, and the run has none: "
-                "set reference.mode to 'auto', 'cache' or 'live'"
+                "wanted a reference, which this loss compares the policy with, found none: set "
+                "reference.mode to 'auto', 'cache' or 'live'"
             )
         chex.assert_equal_shape([self.policy, self.reference, self.length])  # [B] would broadcast
         log_ratio = self.policy - jax.lax.stop_gradient(self.reference)
@@ -105,7 +105,7 @@ class Logps:
 
     @property
     def per_token(self) -> Array:
-        """``[B, K]`` mean log-probability per token, nats; 0 for absent responses."""
+        """Computes ``[B, K]`` mean log-probabilities per token, nats; 0 for absent responses."""
         chex.assert_equal_shape([self.policy, self.length])
         return jnp.where(self.length > 0, self.policy / jnp.maximum(self.length, 1), 0.0)
 
@@ -133,7 +133,7 @@ class GameState:
 
     @property
     def step(self) -> Array:
-        """int32 scalar, turns taken by both players; `game.Cycle` decides by it whose is next."""
+        """int32 scalar, turns of both players; `game.Cycle` finds the next player from it."""
         return self.policy.step + self.reward.step
 
     @property
@@ -154,17 +154,17 @@ Baseline = Callable[[Logps, Batch], Array]
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """A hyperparameter that follows the step: ``partial(dpo.loss, beta=Schedule(...))``.
+    """A hyperparameter that depends on the step: ``partial(dpo.loss, beta=Schedule(...))``.
 
-    The step puts the value in its place; a loss never sees a schedule.
+    The step replaces it by its value; a loss never gets a schedule.
     """
 
-    at: Callable[[Array], Any]  # optimizer steps taken -> value, as optax's schedules; traced
+    at: Callable[[Array], Any]  # optimizer steps taken -> value, like optax's schedules; traced
 
 
 @dataclasses.dataclass(frozen=True)
 class RunSchedule:
-    """A `Schedule` as long as the run: ``RunSchedule(partial(optax.linear_schedule, 1, 2))``."""
+    """A `Schedule` over the whole run: ``RunSchedule(partial(optax.linear_schedule, 1, 2))``."""
 
     over: Callable[[int], Callable[[Array], Any]]  # optimizer steps of the run -> `Schedule.at`
 
@@ -173,10 +173,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def trains(implicit: Callable[..., Array]) -> Callable[[Function], Function]:
-    """Says which implicit reward a loss trains; it goes above a loss that takes no ``implicit``.
+    """Marks a loss without a keyword ``implicit`` with the implicit reward that it trains.
 
-    Evaluation reports ``implicit(logps)``, with those of its keywords that the loss takes too. A
-    loss without it is taken to train the log-ratio, or the log-probability without a reference.
+    Evaluation reports ``implicit(logps)``, with those of its keywords that the loss has too.
+    Without this mark it is the log-ratio, or the log-probability if there is no reference.
     """
 
     def mark(loss: Function) -> Function:
@@ -187,45 +187,45 @@ def trains(implicit: Callable[..., Array]) -> Callable[[Function], Function]:
 
 
 def compares_rows(function: Function) -> Function:
-    """Says that the loss below compares the rows of a batch: a step takes them in one part."""
+    """Marks a loss that compares the rows of a batch: a step takes them in one part."""
     setattr(function, "compares_rows", True)  # noqa: B010  (as above)
     return function
 
 
 def corrects_for_older(function: Function) -> Function:
-    """Says that the loss below may see samples of an older policy: it reads ``drawn_logps``."""
+    """Marks a loss that corrects for samples of an older policy: it reads ``drawn_logps``."""
     setattr(function, "corrects_for_older", True)  # noqa: B010  (as above)
     return function
 
 
 def compares_halves(function: Function) -> Function:
-    """Says that the loss below compares the first half of the responses with the second.
+    """Marks a loss that compares the first half of the responses with the second.
 
-    The first are samples of the policy, the second of its opponent: see `recipes.online`.
+    The first half are samples of the policy, the second of its opponent: see `recipes.online`.
     """
     setattr(function, "compares_halves", True)  # noqa: B010  (as above)
     return function
 
 
 def reads_tail(function: Function) -> Function:
-    """Says that the loss below reads the tails of `Logps`: a step sums them, no cache has them."""
+    """Marks a loss that reads the tails of `Logps`, which a step computes and no cache has."""
     setattr(function, "reads_tail", True)  # noqa: B010  (as above)
     return function
 
 
 def reads_squares(function: Function) -> Function:
-    """Says that the loss below reads `Logps.log_squares`: a step computes it with the logits."""
+    """Marks a loss that reads `Logps.log_squares`, which a step computes from the logits."""
     setattr(function, "reads_squares", True)  # noqa: B010  (as above)
     return function
 
 
 def check_shapes(batch: Batch) -> None:
-    """Asserts that the arrays of a batch have the axes written beside them in `Batch`.
+    """Asserts that the arrays of a batch have the shapes in `Batch`.
 
-    Shapes alone are read: under ``jax.jit`` it costs nothing at run time.
+    It reads only shapes, so under ``jax.jit`` it costs nothing at run time.
 
     Raises:
-      AssertionError: one has others.
+      AssertionError: an array has another shape.
     """
     chex.assert_rank([batch.prompt, batch.response], [2, 3])
     b, k, _ = batch.response.shape
@@ -247,7 +247,7 @@ def take_responses(batch: Batch, index: Array) -> Batch:
       index: ``[B, K']`` int, each in ``[0, K)``.
 
     Returns:
-      The batch with K' responses; every per-response field is gathered alike.
+      The batch with K' responses, in every per-response field.
     """
 
     def take(x: Array) -> Array:

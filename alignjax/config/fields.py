@@ -26,7 +26,7 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def is_marked(function: Callable[..., Any], mark: str) -> bool:
-    """Whether a function, or one bound to it, has a mark of `types`, such as ``compares_rows``."""
+    """Tells whether a function, or one bound to it, has a mark of `types`: ``compares_rows``."""
     bound = [parameter.default for parameter in keywords(function).values()]
     inner = [x for value in bound for x in (value if isinstance(value, tuple) else (value,))]
     return getattr(plain(function), mark, False) or any(

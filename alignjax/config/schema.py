@@ -86,6 +86,12 @@ class OptimConfig:
     clip_norm: float | None = setting(1.0, POSITIVE)
 
 
+def _length_rules(steps: int, epochs: float, batch_size: int) -> Iterator[Rule]:
+    few = steps * batch_size <= MOST_ROWS
+    yield Rule(few, "steps", f"steps * batch_size of at most {MOST_ROWS:,}")
+    yield Rule(steps > 0 or epochs > 0, "epochs", "a positive number if steps = 0")
+
+
 def _are_loggers(names: tuple[str, ...]) -> bool:
     return set(names) <= {"tensorboard", "wandb", "trackio", "mlflow"}
 
@@ -127,9 +133,7 @@ class TrainConfig:
 
     def rules(self) -> Iterator[Rule]:
         """See `validate.check`."""
-        few = self.steps * self.batch_size <= MOST_ROWS
-        yield Rule(few, "steps", f"steps * batch_size of {MOST_ROWS:,} at most")
-        yield Rule(self.steps > 0 or self.epochs > 0, "epochs", "a positive number where steps = 0")
+        yield from _length_rules(self.steps, self.epochs, self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,9 +150,7 @@ class SftConfig:
 
     def rules(self) -> Iterator[Rule]:
         """See `validate.check`."""
-        few = self.steps * self.batch_size <= MOST_ROWS
-        yield Rule(few, "steps", f"steps * batch_size of {MOST_ROWS:,} at most")
-        yield Rule(self.steps > 0 or self.epochs > 0, "epochs", "a positive number where steps = 0")
+        yield from _length_rules(self.steps, self.epochs, self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

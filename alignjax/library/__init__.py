@@ -1,1 +1,1 @@
-"""What `import alignjax` exposes for programs and notebooks; see docs/library.md."""
+"""The functions that `import alignjax` has for programs and notebooks; see docs/library.md."""

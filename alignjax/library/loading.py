@@ -1,4 +1,4 @@
-"""A model to use from Python: log-probabilities of responses, and responses to prompts."""
+"""Loads a model to use from Python, for log-probabilities and samples."""
 
 import dataclasses
 import pathlib
@@ -34,7 +34,7 @@ Prompts = Sequence[str | Sequence[dict[str, Any]]]  # texts, or conversations as
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Policy:
-    """A language model on one device: parameters, shape and tokenizer. Nothing changes it."""
+    """A language model on one device: parameters, shape and tokenizer."""
 
     params: Params = dataclasses.field(repr=False)
     config: ModelConfig
@@ -51,20 +51,22 @@ class Policy:
         """Computes the log-probability of every response to its prompt.
 
         Args:
-          prompts: N texts, or conversations (lists of ``{"role": ..., "content": ...}``), which go
-            through the chat template. Nothing is cut.
-          responses: of each prompt one text, or a list of K texts; K may differ.
+          prompts: N texts, or conversations (lists of ``{"role": ..., "content": ...}``), for the
+            chat template. Nothing is cut.
+          responses: for each prompt one text, or a list of K texts; K may differ.
           batch_size: prompts at a time.
 
         Returns:
-          ``[N]`` or ``[N, K]`` nats, summed over the tokens and the end of the response; 0 where a
-          list is shorter than the longest one.
+          ``[N]`` or ``[N, K]`` nats, summed over the tokens of the response with its end; 0 after
+          the end of shorter lists.
 
         Raises:
           UserError: the numbers of prompts and responses differ, or one of them is malformed.
         """
         if len(prompts) != len(responses):
-            raise UserError(f"logps: {len(prompts)} prompts, {len(responses)} responses")
+            raise UserError(
+                f"logps: wanted responses for {len(prompts)} prompts, found {len(responses)}"
+            )
         single = all(isinstance(response, str) for response in responses)
         records = [
             Record(
@@ -104,7 +106,7 @@ class Policy:
         batch_size: int = 8,
         seed: int = 0,
     ) -> list[list[str]]:
-        """Draws responses to prompts; ``temperature=0`` takes the likeliest token each time.
+        """Samples responses to prompts; ``temperature=0`` takes the likeliest token each time.
 
         Args:
           prompts: as in `logps`.
@@ -139,10 +141,10 @@ class Policy:
 
 
 def read_prompts(prompts: Prompts) -> list[Prompt]:
-    """Reads prompts as rows of a file have them.
+    """Reads prompts in the same forms as in rows of a file.
 
     Raises:
-      UserError: one is neither a text nor a conversation, or all of them are one text.
+      UserError: a prompt is neither a text nor a conversation, or ``prompts`` is one text.
     """
     if isinstance(prompts, str):
         raise UserError("prompts: wanted a list of prompts, found one text: [text]")
@@ -161,21 +163,21 @@ def load(
 
     Args:
       path: a folder saved by transformers, an imported one, a GGUF file, or a run's workdir.
-      dtype: of matrix products, float32 or bfloat16; of a run: its own.
+      dtype: of matrix products, float32 or bfloat16; a run has its own.
       preference: of a run of several objectives, such as ``"0.3,0.7"``.
-      checkpoint: of a run: ``"last"``, or ``"best"``, which ``train.keep_best`` keeps.
+      checkpoint: of a run: ``"last"``, or ``"best"`` (saved with ``train.keep_best``).
 
     Raises:
-      UserError: nothing of this kind is there, or a run trained a reward model or nothing yet.
+      UserError: the path has no such model, or its run trained a reward model or nothing yet.
     """
     logs.show_lines()
     folder = pathlib.Path(path)
     if is_run(folder):
         return _load_run(folder, preference, checkpoint)
     if checkpoint != "last":
-        raise UserError(f"checkpoint={checkpoint!r}: {path} is not a run")
+        raise UserError(f"checkpoint={checkpoint!r}: wanted a run, found {path}")
     if preference:
-        raise UserError(f"preference: {path} is no run of several objectives")
+        raise UserError(f"preference: wanted a run of several objectives, found {path}")
     config = hf.resolve(ModelConfig(path=str(path), dtype=dtype))
     tokenizer = tokenizers.load(str(path), model=str(path))
     tokenizers.check_ids(str(path), tokenizer.vocab_size, config.vocab_size)
@@ -191,10 +193,10 @@ def is_run(folder: pathlib.Path) -> bool:
 
 
 def _load_run(folder: pathlib.Path, preference: str, checkpoint: str) -> Policy:
-    """Loads what a run has trained; of one that goes on, its newest checkpoint."""
+    """Loads a run's policy; of an unfinished run the newest checkpoint."""
     description = storage.read_json(folder / "config.json")
     if description["loss"] is None:
-        raise UserError(f"{folder} holds a reward model, wanted a policy")
+        raise UserError(f"{folder}: wanted a policy, found a reward model")
     trained, made = finished_run.trained_in(folder, description), policies.find(folder, description)
     choice = policies.choose_for(made, str(folder), preference)
     with workdirs.owned(folder):

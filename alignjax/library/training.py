@@ -1,4 +1,4 @@
-"""Training from Python: a run of `recipes`, with data and an optimizer that Python holds."""
+"""Trains from Python: a run of `recipes`, with data and an optimizer in memory."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ Data = str | pathlib.Path | Iterable[Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-    """What a training gives."""
+    """The result of a training."""
 
     policy: Policy | None  # the trained policy; None: the config trains a reward model
     metrics: list[dict[str, Any]]  # the lines of metrics.jsonl
@@ -56,24 +56,24 @@ def train(
     on_log: Callable[[int, dict[str, Any]], None] | None = None,
     on_evaluation: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> Result:
-    """Trains, measures before and after, and keeps all of it in a run's folder.
+    """Trains and measures before and after; saves everything in a run's folder.
 
     Args:
-      start: a config, whose recipe runs; or a policy, which ``loss`` aligns with the defaults of
-        `alignjax.config` and a cosine schedule: all parameters are trained, and prompts of plain
-        text are a user's messages where it has a chat template.
+      start: a config, whose recipe runs; or a policy to align with ``loss``, the defaults of
+        `alignjax.config` and a cosine schedule: all parameters are trained, and with a chat
+        template prompts of plain text are user messages.
       data: a file, a list of dicts, or a data set of the package ``datasets``; rows of any kind
-        that docs/data.md lists. None: those of the config.
-      loss: a function of ``aj.losses`` with its hyperparameters bound. None: that of the config.
-      optimizer: of optax, in the place of AdamW and its schedule.
-      workdir: of the run, which resumes there; empty: a new temporary folder.
+        that docs/data.md lists. None: the config's.
+      loss: a function of ``aj.losses`` with its hyperparameters bound. None: the config's.
+      optimizer: of optax, instead of AdamW and its schedule.
+      workdir: of the run, which can resume there; empty: a new temporary folder.
       set: changes, as on the command line: ``["train.steps=100", "lora.rank=8"]``.
-      on_log: called with the step and the numbers of every line of the metrics.
-      on_evaluation: the same, of every evaluation during training.
+      on_log: called with the step and the metrics of every line of metrics.jsonl.
+      on_evaluation: the same for every evaluation during training.
 
     Raises:
-      UserError: see `alignjax.errors`; or a policy without data or loss, or whose parameters are
-        not those of its source; or an optimizer or callbacks with another recipe than
+      UserError: see `alignjax.errors`; or a policy has no data or loss, or its parameters differ
+        from those of its source; or there are an optimizer or callbacks with another recipe than
         `recipes.align_policy`.
     """
     logs.show_lines()
@@ -116,7 +116,7 @@ def _config(policy: Policy, data: Data | None, loss: Loss | None, folder: pathli
     if data is None or loss is None:
         raise UserError("train: a policy needs data and a loss: train(policy, rows, loss)")
     path = policy.source
-    if is_run(pathlib.Path(path)):  # runs start from models: this one's, as transformers has it
+    if is_run(pathlib.Path(path)):  # runs start from models, so export it
         path = str(folder / "start")
         if not pathlib.Path(path).exists():
             export.export(policy.source, path)
@@ -131,19 +131,19 @@ def _config(policy: Policy, data: Data | None, loss: Loss | None, folder: pathli
 
 
 def _for_chat(data: DataConfig, policy: Policy) -> DataConfig:
-    """Reads prompts of plain text as the commands do: a chat model's as a user's messages."""
+    """Turns plain-text prompts into user messages for chat models, as the commands do."""
     first = next(read_source(data, data.path, DataReport()), None)
     return data if first is None else short.as_messages(data, first, policy.tokenizer)
 
 
 def _with_path(data: DataConfig, path: str) -> DataConfig:
-    """Reads a file in the place of what the config reads."""
+    """Replaces the data of a config by a file."""
     source = data.source if "path" in keywords(plain(data.source)) else sources.auto
     return dataclasses.replace(data, source=source, path=path, split="")
 
 
 def _file(data: Data, folder: pathlib.Path) -> str:
-    """Names the file of the data; rows that are in memory are written into the run's folder."""
+    """Returns the file of the data; writes rows in memory to a file in the run's folder."""
     if isinstance(data, str | pathlib.Path):
         return str(data)
     lines = []

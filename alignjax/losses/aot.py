@@ -64,7 +64,7 @@ def loss(
     margin = policy[:, 0] - policy[:, 1]
     reference = jax.lax.stop_gradient(margin - (ratio[:, 0] - ratio[:, 1]))
     ahead = beta * (margin - _partner(margin, reference, batch))
-    return _smoothed(ahead, label_smoothing), dpo.pair_metrics(beta * ratio, logps.policy)
+    return dpo.logistic(ahead, label_smoothing), dpo.pair_metrics(beta * ratio, logps.policy)
 
 
 @compares_rows
@@ -105,7 +105,7 @@ def loss_unpaired(
     dpo.check_pairs(logps, "aot.loss_unpaired")
     ratio = implicit(logps)
     ahead = beta * (ratio[:, 0] - _partner(ratio[:, 0], ratio[:, 1], batch))
-    return _smoothed(ahead, label_smoothing), dpo.pair_metrics(beta * ratio, logps.policy)
+    return dpo.logistic(ahead, label_smoothing), dpo.pair_metrics(beta * ratio, logps.policy)
 
 
 def _partner(of: Array, among: Array, batch: Batch) -> Array:
@@ -115,7 +115,3 @@ def _partner(of: Array, among: Array, batch: Batch) -> Array:
         return jnp.argsort(jnp.where(batch.weight > 0, x, jnp.inf))
 
     return among[order(among)][jnp.argsort(order(of))]
-
-
-def _smoothed(margin: Array, rate: float) -> Array:
-    return -(1 - rate) * jax.nn.log_sigmoid(margin) - rate * jax.nn.log_sigmoid(-margin)

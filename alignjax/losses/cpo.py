@@ -1,6 +1,5 @@
 """Contrastive Preference Optimization: DPO with a uniform reference, plus an SFT term."""
 
-import jax
 import jax.numpy as jnp
 
 from alignjax.losses import dpo, sft, simpo
@@ -75,8 +74,7 @@ def loss(
     compared = (logps.length > 0).all(axis=1)
     reward = beta * policy
     margin = reward[:, 0] - reward[:, 1]
-    as_labelled, flipped = jax.nn.log_sigmoid(margin), jax.nn.log_sigmoid(-margin)
-    preferred = -(1 - label_smoothing) * as_labelled - label_smoothing * flipped
+    preferred = dpo.logistic(margin, label_smoothing)
     nll = -policy[:, 0] / jnp.maximum(logps.length[:, 0], 1)
     losses = jnp.where(compared, preferred, 0.0) + nll_weight * nll
     return losses, dpo.pair_metrics(reward, policy) | {"nll_per_token": nll}

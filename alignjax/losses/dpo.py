@@ -66,9 +66,13 @@ def loss(
     check_pairs(logps, "dpo.loss")
     reward = beta * implicit(logps)
     margin = reward[:, 0] - reward[:, 1]
+    return logistic(margin, label_smoothing), pair_metrics(reward, logps.policy)
+
+
+def logistic(margin: Array, label_smoothing: float) -> Array:
+    """Computes -(1 - e) log sigma(margin) - e log sigma(-margin), e the smoothing."""
     as_labelled, flipped = jax.nn.log_sigmoid(margin), jax.nn.log_sigmoid(-margin)
-    losses = -(1 - label_smoothing) * as_labelled - label_smoothing * flipped
-    return losses, pair_metrics(reward, logps.policy)
+    return -(1 - label_smoothing) * as_labelled - label_smoothing * flipped
 
 
 def check_pairs(logps: Logps, loss_name: str) -> None:

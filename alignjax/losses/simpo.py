@@ -1,7 +1,5 @@
 """Simple Preference Optimization: the mean log-probability per token as reward, no reference."""
 
-import jax
-
 from alignjax.losses import dpo
 from alignjax.types import Array, Batch, Implicit, Logps, Metrics
 
@@ -69,6 +67,4 @@ def loss(
     dpo.check_pairs(logps, "simpo.loss")
     reward = beta * implicit(logps)
     margin = reward[:, 0] - reward[:, 1] - beta * gamma_beta_ratio
-    as_labelled, flipped = jax.nn.log_sigmoid(margin), jax.nn.log_sigmoid(-margin)
-    losses = -(1 - label_smoothing) * as_labelled - label_smoothing * flipped
-    return losses, dpo.pair_metrics(reward, logps.policy)
+    return dpo.logistic(margin, label_smoothing), dpo.pair_metrics(reward, logps.policy)

@@ -1,4 +1,4 @@
-"""Rows that stand for a run's data in a plan: of the greatest length, and as shapes on a mesh."""
+"""Makes rows instead of a run's data for a plan: of the maximum length, or as shapes on a mesh."""
 
 import json
 from typing import Any
@@ -20,7 +20,7 @@ def on_mesh(batch: Any, mesh: Mesh) -> Any:
 
 
 def everywhere(mesh: Mesh, value: Any) -> Any:
-    """Describes an array, given as a function that makes it, of which each device has a copy."""
+    """Describes an array, given as a function that makes it, with a copy on each device."""
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return sharding.abstract(jax.eval_shape(value), replicated)
 
@@ -33,7 +33,7 @@ def two_rows(
     scored: bool = False,
     adversarial: bool = False,
 ) -> Bucketed:
-    """Makes two rows of k responses of the greatest length."""
+    """Makes two rows of k responses of the maximum length."""
     data = config.data
     lengths = np.full(k, data.max_response_tokens, np.int64)
     row: dict[str, Any] = {

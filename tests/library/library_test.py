@@ -63,7 +63,7 @@ def test_logps_are_those_of_the_networks_own_logits(policy):
 
 
 def test_what_cannot_be_asked_is_refused(policy):
-    with pytest.raises(UserError, match=r"^logps: 1 prompts, 2 responses"):
+    with pytest.raises(UserError, match=r"^logps: wanted responses for 1 prompts, found 2"):
         policy.logps(["a"], ["b", "c"])
     with pytest.raises(UserError, match=r"wanted a list of prompts, found one text"):
         policy.generate("a")
