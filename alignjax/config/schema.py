@@ -88,7 +88,7 @@ class OptimConfig:
 
 def _length_rules(steps: int, epochs: float, batch_size: int) -> Iterator[Rule]:
     few = steps * batch_size <= MOST_ROWS
-    yield Rule(few, "steps", f"steps * batch_size of at most {MOST_ROWS:,}")
+    yield Rule(few, "steps", f"steps * batch_size of {MOST_ROWS:,} at most")
     yield Rule(steps > 0 or epochs > 0, "epochs", "a positive number if steps = 0")
 
 
