@@ -1,11 +1,12 @@
 """Length-desensitised DPO (LD-DPO): DPO where the excess tokens of a longer response count less."""
 
 import dataclasses
+import functools
 
 import jax
 
 from alignjax.losses import dpo
-from alignjax.types import Array, Batch, Implicit, Logps, Metrics, reads_tail
+from alignjax.types import Array, Batch, Implicit, Logps, Loss, Metrics, reads_tail
 
 
 @reads_tail
@@ -50,11 +51,12 @@ def loss(
 
     Raises:
       ValueError: K is not 2 (set ``select`` in the config), there is no reference
-        (``reference.mode``), or there are no tails: another loss, such as `mixed.loss`, calls this.
+        (``reference.mode``), or there are no tails: a loss without a mark calls this.
 
     Differs from the paper: no. Rewards of held-out responses count all tokens, and there is no
     held-out loss, because evaluation has only tables of whole responses.
-    From the authors' code: not compared. TRL 1.16's ``ld_alpha`` is the same.
+    From the authors' code: not compared. TRL 1.16's ``ld_alpha`` is the same; for its other losses
+    it is `weighted`.
 
     >>> from alignjax.testing import loss_inputs
     >>> case = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]], length=[[2, 3]],
@@ -66,15 +68,33 @@ def loss(
     2409.06411.
     """
     dpo.check_pairs(logps, "ld_dpo.loss")
+    fit = functools.partial(dpo.loss, beta=beta, label_smoothing=label_smoothing, implicit=implicit)
+    return weighted(logps, batch, loss=fit, alpha=alpha)
+
+
+@reads_tail
+def weighted(
+    logps: Logps, batch: Batch, *, loss: Loss, alpha: float = 0.5
+) -> tuple[Array, Metrics]:
+    """Fits pairs by another loss, where tokens beyond the shorter response's length count less.
+
+    Args:
+      logps, batch, alpha: as of `loss`.
+      loss: of pairs, its hyperparameters bound, such as ``partial(ipo.loss, beta=0.1)``.
+
+    Returns:
+      Losses and metrics of that loss.
+
+    Raises:
+      ValueError: there are no tails, see `loss`; or as that loss.
+    """
     reference, tail = logps.reference, logps.reference_tail
     if logps.policy_tail is None or (reference is not None and tail is None):
         raise ValueError(
-            "ld_dpo.loss: wanted the tokens beyond the shorter response, found none: a step sums "
-            "them only for a loss marked with types.reads_tail: make it the run's loss, or mark "
-            "the one that calls it"
+            "ld_dpo: wanted the tokens beyond the shorter response, found none: a step sums them "
+            "only for a loss that is marked with types.reads_tail, or binds a function that is"
         )
     policy = logps.policy - (1 - alpha) * logps.policy_tail
     if reference is not None and tail is not None:
         reference = jax.lax.stop_gradient(reference - (1 - alpha) * tail)
-    weighted = dataclasses.replace(logps, policy=policy, reference=reference)
-    return dpo.loss(weighted, batch, beta=beta, label_smoothing=label_smoothing, implicit=implicit)
+    return loss(dataclasses.replace(logps, policy=policy, reference=reference), batch)

@@ -1,10 +1,12 @@
 """Weighted Preference Optimization (WPO): DPO with more weight on pairs likely under the policy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from alignjax.losses import dpo
-from alignjax.types import Array, Batch, Implicit, Logps, Metrics, reads_squares
+from alignjax.types import Array, Batch, Implicit, Logps, Loss, Metrics, reads_squares
 
 
 @reads_squares
@@ -49,11 +51,12 @@ def loss(
 
     Raises:
       ValueError: K is not 2 (set ``select`` in the config), there is no reference
-        (``reference.mode``), or no ``log_squares``: another loss, such as `mixed.loss`, calls this.
+        (``reference.mode``), or no ``log_squares``: a loss without a mark calls this.
 
     Differs from the paper: the weight is the paper's with sampled alignment; greedy alignment is
     left out. A run has no held-out loss.
-    From the authors' code: not compared. TRL 1.16's ``use_weighting`` is the same.
+    From the authors' code: not compared. TRL 1.16's ``use_weighting`` is the same; under its other
+    losses it is `weighted`.
 
     >>> from alignjax.testing import loss_inputs
     >>> case = loss_inputs([[-4.0, -9.0]], [[-5.0, -6.0]], length=[[2, 3]],
@@ -64,11 +67,27 @@ def loss(
     Reference: Zhou et al., WPO: Enhancing RLHF with Weighted Preference Optimization, arXiv
     2406.11827.
     """
-    dpo.check_pairs(logps, "wpo.loss")
+    fit = functools.partial(dpo.loss, beta=beta, label_smoothing=label_smoothing, implicit=implicit)
+    return weighted(logps, batch, loss=fit)
+
+
+@reads_squares
+def weighted(logps: Logps, batch: Batch, *, loss: Loss) -> tuple[Array, Metrics]:
+    """Multiplies another loss of pairs by the weights of `loss`.
+
+    Args:
+      logps, batch: as of `loss`.
+      loss: of pairs, its hyperparameters bound, such as ``partial(ipo.loss, beta=0.1)``.
+
+    Returns:
+      ``[B]`` losses; its metrics, and ``pair_weight``.
+
+    Raises:
+      ValueError: as `loss`.
+    """
+    dpo.check_pairs(logps, "wpo")
     weight = _weights(logps).prod(axis=1)
-    losses, metrics = dpo.loss(
-        logps, batch, beta=beta, label_smoothing=label_smoothing, implicit=implicit
-    )
+    losses, metrics = loss(logps, batch)
     return weight * losses, metrics | {"pair_weight": weight}
 
 
@@ -76,9 +95,8 @@ def _weights(logps: Logps) -> Array:
     """Computes ``[B, K]`` weights of responses, without gradient; 1 for absent ones."""
     if logps.log_squares is None:
         raise ValueError(
-            "wpo.loss: wanted the policy's squared probabilities, found none: a step sums them "
-            "only for a loss marked with types.reads_squares: make it the run's loss, or mark the "
-            "one that calls it"
+            "wpo: wanted the policy's squared probabilities, found none: a step sums them only for "
+            "a loss that is marked with types.reads_squares, or binds a function that is"
         )
     ahead = jax.lax.stop_gradient(logps.policy - logps.log_squares)
     mean = jnp.where(logps.length > 0, ahead / jnp.maximum(logps.length, 1), 0.0)

@@ -209,6 +209,11 @@ def _logps(batch: Any, *, reference: bool) -> Logps:
 
 def _with_parts(config: Config, logps: Logps) -> Logps:
     """Adds what a step computes for a loss that reads more of responses than their sums."""
+    if _reads(config, "reads_tail") and _reads(config, "reads_squares"):
+        raise UserError(
+            f"loss: {name_of(config.trained_loss)} reads tails (ld_dpo) and squared probabilities "
+            "(wpo) of responses; a step computes one of them"
+        )
     if _reads(config, "reads_tail"):
         policy, reference = logps.policy, logps.reference
         return dataclasses.replace(logps, policy_tail=policy, reference_tail=reference)
@@ -218,8 +223,8 @@ def _with_parts(config: Config, logps: Logps) -> Logps:
 
 
 def _reads(config: Config, what: str) -> bool:
-    """Whether the trained loss is marked with `types.reads_tail` or `types.reads_squares`."""
-    return getattr(plain(config.trained_loss), what, False)
+    """Whether the loss, or one bound to it, has the mark `reads_tail` or `reads_squares`."""
+    return is_marked(config.trained_loss, what)
 
 
 def _baseline(baseline: Callable[..., Any], logps: Logps, batch: Any) -> Batch:

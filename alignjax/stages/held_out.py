@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignjax.config.fields import plain
+from alignjax.config.fields import is_marked
 from alignjax.data.batching import Bucketed
 from alignjax.stages import reference
 from alignjax.stages.run import Run
@@ -100,7 +100,7 @@ def losses(
     config = run.config
     if config.loss is None or config.candidates is not None:
         return None
-    if any(hasattr(plain(config.loss), mark) for mark in ("reads_tail", "reads_squares")):
+    if any(is_marked(config.loss, mark) for mark in ("reads_tail", "reads_squares")):
         return None
     last = jnp.int32(steps)
     batch = _without_texts(run.data.held_out)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from alignjax.config import Config
-from alignjax.config.fields import is_marked, plain
+from alignjax.config.fields import is_marked
 from alignjax.models import kernels, reward_head
 from alignjax.models.logps import logps_and_squares, response_logps, token_logps
 from alignjax.models.transformer import init_params
@@ -76,11 +76,11 @@ def policy(
 
 def _scoring(config: Config) -> tuple[Apply, Forward]:
     """How a step scores responses: whole, or with what the loss reads besides."""
-    loss = plain(config.trained_loss)
-    if getattr(loss, "reads_tail", False):
+    loss = config.trained_loss
+    if is_marked(loss, "reads_tail"):
         return partial(token_logps, config=config.model), score_tails
     apply = partial(response_logps, config=config.model)
-    if getattr(loss, "reads_squares", False):
+    if is_marked(loss, "reads_squares"):
         of_policy = partial(logps_and_squares, config=config.model)
         return apply, partial(score_squares, of_policy=of_policy)
     return apply, score

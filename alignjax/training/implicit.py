@@ -18,6 +18,7 @@ def implicit_reward(loss: Callable[..., Any]) -> Callable[[Logps], Array]:
     They are ``beta * implicit(logps)`` with the loss's keywords; schedules have their last value.
     Without ``beta`` it is 1. Without ``implicit`` it is that of `types.trains`, with the keywords
     that it shares with the loss; else the log-ratio, or without a reference the log-probability.
+    Of a loss that is given another one (``loss``) they are the rewards of that one.
     """
     # The step is beyond the end of every `RunSchedule`; larger numbers would overflow int32.
     last = resolve(loss, jnp.int32(np.iinfo(np.int32).max), 2**20)
@@ -32,6 +33,9 @@ def implicit_reward(loss: Callable[..., Any]) -> Callable[[Logps], Array]:
     if own is not None:
         shared = [name for name in keywords(own) if name in known]
         own = functools.partial(own, **{name: hyperparameter(name, None) for name in shared})
+    inner = hyperparameter("loss", None)  # of a loss that weighs another one
+    if callable(inner):
+        return implicit_reward(inner)
     beta, implicit = hyperparameter("beta", 1.0), hyperparameter("implicit", own or _log_ratio)
     return lambda logps: beta * implicit(logps)
 

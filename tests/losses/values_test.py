@@ -486,6 +486,16 @@ VALUES = {
     ),
     "ld_dpo": (partial(ld_dpo.loss, beta=0.2, alpha=0.3), ld_dpo_formula, TAILS),
     "wpo": (partial(wpo.loss, beta=0.2), wpo_formula, SQUARES),
+    "ld_dpo hinge": (
+        partial(ld_dpo.weighted, loss=partial(slic.loss_hinge, beta=0.2), alpha=0.3),
+        lambda x: np.maximum(0, 1 - ld_dpo_formula(x)[1]["rewards/margins"]),
+        TAILS,
+    ),
+    "wpo ipo": (
+        partial(wpo.weighted, loss=partial(ipo.loss, beta=0.2)),
+        lambda x: wpo_formula(x)[1]["pair_weight"] * (x.ratio[0] - x.ratio[1] - 1 / 0.4) ** 2,
+        SQUARES,
+    ),
     "rpo": (partial(rpo.loss, beta=0.2, nll_weight=0.7), rpo_formula),
     "mixed": (
         partial(

@@ -43,7 +43,6 @@ from alignjax.training import step as step_module
 from tests.parity.live import PYTHON, ask
 
 LEFT_OUT = {
-    "dpo ld_alpha, use_weighting of other losses": "ld_dpo and wpo are DPO's, of any reward",
     "online_dpo sigmoid, ipo": "inside a method that samples; the formulas are dpo's",
     "grpo, rloo, a2po, gmpo": "ratios of each token",
     "sft, gkd, gold, distillation and its variants": "distributions of each token, or a teacher",
@@ -51,6 +50,7 @@ LEFT_OUT = {
 HYPER = dict(beta=0.3)
 SIMPO = dict(beta=0.3, gamma_beta_ratio=0.4 / 0.3)
 TOKENS = ipo.implicit_mean
+SHORT = partial(ld_dpo.weighted, alpha=0.3)
 DIVERGENCES = {
     "forward_kl": f_dpo.forward_kl,
     "js_divergence": f_dpo.jensen_shannon,
@@ -86,6 +86,18 @@ def reward(**hyper):
     return partial(bradley_terry.reward_loss, **hyper)
 
 
+def weighed():
+    """TRL's losses of pairs that it weighs by ``ld_alpha`` or ``use_weighting``, with ours."""
+    other = {
+        "nca_pair": partial(nca.loss, **HYPER),
+        "bco_pair": partial(bco.loss_pairs, **HYPER),
+        "sppo_hard": partial(sppo.loss, **HYPER),
+        "apo_zero": partial(anchored.loss, **HYPER),
+        "apo_down": partial(anchored.loss_down, **HYPER),
+    }
+    return {name: x for name, x in of_reward(dpo.implicit).items() if name != "sft"} | other
+
+
 BARE = dict(HYPER, implicit=cpo.implicit)
 POWER = dict(HYPER, implicit=partial(alphapo.implicit, alpha=0.25, of=cpo.implicit))
 POWER_TOKENS = partial(alphapo.implicit, alpha=0.25)
@@ -96,10 +108,17 @@ OURS = {
         for kind, implicit in DIVERGENCES.items()
         for name, loss in of_reward(implicit).items()
     },
+    **{f"dpo {name} ld_alpha": partial(SHORT, loss=loss) for name, loss in weighed().items()},
+    **{
+        f"dpo {name} use_weighting": partial(wpo.weighted, loss=loss)
+        for name, loss in weighed().items()
+    },
     "dpo sigmoid ld_alpha": partial(ld_dpo.loss, alpha=0.3, **HYPER),
     "dpo sigmoid_norm ld_alpha": partial(ld_dpo.loss, alpha=0.3, implicit=TOKENS, **HYPER),
     "dpo sigmoid use_weighting": partial(wpo.loss, **HYPER),
     "dpo sigmoid_norm use_weighting": partial(wpo.loss, implicit=TOKENS, **HYPER),
+    "dpo aot ld_alpha": partial(SHORT, loss=partial(aot.loss, **HYPER)),
+    "dpo aot_unpaired ld_alpha": partial(SHORT, loss=partial(aot.loss_unpaired, **HYPER)),
     "dpo nca_pair": partial(nca.loss, **HYPER),
     "dpo bco_pair": partial(bco.loss_pairs, **HYPER),
     "dpo sppo_hard": partial(sppo.loss, **HYPER),

@@ -153,9 +153,12 @@ def settings():
         for name in DIVERGING:
             rate = SMOOTHED.get(name, 0.0)
             found[f"dpo {name} {kind}"] = dpo([name], smoothing=rate, divergence=kind)
-    for name in ("sigmoid", "sigmoid_norm"):
-        found[f"dpo {name} ld_alpha"] = dpo([name], ld_alpha=0.3)
-        found[f"dpo {name} use_weighting"] = dpo([name], weighting=True)
+    for name in (*types.split(), "discopop", "sigmoid_norm"):
+        rate = SMOOTHED.get(name, 0.0)
+        found[f"dpo {name} ld_alpha"] = dpo([name], smoothing=rate, ld_alpha=0.3)
+        found[f"dpo {name} use_weighting"] = dpo([name], smoothing=rate, weighting=True)
+    for name in ("aot", "aot_unpaired"):  # TRL weighs neither
+        found[f"dpo {name} ld_alpha"] = dpo([name], whole=True, ld_alpha=0.3)
     found["dpo rpo"] = dpo(["sigmoid", "sft"], weights=[1.0, 0.7])
     found["dpo mpo"] = dpo(["sigmoid", "bco_pair", "sft"], weights=[0.8, 0.2, 1.0])
     for name in ("kto", "apo_zero_unpaired"):

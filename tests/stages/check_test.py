@@ -32,6 +32,7 @@ from alignjax.losses import (
     rdro,
     sft,
     simpo,
+    slic,
     wpo,
     xpo,
 )
@@ -129,13 +130,27 @@ def test_k_and_reference_are_checked(pairs, lists):
 
 
 @pytest.mark.parametrize("loss", [ld_dpo.loss, wpo.loss])
-def test_what_a_loss_reads_beside_sums_is_there_for_the_run_s_own_loss_only(loss, pairs, lists):
+def test_what_a_loss_reads_beside_sums_is_there_for_it_and_for_what_binds_it(loss, pairs, lists):
     check.check_losses(runs.get_config(loss=partial(loss, beta=0.2)), pairs)
     with pytest.raises(UserError, match=r"K=4: set `select`"):
         check.check_losses(runs.get_config(data=LISTS, loss=loss), lists)
-    inside = partial(mixed.loss, losses=(loss,), weights=(1.0,))
-    with pytest.raises(UserError, match=r"mixed\.loss on this data: .*or mark the one that calls"):
-        check.check_losses(runs.get_config(loss=inside), pairs)
+    inside = partial(mixed.loss, losses=(sft.loss_chosen, loss), weights=(1.0, 1.0))
+    check.check_losses(runs.get_config(loss=inside), pairs)
+
+    def unmarked(logps, batch):
+        return loss(logps, batch)
+
+    with pytest.raises(UserError, match=r"unmarked on this data: .* or binds a function that is$"):
+        check.check_losses(runs.get_config(loss=unmarked), pairs)
+
+
+def test_a_step_computes_tails_or_squares(pairs):
+    tails = partial(ld_dpo.weighted, loss=slic.loss_hinge, alpha=0.3)
+    check.check_losses(runs.get_config(loss=tails), pairs)
+    assert not check.keeps_cache(runs.get_config(loss=tails), pairs)
+    check.check_losses(runs.get_config(loss=partial(wpo.weighted, loss=slic.loss_hinge)), pairs)
+    with pytest.raises(UserError, match=r"wpo\.weighted reads tails .* a step computes one of the"):
+        check.check_losses(runs.get_config(loss=partial(wpo.weighted, loss=tails)), pairs)
 
 
 @pytest.mark.parametrize(

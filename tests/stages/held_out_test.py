@@ -61,7 +61,7 @@ def test_draws_are_the_same_for_policy_and_reference():
     assert held_out.losses(run_of(data, select=swap), policy, policy, steps=8) is None
 
 
-@pytest.mark.parametrize("loss", [ld_dpo.loss, partial(wpo.loss, beta=0.2)])
+@pytest.mark.parametrize("loss", [ld_dpo.loss, partial(wpo.weighted, loss=dpo.loss)])
 def test_there_is_none_of_a_loss_that_reads_more_than_the_tables_hold(loss):
     policy, reference = nats(2)
     assert held_out.losses(run_of(rows(2), loss=loss), policy, reference, steps=8) is None

@@ -7,7 +7,21 @@ import numpy as np
 import optax
 import pytest
 
-from alignjax.losses import cpo, dpo, hps, kto, mixed, orpo, plackett_luce, pro, rrhf, sft, slic
+from alignjax.losses import (
+    cpo,
+    dpo,
+    hps,
+    kto,
+    ld_dpo,
+    mixed,
+    orpo,
+    plackett_luce,
+    pro,
+    rrhf,
+    sft,
+    slic,
+    wpo,
+)
 from alignjax.testing import loss_inputs
 from alignjax.training.implicit import implicit_reward
 from alignjax.training.schedules import resolve
@@ -33,6 +47,8 @@ RISING = Schedule(optax.linear_schedule(0, 5.0, 9))
             partial(hps.loss, implicit=partial(per_token, scale=RISING)),
             [-0.5, -1.0],
         ),
+        (partial(wpo.weighted, loss=partial(dpo.loss, beta=0.3)), [0.6, -0.9]),
+        (partial(ld_dpo.weighted, loss=partial(cpo.loss, beta=0.5)), [-2.0, -3.0]),
         (sft.loss, [2.0, -3.0]),
         (kto.loss, [0.2, -0.3]),
         (partial(cpo.loss, beta=0.5), [-2.0, -3.0]),
