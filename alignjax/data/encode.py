@@ -70,8 +70,8 @@ def encode(
     """
     if max_prompt_tokens < 2 or max_response_tokens < 1:
         raise UserError(
-            f"data: max_prompt_tokens is {max_prompt_tokens}, expected at least 2; "
-            f"max_response_tokens is {max_response_tokens}, expected at least 1"
+            "data: wanted max_prompt_tokens >= 2 and max_response_tokens >= 1, found "
+            f"{max_prompt_tokens} and {max_response_tokens}"
         )
     for record in records:
         reason = _lacking_template(record, tokenizer)

@@ -66,8 +66,8 @@ class Row:
             raise self.wrong(key, value, "a list")
         return value
 
-    def wrong(self, key: str, value: object, expected: str) -> DataError:
-        return DataError(f"{self.origin}: field {key!r} is {kind(value)}, expected {expected}")
+    def wrong(self, key: str, value: object, wanted: str) -> DataError:
+        return DataError(f"{self.origin}: field {key!r}: wanted {wanted}, found {kind(value)}")
 
 
 def kind(value: object) -> str:
@@ -83,7 +83,7 @@ def text(value: object, key: str, origin: str) -> str:
       DataError: the value is not text, or contains a NUL or a lone surrogate.
     """
     if not isinstance(value, str):
-        raise DataError(f"{origin}: field {key!r} is {kind(value)}, expected text")
+        raise DataError(f"{origin}: field {key!r}: wanted text, found {kind(value)}")
     if "\0" in value:
         raise DataError(
             f"{origin}: field {key!r} holds a NUL character at position {value.index(chr(0))}"
@@ -160,7 +160,7 @@ def read_rows(path: str) -> Iterator[Row]:
     shared = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in files])
     for name in files:
         if not name.endswith(SUFFIXES):
-            raise DataError(f"{name}: expected one of {', '.join(SUFFIXES)}")
+            raise DataError(f"{name}: wanted a file ending in one of {', '.join(SUFFIXES)}")
         short = os.path.relpath(os.path.abspath(name), shared)
         suffix = max((s for s in SUFFIXES if name.endswith(s)), key=len)
         stem = os.path.basename(name).removesuffix(suffix)
@@ -170,7 +170,7 @@ def read_rows(path: str) -> Iterator[Row]:
             first = first if line == first[0] else (line, rows)
             place = f"{line}" if rows == first[1] else f"{line}[{rows - first[1]}]"
             if not isinstance(value, dict):
-                raise DataError(f"{name}:{place}: row is {kind(value)}, expected an object")
+                raise DataError(f"{name}:{place}: row: wanted an object, found {kind(value)}")
             rows += 1
             yield Row(value, f"{name}:{place}", _id(value, short, place, len(files)), stem)
         if not rows:
@@ -370,7 +370,7 @@ def _list_items(path: str, document: str, start: int) -> Iterator[tuple[int, Any
             here = document.count("\n", 0, position) + 1
             problem = "JSON ends early (file truncated?)"
             if follows:
-                problem = f"found {follows!r}, expected ',' or ']'"
+                problem = f"wanted ',' or ']', found {follows!r}"
             raise DataError(f"{path}:{here}: {problem}")
         expect_item = follows == ","
         position = skip(position + 1) if expect_item else position

@@ -276,7 +276,9 @@ def _check_shape(record: Record) -> None:
     if record.scores and len(record.scores) != size:
         raise DataError(f"{_where(record)}: {len(record.scores)} scores for {size} responses")
     if record.desirable and len(record.desirable) != size:
-        raise DataError(f"{_where(record)}: {len(record.desirable)} labels for {size} responses")
+        raise DataError(
+            f"{_where(record)}: wanted labels for {size} responses, found {len(record.desirable)}"
+        )
     for index, scores in enumerate(record.scores):
         if len(scores) != len(record.objectives):
             raise DataError(
@@ -286,8 +288,8 @@ def _check_shape(record: Record) -> None:
         for name, score in zip(record.objectives, scores, strict=True):
             if not abs(score) <= LARGEST_SCORE:  # also true of NaN
                 raise DataError(
-                    f"{_where(record)}: score {name!r} of response {index} is {score}, "
-                    f"expected a finite number, at most {LARGEST_SCORE:g} in size"
+                    f"{_where(record)}: score {name!r} of response {index}: wanted a finite "
+                    f"number, at most {LARGEST_SCORE:g} in size, found {score}"
                 )
 
 

@@ -51,7 +51,8 @@ def split_by_prompt(
         )
     if not 0 <= eval_fraction < 1 or eval_size < 0:
         raise DataError(
-            f"split: eval_fraction is {eval_fraction}, expected [0, 1); eval_size is {eval_size}"
+            "split: wanted eval_fraction in [0, 1) and eval_size >= 0, found "
+            f"{eval_fraction} and {eval_size}"
         )
     records = list(records)
     ranks = [_rank(seed, prompt_digest(record.root or record.prompt)) for record in records]

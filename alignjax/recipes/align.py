@@ -1,16 +1,16 @@
-"""The main recipe: data, supervised fine-tuning, reference, alignment, evaluation, report.
+"""Runs the main recipe: data, supervised fine-tuning, reference, alignment, evaluation, report.
 
-Read it downwards: `run` is the order of events. What each stage writes into the workdir:
+`run` has the stages in order. They write into the workdir:
 
-    config.json  data_report.json  tokenizer.model   what the run is made of
-    pretrained/                                      what came with the model of model.path
+    config.json  data_report.json  tokenizer.model   settings, data report, tokenizer
+    pretrained/                                      files that came with the model of model.path
     sft/                                             the stage that makes the reference
-    candidates/                                      sampled and scored lists, where asked for
+    candidates/                                      sampled and scored lists, if the config has any
     cache/  prepared.json  held_out.jsonl            prepared rows, reference log-probabilities
     before.json  after.json                          sampled responses
-    metrics.jsonl  tensorboard/  checkpoints/        the alignment itself
-    best/                                            of its evaluations, with train.keep_best
-    summary.json  report.png  report.html            what came of it
+    metrics.jsonl  tensorboard/  checkpoints/        the alignment
+    best/                                            its best evaluation, with train.keep_best
+    summary.json  report.png  report.html            the results
     .artifacts/                                      digests of what is reused, unfinished parts
 """
 
@@ -55,8 +55,9 @@ def run(
 ) -> dict[str, Any]:
     """Aligns a policy and evaluates it; see `alignjax.recipes.run_config`.
 
-    ``watch`` is told the alignment's numbers. An ``optimizer`` takes the place of the config's;
-    checkpoints made with another one are refused.
+    Args:
+      watch: gets the alignment's metrics.
+      optimizer: instead of the config's; checkpoints made with another one are refused.
     """
     with open_run(config, workdir, allow_config_change) as run:
         load_reference = sft.run_stage(run)
@@ -66,13 +67,13 @@ def run(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Start:
-    """The alignment before its first step, with what was measured at the start."""
+    """The alignment before its first step, and the measurements at the start."""
 
     reference: Reference
-    learner: Learner  # holds the reference's parameters where steps score them
+    learner: Learner  # has the reference's parameters if steps score the reference
     feed: Feed
     choice: references.Choice
-    # [N, K] nats of the held-out responses by the policy as it starts; None: not measured
+    # [N, K] nats of the held-out responses under the initial policy; None: not measured
     before: np.ndarray | None
     held_out: np.ndarray | None  # the same by the reference; None without one
     samples: list[Sample]
@@ -81,7 +82,7 @@ class _Start:
 def _align(
     run: Run, load_reference: Callable[[], Params], optimizer: optax.GradientTransformation | None
 ) -> dict[str, Any]:
-    """Aligns the policy and reports; see the module's docstring for what is written."""
+    """Aligns the policy, and writes the report."""
     start, more = _start(run, load_reference), None
     if optimizer is not None:
         start = dataclasses.replace(start, learner=optimized(start.learner, optimizer))
@@ -89,7 +90,7 @@ def _align(
     reference, live = start.reference, start.learner.ref_params
 
     def during(params: Params) -> dict[str, float]:
-        # A reference that was put away is read again for the moment: the KL needs it.
+        # The KL needs the reference, so it is loaded for a moment if it was freed.
         of = reference.load() if live is None and watched.config.evaluate.during else live
         whole, steps = adapters.whole(run.config, live, params), len(batches)
         policy = scored.keep(params, held_out.logps(watched, whole, "  held-out rows"))
@@ -124,7 +125,7 @@ def _start(run: Run, load_reference: Callable[[], Params]) -> _Start:
     )
 
     def first() -> Params:
-        # With adapters, which change no bit yet: the programs are then those of the evaluations.
+        # With fresh adapters, which change no bit, so that evaluations use the same programs.
         return (
             params if config.lora is None else adapters.whole(config, params, learner.load_start())
         )
@@ -146,14 +147,14 @@ def _finish(
 ) -> dict[str, Any]:
     """Evaluates policy and reference, and writes the report.
 
-    ``policy`` are nats of the held-out responses, where the last evaluation was of ``trained``.
+    ``policy`` are the held-out responses' nats, if the last evaluation was of ``trained``.
     """
     reference, live = start.reference, start.learner.ref_params
     ref_params = reference.load() if live is None else live
     params = adapters.whole(run.config, ref_params, trained)
     digest = checkpoint.tree_digest(params)
     samples = evaluation.held_out_samples("after", run, digest, lambda: (params, ref_params))
-    # Steps donate their buffers: had one donated the reference's, all that is below would be wrong.
+    # Steps donate buffers; if one donated the reference's, all numbers below would be wrong.
     if checkpoint.tree_digest(ref_params) != reference.digest:
         raise AssertionError("the reference's parameters changed during the run")
     table: tables.Table = {}
@@ -171,7 +172,7 @@ def _finish(
 
 
 def _held_out(run: Run, start: _Start, before: np.ndarray, after: np.ndarray) -> tables.Table:
-    """Metrics of the held-out rows, before and after."""
+    """Computes metrics of the held-out rows, before and after."""
     rows = run.data.held_out.dataset
     prompts = [rows[i].prompt for i in range(len(rows))]
 
@@ -179,7 +180,7 @@ def _held_out(run: Run, start: _Start, before: np.ndarray, after: np.ndarray) ->
         values = evaluation.held_out_metrics(run, logps, start.held_out)
         if not np.nan_to_num(values.get("rewards/margins", np.ones(1))).any():
             for name in ("rewards/accuracies", preferences.BEST):
-                values.pop(name, None)  # all tie, and no ranking is right or wrong
+                values.pop(name, None)  # all rewards are equal, so there is no ranking
         return {name: preferences.over_prompts(name, x, prompts) for name, x in values.items()}
 
     first = means(before)

@@ -227,9 +227,9 @@ def test_content_digest_sees_ids_scores_and_order(tok, tmp_path):
 def test_errors_in_records_pass_through_unchanged(tok, tmp_path):
     def broken():
         yield from pairs(2)
-        raise DataError("data.jsonl:3: field 'x' is bool, expected text")
+        raise DataError("data.jsonl:3: field 'x': wanted text, found bool")
 
-    with pytest.raises(DataError, match=r"^data\.jsonl:3: field 'x' is bool, expected text$"):
+    with pytest.raises(DataError, match=r"^data\.jsonl:3: field 'x': wanted text, found bool$"):
         make(broken(), tok, tmp_path, report=DataReport())
 
 
@@ -294,7 +294,7 @@ def test_no_rows_left_is_an_error_with_the_data_report(tok, tmp_path):
 
 @pytest.mark.parametrize("limits", [dict(prompt=1), dict(response=0)])
 def test_limits_must_leave_room(tok, tmp_path, limits):
-    with pytest.raises(UserError, match=r"max_prompt_tokens is .*, expected at least 2"):
+    with pytest.raises(UserError, match=r"wanted max_prompt_tokens >= 2"):
         make(pairs(1), tok, tmp_path, **limits)
 
 

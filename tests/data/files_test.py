@@ -32,7 +32,7 @@ def read(path: str) -> list[str]:
         ("d.jsonl", GOOD + b'{"a": ', r"d\.jsonl:3: JSON ends early"),
         ("d.jsonl", b'{"a": "x",}\n' + GOOD, r"d\.jsonl:1: not valid JSON \(.* character 1"),
         ("d.jsonl", b'{"a": "x\n"}\n', r"d\.jsonl:1: not valid JSON"),
-        ("d.jsonl", b"[1]\n", r"d\.jsonl:1: row is list, expected an object"),
+        ("d.jsonl", b"[1]\n", r"d\.jsonl:1: row: wanted an object, found list"),
         ("d.jsonl", b"", r"d\.jsonl: holds no rows \(empty file\)"),
         ("d.jsonl", b"\n \n", r"d\.jsonl: holds no rows"),
         (
@@ -55,7 +55,7 @@ def read(path: str) -> list[str]:
         ("d.json", b'[{"a": "x"},\n {"a": "y"}', r"d\.json:2: JSON ends early"),
         ("d.json", b'[{"a": "x"},\n {"a": "y', r"d\.json:2: JSON ends early"),
         ("d.json", b'[{"a": "x"},\n]', r"d\.json:2: not valid JSON"),
-        ("d.json", b'[{"a": "x"}\n {"a": "y"}]', r"d\.json:2: found '\{', expected ',' or '\]'"),
+        ("d.json", b'[{"a": "x"}\n {"a": "y"}]', r"d\.json:2: wanted ',' or '\]', found '\{'"),
         ("d.json", b'[{"a": "x"}]\n[]', r"d\.json:2: text after the end of the JSON list"),
         ("d.json", b'[{"a": "\xff"}]', r"d\.json:1: invalid UTF-8, byte 0xff at offset 8"),
         ("d.json", b"[]", r"d\.json: holds no rows"),
@@ -63,7 +63,7 @@ def read(path: str) -> list[str]:
         ("d.jsonl.gz", gzip.compress(GOOD, mtime=0) + b"junk", r"damaged gzip data after 22 bytes"),
         ("d.jsonl.gz", GOOD, r"is named \.gz but is not gzip data"),
         ("d.jsonl.gz", b"", r"holds no rows"),
-        ("d.txt", GOOD, r"expected one of \.jsonl, "),
+        ("d.txt", GOOD, r"wanted a file ending in one of \.jsonl, "),
     ],
 )
 def test_damage_is_named(tmp_path, name, content, message):
@@ -124,10 +124,10 @@ def test_ids_are_the_rows_own_and_tell_files_apart(tmp_path):
         (b'{"b": "x"}', r"d\.jsonl:1: field 'a' is missing; the row has 'b'"),
         (b'{"aa": "x"}', r"field 'a' is missing \(did you mean 'aa'\?\)"),
         (b'{"a": null}', r"d\.jsonl:1: field 'a' is null"),
-        (b'{"a": true}', r"d\.jsonl:1: field 'a' is bool, expected text"),
-        (b'{"a": 1.5}', r"field 'a' is number, expected text"),
-        (b'{"a": ["x"]}', r"field 'a' is list, expected text"),
-        (b'{"a": {}}', r"field 'a' is object, expected text"),
+        (b'{"a": true}', r"d\.jsonl:1: field 'a': wanted text, found bool"),
+        (b'{"a": 1.5}', r"field 'a': wanted text, found number"),
+        (b'{"a": ["x"]}', r"field 'a': wanted text, found list"),
+        (b'{"a": {}}', r"field 'a': wanted text, found object"),
     ],
 )
 def test_fields_are_named_with_their_type(tmp_path, content, message):

@@ -309,7 +309,7 @@ def test_prompts_alone_are_read_where_a_run_samples_its_own_responses(tmp_path):
         columns=columns.Columns(label="label"),
     )  # fmt: skip
     assert report.dropped == {"empty_response": 1}
-    with pytest.raises(DataError, match=r":1: expected .*--set data\.source\.prompts_alone=true$"):
+    with pytest.raises(DataError, match=r":1: wanted .*--set data\.source\.prompts_alone=true$"):
         read(tmp_path, rows)
 
 
@@ -415,24 +415,24 @@ def test_names_given_in_the_config(tmp_path):
          "no column scores or ranks"),
         ({"prompt": "p", "completions": ["a", "b"], "labels": [True, False]}, "no column scores"),
         ({"completion": "a"}, "no column is the prompt"),
-        ({"text": "p"}, "expected columns of responses"),
-        ({"prompt": "p", "completion": "a", "label": "maybe"}, "'label' is \"maybe\", expected"),
+        ({"text": "p"}, "wanted columns of responses"),
+        ({"prompt": "p", "completion": "a", "label": "maybe"}, r"'label': .* found .maybe"),
         ({"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 2},
-         "'better_response_id' is 2, expected one of 0, 1"),
-        ({"messages": [m(U, "p"), m(A, "a", weight=0.5)]}, r"'messages\[1\]\.weight' is 0\.5"),
+         "'better_response_id': wanted one of 0, 1, found 2"),
+        ({"messages": [m(U, "p"), m(A, "a", weight=0.5)]}, r"weight': wanted 0 or 1, found 0\.5"),
         ({"messages": [m(U, "p"), m(A, None)]}, r"'messages\[1\]' has no 'content'"),
         ({"messages": [m(U, "p"), m(A, None, tool_calls=[{"id": "x"}])]},
-         r"'messages\[1\]\.tool_calls\[0\]' names no function"),
+         r"'messages\[1\]\.tool_calls\[0\]': wanted a function"),
         ({"prompt": "p", "response_1": "a", "response_2": "b", "label": 0},
-         "'label' is 0, expected one of 1, 2"),
+         "'label': wanted one of 1, 2, found 0"),
         ({"prompt": "p", "response_a": "a", "response_b": "b", "label": 1},
-         "'label' is 1, expected one of a, b"),
+         "'label': wanted one of a, b, found 1"),
         ({"problem": "p", "solution": "s", "answer": "a"}, "could each be the response"),
-        ({"system": ["S"], "prompt": "p", "completion": "a"}, "'system' is list, expected text"),
+        ({"system": ["S"], "prompt": "p", "completion": "a"}, "'system': wanted text, found list"),
         ({"tools": {"name": "t"}, "prompt": "p", "completion": "a"},
-         "'tools' is object, expected a list of tools"),
+         "'tools': wanted a list of tools, found object"),
         ({"chosen": str([m(U, "p"), m(A, "a")]), "rejected": str([m(U, "p"), m(A, "b")])},
-         "'chosen' holds messages as Python prints them, expected JSON"),
+         "'chosen': wanted messages as JSON"),
         ({"tools": "[", "prompt": "p", "completion": "a"}, "field 'tools' is not valid JSON"),
         ({"system": "S", "messages": [m("system", "T"), m(U, "p"), m(A, "a")]},
          "'system' differs from the system's message"),

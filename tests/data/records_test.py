@@ -88,14 +88,14 @@ def test_one_id_for_two_prompts_is_an_error_that_names_both_places():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e39, -2e18])
 def test_scores_must_be_finite(value):
-    with pytest.raises(DataError, match=r"score 'q' of response 1 is .*, expected a finite number"):
+    with pytest.raises(DataError, match=r"score 'q' of response 1: wanted a finite number"):
         run(scored("x", ("a", "b"), (1.0, value)))
 
 
 def test_scores_and_labels_must_fit_the_responses():
     with pytest.raises(DataError, match="1 scores for 2 responses"):
         run(Record(id="x", prompt="p", responses=("a", "b"), scores=((1.0,),), objectives=("q",)))
-    with pytest.raises(DataError, match="2 labels for 1 responses"):
+    with pytest.raises(DataError, match="wanted labels for 1 responses, found 2"):
         run(Record(id="x", prompt="p", responses=("a",), desirable=(True, False)))
     with pytest.raises(DataError, match="response 0 has 2 scores for the objectives q"):
         run(Record(id="x", prompt="p", responses=("a",), scores=((1.0, 2.0),), objectives=("q",)))

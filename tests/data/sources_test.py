@@ -212,9 +212,9 @@ class TestTRL:
             ({"prompt": "p", "chosen": "a", "rejected": "b", "tools": [1]}, "field 'tools'"),
             ({"prompt": "p", "chosen": "a", "rejected": None}, "'rejected' is missing or null"),
             ({"prompt": "p", "chosen": "a"}, "field 'rejected' is missing"),
-            ({"prompt": "p", "chosen": True, "rejected": True}, "'chosen' is bool, expected text"),
+            ({"prompt": "p", "chosen": True, "rejected": True}, "'chosen': wanted text, found"),
             ({"chosen": [{"role": "usr", "content": "x"}], "rejected": []},
-             r"'chosen\[0\].role' is 'usr', expected one of .*did you mean 'user'"),
+             r"'chosen\[0\].role': wanted one of .*, found 'usr'.*did you mean 'user'"),
             ({"chosen": [{"role": "user"}], "rejected": []}, r"'chosen\[0\]' has no 'content'"),
         ],
     )  # fmt: skip
@@ -263,11 +263,11 @@ class TestLists:
         ("scores", "message"),
         [
             ([1], r"'scores' has 1 entries for 2 responses"),
-            (["1", "2"], r"'scores\[0\]' is text, expected a number"),
-            ([True, 2], r"'scores\[0\]' is bool, expected a number"),
+            (["1", "2"], r"'scores\[0\]': wanted a number, found text"),
+            ([True, 2], r"'scores\[0\]': wanted a number, found bool"),
             ([10**400, 2], r"'scores\[0\]' is too large"),
-            ([1, float("nan")], "is nan, expected a finite number"),
-            ({"a": 1}, "'scores' is object, expected a list"),
+            ([1, float("nan")], "wanted a finite number, .* found nan"),
+            ({"a": 1}, "'scores': wanted a list, found object"),
         ],
     )
     def test_bad_scores(self, write, scores, message):
@@ -310,7 +310,7 @@ def test_pku(write):
     assert read(sources.pku, write(row))[0][0].responses == ("a", "b")
     safer = read(sources.pku, write(row), preference="safer", chat=False)[0][0]
     assert (safer.prompt, safer.responses) == ("p", ("b", "a"))
-    with pytest.raises(DataError, match="'better_response_id' is 2, expected 0 or 1"):
+    with pytest.raises(DataError, match="'better_response_id': wanted 0 or 1, found 2"):
         read(sources.pku, write({**row, "better_response_id": 2}))
     with pytest.raises(DataError, match="preference: wanted 'better' or 'safer', found 'best'"):
         read(sources.pku, write(row), preference="best")
@@ -333,7 +333,9 @@ def test_unpaired_real_file(data_dir):
     assert len(rows) == 4507
     assert report.labels == {"desirable": 3692, "undesirable": 815}
     assert "4.5 to 1" in report.render()
-    with pytest.raises(DataError, match=r"'hallucination' is 'no', expected True \(desirable\)"):
+    with pytest.raises(
+        DataError, match=r"'hallucination': wanted True \(desirable\) .*, found 'no'"
+    ):
         read(sources.unpaired, path, **keywords)
 
 
@@ -341,7 +343,7 @@ def test_unpaired_labels_may_be_numbers(write):
     rows = [{"prompt": "p", "completion": str(i), "label": i} for i in (0, 1)]
     found, _ = read(sources.unpaired, write(*rows))
     assert [row.desirable for row in found] == [(False,), (True,)]
-    with pytest.raises(DataError, match="'label' is '1', expected True"):
+    with pytest.raises(DataError, match=r"'label': wanted True .*, found '1'"):
         read(sources.unpaired, write({**rows[0], "label": "1"}))
     found, _ = read(sources.unpaired, write(*rows), desirable=1, undesirable=0)
     assert [row.desirable for row in found] == [(False,), (True,)]

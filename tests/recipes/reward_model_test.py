@@ -516,10 +516,10 @@ def test_two_reward_models_give_named_scores(scored, copy, tmp_path):
             {"prompt": "a", "responses": ["b"], "scores": [1]},
             r"\.jsonl:1: field 'scores' exists already",
         ),
-        ({"prompt": "a"}, r"\.jsonl:1: expected columns of responses"),
+        ({"prompt": "a"}, r"\.jsonl:1: wanted columns of responses"),
         ({"prompt": "a", "responses": []}, r"\.jsonl:1: has no responses"),
-        ({"prompt": "a", "responses": ["b", 3]}, r"field 'responses\[1\]' is number"),
-        ({"prompt": 7, "responses": ["b"]}, r"field 'prompt' is number"),
+        ({"prompt": "a", "responses": ["b", 3]}, r"'responses\[1\]': wanted text, found number"),
+        ({"prompt": 7, "responses": ["b"]}, r"field .prompt.: wanted .* found number"),
     ],
 )
 def test_bad_rows_are_one_line(row, message, base, tmp_path, monkeypatch):

@@ -204,5 +204,5 @@ def test_grpo_with_reward_models_reads_prompts_alone(tmp_path):
     mine = tmp_path / "mine.py"
     mine.write_text(write.source(config, short.about("grpo", config, "runs/x")))
     assert describe(load.load(str(mine), [])) == describe(config)
-    with pytest.raises(UserError, match=r"prompts\.jsonl:1: expected columns of responses"):
+    with pytest.raises(UserError, match=r"prompts\.jsonl:1: wanted columns of responses"):
         short.config("grpo", MODEL, str(path), [THIN])  # a rule compares with answers

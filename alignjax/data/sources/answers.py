@@ -191,7 +191,7 @@ def _preferred(row: Row, key: str, columns: Sequence[str]) -> int:
         raise DroppedRowError("tie", f"{row.origin}: column {key!r} prefers neither response")
     if not index:
         known = ", ".join(places)
-        raise DataError(f"{row.origin}: field {key!r} is {value!r}, expected one of {known}")
+        raise DataError(f"{row.origin}: field {key!r}: wanted one of {known}, found {value!r}")
     return index[0]
 
 
@@ -200,8 +200,8 @@ def _wins(row: Row, key: str, labels: Sequence[Any], count: int) -> list[int]:
     pairs = list(itertools.combinations(range(count), 2))
     if len(labels) != len(pairs) or any(label not in (0, 1, 2) for label in labels):
         raise DataError(
-            f"{row.origin}: field {key!r} is {labels!r}, expected {len(pairs)} labels, 0 (equal), "
-            f"1 or 2, for the pairs of {count} responses"
+            f"{row.origin}: field {key!r}: wanted {len(pairs)} labels, 0 (equal), 1 or 2, for the "
+            f"pairs of {count} responses, found {labels!r}"
         )
     wins = [0] * count
     for (first, second), label in zip(pairs, labels, strict=True):
@@ -236,8 +236,8 @@ def _list(report: DataReport, row: Row, found: Found, options: Options) -> list[
     if "preferred" in names:
         best = row.fields[names["preferred"]]
         if best not in range(len(answers)):
-            raise DataError(f"{row.origin}: field {names['preferred']!r} is {best!r}, expected the "
-                            f"index of one of {len(answers)} responses")  # fmt: skip
+            raise DataError(f"{row.origin}: field {names['preferred']!r}: wanted the index of one "
+                            f"of {len(answers)} responses, found {best!r}")  # fmt: skip
         values = [int(i == best) for i in range(len(answers))]
         return _ordered(report, row, found, options, answers, values, names["preferred"])
     for name, sign in _SCORES if items else ():
@@ -392,7 +392,7 @@ def _label(row: Row, key: str, value: Any) -> bool:
     plain = value.strip().lower() if isinstance(value, str) else value
     if plain not in _YES and plain not in _NO:
         raise DataError(
-            f"{row.origin}: field {key!r} is {json.dumps(value)}, expected true or false, 1 or 0, "
-            "'yes' or 'no', 'desirable' or 'undesirable'"
+            f"{row.origin}: field {key!r}: wanted true or false, 1 or 0, 'yes' or 'no', "
+            f"'desirable' or 'undesirable', found {json.dumps(value)}"
         )
     return (plain in _YES) != (plain_name(key) in BAD_LABELS)

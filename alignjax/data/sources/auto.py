@@ -147,8 +147,8 @@ def _refuse_printed(row: Row, found: Found) -> None:
         value = row.fields.get(key)
         if isinstance(value, str) and _PRINTED.match(value):
             raise DataError(
-                f"{row.origin}: field {key!r} holds messages as Python prints them, expected JSON "
-                "(json.dumps), or a file that keeps lists, such as .jsonl or .parquet"
+                f"{row.origin}: field {key!r}: wanted messages as JSON (json.dumps), or in a file "
+                "that keeps lists, such as .jsonl or .parquet, found messages as Python prints them"
             )
 
 

@@ -151,9 +151,9 @@ def find(row: Row, given: Columns, *, alone: bool = False) -> Found:
     if found is None:
         columns = ", ".join(repr(x) for x in row.fields if "." not in x) or "none"
         raise DataError(
-            f"{row.origin}: expected columns of responses, such as 'chosen' and 'rejected', "
-            "'completion', 'responses' with 'scores', or 'messages' (data.columns.* names others); "
-            f"the row has {columns}" + (f"; {ALONE}" if {"prompt", "dialogue"} & set(asked) else "")
+            f"{row.origin}: wanted columns of responses, such as 'chosen' and 'rejected', "
+            "'completion', 'responses' with 'scores', or 'messages' (data.columns.* names others), "
+            f"found {columns}" + (f"; {ALONE}" if {"prompt", "dialogue"} & set(asked) else "")
         )
     domain = {"domain": named["domain"]} if "domain" in named else {}
     return dataclasses.replace(found, names={**found.names, **domain})

@@ -37,8 +37,8 @@ def unpaired(
         matches = [_same(value, wanted) for wanted in (desirable, undesirable)]
         if not any(matches):
             raise DataError(
-                f"{row.origin}: field {label!r} is {value!r}, expected {desirable!r} (desirable) "
-                f"or {undesirable!r} (undesirable)"
+                f"{row.origin}: field {label!r}: wanted {desirable!r} (desirable) or "
+                f"{undesirable!r} (undesirable), found {value!r}"
             )
         yield Record(
             id=row.id,

@@ -135,8 +135,8 @@ def read_message(row: Row, key: str, value: Any) -> Message:
         value, content = {**value, "tool_calls": calls}, None
     if role is None:
         raise DataError(
-            f"{row.origin}: field '{key}.{who}' is {name!r}, expected one of "
-            f"{', '.join((*ROLES, *_CALLS))}{did_you_mean(name, ROLES)}"
+            f"{row.origin}: field '{key}.{who}': wanted one of {', '.join((*ROLES, *_CALLS))}, "
+            f"found {name!r}{did_you_mean(name, ROLES)}"
         )
     calls = _read_calls(row, key, value)
     if content is None and not calls:
@@ -177,7 +177,7 @@ def _join_parts(row: Row, key: str, content: Any) -> tuple[Any, list[str]]:
         else:
             reason = next((x for x in ("image", "audio", "video") if x in str(kind)), "part")
             raise DroppedRowError(
-                reason, f"{row.origin}: field '{key}[{i}]' is of type {kind!r}, expected text"
+                reason, f"{row.origin}: field '{key}[{i}]': wanted text, found type {kind!r}"
             )
     return "".join(texts), thoughts
 
@@ -188,7 +188,8 @@ def _is_trained(row: Row, key: str, value: Mapping[str, Any]) -> bool:
         flag = value.get(name)
         if flag is not None:
             if flag not in (0, 1):
-                raise DataError(f"{row.origin}: field '{key}.{name}' is {flag!r}, expected 0 or 1")
+                where = f"{row.origin}: field '{key}.{name}'"
+                raise DataError(f"{where}: wanted 0 or 1, found {flag!r}")
             return bool(flag)
     return True
 
@@ -202,8 +203,8 @@ def _read_calls(row: Row, key: str, value: Mapping[str, Any]) -> list[dict[str, 
         inner = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
             raise DataError(
-                f"{row.origin}: field '{key}.tool_calls[{i}]' names no function to call, expected "
-                '{"name": ..., "arguments": ...}'
+                f"{row.origin}: field '{key}.tool_calls[{i}]': wanted a function to call, "
+                '{"name": ..., "arguments": ...}, found none'
             )
         where = f"{key}.tool_calls[{i}].arguments"
         arguments = inner.get("arguments", inner.get("parameters")) or {}
@@ -241,9 +242,9 @@ def split_last(
       DroppedRowError: there is no turn, or the last is not the assistant's.
     """
     if not turns or turns[-1].role != "assistant":
-        last = f"is {turns[-1].role}'s" if turns else "does not exist"
+        last = f"one of {turns[-1].role}" if turns else "none"
         raise DroppedRowError(
             "no_assistant_turn",
-            f"{row.origin}: the last message of {key!r} {last}, expected assistant's",
+            f"{row.origin}: last message of {key!r}: wanted one of assistant, found {last}",
         )
     return turns[:-1], turns[-1]

@@ -60,7 +60,7 @@ def pku(
         report.rows_in += 1
         chosen = row.get(key)
         if isinstance(chosen, bool) or chosen not in (0, 1):
-            raise DataError(f"{row.origin}: field {key!r} is {chosen!r}, expected 0 or 1")
+            raise DataError(f"{row.origin}: field {key!r}: wanted 0 or 1, found {chosen!r}")
         responses = (row.text(f"response_{chosen}"), row.text(f"response_{1 - chosen}"))
         yield Record(
             id=row.id,

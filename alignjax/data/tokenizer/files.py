@@ -62,7 +62,7 @@ def model_file(path: str) -> str:
         beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
         raise UserError(f"{path}: no such tokenizer{did_you_mean(name, beside)}")
     if not path.endswith((".model", ".json")):
-        raise UserError(f"{path}: expected a sentencepiece .model or a tokenizer.json")
+        raise UserError(f"{path}: wanted a sentencepiece .model or a tokenizer.json")
     return path
 
 
@@ -84,7 +84,7 @@ def _read_json(path: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object")
+        raise UserError(f"{path}: wanted a JSON object")
     return value
 
 

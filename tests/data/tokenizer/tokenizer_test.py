@@ -312,7 +312,7 @@ def test_what_is_missing_is_named(sp_path, byte_level, tmp_path):
     with pytest.raises(UserError, match=r"no such tokenizer \(did you mean 'tokenizer\.json'"):
         load.load(str(tmp_path / "tokeniser.json"))
     (tmp_path / "t.pkl").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"expected a sentencepiece \.model or a tokenizer\.json"):
+    with pytest.raises(UserError, match=r"wanted a sentencepiece \.model or a tokenizer\.json"):
         load.load(str(tmp_path / "t.pkl"))
     (tmp_path / "sub").mkdir()
     with pytest.raises(UserError, match="found neither"):
