@@ -56,7 +56,7 @@ def run(
     """Samples responses of a run's policy to prompts and writes them.
 
     Args:
-      config: the run's; ``evaluate`` says how to sample.
+      config: the run's; ``evaluate`` has the sampling settings.
       workdir: the run's folder.
       out: the file to write (``.jsonl``, for alpaca_eval ``.json``), or ``-``: standard output.
       prompts: see `read_prompts`; empty: the first ``evaluate.prompts`` held-out prompts.

@@ -388,8 +388,8 @@ def check_scorers(config: Config, data: Prepared) -> None:
     ):
         if not scorer.reward_models:
             record = data.original_records[example.id]
-            said = record.responses or ("",)  # of a prompt alone: something to score
-            scorer.means([dataclasses.replace(record, responses=said, answers=record.responses)])
+            texts = record.responses or ("",)  # a prompt without responses gets one to score
+            scorer.means([dataclasses.replace(record, responses=texts, answers=record.responses)])
     if config.evaluate.judge is not None:
         first = example.responses[0] if example.responses else ""
         judgements(config.evaluate.judge, [(example.prompt, first)])
