@@ -20,7 +20,7 @@ def implicit_reward(loss: Callable[..., Any]) -> Callable[[Logps], Array]:
     that it shares with the loss; else the log-ratio, or without a reference the log-probability.
     Of a loss that is given another one (``loss``) they are the rewards of that one.
     """
-    # The step is beyond the end of every `RunSchedule`; larger numbers would overflow int32.
+    # After the end of a long run: schedules have their last value, and their products fit int32.
     last = resolve(loss, jnp.int32(np.iinfo(np.int32).max), 2**20)
     bound = last.keywords if isinstance(last, functools.partial) else {}
     known = keywords(plain(last))

@@ -290,7 +290,7 @@ def _next_state(state: TrainState, finite: Array, values: tuple[Any, ...]) -> Tr
 
 
 def _followed(state: TrainState, follow: FollowConfig) -> Params:
-    """Gives the reference after a step: moved towards the policy if it is due, else as it was.
+    """Computes the reference after a step: moved towards the policy if due, otherwise unchanged.
 
     Steps that were not finite count, as in ``state.step``.
     """
