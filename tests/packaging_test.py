@@ -76,7 +76,10 @@ PARITY = ROOT / "tests" / "parity"
 APART = {
     PARITY / f"{name}.py" for name in ("classifiers", "trl_values", "trl_settings", "reference")
 }
-APART |= {ROOT / f"benchmarks/{name}.py" for name in ("peers_torch", "peers_trl", "sums_trl")}
+APART |= {
+    ROOT / f"benchmarks/{name}.py"
+    for name in ("peers_torch", "peers_trl", "sums_trl", "sampling_hf")
+}
 
 
 def test_the_parity_script_has_its_packages_pinned():

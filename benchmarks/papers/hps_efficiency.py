@@ -34,9 +34,10 @@ from alignjax.types import Array, Logps, Loss, Select
 
 FEATURES, LENGTH, RIDGE = 16, 2.0, 1e-4
 PROMPTS = (125, 500, 2000)
-RESPONSES = (4, 8, 16)
+RESPONSES = (4, 16)
 FRESH = 4000  # lists that the regret is measured on
-TURNS = 12  # of Newton's method; the losses are convex
+TURNS, LONGEST = 10, 3.0  # of Newton's method, and its longest step; the losses are convex
+FLAT = 1e-3  # largest norm of the gradient at the end
 
 
 def methods(score_sd: float) -> dict[str, tuple[Loss, Select | None]]:
@@ -73,8 +74,10 @@ def lists(key: Array, theta: Array, count: int, responses: int) -> tuple[Array, 
     return features, features @ theta + jax.random.gumbel(of_noise, (count, responses))
 
 
-def fit(loss: Loss, select: Select | None, key: Array, features: Array, scores: Array) -> Array:
-    """Minimises a loss over theta by Newton's method."""
+def fit(
+    loss: Loss, select: Select | None, key: Array, features: Array, scores: Array
+) -> tuple[Array, Array]:
+    """Minimises a loss over theta by Newton's method; returns theta and the gradient's norm."""
     batch = loss_inputs(jnp.zeros(scores.shape), jnp.zeros(scores.shape), scores=scores)[1]
     if select is not None:
         # The responses that are kept, as places: their number goes through in place of a token.
@@ -89,24 +92,25 @@ def fit(loss: Loss, select: Select | None, key: Array, features: Array, scores: 
 
     def step(_: Any, theta: Array) -> Array:
         move = jnp.linalg.solve(jax.hessian(objective)(theta), jax.grad(objective)(theta))
-        return theta - move * jnp.minimum(1.0, 2.0 / jnp.linalg.norm(move))
+        return theta - move * jnp.minimum(1.0, LONGEST / jnp.linalg.norm(move))
 
-    return jax.lax.fori_loop(0, TURNS, step, jnp.zeros(FEATURES))
+    found = jax.lax.fori_loop(0, TURNS, step, jnp.zeros(FEATURES))
+    return found, jnp.linalg.norm(jax.grad(objective)(found))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def measure(loss: Loss, select: Select | None, m: int, n: int, keys: Array) -> tuple[Array, Array]:
-    """Measures error and regret, ``[seeds]`` each."""
+def measure(loss: Loss, select: Select | None, m: int, n: int, keys: Array) -> tuple[Array, ...]:
+    """Measures error, regret and the gradient that is left, ``[seeds]`` each."""
 
-    def one(key: Array) -> tuple[Array, Array]:
+    def one(key: Array) -> tuple[Array, ...]:
         of_theta, of_lists, of_draws, of_fresh = jax.random.split(key, 4)
         theta = jax.random.normal(of_theta, (FEATURES,))
         theta = theta * LENGTH / jnp.linalg.norm(theta)
-        found = fit(loss, select, of_draws, *lists(of_lists, theta, m, n))
+        found, left = fit(loss, select, of_draws, *lists(of_lists, theta, m, n))
         fresh, _ = lists(of_fresh, theta, FRESH, n)
         reward, chosen = fresh @ theta, (fresh @ found).argmax(axis=1)
         lost = reward.max(axis=1) - jnp.take_along_axis(reward, chosen[:, None], axis=1)[:, 0]
-        return jnp.linalg.norm(found - theta) / LENGTH, lost.mean()
+        return jnp.linalg.norm(found - theta) / LENGTH, lost.mean(), left
 
     return jax.lax.map(one, keys)
 
@@ -135,7 +139,9 @@ def main() -> None:
         regrets: dict[str, list[np.ndarray]] = {}
         for name, (loss, select) in methods(score_sd).items():
             for m in PROMPTS:
-                error, regret = map(np.asarray, measure(loss, select, m, n, keys))
+                error, regret, left = map(np.asarray, measure(loss, select, m, n, keys))
+                if left.max() > FLAT:
+                    sys.exit(f"{name}, m = {m}: not at the minimum, gradient {left.max():.1e}")
                 errors.setdefault(name, []).append(error)
                 regrets.setdefault(name, []).append(regret)
         table("error", n, errors)
