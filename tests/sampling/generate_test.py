@@ -2,6 +2,7 @@
 
 import _thread
 import dataclasses
+import signal
 import threading
 
 import jax
@@ -96,9 +97,14 @@ def test_ctrl_c_is_heard_while_a_batch_is_computed():
         def is_ready(self):
             return False
 
-    threading.Timer(0.2, _thread.interrupt_main).start()
-    with pytest.raises(KeyboardInterrupt):
-        generate._wait((Never(),))
+    # A shell that starts the tests in the background has them ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Timer(0.2, _thread.interrupt_main).start()
+        with pytest.raises(KeyboardInterrupt):
+            generate._wait((Never(),))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_prompts_that_fit_into_one_batch_are_one_without_more_padding_than_devices_want(
