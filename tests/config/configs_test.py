@@ -108,7 +108,7 @@ def test_a_size_may_be_annotated_by_text(tmp_path):
     ("path", "wanted"),
     [
         ("hps.py:9b", r"--config: \S*hps\.py:9b: .*1\.5b, 8b, 70b, found '9b'"),
-        ("demo/dpo.py:8b", r"--config: \S*dpo\.py:8b: found size '8b'"),
+        ("demo/dpo.py:8b", r"--config: \S*dpo\.py:8b: wanted no size, found '8b'"),
         ("hsp.py:8b", r"no file \S*hsp\.py.*hps\.py"),
         ("hps.py:", r"no file \S*hps\.py:"),
     ],

@@ -58,7 +58,7 @@ def test_a_pair_without_a_score_or_a_response_takes_no_part(loss):
 
 @pytest.mark.parametrize("loss", [xpo.loss, nash_md.loss])
 def test_an_odd_number_has_no_halves(loss):
-    with pytest.raises(ValueError, match=r"wanted an even number, found 3 per prompt"):
+    with pytest.raises(ValueError, match=r"wanted an even number of responses .*, found 3"):
         loss(*loss_inputs(**golden.rows(3)))
 
 
