@@ -261,7 +261,7 @@ def _write_rows(examples: Iterator[dict[str, Any]], folder: str) -> None:
     """Writes one array_record file and the files by which TFDS knows its content.
 
     TFDS's own writer converts and checks every value, writes all rows to a temporary file and reads
-    them again; it takes four times as long.
+    them again, which takes longer.
     """
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter

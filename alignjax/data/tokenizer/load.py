@@ -142,8 +142,10 @@ class Tokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Decodes ids; leaves out special tokens and ids outside the vocabulary."""
         array = np.asarray(ids, np.int64)
-        kept = array[(array >= 0) & (array < self.vocab_size)].tolist()
-        return self.decode_ids([i for i in kept if i not in self._closing])
+        keep = (array >= 0) & (array < self.vocab_size)
+        for end in self._closing:
+            keep &= array != end
+        return self.decode_ids(array[keep].tolist())
 
     @functools.cached_property
     def _closing(self) -> frozenset[int]:
