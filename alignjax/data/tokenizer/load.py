@@ -142,9 +142,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Decodes ids; leaves out special tokens and ids outside the vocabulary."""
         array = np.asarray(ids, np.int64)
-        keep = (array >= 0) & (array < self.vocab_size)
-        for end in self._closing:
-            keep &= array != end
+        keep = (array >= 0) & (array < self.vocab_size) & ~np.isin(array, [*self._closing])
         return self.decode_ids(array[keep].tolist())
 
     @functools.cached_property
