@@ -6,8 +6,8 @@
 1. Numbers: log-probabilities of ragged responses and their gradient, by every attention kernel that
    supports the network, in float32 (products in full precision) and bfloat16, beside the plain way
    in float32 on the CPU (`tests.oracles.plain`: the prompt repeated, full logits). Networks: plain
-   grouped heads; windows with soft-caps and sandwich norms; norms on queries and keys. An error is
-   relative to the largest number of its array.
+   grouped heads; windows with soft-caps and sandwich norms; windows alone; norms on queries and
+   keys. An error is relative to the largest number of its array.
 2. Speed: DPO steps of 16 ragged pairs (4 with ``--small``) by every kernel: tokens a second, the
    prompt once per response, and the memory of the compiled step.
 
@@ -65,10 +65,10 @@ def supported(kernel: str, config: ModelConfig) -> bool:
     return True
 
 
-def batch_of(rows: list[Row], vocab: int, longest: int) -> Batch:
-    """Makes a batch of pairs, cut to a longest prompt and response."""
-    cut = [{name: [i % vocab for i in ids[:longest]] for name, ids in row.items()} for row in rows]
-    return assemble(cut, (longest, longest))
+def draw(pairs: int, vocab: int, longest: int) -> list[Row]:
+    """Draws ragged pairs, cut to a longest prompt and response."""
+    rows = draw_rows(pairs, ragged=True)
+    return [{name: [i % vocab for i in ids[:longest]] for name, ids in row.items()} for row in rows]
 
 
 def value_and_gradient(function: Any, params: Params, batch: Batch) -> tuple[Any, Any]:
@@ -102,7 +102,7 @@ def check_numbers(small: bool) -> bool:
             vocab_size=512, width=128, heads=4, kv_heads=2, head_dim=32, attention="xla"
         )
         config = ModelConfig(**shape, **changes)
-        batch = batch_of(draw_rows(4, ragged=True), config.vocab_size, longest)
+        batch = assemble(draw(4, config.vocab_size, longest), (longest, longest))
         with jax.default_device(jax.devices("cpu")[0]):
             params = init_params(config, jax.random.key(0))
             plain = functools.partial(plain_logps, config=config)
@@ -131,8 +131,9 @@ def measure_speed(small: bool) -> None:
     if small:
         shape = dict(width=64, layers=1, heads=2, kv_heads=1, head_dim=32, vocab_size=512)
     config = ModelConfig(**shape, param_dtype="float32", remat="full")
-    rows = draw_rows(4 if small else 16, ragged=True)
-    batch = batch_of(rows, config.vocab_size, 128 if small else 512)
+    longest = 128 if small else 512
+    rows = draw(4 if small else 16, config.vocab_size, longest)
+    batch = assemble(rows, (longest, longest))
     optimizer = optax.adamw(1e-6, weight_decay=0.0)
     print(f"\n{'kernel':<7} {'tokens/s':>10} {'ms a step':>10} {'temporary MiB':>14}")
     for kernel in KERNELS:

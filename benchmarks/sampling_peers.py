@@ -30,6 +30,7 @@ VOCABULARY = 32_000  # ids are drawn below it: no special tokens
 
 
 def draw_prompts() -> list[list[int]]:
+    """Draws prompts of random ids, the same ones in every call."""
     rng = np.random.default_rng(0)
     lengths = np.clip(np.rint(rng.lognormal(np.log(40), 0.6, PROMPTS)), 8, 128).astype(int)
     return [rng.integers(10, VOCABULARY, length).tolist() for length in lengths]

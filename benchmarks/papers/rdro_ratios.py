@@ -1,6 +1,6 @@
 """Measures objectives on labelled responses whose classes have unequal sizes.
 
-    python benchmarks/papers/rdro_ratios.py            # 3 minutes of CPU time
+    python benchmarks/papers/rdro_ratios.py            # a minute of CPU time
 
 The setting of `benchmarks/consistency.py`: 4 prompts with 24 responses each, cyclic preferences,
 tables of logits, N labelled responses of which a fraction is drawn from p+ and the rest from p-;

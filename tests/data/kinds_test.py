@@ -582,6 +582,13 @@ def test_real_sets_need_no_source(data_dir, pattern, kept, reading):
             ],
             [("pair", "rejected")] * 5,
         ),
+        (  # a number is no prompt
+            [
+                {"prompt": "p", "question": 3, "completion": "a"},
+                {"prompt": 3, "question": "p", "completion": "a"},
+            ],
+            [("response", "response")] * 2,
+        ),
     ],
 )
 def test_a_row_is_read_alike_whatever_came_before(rows, readings):

@@ -110,10 +110,10 @@ class Found:
 
 
 def shape(row: Row) -> Any:
-    """Returns what `find` knows of a flat row that it does not look into: equal for equal results.
+    """Returns a key of a flat row: `find` finds the same columns for rows with equal keys.
 
-    These are the columns' names and types, and which values are equal. None if a value is a list,
-    an object or JSON text, which `find` reads.
+    It has the columns' names and types, and which values are equal. None if a value is a list, an
+    object or JSON text, because `find` reads these.
     """
     columns: list[tuple[str, type, int]] = []
     first: dict[Any, int] = {}
